@@ -1,0 +1,64 @@
+"""Errors that end a command. A clip that can't be had is no error but a `records.Failure`.
+
+    AudioTaggingError
+    ├── ConfigError        a setting that is impossible, or that contradicts another
+    ├── InputError         a given file or table is not what its format says
+    │   └── WeightsError   weights that don't fit the model
+    ├── StoreError         the store can't be read or written
+    │   ├── CorruptError   bytes that don't match their record
+    │   └── LeaseError     another run holds the store
+    ├── MismatchError      two things that don't belong together
+    ├── NoClipsError       nothing to go on with
+    ├── TrainingError      training can't go on
+    └── TrackingError      the tracking server can't be used
+
+Each message says what was expected, what was found, where, and what to do.
+"""
+
+
+class AudioTaggingError(Exception):
+    """Base of all errors that a person can mend; a command prints its message and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(AudioTaggingError):
+    exit_code = 2
+
+
+class InputError(AudioTaggingError):
+    pass
+
+
+class WeightsError(InputError):
+    pass
+
+
+class StoreError(AudioTaggingError):
+    pass
+
+
+class CorruptError(StoreError):
+    pass
+
+
+class LeaseError(StoreError):
+    """Exit code 75 is `EX_TEMPFAIL` of sysexits.h: try again later."""
+
+    exit_code = 75
+
+
+class MismatchError(AudioTaggingError):
+    pass
+
+
+class NoClipsError(AudioTaggingError):
+    pass
+
+
+class TrainingError(AudioTaggingError):
+    pass
+
+
+class TrackingError(AudioTaggingError):
+    pass
