@@ -1,0 +1,118 @@
+"""AST's log-mel filterbank: one function for conversion, training and inference.
+
+It computes what `torchaudio.compliance.kaldi.fbank` computes with AST's settings, but makes the window and
+the mel bank once, and skips the many zeros of the mel bank.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torchaudio.compliance.kaldi import get_mel_banks
+
+from pipeline.errors import InputError
+
+SAMPLE_RATE_HZ = 16_000
+FRAME_LENGTH_MS = 25
+FRAME_SHIFT_MS = 10
+NUM_MEL_BINS = 128
+LOW_FREQ_HZ = 20.0
+PREEMPHASIS = 0.97
+LOG_FLOOR = torch.finfo(torch.float32).eps
+
+FRAME_LENGTH = SAMPLE_RATE_HZ * FRAME_LENGTH_MS // 1000
+FRAME_SHIFT = SAMPLE_RATE_HZ * FRAME_SHIFT_MS // 1000
+FFT_SIZE = 1 << (FRAME_LENGTH - 1).bit_length()
+
+FBANK_SETTINGS: dict[str, int | float | str] = {
+    "sample_rate_hz": SAMPLE_RATE_HZ,
+    "frame_length_ms": FRAME_LENGTH_MS,
+    "frame_shift_ms": FRAME_SHIFT_MS,
+    "fft_size": FFT_SIZE,
+    "num_mel_bins": NUM_MEL_BINS,
+    "low_freq_hz": LOW_FREQ_HZ,
+    "preemphasis": PREEMPHASIS,
+    "log_floor": LOG_FLOOR,
+    "window": "hann",
+    "log": "natural",
+}
+"""What the features depend on, for the fingerprint of the data."""
+
+NUM_MEL_BLOCKS = 8
+CHUNK_FRAMES = 512
+"""Frames computed at once on a CPU: their buffers stay in its cache."""
+
+
+def num_frames_of(num_samples: int) -> int:
+    """Count the frames of a waveform; the last samples that fill no frame are left out."""
+    if num_samples < FRAME_LENGTH:
+        return 0
+    return 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT
+
+
+def compute_fbank(waveform: Tensor) -> Tensor:
+    """Compute log-mel features, neither padded nor normalised.
+
+    (S,) or (B, S) float32 in [-1, 1] at 16 kHz → (T, 128) or (B, T, 128) float32 on the same device, T as
+    `num_frames_of` says. The mean of each frame is removed, that of the clip is left to the caller.
+    Raises InputError for another shape or type, and for fewer samples than one frame has.
+    """
+    _check(waveform)
+    # Lower precision inside `torch.autocast` would cost two digits of the features.
+    with torch.autocast(waveform.device.type, enabled=False):
+        if waveform.device.type != "cpu":
+            return _log_mel(waveform.unfold(-1, FRAME_LENGTH, FRAME_SHIFT))
+        if waveform.dim() == 2:
+            return torch.stack([_fbank_in_chunks(clip) for clip in waveform])
+        return _fbank_in_chunks(waveform)
+
+
+def _check(waveform: Tensor) -> None:
+    if waveform.dtype != torch.float32 or waveform.dim() not in (1, 2):
+        raise InputError(
+            f"compute_fbank takes float32 of shape (samples,) or (clips, samples), "
+            f"got {waveform.dtype} of shape {tuple(waveform.shape)}"
+        )
+    if waveform.shape[-1] < FRAME_LENGTH:
+        raise InputError(
+            f"compute_fbank needs at least {FRAME_LENGTH} samples ({FRAME_LENGTH_MS} ms at {SAMPLE_RATE_HZ} Hz), "
+            f"got {waveform.shape[-1]}: leave such a clip out"
+        )
+
+
+def _fbank_in_chunks(waveform: Tensor) -> Tensor:
+    frames = waveform.unfold(0, FRAME_LENGTH, FRAME_SHIFT)
+    return torch.cat([_log_mel(chunk) for chunk in frames.split(CHUNK_FRAMES)])
+
+
+def _log_mel(frames: Tensor) -> Tensor:
+    """(..., T, FRAME_LENGTH) samples → (..., T, NUM_MEL_BINS)."""
+    window, mel_blocks = _tables(frames.device)
+    frames = frames - frames.mean(-1, keepdim=True)
+    previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
+    emphasised = previous.mul_(-PREEMPHASIS).add_(frames).mul_(window)
+    spectrum = torch.fft.rfft(emphasised, FFT_SIZE)
+    # Faster than `abs` and a square: no root.
+    power = spectrum.real.square() + spectrum.imag.square()
+    energies = [power[..., low:high].to(block.dtype) @ block for low, high, block in mel_blocks]
+    return torch.cat(energies, -1).to(frames.dtype).clamp_(min=LOG_FLOOR).log_()
+
+
+@lru_cache(maxsize=16)
+def _tables(device: torch.device) -> tuple[Tensor, list[tuple[int, int, Tensor]]]:
+    """Make the window and the mel bank, the latter in blocks of bins: (first row, last row + 1, weights).
+
+    A mel bin looks at a few neighbouring frequencies only; a product with the whole bank would spend three
+    quarters of its time on zeros. On CUDA the weights are float64, since there TF32, where a training has it
+    switched on, would cost float32 products their precision.
+    """
+    with torch.inference_mode(False):
+        window = torch.hann_window(FRAME_LENGTH, periodic=False)
+        bank, _ = get_mel_banks(NUM_MEL_BINS, FFT_SIZE, SAMPLE_RATE_HZ, LOW_FREQ_HZ, 0.0, 100.0, -500.0, 1.0)
+        dtype = torch.float64 if device.type == "cuda" else torch.float32
+        blocks = []
+        for bins in bank.chunk(NUM_MEL_BLOCKS):
+            used = bins.any(0).nonzero()
+            low, high = int(used.min()), int(used.max()) + 1
+            blocks.append((low, high, bins[:, low:high].T.contiguous().to(device, dtype)))
+        return window.to(device), blocks
