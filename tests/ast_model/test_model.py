@@ -1,0 +1,104 @@
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ast_model.model import AST, ASTConfig, adapt_positions
+from pipeline.errors import ConfigError, InputError
+
+SMALL = ASTConfig(num_classes=7, num_frames=128, width=24, depth=2, num_heads=3)
+
+
+@pytest.fixture(scope="module")
+def model() -> AST:
+    torch.manual_seed(0)
+    return AST(SMALL).eval()
+
+
+@pytest.mark.parametrize(
+    ("config", "num_parameters"),
+    # Base: the paper's count. The others: DeiT's blocks at these widths, with AST's patches, positions and head.
+    [(ASTConfig.base(), 86_594_063), (ASTConfig.tiny(), 5_723_663), (ASTConfig.small(), 22_063_631)],
+)
+def test_sizes_are_those_of_deit(config: ASTConfig, num_parameters: int) -> None:
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in AST(config).parameters()) == num_parameters
+
+
+@pytest.mark.parametrize(
+    ("stride", "num_frames", "grid"),
+    [(10, 1024, (12, 101)), (12, 1024, (10, 85)), (14, 1024, (9, 73)), (16, 1024, (8, 64)), (10, 128, (12, 12))],
+)
+def test_grids_are_those_of_the_published_models(stride: int, num_frames: int, grid: tuple[int, int]) -> None:
+    assert ASTConfig(freq_stride=stride, time_stride=stride, num_frames=num_frames).grid == grid
+
+
+def test_flops_are_those_torch_counts(model: AST) -> None:
+    # Only the plain attention is counted on a CPU.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 128, 128))
+    assert counter.get_total_flops() == SMALL.num_forward_flops
+    assert ASTConfig.base().num_forward_flops == pytest.approx(261e9, rel=0.001)
+
+
+def test_embedding_is_the_mean_of_the_first_two_tokens_and_feeds_the_head(model: AST) -> None:
+    fbank = torch.randn(2, 128, 128)
+    tokens = model.tokens(fbank)
+    assert tokens.shape == (2, SMALL.num_tokens, 24)
+    torch.testing.assert_close(model.embed(fbank), (tokens[:, 0] + tokens[:, 1]) / 2)
+    torch.testing.assert_close(model(fbank), model.head(model.embed(fbank)))
+
+
+@pytest.mark.parametrize("num_frames", [16, 47, 96, 200, 1024])
+def test_another_length_equals_a_model_whose_positions_were_adapted(model: AST, num_frames: int) -> None:
+    fitting = AST(ASTConfig(**{**vars(SMALL), "num_frames": num_frames})).eval()
+    weights = model.state_dict()
+    weights["positions"] = adapt_positions(weights["positions"], SMALL.grid, fitting.config.grid)
+    fitting.load_state_dict(weights)
+    fbank = torch.randn(1, num_frames, 128)
+    torch.testing.assert_close(model(fbank), fitting(fbank))
+
+
+def test_positions_that_shrink_keep_the_middle() -> None:
+    extra, grid = torch.tensor([100.0, 200.0]), torch.arange(12.0).reshape(3, 4)
+    positions = torch.cat([extra, grid.flatten()]).reshape(1, 14, 1)
+    # Of four columns the middle two start at 4 // 2 - 2 // 2 = 1; of three rows the middle one is at 1.
+    adapted = adapt_positions(positions, (3, 4), (1, 2))
+    assert adapted.flatten().tolist() == [100, 200, 5, 6]
+    # Three of four columns start at 4 // 2 - 3 // 2 = 1, not at 0.
+    assert adapt_positions(positions, (3, 4), (1, 3)).flatten().tolist() == [100, 200, 5, 6, 7]
+
+
+def test_positions_that_grow_are_interpolated() -> None:
+    positions = torch.tensor([100.0, 200.0, 0.0, 4.0, 8.0, 12.0]).reshape(1, 6, 1)
+    # Four new columns have their centres at -0.25, 0.25, 0.75 and 1.25 of the old ones; the border is held.
+    adapted = adapt_positions(positions, (2, 2), (2, 4))
+    assert adapted.flatten().tolist() == [100, 200, 0, 1, 3, 4, 8, 9, 11, 12]
+    # One axis may grow while the other shrinks: of two rows the second is kept.
+    assert adapt_positions(positions, (2, 2), (1, 4)).flatten().tolist() == [100, 200, 8, 9, 11, 12]
+
+
+def test_gradient_reaches_adapted_positions(model: AST) -> None:
+    model.zero_grad()
+    model(torch.randn(1, 200, 128)).sum().backward()
+    assert model.positions.grad is not None
+    assert model.positions.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("shape", [(2, 15, 128), (2, 128, 64), (128, 128)])
+def test_an_fbank_of_a_wrong_shape_is_refused(model: AST, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"16 or more frames, 128 bins.*but found"):
+        model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_heads": 5}, "must divide width 768, but is 5"),
+        ({"freq_stride": 0}, "freq_stride must be positive, but is 0"),
+        ({"num_frames": 12}, "16 bins × 16 frames must fit"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ASTConfig(**settings)
