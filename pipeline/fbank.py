@@ -91,9 +91,9 @@ def _log_mel(frames: Tensor) -> Tensor:
     frames = frames - frames.mean(-1, keepdim=True)
     previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
     emphasised = previous.mul_(-PREEMPHASIS).add_(frames).mul_(window)
-    spectrum = torch.fft.rfft(emphasised, FFT_SIZE)
-    # Faster than `abs` and a square: no root.
-    power = spectrum.real.square() + spectrum.imag.square()
+    # Twice as fast as `abs` and a square, which take a root in between.
+    squares = torch.view_as_real(torch.fft.rfft(emphasised, FFT_SIZE)).square_()
+    power = squares[..., 0] + squares[..., 1]
     energies = [power[..., low:high].to(block.dtype) @ block for low, high, block in mel_blocks]
     return torch.cat(energies, -1).to(frames.dtype).clamp_(min=LOG_FLOOR).log_()
 
