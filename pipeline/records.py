@@ -99,6 +99,8 @@ class ShardPlan:
     shard_id: str
     split: str
     segments: tuple[Segment, ...]
+    attempts: tuple[int, ...]
+    """Attempts made at each segment in earlier runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,4 +113,6 @@ class ShardReport:
     num_written: int
     failures: dict[Reason, int]
     num_bytes: int
-    seconds: float
+    """Size of the tar."""
+    is_new: bool
+    """False if the shard was there already."""

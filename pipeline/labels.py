@@ -1,0 +1,75 @@
+"""The classes: `class_labels_indices.csv`, and multi-hot targets."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import fsspec
+import numpy as np
+
+from pipeline.errors import InputError
+
+HEADER = ["index", "mid", "display_name"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes in the order of the model's outputs."""
+
+    mids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.mids)
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        return {mid: index for index, mid in enumerate(self.mids)}
+
+    def multi_hot(self, indices: Sequence[Sequence[int]]) -> np.ndarray:
+        """Class indices per clip → targets (N, C) of bool."""
+        targets = np.zeros((len(indices), len(self)), dtype=bool)
+        for row, classes in enumerate(indices):
+            targets[row, np.asarray(classes, dtype=np.int64)] = True
+        return targets
+
+    def to_csv(self) -> str:
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+        writer.writerow(HEADER)
+        writer.writerows(
+            (index, mid, name) for index, (mid, name) in enumerate(zip(self.mids, self.names, strict=True))
+        )
+        return out.getvalue()
+
+
+def read_labels(path: str) -> Labels:
+    """Read a `class_labels_indices.csv` from a path or address."""
+    try:
+        with fsspec.open(path, "rt", encoding="utf-8-sig", newline="") as file:
+            return parse_labels(file.read(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"can't read the labels {path}: {type(error).__name__}: {error}") from error
+
+
+def parse_labels(text: str, where: str) -> Labels:
+    """Parse the text of a `class_labels_indices.csv`; `where` names it in errors."""
+    rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    if not rows or [cell.strip() for cell in rows[0]] != HEADER:
+        found = ",".join(rows[0]) if rows else "nothing"
+        raise InputError(f"{where}: expected the header {','.join(HEADER)}, found {found!r}")
+    mids: list[str] = []
+    names: list[str] = []
+    for position, row in enumerate(rows[1:]):
+        if len(row) != 3 or row[0].strip() != str(position):
+            raise InputError(f"{where}: expected index {position}, mid and display name, found {row!r}")
+        mids.append(row[1].strip())
+        names.append(row[2].strip())
+    if not mids:
+        raise InputError(f"{where}: expected at least one class, found none")
+    if len(set(mids)) != len(mids):
+        twice = sorted({mid for mid in mids if mids.count(mid) > 1})
+        raise InputError(f"{where}: each mid must stand once, found twice: {', '.join(twice)}")
+    return Labels(tuple(mids), tuple(names))

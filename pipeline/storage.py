@@ -1,0 +1,141 @@
+"""The store: one folder or `s3://` address under which everything that is kept has its place."""
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import CorruptError, StoreError
+
+
+@dataclass(frozen=True)
+class Store:
+    """A root and what can be done under it. Names are relative to the root, with `/`.
+
+    A name is either absent or complete: files are written elsewhere and then renamed (local) or put in one
+    request or one completed upload (object stores). All errors of the storage become `StoreError`.
+    """
+
+    root: str
+
+    @cached_property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        fs, _ = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        return fs
+
+    @cached_property
+    def base(self) -> str:
+        return fsspec.core.url_to_fs(self.root)[1].rstrip("/")
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"root": self.root}
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Full path of a name, without the protocol."""
+        return f"{self.base}/{name}" if name else self.base
+
+    def url(self, name: str) -> str:
+        """Full address of a name, with the protocol where it isn't local."""
+        return self.fs.unstrip_protocol(self.path(name)) if not self.is_local else self.path(name)
+
+    def exists(self, name: str) -> bool:
+        with self._errors("look for", name):
+            return self.fs.exists(self.path(name))
+
+    def size(self, name: str) -> int:
+        with self._errors("look for", name):
+            return int(self.fs.size(self.path(name)) or 0)
+
+    def list(self, folder: str, suffix: str = "") -> list[str]:
+        """Names under a folder, at any depth, sorted; none if there is no such folder."""
+        with self._errors("list", folder):
+            found = self.fs.find(self.path(folder))
+        names = (path[len(self.base) + 1 :] for path in found)
+        return sorted(name for name in names if name.endswith(suffix) and "/." not in name)
+
+    def read_bytes(self, name: str) -> bytes:
+        with self._errors("read", name):
+            return self.fs.cat_file(self.path(name))
+
+    def read_json(self, name: str) -> Any:
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise CorruptError(f"expected JSON in {self.url(name)}, found: {error}") from error
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a whole file at once; an older one of that name is replaced."""
+        if not self.is_local:
+            with self._errors("write", name):
+                self.fs.pipe_file(self.path(name), data)
+            return
+        with self.scratch() as folder:
+            file = folder / "file"
+            with self._errors("write", name):
+                file.write_bytes(data)
+            self.publish(file, name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+
+    def publish(self, file: Path, name: str) -> None:
+        """Move a complete local file to its final name."""
+        with self._errors("write", name):
+            if not self.is_local:
+                self.fs.put_file(str(file), self.path(name))
+                return
+            target = Path(self.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+            file.replace(target)
+
+    def remove(self, name: str) -> None:
+        with self._errors("remove", name):
+            self.fs.rm(self.path(name), recursive=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A new local folder, gone afterwards; on the store's own disk if that is local, so that a move is a
+        rename."""
+        folder = self._scratch_folder()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _scratch_folder(self) -> Path:
+        with self._errors("write", ""):
+            if not self.is_local:
+                return Path(tempfile.mkdtemp(prefix="audioset-"))
+            folder = Path(self.base) / ".scratch" / uuid.uuid4().hex
+            folder.mkdir(parents=True)
+            return folder
+
+    def check_writable(self) -> None:
+        """Raise StoreError now rather than after hours of work."""
+        name = f".probe-{uuid.uuid4().hex}"
+        self.write_bytes(name, b"")
+        self.remove(name)
+
+    @contextmanager
+    def _errors(self, verb: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise StoreError(f"can't {verb} {self.root.rstrip('/')}/{name}: {reason}") from error

@@ -1,0 +1,20 @@
+"""Weights for class-balanced sampling."""
+
+import numpy as np
+from scipy import sparse
+
+from pipeline.errors import InputError
+
+
+def class_balanced_weights(targets: np.ndarray | sparse.csr_array) -> np.ndarray:
+    """Return AST's sampling weight of each clip.
+
+    targets: (N, C) multi-hot, dense or sparse → (N,) float64. A label weighs 1000 / (count + 0.01), a clip the
+    sum over its labels. Raises InputError if no clip has any label.
+    Source: https://github.com/YuanGongND/ast, `egs/audioset/gen_weight_file.py`.
+    """
+    counts = np.asarray(targets.sum(axis=0), dtype=np.float64).ravel()
+    if not counts.any():
+        raise InputError(f"expected at least one label in {targets.shape[0]} clips, found none: nothing to draw by")
+    weight_of_label = 1000.0 / (counts + 0.01)
+    return np.asarray(targets @ weight_of_label, dtype=np.float64)
