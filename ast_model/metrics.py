@@ -22,7 +22,7 @@ _HALF_WIDTH_OF_95_PERCENT = float(ndtri(0.975))
 class TaggingMetrics:
     """Means over the classes that have positives, and what each class has."""
 
-    mAP: float  # noqa: N815 - the name everybody knows
+    mAP: float
     """Mean of the average precisions."""
     auc: float
     """Mean of the areas under the ROC curve."""
