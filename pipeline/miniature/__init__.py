@@ -1,0 +1,135 @@
+"""An AudioSet in small: real class names, made sounds, real encodings, and a server with faults on loopback.
+
+`make_miniature` writes a folder with `metadata/` (tables in AudioSet's form), `media/` and `plan.json`, which says of
+each clip what sounds where and what is broken. `serve_miniature` serves the media.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipeline.errors import InputError, StoreError
+from pipeline.miniature.media import make_media
+from pipeline.miniature.plan import Clip, Fault, Sound, from_json, plan_clips, to_json
+from pipeline.miniature.server import MiniatureServer, serve_clips
+from pipeline.miniature.tables import write_class_labels, write_segments
+
+__all__ = ["Clip", "Fault", "Miniature", "MiniatureServer", "Sound", "make_miniature", "serve_miniature"]
+
+SPLITS = ("balanced_train", "unbalanced_train", "eval")
+PLAN_NAME = "plan.json"
+
+
+@dataclass(frozen=True)
+class Miniature:
+    folder: Path
+    clips: tuple[Clip, ...]
+
+    @property
+    def metadata_folder(self) -> Path:
+        return self.folder / "metadata"
+
+    @property
+    def media_folder(self) -> Path:
+        return self.folder / "media"
+
+
+def make_miniature(
+    folder: Path,
+    *,
+    num_train: int = 400,
+    num_eval: int = 120,
+    seed: int = 0,
+    num_workers: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Miniature:
+    """Make a miniature in the folder, unless the same one is there; `on_progress` is told (clips made, of all).
+
+    Raises ConfigError for sizes too small, StoreError if the folder holds something else or can't be written.
+    """
+    clips = plan_clips(num_train, num_eval, seed)
+    miniature = Miniature(folder.absolute(), clips)
+    if _is_made(miniature):
+        return miniature
+    try:
+        _refuse_other_content(miniature.folder)
+        building = _clear_sibling(miniature.folder, "part")
+        _write_tables(clips, building / "metadata")
+        _write_media(clips, building / "media", num_workers, on_progress or (lambda num_made, num_clips: None))
+        (building / PLAN_NAME).write_text(to_json(clips), encoding="utf-8")
+        _put_in_place(building, miniature.folder)
+    except OSError as error:
+        raise StoreError(
+            f"can't write the miniature to {folder}: {error}; name a folder that can be written"
+        ) from error
+    return miniature
+
+
+@contextmanager
+def serve_miniature(folder: Path, port: int = 0) -> Iterator[MiniatureServer]:
+    """Serve the media of a made miniature on 127.0.0.1 while the context lasts; port 0 takes a free one.
+
+    Raises InputError if the folder holds no miniature, ConfigError if the port is taken.
+    """
+    path = folder / PLAN_NAME
+    if not path.is_file():
+        raise InputError(f"expected a miniature in {folder}, found no {PLAN_NAME}: make one with make_miniature")
+    with serve_clips(from_json(path.read_text(encoding="utf-8")), folder / "media", port) as server:
+        yield server
+
+
+def _is_made(miniature: Miniature) -> bool:
+    # The plan alone decides what the media are, and the folder only gets its name when all is in it.
+    plan = miniature.folder / PLAN_NAME
+    if not plan.is_file() or plan.read_text(encoding="utf-8") != to_json(miniature.clips):
+        return False
+    names = [clip.file_name for clip in miniature.clips if clip.file_name]
+    return all((miniature.media_folder / name).is_file() for name in names)
+
+
+def _refuse_other_content(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()) and not (folder / PLAN_NAME).is_file():
+        raise StoreError(
+            f"expected a new or empty folder, or an earlier miniature, found other content in {folder}: "
+            "name another folder; nothing was changed"
+        )
+
+
+def _clear_sibling(folder: Path, suffix: str) -> Path:
+    """Return the place beside the folder with this suffix, empty: what a killed call left there is removed."""
+    sibling = folder.with_name(f"{folder.name}.{suffix}")
+    if sibling.exists():
+        shutil.rmtree(sibling)
+    return sibling
+
+
+def _write_tables(clips: tuple[Clip, ...], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    write_class_labels(folder / "class_labels_indices.csv")
+    for split in SPLITS:
+        segments = [clip.segment for clip in clips if clip.segment.split == split]
+        write_segments(folder / f"{split}_segments.csv", segments)
+
+
+def _write_media(
+    clips: tuple[Clip, ...], folder: Path, num_workers: int, on_progress: Callable[[int, int], None]
+) -> None:
+    folder.mkdir()
+    # Threads do: numpy and the encoders work outside the interpreter's lock, so two take half the time of one,
+    # and none can be left over when this process is killed.
+    with ThreadPoolExecutor(num_workers) as pool:
+        for num_made, _ in enumerate(pool.map(partial(make_media, folder=folder), clips), start=1):
+            on_progress(num_made, len(clips))
+
+
+def _put_in_place(building: Path, folder: Path) -> None:
+    old = _clear_sibling(folder, "old")
+    if folder.exists():
+        folder.rename(old)
+    building.rename(folder)
+    if old.exists():
+        shutil.rmtree(old)

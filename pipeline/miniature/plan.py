@@ -1,0 +1,203 @@
+"""Plan a miniature: its segments, sounds, encodings and faults, from the seed alone."""
+
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.random import Generator
+
+from pipeline.errors import ConfigError
+from pipeline.miniature.classes import CLASSES, SILENCE
+from pipeline.miniature.tail import Labels, choose_faulty, deal_labels
+from pipeline.records import Reason, Segment
+
+RECIPE = 1
+"""Raise it when the same plan gives other media, so that old ones are made anew."""
+MIN_TRAIN, MIN_EVAL = 24, 8
+"""With fewer, not every class and every fault finds a place."""
+FAULTY_PART = 0.04
+MIN_DURATION_MS, MAX_DURATION_MS = 12_000, 60_000
+GUARD_MS = 100
+"""Nothing sounds this close to the outside of a segment's ends: codecs smear."""
+ID_LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+FORMATS = {"webm": 0.38, "m4a": 0.3, "mp3": 0.12, "wav": 0.12, "flac": 0.08}
+RATES_HZ = {
+    "webm": (8000, 16000, 24000, 48000),
+    "m4a": (8000, 16000, 22050, 32000, 44100),
+    "mp3": (8000, 16000, 22050, 44100),
+    "wav": (8000, 11025, 16000, 22050),
+    "flac": (8000, 16000, 22050, 48000),
+}
+LEVELS_DB = {sound.mid: sound.level_db for sound in CLASSES}
+
+
+class Fault(StrEnum):
+    """What is wrong with a clip, and the reason a reader should give; None if the clip can be had all the same."""
+
+    reason: Reason | None
+
+    def __new__(cls, value: str, reason: Reason | None) -> "Fault":
+        fault = str.__new__(cls, value)
+        fault._value_ = value
+        fault.reason = reason
+        return fault
+
+    MISSING = "missing", Reason.NOT_FOUND
+    """Status 404."""
+    BUSY_TWICE = "busy_twice", None
+    """Status 503 for the first two requests."""
+    SHORT = "short", None
+    """The media ends before the segment does."""
+    TRUNCATED = "truncated", Reason.TRUNCATED
+    """The file breaks off before the segment ends, though its header promises more."""
+    CUT_OFF = "cut_off", Reason.TRUNCATED
+    """The connection ends half-way through the promised length."""
+    NO_AUDIO = "no_audio", Reason.NO_AUDIO
+    """A video without sound."""
+    WEB_PAGE = "web_page", Reason.NOT_MEDIA
+    """Status 200 with HTML."""
+    STALL = "stall", Reason.TIMED_OUT
+    """Some bytes, then nothing."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One class's sound on the time line of the media."""
+
+    mid: str
+    start_ms: int
+    end_ms: int
+    level_db: float
+    pan: float
+    """0 is left, 1 is right."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A segment with all that is needed to make and to serve its media."""
+
+    segment: Segment
+    format: str
+    rate_hz: int
+    num_channels: int
+    duration_ms: int
+    floor_db: float
+    """Level of the recording's own noise."""
+    sounds: tuple[Sound, ...]
+    fault: Fault | None
+
+    @property
+    def file_name(self) -> str | None:
+        """Name of the media on disk; None where there is none."""
+        if self.fault in (Fault.MISSING, Fault.WEB_PAGE):
+            return None
+        return f"{self.segment.ytid}.{'mp4' if self.fault == Fault.NO_AUDIO else self.format}"
+
+
+def plan_clips(num_train: int, num_eval: int, seed: int) -> tuple[Clip, ...]:
+    """Plan all clips of a miniature; equal arguments give equal plans.
+
+    Raises ConfigError for sizes that can't hold every class and every fault.
+    """
+    if num_train < MIN_TRAIN or num_eval < MIN_EVAL:
+        raise ConfigError(
+            f"a miniature needs at least {MIN_TRAIN} training and {MIN_EVAL} evaluation segments, "
+            f"found num_train={num_train} and num_eval={num_eval}: ask for more"
+        )
+    rng = np.random.default_rng(seed)
+    dealt = [(split, hand) for split, hands in deal_labels(rng, num_train, num_eval).items() for hand in hands]
+    faults = _plan_faults(rng, dealt)
+    ytids = _make_ids(rng, len(dealt))
+    return tuple(
+        _plan_clip(rng, Segment(ytid, 0, 0, labels, split), faults.get(i))
+        for i, (ytid, (split, labels)) in enumerate(zip(ytids, dealt, strict=True))
+    )
+
+
+def to_json(clips: tuple[Clip, ...]) -> str:
+    return json.dumps({"recipe": RECIPE, "clips": [asdict(clip) for clip in clips]}, indent=1)
+
+
+def from_json(text: str) -> tuple[Clip, ...]:
+    return tuple(_clip_from(**fields) for fields in json.loads(text)["clips"])
+
+
+def _clip_from(segment: dict, sounds: list[dict], fault: str | None, **fields) -> Clip:
+    segment["labels"] = tuple(segment["labels"])
+    return Clip(
+        segment=Segment(**segment),
+        sounds=tuple(Sound(**sound) for sound in sounds),
+        fault=Fault(fault) if fault else None,
+        **fields,
+    )
+
+
+def _plan_faults(rng: Generator, dealt: list[tuple[str, Labels]]) -> dict[int, Fault]:
+    kinds = list(Fault)
+    num_faulty = max(len(kinds), round(FAULTY_PART * len(dealt)))
+    groups = [("eval" if split == "eval" else "train", labels) for split, labels in dealt]
+    faulty = choose_faulty(rng, groups, num_faulty)
+    # One stall is enough: each costs whoever fetches a whole deadline.
+    repeated = [kind for kind in kinds if kind != Fault.STALL]
+    kinds += [repeated[i % len(repeated)] for i in range(num_faulty - len(kinds))]
+    return dict(zip(faulty, kinds, strict=True))
+
+
+def _make_ids(rng: Generator, num_ids: int) -> list[str]:
+    ids = ["".join(rng.choice(ID_LETTERS, 11)) for _ in range(num_ids)]
+    # Starts that are mistaken for an option or a separator, as about four in a hundred real ids have them.
+    for first, i in zip("-_", rng.choice(num_ids, 2, replace=False), strict=True):
+        ids[i] = first + ids[i][1:]
+    return ids
+
+
+def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> Clip:
+    labels = blank.labels
+    duration_ms = min(MAX_DURATION_MS, MIN_DURATION_MS + round(rng.exponential(5_000)))
+    if rng.random() < 0.02:
+        duration_ms = round(rng.uniform(MAX_DURATION_MS / 2, MAX_DURATION_MS))
+    length_ms = 10_000 if rng.random() > 0.015 else int(rng.integers(2, 10)) * 1000
+    start_ms = int(rng.integers(1, (duration_ms - length_ms) // 1000 + 1)) * 1000 if rng.random() > 0.03 else 0
+    if rng.random() < 0.03:
+        start_ms = max(0, start_ms - int(rng.integers(1, 1000)))
+    if fault == Fault.SHORT:
+        start_ms = (duration_ms - round(length_ms * rng.uniform(0.5, 0.8))) // 1000 * 1000
+    end_ms = start_ms + length_ms
+
+    inside = [_plan_sound(rng, mid, start_ms, min(end_ms, duration_ms)) for mid in labels]
+    before = _plan_others(rng, labels, 0, start_ms - GUARD_MS)
+    after = _plan_others(rng, labels, end_ms + GUARD_MS, duration_ms)
+    # FFmpeg trusts a WAV file's size more than its header, so a truncated one can't be told from a short one.
+    formats = [name for name in FORMATS if not (fault == Fault.TRUNCATED and name == "wav")]
+    weights = np.array([FORMATS[name] for name in formats])
+    form = str(rng.choice(formats, p=weights / weights.sum()))
+    return Clip(
+        segment=Segment(blank.ytid, start_ms, end_ms, labels, blank.split),
+        format=form,
+        rate_hz=int(rng.choice(RATES_HZ[form])),
+        num_channels=1 if rng.random() < 0.6 else 2,
+        duration_ms=duration_ms,
+        floor_db=round(float(rng.uniform(-85, -65)), 1),
+        sounds=tuple([*before, *inside, *after]),
+        fault=fault,
+    )
+
+
+def _plan_sound(rng: Generator, mid: str, from_ms: int, to_ms: int) -> Sound:
+    """Place a sound of at least a third of the given time, and at least 2.5 s if there are, in that time."""
+    room_ms = to_ms - from_ms
+    length_ms = max(min(room_ms, 2_500), round(room_ms * rng.uniform(0.35, 1.0)))
+    start_ms = from_ms + round(float(rng.uniform(0, room_ms - length_ms)))
+    level_db = round(float(rng.uniform(*LEVELS_DB[mid])), 1)
+    return Sound(mid, start_ms, start_ms + length_ms, level_db, round(float(rng.uniform(0.25, 0.75)), 2))
+
+
+def _plan_others(rng: Generator, labels: Labels, from_ms: int, to_ms: int) -> list[Sound]:
+    """Fill the time outside the segment with one or two classes that it does not have."""
+    if to_ms - from_ms < 500:
+        return []
+    others = [sound.mid for sound in CLASSES if sound.mid not in (*labels, SILENCE)]
+    mids = rng.choice(others, int(rng.integers(1, 3)), replace=False).tolist()
+    return [_plan_sound(rng, mid, from_ms, to_ms) for mid in mids]
