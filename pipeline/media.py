@@ -1,0 +1,252 @@
+"""Read a stretch of audio out of a media file that nobody vouches for.
+
+Memory and time stay bounded whatever the file says: only the wanted stretch is decoded and handed on in blocks,
+and a file that doesn't advance is given up. Only FFmpeg's own errors are caught.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import SEEK_END, BytesIO
+from math import ceil
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+
+from pipeline.records import Failure, Reason
+
+GAP_S = 0.01
+"""Timestamps that run ahead of the samples counted by more than this mark a gap, which becomes silence."""
+BLOCK_SAMPLES = 1 << 19
+MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1_000, 768_000, 64
+MAX_FRAME_SAMPLES = 1 << 24
+"""What one packet may unpack to, over all channels."""
+MAX_STALLED_PACKETS = 10_000
+"""Packets in a row that bring neither samples nor later timestamps, before a file is given up."""
+MAX_RUN_UP_S = 3_600
+"""What may be decoded beyond the window, where timestamps are missing or false, before a file is given up."""
+
+FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,voc,w64,wav,wv"
+"""What FFmpeg may take a file for. No playlists: those name other files and addresses."""
+ESTIMATING_FORMATS = ("aac", "ac3", "eac3", "amr")
+"""Formats without a stated length: FFmpeg guesses it from the bit rate."""
+MAGICS = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"RIFF", b"ID3")
+"""How files of the commonest formats start; MP4 has `ftyp` after four bytes."""
+
+
+class BrokenMediaError(Exception):
+    """Carries what is wrong with a file up to where it becomes a failed clip."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = Failure(reason, detail)
+
+
+@contextmanager
+def open_media(content: bytes | str) -> Iterator[InputContainer]:
+    """Open the bytes, or the local file of that path; raises BrokenMediaError if it is no media."""
+    # Always a file object: FFmpeg would take a string for an address of any protocol.
+    with _open_file(content) as file:
+        head = file.read(12)
+        file.seek(0)
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
+        if head[8:] == b"WAVE":
+            # Else 5 MB are searched for other codecs that hide in PCM, which takes longer than the decoding.
+            options["probesize"] = "32768"
+        try:
+            # Tags are in any encoding.
+            container = av.open(file, "r", options=options, metadata_errors="replace")
+        except FFmpegError as error:
+            raise BrokenMediaError(_reason_of(head), str(error)) from error
+        with container:
+            if not container.streams:
+                raise BrokenMediaError(_reason_of(head), "the file has no streams")
+            yield container
+
+
+def is_cut_riff(content: bytes | str) -> bool:
+    """Tell whether a WAV or AVI file has fewer bytes than it says; FFmpeg believes the bytes."""
+    with _open_file(content) as file:
+        head = file.read(8)
+        num_stated = 8 + int.from_bytes(head[4:], "little")
+        return head[:4] == b"RIFF" and num_stated < 1 << 32 and file.seek(0, SEEK_END) < num_stated
+
+
+def _open_file(content: bytes | str) -> BinaryIO:
+    return BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb")
+
+
+def _reason_of(head: bytes) -> Reason:
+    """Tell media whose index is missing from what never was media."""
+    return Reason.TRUNCATED if head.startswith(MAGICS) or head[4:8] == b"ftyp" else Reason.NOT_MEDIA
+
+
+class Track:
+    """The audio of a container within a window of time, mono, at the rate of the source.
+
+    Time counts from the container's start. After `blocks` is exhausted the attributes tell what was found.
+    """
+
+    def __init__(self, container: InputContainer, window_start_ms: int, window_end_ms: int) -> None:
+        stream = container.streams.best("audio")
+        if not isinstance(stream, AudioStream) or stream.time_base is None:
+            raise BrokenMediaError(Reason.NO_AUDIO, "the file has no audio stream")
+        # Clips are decoded one per core.
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_samples": str(MAX_FRAME_SAMPLES)}
+        self._container = container
+        self._stream = stream
+        self._tick_s = float(stream.time_base)
+        # MP3 and MPEG-TS start above 0; a start below 0 is the run-up of a codec, which the decoder drops.
+        self._origin_s = max(container.start_time or 0, 0) / av.time_base
+        self._window_start_s = window_start_ms / 1000
+        self._window_s = (window_end_ms - window_start_ms) / 1000
+        self._num_stalled = 0
+        self._num_outside = 0
+
+        self.rate_hz = 0
+        """0 until something was decoded."""
+        self.position: int | None = None
+        """Where the next samples belong: samples after the window's start, gaps included."""
+        self.num_decoded = 0
+        """Samples within the window, without gaps."""
+        self.starts_late = True
+        """Nothing was decoded that lies before the window or at its start."""
+        self.end_s = 0.0
+        """The latest time that any stream reached."""
+        self.stated_end_s = _stated_end_s(container, stream)
+        self.error = ""
+        """What the demultiplexer or decoder said last."""
+        self.is_broken_off = False
+        """The demultiplexer could not go on."""
+
+    def blocks(self, first_ms: int) -> Iterator[np.ndarray]:
+        """Decode from `first_ms` on, yield what lies in the window as (S,) float32 without holes between."""
+        pieces: list[np.ndarray] = []
+        num_pending = 0
+        for frame in self._frames(first_ms / 1000):
+            for piece in self._place(frame):
+                pieces.append(piece)
+                num_pending += len(piece)
+                if num_pending >= BLOCK_SAMPLES:
+                    yield np.concatenate(pieces)
+                    pieces, num_pending = [], 0
+        if pieces:
+            yield np.concatenate(pieces)
+
+    def _frames(self, first_s: float) -> Iterator[AudioFrame]:
+        if first_s > 0:
+            try:
+                self._container.seek(int((self._origin_s + first_s) / self._tick_s), stream=self._stream)
+            except FFmpegError as error:
+                self.error = str(error)
+                return
+        for packet in self._packets(first_s):
+            try:
+                yield from self._stream.codec_context.decode(packet)
+            except FFmpegError as error:
+                # One broken packet is a gap; the decoder may well go on behind it.
+                self.error = str(error)
+            if self.position is not None and self.position >= self._window_s * self.rate_hz:
+                return
+
+    def _packets(self, first_s: float) -> Iterator[Packet]:
+        """Yield the track's packets, without those that end before `first_s`."""
+        packets = self._container.demux()
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except FFmpegError as error:
+                self.error, self.is_broken_off = str(error), True
+                return
+            self._num_stalled += 1
+            if self._num_stalled > MAX_STALLED_PACKETS:
+                raise BrokenMediaError(Reason.NOT_MEDIA, f"time stands still for {MAX_STALLED_PACKETS} packets")
+            is_ours = packet.stream_index == self._stream.index
+            if packet.pts is not None:
+                tick_s = self._tick_s if is_ours else float(packet.time_base)
+                end_s = (packet.pts + (packet.duration or 0)) * tick_s - self._origin_s
+                if end_s > self.end_s:
+                    self.end_s = end_s
+                    self._num_stalled = 0
+                if end_s < first_s:
+                    continue
+            if is_ours:
+                yield packet
+
+    def _place(self, frame: AudioFrame) -> Iterator[np.ndarray]:
+        """Yield a frame's samples that lie in the window, after silence if its timestamp leaves a gap."""
+        if frame.samples == 0 or not self._has_usual_form(frame):
+            return
+        self._num_stalled = 0
+        num_wanted = ceil(self._window_s * self.rate_hz)
+        position = start = self.position or 0
+        if frame.pts is not None:
+            time_s = frame.pts * self._tick_s - self._origin_s - self._window_start_s
+            stamped = round(time_s * self.rate_hz)
+            tolerance = GAP_S * self.rate_hz
+            # Before the window each frame says it anew: the first one after a seek may be a tick off.
+            is_rounded = position <= 0 and abs(stamped - position) <= tolerance
+            if self.position is None or is_rounded or stamped - position > tolerance:
+                start = stamped
+        self.starts_late = self.starts_late and start > GAP_S * self.rate_hz
+        self.position = start + frame.samples
+        yield from _silence(min(start, num_wanted) - max(position, 0))
+        if self.position > 0 and start < num_wanted:
+            samples = _average_channels(frame)[max(-start, 0) : num_wanted - start]
+            self.num_decoded += len(samples)
+            yield samples
+        else:
+            self._num_outside += frame.samples
+            if self._num_outside > MAX_RUN_UP_S * self.rate_hz:
+                raise BrokenMediaError(Reason.NOT_MEDIA, f"{MAX_RUN_UP_S} s of samples that belong nowhere")
+
+    def _has_usual_form(self, frame: AudioFrame) -> bool:
+        num_channels = frame.layout.nb_channels
+        if not (MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ and num_channels <= MAX_CHANNELS):
+            detail = f"{num_channels} channels at {frame.sample_rate} Hz are no usual audio"
+            raise BrokenMediaError(Reason.NOT_MEDIA, detail)
+        self.rate_hz = self.rate_hz or frame.sample_rate
+        if frame.sample_rate != self.rate_hz:
+            self.error = f"the sample rate changes from {self.rate_hz} to {frame.sample_rate} Hz"
+        return frame.sample_rate == self.rate_hz
+
+
+def _stated_end_s(container: InputContainer, stream: AudioStream) -> float | None:
+    """Read the file's end from its header, if that has it."""
+    if container.format.name in ESTIMATING_FORMATS:
+        return None
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / av.time_base
+
+
+def _silence(num_samples: int) -> Iterator[np.ndarray]:
+    while num_samples > 0:
+        yield np.zeros(min(num_samples, BLOCK_SAMPLES), np.float32)
+        num_samples -= BLOCK_SAMPLES
+
+
+def _average_channels(frame: AudioFrame) -> np.ndarray:
+    """Turn a frame of any sample format into (S,) float32 in [-1, 1]."""
+    samples = frame.to_ndarray()
+    num_channels = frame.layout.nb_channels
+    channels = samples if frame.format.is_planar else [samples[0, c::num_channels] for c in range(num_channels)]
+    mono = np.array(channels[0], np.float32)
+    for channel in channels[1:]:
+        mono += channel
+    if num_channels > 1:
+        mono /= num_channels
+    if samples.dtype.kind == "u":
+        return mono / 128 - 1
+    if samples.dtype.kind == "i":
+        return mono / (1 << (8 * samples.itemsize - 1))
+    return mono
