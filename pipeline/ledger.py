@@ -57,7 +57,7 @@ def plan_shards(
     books: the ledger's columns `BOOK_COLUMNS`. Never-visited segments come first, in their order, in full shards:
     those of a run that was cut off are planned as they were before.
     """
-    attempts = _attempts_due(segments, books, retry)
+    attempts = list(_attempts_due(segments, books, retry))
     plans: list[ShardPlan] = []
     for split in dict.fromkeys(segment.split for segment in segments):
         due = [(s, n) for s, n in zip(segments, attempts, strict=True) if s.split == split and n is not None]

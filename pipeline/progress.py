@@ -18,6 +18,10 @@ class Progress(Protocol):
         """Say that `amount` more is done; `note` stands beside the bar."""
         ...
 
+    def reach(self, done: int, total: int) -> None:
+        """Say that `done` of `total` is done, where the total was not known before."""
+        ...
+
 
 @contextmanager
 def show_progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
@@ -48,6 +52,9 @@ class _Bar:
     def advance(self, amount: int, note: str = "") -> None:
         self.bars.update(self.task, advance=amount, note=note)
 
+    def reach(self, done: int, total: int) -> None:
+        self.bars.update(self.task, completed=done, total=total)
+
 
 class _Lines:
     def __init__(self, what: str, total: int, unit: str, start: int):
@@ -61,6 +68,10 @@ class _Lines:
         self.note = note
         if time.monotonic() - self.last_line >= LINE_EVERY_S:
             self._write()
+
+    def reach(self, done: int, total: int) -> None:
+        self.total = total
+        self.advance(done - self.done)
 
     def finish(self) -> None:
         self._write()

@@ -69,7 +69,11 @@ class Store:
 
     def read_bytes(self, name: str) -> bytes:
         with self._errors("read", name):
-            return self.fs.cat_file(self.path(name))
+            return self._whole(self.fs.cat_file(self.path(name)))
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        with self._errors("read", name):
+            return self._whole(self.fs.cat_file(self.path(name), start=offset, end=offset + length))
 
     def read_json(self, name: str) -> Any:
         try:
@@ -117,6 +121,11 @@ class Store:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    @staticmethod
+    def _whole(content: bytes | str) -> bytes:
+        assert isinstance(content, bytes), "fsspec's cat_file returns bytes"
+        return content
 
     def _scratch_folder(self) -> Path:
         with self._errors("write", ""):

@@ -1,0 +1,97 @@
+"""Settings of a training. The docstring under a field is its `--help` text; presets are in `ast_model.recipes`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ast_model.schedule import ScheduleConfig
+from pipeline.errors import ConfigError
+
+Sampler = Literal["uniform", "balanced", "without_replacement"]
+Loss = Literal["bce", "ce"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to a batch while training."""
+
+    mixup_probability: float = 0.5
+    """Share of draws that are mixed with a partner drawn uniformly."""
+    mixup_alpha: float = 10.0
+    """λ ~ Beta(alpha, alpha)."""
+    max_freq_mask_bins: int = 48
+    """Widest frequency mask; 0 for none."""
+    max_time_mask_frames: int = 192
+    """Widest time mask; 0 for none."""
+    noise: bool = False
+    """Add uniform noise of random strength, up to 0.1 after normalising."""
+    max_roll_frames: int = 0
+    """Shift in time, round the end, by up to so many frames."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mixup_probability <= 1:
+            raise ConfigError(f"mixup_probability must be between 0 and 1, found {self.mixup_probability}")
+        if self.mixup_alpha <= 0:
+            raise ConfigError(f"mixup_alpha must be above 0, found {self.mixup_alpha}")
+        for name in ("max_freq_mask_bins", "max_time_mask_frames", "max_roll_frames"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training, apart from the model's shape and the data's place."""
+
+    train_splits: tuple[str, ...] = ("balanced_train", "unbalanced_train")
+    """Splits to learn from."""
+    eval_split: str = "eval"
+    """Split to measure on after each epoch."""
+    init: str = ""
+    """Weights to start from: a file, folder or hub name; empty for random ones."""
+    num_epochs: int = 5
+    """Epochs in all."""
+    draws_per_epoch: int | None = None
+    """Samples per epoch; as many as there are clips unless set."""
+    sampler: Sampler = "balanced"
+    """How an epoch's samples are drawn: each clip once, by class-balanced weight with replacement (AST), or by
+    weight without replacement."""
+    global_batch_size: int = 12
+    """Samples per step, over all ranks."""
+    micro_batch_size: int = 12
+    """Samples that a rank's device takes at a time; gradients add up to the global batch."""
+    learning_rate: float = 1e-5
+    """Peak learning rate of Adam."""
+    weight_decay: float = 5e-7
+    """Adam's L2 term (not decoupled)."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: Loss = "bce"
+    """Binary cross-entropy per class, or cross-entropy over classes."""
+    mean: float | None = None
+    """Mean that fbanks are normalised with; the snapshot's unless set."""
+    std: float | None = None
+    """Standard deviation that fbanks are normalised with; the snapshot's unless set."""
+    average_from_epoch: int | None = None
+    """First epoch, counted from 1, whose weights are averaged at the end; None for no averaging."""
+    seed: int = 0
+    """Seed of weights, draws and augmentation."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass: auto is bf16 on a GPU and fp32 on a CPU."""
+    num_reader_threads: int = 2
+    """Threads per rank that read batches ahead."""
+    log_every_steps: int = 20
+    """Steps between two lines of metrics."""
+    allow_empty_classes: bool = False
+    """Train although a class has no training clip."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "global_batch_size", "micro_batch_size", "num_reader_threads", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ConfigError(f"learning_rate must be above 0, found {self.learning_rate}")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("set both mean and std, or neither")
+        first = self.average_from_epoch
+        if first is not None and not 1 <= first <= self.num_epochs:
+            raise ConfigError(f"average_from_epoch must be between 1 and num_epochs={self.num_epochs}, found {first}")

@@ -1,0 +1,115 @@
+"""The draw plan: which clips an epoch's batches hold, and how each is augmented.
+
+It is a pure function of (snapshot, seed, epoch, settings) and made whole on each rank. So the stream of global
+batches is the same on any number of ranks, and a run resumes at any step by looking further down.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from ast_model.config import AugmentConfig, Sampler
+from pipeline.errors import ConfigError, NoClipsError
+
+NO_PARTNER = -1
+NUM_UNIFORMS = 6
+"""Random numbers in [0, 1) per draw: width and start of the frequency and of the time mask, roll, noise."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Some draws of an epoch, in order."""
+
+    clip: np.ndarray
+    """(N,) int64, position among the training clips."""
+    partner: np.ndarray
+    """(N,) int64, position of the clip to mix with, or `NO_PARTNER`."""
+    lam: np.ndarray
+    """(N,) float32, share of the clip in the mixture; 1 without a partner."""
+    uniforms: np.ndarray
+    """(N, NUM_UNIFORMS) float32 in [0, 1), for the augmentation."""
+
+    def __len__(self) -> int:
+        return len(self.clip)
+
+    def __getitem__(self, part: slice) -> "Draws":
+        return Draws(self.clip[part], self.partner[part], self.lam[part], self.uniforms[part])
+
+
+def plan_epoch(
+    weights: np.ndarray, num_draws: int, sampler: Sampler, augment: AugmentConfig, seed: tuple[str, int, int]
+) -> Draws:
+    """Draw an epoch.
+
+    weights: (N,) of the training clips. seed: snapshot id, seed of the run, epoch.
+    Raises ConfigError for weights or a number of draws that the sampler can't draw by.
+    """
+    rng = np.random.default_rng(_seed_of(*seed))
+    clip = _draw_clips(rng, weights, num_draws, sampler)
+    is_mixed = rng.random(num_draws) < augment.mixup_probability
+    partner = np.where(is_mixed, rng.integers(len(weights), size=num_draws), NO_PARTNER)
+    lam = np.where(is_mixed, rng.beta(augment.mixup_alpha, augment.mixup_alpha, num_draws), 1.0).astype(np.float32)
+    return Draws(clip, partner, lam, rng.random((num_draws, NUM_UNIFORMS), dtype=np.float32))
+
+
+def _seed_of(snapshot_id: str, seed: int, epoch: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{snapshot_id}/{seed}/{epoch}".encode()).digest()[:16], "big")
+
+
+def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, sampler: Sampler) -> np.ndarray:
+    if not len(weights):
+        raise NoClipsError("expected training clips to draw from, found none")
+    if sampler == "uniform":
+        _check_num_draws(num_draws, len(weights), "clips")
+        return rng.permutation(len(weights))[:num_draws]
+    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise ConfigError(
+            "expected finite weights of which some are above 0, found"
+            f" {np.count_nonzero(~np.isfinite(weights))} not finite and {np.count_nonzero(weights)} of {len(weights)}"
+            " not zero; build the snapshot anew, or draw with sampler=uniform"
+        )
+    if sampler == "balanced":
+        edges = np.cumsum(weights, dtype=np.float64)
+        return np.searchsorted(edges, rng.random(num_draws) * edges[-1], side="right")
+    _check_num_draws(num_draws, np.count_nonzero(weights), "clips with a weight")
+    return _draw_without_replacement(rng, weights, num_draws)
+
+
+def _draw_without_replacement(rng: np.random.Generator, weights: np.ndarray, num_draws: int) -> np.ndarray:
+    """Draw one after the other, each time by weight among those left (Efraimidis and Spirakis, 2006)."""
+    with np.errstate(divide="ignore"):
+        arrival = rng.exponential(size=len(weights)) / weights
+    first = np.argpartition(arrival, num_draws - 1)[:num_draws]
+    return first[np.argsort(arrival[first])]
+
+
+def _check_num_draws(num_draws: int, num_clips: int, what: str) -> None:
+    if num_draws > num_clips:
+        raise ConfigError(
+            f"draws_per_epoch is {num_draws}, but there are {num_clips} {what}, and this sampler draws each once;"
+            " lower it, or use sampler=balanced"
+        )
+
+
+def num_steps_of(num_draws: int, global_batch_size: int) -> int:
+    """Count the full global batches of an epoch; what is left over is not drawn."""
+    num_steps = num_draws // global_batch_size
+    if num_steps == 0:
+        raise NoClipsError(
+            f"expected at least one global batch of {global_batch_size} per epoch, found {num_draws} draws; lower"
+            " global_batch_size or raise draws_per_epoch"
+        )
+    return num_steps
+
+
+def share_of_rank(step: int, global_batch_size: int, rank: int, world_size: int) -> slice:
+    """Return where in the epoch's draws a rank's share of a step's global batch lies; shares differ by at most one."""
+    if world_size > global_batch_size:
+        raise ConfigError(
+            f"expected global_batch_size of at least one sample per rank, found {global_batch_size} for"
+            f" {world_size} ranks; raise it or train on fewer"
+        )
+    start = step * global_batch_size
+    bounds = [start + global_batch_size * r // world_size for r in (rank, rank + 1)]
+    return slice(*bounds)
