@@ -1,0 +1,47 @@
+# From a fresh clone: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+ROOT ?= $(CURDIR)/data/demo
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test ui lock clean
+
+help:  ## Say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/.installed  ## The main job on an embedded miniature of AudioSet, through Ray Jobs
+	$(BIN)/python scripts/submit_local.py python jobs/audioset.py demo --root $(ROOT)
+
+test: .venv/.installed-dev  ## ruff, pyright and pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+ui: .venv/.installed  ## The MLflow UI of ROOT on http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
+		--backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db
+
+lock: .venv/.installed-dev  ## Pin anew what pyproject.toml asks for
+	$(BIN)/pip-compile -q --upgrade $(COMPILE) -o requirements.lock pyproject.toml
+	$(BIN)/pip-compile -q --upgrade $(COMPILE) --extra dev --allow-unsafe -c requirements.lock \
+		-o requirements-dev.lock pyproject.toml
+
+COMPILE := --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+
+clean:  ## Remove the environment and what the demo made
+	rm -rf .venv data
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+		{ echo "expected Python 3.11 or 3.12, found $$($(PYTHON) --version); name one with PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: requirements.lock pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+.venv/.installed-dev: requirements-dev.lock .venv/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.lock
+	touch $@
