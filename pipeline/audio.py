@@ -132,9 +132,9 @@ def _check_whole(content: bytes | str, track: Track, start_ms: int) -> None:
 
 def _check_real(waveform: np.ndarray, track: Track) -> None:
     """Refuse a clip that has less than one frame, or that is mostly silence in place of broken packets."""
-    num_silent = (track.position or 0) - track.num_decoded
-    is_mostly_broken = track.error != "" and 2 * num_silent > (track.position or 0)
-    if is_mostly_broken or track.end_s == 0:
+    num_samples = track.position or 0
+    is_mostly_broken = track.error != "" and 2 * track.num_decoded <= num_samples
+    if is_mostly_broken or (track.position is None and track.end_s == 0):
         raise BrokenMediaError(Reason.NOT_MEDIA, track.error or "the audio stream is empty")
     if track.num_decoded == 0 or len(waveform) < FRAME_LENGTH:
         detail = f"{len(waveform)} samples of the segment exist, at least {FRAME_LENGTH} are needed"

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from io import SEEK_END, BytesIO
 from math import ceil
 from pathlib import Path
+from statistics import median
 from typing import BinaryIO
 
 import av
 import numpy as np
-from av.audio.frame import AudioFrame
+from av.audio.frame import AudioFrame, format_dtypes
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
@@ -21,8 +22,9 @@ from av.packet import Packet
 
 from pipeline.records import Failure, Reason
 
-GAP_S = 0.01
-"""Timestamps that run ahead of the samples counted by more than this mark a gap, which becomes silence."""
+GAP_S = 0.1
+"""Timestamps that run ahead of the samples counted by more than this mark a gap, which becomes silence; Vorbis
+and containers that round are off by less now and then."""
 BLOCK_SAMPLES = 1 << 19
 MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1_000, 768_000, 64
 MAX_FRAME_SAMPLES = 1 << 24
@@ -109,6 +111,7 @@ class Track:
         self._window_s = (window_end_ms - window_start_ms) / 1000
         self._num_stalled = 0
         self._num_outside = 0
+        self._drifts: list[int] = []
 
         self.rate_hz = 0
         """0 until something was decoded."""
@@ -188,15 +191,7 @@ class Track:
             return
         self._num_stalled = 0
         num_wanted = ceil(self._window_s * self.rate_hz)
-        position = start = self.position or 0
-        if frame.pts is not None:
-            time_s = frame.pts * self._tick_s - self._origin_s - self._window_start_s
-            stamped = round(time_s * self.rate_hz)
-            tolerance = GAP_S * self.rate_hz
-            # Before the window each frame says it anew: the first one after a seek may be a tick off.
-            is_rounded = position <= 0 and abs(stamped - position) <= tolerance
-            if self.position is None or is_rounded or stamped - position > tolerance:
-                start = stamped
+        position, start = self.position or 0, self._start_of(frame)
         self.starts_late = self.starts_late and start > GAP_S * self.rate_hz
         self.position = start + frame.samples
         yield from _silence(min(start, num_wanted) - max(position, 0))
@@ -209,6 +204,22 @@ class Track:
             if self._num_outside > MAX_RUN_UP_S * self.rate_hz:
                 raise BrokenMediaError(Reason.NOT_MEDIA, f"{MAX_RUN_UP_S} s of samples that belong nowhere")
 
+    def _start_of(self, frame: AudioFrame) -> int:
+        """Find a frame's position: behind the last one, unless its timestamp says that there is a gap."""
+        if frame.pts is None:
+            return self.position or 0
+        time_s = frame.pts * self._tick_s - self._origin_s - self._window_start_s
+        stamped = round(time_s * self.rate_hz)
+        if self.position is None or stamped - self.position > GAP_S * self.rate_hz:
+            self._drifts = []
+            return stamped
+        if self.position <= 0:
+            # Single timestamps are off, the first one after a seek above all; their median before the window counts.
+            self._drifts.append(stamped - self.position)
+            if self.position + frame.samples > 0:
+                return self.position + round(median(self._drifts))
+        return self.position
+
     def _has_usual_form(self, frame: AudioFrame) -> bool:
         num_channels = frame.layout.nb_channels
         if not (MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ and num_channels <= MAX_CHANNELS):
@@ -217,7 +228,11 @@ class Track:
         self.rate_hz = self.rate_hz or frame.sample_rate
         if frame.sample_rate != self.rate_hz:
             self.error = f"the sample rate changes from {self.rate_hz} to {frame.sample_rate} Hz"
-        return frame.sample_rate == self.rate_hz
+        elif frame.format.name not in format_dtypes:
+            self.error = f"samples of the format {frame.format.name} can't be read"
+        else:
+            return True
+        return False
 
 
 def _stated_end_s(container: InputContainer, stream: AudioStream) -> float | None:
@@ -226,7 +241,10 @@ def _stated_end_s(container: InputContainer, stream: AudioStream) -> float | Non
         return None
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
-    return None if container.duration is None else container.duration / av.time_base
+    if container.duration is None:
+        return None
+    # Matroska's duration counts from zero, not from the file's start.
+    return (container.duration - max(container.start_time or 0, 0)) / av.time_base
 
 
 def _silence(num_samples: int) -> Iterator[np.ndarray]:
