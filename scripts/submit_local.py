@@ -2,8 +2,8 @@
 
     python scripts/submit_local.py python jobs/audioset.py demo
 
-Ray takes free ports and asks everyone for a token that is made for this run; its dashboard listens on loopback only. The
-exit code is the job's.
+Ray takes free ports and asks everyone for a token that is made for this run; its dashboard listens on loopback only.
+The exit code is the job's.
 """
 
 import os
