@@ -1,6 +1,5 @@
 """AudioSet's segment CSV files → segments."""
 
-import csv
 import logging
 import re
 from collections.abc import Iterator
@@ -38,27 +37,28 @@ def _parse(lines: Iterator[str], split: str, where: str) -> Iterator[tuple[int, 
     num_segs = None
     num_read = 0
     labels_of: dict[str, tuple[str, ...]] = {}
-    rows = csv.reader(lines, skipinitialspace=True)
-    for row in rows:
-        cells = [cell.strip() for cell in row]
-        if cells and cells[0].startswith("#"):
-            declared = re.search(r"num_segs=(\d+)", ",".join(cells))
+    for number, line in enumerate(lines, start=1):
+        cells = [cell.strip().strip('"').strip() for cell in line.split(",")]
+        if cells[0].startswith("#"):
+            declared = re.search(r"num_segs=(\d+)", line)
             num_segs = int(declared[1]) if declared else num_segs
             continue
         if not any(cells):
             continue
         num_read += 1
-        yield rows.line_num, _parse_row(cells, split, f"{where}, line {rows.line_num}", labels_of)
+        yield number, _parse_row(line, cells, split, f"{where}, line {number}", labels_of)
     if num_read == 0:
         raise InputError(f'{where}: expected rows such as `--PJHxphWEs, 30.000, 40.000, "/m/09x0r"`, found none')
     if num_segs not in (None, num_read):
         log.warning("%s says num_segs=%d but holds %d rows", where, num_segs, num_read)
 
 
-def _parse_row(cells: list[str], split: str, where: str, labels_of: dict[str, tuple[str, ...]]) -> Segment:
+def _parse_row(line: str, cells: list[str], split: str, where: str, labels_of: dict[str, tuple[str, ...]]) -> Segment:
     def refuse(what: str) -> NoReturn:
-        raise InputError(f'{where}: expected `YTID, start, end, "mid,mid,…"`, found {what} in {",".join(cells)!r}')
+        raise InputError(f'{where}: expected `YTID, start, end, "mid,mid,…"`, found {what} in {line.strip()!r}')
 
+    if line.count('"') % 2:
+        refuse("a quote that does not end")
     if len(cells) < 4:
         refuse(f"{len(cells)} columns")
     ytid, start, end = cells[:3]
@@ -72,7 +72,7 @@ def _parse_row(cells: list[str], split: str, where: str, labels_of: dict[str, tu
         refuse(f"a start of {start} s and an end of {end} s")
     text = ",".join(cells[3:])
     if text not in labels_of:  # one tuple per combination keeps two million rows small
-        labels_of[text] = tuple(sorted({mid for cell in text.split(",") if (mid := cell.strip().strip('"'))}))
+        labels_of[text] = tuple(sorted({mid for mid in cells[3:] if mid}))
     if not labels_of[text]:
         refuse("no labels")
     return Segment(ytid, start_ms, end_ms, labels_of[text], split)
