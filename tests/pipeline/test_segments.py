@@ -1,0 +1,128 @@
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError
+from pipeline.records import Segment
+from pipeline.segments import read_segments
+
+OFFICIAL = """\
+# Segments csv created Sun Mar  5 10:54:31 2017
+# num_ytids=3, num_segs=3, num_unique_labels=3, num_positive_labels=4
+# YTID, start_seconds, end_seconds, positive_labels
+--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"
+__p-iA312kg, 70.000, 77.500, "/m/02zsn"
+Ab_-9xyz_12, 0.000, 10.000, "/m/09x0r"
+"""
+SEGMENTS = [
+    Segment("--PJHxphWEs", 30_000, 40_000, ("/m/09x0r", "/t/dd00088"), "eval"),
+    Segment("__p-iA312kg", 70_000, 77_500, ("/m/02zsn",), "eval"),
+    Segment("Ab_-9xyz_12", 0, 10_000, ("/m/09x0r",), "eval"),
+]
+COPIES = {
+    "official": OFFICIAL,
+    "CRLF": OFFICIAL.replace("\n", "\r\n"),
+    "byte-order mark": "\ufeff" + OFFICIAL,
+    "no last line break": OFFICIAL.rstrip("\n"),
+    "no first comment": OFFICIAL.partition("\n")[2],
+    "no comments": OFFICIAL.split("positive_labels\n")[1],
+    "one label without quotes": OFFICIAL.replace('"/m/02zsn"', "/m/02zsn"),
+    "no quotes at all": OFFICIAL.replace('"', ""),
+    "no decimals": OFFICIAL.replace(".000", ""),
+    "no blanks": OFFICIAL.replace(", ", ","),
+    "blank columns": OFFICIAL.replace('"\n', '",,,,\n').replace("2017\n", "2017,,,,\n"),
+    "trailing blanks": OFFICIAL.replace("\n", "  \n"),
+    "blank lines": OFFICIAL.replace("\n", "\n\n"),
+    "a row twice": OFFICIAL + '__p-iA312kg, 70.000, 77.500, "/m/02zsn"\n',
+    "a label twice": OFFICIAL.replace('"/m/02zsn"', '"/m/02zsn,/m/02zsn"'),
+}
+
+
+def write(folder: Path, text: str) -> str:
+    file = folder / "eval_segments.csv"
+    file.write_text(text, encoding="utf-8", newline="")
+    return str(file)
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_official_form_and_copies_in_the_wild_read_the_same(tmp_path: Path, copy: str) -> None:
+    assert read_segments(write(tmp_path, COPIES[copy])) == SEGMENTS
+
+
+def test_keys_hold_the_whole_id() -> None:
+    assert [segment.key for segment in SEGMENTS] == ["--PJHxphWEs_30000", "__p-iA312kg_70000", "Ab_-9xyz_12_0"]
+
+
+def test_a_split_may_be_named(tmp_path: Path) -> None:
+    assert {segment.split for segment in read_segments(write(tmp_path, OFFICIAL), "mine")} == {"mine"}
+
+
+def test_several_segments_of_one_video_are_kept(tmp_path: Path) -> None:
+    text = OFFICIAL + '__p-iA312kg, 90.000, 97.500, "/m/02zsn"\n'
+    assert [segment.start_ms for segment in read_segments(write(tmp_path, text))] == [30_000, 70_000, 0, 90_000]
+
+
+def test_rows_that_are_missing_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        read_segments(write(tmp_path, OFFICIAL.replace("num_segs=3", "num_segs=20371")))
+    assert "num_segs=20371 but holds 3 rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("abc, 0.000, 10.000", "found 3 columns"),
+        ('../../x, 0.000, 10.000, "/m/1"', r"the id '\.\./\.\./x'"),
+        ('a.b, 0.000, 10.000, "/m/1"', r"the id 'a\.b'"),
+        (', 0.000, 10.000, "/m/1"', "the id ''"),
+        ('abc, 10.000, 10.000, "/m/1"', "a start of 10.000 s and an end of 10.000 s"),
+        ('abc, 10.000, 5.000, "/m/1"', "an end of 5.000 s"),
+        ('abc, -1, 5, "/m/1"', "a start of -1 s"),
+        ('abc, nan, 5, "/m/1"', "times 'nan' and '5'"),
+        ('abc, 0, inf, "/m/1"', "times '0' and 'inf'"),
+        ('abc, zero, 5, "/m/1"', "times 'zero' and '5'"),
+        ("abc, 0, 5, ,,", "no labels"),
+        ('abc, 0, 5, "/m/1', "a quote that does not end"),
+        ('abc, 0, 5, "/m/1\ndef, 0, 5, "/m/2"', "a quote that does not end"),
+        ('__p-iA312kg, 70.000, 80.000, "/m/02zsn"', "__p-iA312kg_70000 stands above with another end"),
+        ('__p-iA312kg, 70.000, 77.500, "/m/1"', "other labels"),
+    ],
+)
+def test_a_malformed_row_is_named_by_its_line(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"eval_segments.csv, line 7:.*{message}"):
+        read_segments(write(tmp_path, OFFICIAL + row + "\n"))
+
+
+@pytest.mark.parametrize("text", ["", "# a comment\n", "\n\n"])
+def test_no_rows_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"expected rows such as .*found none"):
+        read_segments(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00binary"])
+def test_a_file_that_is_no_text_or_missing_is_named(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "eval_segments.csv"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=r"can't read the segments .*eval_segments.csv"):
+        read_segments(str(file))
+
+
+ids = st.text("ABCYZabcyz0189_-", min_size=11, max_size=11)
+mids = st.from_regex(r"/(m|t|g)/[a-z0-9_]{2,8}", fullmatch=True)
+
+
+@st.composite
+def segments(draw: st.DrawFn) -> Segment:
+    start_ms = draw(st.integers(0, 600_000))
+    labels = tuple(sorted(draw(st.sets(mids, min_size=1, max_size=5))))
+    return Segment(draw(ids), start_ms, start_ms + draw(st.integers(1, 10_000)), labels, "eval")
+
+
+@given(st.lists(segments(), min_size=1, max_size=20, unique_by=lambda segment: segment.key))
+def test_official_rows_read_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, rows: list[Segment]) -> None:
+    lines = [f'{s.ytid}, {s.start_ms / 1000:.3f}, {s.end_ms / 1000:.3f}, "{",".join(s.labels)}"\n' for s in rows]
+    assert read_segments(write(tmp_path_factory.getbasetemp(), "".join(lines))) == rows
