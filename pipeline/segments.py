@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import NoReturn
 
@@ -33,7 +33,7 @@ def read_segments(path: str, split: str | None = None) -> list[Segment]:
         raise InputError(f"can't read the segments {where}: {type(error).__name__}: {error}") from error
 
 
-def _parse(lines: Iterator[str], split: str, where: str) -> Iterator[tuple[int, Segment]]:
+def _parse(lines: Iterable[str], split: str, where: str) -> Iterator[tuple[int, Segment]]:
     num_segs = None
     num_read = 0
     labels_of: dict[str, tuple[str, ...]] = {}
