@@ -97,8 +97,9 @@ class Track:
 
     def __init__(self, container: InputContainer, window_start_ms: int, window_end_ms: int) -> None:
         stream = container.streams.best("audio")
-        if not isinstance(stream, AudioStream) or stream.time_base is None:
-            raise BrokenMediaError(Reason.NO_AUDIO, "the file has no audio stream")
+        # FFmpeg has no context for a codec that it doesn't know.
+        if not isinstance(stream, AudioStream) or stream.codec_context is None or stream.time_base is None:
+            raise BrokenMediaError(Reason.NO_AUDIO, "the file has no audio stream that can be decoded")
         # Clips are decoded one per core.
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_samples": str(MAX_FRAME_SAMPLES)}
@@ -165,7 +166,8 @@ class Track:
         while True:
             try:
                 packet = next(packets)
-            except StopIteration:
+            except (StopIteration, IndexError):
+                # PyAV looks up a stream that came up late, at the end of the file only: IndexError.
                 return
             except FFmpegError as error:
                 self.error, self.is_broken_off = str(error), True
