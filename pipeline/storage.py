@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import CorruptError, StoreError
@@ -30,8 +31,8 @@ class Store:
 
     @cached_property
     def fs(self) -> fsspec.AbstractFileSystem:
-        fs, _ = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
-        return fs
+        with self._errors("open", ""):
+            return fsspec.core.url_to_fs(self.root, use_listings_cache=False)[0]
 
     @cached_property
     def base(self) -> str:
@@ -61,11 +62,11 @@ class Store:
             return int(self.fs.size(self.path(name)) or 0)
 
     def list(self, folder: str, suffix: str = "") -> list[str]:
-        """Names under a folder, at any depth, sorted; none if there is no such folder."""
+        """Names under a folder, at any depth, sorted, without hidden ones; none if there is no such folder."""
         with self._errors("list", folder):
             found = self.fs.find(self.path(folder))
         names = (path[len(self.base) + 1 :] for path in found)
-        return sorted(name for name in names if name.endswith(suffix) and "/." not in name)
+        return sorted(name for name in names if name.endswith(suffix) and "/." not in f"/{name}")
 
     def read_bytes(self, name: str) -> bytes:
         with self._errors("read", name):
@@ -145,6 +146,6 @@ class Store:
     def _errors(self, verb: str, name: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError, BotoCoreError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise StoreError(f"can't {verb} {self.root.rstrip('/')}/{name}: {reason}") from error
