@@ -46,7 +46,7 @@ class AudioSetConfig:
     root: str = "data/audioset"
     """Folder or s3:// address of the store: metadata, shards, snapshots, runs. A relative one is taken from the
     current folder, in a Ray job from ~/audioset-ast."""
-    data: Annotated[PreprocessConfig, tyro.conf.arg(prefix_name=False)] = field(default_factory=PreprocessConfig)
+    data: Annotated[PreprocessConfig, tyro.conf.arg(name="")] = field(default_factory=PreprocessConfig)
     model: ASTConfig = field(default_factory=ASTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     ray: RayConfig = field(default_factory=RayConfig)
@@ -72,6 +72,8 @@ def audioset_full() -> AudioSetConfig:
 
 
 PRESETS = {"demo": demo, "audioset_balanced": audioset_balanced, "audioset_full": audioset_full}
+for name, preset in PRESETS.items():
+    preset.__doc__ = getattr(recipes, name).__doc__
 
 
 def audioset(config: AudioSetConfig) -> None:

@@ -59,7 +59,7 @@ class _Bar:
 class _Lines:
     def __init__(self, what: str, total: int, unit: str, start: int):
         self.what, self.total, self.unit = what, total, unit
-        self.start = self.done = start
+        self.start = self.done = self.said = start
         self.note = ""
         self.started = self.last_line = time.monotonic()
 
@@ -74,11 +74,15 @@ class _Lines:
         self.advance(done - self.done)
 
     def finish(self) -> None:
-        self._write()
+        if self.said != self.done:
+            self._write()
 
     def _write(self) -> None:
         self.last_line = time.monotonic()
+        self.said = self.done
         elapsed_s = self.last_line - self.started
         rate = (self.done - self.start) / elapsed_s if elapsed_s > 0 else 0.0
         line = f"{self.what}: {self.done}/{self.total} {self.unit}, {elapsed_s:.0f} s, {rate:.1f} {self.unit}/s"
-        print(line + (f", {self.note}" if self.note else ""), file=sys.stderr, flush=True)  # noqa: T201
+        # Not print, which Ray Train wraps in its workers and shows twice.
+        sys.stderr.write(line + (f", {self.note}\n" if self.note else "\n"))
+        sys.stderr.flush()
