@@ -79,7 +79,6 @@ def describe_config(config: ASTConfig, labels: Sequence[str]) -> dict[str, Any]:
         "num_mel_bins": config.num_mel_bins,
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
-        "torch_dtype": "float32",
     }
 
 

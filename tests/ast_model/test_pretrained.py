@@ -1,18 +1,20 @@
 """Oracles: transformers' AST and DeiT with random weights. Other layouts are made from theirs, name by name."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from ast_model.model import AST, ASTConfig, adapt_positions
 from ast_model.pretrained import load_pretrained
 from pipeline.errors import ConfigError, WeightsError
+from pipeline.storage import Store
 
 NUM_CLASSES, WIDTH, DEPTH, NUM_HEADS = 7, 48, 2, 3
 SHAPE: dict[str, Any] = {
@@ -180,15 +182,26 @@ def test_weights_of_another_length_are_known_by_the_number_of_rows(tmp_path: Pat
     torch.testing.assert_close(ours.positions, adapt_positions(positions, (12, 29), (12, 19)))
 
 
-def test_our_own_files(tmp_path: Path) -> None:
+def test_our_own_checkpoint_tells_its_shape_from_wherever_it_lies(tmp_path: Path) -> None:
+    ours = randomize(AST(our_config(10, 300, patch_time=20)))
+    for root in (str(tmp_path), "memory://own-checkpoint"):
+        store = Store(root)
+        store.write_bytes("run/epoch-1/model.safetensors", save(ours.state_dict()))
+        store.write_json("run/epoch-1/checkpoint.json", {"format": 1, "model": asdict(ours.config)})
+        for name in ("run/epoch-1", "run/epoch-1/model.safetensors"):
+            loaded = load_pretrained(store.url(name))
+            assert loaded.config == ours.config
+            assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    shorter = load_pretrained(store.url("run/epoch-1"), our_config(10, 128, patch_time=20))
+    expected = adapt_positions(ours.positions, ours.config.grid, shorter.config.grid)
+    torch.testing.assert_close(shorter.positions, expected)
+
+
+def test_our_own_tensors_without_a_description(tmp_path: Path) -> None:
     ours = randomize(AST(our_config()))
-    folder = tmp_path / "epoch-0001"
-    folder.mkdir()
-    save_file(ours.state_dict(), folder / "model.safetensors")
-    torch.save(ours.state_dict(), tmp_path / "weights.pt")
-    for path in (folder, folder / "model.safetensors", tmp_path / "weights.pt"):
-        loaded = load_pretrained(path, our_config())
-        assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    torch.save({"state_dict": ours.state_dict(), "epoch": 3}, tmp_path / "weights.pt")
+    loaded = load_pretrained(tmp_path / "weights.pt", our_config())
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_no_pickled_code_is_run(tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""A model for others: a Hugging Face folder, one safetensors file, or ONNX.
+
+Each export is written aside, read back, held against the model, and only then given its name.
+"""
+
+import copy
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ast_model.hugging_face import describe_config, describe_features
+from ast_model.layouts import HUGGING_FACE, to_layout
+from ast_model.model import AST
+from ast_model.pretrained import load_pretrained
+from ast_model.weight_files import CONFIG_KEY
+from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
+
+LOGITS_TOLERANCE = 1e-4
+"""Of logits, absolute, and relative above 1."""
+_HUGGING_FACE_PREFIX = "audio_spectrogram_transformer."
+
+
+@dataclass(frozen=True)
+class Tagging:
+    """What a user must know, beside the model, to tag a clip with it."""
+
+    labels: Sequence[str]
+    """Names of the classes, in the order of the logits."""
+    mean: float
+    """Mean that fbanks are normalised with."""
+    std: float
+    """Standard deviation that fbanks are normalised with, of which twice is divided by."""
+
+
+def export_hugging_face(model: AST, tagging: Tagging, folder: Path) -> None:
+    """Write a folder that transformers' AutoModelForAudioClassification and AutoFeatureExtractor load."""
+    model = _ready(model)
+    _check_labels(tagging.labels, model.config.num_classes)
+    config = describe_config(model.config, tagging.labels)
+    features = describe_features(model.config, tagging.mean, tagging.std)
+    tensors = to_layout(model.state_dict(), HUGGING_FACE, model.config.depth, _HUGGING_FACE_PREFIX)
+    with _published(folder) as aside:
+        aside.mkdir()
+        save_file(tensors, aside / "model.safetensors", {"format": "pt"})
+        (aside / "config.json").write_text(json.dumps(config, indent=2))
+        (aside / "preprocessor_config.json").write_text(json.dumps(features, indent=2))
+        _check_read_back(model, aside)
+
+
+def export_safetensors(model: AST, file: Path) -> None:
+    """Write one file with our own names and, in its metadata, the config; `load_pretrained` needs no more."""
+    model = _ready(model)
+    with _published(file) as aside:
+        save_file(model.state_dict(), aside, {"format": "pt", CONFIG_KEY: json.dumps(asdict(model.config))})
+        _check_read_back(model, aside)
+
+
+def export_onnx(model: AST, tagging: Tagging, file: Path) -> None:
+    """Write an ONNX file: `fbank` (batch, num_frames, num_mel_bins), normalised, to `logits` (batch, num_classes).
+
+    The batch is free. Labels, mean and std are in the file's metadata, as JSON.
+    """
+    model = _ready(model)
+    _check_labels(tagging.labels, model.config.num_classes)
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise ConfigError(f"ONNX needs packages that are not installed ({error}): pip install '.[onnx]'") from error
+    with _published(file) as aside:
+        program = _trace(model)
+        program.model.metadata_props.update({name: json.dumps(value) for name, value in asdict(tagging).items()})
+        program.save(aside)
+        session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
+        for batch_size in (1, 3):
+            fbank_BTM = _draw_fbank(model, batch_size)
+            found = session.run(["logits"], {"fbank": fbank_BTM.numpy()})[0]
+            _check_logits(model(fbank_BTM), torch.from_numpy(found), file)
+
+
+def _trace(model: AST) -> Any:
+    # Two clips, as a batch of one would be taken for a constant. What torch warns of is its own code.
+    with warnings.catch_warnings(action="ignore"):
+        return torch.onnx.export(
+            model,
+            (_draw_fbank(model, 2),),
+            input_names=["fbank"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+
+
+def _ready(model: AST) -> AST:
+    return copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+
+
+def _check_labels(labels: Sequence[str], num_classes: int) -> None:
+    if len(labels) != num_classes:
+        raise MismatchError(f"expected {num_classes} labels, one for each class of the model, found {len(labels)}")
+    if len(set(labels)) != len(labels):
+        twice = next(label for label in labels if list(labels).count(label) > 1)
+        raise InputError(f"expected labels that differ from each other, found {twice!r} twice; rename one")
+
+
+@contextmanager
+def _published(target: Path) -> Iterator[Path]:
+    """Yield a path to write to, on the same disk, that becomes `target` if no error comes."""
+    if target.exists():
+        raise InputError(f"expected nothing at {target}, found an older export; remove it, or choose another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder / target.name
+        (folder / target.name).replace(target)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _check_read_back(model: AST, path: Path) -> None:
+    loaded = load_pretrained(path).eval()
+    expected = model.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        if not torch.equal(tensor, expected[name]):
+            raise CorruptError(f"{path.name}: expected {name} as it was written, found other values; try again")
+    fbank_BTM = _draw_fbank(model, 2)
+    with torch.inference_mode():
+        _check_logits(model(fbank_BTM), loaded(fbank_BTM), path)
+
+
+def _check_logits(expected_BC: Tensor, found_BC: Tensor, path: Path) -> None:
+    difference = float(((expected_BC - found_BC).abs() / expected_BC.abs().clamp(min=1)).max())
+    if not difference <= LOGITS_TOLERANCE:  # also if it is NaN
+        raise CorruptError(
+            f"{path.name}: expected logits within {LOGITS_TOLERANCE} of the model's, found {difference:.1e}"
+        )
+
+
+def _draw_fbank(model: AST, batch_size: int) -> Tensor:
+    shape = (batch_size, model.config.num_frames, model.config.num_mel_bins)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)) / 2
