@@ -16,7 +16,7 @@ class SoundClass:
     """(generator, number of samples, rate in Hz) → (S,) float32."""
     train_share: float
     """Part of the training segments that carry the label: AudioSet's long tail in small."""
-    level_db: tuple[float, float] = (-16.0, -4.0)
+    level_db: tuple[float, float] = (-13.0, -3.0)
     """Range of the peak level; noises are kept low so that they don't bury the rest."""
 
 
@@ -27,14 +27,14 @@ CLASSES = (
     SoundClass("/m/07qc9xj", "Clicking", sounds.clicking, 0.095),
     SoundClass("/m/07rcgpl", "Hum", sounds.hum, 0.53, (-24.0, -10.0)),
     SoundClass("/m/028v0c", "Silence", sounds.silence, 0.05),
-    SoundClass("/m/01v_m0", "Sine wave", sounds.sine_wave, 0.23, (-24.0, -8.0)),
-    SoundClass("/m/0b9m1", "Harmonic", sounds.harmonic, 0.13, (-20.0, -6.0)),
-    SoundClass("/m/0hdsk", "Chirp tone", sounds.chirp_tone, 0.07, (-20.0, -6.0)),
+    SoundClass("/m/01v_m0", "Sine wave", sounds.sine_wave, 0.23, (-16.0, -6.0)),
+    SoundClass("/m/0b9m1", "Harmonic", sounds.harmonic, 0.13, (-17.0, -6.0)),
+    SoundClass("/m/0hdsk", "Chirp tone", sounds.chirp_tone, 0.07, (-17.0, -6.0)),
     SoundClass("/m/07pt_g0", "Pulse", sounds.pulse, 0.06),
-    SoundClass("/m/07rgkc5", "Static", sounds.static, 0.11, (-20.0, -8.0)),
-    SoundClass("/m/0chx_", "White noise", sounds.white_noise, 0.2, (-36.0, -22.0)),
-    SoundClass("/m/0cj0r", "Pink noise", sounds.pink_noise, 0.08, (-30.0, -18.0)),
+    SoundClass("/m/07rgkc5", "Static", sounds.static, 0.11, (-16.0, -6.0)),
+    SoundClass("/m/0chx_", "White noise", sounds.white_noise, 0.2, (-34.0, -24.0)),
+    SoundClass("/m/0cj0r", "Pink noise", sounds.pink_noise, 0.08, (-28.0, -18.0)),
     SoundClass("/m/07p_0gm", "Throbbing", sounds.throbbing, 0.0275),
-    SoundClass("/m/01jwx6", "Vibration", sounds.vibration, 0.0425, (-18.0, -6.0)),
+    SoundClass("/m/01jwx6", "Vibration", sounds.vibration, 0.0425, (-15.0, -5.0)),
 )
 SILENCE = "/m/028v0c"

@@ -76,7 +76,8 @@ def _encode(clip: Clip, waveform: np.ndarray, path: Path) -> None:
         packed = (waveform.T * FULL_SCALE).astype(np.int16).reshape(1, -1)
         # One frame for all: the encoder then works through it without Python, and threads run side by side.
         frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
-        frame.sample_rate = clip.rate_hz
+        # Without a time stamp the run-up of the encoder would count as sound.
+        frame.sample_rate, frame.pts = clip.rate_hz, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 

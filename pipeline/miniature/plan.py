@@ -186,9 +186,9 @@ def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> Clip:
 
 
 def _plan_sound(rng: Generator, mid: str, from_ms: int, to_ms: int) -> Sound:
-    """Place a sound of at least a third of the given time, and at least 2.5 s if there are, in that time."""
+    """Place a sound that takes at least half of the given time in that time."""
     room_ms = to_ms - from_ms
-    length_ms = max(min(room_ms, 2_500), round(room_ms * rng.uniform(0.35, 1.0)))
+    length_ms = round(room_ms * rng.uniform(0.5, 1.0))
     start_ms = from_ms + round(float(rng.uniform(0, room_ms - length_ms)))
     level_db = round(float(rng.uniform(*LEVELS_DB[mid])), 1)
     return Sound(mid, start_ms, start_ms + length_ms, level_db, round(float(rng.uniform(0.25, 0.75)), 2))

@@ -93,7 +93,7 @@ def siren(rng: Generator, num_samples: int, rate: int) -> Wave:
 
 
 def beep(rng: Generator, num_samples: int, rate: int) -> Wave:
-    frequency_hz, on_s = log_uniform(rng, 900, MAX_TONE_HZ), rng.uniform(0.07, 0.25)
+    frequency_hz, on_s = log_uniform(rng, 1000, 3000), rng.uniform(0.08, 0.25)
     off_s = rng.uniform(0.1, 0.6)
     burst = gate(tone(frequency_hz, round(on_s * rate), rate), rate)
     return placed([(at, burst) for at in onsets(num_samples, rate, lambda: on_s + off_s)], num_samples, rate)
@@ -101,7 +101,7 @@ def beep(rng: Generator, num_samples: int, rate: int) -> Wave:
 
 def clicking(rng: Generator, num_samples: int, rate: int) -> Wave:
     period_s, jitter = log_uniform(rng, 0.12, 0.5), rng.uniform(0, 0.4)
-    decay_s = rng.uniform(0.001, 0.004)
+    decay_s = rng.uniform(0.002, 0.005)
 
     def click() -> Wave:
         length = round(8 * decay_s * rate)
@@ -124,7 +124,7 @@ def silence(rng: Generator, num_samples: int, rate: int) -> Wave:
 
 
 def sine_wave(rng: Generator, num_samples: int, rate: int) -> Wave:
-    return tone(log_uniform(rng, 300, MAX_TONE_HZ), num_samples, rate)
+    return tone(log_uniform(rng, 300, 2500), num_samples, rate)
 
 
 def harmonic(rng: Generator, num_samples: int, rate: int) -> Wave:
@@ -149,7 +149,7 @@ def chirp_tone(rng: Generator, num_samples: int, rate: int) -> Wave:
 
 
 def pulse(rng: Generator, num_samples: int, rate: int) -> Wave:
-    period_s, decay_s = log_uniform(rng, 0.35, 1.1), rng.uniform(0.04, 0.09)
+    period_s, decay_s = log_uniform(rng, 0.35, 1.1), rng.uniform(0.05, 0.12)
     length = round(6 * decay_s * rate)
     # A thump: the pitch falls while it dies away.
     pitch_hz = rng.uniform(60, 110) * (1 + 3 * np.exp(-times(length, rate) / 0.015))
@@ -161,7 +161,7 @@ def static(rng: Generator, num_samples: int, rate: int) -> Wave:
     # Sparse impulses with heavy tails over a hiss that comes and goes.
     crackle = rng.standard_normal(num_samples, dtype=np.float32) ** 3
     crackle[rng.random(num_samples, dtype=np.float32) > rng.uniform(60, 250) / rate] = 0
-    hiss = rng.standard_normal(num_samples, dtype=np.float32) * 0.25
+    hiss = rng.standard_normal(num_samples, dtype=np.float32) * 0.15
     block = round(rng.uniform(0.03, 0.12) * rate)
     levels = (rng.random(num_samples // block + 1) < 0.5).astype(np.float32)
     return crackle + hiss * np.repeat(levels, block)[:num_samples]
