@@ -22,6 +22,7 @@ from pipeline.shards import (
     SidecarRow,
     digest_of,
     read_sidecar,
+    seal_of,
     shard_name,
     shard_settings,
     write_sidecar,
@@ -61,11 +62,11 @@ def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport:
     with store.scratch() as folder:
         tar = folder / "shard.tar"
         rows = _write_clips(plan, conversion, tar)
-        num_bytes = tar.stat().st_size
+        seal = seal_of(tar)
         if any(row.status == WRITTEN for row in rows):
             store.publish(tar, shard_name(plan.split, plan.shard_id, "tar"))
-        write_sidecar(store, sidecar, rows, conversion.fingerprint)
-    return _report(plan, [(row.status, row.reason) for row in rows], num_bytes, is_new=True)
+        write_sidecar(store, sidecar, rows, conversion.fingerprint, seal)
+    return _report(plan, [(row.status, row.reason) for row in rows], seal.num_bytes, is_new=True)
 
 
 def _write_clips(plan: ShardPlan, conversion: Conversion, tar: Path) -> list[SidecarRow]:

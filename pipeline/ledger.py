@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.errors import MismatchError
 from pipeline.records import Kind, Reason, Segment, ShardPlan
-from pipeline.shards import SIDECAR_SCHEMA, WRITTEN, digest_of, read_sidecar
+from pipeline.shards import SIDECAR_SCHEMA, WRITTEN, Seal, digest_of, read_sidecar, sidecar_seal
 from pipeline.storage import Store
 
 NUM_READERS = 16
@@ -35,6 +35,12 @@ def read_ledger(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR
     books["_rank"] = books["status"].eq(WRITTEN)
     books = books.sort_values(["key", "_rank", "attempts", "shard"], kind="stable", ignore_index=True)
     return books.drop_duplicates("key", keep="last", ignore_index=True).drop(columns="_rank")
+
+
+def read_seals(store: Store, shards: Sequence[str]) -> list[Seal]:
+    """Read from the sidecars of shards, named without extension, what their tars are known by."""
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return list(pool.map(lambda shard: sidecar_seal(read_sidecar(store, f"{shard}.parquet", ["key"])), shards))
 
 
 def _check_fingerprint(table: pa.Table, fingerprint: str, where: str) -> None:

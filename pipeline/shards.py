@@ -80,11 +80,27 @@ ARROW_TYPES: dict[Any, pa.DataType] = {
     float: pa.float64(),
     tuple[str, ...]: pa.list_(pa.string()),
 }
+SIDECAR_METADATA = {b"fingerprint", b"tar_bytes", b"tar_digest"}
 SIDECAR_SCHEMA = pa.schema([(field.name, ARROW_TYPES[field.type]) for field in dataclasses.fields(SidecarRow)])
 
 
 def shard_name(split: str, shard_id: str, extension: str) -> str:
     return f"shards/{split}/{shard_id}.{extension}"
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What a tar is known by, byte for byte."""
+
+    num_bytes: int
+    digest: str
+    """SHA-256 of the whole tar."""
+
+
+def seal_of(tar: Path) -> Seal:
+    """Seal a complete local tar."""
+    with tar.open("rb") as stream:
+        return Seal(tar.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 class ShardWriter:
@@ -160,21 +176,31 @@ def parse_fbank(member: bytes | memoryview, num_frames: int) -> np.ndarray:
     return np.frombuffer(member, FBANK_DTYPE, offset=len(member) - expected).reshape(num_frames, NUM_MEL_BINS)
 
 
-def write_sidecar(store: Store, name: str, rows: list[SidecarRow], fingerprint: str) -> None:
+def write_sidecar(store: Store, name: str, rows: list[SidecarRow], fingerprint: str, seal: Seal) -> None:
     """Publish a shard's sidecar; the shard counts as done from then on."""
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=SIDECAR_SCHEMA)
+    metadata = {"fingerprint": fingerprint, "tar_bytes": str(seal.num_bytes), "tar_digest": seal.digest}
     out = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"fingerprint": fingerprint}), out, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(metadata), out, compression="zstd")
     store.write_bytes(name, out.getvalue())
 
 
+def sidecar_seal(sidecar: pa.Table) -> Seal:
+    """Return the seal of the tar that a sidecar, as `read_sidecar` returns it, belongs to."""
+    metadata = sidecar.schema.metadata
+    return Seal(int(metadata[b"tar_bytes"]), metadata[b"tar_digest"].decode())
+
+
 def read_sidecar(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a sidecar; its fingerprint is in the schema's metadata."""
+    """Read a sidecar; the fingerprint and the tar's seal are in the schema's metadata."""
     try:
         table = pq.read_table(io.BytesIO(store.read_bytes(name)), columns=columns)
     except (pa.ArrowInvalid, KeyError) as error:
         raise CorruptError(f"{store.url(name)} is no sidecar: {error}; remove it and run again") from error
     missing = set(columns or SIDECAR_SCHEMA.names) - set(table.column_names)
-    if missing or b"fingerprint" not in (table.schema.metadata or {}):
-        raise CorruptError(f"{store.url(name)} is no sidecar of this version: it lacks {sorted(missing)}")
+    missing |= {key.decode() for key in SIDECAR_METADATA - (table.schema.metadata or {}).keys()}
+    if missing:
+        raise CorruptError(
+            f"{store.url(name)} is no sidecar of this version: it lacks {sorted(missing)}; remove it and run again"
+        )
     return table

@@ -17,14 +17,15 @@ from scipy import sparse
 from pipeline.errors import CorruptError, InputError, MismatchError, NoClipsError
 from pipeline.fbank import NUM_MEL_BINS
 from pipeline.labels import Labels, parse_labels
-from pipeline.ledger import read_ledger
-from pipeline.shards import FAILED, WRITTEN, digest_of, shard_settings
+from pipeline.ledger import read_ledger, read_seals
+from pipeline.shards import FAILED, WRITTEN, Seal, digest_of, shard_settings
 from pipeline.storage import Store
 from pipeline.weights import class_balanced_weights
 
 LATEST = "latest.json"
 HELD_OUT_SPLITS = ("eval", "valid", "test")
 """Splits that nothing is learnt from: no weights, no part in the statistics."""
+PARTS = ("index.parquet", "labels.csv", "shards.parquet")
 INDEX_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -51,6 +52,8 @@ class Snapshot:
     labels: Labels
     stats: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    seals: Mapping[str, Seal]
+    """Of each shard, by its name with extension."""
 
     @property
     def mean(self) -> float:
@@ -64,7 +67,8 @@ class Snapshot:
     @cached_property
     def splits(self) -> np.ndarray:
         """Split of each clip (N,)."""
-        return self.index["split"].to_pandas().to_numpy()
+        column = self.index["split"].combine_chunks()
+        return np.asarray(column.dictionary.to_pylist())[column.indices.to_numpy()]
 
     def rows_of(self, splits: tuple[str, ...]) -> np.ndarray:
         """Row numbers of the clips of some splits, ascending."""
@@ -113,12 +117,27 @@ def build_snapshot(store: Store, labels: Labels, keep_audio: bool) -> Snapshot:
         weights[is_train] = class_balanced_weights(targets[is_train])
     index = _index_table(clips, label_lists, weights)
     stats = _statistics(clips, targets, is_train)
-    parts = {"index.parquet": _parquet_bytes(index), "labels.csv": labels.to_csv().encode()}
+    seals = _read_seals(store, index)
+    parts = {
+        "index.parquet": _parquet_bytes(index),
+        "labels.csv": labels.to_csv().encode(),
+        "shards.parquet": _parquet_bytes(_seal_table(seals)),
+    }
     snapshot_id = digest_of({name: hashlib.sha256(data).hexdigest() for name, data in parts.items()} | {"stats": stats})
     manifest = {"fingerprint": digest_of(settings), "settings": settings, "books": balance_books(books)}
-    snapshot = Snapshot(store, snapshot_id, index, labels, stats, manifest)
+    snapshot = Snapshot(store, snapshot_id, index, labels, stats, manifest, seals)
     _publish(snapshot, parts)
     return snapshot
+
+
+def _read_seals(store: Store, index: pa.Table) -> dict[str, Seal]:
+    names = sorted(index["shard"].combine_chunks().dictionary.to_pylist())
+    return dict(zip(names, read_seals(store, [name.removesuffix(".tar") for name in names]), strict=True))
+
+
+def _seal_table(seals: Mapping[str, Seal]) -> pa.Table:
+    rows = [{"shard": name, "num_bytes": seal.num_bytes, "digest": seal.digest} for name, seal in seals.items()]
+    return pa.Table.from_pylist(rows)
 
 
 def _describe_failures(books: pd.DataFrame) -> str:
@@ -223,14 +242,16 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
         raise NoClipsError(
             f"expected the snapshot {snapshot_id or '(latest)'} in {store.root}, found none; preprocess first"
         )
-    files = {name: store.read_bytes(f"{folder}/{name}") for name in ("index.parquet", "labels.csv")}
+    files = {name: store.read_bytes(f"{folder}/{name}") for name in PARTS}
     stats = store.read_json(f"{folder}/stats.json")
     found = digest_of({name: hashlib.sha256(data).hexdigest() for name, data in files.items()} | {"stats": stats})
     if found != snapshot_id:
         raise CorruptError(f"{store.url(folder)}: expected content with the digest in its name, found {found}: edited?")
     index = pq.read_table(io.BytesIO(files["index.parquet"]))
     labels = parse_labels(files["labels.csv"].decode(), f"{folder}/labels.csv")
-    return Snapshot(store, snapshot_id, index, labels, stats, store.read_json(f"{folder}/manifest.json"))
+    shards = pq.read_table(io.BytesIO(files["shards.parquet"])).to_pylist()
+    seals = {row["shard"]: Seal(row["num_bytes"], row["digest"]) for row in shards}
+    return Snapshot(store, snapshot_id, index, labels, stats, store.read_json(f"{folder}/manifest.json"), seals)
 
 
 def check_fingerprint(snapshot: Snapshot) -> None:

@@ -63,10 +63,15 @@ class Store:
 
     def list(self, folder: str, suffix: str = "") -> list[str]:
         """Names under a folder, at any depth, sorted, without hidden ones; none if there is no such folder."""
+        return list(self.sizes(folder, suffix))
+
+    def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
+        """Bytes of each file that `list` names, in one listing."""
         with self._errors("list", folder):
-            found = self.fs.find(self.path(folder))
-        names = (path[len(self.base) + 1 :] for path in found)
-        return sorted(name for name in names if name.endswith(suffix) and "/." not in f"/{name}")
+            found = self.fs.find(self.path(folder), detail=True)
+        assert isinstance(found, dict), "fsspec's find returns a dict with details"
+        names = {path[len(self.base) + 1 :]: int(entry["size"]) for path, entry in sorted(found.items())}
+        return {name: size for name, size in names.items() if name.endswith(suffix) and "/." not in f"/{name}"}
 
     def read_bytes(self, name: str) -> bytes:
         with self._errors("read", name):
@@ -108,6 +113,11 @@ class Store:
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
             file.replace(target)
+
+    def fetch(self, name: str, file: Path) -> None:
+        """Copy a file of the store to a local one, in bounded memory."""
+        with self._errors("read", name):
+            self.fs.get_file(self.path(name), str(file))
 
     def remove(self, name: str) -> None:
         with self._errors("remove", name):

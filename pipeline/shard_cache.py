@@ -1,0 +1,122 @@
+"""Shards of a remote store on the node's own disk, shared by the node's processes.
+
+A shard is named by its digest, fetched by one process at a time, compared with its seal and only then renamed to the
+name under which it is read. So what a killed process leaves behind is never read.
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError, CorruptError, StoreError
+from pipeline.shards import Seal
+from pipeline.storage import Store
+from pipeline.verify import check_tar
+
+log = logging.getLogger(__name__)
+NUM_DOWNLOADS = 2
+"""Attempts at a shard whose bytes came wrong."""
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """A folder with a limit, for the shards of one snapshot. Other snapshots may use the same folder."""
+
+    folder: Path
+    max_bytes: int
+    store: Store
+    seals: Mapping[str, Seal]
+
+    def check(self) -> None:
+        """Make the folder. Raises ConfigError if it can't be used, or holds less than one shard."""
+        largest = max(seal.num_bytes for seal in self.seals.values())
+        if self.max_bytes < largest:
+            raise ConfigError(
+                f"the cache may hold {self.max_bytes} bytes, but the largest shard has {largest}; raise"
+                " cache.max_gb, or set cache.folder to '' to read without a cache"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._lock("room"):
+                probe = self.folder / "probe"
+                probe.write_bytes(b"0" * 4096)
+                probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"can't write to the cache folder {self.folder}: {error}; set cache.folder to one that is writable and"
+                " has space, or to '' to read without a cache"
+            ) from error
+
+    def find(self, name: str) -> Path | None:
+        """Return where a shard lies, and note its use; None if it isn't there."""
+        file = self._file(name)
+        try:
+            os.utime(file)
+        except FileNotFoundError:
+            return None
+        return file
+
+    def fetch(self, name: str) -> Path:
+        """Return where a shard lies, after fetching it if need be.
+
+        Raises CorruptError if the store's shard is not the indexed one, StoreError if it can't be read or kept.
+        """
+        if found := self.find(name):
+            return found
+        with self._lock(self.seals[name].digest):
+            return self.find(name) or self._download(name)
+
+    def drop(self, name: str) -> None:
+        """Remove a shard, for instance one that turned out to be damaged."""
+        self._file(name).unlink(missing_ok=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{self.seals[name].digest}.tar"
+
+    def _download(self, name: str) -> Path:
+        seal, target = self.seals[name], self._file(name)
+        part = target.with_suffix(".part")
+        try:
+            for attempt in range(NUM_DOWNLOADS):
+                self._make_room(part, seal.num_bytes)
+                self.store.fetch(name, part)
+                try:
+                    check_tar(part, seal, self.store.url(name))
+                    break
+                except CorruptError:
+                    if attempt + 1 == NUM_DOWNLOADS:
+                        raise
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+            part.replace(target)
+        except OSError as error:
+            raise StoreError(f"can't keep {name} in the cache folder {self.folder}: {error}") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return target
+
+    def _make_room(self, part: Path, num_bytes: int) -> None:
+        """Remove the shards that were longest without use, then claim the space with an empty file of full size."""
+        with self._lock("room"):
+            held = [(entry.stat(), Path(entry)) for entry in os.scandir(self.folder) if Path(entry) != part]
+            held.sort(key=lambda item: item[0].st_mtime_ns)
+            total = sum(stat.st_size for stat, _ in held)
+            for stat, file in held:
+                if total + num_bytes <= self.max_bytes:
+                    break
+                if file.suffix == ".tar":
+                    file.unlink(missing_ok=True)
+                    total -= stat.st_size
+            with part.open("wb") as stream:
+                os.truncate(stream.fileno(), num_bytes)
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """Hold a lock among all processes and threads of the node; it ends with its holder."""
+        with (self.folder / f"{name}.lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
