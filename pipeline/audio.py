@@ -11,6 +11,7 @@ from io import BytesIO
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.error import FFmpegError
 
 from pipeline.errors import InputError
 from pipeline.fbank import FRAME_LENGTH, SAMPLE_RATE_HZ
@@ -87,6 +88,24 @@ def encode_flac(waveform: np.ndarray) -> bytes:
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
+
+
+def decode_flac(content: bytes) -> np.ndarray:
+    """Decode what `encode_flac` made → (S,) int16. Raises InputError if it is something else, or damaged."""
+    try:
+        with av.open(BytesIO(content), "r", format="flac") as container:
+            frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
+            stream = container.streams.audio[0]
+            num_samples = stream.duration
+    except FFmpegError as error:
+        raise InputError(f"expected 16 kHz mono FLAC, found {len(content)} bytes that can't be decoded") from error
+    waveform = np.concatenate(frames) if frames else np.zeros(0, np.int16)
+    if waveform.dtype != np.int16 or stream.rate != SAMPLE_RATE_HZ or len(waveform) != num_samples:
+        raise InputError(
+            f"expected {num_samples} samples of 16-bit FLAC at {SAMPLE_RATE_HZ} Hz, found {len(waveform)} of"
+            f" {waveform.dtype} at {stream.rate} Hz"
+        )
+    return waveform
 
 
 def _read(content: bytes | str, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:

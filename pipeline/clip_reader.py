@@ -133,8 +133,8 @@ class _OpenShard:
                 f"the shard {path} is in the snapshot but not on disk; restore it or preprocess"
             ) from error
 
-    def read_into(self, offset: int, *parts: bytearray | np.ndarray) -> int:
-        return os.preadv(self._file.fileno(), parts, offset)
+    def read_into(self, offset: int, head: bytearray, out: np.ndarray) -> int:
+        return os.preadv(self._file.fileno(), [head, out], offset)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

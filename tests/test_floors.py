@@ -16,7 +16,7 @@ FLOORS = {
         "pipeline.storage pipeline.labels pipeline.segments pipeline.sources pipeline.fbank pipeline.media"
         " pipeline.audio pipeline.weights pipeline.progress pipeline.cluster pipeline.miniature"
     ),
-    2: "pipeline.shards pipeline.ledger pipeline.snapshot",
+    2: "pipeline.shards pipeline.ledger pipeline.snapshot pipeline.verify pipeline.shard_cache pipeline.clip_reader",
     3: "pipeline.convert",
     4: "ast_model.schedule ast_model.config ast_model.world",
     5: (
@@ -37,7 +37,10 @@ MODULES = [module for floor in FLOORS.values() for module in floor.split()]
 
 USED_BY_AST_MODEL = {
     f"pipeline.{name}"
-    for name in "records errors config labels audio fbank storage shards snapshot weights progress".split()
+    for name in (
+        "records errors config labels audio fbank storage shards snapshot verify shard_cache clip_reader weights"
+        " progress"
+    ).split()
 }
 """What describes data, and progress."""
 
