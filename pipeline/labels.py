@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import BinaryIO, cast
 
 import fsspec
 import numpy as np
@@ -48,10 +49,11 @@ class Labels:
 def read_labels(path: str) -> Labels:
     """Read a `class_labels_indices.csv` from a path or address."""
     try:
-        with fsspec.open(path, "rt", encoding="utf-8-sig", newline="") as file:
-            return parse_labels(file.read(), str(path))
+        with fsspec.open(path, "rb") as file:
+            text = cast(BinaryIO, file).read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"can't read the labels {path}: {type(error).__name__}: {error}") from error
+    return parse_labels(text, str(path))
 
 
 def parse_labels(text: str, where: str) -> Labels:

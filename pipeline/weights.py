@@ -15,6 +15,6 @@ def class_balanced_weights(targets: np.ndarray | sparse.csr_array) -> np.ndarray
     """
     counts = np.asarray(targets.sum(axis=0), dtype=np.float64).ravel()
     if not counts.any():
-        raise InputError(f"expected at least one label in {targets.shape[0]} clips, found none: nothing to draw by")
+        raise InputError("expected clips with at least one label, found none: nothing to draw by")
     weight_of_label = 1000.0 / (counts + 0.01)
     return np.asarray(targets @ weight_of_label, dtype=np.float64)
