@@ -63,7 +63,7 @@ class HttpSource:
                 content = self._read(response, deadline)
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
             return Failure(Reason.TIMED_OUT, f"{address}: {error}")
-        except urllib3.exceptions.IncompleteRead as error:
+        except urllib3.exceptions.ProtocolError as error:
             return Failure(Reason.TRUNCATED, f"{address}: {error}")
         except (requests.ConnectionError, urllib3.exceptions.HTTPError) as error:
             return Failure(Reason.CONNECTION, f"{address}: {error}")
