@@ -25,6 +25,8 @@ SEEK_MARGIN_MS = 1_000
 """Decoding starts this long before the segment: decoders need a run-up, containers round."""
 CUT_MARGIN_MS = 20
 """Resampled with the segment on both sides, so that the filter sees what lies around it."""
+CUT_GRID_MS = 40
+"""Times that fall on whole samples at all usual rates, such as 11,025 Hz; the cut is taken from there."""
 END_TOLERANCE_S = 0.5
 """A file that ends less than this before its stated end is whole."""
 MAX_FILE_MS = 3_600_000
@@ -110,7 +112,7 @@ def decode_flac(content: bytes) -> np.ndarray:
 
 def _read(content: bytes | str, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:
     """Decode, resample and cut → (S,) float32, empty if there is nothing, and what is known of the file."""
-    window_start_ms = max(start_ms - CUT_MARGIN_MS, 0)
+    window_start_ms = max(start_ms - CUT_MARGIN_MS, 0) // CUT_GRID_MS * CUT_GRID_MS
     # The second try reads from the file's start: some files have a wrong index, or none.
     for first_ms in (start_ms - SEEK_MARGIN_MS, 0):
         with open_media(content) as container:
