@@ -1,12 +1,85 @@
+"""A small store made of a small miniature, an S3 service and a Ray, each made once."""
+
 from collections.abc import Iterator
 
 import boto3
 import pytest
 import requests
+import torch
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
+from pipeline.config import FetchConfig
+from pipeline.convert import Conversion, convert_shard
+from pipeline.labels import Labels, read_labels
+from pipeline.ledger import BOOK_COLUMNS, plan_shards, read_ledger
+from pipeline.miniature import Miniature, make_miniature, serve_miniature
+from pipeline.records import ShardPlan, ShardReport
+from pipeline.segments import read_segments
+from pipeline.snapshot import Snapshot, build_snapshot
+from pipeline.sources import HttpSource
 from pipeline.storage import Store
+
+CLIPS_PER_SHARD = 7
+
+torch.set_num_threads(1)  # more would wait for each other on few cores
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
+    return make_miniature(tmp_path_factory.mktemp("small") / "miniature", num_train=24, num_eval=8)
+
+
+@pytest.fixture(scope="session")
+def media_address(miniature: Miniature) -> Iterator[str]:
+    """The miniature's media on loopback, with their faults."""
+    with serve_miniature(miniature.folder) as server:
+        yield server.media_address
+
+
+@pytest.fixture(scope="session")
+def labels(miniature: Miniature) -> Labels:
+    return read_labels(str(miniature.metadata_folder / "class_labels_indices.csv"))
+
+
+@pytest.fixture(scope="session")
+def conversion(media_address: str, tmp_path_factory: pytest.TempPathFactory) -> Conversion:
+    """How the small store's shards are made."""
+    fetch = FetchConfig(deadline_s=1.0, backoff_s=0.01, num_threads=4)
+    store = Store(str(tmp_path_factory.mktemp("small") / "store"))
+    return Conversion(store, HttpSource(media_address, fetch), fetch, keep_audio=True)
+
+
+@pytest.fixture(scope="session")
+def plans(miniature: Miniature, conversion: Conversion) -> list[ShardPlan]:
+    """All shards of the small store, as they were planned before there were any."""
+    splits = ("balanced_train", "unbalanced_train", "eval")
+    segments = [
+        segment
+        for split in splits
+        for segment in read_segments(str(miniature.metadata_folder / f"{split}_segments.csv"))
+    ]
+    books = read_ledger(Store(f"{conversion.store.root}/empty"), conversion.fingerprint, BOOK_COLUMNS)
+    return plan_shards(segments, books, CLIPS_PER_SHARD)
+
+
+@pytest.fixture(scope="session")
+def reports(plans: list[ShardPlan], conversion: Conversion) -> list[ShardReport]:
+    """Of making the small store's shards, in the order of the plans."""
+    return [convert_shard(plan, conversion) for plan in plans]
+
+
+@pytest.fixture(scope="session")
+def snapshot(reports: list[ShardReport], conversion: Conversion, labels: Labels) -> Snapshot:
+    """The small store's snapshot."""
+    assert reports
+    return build_snapshot(conversion.store, labels, conversion.keep_audio)
+
+
+@pytest.fixture(scope="session")
+def small_store(snapshot: Snapshot) -> Store:
+    """Shards and a snapshot of the small miniature. Tests may add to it, not change it."""
+    return snapshot.store
 
 
 @pytest.fixture(scope="session")
