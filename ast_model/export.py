@@ -4,7 +4,9 @@ Each export is written aside, read back, held against the model, and only then g
 """
 
 import copy
+import dataclasses
 import json
+import math
 import shutil
 import tempfile
 import warnings
@@ -43,8 +45,12 @@ class Tagging:
 
 
 def export_hugging_face(model: AST, tagging: Tagging, folder: Path) -> None:
-    """Write a folder that transformers' AutoModelForAudioClassification and AutoFeatureExtractor load."""
-    model = _ready(model)
+    """Write a folder that transformers' AutoModelForAudioClassification and AutoFeatureExtractor load.
+
+    Its logits are the model's. Its embeddings are as many times smaller as `_with_one_epsilon` says.
+    """
+    original = _ready(model)
+    model = _with_one_epsilon(original)
     _check_labels(tagging.labels, model.config.num_classes)
     config = describe_config(model.config, tagging.labels)
     features = describe_features(model.config, tagging.mean, tagging.std)
@@ -54,7 +60,7 @@ def export_hugging_face(model: AST, tagging: Tagging, folder: Path) -> None:
         save_file(tensors, aside / "model.safetensors", {"format": "pt"})
         (aside / "config.json").write_text(json.dumps(config, indent=2))
         (aside / "preprocessor_config.json").write_text(json.dumps(features, indent=2))
-        _check_read_back(model, aside)
+        _check_read_back(model, original, aside)
 
 
 def export_safetensors(model: AST, file: Path) -> None:
@@ -62,7 +68,7 @@ def export_safetensors(model: AST, file: Path) -> None:
     model = _ready(model)
     with _published(file) as aside:
         save_file(model.state_dict(), aside, {"format": "pt", CONFIG_KEY: json.dumps(asdict(model.config))})
-        _check_read_back(model, aside)
+        _check_read_back(model, model, aside)
 
 
 def export_onnx(model: AST, tagging: Tagging, file: Path) -> None:
@@ -73,8 +79,8 @@ def export_onnx(model: AST, tagging: Tagging, file: Path) -> None:
     model = _ready(model)
     _check_labels(tagging.labels, model.config.num_classes)
     try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it
+        import onnxruntime  # pyright: ignore[reportMissingImports]
+        import onnxscript  # noqa: F401 # pyright: ignore[reportMissingImports] - torch's exporter needs it
     except ImportError as error:
         raise ConfigError(f"ONNX needs packages that are not installed ({error}): pip install '.[onnx]'") from error
     with _published(file) as aside:
@@ -85,7 +91,22 @@ def export_onnx(model: AST, tagging: Tagging, file: Path) -> None:
         for batch_size in (1, 3):
             fbank_BTM = _draw_fbank(model, batch_size)
             found = session.run(["logits"], {"fbank": fbank_BTM.numpy()})[0]
-            _check_logits(model(fbank_BTM), torch.from_numpy(found), file)
+            _check_logits(model(fbank_BTM), torch.from_numpy(found), aside)
+
+
+def _with_one_epsilon(model: AST) -> AST:
+    """Return a model of the same logits whose head has the blocks' epsilon, as Hugging Face's AST must.
+
+    A LayerNorm of a·x with a²·eps is that of x with eps. So the LayerNorm before the head's makes its output smaller
+    by a: for the paper's 1e-6 and 1e-5 by √10.
+    """
+    config = dataclasses.replace(model.config, head_norm_eps=model.config.norm_eps)
+    factor = math.sqrt(config.norm_eps / model.config.head_norm_eps)
+    changed = AST(config).eval().requires_grad_(False)
+    changed.load_state_dict(model.state_dict())
+    changed.norm.weight.mul_(factor)
+    changed.norm.bias.mul_(factor)
+    return changed
 
 
 def _trace(model: AST) -> Any:
@@ -128,15 +149,14 @@ def _published(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _check_read_back(model: AST, path: Path) -> None:
-    loaded = load_pretrained(path).eval()
-    expected = model.state_dict()
+def _check_read_back(written: AST, original: AST, path: Path) -> None:
+    loaded, expected = load_pretrained(path).eval(), written.state_dict()
     for name, tensor in loaded.state_dict().items():
         if not torch.equal(tensor, expected[name]):
             raise CorruptError(f"{path.name}: expected {name} as it was written, found other values; try again")
-    fbank_BTM = _draw_fbank(model, 2)
+    fbank_BTM = _draw_fbank(original, 2)
     with torch.inference_mode():
-        _check_logits(model(fbank_BTM), loaded(fbank_BTM), path)
+        _check_logits(original(fbank_BTM), loaded(fbank_BTM), path)
 
 
 def _check_logits(expected_BC: Tensor, found_BC: Tensor, path: Path) -> None:

@@ -50,10 +50,7 @@ def read_config(description: Mapping[str, Any]) -> ASTConfig:
 
 
 def describe_config(config: ASTConfig, labels: Sequence[str]) -> dict[str, Any]:
-    """Return the `config.json` of a model with these labels.
-
-    Theirs has one epsilon, ours two: the one of the blocks is kept, where tokens are small enough for it to matter.
-    """
+    """Return the `config.json` of a model with these labels; its two epsilons must be one."""
     if config.patch_freq != config.patch_time:
         raise ConfigError(
             f"Hugging Face's AST has square patches, but this model's are {config.patch_freq} bins × "

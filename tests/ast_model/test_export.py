@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ TAGGING = Tagging(labels=("Speech", "Dog, barking", "Rain"), mean=-5.5, std=3.25
 
 
 def small_model(stride: int = 16, num_frames: int = 128, **overrides: Any) -> AST:
-    torch.manual_seed(0)
+    """Return a model with larger weights than new ones, so that its logits are as large as a trained one's."""
     shape = {"num_classes": 3, "width": 48, "depth": 2, "num_heads": 3, **overrides}
-    return AST(ASTConfig(freq_stride=stride, time_stride=stride, num_frames=num_frames, **shape)).eval()
+    model = AST(ASTConfig(freq_stride=stride, time_stride=stride, num_frames=num_frames, **shape)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.1, generator=generator).add_(parameter.ndim == 1)
+    torch.nn.init.normal_(model.head.linear.weight, generator=generator)
+    return model
 
 
 @pytest.mark.parametrize("num_frames", [128, 512, 1024])
@@ -98,12 +104,21 @@ def test_onnxruntime_gives_our_logits_for_any_batch(tmp_path: Path) -> None:
     assert json.loads(metadata["mean"]) == -5.5
 
 
-def test_an_export_that_does_not_read_back_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: torch.nn.init.ones_(model.head.linear.bias), r"expected head\.linear\.bias as it was written"),
+        (lambda model: setattr(model.norm, "eps", 0.1), r"expected logits within 0\.0001 of the model's, found"),
+    ],
+)
+def test_an_export_that_does_not_read_back_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[AST], Any], message: str
+) -> None:
     other = small_model()
-    torch.nn.init.ones_(other.head.linear.bias)
+    change(other)
     monkeypatch.setattr("ast_model.export.load_pretrained", lambda path: other)
-    with pytest.raises(CorruptError, match=r"expected head\.linear\.bias as it was written"):
-        export_hugging_face(small_model(), TAGGING, tmp_path / "ast")
+    with pytest.raises(CorruptError, match=message):
+        export_safetensors(small_model(), tmp_path / "ast.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
