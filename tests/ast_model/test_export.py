@@ -14,7 +14,6 @@ from ast_model.model import AST, ASTConfig
 from ast_model.pretrained import load_pretrained
 from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
 
-torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 
 TAGGING = Tagging(labels=("Speech", "Dog, barking", "Rain"), mean=-5.5, std=3.25)

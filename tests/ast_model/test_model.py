@@ -6,7 +6,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from ast_model.model import AST, ASTConfig, adapt_positions
 from pipeline.errors import ConfigError, InputError
 
-torch.set_num_threads(1)
 
 SMALL = ASTConfig(num_classes=7, num_frames=128, width=24, depth=2, num_heads=3)
 

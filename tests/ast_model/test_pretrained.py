@@ -25,7 +25,6 @@ SHAPE: dict[str, Any] = {
     "num_labels": NUM_CLASSES,
 }
 
-torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 
 
