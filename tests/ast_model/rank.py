@@ -1,0 +1,46 @@
+"""Train as one rank of those that the environment names, and write what the main rank logged: `rank.py JOB OUT`."""
+
+import json
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ast_model.evaluate import Evaluation
+from ast_model.train import Job, Trainer
+from ast_model.world import join_world
+from pipeline.labels import Labels
+from pipeline.snapshot import load_snapshot
+
+
+class Recorder:
+    """Keeps the step metrics that it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.steps.append({"step": step, **metrics})
+
+    def log_classes(self, name: str, evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> None:
+        pass
+
+    def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
+        pass
+
+
+def main(job_file: Path, out_file: Path) -> None:
+    torch.set_num_threads(1)
+    config, model, store, snapshot_id, run = pickle.loads(job_file.read_bytes())
+    recorder = Recorder()
+    with join_world() as world:
+        history = Trainer(Job(config, model, load_snapshot(store, snapshot_id), run, recorder), world).run()
+        if world.is_main:
+            out_file.write_text(json.dumps({"world_size": world.size, "steps": recorder.steps, "history": history}))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
