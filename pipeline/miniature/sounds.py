@@ -93,15 +93,16 @@ def siren(rng: Generator, num_samples: int, rate: int) -> Wave:
 
 
 def beep(rng: Generator, num_samples: int, rate: int) -> Wave:
-    frequency_hz, on_s = log_uniform(rng, 1000, 3000), rng.uniform(0.08, 0.25)
-    off_s = rng.uniform(0.1, 0.6)
-    burst = gate(tone(frequency_hz, round(on_s * rate), rate), rate)
+    frequency_hz, on_s = log_uniform(rng, 1600, 3200), rng.uniform(0.1, 0.3)
+    off_s = rng.uniform(0.1, 0.5)
+    partials = [k for k in (1, 2) if k * frequency_hz < 0.45 * rate]
+    burst = gate(sum_of(tone(k * frequency_hz, round(on_s * rate), rate) / k for k in partials), rate)
     return placed([(at, burst) for at in onsets(num_samples, rate, lambda: on_s + off_s)], num_samples, rate)
 
 
 def clicking(rng: Generator, num_samples: int, rate: int) -> Wave:
     period_s, jitter = log_uniform(rng, 0.12, 0.5), rng.uniform(0, 0.4)
-    decay_s = rng.uniform(0.002, 0.005)
+    decay_s = rng.uniform(0.003, 0.007)
 
     def click() -> Wave:
         length = round(8 * decay_s * rate)
@@ -124,7 +125,7 @@ def silence(rng: Generator, num_samples: int, rate: int) -> Wave:
 
 
 def sine_wave(rng: Generator, num_samples: int, rate: int) -> Wave:
-    return tone(log_uniform(rng, 300, 2500), num_samples, rate)
+    return tone(log_uniform(rng, 300, 1800), num_samples, rate)
 
 
 def harmonic(rng: Generator, num_samples: int, rate: int) -> Wave:
