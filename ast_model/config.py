@@ -7,6 +7,7 @@ from ast_model.schedule import ScheduleConfig
 from pipeline.errors import ConfigError
 
 Sampler = Literal["uniform", "balanced", "without_replacement"]
+Features = Literal["fbank", "waveform"]
 Loss = Literal["bce", "ce"]
 Precision = Literal["auto", "bf16", "fp32"]
 

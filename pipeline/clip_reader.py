@@ -134,7 +134,7 @@ class _OpenShard:
             ) from error
 
     def read_into(self, offset: int, head: bytearray, out: np.ndarray) -> int:
-        return os.preadv(self._file.fileno(), [head, out], offset)
+        return os.preadv(self._file.fileno(), [head, memoryview(out)], offset)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

@@ -1,0 +1,68 @@
+"""Make stores of the shape of AudioSet's for measuring: real fbanks of noise, ten seconds each."""
+
+import numpy as np
+import torch
+
+from pipeline.audio import encode_flac
+from pipeline.fbank import SAMPLE_RATE_HZ, compute_fbank
+from pipeline.labels import Labels
+from pipeline.records import Segment
+from pipeline.shards import (
+    WRITTEN,
+    ShardWriter,
+    SidecarRow,
+    digest_of,
+    seal_of,
+    shard_name,
+    shard_settings,
+    write_sidecar,
+)
+from pipeline.snapshot import Snapshot, build_snapshot
+from pipeline.storage import Store
+
+NUM_CLASSES = 527
+CLIP_S = 10
+
+
+def make_store(store: Store, num_shards: int, clips_per_shard: int, keep_audio: bool = False) -> Snapshot:
+    """Write shards of noise, with two labels per clip, and their snapshot."""
+    labels = Labels(
+        tuple(f"/m/{index}" for index in range(NUM_CLASSES)), tuple(f"Class {index}" for index in range(NUM_CLASSES))
+    )
+    random = np.random.default_rng(0)
+    waveform = (random.standard_normal(CLIP_S * SAMPLE_RATE_HZ) * 0.1).clip(-1, 1).astype(np.float32)
+    fbank_TM = compute_fbank(torch.from_numpy(waveform)).numpy()
+    audio = encode_flac(waveform) if keep_audio else None
+    for shard in range(num_shards):
+        mids = random.choice(labels.mids, (clips_per_shard, 2))
+        segments = [
+            Segment(f"{shard:04}_{place:06}", 0, CLIP_S * 1000, tuple(sorted(set(pair))), "balanced_train")
+            for place, pair in enumerate(mids.tolist())
+        ]
+        _write_shard(store, f"{shard:04}", segments, fbank_TM, audio)
+    return build_snapshot(store, labels, keep_audio)
+
+
+def _write_shard(
+    store: Store, shard_id: str, segments: list[Segment], fbank_TM: np.ndarray, audio: bytes | None
+) -> None:
+    with store.scratch() as folder:
+        writer = ShardWriter(folder / "shard.tar")
+        rows = [
+            SidecarRow(
+                key=segment.key,
+                ytid=segment.ytid,
+                start_ms=segment.start_ms,
+                end_ms=segment.end_ms,
+                split=segment.split,
+                labels=segment.labels,
+                status=WRITTEN,
+                **writer.write(segment, fbank_TM, audio, "noise"),
+            )
+            for segment in segments
+        ]
+        writer.close()
+        split, fingerprint = segments[0].split, digest_of(shard_settings(audio is not None))
+        seal = seal_of(folder / "shard.tar")
+        store.publish(folder / "shard.tar", shard_name(split, shard_id, "tar"))
+        write_sidecar(store, shard_name(split, shard_id, "parquet"), rows, fingerprint, seal)
