@@ -40,6 +40,23 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """Where a node keeps shards of a store that is not local."""
+
+    folder: str = "~/.cache/audioset-ast"
+    """Folder on each node, shared by its processes; empty reads every clip from the store."""
+    max_gb: float = 200.0
+    """Space for it; shards that were longest without use make room."""
+    num_threads: int = 4
+    """Shards that a process fetches at a time."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_gb", "num_threads"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"cache.{name} must be above 0, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training, apart from the model's shape and the data's place."""
 
@@ -56,6 +73,14 @@ class TrainConfig:
     sampler: Sampler = "balanced"
     """How an epoch's samples are drawn: each clip once, by class-balanced weight with replacement (AST), or by
     weight without replacement."""
+    weight_count_offset: float = 0.01
+    """Added to a class's number of clips before it becomes a weight: the higher, the less rare classes stand out."""
+    group_draws: int = 0
+    """Draws within which those of the same shard come together, for stores where random access is slow; 0 for none.
+    Batches then hold clips of few shards; what an epoch draws stays the same."""
+    features: Features = "fbank"
+    """Read stored fbanks, or the audio kept beside them: mixes waveforms as the paper does."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
     global_batch_size: int = 12
     """Samples per step, over all ranks."""
     micro_batch_size: int = 12
@@ -89,6 +114,9 @@ class TrainConfig:
         for name in ("num_epochs", "global_batch_size", "micro_batch_size", "num_reader_threads", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("weight_count_offset", "group_draws"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, found {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise ConfigError(f"learning_rate must be above 0, found {self.learning_rate}")
         if (self.mean is None) != (self.std is None):

@@ -33,7 +33,7 @@ class Draws:
     def __len__(self) -> int:
         return len(self.clip)
 
-    def __getitem__(self, part: slice) -> "Draws":
+    def __getitem__(self, part: slice | np.ndarray) -> "Draws":
         return Draws(self.clip[part], self.partner[part], self.lam[part], self.uniforms[part])
 
 
@@ -51,6 +51,21 @@ def plan_epoch(
     partner = np.where(is_mixed, rng.integers(len(weights), size=num_draws), NO_PARTNER)
     lam = np.where(is_mixed, rng.beta(augment.mixup_alpha, augment.mixup_alpha, num_draws), 1.0).astype(np.float32)
     return Draws(clip, partner, lam, rng.random((num_draws, NUM_UNIFORMS), dtype=np.float32))
+
+
+def group_by_shard(draws: Draws, shard_of_clip: np.ndarray, window: int, seed: tuple[str, int, int]) -> Draws:
+    """Reorder draws so that within each window those of a shard come together, shards in random order.
+
+    What is drawn, with which partner and λ, stays the same. shard_of_clip: (N,) of the training clips.
+    """
+    rng = np.random.default_rng([_seed_of(*seed), window])
+    num_shards = int(shard_of_clip.max()) + 1
+    order = np.arange(len(draws))
+    for start in range(0, len(draws), window):
+        turn_of_shard = rng.permutation(num_shards)
+        turns = turn_of_shard[shard_of_clip[draws.clip[start : start + window]]]
+        order[start : start + window] = start + np.argsort(turns, kind="stable")
+    return draws[order]
 
 
 def _seed_of(snapshot_id: str, seed: int, epoch: int) -> int:

@@ -3,21 +3,26 @@
 Letters: B clips, Q partners, T frames, M mel bins, S samples, C classes.
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from ast_model.config import Features
+from ast_model.config import CacheConfig, Features
 from ast_model.draws import NO_PARTNER, Draws
 from pipeline.clip_reader import ClipReader
 from pipeline.fbank import NUM_MEL_BINS
+from pipeline.fetch_ahead import FetchAhead
+from pipeline.shard_cache import ShardCache
+from pipeline.snapshot import Snapshot
 
 PREFETCH_PER_THREAD = 2
 Work = TypeVar("Work")
@@ -50,11 +55,28 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
-        moved = {
-            name: value.pin_memory().to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Batch(**moved)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
+        return dataclasses.replace(self, **moved)
+
+
+def undrawn(positions: np.ndarray) -> Draws:
+    """Take clips as they are: without partners and random numbers."""
+    num_clips = len(positions)
+    nobody = np.full(num_clips, NO_PARTNER)
+    return Draws(positions, nobody, np.ones(num_clips, np.float32), np.empty((num_clips, 0), np.float32))
+
+
+def open_reader(snapshot: Snapshot, cache: CacheConfig) -> ClipReader:
+    """Open a snapshot's clips, if the store is remote through the node's cache.
+
+    Raises ConfigError if the cache can't be used.
+    """
+    if snapshot.store.is_local or not cache.folder:
+        return ClipReader(snapshot)
+    folder, max_bytes = Path(cache.folder).expanduser(), int(cache.max_gb * 1e9)
+    shards = ShardCache(folder, max_bytes, snapshot.store, snapshot.seals)
+    return ClipReader(snapshot, FetchAhead(shards, cache.num_threads))
 
 
 class Collator:
@@ -71,16 +93,38 @@ class Collator:
         self.reader = reader
         self.rows = rows
         self.targets = targets
+        self._num_classes = cast(tuple[int, int], targets.shape)[1]
         self.num_frames = num_frames
         self.features: Features = features
 
+    def expect(self, draws: Draws, is_grouped: bool) -> None:
+        """Have the shards of coming draws brought to the node, where they are remote."""
+        if self.reader.fetch_ahead is None:
+            return
+        shards = self.reader.shards_of(self.rows[draws.clip])
+        if is_grouped:
+            order = shards[np.flatnonzero(np.diff(shards, prepend=-1))]
+        else:
+            # A draw without a partner stands in for its own.
+            partner = np.where(draws.partner == NO_PARTNER, draws.clip, draws.partner)
+            both = np.stack([shards, self.reader.shards_of(self.rows[partner])], axis=1).ravel()
+            order = both[np.sort(np.unique(both, return_index=True)[1])]
+        self.reader.fetch_ahead.start([self.reader.shard_names[shard] for shard in order.tolist()], is_grouped)
+
+    def stream(self, works: Iterable[Draws], num_threads: int) -> Iterator[Batch]:
+        """Yield a batch for each work, in order, made ahead by threads."""
+        return read_ahead(self.drawn, self._announced(works), num_threads)
+
+    def _announced(self, works: Iterable[Draws]) -> Iterator[Draws]:
+        for draws in works:
+            if self.reader.fetch_ahead is not None:
+                shards = self.reader.shards_of(self.rows[draws.clip]).tolist()
+                self.reader.fetch_ahead.reach(self.reader.shard_names[shard] for shard in shards)
+            yield draws
+
     def plain(self, positions: np.ndarray) -> Batch:
         """Batch of clips as they are, for evaluation."""
-        num_clips = len(positions)
-        nobody = np.full(num_clips, NO_PARTNER)
-        return self.drawn(
-            Draws(positions, nobody, np.ones(num_clips, np.float32), np.empty((num_clips, 0), np.float32))
-        )
+        return self.drawn(undrawn(positions))
 
     def drawn(self, draws: Draws) -> Batch:
         """Batch of draws, with the partners to mix in."""
@@ -129,7 +173,7 @@ class Collator:
     def _targets(self, positions: np.ndarray) -> np.ndarray:
         """Multi-hot (B, C) float32; five times as fast as indexing the sparse array for a small batch."""
         starts, ends = self.targets.indptr[positions], self.targets.indptr[positions + 1]
-        targets_BC = np.zeros((len(positions), self.targets.shape[1]), np.float32)
+        targets_BC = np.zeros((len(positions), self._num_classes), np.float32)
         for target_C, start, end in zip(targets_BC, starts.tolist(), ends.tolist(), strict=True):
             target_C[self.targets.indices[start:end]] = 1
         return targets_BC

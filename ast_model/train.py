@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as nnf
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,9 +27,9 @@ from ast_model.checkpoint import (
     save_checkpoint,
 )
 from ast_model.config import TrainConfig
-from ast_model.draws import Draws, num_steps_of, plan_epoch, share_of_rank
+from ast_model.draws import Draws, group_by_shard, num_steps_of, plan_epoch, share_of_rank
 from ast_model.evaluate import Evaluation, Normalisation, evaluate
-from ast_model.loader import Batch, ClipReader, Collator, read_ahead
+from ast_model.loader import Batch, Collator, open_reader
 from ast_model.model import AST, ASTConfig
 from ast_model.schedule import learning_rate_factor
 from ast_model.world import World
@@ -36,6 +37,7 @@ from pipeline.errors import MismatchError, NoClipsError, TrainingError
 from pipeline.labels import Labels
 from pipeline.progress import Progress, show_progress
 from pipeline.snapshot import Snapshot, check_fingerprint
+from pipeline.verify import check_sizes
 from pipeline.weights import class_balanced_weights
 
 log = logging.getLogger(__name__)
@@ -98,9 +100,19 @@ def check_job(job: Job) -> None:
             f"{len(empty)} of {len(counts)} classes have no training clip: {', '.join(empty[:10])}. Remove them from"
             " class_labels_indices.csv, fetch clips for them, or set train.allow_empty_classes"
         )
-    mean = job.normalisation.mean
-    if abs(mean - snapshot.mean) > FAR_FROM_DATA * snapshot.std:
-        log.warning("the recipe normalises with mean %.2f, but the data's is %.2f", mean, snapshot.mean)
+    if config.features == "waveform" and not snapshot.manifest["settings"]["keep_audio"]:
+        raise MismatchError(
+            f"features=waveform needs audio, but snapshot {snapshot.snapshot_id} was made without; preprocess with"
+            " keep_audio, or train with features=fbank"
+        )
+    check_sizes(snapshot)
+    norm = job.normalisation
+    if abs(norm.mean - snapshot.mean) > FAR_FROM_DATA * snapshot.std or not 0.75 < norm.std / snapshot.std < 1.33:
+        log.warning(
+            "the recipe normalises with mean %.2f and std %.2f, but the data's are %.2f and %.2f; results will differ"
+            " from the recipe's. Leave train.mean and train.std unset to use the data's",
+            *(norm.mean, norm.std, snapshot.mean, snapshot.std),
+        )
 
 
 class Trainer:
@@ -127,14 +139,17 @@ class Trainer:
 
     def _open_data(self) -> None:
         snapshot, config = self.job.snapshot, self.config
-        reader = ClipReader(snapshot)
         train_rows, eval_rows = snapshot.rows_of(config.train_splits), snapshot.rows_of((config.eval_split,))
         targets = snapshot.targets(train_rows)
-        self.weights = class_balanced_weights(targets)
+        self.weights = class_balanced_weights(targets, config.weight_count_offset)
         self.num_draws = config.draws_per_epoch or len(train_rows)
         self.num_steps = num_steps_of(self.num_draws, config.global_batch_size)
-        self.clips = Collator(reader, train_rows, targets, self.job.model.num_frames)
-        self.eval_clips = Collator(reader, eval_rows, snapshot.targets(eval_rows), self.job.model.num_frames)
+        self.clips = self._collator(train_rows, targets)
+        self.eval_clips = self._collator(eval_rows, snapshot.targets(eval_rows))
+
+    def _collator(self, rows: np.ndarray, targets: sparse.csr_array) -> Collator:
+        reader = open_reader(self.job.snapshot, self.config.cache)
+        return Collator(reader, rows, targets, self.job.model.num_frames, self.config.features)
 
     def run(self, on_epoch: Callable[[Metrics], None] = lambda metrics: None) -> list[Metrics]:
         """Train to the end, from the newest checkpoint of the run if there is one; return each epoch's metrics.
@@ -158,7 +173,7 @@ class Trainer:
         """Take the epoch's steps from the current position on; return the mean loss of the last stretch."""
         epoch = self.position.epoch
         steps = range(self.position.step, self.num_steps)
-        batches = read_ahead(self.clips.drawn, self._micro_draws(epoch, steps), self.config.num_reader_threads)
+        batches = self.clips.stream(self._micro_draws(epoch, steps), self.config.num_reader_threads)
         meter = _Meter()
         loss = math.nan
         self.ranked_model.train()
@@ -176,6 +191,11 @@ class Trainer:
         config = self.config
         seed = (self.job.snapshot.snapshot_id, config.seed, epoch)
         draws = plan_epoch(self.weights, self.num_draws, config.sampler, config.augment, seed)
+        draws = draws[: self.num_steps * config.global_batch_size]
+        if config.group_draws:
+            shards = self.clips.reader.shards_of(self.clips.rows)
+            draws = group_by_shard(draws, shards, config.group_draws, seed)
+        self.clips.expect(draws[steps.start * config.global_batch_size :], config.group_draws > 0)
         for step in steps:
             share = self._share(step)
             for start in range(share.start, share.stop, config.micro_batch_size):
@@ -328,6 +348,7 @@ def _initial_model(job: Job) -> AST:
     torch.manual_seed(job.config.seed)
     if job.config.init:
         from ast_model.pretrained import load_pretrained
+
         return load_pretrained(job.config.init, job.model)
     return AST(job.model)
 

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-import webdataset
+from webdataset import filters, tariterators
+from webdataset.pipeline import DataPipeline
+from webdataset.shardlists import SimpleShardList
 
-from ast_model.config import AugmentConfig
+from ast_model.config import AugmentConfig, Sampler
 from ast_model.draws import plan_epoch
 from ast_model.loader import Collator, read_ahead
 from bench.stores import make_store
@@ -32,7 +34,7 @@ NUM_ROUNDS = 5
 NUM_SHARDS, CLIPS_PER_SHARD = 4, 500
 
 
-def own_batches(snapshot: Snapshot, mixup_probability: float, sampler: str) -> Iterator[int]:
+def own_batches(snapshot: Snapshot, mixup_probability: float, sampler: Sampler) -> Iterator[int]:
     """Yield the clips read for each batch: partners count too."""
     rows = snapshot.rows_of(("balanced_train",))
     collator = Collator(ClipReader(snapshot), rows, snapshot.targets(rows), NUM_FRAMES)
@@ -62,12 +64,12 @@ def webdataset_batches(snapshot: Snapshot) -> Iterator[int]:
         return torch.from_numpy(np.stack(fbanks)), torch.from_numpy(np.stack(targets))
 
     stages = (
-        webdataset.SimpleShardList(shards),
-        webdataset.tarfile_to_samples(),
-        webdataset.map(decode),
-        webdataset.batched(BATCH_SIZE, collation_fn=collate),
+        SimpleShardList(shards),
+        tariterators.tarfile_to_samples(),
+        filters.map(decode),
+        filters.batched(BATCH_SIZE, collation_fn=collate),
     )
-    for fbank_BTM, _ in webdataset.DataPipeline(*stages):
+    for fbank_BTM, _ in DataPipeline(*stages):
         yield len(fbank_BTM)
 
 

@@ -4,12 +4,12 @@ import os
 import tarfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from pipeline.audio import decode_flac
 from pipeline.errors import CorruptError, InputError
+from pipeline.fetch_ahead import FetchAhead
 from pipeline.shards import FRAME_BYTES
 from pipeline.snapshot import Snapshot
 
@@ -19,15 +19,6 @@ MAX_OPEN_CACHED_SHARDS = 16
 NPY_MAGIC = b"\x93NUMPY"
 
 
-class ShardFinder(Protocol):
-    """Knows which shards of a remote store are on the node."""
-
-    def find(self, name: str) -> Path | None:
-        """Return where a shard lies, waiting for it if it is coming; None if it has to be read from the store."""
-
-    def drop(self, name: str) -> None: ...
-
-
 class ClipReader:
     """Reads members of shards. Safe to use from several threads.
 
@@ -35,12 +26,12 @@ class ClipReader:
     the name of the indexed one is noticed at the first clip.
     """
 
-    def __init__(self, snapshot: Snapshot, finder: ShardFinder | None = None):
+    def __init__(self, snapshot: Snapshot, fetch_ahead: FetchAhead | None = None):
         index = snapshot.index
         self.store = snapshot.store
-        self.finder = finder
+        self.fetch_ahead = fetch_ahead
         self._keys = index["key"].combine_chunks()
-        self._shard_names: list[str] = index["shard"].combine_chunks().dictionary.to_pylist()
+        self.shard_names: list[str] = index["shard"].combine_chunks().dictionary.to_pylist()
         self._shard = index["shard"].combine_chunks().indices.to_numpy()
         columns = ("offset", "length", "num_frames", "audio_offset", "audio_length")
         self._offset, self._length, self.num_frames, self._audio_offset, self._audio_length = (
@@ -49,16 +40,8 @@ class ClipReader:
         self._open = lru_cache(MAX_OPEN_SHARDS if self.store.is_local else MAX_OPEN_CACHED_SHARDS)(_OpenShard)
 
     def shards_of(self, rows: np.ndarray) -> np.ndarray:
-        """Number of the shard of each row, as in `shard_names`."""
+        """Return the place of each row's shard in `shard_names`."""
         return self._shard[rows]
-
-    @property
-    def shard_names(self) -> list[str]:
-        return self._shard_names
-
-    @property
-    def has_audio(self) -> bool:
-        return bool((self._audio_length > 0).all())
 
     def read_fbank(self, row: int, out_TM: np.ndarray) -> int:
         """Read a clip's fbank into float16 (T, 128), as many frames as fit, and return their number.
@@ -93,7 +76,7 @@ class ClipReader:
 
     def _read(self, row: int, offset: int, extension: str, head: bytearray, out: np.ndarray) -> None:
         """Read the tar's header, the first bytes of the member and `out`, one behind the other."""
-        name = self._shard_names[self._shard[row]]
+        name = self.shard_names[self._shard[row]]
         num_read = self._read_bytes(name, offset - tarfile.BLOCKSIZE, head, out)
         member = f"{self._keys[row]}.{extension}"
         found = bytes(head[: tarfile.LENGTH_NAME]).rstrip(b"\0")
@@ -107,7 +90,7 @@ class ClipReader:
     def _read_bytes(self, name: str, offset: int, head: bytearray, out: np.ndarray) -> int:
         if self.store.is_local:
             return self._open(self.store.path(name)).read_into(offset, head, out)
-        if self.finder and (file := self.finder.find(name)):
+        if self.fetch_ahead and (file := self.fetch_ahead.find(name)):
             try:
                 return self._open(str(file)).read_into(offset, head, out)
             except CorruptError:
@@ -119,7 +102,7 @@ class ClipReader:
         return len(content)
 
     def _where(self, row: int) -> str:
-        return f"{self.store.url(self._shard_names[self._shard[row]])} at byte {self._offset[row]}"
+        return f"{self.store.url(self.shard_names[self._shard[row]])} at byte {self._offset[row]}"
 
 
 class _OpenShard:
@@ -134,7 +117,7 @@ class _OpenShard:
             ) from error
 
     def read_into(self, offset: int, head: bytearray, out: np.ndarray) -> int:
-        return os.preadv(self._file.fileno(), [head, memoryview(out)], offset)
+        return os.preadv(self._file.fileno(), [head, out.data], offset)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

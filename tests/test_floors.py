@@ -16,7 +16,10 @@ FLOORS = {
         "pipeline.storage pipeline.labels pipeline.segments pipeline.sources pipeline.fbank pipeline.media"
         " pipeline.audio pipeline.weights pipeline.progress pipeline.cluster pipeline.miniature"
     ),
-    2: "pipeline.shards pipeline.ledger pipeline.snapshot pipeline.verify pipeline.shard_cache pipeline.clip_reader",
+    2: (
+        "pipeline.shards pipeline.ledger pipeline.snapshot pipeline.verify pipeline.shard_cache pipeline.fetch_ahead"
+        " pipeline.clip_reader"
+    ),
     3: "pipeline.convert",
     4: "ast_model.schedule ast_model.config ast_model.world",
     5: (
@@ -38,8 +41,8 @@ MODULES = [module for floor in FLOORS.values() for module in floor.split()]
 USED_BY_AST_MODEL = {
     f"pipeline.{name}"
     for name in (
-        "records errors config labels audio fbank storage shards snapshot verify shard_cache clip_reader weights"
-        " progress"
+        "records errors config labels audio fbank storage shards snapshot verify shard_cache fetch_ahead clip_reader"
+        " weights progress"
     ).split()
 }
 """What describes data, and progress."""
