@@ -44,12 +44,12 @@ def fbanks(snapshot: Snapshot) -> dict[str, np.ndarray]:
 
 def test_clips_are_cut_or_padded_with_0(snapshot: Snapshot, collator: Collator, fbanks: dict[str, np.ndarray]) -> None:
     batch = collator.plain(np.arange(len(collator.rows)))
-    assert batch.fbank_BTM.shape == (len(collator.rows), NUM_FRAMES, 128)
-    assert batch.fbank_BTM.dtype == torch.float16
+    assert batch.clips.shape == (len(collator.rows), NUM_FRAMES, 128)
+    assert batch.clips.dtype == torch.float16
     keys = [snapshot.index["key"][int(row)].as_py() for row in collator.rows]
     lengths = {len(fbanks[key]) for key in keys}
     assert min(lengths) < NUM_FRAMES < max(lengths)
-    for key, found_TM, num_frames in zip(keys, batch.fbank_BTM, batch.num_frames_B, strict=True):
+    for key, found_TM, num_frames in zip(keys, batch.clips, batch.lengths_B, strict=True):
         expected_TM = np.zeros((NUM_FRAMES, 128), np.float16)
         expected_TM[: len(fbanks[key])] = fbanks[key][:NUM_FRAMES]
         np.testing.assert_array_equal(found_TM, expected_TM)
@@ -74,7 +74,7 @@ def test_targets_are_mixed_and_a_shared_label_reaches_1(snapshot: Snapshot, coll
     np.testing.assert_allclose(batch.targets_BC, expected, atol=1e-6)
     assert batch.targets_BC[1].max() == pytest.approx(1)
     assert batch.mixed.tolist() == [1, 2]
-    torch.testing.assert_close(batch.partner_QTM, collator.plain(np.array([other, 2])).fbank_BTM)
+    torch.testing.assert_close(batch.partners, collator.plain(np.array([other, 2])).clips)
 
 
 def global_batches(collator: Collator, world_size: int, num_threads: int) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -87,7 +87,7 @@ def global_batches(collator: Collator, world_size: int, num_threads: int) -> Ite
         for rank in range(world_size)
     ]
     for parts in zip(*ranks, strict=True):
-        fields = ("fbank_BTM", "num_frames_B", "targets_BC", "partner_QTM", "lam_Q", "uniforms")
+        fields = ("clips", "lengths_B", "targets_BC", "partners", "lam_Q", "uniforms")
         yield tuple(torch.cat([getattr(part, field) for part in parts]) for field in fields)
 
 
@@ -105,7 +105,7 @@ def test_a_store_on_s3_gives_the_same_batches(snapshot: Snapshot, s3_store: Stor
     for name in [*snapshot.store.list("shards"), *snapshot.store.list("snapshots"), "latest.json"]:
         s3_store.write_bytes(name, snapshot.store.read_bytes(name))
     on_s3 = make_collator(load_snapshot(s3_store)).plain(np.arange(4))
-    torch.testing.assert_close(on_s3.fbank_BTM, collator.plain(np.arange(4)).fbank_BTM, rtol=0, atol=0)
+    torch.testing.assert_close(on_s3.clips, collator.plain(np.arange(4)).clips, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "missing"])
@@ -125,7 +125,7 @@ def test_a_shard_that_is_not_the_indexed_one_is_named(snapshot: Snapshot, tmp_pa
 
 
 def test_reading_ahead_is_bounded_and_ends_with_its_reader() -> None:
-    batch = Batch(np.zeros(0), *[torch.zeros(0)] * 8)
+    batch = Batch("fbank", NUM_FRAMES, np.zeros(0), *[torch.zeros(0)] * 8)
     started: list[int] = []
 
     def make(work: int) -> Batch:
