@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,13 @@ from ast_model.hugging_face import describe_config, describe_features
 from ast_model.layouts import HUGGING_FACE, to_layout
 from ast_model.model import AST
 from ast_model.pretrained import load_pretrained
+from ast_model.tagging import Tagging
 from ast_model.weight_files import CONFIG_KEY
 from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
 
 LOGITS_TOLERANCE = 1e-4
 """Of logits, absolute, and relative above 1."""
 _HUGGING_FACE_PREFIX = "audio_spectrogram_transformer."
-
-
-@dataclass(frozen=True)
-class Tagging:
-    """What a user must know, beside the model, to tag a clip with it."""
-
-    labels: Sequence[str]
-    """Names of the classes, in the order of the logits."""
-    mean: float
-    """Mean that fbanks are normalised with."""
-    std: float
-    """Standard deviation that fbanks are normalised with, of which twice is divided by."""
 
 
 def export_hugging_face(model: AST, tagging: Tagging, folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ast_model import hugging_face
 from ast_model.layouts import Names, find_layout, from_layout
 from ast_model.model import AST, NUM_EXTRA_TOKENS, ASTConfig, Grid, adapt_positions
-from ast_model.weight_files import read_weights
+from ast_model.weight_files import WeightFile, read_weights
 from pipeline.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,11 @@ def load_pretrained(source: str | Path, config: ASTConfig | None = None) -> AST:
     config: without it the model is shaped as the source. An AST's own epsilons, where they are known, stay with it.
     Raises WeightsError, naming the tensor, its expected and its found shape, if they don't fit.
     """
-    file = read_weights(source)
+    return fit_weights(read_weights(source), source, config)
+
+
+def fit_weights(file: WeightFile, source: str | Path, config: ASTConfig | None = None) -> AST:
+    """Do `load_pretrained` with a file that was read; `source` names it in messages."""
     try:
         model, notes = _fit(file.tensors, _read_description(file.description), config)
     except WeightsError as error:

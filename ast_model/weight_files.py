@@ -21,8 +21,11 @@ from pipeline.storage import Store
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 DESCRIPTION_FILES = ("checkpoint.json", "config.json")
+FEATURES_FILE = "preprocessor_config.json"
 CONFIG_KEY = "ast_config"
 """Under it our own safetensors carry the model's config, in case they travel alone."""
+TAGGING_KEY = "tagging"
+"""Under it they carry classes, normalisation and activation."""
 
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -38,6 +41,8 @@ class WeightFile:
 
     tensors: dict[str, Tensor]
     description: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
+    """Of Hugging Face's models: how the fbank is made."""
 
 
 def read_weights(source: str | Path) -> WeightFile:
@@ -57,12 +62,14 @@ def _read_local(path: Path) -> WeightFile:
     file = _find_file(path)
     content, metadata = _read_file(file)
     tensors = {name: tensor.float() for name, tensor in _unwrap(content, file).items()}
-    return WeightFile(tensors, _find_description(file, metadata))
+    features = file.parent / FEATURES_FILE
+    return WeightFile(tensors, _find_description(file, metadata), _read_json(features) if features.exists() else {})
 
 
 def _find_description(file: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
     if CONFIG_KEY in metadata:
-        return {"model": json.loads(metadata[CONFIG_KEY])}
+        tagging = {TAGGING_KEY: json.loads(metadata[TAGGING_KEY])} if TAGGING_KEY in metadata else {}
+        return {"model": json.loads(metadata[CONFIG_KEY]), **tagging}
     # What lies beside an official .pth is not about it.
     for name in DESCRIPTION_FILES if file.suffix in (".safetensors", ".bin") else ():
         if (file.parent / name).exists():
@@ -126,7 +133,7 @@ def _fetch_from_store(address: str, folder: Path) -> Path:
     parent, _, name = address.rstrip("/").rpartition("/")
     is_file = Path(name).suffix in _SUFFIXES
     store = Store(parent if is_file else address)
-    for found in filter(store.exists, [*DESCRIPTION_FILES, *([name] if is_file else WEIGHT_FILES)]):
+    for found in filter(store.exists, [*DESCRIPTION_FILES, FEATURES_FILE, *([name] if is_file else WEIGHT_FILES)]):
         (folder / found).write_bytes(store.read_bytes(found))
     if not any(folder.iterdir()):
         raise WeightsError(f"expected weights at {address}, found neither a file nor a checkpoint's folder")
@@ -153,7 +160,8 @@ def _download(name: str, local_files_only: bool) -> Path | None:
     for weights in WEIGHT_FILES:
         with suppress(absent):
             file = hf_hub_download(name, weights, local_files_only=local_files_only)
-            with suppress(absent):
-                hf_hub_download(name, "config.json", local_files_only=local_files_only)
+            for description in ("config.json", FEATURES_FILE):
+                with suppress(absent):
+                    hf_hub_download(name, description, local_files_only=local_files_only)
             return Path(file).parent
     return None

@@ -24,7 +24,7 @@ FLOORS = {
     4: "ast_model.schedule ast_model.config ast_model.world",
     5: (
         "ast_model.model ast_model.layouts ast_model.weight_files ast_model.hugging_face ast_model.pretrained"
-        " ast_model.draws ast_model.loader ast_model.augment ast_model.metrics ast_model.checkpoint"
+        " ast_model.tagging ast_model.draws ast_model.loader ast_model.augment ast_model.metrics ast_model.checkpoint"
     ),
     # Tracking shows evaluations, so it stands above them.
     6: "ast_model.recipes ast_model.evaluate ast_model.tracking ast_model.inference ast_model.export",

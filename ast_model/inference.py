@@ -1,0 +1,165 @@
+"""Tag audio with a trained model: ranked classes, scores, embeddings and a timeline."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ast_model.augment import normalise
+from ast_model.model import AST
+from ast_model.pretrained import fit_weights
+from ast_model.tagging import Tagging, read_tagging, scores_of
+from ast_model.weight_files import read_weights
+from pipeline.audio import decode_file
+from pipeline.errors import ConfigError, InputError
+from pipeline.fbank import FRAME_SHIFT_MS, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
+from pipeline.labels import Labels, read_labels
+
+Audio = str | Path | bytes | np.ndarray | Tensor
+"""A path or address, the bytes of a media file, or a waveform (S,) float in [-1, 1] at 16 kHz."""
+Compute = Callable[[Tensor], Tensor]
+
+FRAMES_PER_S = 1000 // FRAME_SHIFT_MS
+
+
+class Tagger:
+    """Scores audio of any length, window by window of the model's own length, as in training."""
+
+    def __init__(self, model: AST, tagging: Tagging, device: str | torch.device | None = None, batch_size: int = 8):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.tagging = tagging
+        self.batch_size = batch_size
+
+    @classmethod
+    def load(
+        cls, source: str | Path, labels: str | Path | Labels | None = None, device: str | torch.device | None = None
+    ) -> "Tagger":
+        """Load a checkpoint's folder, a Hugging Face folder or hub name, or an official `.pth`.
+
+        labels: a `class_labels_indices.csv`. An official `.pth` needs it; else it is held against the checkpoint's.
+        Raises WeightsError, InputError or MismatchError.
+        """
+        if isinstance(labels, str | Path):
+            labels = read_labels(str(labels))
+        file = read_weights(source)
+        model = fit_weights(file, source)
+        return cls(model, read_tagging(file, model.config.num_classes, labels), device)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.tagging.labels)
+
+    def tag(self, audio: Audio, top_k: int = 5) -> list[tuple[str, float]]:
+        """Return the best classes with their scores, best first."""
+        scores_C = self.scores([audio])[0]
+        best = np.argsort(-scores_C, kind="stable")[:top_k]
+        return [(self.labels[index], float(scores_C[index])) for index in best]
+
+    def scores(self, audios: Iterable[Audio]) -> np.ndarray:
+        """Return scores (N, C) float32 in the order of `labels`.
+
+        Audio longer than the model's windows has the mean of theirs, weighted by how much of each is filled.
+        """
+        return self._pool(audios, lambda fbank_BTM: scores_of(self.model(fbank_BTM), self.tagging.loss))
+
+    def embed(self, audios: Iterable[Audio]) -> np.ndarray:
+        """Return embeddings (N, D) float32: the mean of the class and the distillation token, pooled as scores are."""
+        return self._pool(audios, self.model.embed)
+
+    def timeline(self, audio: Audio, window_s: float | None = None, hop_s: float | None = None) -> pd.DataFrame:
+        """Score windows of `window_s`, the model's length unless set, every `hop_s`, half a window unless set.
+
+        Returns a row for each window, whose index `start_s` is where it starts, and a column for each class.
+        """
+        window = self._window_of(window_s)
+        hop = window // 2 if hop_s is None else round(hop_s * FRAMES_PER_S)
+        if hop < 1:
+            raise ConfigError(f"hop_s must be at least {1 / FRAMES_PER_S}, found {hop_s}")
+        fbank_TM = self._fbank(audio)
+        starts = _starts(len(fbank_TM), window, hop)
+        scores = self._run(fbank_TM, starts, window, lambda batch: scores_of(self.model(batch), self.tagging.loss))
+        index = pd.Index(np.asarray(starts) / FRAMES_PER_S, name="start_s")
+        return pd.DataFrame(scores, index=index, columns=pd.Index(self.labels))
+
+    def _pool(self, audios: Iterable[Audio], compute: Compute) -> np.ndarray:
+        if isinstance(audios, str | Path | bytes) or (isinstance(audios, np.ndarray | Tensor) and audios.ndim == 1):
+            raise InputError(f"expected several audios, found a single {type(audios).__name__}: put it into a list")
+        window = self.model.config.num_frames
+        rows = []
+        for audio in audios:
+            fbank_TM = self._fbank(audio)
+            starts = _starts(len(fbank_TM), window, window)
+            filled = [min(window, len(fbank_TM) - start) for start in starts]
+            rows.append(np.average(self._run(fbank_TM, starts, window, compute), axis=0, weights=filled))
+        if not rows:
+            raise InputError("expected at least one audio, found none")
+        return np.stack(rows).astype(np.float32)
+
+    def _fbank(self, audio: Audio) -> Tensor:
+        """Return (T, M), un-normalised, on the device."""
+        return compute_fbank(torch.from_numpy(read_audio(audio)).to(self.device))
+
+    def _run(self, fbank_TM: Tensor, starts: Sequence[int], window: int, compute: Compute) -> np.ndarray:
+        with torch.inference_mode():
+            parts = [compute(batch).float().cpu().numpy() for batch in self._batches(fbank_TM, starts, window)]
+        return np.concatenate(parts)
+
+    def _batches(self, fbank_TM: Tensor, starts: Sequence[int], window: int) -> Iterator[Tensor]:
+        """Yield windows (B, T, M), padded with 0 to the model's length and then normalised, as in training."""
+        num_frames = self.model.config.num_frames
+        for first in range(0, len(starts), self.batch_size):
+            batch_starts = starts[first : first + self.batch_size]
+            fbank_BTM = fbank_TM.new_zeros((len(batch_starts), num_frames, fbank_TM.shape[1]))
+            for padded_TM, start in zip(fbank_BTM, batch_starts, strict=True):
+                window_TM = fbank_TM[start : start + window]
+                padded_TM[: len(window_TM)] = window_TM
+            yield normalise(fbank_BTM, self.tagging.mean, self.tagging.std)
+
+    def _window_of(self, window_s: float | None) -> int:
+        longest = self.model.config.num_frames
+        if window_s is None:
+            return longest
+        window = num_frames_of(round(window_s * SAMPLE_RATE_HZ))
+        if not 1 <= window <= longest:
+            raise ConfigError(
+                f"expected window_s between 0.025 and the model's {longest / FRAMES_PER_S} s, found {window_s}"
+            )
+        return window
+
+
+def _starts(num_frames: int, window: int, hop: int) -> list[int]:
+    """Return where windows start, so that the last one is the first to reach the end."""
+    return list(range(0, max(num_frames - window, 0) + hop, hop))
+
+
+def read_audio(audio: Audio) -> np.ndarray:
+    """Return a waveform (S,) float32 at 16 kHz without its mean. Raises InputError for what is none."""
+    if isinstance(audio, bytes):
+        return decode_file(audio)
+    if isinstance(audio, str | Path):
+        return decode_file(_content(str(audio)))
+    waveform = np.asarray(audio, dtype=np.float32)
+    if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all() or np.abs(waveform).max() > 1:
+        raise InputError(
+            "expected a waveform of shape (samples,), finite and within [-1, 1] at 16 kHz, found shape"
+            f" {waveform.shape}" + (f" and a peak of {np.abs(waveform).max()}" if waveform.size else "")
+        )
+    return waveform - waveform.mean(dtype=np.float64).astype(np.float32)
+
+
+def _content(path: str) -> bytes | str:
+    """Return a local path as it is, and the bytes behind an address."""
+    if "://" not in path:
+        if not Path(path).is_file():
+            raise InputError(f"expected an audio file at {Path(path).absolute()}, found none")
+        return path
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+    except OSError as error:
+        raise InputError(f"can't read {path}: {type(error).__name__}: {error}") from error
