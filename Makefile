@@ -24,7 +24,7 @@ ui: .venv/.installed  ## The MLflow UI of ROOT on http://127.0.0.1:5000
 
 lock: .venv/.installed-dev  ## Pin anew what pyproject.toml asks for
 	$(BIN)/pip-compile -q --upgrade $(COMPILE) -o requirements.lock pyproject.toml
-	$(BIN)/pip-compile -q --upgrade $(COMPILE) --extra dev --allow-unsafe -c requirements.lock \
+	$(BIN)/pip-compile -q --upgrade $(COMPILE) --extra dev --extra onnx --allow-unsafe -c requirements.lock \
 		-o requirements-dev.lock pyproject.toml
 
 COMPILE := --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links

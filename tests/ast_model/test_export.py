@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import transformers
@@ -89,8 +90,6 @@ def test_safetensors_travel_alone(tmp_path: Path) -> None:
 
 
 def test_onnxruntime_gives_our_logits_for_any_batch(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     ours = small_model(10)
     export_onnx(ours, TAGGING, tmp_path / "ast.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "ast.onnx", providers=["CPUExecutionProvider"])
