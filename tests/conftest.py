@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import boto3
 import pytest
+import ray
 import requests
 import torch
 from moto.server import ThreadedMotoServer
@@ -107,3 +108,11 @@ def s3_store(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Store:
     boto3.client("s3").create_bucket(Bucket="bucket")
     S3FileSystem.clear_instance_cache()  # its clients keep the settings that they were made with
     return Store("s3://bucket/store")
+
+
+@pytest.fixture(scope="session", name="ray")
+def start_ray() -> Iterator[None]:
+    """A Ray of two CPUs in this process's hands."""
+    ray.init(address="local", num_cpus=2, object_store_memory=150 * 2**20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
