@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ast_model.export import export_hugging_face
+from ast_model.model import AST, ASTConfig
+from ast_model.tagging import Tagging
+from jobs.cli import run_job
+from jobs.predict import predict, tag_files
+from pipeline.audio import encode_flac
+
+SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "ast"
+    torch.manual_seed(0)
+    export_hugging_face(AST(SHAPE), Tagging(("Speech", "Dog, barking", "Rain"), -5, 4), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sounds")
+    (folder / "deep").mkdir()
+    for name, num_samples in (("a.flac", 16_000), ("deep/b.flac", 40_000)):
+        noise = np.random.default_rng(num_samples).uniform(-0.3, 0.3, num_samples)
+        (folder / name).write_bytes(encode_flac(noise.astype(np.float32)))
+    return folder
+
+
+def run_predict(*argv: object) -> int:
+    return run_job(predict, {"tag_files": tag_files}, "tag_files", [str(word) for word in argv])
+
+
+def test_a_folder_becomes_a_table(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+    wanted = ("--checkpoint", checkpoint, "--audio", sounds, "--device", "cpu", "--top-k", 2)
+    assert run_predict(*wanted, "--format", "csv", "--output", tmp_path / "tags.csv") == 0
+    table = pd.read_csv(tmp_path / "tags.csv")
+    assert table["file"].tolist() == [f"{sounds}/a.flac"] * 2 + [f"{sounds}/deep/b.flac"] * 2
+    assert table["rank"].tolist() == [1, 2, 1, 2]
+    assert (table["score"].between(0, 1) & table["name"].isin(["Speech", "Dog, barking", "Rain"])).all()
+    assert run_predict(*wanted, "--timeline", "--hop-s", 1, "--format", "json", "--output", tmp_path / "t.json") == 0
+    rows = json.loads((tmp_path / "t.json").read_text())
+    assert [row["start_s"] for row in rows if "b.flac" in row["file"] and row["rank"] == 1] == [0, 1, 2]
+
+
+def test_bad_files_are_named_after_the_good(
+    checkpoint: Path, sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    files = (tmp_path / "broken.wav", sounds / "a.flac")
+    assert run_predict("--checkpoint", checkpoint, "--device", "cpu", "--audio", *files) == 1
+    shown = capsys.readouterr()
+    assert f"{sounds}/a.flac\n  0." in shown.out
+    assert "1 of 2 files could not be tagged" in shown.err and "broken.wav" in shown.err
