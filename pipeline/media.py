@@ -25,6 +25,8 @@ from pipeline.records import Failure, Reason
 GAP_S = 0.1
 """Timestamps that run ahead of the samples counted by more than this mark a gap, which becomes silence; Vorbis
 and containers that round are off by less now and then."""
+OVERRUN_S = 1.0
+"""Packets are read this far beyond the window, if it still isn't full: their timestamps may be off."""
 BLOCK_SAMPLES = 1 << 19
 MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1_000, 768_000, 64
 MAX_FRAME_SAMPLES = 1 << 24
@@ -110,6 +112,8 @@ class Track:
         self._origin_s = max(container.start_time or 0, 0) / av.time_base
         self._window_start_s = window_start_ms / 1000
         self._window_s = (window_end_ms - window_start_ms) / 1000
+        self._window_end_s = window_end_ms / 1000
+        self._ends_s: dict[int, float] = {}
         self._num_stalled = 0
         self._num_outside = 0
         self._drifts: list[int] = []
@@ -122,13 +126,18 @@ class Track:
         """Samples within the window, without gaps."""
         self.starts_late = True
         """Nothing was decoded that lies before the window or at its start."""
-        self.end_s = 0.0
-        """The latest time that any stream reached."""
         self.stated_end_s = _stated_end_s(container, stream)
         self.error = ""
         """What the demultiplexer or decoder said last."""
+        self.is_read_out = False
+        """There are no more packets: `end_s` is where the file ends."""
         self.is_broken_off = False
-        """The demultiplexer could not go on."""
+        """That is because the demultiplexer could not go on."""
+
+    @property
+    def end_s(self) -> float:
+        """The latest time that any stream reached."""
+        return max(self._ends_s.values(), default=0.0)
 
     def blocks(self, first_ms: int) -> Iterator[np.ndarray]:
         """Decode from `first_ms` on, yield what lies in the window as (S,) float32 without holes between."""
@@ -145,12 +154,8 @@ class Track:
             yield np.concatenate(pieces)
 
     def _frames(self, first_s: float) -> Iterator[AudioFrame]:
-        if first_s > 0:
-            try:
-                self._container.seek(int((self._origin_s + first_s) / self._tick_s), stream=self._stream)
-            except FFmpegError as error:
-                self.error = str(error)
-                return
+        if first_s > 0 and not self._seek(first_s):
+            return
         for packet in self._packets(first_s):
             try:
                 yield from self._stream.codec_context.decode(packet)
@@ -160,6 +165,14 @@ class Track:
             if self.position is not None and self.position >= self._window_s * self.rate_hz:
                 return
 
+    def _seek(self, first_s: float) -> bool:
+        try:
+            self._container.seek(int((self._origin_s + first_s) / self._tick_s), stream=self._stream)
+        except FFmpegError as error:
+            self.error = str(error)
+            return False
+        return True
+
     def _packets(self, first_s: float) -> Iterator[Packet]:
         """Yield the track's packets, without those that end before `first_s`."""
         packets = self._container.demux()
@@ -168,24 +181,29 @@ class Track:
                 packet = next(packets)
             except (StopIteration, IndexError):
                 # PyAV looks up a stream that came up late, at the end of the file only: IndexError.
+                self.is_read_out = True
                 return
             except FFmpegError as error:
-                self.error, self.is_broken_off = str(error), True
+                self.error, self.is_read_out, self.is_broken_off = str(error), True, True
                 return
             self._num_stalled += 1
             if self._num_stalled > MAX_STALLED_PACKETS:
                 raise BrokenMediaError(Reason.NOT_MEDIA, f"time stands still for {MAX_STALLED_PACKETS} packets")
             is_ours = packet.stream_index == self._stream.index
+            start_s = end_s = None
             if packet.pts is not None:
                 tick_s = self._tick_s if is_ours else float(packet.time_base)
-                end_s = (packet.pts + (packet.duration or 0)) * tick_s - self._origin_s
-                if end_s > self.end_s:
-                    self.end_s = end_s
+                start_s = packet.pts * tick_s - self._origin_s
+                end_s = start_s + (packet.duration or 0) * tick_s
+                if end_s > self._ends_s.get(packet.stream_index, 0):
+                    self._ends_s[packet.stream_index] = end_s
                     self._num_stalled = 0
-                if end_s < first_s:
-                    continue
-            if is_ours:
-                yield packet
+            if not is_ours or (end_s is not None and end_s < first_s):
+                continue
+            yield packet
+            # The samples say when the window is full; this is for packets that give none.
+            if start_s is not None and start_s > self._window_end_s + OVERRUN_S:
+                return
 
     def _place(self, frame: AudioFrame) -> Iterator[np.ndarray]:
         """Yield a frame's samples that lie in the window, after silence if its timestamp leaves a gap."""
@@ -194,7 +212,7 @@ class Track:
         self._num_stalled = 0
         num_wanted = ceil(self._window_s * self.rate_hz)
         position, start = self.position or 0, self._start_of(frame)
-        self.starts_late = self.starts_late and start > GAP_S * self.rate_hz
+        self.starts_late = self.starts_late and start > 0
         self.position = start + frame.samples
         yield from _silence(min(start, num_wanted) - max(position, 0))
         if self.position > 0 and start < num_wanted:
@@ -260,11 +278,13 @@ def _average_channels(frame: AudioFrame) -> np.ndarray:
     samples = frame.to_ndarray()
     num_channels = frame.layout.nb_channels
     channels = samples if frame.format.is_planar else [samples[0, c::num_channels] for c in range(num_channels)]
-    mono = np.array(channels[0], np.float32)
-    for channel in channels[1:]:
-        mono += channel
-    if num_channels > 1:
-        mono /= num_channels
+    # Floats may be anything; `audio` refuses what isn't finite then.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mono = np.array(channels[0], np.float32)
+        for channel in channels[1:]:
+            mono += channel
+        if num_channels > 1:
+            mono /= num_channels
     if samples.dtype.kind == "u":
         return mono / 128 - 1
     if samples.dtype.kind == "i":

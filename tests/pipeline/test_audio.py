@@ -131,6 +131,11 @@ def test_resampling_keeps_tones_as_they_are(rate: int, freq_hz: int) -> None:
     assert np.abs(waveform - expected).max() < 0.002
 
 
+def test_resampling_has_no_seams() -> None:
+    waveform = clip_of(encode(tone(1_000, 48_000, 25), 48_000), 0, 25_000).waveform
+    assert np.abs(waveform - tone(1_000, 16_000, 25))[100:-100].max() < 1e-3
+
+
 @pytest.mark.parametrize("rate", [48_000, 44_100, 32_000, 22_050])
 def test_resampling_lets_no_tone_above_its_nyquist_through(rate: int) -> None:
     for freq_hz in (8_100, 9_000, 10_800):
@@ -207,11 +212,11 @@ def _truncated(container: str, codec: str) -> bytes:
     return content[: len(content) // 2]
 
 
-def _not_a_number() -> bytes:
-    content = bytearray(encode(tone(440, 16_000, 30), 16_000, "wav", "pcm_f32le"))
-    content[-4 * 15 * 16_000 :][:4] = b""
-    at = len(content) - 4 * 15 * 16_000
-    content[at : at + 4] = np.float32("nan").tobytes()
+def _with_number(number: float) -> bytes:
+    """A file of 30 s with one impossible sample in the middle."""
+    content = bytearray(encode(tone(440, 16_000, 30), 16_000, "wav", "pcm_f64le"))
+    at = len(content) - 8 * 15 * 16_000
+    content[at : at + 8] = np.float64(number).tobytes()
     return bytes(content)
 
 
@@ -224,7 +229,9 @@ def _not_a_number() -> bytes:
         pytest.param(bytes(50_000), Reason.NOT_MEDIA, id="zeros"),
         pytest.param(np.random.default_rng(0).bytes(50_000), Reason.NOT_MEDIA, id="noise"),
         pytest.param(_video_only(), Reason.NO_AUDIO, id="video only"),
-        pytest.param(_not_a_number(), Reason.NOT_MEDIA, id="not a number"),
+        pytest.param(_with_number(float("nan")), Reason.NOT_MEDIA, id="not a number"),
+        pytest.param(_with_number(1e300), Reason.NOT_MEDIA, id="beyond float32"),
+        pytest.param(encode(tone(440, 16_000, 30), 16_000, "wav", "pcm_s64le"), Reason.NOT_MEDIA, id="odd samples"),
         pytest.param(_truncated("webm", "libopus"), Reason.TRUNCATED, id="truncated webm"),
         pytest.param(_truncated("ipod", "aac"), Reason.TRUNCATED, id="truncated m4a"),
         pytest.param(_truncated("mp3", "libmp3lame"), Reason.TRUNCATED, id="truncated mp3"),
@@ -300,6 +307,16 @@ def test_a_file_that_never_advances_is_given_up(monkeypatch: pytest.MonkeyPatch)
     assert reason_of(_same_packets(500, ticks=0)) is Reason.NOT_MEDIA
 
 
+def test_a_seek_that_lands_late_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a wrong index: whatever time is asked for, reading goes on from 26 s."""
+    content = encode(with_marker(48_000), 48_000, "matroska", "flac")
+    seek = media.Track._seek
+    monkeypatch.setattr(media.Track, "_seek", lambda track, _: seek(track, 26))
+    clip = clip_of(content, 20_000, 29_000)
+    assert len(clip.waveform) == 9 * 16_000
+    assert abs(marker_error_ms(clip.waveform, 20_000)) < 1
+
+
 def test_tags_may_be_in_any_encoding() -> None:
     content = encode(tone(440, 16_000, 2), 16_000)
     name = b"INAM" + (6).to_bytes(4, "little") + "Müller".encode("latin-1")
@@ -352,6 +369,8 @@ def test_decode_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert abs(len(decode_file(str(path))) - 56_000) < 16 * 20
     with pytest.raises(InputError, match=r"can't be decoded \(not_media\)"):
         decode_file(b"<html>")
+    with pytest.raises(InputError, match=r"none.wav can't be read: No such file"):
+        decode_file("none.wav")
     monkeypatch.setattr(audio, "MAX_FILE_MS", 3_000)
     with pytest.raises(InputError, match=r"whole.webm is longer than"):
         decode_file(str(path))
