@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from ast_model.augment import prepare
+from ast_model.config import Loss
 from ast_model.loader import Collator, read_ahead, split_evenly, undrawn
-from ast_model.metrics import TaggingMetrics, tagging_metrics
+from ast_model.metrics import TaggingMetrics, accuracy, tagging_metrics
+from ast_model.tagging import scores_of
 from ast_model.world import World
 
 
@@ -30,6 +32,20 @@ class Evaluation:
     targets: np.ndarray
     metrics: TaggingMetrics
 
+    @property
+    def main_metric(self) -> str:
+        """Name of the figure that matters most: accuracy where each clip has one class, else mAP."""
+        return "accuracy" if (self.targets.sum(axis=1) == 1).all() else "mAP"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Metrics by name, the main one first."""
+        metrics = self.metrics
+        tagging = {"mAP": metrics.mAP, "auc": metrics.auc, "d_prime": metrics.d_prime}
+        if self.main_metric == "accuracy":
+            return {"accuracy": accuracy(self.scores, self.targets), **tagging}
+        return tagging
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -44,16 +60,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    model: nn.Module, clips: Collator, world: World, normalisation: Normalisation, batch_size: int
+    model: nn.Module, clips: Collator, world: World, normalisation: Normalisation, batch_size: int, loss: Loss = "bce"
 ) -> Evaluation:
-    """Score all clips of `clips`; every rank returns the same."""
+    """Score all clips of `clips`; every rank returns the same. `loss`: what the model was trained with."""
     clips.expect(undrawn(np.arange(len(clips.rows))), is_grouped=False)
     works = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
     parts = []
     with evaluating(model):
         for batch in read_ahead(clips.plain, works, num_threads=1):
             fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)
-            parts.append(torch.sigmoid(model(fbank_BTM).float()))
+            parts.append(scores_of(model(fbank_BTM), loss))
         own = torch.cat(parts) if parts else torch.empty((0, clips.targets.shape[1]), device=world.device)
         scores = world.gather_rows(own).numpy()
     targets = clips.targets.toarray().astype(bool)

@@ -1,14 +1,15 @@
 import pytest
 import torch
 
+from ast_model import recipes
 from ast_model.schedule import ScheduleConfig, learning_rate_factor
 from pipeline.errors import ConfigError
 
-BALANCED = ScheduleConfig(num_epochs_before_decay=10, num_epochs_per_decay=5)
-FULL = ScheduleConfig()
-ESC50 = ScheduleConfig(num_warmup_steps=0, num_epochs_before_decay=5, decay_factor=0.85)
+BALANCED = recipes.audioset_balanced().train.schedule
+FULL = recipes.audioset_full().train.schedule
+ESC50 = recipes.esc50().train.schedule
 # The run behind the published log decayed at the ends of the epochs 5 to 25 and no more; it had 30.
-SPEECH_COMMANDS = ScheduleConfig(num_warmup_steps=0, num_epochs_before_decay=5, decay_factor=0.85, max_decays=21)
+SPEECH_COMMANDS = recipes.speechcommands().train.schedule
 
 # Learning rates at the end of each epoch: the last column of result.csv in AST's published logs.
 BALANCED_LOG = [5e-5] * 10 + [2.5e-5] * 5 + [1.25e-5] * 5 + [6.25e-6] * 5
