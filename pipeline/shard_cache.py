@@ -67,8 +67,11 @@ class ShardCache:
         """
         if found := self.find(name):
             return found
-        with self._lock(self.seals[name].digest):
-            return self.find(name) or self._download(name)
+        try:
+            with self._lock(self.seals[name].digest):
+                return self.find(name) or self._download(name)
+        except OSError as error:
+            raise StoreError(f"can't keep {name} in the cache folder {self.folder}: {error}") from error
 
     def drop(self, name: str) -> None:
         """Remove a shard, for instance one that turned out to be damaged."""
@@ -93,8 +96,6 @@ class ShardCache:
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
             part.replace(target)
-        except OSError as error:
-            raise StoreError(f"can't keep {name} in the cache folder {self.folder}: {error}") from error
         finally:
             part.unlink(missing_ok=True)
         return target

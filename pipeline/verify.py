@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.errors import CorruptError
+from pipeline.errors import CorruptError, StoreError
 from pipeline.shards import Seal, seal_of
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
@@ -15,6 +15,8 @@ REMEDY = "restore it from where it was copied from, or remove it with its .parqu
 
 def check_tar(tar: Path, seal: Seal, name: str) -> None:
     """Raise CorruptError, naming the shard, unless a local tar is byte for byte the one that was sealed."""
+    if not tar.exists():
+        raise CorruptError(_wrong_size(name, seal.num_bytes, None))
     found = seal_of(tar)
     if found.num_bytes != seal.num_bytes:
         raise CorruptError(_wrong_size(name, seal.num_bytes, found.num_bytes))
@@ -48,8 +50,9 @@ def check_sizes(snapshot: Snapshot) -> None:
 def check_shards(snapshot: Snapshot, num_threads: int) -> None:
     """Read all shards of a snapshot. Raises CorruptError, naming them, if some aren't what was sealed."""
     with ThreadPoolExecutor(num_threads) as pool:
-        wrong = [error for error in pool.map(lambda item: _error_of(snapshot.store, *item), snapshot.seals.items())]
-    if wrong := [error for error in wrong if error]:
+        errors = pool.map(lambda item: _error_of(snapshot.store, *item), snapshot.seals.items())
+        wrong = [error for error in errors if error]
+    if wrong:
         raise CorruptError(_sum_up(wrong, snapshot))
 
 
@@ -70,6 +73,6 @@ def _error_of(store: Store, name: str, seal: Seal) -> str | None:
             with store.scratch() as folder:
                 store.fetch(name, folder / "shard.tar")
                 check_tar(folder / "shard.tar", seal, store.url(name))
-    except (CorruptError, FileNotFoundError) as error:
+    except StoreError as error:
         return str(error)
     return None

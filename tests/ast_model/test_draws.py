@@ -7,7 +7,15 @@ from scipy import stats
 from torch.utils.data import WeightedRandomSampler
 
 from ast_model.config import AugmentConfig, Sampler
-from ast_model.draws import NO_PARTNER, NUM_UNIFORMS, Draws, num_steps_of, plan_epoch, share_of_rank
+from ast_model.draws import (
+    NO_PARTNER,
+    NUM_UNIFORMS,
+    Draws,
+    group_by_shard,
+    num_steps_of,
+    plan_epoch,
+    share_of_rank,
+)
 from pipeline.errors import ConfigError, NoClipsError
 
 SEED = ("snapshot", 0, 0)
@@ -118,3 +126,19 @@ def test_batches_that_cannot_be_filled_are_said() -> None:
         num_steps_of(11, 12)
     with pytest.raises(ConfigError, match="found 2 for 4 ranks"):
         share_of_rank(0, 2, 0, 4)
+
+
+def test_grouping_keeps_every_draw_and_brings_shards_together() -> None:
+    shard_of_clip = np.array([2, 0, 1, 0, 2, 1, 1, 0])
+    draws = plan(1000)
+    grouped = group_by_shard(draws, shard_of_clip, 300, SEED)
+    assert are_equal(grouped, group_by_shard(draws, shard_of_clip, 300, SEED))
+    firsts = []
+    for start in range(0, 1000, 300):
+        part, of_plan = grouped[start : start + 300], draws[start : start + 300]
+        order = np.argsort(part.uniforms[:, 0]), np.argsort(of_plan.uniforms[:, 0])
+        assert are_equal(part[order[0]], of_plan[order[1]])
+        shards = shard_of_clip[part.clip]
+        assert np.count_nonzero(np.diff(shards)) == 2
+        firsts.append(shards[0])
+    assert len(set(firsts)) > 1

@@ -1,0 +1,68 @@
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import CorruptError
+from pipeline.snapshot import Snapshot, load_snapshot
+from pipeline.storage import Store
+from pipeline.verify import check_shards, check_sizes
+
+Damage = Callable[[Path, Path], object]
+
+
+def swap(one: Path, other: Path) -> None:
+    content = one.read_bytes()
+    shutil.copy(other, one)
+    other.write_bytes(content)
+
+
+def edit(one: Path, _: Path) -> None:
+    with one.open("r+b") as stream:
+        stream.seek(5000)
+        stream.write(b"!")
+
+
+@pytest.fixture
+def copy(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
+    shutil.copytree(snapshot.store.root, tmp_path / "copy")
+    return load_snapshot(Store(str(tmp_path / "copy")))
+
+
+def tars(snapshot: Snapshot) -> list[Path]:
+    return [Path(snapshot.store.path(name)) for name in sorted(snapshot.seals)]
+
+
+def test_whole_shards_pass_on_disk_and_on_s3(snapshot: Snapshot, s3_store: Store) -> None:
+    check_sizes(snapshot)
+    check_shards(snapshot, num_threads=2)
+    for name in [*snapshot.seals, *snapshot.store.list("snapshots"), "latest.json"]:
+        s3_store.write_bytes(name, snapshot.store.read_bytes(name))
+    on_s3 = load_snapshot(s3_store)
+    check_sizes(on_s3)
+    check_shards(on_s3, num_threads=2)
+    s3_store.write_bytes(next(iter(on_s3.seals)), b"short")
+    with pytest.raises(CorruptError, match=r"1 of .* shards .*s3://.*5 bytes, expected"):
+        check_sizes(on_s3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda one, _: os.truncate(one, 10_000), "10000 bytes, expected"),
+        (lambda one, _: one.unlink(), "is missing"),
+        (swap, "expected"),
+        (edit, "was changed"),
+    ],
+    ids=["cut", "missing", "swapped", "edited"],
+)
+def test_each_bad_shard_is_named(copy: Snapshot, damage: Damage, found: str) -> None:
+    one, other = tars(copy)[:2]
+    damage(one, other)
+    with pytest.raises(CorruptError, match=f"of {len(copy.seals)} shards .*{one.name}.*{found}"):
+        check_shards(copy, num_threads=2)
+    if damage is not edit:
+        with pytest.raises(CorruptError, match=one.name):
+            check_sizes(copy)
