@@ -1,0 +1,177 @@
+"""Score a checkpoint, or an ensemble of them, on a split of a snapshot.
+
+python jobs/evaluate.py --root data/demo --checkpoints data/demo/runs/RUN/average/*
+python jobs/evaluate.py --root data/audioset --checkpoints MIT/ast-finetuned-audioset-{10-10-0.4593,16-16-0.442} \
+    --bootstrap 200
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+
+from ast_model.config import CacheConfig
+from ast_model.evaluate import Evaluation, Normalisation, evaluate
+from ast_model.loader import Collator, open_reader
+from ast_model.metrics import mean_average_precision_interval, tagging_metrics
+from ast_model.pretrained import fit_weights
+from ast_model.tagging import read_tagging
+from ast_model.tracking import class_table, plot_average_precision
+from ast_model.weight_files import read_weights
+from ast_model.world import join_world
+from jobs.cli import resolve_root, run_job
+from pipeline.errors import ConfigError
+from pipeline.snapshot import Snapshot, check_fingerprint, load_snapshot
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+MAX_CLASSES_IN_CONFUSION = 60
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to score, on what."""
+
+    checkpoints: tuple[str, ...]
+    """Folders, files or hub names, of any strides and lengths. Several are an ensemble: the mean of their scores."""
+    root: str = "data/demo"
+    """Folder or s3:// address of the store."""
+    snapshot: str = ""
+    """Snapshot to take clips from; the latest unless named."""
+    split: str = "eval"
+    """Split to score."""
+    output: str = ""
+    """Folder for scores, tables and plots; a new one in ROOT/evaluations, or ./evaluations for s3://, unless set."""
+    bootstrap: int = 0
+    """Resamples for the 95 % interval of mAP; 0 for none."""
+    batch_size: int = 16
+    """Clips scored at a time."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.bootstrap < 0:
+            raise ConfigError(
+                f"batch_size must be at least 1 and bootstrap not negative, found {self.batch_size}, {self.bootstrap}"
+            )
+
+
+def score() -> EvaluateConfig:
+    """Checkpoints → metrics, scores, a table per class and plots."""
+    return EvaluateConfig(checkpoints=tyro.MISSING)
+
+
+def evaluate_checkpoints(config: EvaluateConfig) -> None:
+    """Score each checkpoint, say the metrics of each and of the mean so far, and write those of all together."""
+    store = Store(resolve_root(config.root))
+    snapshot = load_snapshot(store, config.snapshot or None)
+    check_fingerprint(snapshot)
+    mean: Evaluation | None = None
+    rows = []
+    for number, (name, evaluation) in enumerate(score_each(config, snapshot), start=1):
+        mean = _add(mean, evaluation, number)
+        rows.append({"checkpoint": name, **evaluation.figures, **_prefixed(mean.figures, "mean_so_far_")})
+        print(f"{name}\n  alone   {_line(evaluation.figures)}" + (f"\n  mean    {_line(mean.figures)}" * (number > 1)))
+    if mean is None:
+        raise ConfigError("checkpoints is empty: name at least one")
+    figures = mean.figures
+    if config.bootstrap:
+        low, high = mean_average_precision_interval(mean.scores, mean.targets, config.bootstrap)
+        figures |= {"mAP_low": low, "mAP_high": high}
+        print(f"  mAP     {figures['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+    folder = _output_folder(config, store)
+    write_results(folder, config, snapshot, mean)
+    pd.DataFrame(rows).to_csv(folder / "checkpoints.csv", index=False)
+    record = {"snapshot": snapshot.snapshot_id, **asdict(config), **figures}
+    (folder / "metrics.json").write_text(json.dumps(record, indent=1))
+    print(f"{len(mean.scores)} clips of {config.split}, {mean.metrics.num_classes_scored} classes scored: {folder}")
+
+
+def _add(mean: Evaluation | None, evaluation: Evaluation, number: int) -> Evaluation:
+    """Return the mean of `number` evaluations, of which this is the last."""
+    if mean is None:
+        return evaluation
+    scores = mean.scores + (evaluation.scores - mean.scores) / number
+    return Evaluation(scores, evaluation.targets, tagging_metrics(scores, evaluation.targets))
+
+
+def score_each(config: EvaluateConfig, snapshot: Snapshot) -> Iterator[tuple[str, Evaluation]]:
+    """Yield each checkpoint's name and scores. Raises MismatchError if its classes are not the snapshot's, in order."""
+    rows = snapshot.rows_of((config.split,))
+    targets, reader = snapshot.targets(rows), open_reader(snapshot, CacheConfig())
+    with join_world() as world:
+        for source in config.checkpoints:
+            file = read_weights(source)
+            model = fit_weights(file, source)
+            tagging = read_tagging(file, model.config.num_classes, snapshot.labels)
+            clips = Collator(reader, rows, targets, model.config.num_frames)
+            norm = Normalisation(tagging.mean, tagging.std)
+            yield (
+                source,
+                evaluate(model.to(world.device), clips, world, norm, config.batch_size, tagging.loss),
+            )
+            del model
+            torch.cuda.empty_cache()
+
+
+def write_results(folder: Path, config: EvaluateConfig, snapshot: Snapshot, evaluation: Evaluation) -> None:
+    """Write scores.npz, classes.csv and the plots."""
+    rows = snapshot.rows_of((config.split,))
+    keys = snapshot.index["key"].take(rows).to_pylist()
+    np.savez_compressed(
+        folder / "scores.npz",
+        keys=np.array(keys),
+        scores=evaluation.scores.astype(np.float32),
+        targets=evaluation.targets,
+        mids=np.array(snapshot.labels.mids),
+    )
+    trained = tuple(sorted(set(snapshot.splits) - {config.split}))
+    table = class_table(evaluation, snapshot.labels, snapshot.class_counts(trained))
+    table.to_csv(folder / "classes.csv", index=False)
+    plot_average_precision(table).savefig(folder / "classes.png")
+    if evaluation.main_metric == "accuracy" and len(table) <= MAX_CLASSES_IN_CONFUSION:
+        plot_confusion(evaluation, snapshot.labels.names).savefig(folder / "confusion.png")
+
+
+def plot_confusion(evaluation: Evaluation, names: tuple[str, ...]) -> matplotlib.figure.Figure:
+    """Draw how often each class (row) is taken for each (column), as a share of the row."""
+    num_classes = len(names)
+    counts = np.zeros((num_classes, num_classes))
+    np.add.at(counts, (evaluation.targets.argmax(axis=1), evaluation.scores.argmax(axis=1)), 1)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    side = 3 + 0.2 * num_classes
+    figure = matplotlib.figure.Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(num_classes), names, fontsize=7)
+    axes.set_xlabel("highest score")
+    axes.set_ylabel("class")
+    return figure
+
+
+def _output_folder(config: EvaluateConfig, store: Store) -> Path:
+    parent = Path(store.path("evaluations") if store.is_local else "evaluations")
+    folder = Path(config.output) if config.output else parent / f"{config.split}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _prefixed(figures: dict[str, float], prefix: str) -> dict[str, float]:
+    return {prefix + name: value for name, value in figures.items()}
+
+
+def _line(figures: dict[str, float]) -> str:
+    return "   ".join(f"{name} {value:.4f}" for name, value in figures.items())
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(evaluate_checkpoints, {"score": score}, default_preset="score"))

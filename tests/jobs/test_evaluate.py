@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from ast_model.checkpoint import Checkpoint, Position, save_checkpoint
+from ast_model.model import AST, ASTConfig
+from jobs.cli import run_job
+from jobs.evaluate import evaluate_checkpoints, score
+from pipeline.labels import Labels
+from pipeline.snapshot import Snapshot
+from pipeline.storage import Store
+
+
+def save_model(folder: Path, labels: Labels, stride: int, num_frames: int) -> str:
+    """Save a random model with checkpoint.json and return where."""
+    torch.manual_seed(stride)
+    shape = ASTConfig(len(labels), num_frames, freq_stride=stride, time_stride=stride, width=24, depth=1, num_heads=1)
+    model = AST(shape)
+    torch.nn.init.normal_(model.head.linear.weight)
+    description = {
+        "model": vars(shape),
+        "train": {"loss": "bce"},
+        "labels": {"mids": labels.mids, "names": labels.names},
+        "mean": -7.0,
+        "std": 4.0,
+    }
+    checkpoint = Checkpoint(Position(1), model.state_dict(), description=description)
+    return str(folder / save_checkpoint(Store(str(folder)), f"stride-{stride}", checkpoint))
+
+
+def run_evaluate(*argv: object) -> int:
+    return run_job(evaluate_checkpoints, {"score": score}, "score", [str(word) for word in argv])
+
+
+def test_an_ensemble_is_the_mean_of_the_scores(snapshot: Snapshot, tmp_path: Path) -> None:
+    checkpoints = [save_model(tmp_path, snapshot.labels, 16, 512), save_model(tmp_path, snapshot.labels, 12, 256)]
+    scores = []
+    for name, chosen in (("a", checkpoints[:1]), ("b", checkpoints[1:]), ("both", checkpoints)):
+        flags = ("--root", snapshot.store.root, "--output", tmp_path / name, "--bootstrap", 20)
+        assert run_evaluate("--checkpoints", *chosen, *flags) == 0
+        scores.append(np.load(tmp_path / name / "scores.npz"))
+    a, b, both = scores
+    np.testing.assert_allclose(both["scores"], (a["scores"] + b["scores"]) / 2, atol=1e-6)
+    metrics = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    scored = both["targets"].any(axis=0)
+    expected = average_precision_score(both["targets"][:, scored], both["scores"][:, scored], average="macro")
+    assert metrics["mAP"] == pytest.approx(expected, abs=1e-6)
+    assert metrics["mAP_low"] <= metrics["mAP_high"]
+    table = pd.read_csv(tmp_path / "both" / "classes.csv")
+    assert table["mid"].tolist() == list(snapshot.labels.mids)
+    assert table["average_precision"].mean() == pytest.approx(expected, abs=1e-6)
+    running = pd.read_csv(tmp_path / "both" / "checkpoints.csv")
+    assert running["mean_so_far_mAP"].tolist() == pytest.approx([running["mAP"][0], expected], abs=1e-6)
+    assert (tmp_path / "both" / "classes.png").stat().st_size > 1000
+
+
+def test_labels_in_another_order_are_refused(
+    snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turned = Labels(snapshot.labels.mids[::-1], snapshot.labels.names[::-1])
+    checkpoint = save_model(tmp_path, turned, 16, 128)
+    assert run_evaluate("--checkpoints", checkpoint, "--root", snapshot.store.root, "--output", tmp_path / "out") == 1
+    assert "MismatchError" in (shown := capsys.readouterr().err) and "in another order" in shown
