@@ -106,17 +106,32 @@ class TrackedRun:
         self.client.set_terminated(self.run_id, status)
 
 
-def start_run(store: Store, name: str, tags: Mapping[str, str]) -> TrackedRun:
+def start_run(store: Store, name: str, tags: Mapping[str, str], experiment: str = EXPERIMENT) -> TrackedRun:
     """Create a run; raise TrackingError if the server can't be used."""
     uri = tracking_uri(store)
     check_server(uri)
     client = MlflowClient(uri)
     try:
-        run = client.create_run(_experiment_id(client, uri, store), run_name=name)
+        run = client.create_run(_experiment_id(client, uri, store, experiment), run_name=name)
         client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     except MlflowException as error:
         raise TrackingError(f"can't start a run at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
     return TrackedRun(uri, run.info.run_id)
+
+
+def snapshots_in_use(store: Store) -> set[str]:
+    """Return the snapshots that tracked runs name, whatever their state."""
+    uri = tracking_uri(store)
+    check_server(uri)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    found: set[str] = set()
+    token: str | None = ""
+    while experiment is not None and token is not None:
+        runs = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token or None)
+        found |= {run.data.tags["snapshot"] for run in runs if "snapshot" in run.data.tags}
+        token = runs.token or None
+    return found
 
 
 def check_server(uri: str) -> None:
@@ -136,12 +151,12 @@ def check_server(uri: str) -> None:
         )
 
 
-def _experiment_id(client: MlflowClient, uri: str, store: Store) -> str:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+def _experiment_id(client: MlflowClient, uri: str, store: Store, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return experiment.experiment_id
     artifacts = store.url("mlartifacts") if uri.startswith("sqlite:") else None
-    return client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    return client.create_experiment(name, artifact_location=artifacts)
 
 
 def class_table(evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> pd.DataFrame:

@@ -9,12 +9,8 @@ import dataclasses
 import logging
 import secrets
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -24,18 +20,15 @@ from ast_model.config import TrainConfig
 from ast_model.model import ASTConfig
 from ast_model.tracking import check_server, flatten, start_run, tracking_uri
 from jobs.cli import resolve_root, run_job
-from jobs.preprocess import preprocess
 from jobs.report import Outcome, print_report
 from jobs.train import Metrics, RayConfig, WorkerSettings, train_on_ray
+from jobs.visit import MINIATURE, media_at_hand, preprocess_tracked
 from pipeline.cluster import ray_session
 from pipeline.config import PreprocessConfig
-from pipeline.miniature import make_miniature, serve_miniature
-from pipeline.progress import show_progress
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
-MINIATURE = "miniature"
 
 
 @dataclass(frozen=True)
@@ -81,23 +74,10 @@ def audioset(config: AudioSetConfig) -> None:
     store = Store(resolve_root(config.root))
     check_server(tracking_uri(store))
     with media_at_hand(config.data, store) as data, ray_session():
-        snapshot, visit = preprocess(data, store)
         run = new_run_name(config.preset)
+        snapshot, visit = preprocess_tracked(data, store, run)
         history = train(config, run, snapshot)
     print_report(Outcome(snapshot, visit, run, history, config.train.eval_split, tracking_uri(store)))
-
-
-@contextmanager
-def media_at_hand(data: PreprocessConfig, store: Store) -> Iterator[PreprocessConfig]:
-    """Make and serve the miniature if it is asked for; else the media are where the config says."""
-    if data.metadata != MINIATURE:
-        yield data
-        return
-    home = Path(store.path("")) if store.is_local else Path(tempfile.gettempdir())
-    with show_progress("make the miniature", 1, "clips") as progress:
-        miniature = make_miniature(home / MINIATURE, on_progress=progress.reach)
-    with serve_miniature(miniature.folder) as server:
-        yield dataclasses.replace(data, metadata=str(miniature.metadata_folder), media=server.media_address)
 
 
 def new_run_name(preset: str) -> str:

@@ -1,107 +1,205 @@
-"""From AudioSet's CSV files to a snapshot: plan, fetch and convert on Ray, freeze."""
+"""Get AudioSet and keep it up to date.
 
-import logging
+python jobs/preprocess.py run --media youtube --root /data/audioset
+python jobs/preprocess.py plan|status|verify --root /data/audioset …
+python jobs/preprocess.py snapshots list|diff|prune --root /data/audioset …
+"""
+
+import sys
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from typing import Annotated, Any
 
-import fsspec
+import tyro
 
-from pipeline.cluster import run_tasks
+from jobs.cli import resolve_root, run_job
+from jobs.snapshots import (
+    DiffSnapshots,
+    ListSnapshots,
+    PruneSnapshots,
+    print_difference,
+    print_snapshots,
+    remove_snapshots,
+)
+from jobs.visit import (
+    LABELS_FILE,
+    Visit,
+    clips_per_hour,
+    media_at_hand,
+    preprocess,
+    preprocess_tracked,
+    read_metadata,
+)
+from pipeline.audit import audit_shard, orphans, remove_shard
+from pipeline.cluster import ray_session, run_tasks
 from pipeline.config import PreprocessConfig
-from pipeline.convert import Conversion, convert_shard
-from pipeline.errors import InputError, StoreError
-from pipeline.labels import Labels, read_labels
-from pipeline.ledger import BOOK_COLUMNS, plan_shards, read_ledger
+from pipeline.errors import CorruptError, NoClipsError
+from pipeline.estimate import CostConfig, Estimate
+from pipeline.labels import read_labels
+from pipeline.lease import hold_lease
+from pipeline.ledger import plan_shards, read_books
 from pipeline.progress import show_progress
-from pipeline.records import Reason, Segment, ShardPlan, ShardReport
-from pipeline.segments import read_segments
-from pipeline.snapshot import Snapshot, build_snapshot
-from pipeline.sources import open_source
+from pipeline.segments import join_tables, read_segment_table
+from pipeline.shards import digest_of, shard_settings
+from pipeline.snapshot import Snapshot
+from pipeline.status import count_classes, count_reasons, due, outcomes
 from pipeline.storage import Store
 
-log = logging.getLogger(__name__)
-LABELS_FILE = "class_labels_indices.csv"
+Data = Annotated[PreprocessConfig, tyro.conf.arg(name="")]
+NUM_NAMED = 20
 
 
-@dataclass
-class Visit:
-    """What one run of the preprocessing did."""
+@dataclass(frozen=True)
+class Run:
+    """Visit what is missing or failed in a way that may pass, and publish a snapshot if something changed.
 
-    num_planned: int = 0
-    num_written: int = 0
-    num_bytes: int = 0
-    failures: Counter[Reason] = field(default_factory=Counter)
-    errors: dict[str, Exception] = field(default_factory=dict)
-    """Shards that could not be made at all."""
-    seconds: float = 0.0
-
-    def add(self, report: ShardReport) -> None:
-        self.num_written += report.num_written
-        self.num_bytes += report.num_bytes
-        self.failures.update(report.failures)
-
-
-def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Visit]:
-    """Visit what is missing or failed in a retryable way, and freeze all that is there into a snapshot.
-
-    Needs a running Ray. Raises InputError for bad tables, StoreError if shards can't be written.
+    Exit codes: 0 done; 75 another run holds the store, try later; 1 an error, whose message says what to do.
     """
-    store.check_writable()
-    labels, segments = read_metadata(config)
-    keep_metadata(config, store)
-    conversion = Conversion(store, open_source(config), config.fetch, config.keep_audio)
-    books = read_ledger(store, conversion.fingerprint, BOOK_COLUMNS)
-    plans = plan_shards(segments, books, config.clips_per_shard)
-    num_due = sum(len(plan.segments) for plan in plans)
-    log.info("%d segments, %d to be visited in %d shards", len(segments), num_due, len(plans))
-    visit = convert_all(plans, conversion, config.max_in_flight)
-    return build_snapshot(store, labels, config.keep_audio), visit
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    track: bool = True
+    """Log the run to MLflow."""
 
 
-def read_metadata(config: PreprocessConfig) -> tuple[Labels, list[Segment]]:
-    """Read labels and the segments of all splits; refuse labels of segments that are no class."""
-    folder = config.metadata.rstrip("/")
-    labels = read_labels(f"{folder}/{LABELS_FILE}")
-    segments: list[Segment] = []
-    for split in config.splits:
-        segments += read_segments(f"{folder}/{split}_segments.csv", split)[: config.limit]
-    _check_labels(segments, labels, folder)
-    return labels, segments
+@dataclass(frozen=True)
+class Plan:
+    """Say what a run would visit and what that costs. Touches nothing."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    costs: CostConfig = field(default_factory=CostConfig)
 
 
-def _check_labels(segments: Iterable[Segment], labels: Labels, folder: str) -> None:
-    unknown = {mid for segment in segments for mid in segment.labels} - labels.index_of.keys()
-    if unknown:
-        raise InputError(
-            f"{folder}: {len(unknown)} labels of the segments are not among the {len(labels)} classes of"
-            f" {LABELS_FILE}: {', '.join(sorted(unknown)[:10])}. The files don't belong together"
+@dataclass(frozen=True)
+class Status:
+    """Say how far the store is, per split, reason and class. Touches nothing."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    num_classes: int = 20
+    """Classes to show, those with the least yield first."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Reread all shards and compare them with their sidecars."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    mend: bool = False
+    """Remove the shards that are wrong and fetch their clips again."""
+
+
+def run(command: Run) -> None:
+    store = Store(resolve_root(command.root))
+    with media_at_hand(command.data, store) as data:
+        if command.track:
+            snapshot, visit = preprocess_tracked(data, store, f"preprocess-{time.strftime('%Y%m%d-%H%M%S')}")
+        else:
+            snapshot, visit = preprocess(data, store)
+    print_visit(snapshot, visit)
+
+
+def print_visit(snapshot: Snapshot, visit: Visit) -> None:
+    failed = ", ".join(f"{count} {reason}" for reason, count in visit.failures.most_common())
+    counts = f"{visit.num_planned} planned, {visit.num_written} written, {visit.failures.total()} failed"
+    print(f"{counts} ({failed})" if failed else counts)
+    left = visit.num_planned - visit.num_decided
+    if left:
+        print(f"{left} not decided; a later run goes on with them")
+    print(f"{visit.seconds:.1f} s; snapshot {snapshot.snapshot_id}")
+
+
+def plan(command: Plan) -> None:
+    store, data = Store(resolve_root(command.root)), command.data
+    with media_at_hand(data, store) as data:
+        _, segments = read_metadata(data)
+    fingerprint = digest_of(shard_settings(data.keep_audio))
+    visits = plan_shards(segments, read_books(store, fingerprint), data.clips_per_shard, data.retry)
+    print(f"{len(segments)} segments, {visits.num_segments} to be visited in {len(visits)} shards")
+    per_hour = clips_per_hour(data)
+    estimate = Estimate(visits.num_segments, per_hour, data.clips_per_shard, data.keep_audio, command.costs)
+    print("\n".join(estimate.lines()))
+
+
+def status(command: Status) -> None:
+    store, data = Store(resolve_root(command.root)), command.data
+    names = [f"metadata/{split}_segments.csv" for split in data.splits]
+    if not all(store.exists(name) for name in names):
+        raise NoClipsError(
+            f"expected {', '.join(names)} in {store.root}, found some missing; run first, or name --splits"
         )
+    labels = read_labels(store.url(f"metadata/{LABELS_FILE}"))
+    segments = join_tables([read_segment_table(store.url(name)).slice(0, data.limit) for name in names])
+    fates = outcomes(segments, read_books(store, digest_of(shard_settings(data.keep_audio))))
+    print(count_reasons(fates).to_string(index=False))
+    if command.num_classes:
+        print(f"\n{count_classes(fates, segments, labels).head(command.num_classes).to_string(index=False)}")
+    print(f"\na rerun would visit {due(fates, data.retry)} of {len(fates)}")
 
 
-def keep_metadata(config: PreprocessConfig, store: Store) -> None:
-    """Copy the tables that a build is made from into the store."""
-    for name in (LABELS_FILE, *(f"{split}_segments.csv" for split in config.splits)):
-        with fsspec.open(f"{config.metadata.rstrip('/')}/{name}", "rb") as file:
-            store.write_bytes(f"metadata/{PurePosixPath(name).name}", file.read())
+def verify(command: Verify) -> None:
+    store = Store(resolve_root(command.root))
+    shards = [name.removesuffix(".parquet") for name in store.list("shards", ".parquet")]
+    wrong: dict[str, list[str]] = {}
+    with ray_session(), show_progress("verify", len(shards), "shards") as progress:
+        for shard, found in run_tasks(audit_shard, shards, store, max_in_flight=command.data.max_in_flight):
+            if isinstance(found, Exception):
+                raise found
+            if found:
+                wrong[shard] = found
+            progress.advance(1, f"{len(wrong)} wrong")
+    for message in [message for messages in wrong.values() for message in messages][:NUM_NAMED]:
+        print(message)
+    print(
+        f"{len(shards) - len(wrong)} of {len(shards)} shards are sound, {len(orphans(store))} tars have no sidecar yet"
+    )
+    if wrong and not command.mend:
+        raise CorruptError(f"{len(wrong)} shards of {store.root} are wrong; --mend True fetches their clips again")
+    if wrong:
+        mend(sorted(wrong), store, command)
 
 
-def convert_all(plans: list[ShardPlan], conversion: Conversion, max_in_flight: int) -> Visit:
-    """Convert shards as Ray tasks. A shard that can't be made is left for the next run; raise if none could."""
-    visit = Visit(num_planned=sum(len(plan.segments) for plan in plans))
-    started = time.monotonic()
-    with show_progress("fetch and convert", visit.num_planned, "clips") as progress:
-        for plan, outcome in run_tasks(convert_shard, plans, conversion, max_in_flight=max_in_flight):
-            if isinstance(outcome, Exception):
-                visit.errors[plan.shard_id] = outcome
-                log.error("shard %s was not made: %s", plan.shard_id, outcome)
-            else:
-                visit.add(outcome)
-            progress.advance(len(plan.segments), f"{visit.failures.total()} failed")
-    visit.seconds = time.monotonic() - started
-    if plans and len(visit.errors) == len(plans):
-        first = next(iter(visit.errors.values()))
-        raise StoreError(f"none of {len(plans)} shards could be made; the first one's error: {first}") from first
-    return visit
+def mend(shards: list[str], store: Store, command: Verify) -> None:
+    """Remove shards and make them anew; a snapshot that names them finds them again if the same bytes come."""
+    with media_at_hand(command.data, store) as data:
+        with hold_lease(store):
+            for shard in shards:
+                remove_shard(shard, store)
+        print_visit(*preprocess(data, store))
+
+
+COMMANDS: dict[type, Callable[[Any], None]] = {
+    Run: run,
+    Plan: plan,
+    Status: status,
+    Verify: verify,
+    ListSnapshots: print_snapshots,
+    DiffSnapshots: print_difference,
+    PruneSnapshots: remove_snapshots,
+}
+NAMES = {
+    "run": Run,
+    "plan": Plan,
+    "status": Status,
+    "verify": Verify,
+    "snapshots list": ListSnapshots,
+    "snapshots diff": DiffSnapshots,
+    "snapshots prune": PruneSnapshots,
+}
+
+
+def main(argv: list[str]) -> int:
+    if argv[:1] == ["snapshots"]:
+        argv = [" ".join(argv[:2]), *argv[2:]]
+    return run_job(lambda command: COMMANDS[type(command)](command), NAMES, default_preset="run", argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

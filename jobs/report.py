@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.preprocess import Visit
 from jobs.train import Metrics
+from jobs.visit import Visit
 from pipeline.snapshot import Snapshot
 
 

@@ -1,13 +1,24 @@
 """Ray: start or join it, and run independent tasks in a bounded window."""
 
+import heapq
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
-from typing import TypeVar
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 
+from pipeline.config import PaceConfig
+from pipeline.errors import AudioTaggingError
+from pipeline.pace import Pace, Permit, Wait
+
+log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
@@ -16,6 +27,10 @@ LOCAL_OBJECT_STORE_BYTES = 200 * 2**20
 """Only plans, paths and reports travel through it."""
 NUM_TASK_RETRIES = 3
 """Repetitions of a task whose worker or node died."""
+POLL_S = 10.0
+FRESH_S = 1.0
+"""How long a permit without a limit is good."""
+ORDER = count()
 
 
 @contextmanager
@@ -40,32 +55,135 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+@dataclass(frozen=True)
+class Retry:
+    """What becomes of items that are not done: how often and when they are handed out again."""
+
+    max_errors: int = 3
+    """Of an item, before its error counts."""
+    pause_s: float = 5.0
+    """After an error; it doubles with each further one."""
+
+
 def run_tasks(
-    function: Callable[[Item, Shared], Result], items: Iterable[Item], shared: Shared, *, max_in_flight: int
+    function: Callable[[Item, Shared], Result | Wait],
+    items: Iterable[Item],
+    shared: Shared,
+    *,
+    max_in_flight: int,
+    retry: Retry = Retry(),
+    give_up: Callable[[float], bool] = lambda wait_s: False,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `function(item, shared)` for each item on the cluster and yield items and results as they finish.
 
     At most `max_in_flight` are handed out at a time, each on one CPU. A task whose worker died is repeated, so it
-    must be idempotent. One that fails yields its exception.
+    must be idempotent. One that gives back a Wait is handed out again later, one that fails too, until it yields its
+    exception. If all wait and `give_up(seconds to wait)` says so, the rest is left undone.
     """
     task = ray.remote(num_cpus=1, max_retries=NUM_TASK_RETRIES)(function)
     shared_ref = ray.put(shared)
-    waiting = iter(items)
+    fresh = iter(items)
+    later: list[tuple[float, int, Item]] = []
     running: dict[ray.ObjectRef, Item] = {}
+    num_errors: Counter[int] = Counter()
     while True:
-        for item in islice(waiting, max_in_flight - len(running)):
+        while len(running) < max_in_flight and (item := _next_item(later, fresh)) is not None:
             running[task.remote(item, shared_ref)] = item
-        if not running:
+        if not running and not later:
             return
-        for ref in ray.wait(list(running), num_returns=1)[0]:
+        wait_s = later[0][0] - time.monotonic() if later else None
+        if not running and wait_s is not None and wait_s > 0:
+            if give_up(wait_s):
+                return
+            time.sleep(min(wait_s, POLL_S))
+            continue
+        timeout_s = None if wait_s is None or len(running) >= max_in_flight else max(0.0, wait_s)
+        for ref in ray.wait(list(running), num_returns=1, timeout=timeout_s)[0]:
             item = running.pop(ref)
-            try:
-                yield item, ray.get(ref)
-            except ray.exceptions.RayError as error:
-                yield item, _cause(error)
+            outcome = _get(ref)
+            pause_s = outcome.seconds if isinstance(outcome, Wait) else None
+            if isinstance(outcome, AudioTaggingError) and num_errors[id(item)] + 1 < retry.max_errors:
+                pause_s = retry.pause_s * 2 ** num_errors[id(item)]
+                num_errors[id(item)] += 1
+                log.warning("trying again in %.0f s: %s", pause_s, outcome)
+            if pause_s is not None:
+                heapq.heappush(later, (time.monotonic() + pause_s, next(ORDER), item))
+            elif not isinstance(outcome, Wait):
+                yield item, outcome
 
 
-def _cause(error: ray.exceptions.RayError) -> Exception:
-    """Return what the task itself raised, where it is known."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, Exception) else error
+def _next_item(later: list[tuple[float, int, Item]], fresh: Iterator[Item]) -> Item | None:
+    """Return what waited long enough, else a fresh item, else None."""
+    if later and later[0][0] <= time.monotonic():
+        return heapq.heappop(later)[2]
+    return next(fresh, None)
+
+
+def _get(ref: ray.ObjectRef) -> Any:
+    """Return a task's result, or what it raised where that is known."""
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        return cause if isinstance(cause, Exception) else error
+
+
+class _Keeper:
+    """The one `Pace` of a run, as an actor."""
+
+    def __init__(self, config: PaceConfig, clips_per_hour: int):
+        self.pace = Pace(config, clips_per_hour)
+        self.started_s = time.monotonic()
+
+    def ask(self, addresses: Sequence[str]) -> Permit | Wait:
+        return self.pace.ask(addresses, time.monotonic())
+
+    def succeed(self, address: str) -> None:
+        self.pace.succeed(address, time.monotonic())
+
+    def throttle(self, address: str, key: str) -> int:
+        return self.pace.throttle(address, key, time.monotonic())
+
+    def idle(self) -> tuple[float, int]:
+        """Seconds since the last answer, and how often an address was throttled so far."""
+        return time.monotonic() - (self.pace.last_answer_s or self.started_s), self.pace.num_throttled
+
+
+@dataclass
+class RayPacer:
+    """A worker's way to the pace. Without a limit per hour it asks and tells once a second only."""
+
+    actor: Any
+    is_limited: bool
+    proxies: tuple[str, ...] = ()
+    _told_s: float = field(default=0.0, compare=False)
+    _permit: tuple[Permit, float] | None = field(default=None, compare=False)
+
+    def ask(self) -> Permit | Wait:
+        if self._permit and time.monotonic() - self._permit[1] < FRESH_S:
+            return self._permit[0]
+        addresses = self.proxies or (ray.get_runtime_context().get_node_id(),)
+        turn: Any = ray.get(self.actor.ask.remote(addresses))
+        # With proxies the addresses take turns, so each is asked for.
+        reusable = isinstance(turn, Permit) and not self.is_limited and not self.proxies
+        self._permit = (turn, time.monotonic()) if reusable else None
+        return turn
+
+    def succeed(self, permit: Permit) -> None:
+        if self.is_limited or self.proxies or time.monotonic() - self._told_s > FRESH_S:
+            self._told_s = time.monotonic()
+            self.actor.succeed.remote(permit.address)
+
+    def throttle(self, permit: Permit, key: str) -> int:
+        self._permit = None
+        self._told_s = 0.0
+        return ray.get(self.actor.throttle.remote(permit.address, key))
+
+    def idle(self) -> tuple[float, int]:
+        return ray.get(self.actor.idle.remote())
+
+
+def start_pacer(config: PaceConfig, clips_per_hour: int, proxies: tuple[str, ...]) -> RayPacer:
+    """Start the keeper of the pace; it ends with the run."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1)(_Keeper).remote(config, clips_per_hour)
+    return RayPacer(actor, clips_per_hour > 0, proxies)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
+from pipeline.records import Kind
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,10 @@ class FetchConfig:
     max_media_bytes: int = 512 * 2**20
     """A larger file is not fetched but counted as too large."""
     num_threads: int = 8
-    """Clips of a shard that are fetched at the same time, ahead of decoding."""
+    """Clips of a shard that are fetched at the same time, ahead of decoding. After a kill these are fetched again, and
+    up to 8 that were not kept yet."""
+    proxies: str = ""
+    """A file with the address of a proxy per line. Each counts as an address with a pace of its own."""
 
     def __post_init__(self) -> None:
         for name in ("deadline_s", "max_attempts", "max_media_bytes", "num_threads"):
@@ -29,14 +33,59 @@ class FetchConfig:
 
 
 @dataclass(frozen=True)
+class PaceConfig:
+    """How often an address asks. An address is a node, or a proxy."""
+
+    clips_per_hour: int | None = None
+    """Clips that one address asks for in an hour, evenly spread with jitter; 0 is no limit. Unset it is 300 for
+    YouTube, what a guest session is allowed, and no limit elsewhere."""
+    rest_s: float = 900.0
+    """How long an address rests once it was told that it asks too often; it doubles each time until a clip comes."""
+    max_rest_s: float = 3600.0
+    """The longest rest."""
+    give_up_s: float = 7200.0
+    """A run in which no clip was decided for so long ends with what it has."""
+
+    def __post_init__(self) -> None:
+        if (self.clips_per_hour or 0) < 0:
+            raise ConfigError(f"clips_per_hour must not be negative, found {self.clips_per_hour}")
+        for name in ("rest_s", "max_rest_s", "give_up_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class YouTubeConfig:
+    """How yt-dlp asks YouTube. Secrets are named by their files, so that they stand in no log."""
+
+    cookies: str = ""
+    """A file of cookies in Netscape's form. Each process works on a copy of its own."""
+    po_tokens: str = ""
+    """A file of PO tokens, each as CLIENT.CONTEXT+TOKEN."""
+    clients: tuple[str, ...] = ()
+    """Players to pretend to be, such as web; unset yt-dlp chooses."""
+    js_runtime: str = ""
+    """JavaScript runtime, as NAME or NAME:PATH, such as node:/usr/bin/node; unset yt-dlp looks for deno."""
+    source_address: str = ""
+    """This machine's address to ask from."""
+    videos_per_process: int = 200
+    """Videos that a process fetches before it is replaced: yt-dlp leaks about 1 MB each."""
+
+    def __post_init__(self) -> None:
+        if self.videos_per_process <= 0:
+            raise ConfigError(f"videos_per_process must be above 0, found {self.videos_per_process}")
+
+
+@dataclass(frozen=True)
 class PreprocessConfig:
     """From AudioSet's CSV files to a snapshot."""
 
     metadata: str = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
     """Folder or address that holds {split}_segments.csv for each split, and class_labels_indices.csv."""
     media: str = ""
-    """Where the media are: a folder (local or s3://) of files named by id, or an address with {ytid} in it
-    such as http://mirror/{ytid}.webm ({start_ms}, {end_ms} and {split} are filled in too)."""
+    """Where the media are: `youtube`; an address such as http://mirror/{ytid}.webm ({start_ms}, {end_ms} and
+    {split} are filled in too); tars or parquet files such as s3://bucket/shards/**/*.tar or
+    hf://datasets/agkphysics/AudioSet/data/*.parquet; or a folder (local or s3://) of files named by id."""
     splits: tuple[str, ...] = ("balanced_train", "unbalanced_train", "eval")
     """Splits to fetch and convert."""
     limit: int | None = None
@@ -47,10 +96,14 @@ class PreprocessConfig:
     """Keep each clip's 16 kHz audio as FLAC beside its fbank, so that features can be made anew without
     fetching (about 214 KB per clip)."""
     already_cut: bool = False
-    """The media hold the segment alone, not the whole video."""
+    """The media hold the segment alone, not the whole video. Those in tars and parquet files always do."""
+    retry: tuple[Kind, ...] = (Kind.THROTTLED, Kind.TRANSIENT)
+    """Kinds of failure that a rerun visits again."""
     max_in_flight: int = 64
     """Shard tasks handed to Ray at a time."""
     fetch: FetchConfig = field(default_factory=FetchConfig)
+    pace: PaceConfig = field(default_factory=PaceConfig)
+    youtube: YouTubeConfig = field(default_factory=YouTubeConfig)
 
     def __post_init__(self) -> None:
         for name in ("clips_per_shard", "max_in_flight"):

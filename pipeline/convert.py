@@ -1,22 +1,28 @@
 """One shard plan → one shard and its sidecar."""
 
 import logging
+import random
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.audio import Clip, decode_segment, encode_flac
+from pipeline.audio import decode_segment, encode_flac
 from pipeline.config import FetchConfig
-from pipeline.fbank import compute_fbank
-from pipeline.records import Failure, Media, Reason, Segment, ShardPlan, ShardReport
+from pipeline.fbank import NUM_MEL_BINS, compute_fbank
+from pipeline.journal import CLIPS_PER_PART, Journal, Outcome
+from pipeline.pace import LocalPacer, Pacer, Wait
+from pipeline.records import Failure, Kind, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards import (
     FAILED,
+    FBANK_DTYPE,
     WRITTEN,
     ShardWriter,
     SidecarRow,
@@ -27,12 +33,15 @@ from pipeline.shards import (
     shard_settings,
     write_sidecar,
 )
-from pipeline.sources import Source, fetch_with_retries
+from pipeline.sources import Source, fetch_within
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 SHORT = "short"
 """Detail of a written clip whose media ended before its segment did."""
+MAX_BACKOFF_S = 60.0
+SHORT_REST_S = 5.0
+"""A shorter rest is waited for; before a longer one the shard is given back."""
 
 
 @dataclass(frozen=True)
@@ -43,80 +52,162 @@ class Conversion:
     source: Source
     fetch: FetchConfig
     keep_audio: bool
+    pacer: Pacer = field(default_factory=LocalPacer)
 
     @property
     def fingerprint(self) -> str:
         return digest_of(shard_settings(self.keep_audio))
 
 
-def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport:
+def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
     """Fetch, decode and convert the segments of a plan and publish the shard; skip one that is there.
 
-    A clip that can't be had becomes a failed row. A shard without any clip has a sidecar only.
+    A clip that can't be had becomes a failed row. A shard without any clip has a sidecar only. What a killed attempt
+    kept is taken over. Gives back a Wait, with all that was decided kept, if every address rests.
     """
-    store = conversion.store
+    if report := _report_of_existing(plan, conversion.store):
+        return report
+    journal = Journal.of(conversion.store, conversion.fingerprint, plan.split, plan.shard_id)
+    rest: list[Wait] = []
+    report = _write_shard(plan, conversion, _outcomes(plan, conversion, journal, rest), rest)
+    if report is None:
+        return rest[0]
+    journal.clear()
+    return report
+
+
+def finish_journal(journal: Journal, conversion: Conversion) -> ShardReport:
+    """Make a shard of what a killed run had decided of one."""
+    outcomes = list(journal.read())
+    segments = tuple(outcome.segment for outcome in outcomes)
+    shard_id = digest_of([[segment.key, segment.end_ms, journal.folder] for segment in segments])
+    plan = ShardPlan(shard_id, segments[0].split, segments, (0,) * len(segments))
+    report = _report_of_existing(plan, conversion.store) or _write_shard(plan, conversion, iter(outcomes), [])
+    assert report is not None, "nothing is fetched, so nothing rests"
+    journal.clear()
+    return report
+
+
+def _report_of_existing(plan: ShardPlan, store: Store) -> ShardReport | None:
     sidecar = shard_name(plan.split, plan.shard_id, "parquet")
-    if store.exists(sidecar):
-        rows = read_sidecar(store, sidecar, ["status", "reason"]).to_pylist()
-        return _report(plan, [(row["status"], row["reason"]) for row in rows], num_bytes=0, is_new=False)
+    if not store.exists(sidecar):
+        return None
+    rows = read_sidecar(store, sidecar, ["status", "reason"]).to_pylist()
+    return _report(plan, [(row["status"], row["reason"]) for row in rows], num_bytes=0, is_new=False)
+
+
+def _write_shard(
+    plan: ShardPlan, conversion: Conversion, outcomes: Iterator[Outcome], rest: list[Wait]
+) -> ShardReport | None:
+    """Write the shard; None if the outcomes ended early, with a rest."""
+    store = conversion.store
     with store.scratch() as folder:
         tar = folder / "shard.tar"
-        rows = _write_clips(plan, conversion, tar)
+        rows = _write_clips(tar, outcomes)
+        if rest:
+            return None
         seal = seal_of(tar)
         if any(row.status == WRITTEN for row in rows):
             store.publish(tar, shard_name(plan.split, plan.shard_id, "tar"))
-        write_sidecar(store, sidecar, rows, conversion.fingerprint, seal)
+        write_sidecar(store, shard_name(plan.split, plan.shard_id, "parquet"), rows, conversion.fingerprint, seal)
     return _report(plan, [(row.status, row.reason) for row in rows], seal.num_bytes, is_new=True)
 
 
-def _write_clips(plan: ShardPlan, conversion: Conversion, tar: Path) -> list[SidecarRow]:
+def _write_clips(tar: Path, outcomes: Iterator[Outcome]) -> list[SidecarRow]:
     writer = ShardWriter(tar)
     rows = []
-    for segment, earlier, (media, attempts) in zip(
-        plan.segments, plan.attempts, _fetch_ahead(plan, conversion), strict=True
-    ):
-        fields: dict[str, Any]
-        clip = media if isinstance(media, Failure) else decode_segment(media, segment.start_ms, segment.end_ms)
-        if isinstance(clip, Failure):
-            fields = {"status": FAILED, "reason": clip.reason.value, "detail": clip.detail}
-        else:
-            fields = _write_clip(writer, segment, clip, media.source, conversion.keep_audio)
-        source = media.source if isinstance(media, Media) else ""
-        rows.append(_row(segment, attempts=earlier + attempts, source=source, **fields))
+    for outcome in outcomes:
+        segment = outcome.segment
+        fields: dict[str, Any] = {}
+        if outcome.status == WRITTEN:
+            fbank_TM = np.frombuffer(outcome.fbank, FBANK_DTYPE).reshape(-1, NUM_MEL_BINS)
+            fields = writer.write(segment, fbank_TM, outcome.audio or None, outcome.source)
+        about = {name: getattr(outcome, name) for name in ("status", "reason", "detail", "attempts", "source")}
+        rows.append(SidecarRow(key=segment.key, **asdict(segment), **about, **fields))
     writer.close()
     return rows
 
 
-def _write_clip(writer: ShardWriter, segment: Segment, clip: Clip, source: str, keep_audio: bool) -> dict[str, Any]:
-    fbank_TM = compute_fbank(torch.from_numpy(clip.waveform)).numpy()
-    audio = encode_flac(clip.waveform) if keep_audio else None
-    written = writer.write(segment, fbank_TM.astype(np.float16), audio, source)
-    return {"status": WRITTEN, "detail": SHORT if clip.is_short else "", **written}
+def _outcomes(plan: ShardPlan, conversion: Conversion, journal: Journal, rest: list[Wait]) -> Iterator[Outcome]:
+    """Yield what is kept of each segment, then what is fetched, which is kept too; end early if all rests."""
+    num_done = 0
+    for outcome in journal.read():
+        yield outcome
+        num_done += 1
+    pending: list[Outcome] = []
+    for segment, earlier, fetched in _fetch_ahead(plan, num_done, conversion):
+        if isinstance(fetched, Wait):
+            rest.append(fetched)
+            break
+        media, attempts = fetched
+        pending.append(_convert(segment, media, earlier + attempts, conversion.keep_audio))
+        yield pending[-1]
+        if len(pending) == CLIPS_PER_PART:
+            journal.append(num_done, pending)
+            num_done += len(pending)
+            pending = []
+    if rest and pending:
+        journal.append(num_done, pending)
 
 
-def _row(segment: Segment, **fields: Any) -> SidecarRow:
-    return SidecarRow(
-        key=segment.key,
-        ytid=segment.ytid,
-        start_ms=segment.start_ms,
-        end_ms=segment.end_ms,
-        split=segment.split,
-        labels=segment.labels,
-        **fields,
-    )
+def _convert(segment: Segment, media: Media | Failure, attempts: int, keep_audio: bool) -> Outcome:
+    clip = media if isinstance(media, Failure) else decode_segment(media, segment.start_ms, segment.end_ms)
+    source = media.source if isinstance(media, Media) else ""
+    if isinstance(clip, Failure):
+        return Outcome(segment, FAILED, attempts, clip.reason.value, clip.detail, source)
+    fbank_TM = compute_fbank(torch.from_numpy(clip.waveform)).numpy().astype(FBANK_DTYPE)
+    audio = encode_flac(clip.waveform) if keep_audio else b""
+    detail = SHORT if clip.is_short else ""
+    return Outcome(segment, WRITTEN, attempts, "", detail, source, fbank_TM.tobytes(), audio)
 
 
-def _fetch_ahead(plan: ShardPlan, conversion: Conversion) -> Iterator[tuple[Media | Failure, int]]:
-    """Yield the outcome of fetching each segment, in order, with a bounded number under way."""
-    fetch = conversion.fetch
-    with ThreadPoolExecutor(fetch.num_threads) as pool:
-        window: deque[Future[tuple[Media | Failure, int]]] = deque()
-        for segment in plan.segments:
-            window.append(pool.submit(fetch_with_retries, conversion.source, segment, fetch))
-            if len(window) >= 2 * fetch.num_threads:
-                yield window.popleft().result()
-        while window:
-            yield window.popleft().result()
+Fetched = tuple[Media | Failure, int]
+
+
+def _fetch_ahead(plan: ShardPlan, start: int, conversion: Conversion) -> Iterator[tuple[Segment, int, Fetched | Wait]]:
+    """Yield each segment from `start` on, its earlier attempts and the outcome of fetching it, in order."""
+    pool = ThreadPoolExecutor(conversion.fetch.num_threads)
+    window: deque[tuple[Segment, int, Future[Fetched | Wait]]] = deque()
+    due = islice(zip(plan.segments, plan.attempts, strict=True), start, None)
+    try:
+        for segment, earlier in due:
+            window.append((segment, earlier, pool.submit(fetch_clip, segment, conversion)))
+            if len(window) == conversion.fetch.num_threads:
+                segment, earlier, future = window.popleft()
+                yield segment, earlier, future.result()
+        for segment, earlier, future in window:
+            yield segment, earlier, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def fetch_clip(segment: Segment, conversion: Conversion) -> Fetched | Wait:
+    """Fetch, at the address's pace, again while the failure is transient; return the outcome and the attempts.
+
+    An answer that asks for patience counts as no attempt; it becomes the outcome only if it stays the same.
+    """
+    config, pacer = conversion.fetch, conversion.pacer
+    attempts = 1
+    while True:
+        turn = pacer.ask()
+        if isinstance(turn, Wait):
+            if turn.is_rest and turn.seconds > SHORT_REST_S:
+                return turn
+            time.sleep(turn.seconds)
+            continue
+        proxy = turn.address if "://" in turn.address else None
+        media = fetch_within(conversion.source, segment, proxy, config.deadline_s)
+        kind = media.reason.kind if isinstance(media, Failure) else None
+        if kind is Kind.THROTTLED:
+            if pacer.throttle(turn, segment.key) >= config.max_attempts:
+                return media, attempts
+            continue
+        pacer.succeed(turn)
+        if kind is not Kind.TRANSIENT or attempts == config.max_attempts:
+            return media, attempts
+        pause_s = min(MAX_BACKOFF_S, config.backoff_s * 2 ** (attempts - 1))
+        time.sleep(pause_s * random.uniform(0.5, 1.5))
+        attempts += 1
 
 
 def _report(plan: ShardPlan, outcomes: list[tuple[str, str]], num_bytes: int, is_new: bool) -> ShardReport:

@@ -1,40 +1,73 @@
 """The books: what the sidecars say of each segment, and what is still to be visited."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported.
+
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import MismatchError
-from pipeline.records import Kind, Reason, Segment, ShardPlan
+from pipeline.records import Kind, Reason, ShardPlan
+from pipeline.segments import segments_of
 from pipeline.shards import SIDECAR_SCHEMA, WRITTEN, Seal, digest_of, read_sidecar, sidecar_seal
 from pipeline.storage import Store
 
 NUM_READERS = 16
-BOOK_COLUMNS = ["key", "split", "status", "reason", "attempts"]
+BOOK_COLUMNS = ["key", "status", "reason", "attempts"]
+REPETITIVE = ["split", "status", "reason", "shard"]
 
 
-def read_ledger(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_SCHEMA.names) -> pd.DataFrame:
-    """Read all sidecars into one table with a row per key, with the column `shard` added.
+def read_books(store: Store, fingerprint: str, columns: Sequence[str] = BOOK_COLUMNS) -> pa.Table:
+    """Read all sidecars into one table with a row per key; the column `shard` is added.
 
     A key that was visited more than once counts as written if it was written, else by its last visit. Raises
     MismatchError if a shard was made with other settings than those of `fingerprint`.
     """
     names = store.list("shards", ".parquet")
 
-    def read(name: str) -> pd.DataFrame:
+    def read(name: str) -> pa.Table:
         table = read_sidecar(store, name, list(columns))
         _check_fingerprint(table, fingerprint, store.url(name))
-        return table.to_pandas().assign(shard=name.removesuffix(".parquet"))
+        shard = pa.repeat(pa.scalar(name.removesuffix(".parquet")), len(table))
+        table = table.replace_schema_metadata(None).append_column("shard", shard)
+        for name in REPETITIVE:
+            if name in table.column_names:
+                place = table.column_names.index(name)
+                table = table.set_column(place, name, table[name].dictionary_encode())
+        return table
 
     if not names:
-        return SIDECAR_SCHEMA.empty_table().to_pandas()[list(columns)].assign(shard=pd.Series(dtype=str))
+        schema = pa.schema([*(SIDECAR_SCHEMA.field(name) for name in columns), ("shard", pa.string())])
+        return schema.empty_table()
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        books = pd.concat(pool.map(read, names), ignore_index=True)
-    books["_rank"] = books["status"].eq(WRITTEN)
-    books = books.sort_values(["key", "_rank", "attempts", "shard"], kind="stable", ignore_index=True)
-    return books.drop_duplicates("key", keep="last", ignore_index=True).drop(columns="_rank")
+        books = pa.concat_tables(pool.map(read, names)).unify_dictionaries()
+    return _latest_visits(books)
+
+
+def _latest_visits(books: pa.Table) -> pa.Table:
+    if pc.count_distinct(books["key"]).as_py() == len(books):
+        return books
+    visits = books.select(["key", "attempts", "shard"]).to_pandas()
+    visits["shard"] = visits["shard"].astype(str)
+    visits["written"] = pc.equal(books["status"].cast(pa.string()), WRITTEN).to_numpy()
+    visits = visits.sort_values(["key", "written", "attempts", "shard"], kind="stable")
+    kept = visits.index[~visits["key"].duplicated(keep="last")]
+    return books.take(pa.array(np.sort(kept)))
+
+
+def read_ledger(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_SCHEMA.names) -> pd.DataFrame:
+    """Read all sidecars as `read_books` does."""
+    books = read_books(store, fingerprint, columns)
+    plain = [
+        (name, books[name].cast(pa.string()) if name in REPETITIVE else books[name]) for name in books.column_names
+    ]
+    return pa.table(dict(plain)).to_pandas()
 
 
 def read_seals(store: Store, shards: Sequence[str]) -> list[Seal]:
@@ -52,39 +85,58 @@ def _check_fingerprint(table: pa.Table, fingerprint: str, where: str) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class VisitPlan:
+    """What is to be visited. The shard plans are made one by one, when they are asked for."""
+
+    segments: pa.Table
+    attempts: np.ndarray
+    """Made so far at each segment (N,)."""
+    shards: Sequence[np.ndarray]
+    """Rows of each shard."""
+
+    @property
+    def num_segments(self) -> int:
+        return sum(map(len, self.shards))
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __iter__(self) -> Iterator[ShardPlan]:
+        for rows in self.shards:
+            segments = tuple(segments_of(self.segments.take(pa.array(rows))))
+            attempts = tuple(int(count) for count in self.attempts[rows])
+            planned = [[segment.key, segment.end_ms, count] for segment, count in zip(segments, attempts, strict=True)]
+            yield ShardPlan(digest_of(planned), segments[0].split, segments, attempts)
+
+
 def plan_shards(
-    segments: Sequence[Segment],
-    books: pd.DataFrame,
+    segments: pa.Table,
+    books: pa.Table,
     clips_per_shard: int,
     retry: Collection[Kind] = (Kind.THROTTLED, Kind.TRANSIENT),
-) -> list[ShardPlan]:
+) -> VisitPlan:
     """Plan shards for the segments that were never visited, or failed in a way of the kinds in `retry`.
 
-    books: the ledger's columns `BOOK_COLUMNS`. Never-visited segments come first, in their order, in full shards:
-    those of a run that was cut off are planned as they were before.
+    segments: of `SEGMENT_SCHEMA`. books: the ledger's columns `BOOK_COLUMNS`. Never-visited segments come first, in
+    their order, in full shards: those of a run that was cut off are planned as they were before.
     """
-    attempts = list(_attempts_due(segments, books, retry))
-    plans: list[ShardPlan] = []
-    for split in dict.fromkeys(segment.split for segment in segments):
-        due = [(s, n) for s, n in zip(segments, attempts, strict=True) if s.split == split and n is not None]
-        fresh = [(segment, n) for segment, n in due if n == 0]
-        again = [(segment, n) for segment, n in due if n > 0]
-        for group in (fresh, again):
-            for start in range(0, len(group), clips_per_shard):
-                plans.append(_plan(split, group[start : start + clips_per_shard]))
-    return plans
-
-
-def _attempts_due(segments: Sequence[Segment], books: pd.DataFrame, retry: Collection[Kind]) -> Iterator[int | None]:
-    """Yield for each segment the attempts made so far, or None if it needs no visit."""
-    again = {reason.value for reason in Reason if reason.kind in retry}
-    due = books["attempts"].where(books["reason"].isin(again) & books["status"].ne(WRITTEN), -1)
-    known = pd.Series(due.to_numpy(), index=pd.Index(books["key"]))
-    for attempts in known.reindex([segment.key for segment in segments], fill_value=0):
-        yield None if attempts < 0 else int(attempts)
-
-
-def _plan(split: str, group: Sequence[tuple[Segment, int]]) -> ShardPlan:
-    segments, attempts = zip(*group, strict=True)
-    shard_id = digest_of([[segment.key, segment.end_ms, n] for segment, n in group])
-    return ShardPlan(shard_id, split, segments, attempts)
+    place = pc.index_in(segments["key"], value_set=books["key"].combine_chunks()).combine_chunks()
+    is_known = place.is_valid().to_numpy(zero_copy_only=False)
+    place = place.fill_null(0).to_numpy()
+    again = pa.array([reason.value for reason in Reason if reason.kind in retry], pa.string())
+    is_due = pc.and_(
+        pc.is_in(books["reason"].cast(pa.string()), value_set=again),
+        pc.not_equal(books["status"].cast(pa.string()), WRITTEN),
+    ).to_numpy()
+    attempts = np.zeros(len(segments), np.int32)
+    attempts[is_known] = books["attempts"].to_numpy()[place[is_known]]
+    is_again = is_known.copy()
+    is_again[is_known] = is_due[place[is_known]]
+    split = segments["split"].combine_chunks().indices.to_numpy() if len(segments) else np.zeros(0, np.int32)
+    shards = []
+    for code in dict.fromkeys(split.tolist()):
+        for wanted in (~is_known, is_again):
+            rows = np.flatnonzero(wanted & (split == code))
+            shards += [rows[start : start + clips_per_shard] for start in range(0, len(rows), clips_per_shard)]
+    return VisitPlan(segments, attempts, shards)

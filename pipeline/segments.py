@@ -1,12 +1,19 @@
 """AudioSet's segment CSV files → segments."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported.
+
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import NoReturn
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import InputError
 from pipeline.records import Segment
@@ -17,6 +24,24 @@ ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Ids name files and archive members, so nothing else is let through. YouTube's have 11 characters."""
 
 
+SEGMENT_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("start_ms", pa.int32()),
+        ("end_ms", pa.int32()),
+        ("labels", pa.dictionary(pa.int32(), pa.string())),
+        ("split", pa.dictionary(pa.int32(), pa.string())),
+    ]
+)
+"""Two million segments as objects would take a gigabyte, as a table 80 MB. Labels are joined by commas."""
+BATCH_ROWS = 2**16
+MAX_MS = 2**31 - 1
+OFFICIAL_ROW = re.compile(r'([A-Za-z0-9_-]{1,64}), (\d{1,6})\.(\d{3}), (\d{1,6})\.(\d{3}), "([^"]+)"\s*')
+
+Row = tuple[int, str, int, int, str]
+"""Line, id, start and end in ms, labels joined by commas."""
+
+
 def read_segments(path: str, split: str | None = None) -> list[Segment]:
     """Read an official segments CSV from a path or address.
 
@@ -24,20 +49,97 @@ def read_segments(path: str, split: str | None = None) -> list[Segment]:
     quotes around labels or the decimals, or gained blank columns, blanks, CRLF or a byte-order mark, are read
     too. A row that stands twice counts once. Raises InputError with the line of a row that can't be read.
     """
-    where = str(path)
+    return list(segments_of(read_segment_table(path, split)))
+
+
+def read_segment_table(path: str, split: str | None = None, where: str = "") -> pa.Table:
+    """Read a segments CSV as `read_segments` does, into a table of `SEGMENT_SCHEMA`; `where` names it in errors."""
+    where = where or str(path)
     split = split or PurePosixPath(where).name.removesuffix(".csv").removesuffix("_segments")
     try:
-        with fsspec.open(where, "rt", encoding="utf-8-sig", newline="") as file:
-            return list(_unique(_parse(file, split, where), where))
+        with fsspec.open(str(path), "rt", encoding="utf-8-sig", newline="") as file:
+            lines, table = _to_table(_parse(file, where), split)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"can't read the segments {where}: {type(error).__name__}: {error}") from error
+    return _without_repeats(table, lines, where)
 
 
-def _parse(lines: Iterable[str], split: str, where: str) -> Iterator[tuple[int, Segment]]:
+def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """Join tables of `SEGMENT_SCHEMA` into one."""
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def segments_of(table: pa.Table) -> Iterator[Segment]:
+    """Yield the segments of a table of `SEGMENT_SCHEMA`."""
+    labels_of: dict[str, tuple[str, ...]] = {}
+    for batch in table.to_batches(BATCH_ROWS):
+        for key, start_ms, end_ms, labels, split in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            if labels not in labels_of:
+                labels_of[labels] = tuple(labels.split(","))
+            yield Segment(key.rpartition("_")[0], start_ms, end_ms, labels_of[labels], split)
+
+
+def table_of(segments: Sequence[Segment]) -> pa.Table:
+    """Turn segments into a table of `SEGMENT_SCHEMA`."""
+    columns = [
+        [segment.key for segment in segments],
+        [segment.start_ms for segment in segments],
+        [segment.end_ms for segment in segments],
+        [",".join(segment.labels) for segment in segments],
+        [segment.split for segment in segments],
+    ]
+    return pa.table([pa.array(*pair) for pair in zip(columns, SEGMENT_SCHEMA.types, strict=True)], SEGMENT_SCHEMA)
+
+
+def _to_table(rows: Iterator[Row], split: str) -> tuple[np.ndarray, pa.Table]:
+    """Return the line of each row, and the table."""
+    codes: dict[str, int] = {}
+    batches: list[pa.RecordBatch] = []
+    numbers: list[np.ndarray] = []
+    while chunk := list(islice(rows, BATCH_ROWS)):
+        line, ytid, start_ms, end_ms, labels = zip(*chunk, strict=True)
+        keys = [f"{name}_{start}" for name, start in zip(ytid, start_ms, strict=True)]
+        columns = (keys, start_ms, end_ms, [codes.setdefault(text, len(codes)) for text in labels])
+        types = (pa.string(), pa.int32(), pa.int32(), pa.int32())
+        arrays = [pa.array(column, type_) for column, type_ in zip(columns, types, strict=True)]
+        batches.append(pa.RecordBatch.from_arrays(arrays, SEGMENT_SCHEMA.names[:4]))
+        numbers.append(np.array(line, np.int32))
+    table = pa.Table.from_batches(batches).combine_chunks()
+    labels = pa.DictionaryArray.from_arrays(table["labels"].combine_chunks(), pa.array(codes, pa.string()))
+    splits = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([split]))
+    columns = [*(table[name] for name in SEGMENT_SCHEMA.names[:3]), labels, splits]
+    return np.concatenate(numbers), pa.table(columns, SEGMENT_SCHEMA)
+
+
+def _without_repeats(table: pa.Table, lines: np.ndarray, where: str) -> pa.Table:
+    """Drop rows that stand above already. Raises InputError if they contradict each other."""
+    if pc.count_distinct(table["key"]).as_py() == len(table):
+        return table
+    keys = table["key"].to_pandas()
+    repeated = keys.duplicated().to_numpy()
+    first_of: dict[str, tuple] = {}
+    for row in np.flatnonzero(keys.duplicated(keep=False).to_numpy()):
+        values = tuple(table[name][int(row)].as_py() for name in SEGMENT_SCHEMA.names)
+        if first_of.setdefault(values[0], values) != values:
+            raise InputError(
+                f"{where}, line {lines[row]}: the segment {values[0]} stands above with another end or other labels;"
+                " remove one of the two rows"
+            )
+    return table.filter(pa.array(~repeated)).combine_chunks()
+
+
+def _parse(lines: Iterable[str], where: str) -> Iterator[Row]:
     num_segs = None
     num_read = 0
-    labels_of: dict[str, tuple[str, ...]] = {}
+    labels_of: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
+        official = OFFICIAL_ROW.fullmatch(line)
+        if official and (labels := labels_of.get(official[6])):
+            start_ms, end_ms = int(official[2] + official[3]), int(official[4] + official[5])
+            if start_ms < end_ms:
+                num_read += 1
+                yield number, official[1], start_ms, end_ms, labels
+                continue
         cells = [cell.strip().strip('"').strip() for cell in line.split(",")]
         if cells[0].startswith("#"):
             declared = re.search(r"num_segs=(\d+)", line)
@@ -46,14 +148,17 @@ def _parse(lines: Iterable[str], split: str, where: str) -> Iterator[tuple[int, 
         if not any(cells):
             continue
         num_read += 1
-        yield number, _parse_row(line, cells, split, f"{where}, line {number}", labels_of)
+        ytid, start_ms, end_ms, labels = _parse_row(line, cells, f"{where}, line {number}")
+        if official:
+            labels_of[official[6]] = labels
+        yield number, ytid, start_ms, end_ms, labels
     if num_read == 0:
         raise InputError(f'{where}: expected rows such as `--PJHxphWEs, 30.000, 40.000, "/m/09x0r"`, found none')
     if num_segs not in (None, num_read):
         log.warning("%s says num_segs=%d but holds %d rows", where, num_segs, num_read)
 
 
-def _parse_row(line: str, cells: list[str], split: str, where: str, labels_of: dict[str, tuple[str, ...]]) -> Segment:
+def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, str]:
     def refuse(what: str) -> NoReturn:
         raise InputError(f'{where}: expected `YTID, start, end, "mid,mid,…"`, found {what} in {line.strip()!r}')
 
@@ -68,24 +173,9 @@ def _parse_row(line: str, cells: list[str], split: str, where: str, labels_of: d
         start_ms, end_ms = round(float(start) * 1000), round(float(end) * 1000)
     except (ValueError, OverflowError):
         refuse(f"times {start!r} and {end!r}")
-    if not 0 <= start_ms < end_ms:
+    if not 0 <= start_ms < end_ms <= MAX_MS:
         refuse(f"a start of {start} s and an end of {end} s")
-    text = ",".join(cells[3:])
-    if text not in labels_of:  # one tuple per combination keeps two million rows small
-        labels_of[text] = tuple(sorted({mid for mid in cells[3:] if mid}))
-    if not labels_of[text]:
+    labels = ",".join(sorted({mid for mid in cells[3:] if mid}))
+    if not labels:
         refuse("no labels")
-    return Segment(ytid, start_ms, end_ms, labels_of[text], split)
-
-
-def _unique(numbered: Iterator[tuple[int, Segment]], where: str) -> Iterator[Segment]:
-    seen: dict[str, Segment] = {}
-    for line, segment in numbered:
-        other = seen.setdefault(segment.key, segment)
-        if other is segment:
-            yield segment
-        elif other != segment:
-            raise InputError(
-                f"{where}, line {line}: the segment {segment.key} stands above with another end or other labels;"
-                " remove one of the two rows"
-            )
+    return ytid, start_ms, end_ms, labels

@@ -103,6 +103,7 @@ def build_snapshot(store: Store, labels: Labels, keep_audio: bool) -> Snapshot:
     Raises NoClipsError if no clip was written at all.
     """
     settings = shard_settings(keep_audio)
+    made_of = _made_of(store, labels, settings)
     books = read_ledger(store, digest_of(settings))
     clips = books[books["status"] == WRITTEN].sort_values(["split", "key"], ignore_index=True)
     if clips.empty:
@@ -126,8 +127,22 @@ def build_snapshot(store: Store, labels: Labels, keep_audio: bool) -> Snapshot:
     snapshot_id = digest_of({name: hashlib.sha256(data).hexdigest() for name, data in parts.items()} | {"stats": stats})
     manifest = {"fingerprint": digest_of(settings), "settings": settings, "books": balance_books(books)}
     snapshot = Snapshot(store, snapshot_id, index, labels, stats, manifest, seals)
-    _publish(snapshot, parts)
+    _publish(snapshot, parts, made_of)
     return snapshot
+
+
+def _made_of(store: Store, labels: Labels, settings: Mapping[str, Any]) -> str:
+    """Return a digest of what a snapshot would be built from now; sidecars never change under their names."""
+    return digest_of([store.list("shards", ".parquet"), labels.to_csv(), settings])
+
+
+def load_current(store: Store, labels: Labels, keep_audio: bool) -> Snapshot | None:
+    """Load the latest snapshot if building it anew would change nothing; else None."""
+    if not store.exists(LATEST):
+        return None
+    if store.read_json(LATEST).get("made_of") != _made_of(store, labels, shard_settings(keep_audio)):
+        return None
+    return load_snapshot(store)
 
 
 def _read_seals(store: Store, index: pa.Table) -> dict[str, Seal]:
@@ -215,7 +230,7 @@ def _parquet_bytes(table: pa.Table) -> bytes:
     return out.getvalue()
 
 
-def _publish(snapshot: Snapshot, parts: Mapping[str, bytes]) -> None:
+def _publish(snapshot: Snapshot, parts: Mapping[str, bytes], made_of: str) -> None:
     """Write the snapshot's files, the manifest last, then point `latest.json` to it."""
     store, folder = snapshot.store, f"snapshots/{snapshot.snapshot_id}"
     if not store.exists(f"{folder}/manifest.json"):
@@ -223,8 +238,9 @@ def _publish(snapshot: Snapshot, parts: Mapping[str, bytes]) -> None:
             store.write_bytes(f"{folder}/{name}", data)
         store.write_json(f"{folder}/stats.json", snapshot.stats)
         store.write_json(f"{folder}/manifest.json", snapshot.manifest)
-    if latest_snapshot_id(store) != snapshot.snapshot_id:
-        store.write_json(LATEST, {"snapshot": snapshot.snapshot_id})
+    latest = {"snapshot": snapshot.snapshot_id, "made_of": made_of}
+    if not store.exists(LATEST) or store.read_json(LATEST) != latest:
+        store.write_json(LATEST, latest)
 
 
 def latest_snapshot_id(store: Store) -> str | None:

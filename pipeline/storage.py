@@ -102,6 +102,31 @@ class Store:
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
 
+    def create_json(self, name: str, value: Any) -> bool:
+        """Write a file only if there is none of that name; of several that try, one is told that it did."""
+        data = json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+        with self._errors("write", name):
+            if not self.is_local:
+                return self._create_object(name, data)
+            with self.scratch() as folder:
+                (folder / "file").write_bytes(data)
+                target = Path(self.path(name))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    target.hardlink_to(folder / "file")
+                except FileExistsError:
+                    return False
+                return True
+
+    def _create_object(self, name: str, data: bytes) -> bool:
+        try:
+            self.fs.pipe_file(self.path(name), data, mode="create")
+        except OSError as error:
+            if self.fs.exists(self.path(name)):  # s3fs has no class of its own for a refused condition
+                return False
+            raise error
+        return True
+
     def publish(self, file: Path, name: str) -> None:
         """Move a complete local file to its final name."""
         with self._errors("write", name):

@@ -13,12 +13,13 @@ FLOORS = {
     # From the ground up. A module imports what stands on lower floors, or before it on its own.
     0: "pipeline.errors pipeline.records pipeline.config",
     1: (
-        "pipeline.storage pipeline.labels pipeline.segments pipeline.sources pipeline.fbank pipeline.media"
-        " pipeline.audio pipeline.weights pipeline.progress pipeline.cluster pipeline.miniature"
+        "pipeline.storage pipeline.labels pipeline.segments pipeline.pace pipeline.lease pipeline.sources"
+        " pipeline.fbank pipeline.media pipeline.audio pipeline.weights"
+        " pipeline.progress pipeline.cluster pipeline.miniature"
     ),
     2: (
-        "pipeline.shards pipeline.ledger pipeline.snapshot pipeline.verify pipeline.shard_cache pipeline.fetch_ahead"
-        " pipeline.clip_reader"
+        "pipeline.shards pipeline.journal pipeline.ledger pipeline.snapshot pipeline.verify pipeline.shard_cache"
+        " pipeline.fetch_ahead pipeline.clip_reader pipeline.audit pipeline.status pipeline.estimate pipeline.history"
     ),
     3: "pipeline.convert",
     4: "ast_model.schedule ast_model.config ast_model.world",
@@ -31,8 +32,8 @@ FLOORS = {
     7: "ast_model.train",
     8: "jobs.cli",
     9: (
-        "jobs.preprocess jobs.train jobs.report jobs.audioset jobs.evaluate jobs.predict jobs.export jobs.esc50"
-        " jobs.speechcommands"
+        "jobs.visit jobs.snapshots jobs.preprocess"
+        " jobs.train jobs.report jobs.audioset jobs.evaluate jobs.predict jobs.export jobs.esc50 jobs.speechcommands"
     ),
 }
 MODULES = [module for floor in FLOORS.values() for module in floor.split()]

@@ -1,20 +1,24 @@
 """Where media come from. A source delivers the media of a segment, or says why not."""
 
-import random
-import time
+import threading
+from pathlib import Path
 from typing import Protocol
 
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.errors import ConfigError
-from pipeline.records import Failure, Kind, Media, Segment
+from pipeline.records import Failure, Media, Reason, Segment
+from pipeline.sources.archives import ParquetSource, TarSource
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.http import HttpSource
+from pipeline.sources.youtube import YouTubeSource
 
-MAX_BACKOFF_S = 60.0
+YOUTUBE = "youtube"
+GRACE_S = 5.0
+"""Added to the deadline of a source's own, before an attempt that still goes on is left behind."""
 
 
 class Source(Protocol):
-    def fetch(self, segment: Segment) -> Media | Failure:
+    def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
         """Make one attempt at the media of a segment, within the deadline. May be called from several threads."""
         ...
 
@@ -23,19 +27,49 @@ def open_source(config: PreprocessConfig) -> Source:
     """Return the source that `config.media` names."""
     media = config.media
     if not media:
-        raise ConfigError("media is not set: name a folder of media files, or an address with {ytid} in it")
+        raise ConfigError(
+            "media is not set: name youtube, a folder of media files, tars or parquet files, or an address with {ytid}"
+        )
+    if media == YOUTUBE:
+        return YouTubeSource(config.youtube, config.fetch)
+    if media.endswith(".tar"):
+        return TarSource(media, config.fetch)
+    if media.endswith(".parquet"):
+        return ParquetSource(media, config.fetch)
     if media.startswith(("http://", "https://")):
         return HttpSource(media, config.fetch, already_cut=config.already_cut)
     return FolderSource(media, config.fetch, already_cut=config.already_cut)
 
 
-def fetch_with_retries(source: Source, segment: Segment, config: FetchConfig) -> tuple[Media | Failure, int]:
-    """Fetch, again while the failure is transient; return the outcome and the number of attempts."""
-    for attempt in range(1, config.max_attempts + 1):
-        outcome = source.fetch(segment)
-        transient = isinstance(outcome, Failure) and outcome.reason.kind is Kind.TRANSIENT
-        if not transient or attempt == config.max_attempts:
-            return outcome, attempt
-        pause_s = min(MAX_BACKOFF_S, config.backoff_s * 2 ** (attempt - 1))
-        time.sleep(pause_s * random.uniform(0.5, 1.5))
-    raise AssertionError("max_attempts is at least 1")
+def read_proxies(config: FetchConfig) -> tuple[str, ...]:
+    """Read the addresses of the proxies, such as http://user:secret@host:3128."""
+    if not config.proxies:
+        return ()
+    try:
+        found = tuple(Path(config.proxies).expanduser().read_text().split())
+    except OSError as error:
+        raise ConfigError(f"can't read the proxies {config.proxies}: {error.strerror}; mend fetch.proxies") from error
+    if not found or not all("://" in address for address in found):
+        raise ConfigError(f"{config.proxies}: expected an address such as http://host:3128 per line, found another one")
+    return found
+
+
+def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s: float) -> Media | Failure:
+    """Make one attempt that ends at the deadline, whatever the source waits on; what is late is left behind."""
+    outcome: list[Media | Failure | BaseException] = []
+
+    def attempt() -> None:
+        try:
+            outcome.append(source.fetch(segment, proxy))
+        except BaseException as error:
+            outcome.append(error)
+
+    # A daemon: one that hangs for good must not keep the process from ending.
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(deadline_s + GRACE_S)
+    if not outcome:
+        return Failure(Reason.TIMED_OUT, f"{segment.key}: no answer within {deadline_s} s")
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]

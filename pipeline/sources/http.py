@@ -1,8 +1,10 @@
 """Media from an HTTP address with the segment's fields filled in."""
 
+import queue
 import string
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import requests
 import urllib3
@@ -10,25 +12,20 @@ import urllib3
 from pipeline.config import FetchConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Failure, Media, Reason, Segment
+from pipeline.sources.reasons import reason_of_status
 
 FIELDS = ("ytid", "start_ms", "end_ms", "split")
 CHUNK_BYTES = 2**16
 READ_TIMEOUT_S = 20.0
 """A socket that says nothing for so long is given up, even if the deadline is further away."""
-
-REASON_OF_STATUS = {
-    401: Reason.LOGIN_REQUIRED,
-    403: Reason.FORBIDDEN,
-    404: Reason.NOT_FOUND,
-    408: Reason.TIMED_OUT,
-    410: Reason.REMOVED,
-    429: Reason.RATE_LIMITED,
-    451: Reason.COUNTRY_BLOCKED,
-}
+PARTIAL_CONTENT = 206
 
 
 class HttpSource:
-    """Fetches `template` with {ytid}, {start_ms}, {end_ms} and {split} filled in."""
+    """Fetches `template` with {ytid}, {start_ms}, {end_ms} and {split} filled in.
+
+    A body that breaks off is taken up where it broke off if the server allows ranges.
+    """
 
     def __init__(self, template: str, config: FetchConfig, *, already_cut: bool = False):
         fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
@@ -40,61 +37,80 @@ class HttpSource:
         self.template = template
         self.config = config
         self.already_cut = already_cut
-        self._local = threading.local()
+        self._idle: queue.SimpleQueue[requests.Session] = queue.SimpleQueue()
 
     def __reduce__(self):
         return _reopen, (self.template, self.config, self.already_cut)
 
-    @property
-    def _session(self) -> requests.Session:
-        """One per thread: requests does not promise that a session may be shared."""
-        if not hasattr(self._local, "session"):
-            self._local.session = requests.Session()
-        return self._local.session
-
-    def fetch(self, segment: Segment) -> Media | Failure:
-        address = self.template.format(**{field: getattr(segment, field) for field in FIELDS})
-        deadline = time.monotonic() + self.config.deadline_s
-        timeout_s = min(READ_TIMEOUT_S, self.config.deadline_s)
+    @contextmanager
+    def _session(self) -> Iterator[requests.Session]:
+        """Lend a session: requests does not promise that one may be shared by threads."""
         try:
-            with self._session.get(address, stream=True, timeout=timeout_s) as response:
-                if response.status_code != 200:
-                    return _failure_of_status(response, address)
-                content = self._read(response, deadline)
-        except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-            return Failure(Reason.TIMED_OUT, f"{address}: {error}")
-        except urllib3.exceptions.ProtocolError as error:
-            return Failure(Reason.TRUNCATED, f"{address}: {error}")
-        except (requests.ConnectionError, urllib3.exceptions.HTTPError) as error:
-            return Failure(Reason.CONNECTION, f"{address}: {error}")
-        except requests.RequestException as error:
-            return Failure(Reason.UNKNOWN, f"{address}: {type(error).__name__}: {error}")
-        if isinstance(content, Failure):
-            return content
-        return Media(content, source=address, offset_ms=segment.start_ms if self.already_cut else 0)
+            session = self._idle.get_nowait()
+        except queue.Empty:
+            session = requests.Session()
+        try:
+            yield session
+        finally:
+            self._idle.put(session)
 
-    def _read(self, response: requests.Response, deadline: float) -> bytes | Failure:
-        """Read the body as it comes, so that neither a trickle nor an endless stream outlives its limits."""
-        declared = int(response.headers.get("Content-Length") or 0)
+    def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+        address = self.template.format(**{field: getattr(segment, field) for field in FIELDS})
         content = bytearray()
+        deadline = time.monotonic() + self.config.deadline_s
+        while True:
+            num_before = len(content)
+            failure, can_go_on = self._read(address, content, deadline, proxy)
+            if failure is None:
+                break
+            if failure.reason is not Reason.TRUNCATED or not can_go_on or len(content) == num_before:
+                return failure
+        return Media(bytes(content), source=address, offset_ms=segment.start_ms if self.already_cut else 0)
+
+    def _read(
+        self, address: str, content: bytearray, deadline: float, proxy: str | None
+    ) -> tuple[Failure | None, bool]:
+        """Read the body, or what is missing of it; tell what went wrong and whether the rest can be asked for."""
+        # Compressed bodies have no ranges, and hide their size.
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={len(content)}-"} if content else {})
+        proxies = {"http": proxy, "https": proxy} if proxy else None
+        timeout_s = max(0.01, min(READ_TIMEOUT_S, deadline - time.monotonic()))
+        can_go_on = False
+        try:
+            with (
+                self._session() as session,
+                session.get(address, stream=True, timeout=timeout_s, headers=headers, proxies=proxies) as response,
+            ):
+                if response.status_code != (PARTIAL_CONTENT if content else 200):
+                    status = response.status_code
+                    return Failure(reason_of_status(status), f"{address}: HTTP {status} {response.reason}"), False
+                can_go_on = "bytes" in response.headers.get("Accept-Ranges", "")
+                return self._read_body(response, content, deadline), can_go_on
+        except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
+            return Failure(Reason.TIMED_OUT, f"{address}: {error}"), False
+        except urllib3.exceptions.ProtocolError as error:
+            return Failure(Reason.TRUNCATED, f"{address}: {error}"), can_go_on
+        except (requests.ConnectionError, urllib3.exceptions.HTTPError) as error:
+            return Failure(Reason.CONNECTION, f"{address}: {error}"), False
+        except requests.RequestException as error:
+            return Failure(Reason.UNKNOWN, f"{address}: {type(error).__name__}: {error}"), False
+
+    def _read_body(self, response: requests.Response, content: bytearray, deadline: float) -> Failure | None:
+        """Read the body as it comes, so that neither a trickle nor an endless stream outlives its limits."""
+        stated = response.headers.get("Content-Length", "")
+        expected = len(content) + (int(stated) if stated.isdecimal() else 0)
         limit = self.config.max_media_bytes
-        while declared <= limit and len(content) <= limit:
+        while max(expected, len(content)) <= limit:
             if time.monotonic() > deadline:
                 detail = f"{len(content)} bytes within {self.config.deadline_s} s"
                 return Failure(Reason.TIMED_OUT, f"{response.url}: {detail}")
             chunk = response.raw.read1(CHUNK_BYTES, decode_content=True)
             if not chunk:
-                return bytes(content)
+                return None
             content += chunk
-        found = max(declared, len(content))
+        found = max(expected, len(content))
         return Failure(Reason.TOO_LARGE, f"{response.url}: {found} bytes or more, the limit is {limit}")
 
 
 def _reopen(template: str, config: FetchConfig, already_cut: bool) -> HttpSource:
     return HttpSource(template, config, already_cut=already_cut)
-
-
-def _failure_of_status(response: requests.Response, address: str) -> Failure:
-    status = response.status_code
-    default = Reason.SERVER_ERROR if status >= 500 else Reason.UNKNOWN
-    return Failure(REASON_OF_STATUS.get(status, default), f"{address}: HTTP {status} {response.reason}")

@@ -17,6 +17,12 @@ def rows_of(store: Store) -> dict[str, dict]:
     return {row["key"]: row for name in names for row in read_sidecar(store, name).to_pylist()}
 
 
+def convert(plan: ShardPlan, conversion: Conversion) -> ShardReport:
+    report = convert_shard(plan, conversion)
+    assert isinstance(report, ShardReport)
+    return report
+
+
 def test_the_books_balance_with_the_planned_faults(
     miniature: Miniature, conversion: Conversion, reports: list[ShardReport]
 ) -> None:
@@ -54,7 +60,7 @@ def test_a_finished_shard_is_not_touched(
 ) -> None:
     files = [Path(conversion.store.path(name)) for name in conversion.store.list("shards")]
     before = {file: file.stat().st_mtime_ns for file in files}
-    again = [convert_shard(plan, conversion) for plan in plans]
+    again = [convert(plan, conversion) for plan in plans]
     assert {file: file.stat().st_mtime_ns for file in files} == before
     assert again == [dataclasses.replace(report, is_new=False, num_bytes=0) for report in reports]
 
@@ -69,7 +75,7 @@ def test_a_shard_that_was_cut_off_is_made_again_with_the_same_bytes(
     content = here.store.read_bytes(tar)
     here.store.remove(sidecar)
     here.store.write_bytes(tar, b"half")
-    assert convert_shard(plans[-1], here).is_new
+    assert convert(plans[-1], here).is_new
     assert here.store.read_bytes(tar) == content
     assert here.store.exists(sidecar)
 
@@ -77,7 +83,7 @@ def test_a_shard_that_was_cut_off_is_made_again_with_the_same_bytes(
 class FailingSource:
     """Has nothing."""
 
-    def fetch(self, segment: Segment) -> Media | Failure:
+    def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
         return Failure(Reason.REMOVED, "gone")
 
 
@@ -85,7 +91,7 @@ def test_a_shard_without_clips_has_a_sidecar_only(
     conversion: Conversion, plans: list[ShardPlan], tmp_path: Path
 ) -> None:
     here = dataclasses.replace(conversion, store=Store(str(tmp_path)), source=FailingSource())
-    report = convert_shard(plans[0], here)
+    report = convert(plans[0], here)
     assert (report.num_written, report.failures) == (0, {Reason.REMOVED: len(plans[0].segments)})
     assert here.store.list("shards") == [shard_name(plans[0].split, plans[0].shard_id, "parquet")]
     assert {row["detail"] for row in rows_of(here.store).values()} == {"gone"}
@@ -99,14 +105,14 @@ def test_bytes_that_no_decoder_takes_end_no_shard(
     class HostileSource:
         """Serves a broken copy of every other clip."""
 
-        def fetch(self, segment: Segment) -> Media | Failure:
+        def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
             name = clips[segment.ytid].file_name
             content = (miniature.media_folder / name).read_bytes() if name else b""
             place = plans[-1].segments.index(segment)
             return Media(content if place % 2 else content[: 50 * place], "memory")
 
     here = dataclasses.replace(conversion, store=Store(str(tmp_path)), source=HostileSource(), keep_audio=False)
-    report = convert_shard(plans[-1], here)
+    report = convert(plans[-1], here)
     assert report.num_planned == report.num_written + sum(report.failures.values())
     assert report.num_written == len(plans[-1].segments) // 2
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import MismatchError
-from pipeline.ledger import BOOK_COLUMNS, plan_shards, read_ledger
+from pipeline.ledger import plan_shards, read_books, read_ledger
 from pipeline.records import Kind, Reason, Segment, ShardPlan
+from pipeline.segments import table_of
 from pipeline.shards import FAILED, WRITTEN, Seal, SidecarRow, shard_name, write_sidecar
 from pipeline.storage import Store
 
@@ -23,7 +24,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def plan(store: Store, **options) -> list[ShardPlan]:
-    return plan_shards(SEGMENTS, read_ledger(store, FINGERPRINT, BOOK_COLUMNS), 3, **options)
+    return list(plan_shards(table_of(SEGMENTS), read_books(store, FINGERPRINT), 3, **options))
 
 
 def visit(store: Store, plan: ShardPlan, failures: dict[str, Reason] | None = None) -> None:

@@ -1,0 +1,266 @@
+"""From AudioSet's CSV files to a snapshot: plan, fetch and convert on Ray, freeze."""
+
+import logging
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+
+from ast_model.tracking import TrackedRun, flatten, start_run
+from pipeline.cluster import RayPacer, ray_session, run_tasks, start_pacer
+from pipeline.config import PreprocessConfig
+from pipeline.convert import Conversion, convert_shard, finish_journal
+from pipeline.errors import AudioTaggingError, InputError, StoreError
+from pipeline.journal import Journal, unfinished
+from pipeline.labels import Labels, read_labels
+from pipeline.lease import Holder, hold_lease
+from pipeline.ledger import VisitPlan, plan_shards, read_books
+from pipeline.miniature import make_miniature, serve_miniature
+from pipeline.progress import Progress, show_progress
+from pipeline.records import Kind, Reason, ShardPlan, ShardReport
+from pipeline.segments import join_tables, read_segment_table
+from pipeline.shards import digest_of, shard_settings
+from pipeline.snapshot import Snapshot, build_snapshot, load_current
+from pipeline.sources import YOUTUBE, open_source, read_proxies
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+LABELS_FILE = "class_labels_indices.csv"
+YOUTUBE_CLIPS_PER_HOUR = 300
+MAX_FAILED_SHARDS = 3
+"""Shards that the store refuses for good before a run ends."""
+EXPERIMENT = "audioset-preprocess"
+MINIATURE = "miniature"
+
+
+@dataclass
+class Visit:
+    """What one run of the preprocessing did."""
+
+    num_planned: int = 0
+    num_written: int = 0
+    num_bytes: int = 0
+    failures: Counter[Reason] = field(default_factory=Counter)
+    errors: dict[str, Exception] = field(default_factory=dict)
+    """Shards that could not be made at all."""
+    num_throttled: int = 0
+    """Answers that an address asks too often."""
+    is_complete: bool = True
+    """False if the run gave up because nothing came any more."""
+    seconds: float = 0.0
+
+    def add(self, report: ShardReport) -> None:
+        self.num_written += report.num_written
+        self.num_bytes += report.num_bytes
+        self.failures.update(report.failures)
+
+    @property
+    def num_decided(self) -> int:
+        return self.num_written + self.failures.total()
+
+
+@contextmanager
+def media_at_hand(data: PreprocessConfig, store: Store) -> Iterator[PreprocessConfig]:
+    """Make and serve the miniature if it is asked for; else the media are where the config says."""
+    if data.metadata != MINIATURE:
+        yield data
+        return
+    home = Path(store.path("")) if store.is_local else Path(tempfile.gettempdir())
+    with show_progress("make the miniature", 1, "clips") as progress:
+        miniature = make_miniature(home / MINIATURE, on_progress=progress.reach)
+    with serve_miniature(miniature.folder) as server:
+        yield replace(data, metadata=str(miniature.metadata_folder), media=data.media or server.media_address)
+
+
+def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Visit]:
+    """Visit what is missing or failed in a retryable way, and freeze all that is there into a snapshot.
+
+    Joins or starts Ray only if there is something to do. Raises InputError for bad tables, LeaseError if another
+    run holds the store, StoreError if shards can't be written.
+    """
+    store.check_writable()
+    with hold_lease(store) as lease:
+        labels, segments = read_metadata(config, keep_in=store)
+        fingerprint = digest_of(shard_settings(config.keep_audio))
+        visit = Visit()
+        started = time.monotonic()
+        left_behind = unfinished(store, fingerprint)
+        plan = plan_shards(segments, read_books(store, fingerprint), config.clips_per_shard, config.retry)
+        if left_behind or len(plan):
+            with ray_session(), _open_conversion(config, store) as (conversion, pacer):
+                if left_behind:
+                    finish_all(left_behind, conversion, config.max_in_flight, visit)
+                    books = read_books(store, fingerprint)
+                    plan = plan_shards(segments, books, config.clips_per_shard, config.retry)
+                log.info("%d segments, %d to be visited in %d shards", len(segments), plan.num_segments, len(plan))
+                convert_all(plan, conversion, pacer, config, (visit, lease))
+        visit.seconds = time.monotonic() - started
+        return load_current(store, labels, config.keep_audio) or build_snapshot(store, labels, config.keep_audio), visit
+
+
+def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, Visit]:
+    """Preprocess as a tracked run in an experiment of its own, which ends with a status whatever happens."""
+    tracker = start_run(store, run, {"root": store.root}, EXPERIMENT)
+    status = "FAILED"
+    try:
+        tracker.log_params(flatten(config))
+        snapshot, visit = preprocess(config, store)
+        log_visit(tracker, snapshot, visit)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.end(status)
+    return snapshot, visit
+
+
+def log_visit(tracker: TrackedRun, snapshot: Snapshot, visit: Visit) -> None:
+    """Log what a run did, and how far the data set is."""
+    metrics: dict[str, float] = {
+        "visited": visit.num_planned,
+        "written": visit.num_written,
+        "throttled": visit.num_throttled,
+        "bytes": visit.num_bytes,
+        "seconds": visit.seconds,
+        "clips_per_s": visit.num_decided / visit.seconds if visit.seconds else 0.0,
+        "shards_not_made": len(visit.errors),
+    }
+    metrics |= {f"failed/{kind}": 0 for kind in Kind}
+    for reason, count in visit.failures.items():
+        metrics[f"failed/{reason.kind}"] += count
+        metrics[f"reason/{reason}"] = count
+    for split, book in snapshot.manifest["books"].items():
+        metrics[f"yield/{split}"] = book["written"] / book["planned"]
+        metrics[f"clips/{split}"] = book["written"]
+    tracker.log_metrics(metrics, step=0)
+    tracker.log_data(snapshot, "preprocessing")
+
+
+def read_metadata(config: PreprocessConfig, keep_in: Store | None = None) -> tuple[Labels, pa.Table]:
+    """Read labels and the segments of all splits, and keep their files in a store.
+
+    Raises InputError if segments have labels that are no class.
+    """
+    address = config.metadata.rstrip("/")
+    names = [LABELS_FILE, *(f"{split}_segments.csv" for split in config.splits)]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            _copy(f"{address}/{name}", Path(folder) / name)
+        labels = read_labels(f"{folder}/{LABELS_FILE}")
+        tables = [
+            read_segment_table(f"{folder}/{split}_segments.csv", split, where=f"{address}/{split}_segments.csv")
+            for split in config.splits
+        ]
+        segments = join_tables([table.slice(0, config.limit) for table in tables])
+        _check_labels(segments, labels, address)
+        if keep_in:
+            for name in names:
+                _keep(Path(folder) / name, f"metadata/{name}", keep_in)
+    return labels, segments
+
+
+def _keep(file: Path, name: str, store: Store) -> None:
+    data = file.read_bytes()
+    if not store.exists(name) or store.read_bytes(name) != data:
+        store.write_bytes(name, data)
+
+
+def _copy(address: str, file: Path) -> None:
+    try:
+        with fsspec.open(address, "rb") as source:
+            file.write_bytes(source.read())  # pyright: ignore[reportAttributeAccessIssue]
+    except OSError as error:
+        raise InputError(f"can't read {address}: {type(error).__name__}: {error}; look at `metadata`") from error
+
+
+def _check_labels(segments: pa.Table, labels: Labels, address: str) -> None:
+    used = segments["labels"].combine_chunks()
+    unknown = {mid for text in used.dictionary.to_pylist() for mid in text.split(",")} - labels.index_of.keys()
+    if unknown:
+        raise InputError(
+            f"{address}: {len(unknown)} labels of the segments are not among the {len(labels)} classes of"
+            f" {LABELS_FILE}: {', '.join(sorted(unknown)[:10])}. The files don't belong together"
+        )
+
+
+@contextmanager
+def _open_conversion(config: PreprocessConfig, store: Store) -> Iterator[tuple[Conversion, RayPacer]]:
+    pacer = start_pacer(config.pace, clips_per_hour(config), read_proxies(config.fetch))
+    yield Conversion(store, open_source(config), config.fetch, config.keep_audio, pacer), pacer
+
+
+def clips_per_hour(config: PreprocessConfig) -> int:
+    """Return what an address may ask for in an hour; 0 is no limit."""
+    default = YOUTUBE_CLIPS_PER_HOUR if config.media == YOUTUBE else 0
+    return default if config.pace.clips_per_hour is None else config.pace.clips_per_hour
+
+
+def finish_all(journals: list[Journal], conversion: Conversion, max_in_flight: int, visit: Visit) -> None:
+    """Make shards of what killed runs had decided."""
+    log.info("%d shards were left unfinished; what they have is kept", len(journals))
+    for journal, outcome in run_tasks(finish_journal, journals, conversion, max_in_flight=max_in_flight):
+        if isinstance(outcome, Exception):
+            raise StoreError(f"can't finish {journal.folder}: {outcome}") from outcome
+        visit.add(outcome)
+        visit.num_planned += outcome.num_planned
+
+
+def convert_all(
+    plan: VisitPlan, conversion: Conversion, pacer: RayPacer, config: PreprocessConfig, state: tuple[Visit, Holder]
+) -> None:
+    """Convert shards as Ray tasks. A shard that can't be made is left for the next run.
+
+    Raises StoreError once several could not, or none of a few, LeaseError if another run took over.
+    """
+    visit, lease = state
+    visit.num_planned += plan.num_segments
+    num_done = 0
+
+    def give_up(wait_s: float) -> bool:
+        idle_s, _ = pacer.idle()
+        visit.is_complete = idle_s + wait_s <= config.pace.give_up_s
+        return not visit.is_complete
+
+    with show_progress("fetch and convert", plan.num_segments, "clips") as progress:
+        tasks = run_tasks(convert_shard, plan, conversion, max_in_flight=config.max_in_flight, give_up=give_up)
+        for shard, outcome in tasks:
+            lease.check()
+            num_done += 1
+            _count(shard, outcome, visit, progress)
+            if len(visit.errors) == min(MAX_FAILED_SHARDS, len(plan)):
+                raise _refused(visit)
+    _, visit.num_throttled = pacer.idle()
+    if not visit.is_complete:
+        log.warning(
+            "gave up: every address was told that it asks too often, and no clip came for %.0f s; %d of %d shards were"
+            " made. What is decided is kept; run again later, more slowly, or from other addresses",
+            config.pace.give_up_s,
+            num_done,
+            len(plan),
+        )
+
+
+def _count(shard: ShardPlan, outcome: ShardReport | Exception, visit: Visit, progress: Progress) -> None:
+    if isinstance(outcome, Exception):
+        if not isinstance(outcome, AudioTaggingError):
+            log.error("shard %s was not made: %s: %s", shard.shard_id, type(outcome).__name__, outcome)
+        visit.errors[shard.shard_id] = outcome
+    else:
+        visit.add(outcome)
+    progress.advance(len(shard.segments), f"{visit.failures.total()} failed")
+
+
+def _refused(visit: Visit) -> StoreError:
+    first = next(iter(visit.errors.values()))
+    return StoreError(
+        f"{len(visit.errors)} shards could not be made, so the run ends; {visit.num_written} clips of"
+        f" {visit.num_planned} were written in it and {visit.failures.total()} failed. The same command goes on from"
+        f" there. The first error: {first}"
+    )

@@ -1,0 +1,76 @@
+"""Where the media of a mirror lie: an index by name that is made once, and shared by all workers without a copy."""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from pipeline.records import Segment
+
+EXTENSIONS = frozenset("aac aif aiff avi flac m4a mka mkv mp3 mp4 mov oga ogg opus wav webm wma".split())
+SCHEMA = pa.schema(
+    [
+        ("stem", pa.string()),
+        ("file", pa.dictionary(pa.int32(), pa.string())),
+        ("extension", pa.dictionary(pa.int32(), pa.string())),
+        ("place", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A media file, alone or within another file."""
+
+    stem: str
+    """Name without folder and extension."""
+    file: str
+    extension: str
+    place: int = 0
+    """Where it lies in its file; what that means is up to the source."""
+    size: int = 0
+
+    @staticmethod
+    def of(name: str, file: str, place: int = 0, size: int = 0) -> "Entry | None":
+        """Return the entry of a name, None unless it is a media file's."""
+        path = PurePosixPath(name)
+        is_media = path.suffix[1:].lower() in EXTENSIONS
+        return Entry(path.stem, file, path.suffix, place, size) if is_media else None
+
+
+class MediaIndex:
+    """Finds a segment's media by the naming schemes in use.
+
+    These are `{ytid}.*`, `Y{ytid}.*`, `id_{ytid}.*` and `{ytid}_{start}.*`, in seconds or milliseconds. Names with a
+    start, and those with `Y` (PANNs) or `id_` before them, hold the segment alone.
+    """
+
+    def __init__(self, entries: Iterable[Entry]):
+        columns: dict[str, list] = {name: [] for name in SCHEMA.names}
+        for entry in entries:
+            for name, values in columns.items():
+                values.append(getattr(entry, name))
+        table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in columns}, SCHEMA)
+        self.table = table.sort_by("stem").combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def find(self, segment: Segment) -> tuple[Entry, bool] | None:
+        """Return the entry of a segment and whether its name says that it holds the segment alone."""
+        ytid, start_ms = segment.ytid, segment.start_ms
+        starts = dict.fromkeys((f"{start_ms}", f"{start_ms / 1000:g}", f"{start_ms / 1000:.3f}"))
+        for stem in (*(f"{ytid}_{start}" for start in starts), f"Y{ytid}", f"id_{ytid}", ytid):
+            if entry := self._entry(stem):
+                return entry, stem != ytid
+        return None
+
+    def _entry(self, stem: str) -> Entry | None:
+        stems = self.table["stem"]
+        row = bisect_left(range(len(stems)), stem, key=lambda index: stems[index].as_py())
+        if row == len(stems) or stems[row].as_py() != stem:
+            return None
+        return Entry(**{name: self.table[name][row].as_py() for name in SCHEMA.names})

@@ -1,0 +1,97 @@
+"""A server on loopback that answers each id as its name says."""
+
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+
+from pipeline.records import Segment
+
+
+def segment(ytid: str, start_ms: int = 0, end_ms: int = 10_000) -> Segment:
+    return Segment(ytid, start_ms, end_ms, ("/m/1",), "eval")
+
+
+@dataclass
+class Mirror:
+    """A running server: its address, and how often each path was asked for, with which ranges."""
+
+    address: str
+    content: bytes
+    num_requests: Counter[str] = field(default_factory=Counter)
+    ranges: list[str] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    mirror: Mirror
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        name = self.path.strip("/").removesuffix(".flac")
+        self.mirror.num_requests[name] += 1
+        with suppress(ConnectionError):
+            getattr(self, f"send_{name.rstrip('0123456789')}", self.send_whole)(name)
+        self.close_connection = True
+
+    def head(self, status: int = 200, size: int | None = None, kind: str = "audio/flac", **more: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        if size is not None:
+            self.send_header("Content-Length", str(size))
+        for key, value in more.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.send_header("Connection", "close")
+        self.end_headers()
+
+    def send_whole(self, name: str) -> None:
+        self.head(size=len(self.mirror.content))
+        self.wfile.write(self.mirror.content)
+
+    def send_status(self, name: str) -> None:
+        self.send_error(int(name.removeprefix("status")))
+
+    def send_cut(self, name: str) -> None:
+        """Break off after a part; the rest comes if it is asked for by its range."""
+        content = self.mirror.content
+        asked = self.headers.get("Range", "")
+        if asked:
+            self.mirror.ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        more = {"Content_Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if asked else {}
+        self.head(206 if asked else 200, len(content) - start, Accept_Ranges="bytes", **more)
+        self.wfile.write(content[start : start + len(content) // 2])
+
+    def send_short(self, name: str) -> None:
+        """Break off, always at the same place, without ranges."""
+        self.head(size=len(self.mirror.content))
+        self.wfile.write(self.mirror.content[:1000])
+
+    def send_mute(self, name: str) -> None:
+        time.sleep(3)
+
+    def send_trickle(self, name: str) -> None:
+        """A header line that never ends."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        for _ in range(30):
+            self.wfile.write(b"a")
+            self.wfile.flush()
+            time.sleep(0.1)
+
+    def send_endless(self, name: str) -> None:
+        self.head()
+        for _ in range(4_000):
+            self.wfile.write(bytes(2**16))
+
+    def send_page(self, name: str) -> None:
+        page = b"<!DOCTYPE html><html><body>Please accept our terms</body></html>"
+        self.head(size=len(page), kind="text/html")
+        self.wfile.write(page)
+
+    def send_liar(self, name: str) -> None:
+        """Media that are called a web page."""
+        self.head(size=len(self.mirror.content), kind="text/html")
+        self.wfile.write(self.mirror.content)
+
+    def log_message(self, format: str, *args) -> None:
+        pass

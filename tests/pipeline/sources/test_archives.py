@@ -1,0 +1,142 @@
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.audio import Clip, decode_segment
+from pipeline.config import FetchConfig, PreprocessConfig
+from pipeline.errors import InputError
+from pipeline.records import Failure, Media, Reason
+from pipeline.sources import FolderSource, ParquetSource, Source, TarSource, open_source
+from pipeline.storage import Store
+from tests.mirror import segment
+
+FETCH = FetchConfig()
+NAMED = {
+    "Y1234567890a": 5_000,
+    "id_1234567890b": 5_000,
+    "1234567890c_30": 30_000,
+    "1234567890d_30000": 30_000,
+    "1234567890e_0.500": 500,
+}
+
+
+def fetched(source: Source, ytid: str, start_ms: int) -> Media:
+    media = source.fetch(segment(ytid, start_ms, start_ms + 10_000))
+    assert isinstance(media, Media), media
+    return media
+
+
+def ytid_of(stem: str) -> str:
+    return stem.removeprefix("Y").removeprefix("id_")[:11]
+
+
+@pytest.fixture(params=["folder", "s3"])
+def folder(request: pytest.FixtureRequest, tones: Path) -> str:
+    if request.param == "folder":
+        return str(tones)
+    store: Store = request.getfixturevalue("s3_store")
+    for file in tones.rglob("*.*"):
+        store.write_bytes(f"media/{file.relative_to(tones)}", file.read_bytes())
+    return store.url("media")
+
+
+def test_a_folder_is_read_by_its_naming_schemes(folder: str, tone: bytes) -> None:
+    source = pickle.loads(pickle.dumps(open_source(PreprocessConfig(media=folder))))
+    assert isinstance(source, FolderSource)
+    for stem, start_ms in NAMED.items():
+        media = fetched(source, ytid_of(stem), start_ms)
+        assert media.offset_ms == start_ms
+        clip = decode_segment(media, start_ms, start_ms + 10_000)
+        assert isinstance(clip, Clip)
+        assert len(clip.waveform) == 160_000
+    assert fetched(source, "-a_b_c_d_ef", 1_000).offset_ms == 0
+    for ytid, start_ms in (("1234567890c", 0), ("1234567890f", 0), ("zzzzzzzzzzz", 0), ("+", 0)):
+        failure = source.fetch(segment(ytid, start_ms))
+        assert isinstance(failure, Failure)
+        assert failure.reason is Reason.NOT_FOUND
+
+
+def test_a_file_that_is_too_large_is_not_read(folder: str) -> None:
+    source = FolderSource(folder, FetchConfig(max_media_bytes=100))
+    failure = source.fetch(segment("-a_b_c_d_ef"))
+    assert isinstance(failure, Failure)
+    assert failure.reason is Reason.TOO_LARGE
+
+
+def write_tar(path: str, tone: bytes) -> None:
+    with fsspec.open(path, "wb") as file, tarfile.open(fileobj=file, mode="w|") as tar:  # pyright: ignore
+        for name in [*(f"{stem}.flac" for stem in NAMED), "/etc/-a_b_c_d_ef.flac", "../../up/upupupupup_.flac"]:
+            info = tarfile.TarInfo(name)
+            info.size = len(tone)
+            tar.addfile(info, io.BytesIO(tone))
+        link = tarfile.TarInfo("linklinklin.flac")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_tars_are_read_in_place_and_nothing_is_unpacked(
+    place: str, tone: bytes, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    root = str(tmp_path) if place == "folder" else request.getfixturevalue("s3_store").root
+    write_tar(f"{root}/audio-000.tar", tone)
+    for pattern in (f"{root}/*.tar", f"{root}/audio-{{000..000}}.tar"):
+        source = pickle.loads(pickle.dumps(open_source(PreprocessConfig(media=pattern))))
+        assert isinstance(source, TarSource)
+        for stem, start_ms in [*NAMED.items(), ("-a_b_c_d_ef", 7_000), ("upupupupup_", 0)]:
+            media = fetched(source, ytid_of(stem), start_ms)
+            assert (media.content, media.offset_ms) == (tone, start_ms)
+        failure = source.fetch(segment("linklinklin"))
+        assert isinstance(failure, Failure)
+        assert failure.reason is Reason.NOT_FOUND
+
+
+def test_a_tar_that_breaks_off_gives_what_it_has(tone: bytes, tmp_path: Path) -> None:
+    whole, half = tmp_path / "whole.tar", tmp_path / "half.tar"
+    write_tar(str(whole), tone)
+    half.write_bytes(whole.read_bytes()[: 3 * (len(tone) + 1024)])
+    source = TarSource(str(half), FETCH)
+    assert fetched(source, "1234567890a", 0).content == tone
+    assert isinstance(source.fetch(segment("-a_b_c_d_ef")), Failure)
+    (tmp_path / "page.tar").write_bytes(b"<html>" * 1000)
+    with pytest.raises(InputError, match=r"expected a tar at .*page.tar"):
+        TarSource(str(tmp_path / "page.tar"), FETCH)
+    with pytest.raises(InputError, match="found none"):
+        TarSource(str(tmp_path / "no*.tar"), FETCH)
+
+
+def test_our_own_shards_are_a_source(small_store: Store) -> None:
+    tars = small_store.url("shards/**/*.tar")
+    source = open_source(PreprocessConfig(media=tars))
+    assert isinstance(source, TarSource)
+    assert len(source.index) > 10
+    entry = source.index.table.slice(0, 1).to_pylist()[0]
+    ytid, _, start = entry["stem"].rpartition("_")
+    assert fetched(source, ytid, int(start)).content[:4] == b"fLaC"
+
+
+def test_hugging_faces_parquet_is_a_source(tone: bytes, tmp_path: Path) -> None:
+    ids = ["-a_b_c_d_ef", "1234567890a", "1234567890b", "1234567890c", "emptyemptye"]
+    audio = [{"bytes": tone if ytid != "emptyemptye" else b"", "path": f"{ytid}.flac"} for ytid in ids]
+    labels = pa.array([["/m/1"]] * len(ids))
+    table = pa.table({"video_id": ids, "audio": audio, "labels": labels, "human_labels": labels})
+    pq.write_table(table, tmp_path / "00.parquet", row_group_size=1)
+    source = pickle.loads(pickle.dumps(open_source(PreprocessConfig(media=str(tmp_path / "*.parquet")))))
+    assert isinstance(source, ParquetSource)
+    for ytid in (*ids[:4], *ids[:4]):
+        media = fetched(source, ytid, 4_000)
+        assert (media.content, media.offset_ms) == (tone, 4_000)
+    assert len(source._groups) == 2
+    for ytid, reason in (("emptyemptye", Reason.NO_AUDIO), ("zzzzzzzzzzz", Reason.NOT_FOUND)):
+        failure = source.fetch(segment(ytid))
+        assert isinstance(failure, Failure)
+        assert failure.reason is reason
+    pq.write_table(table.drop(["audio"]), tmp_path / "01.parquet")
+    with pytest.raises(InputError, match=r"01.parquet: expected the columns audio"):
+        ParquetSource(str(tmp_path / "*.parquet"), FETCH)

@@ -1,0 +1,73 @@
+import pickle
+import time
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config import FetchConfig
+from pipeline.records import Failure, Media, Reason
+from pipeline.sources import fetch_within
+from pipeline.sources.http import HttpSource
+from tests.mirror import Mirror, segment
+
+FETCH = FetchConfig(deadline_s=10, max_media_bytes=2**20)
+
+
+@pytest.fixture
+def source(mirror: Mirror) -> HttpSource:
+    return HttpSource(mirror.address + "/{ytid}.flac", FETCH)
+
+
+def test_a_body_that_breaks_off_is_taken_up_where_it_broke_off(source: HttpSource, mirror: Mirror) -> None:
+    mirror.ranges.clear()
+    media = source.fetch(segment("cut"))
+    assert isinstance(media, Media), media
+    assert media.content == mirror.content
+    assert mirror.ranges[0] == f"bytes={len(mirror.content) // 2}-"
+
+
+@pytest.mark.parametrize(
+    ("ytid", "reason"),
+    [
+        ("status404", Reason.NOT_FOUND),
+        ("status429", Reason.RATE_LIMITED),
+        ("status500", Reason.SERVER_ERROR),
+        ("short", Reason.TRUNCATED),
+        ("endless", Reason.TOO_LARGE),
+    ],
+)
+def test_each_failure_has_its_name(source: HttpSource, ytid: str, reason: Reason) -> None:
+    failure = source.fetch(segment(ytid))
+    assert isinstance(failure, Failure)
+    assert failure.reason is reason, failure.detail
+
+
+def test_a_wrong_content_type_does_not_matter(source: HttpSource, mirror: Mirror) -> None:
+    media = source.fetch(segment("liar"))
+    assert isinstance(media, Media)
+    assert media.content == mirror.content
+
+
+@pytest.mark.parametrize("ytid", ["mute", "trickle"])
+def test_the_deadline_holds(mirror: Mirror, ytid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sources.GRACE_S", 0.3)
+    source = HttpSource(mirror.address + "/{ytid}.flac", replace(FETCH, deadline_s=0.5))
+    started = time.monotonic()
+    failure = fetch_within(source, segment(ytid), None, 0.5)
+    assert time.monotonic() - started < 1.5
+    assert isinstance(failure, Failure)
+    assert failure.reason is Reason.TIMED_OUT
+
+
+def test_it_asks_through_the_proxy(source: HttpSource, mirror: Mirror) -> None:
+    elsewhere = HttpSource("http://mirror.invalid/{ytid}.flac", FETCH)
+    # The server takes the full address for a path that it doesn't know, and sends the media.
+    media = elsewhere.fetch(segment("whole"), proxy=mirror.address)
+    assert isinstance(media, Media)
+    failure = source.fetch(segment("whole"), proxy="http://127.0.0.1:1")
+    assert isinstance(failure, Failure)
+    assert failure.reason is Reason.CONNECTION
+
+
+def test_a_copy_in_another_process_works(source: HttpSource) -> None:
+    assert isinstance(pickle.loads(pickle.dumps(source)).fetch(segment("whole")), Media)
