@@ -26,11 +26,11 @@ def demo() -> Recipe:
     """Small AST on the miniature, from scratch.
 
     Command: make demo
-    Cost: about two minutes of two CPU cores.
-    Result: eval mAP above 0.50; chance is about 0.12.
+    Cost: 16,000 samples in 80 s of CPU time over two workers, so about 45 s of two idle cores.
+    Result: eval mAP 0.91 to 0.92 for the last epoch and 0.90 to 0.92 for the average, over three seeds; chance is 0.12.
     """
     return Recipe(
-        # A patch is 160 ms of all mel bins: a quarter of the tokens of square ones, and so four times the steps.
+        # A patch is 160 ms of all mel bins: 64 per clip, so that enough steps to learn from scratch are cheap.
         ASTConfig(
             num_classes=15,
             patch_freq=128,
