@@ -7,7 +7,7 @@ One `Pace` keeps the books for all workers. The time is given to it.
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -66,14 +66,14 @@ class Pace:
     chance: random.Random = field(default_factory=random.Random)
     num_throttled: int = 0
     last_answer_s: float | None = None
-    _addresses: dict[str, _Address] = field(default_factory=dict)
+    _addresses: dict[str, _Address] = field(default_factory=lambda: defaultdict(_Address))
     _throttled_clips: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, addresses: Sequence[str], now_s: float) -> Permit | Wait:
         """Give leave to the address that may ask soonest, or say when to ask again."""
         with self._lock:
-            books = [(self._addresses.setdefault(name, _Address()), name) for name in addresses]
+            books = [(self._addresses[name], name) for name in addresses]
             book, address = min(books, key=lambda pair: max(pair[0].next_s, pair[0].rests_until_s))
             wait_s = max(book.next_s, book.rests_until_s) - now_s
             if wait_s > 0:
