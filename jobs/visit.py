@@ -4,7 +4,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 
 from ast_model.tracking import TrackedRun, flatten, start_run
-from pipeline.cluster import RayPacer, ray_session, run_tasks, start_pacer
+from pipeline.cluster import ray_session, run_tasks, start_pacer
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion, convert_shard, finish_journal
 from pipeline.errors import AudioTaggingError, InputError, StoreError
@@ -33,8 +33,8 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 LABELS_FILE = "class_labels_indices.csv"
 YOUTUBE_CLIPS_PER_HOUR = 300
-MAX_FAILED_SHARDS = 3
-"""Shards that the store refuses for good before a run ends."""
+MAX_REFUSED_SHARDS = 3
+"""Shards that the store refuses, tried again each, before a run ends."""
 EXPERIMENT = "audioset-preprocess"
 MINIATURE = "miniature"
 
@@ -93,13 +93,15 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Visit]
         left_behind = unfinished(store, fingerprint)
         plan = plan_shards(segments, read_books(store, fingerprint), config.clips_per_shard, config.retry)
         if left_behind or len(plan):
-            with ray_session(), _open_conversion(config, store) as (conversion, pacer):
+            with ray_session():
+                conversion = open_conversion(config, store)
                 if left_behind:
                     finish_all(left_behind, conversion, config.max_in_flight, visit)
                     books = read_books(store, fingerprint)
                     plan = plan_shards(segments, books, config.clips_per_shard, config.retry)
                 log.info("%d segments, %d to be visited in %d shards", len(segments), plan.num_segments, len(plan))
-                convert_all(plan, conversion, pacer, config, (visit, lease))
+                visit.num_planned += plan.num_segments
+                convert_all(plan, conversion, config, visit, lease)
         visit.seconds = time.monotonic() - started
         return load_current(store, labels, config.keep_audio) or build_snapshot(store, labels, config.keep_audio), visit
 
@@ -190,10 +192,10 @@ def _check_labels(segments: pa.Table, labels: Labels, address: str) -> None:
         )
 
 
-@contextmanager
-def _open_conversion(config: PreprocessConfig, store: Store) -> Iterator[tuple[Conversion, RayPacer]]:
+def open_conversion(config: PreprocessConfig, store: Store) -> Conversion:
+    """Open the source and start the keeper of the pace. Needs a running Ray."""
     pacer = start_pacer(config.pace, clips_per_hour(config), read_proxies(config.fetch))
-    yield Conversion(store, open_source(config), config.fetch, config.keep_audio, pacer), pacer
+    return Conversion(store, open_source(config), config.fetch, config.keep_audio, pacer)
 
 
 def clips_per_hour(config: PreprocessConfig) -> int:
@@ -213,37 +215,41 @@ def finish_all(journals: list[Journal], conversion: Conversion, max_in_flight: i
 
 
 def convert_all(
-    plan: VisitPlan, conversion: Conversion, pacer: RayPacer, config: PreprocessConfig, state: tuple[Visit, Holder]
+    plans: VisitPlan | Sequence[ShardPlan],
+    conversion: Conversion,
+    config: PreprocessConfig,
+    visit: Visit,
+    lease: Holder | None,
 ) -> None:
     """Convert shards as Ray tasks. A shard that can't be made is left for the next run.
 
-    Raises StoreError once several could not, or none of a few, LeaseError if another run took over.
+    Raises StoreError once the store refused several, or none could be made, LeaseError if another run took over.
     """
-    visit, lease = state
-    visit.num_planned += plan.num_segments
     num_done = 0
 
     def give_up(wait_s: float) -> bool:
-        idle_s, _ = pacer.idle()
+        idle_s, _ = conversion.pacer.idle()
         visit.is_complete = idle_s + wait_s <= config.pace.give_up_s
         return not visit.is_complete
 
-    with show_progress("fetch and convert", plan.num_segments, "clips") as progress:
-        tasks = run_tasks(convert_shard, plan, conversion, max_in_flight=config.max_in_flight, give_up=give_up)
+    with show_progress("fetch and convert", visit.num_planned, "clips", start=visit.num_decided) as progress:
+        tasks = run_tasks(convert_shard, plans, conversion, max_in_flight=config.max_in_flight, give_up=give_up)
         for shard, outcome in tasks:
-            lease.check()
+            if lease:
+                lease.check()
             num_done += 1
             _count(shard, outcome, visit, progress)
-            if len(visit.errors) == min(MAX_FAILED_SHARDS, len(plan)):
-                raise _refused(visit)
-    _, visit.num_throttled = pacer.idle()
+            num_refused = sum(isinstance(error, StoreError) for error in visit.errors.values())
+            if num_refused == MAX_REFUSED_SHARDS or len(visit.errors) == len(plans):
+                raise _stopped(visit)
+    _, visit.num_throttled = conversion.pacer.idle()
     if not visit.is_complete:
         log.warning(
             "gave up: every address was told that it asks too often, and no clip came for %.0f s; %d of %d shards were"
             " made. What is decided is kept; run again later, more slowly, or from other addresses",
             config.pace.give_up_s,
             num_done,
-            len(plan),
+            len(plans),
         )
 
 
@@ -257,7 +263,7 @@ def _count(shard: ShardPlan, outcome: ShardReport | Exception, visit: Visit, pro
     progress.advance(len(shard.segments), f"{visit.failures.total()} failed")
 
 
-def _refused(visit: Visit) -> StoreError:
+def _stopped(visit: Visit) -> StoreError:
     first = next(iter(visit.errors.values()))
     return StoreError(
         f"{len(visit.errors)} shards could not be made, so the run ends; {visit.num_written} clips of"

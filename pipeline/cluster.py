@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from pipeline.config import PaceConfig
 from pipeline.errors import AudioTaggingError
-from pipeline.pace import Pace, Permit, Wait
+from pipeline.pace import LocalPacer, Permit, Wait
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -128,25 +128,11 @@ def _get(ref: ray.ObjectRef) -> Any:
         return cause if isinstance(cause, Exception) else error
 
 
-class _Keeper:
-    """The one `Pace` of a run, as an actor."""
+class _Keeper(LocalPacer):
+    """The one `Pace` of a run, as an actor, for any addresses."""
 
-    def __init__(self, config: PaceConfig, clips_per_hour: int):
-        self.pace = Pace(config, clips_per_hour)
-        self.started_s = time.monotonic()
-
-    def ask(self, addresses: Sequence[str]) -> Permit | Wait:
+    def ask_for(self, addresses: Sequence[str]) -> Permit | Wait:
         return self.pace.ask(addresses, time.monotonic())
-
-    def succeed(self, address: str) -> None:
-        self.pace.succeed(address, time.monotonic())
-
-    def throttle(self, address: str, key: str) -> int:
-        return self.pace.throttle(address, key, time.monotonic())
-
-    def idle(self) -> tuple[float, int]:
-        """Seconds since the last answer, and how often an address was throttled so far."""
-        return time.monotonic() - (self.pace.last_answer_s or self.started_s), self.pace.num_throttled
 
 
 @dataclass
@@ -163,7 +149,7 @@ class RayPacer:
         if self._permit and time.monotonic() - self._permit[1] < FRESH_S:
             return self._permit[0]
         addresses = self.proxies or (ray.get_runtime_context().get_node_id(),)
-        turn: Any = ray.get(self.actor.ask.remote(addresses))
+        turn: Any = ray.get(self.actor.ask_for.remote(addresses))
         # With proxies the addresses take turns, so each is asked for.
         reusable = isinstance(turn, Permit) and not self.is_limited and not self.proxies
         self._permit = (turn, time.monotonic()) if reusable else None
@@ -172,12 +158,12 @@ class RayPacer:
     def succeed(self, permit: Permit) -> None:
         if self.is_limited or self.proxies or time.monotonic() - self._told_s > FRESH_S:
             self._told_s = time.monotonic()
-            self.actor.succeed.remote(permit.address)
+            self.actor.succeed.remote(permit)
 
     def throttle(self, permit: Permit, key: str) -> int:
         self._permit = None
         self._told_s = 0.0
-        return ray.get(self.actor.throttle.remote(permit.address, key))
+        return ray.get(self.actor.throttle.remote(permit, key))
 
     def idle(self) -> tuple[float, int]:
         return ray.get(self.actor.idle.remote())

@@ -46,6 +46,10 @@ class Pacer(Protocol):
 
     def throttle(self, permit: Permit, key: str) -> int: ...
 
+    def idle(self) -> tuple[float, int]:
+        """Return the seconds since the last answer, and how often an address was throttled so far."""
+        ...
+
 
 @dataclass
 class _Address:
@@ -116,6 +120,11 @@ class LocalPacer:
 
     def __init__(self, config: PaceConfig | None = None, clips_per_hour: int = 0):
         self.pace = Pace(config or PaceConfig(), clips_per_hour)
+        self.started_s = time.monotonic()
+
+    def __reduce__(self):
+        """Another process paces itself."""
+        return type(self), (self.pace.config, self.pace.clips_per_hour)
 
     def ask(self) -> Permit | Wait:
         return self.pace.ask(["here"], time.monotonic())
@@ -125,3 +134,6 @@ class LocalPacer:
 
     def throttle(self, permit: Permit, key: str) -> int:
         return self.pace.throttle(permit.address, key, time.monotonic())
+
+    def idle(self) -> tuple[float, int]:
+        return time.monotonic() - (self.pace.last_answer_s or self.started_s), self.pace.num_throttled

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.preprocess import convert_all, preprocess
+from jobs.visit import Visit, convert_all, preprocess
 from pipeline.cluster import run_tasks
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion
@@ -57,7 +57,7 @@ def test_a_second_run_visits_only_what_may_work_now(
 
 @pytest.mark.ray
 def test_a_shard_whose_task_fails_ends_no_run(
-    ray: None, conversion: Conversion, plans: list[ShardPlan], tmp_path: Path
+    ray: None, conversion: Conversion, config: PreprocessConfig, plans: list[ShardPlan], tmp_path: Path
 ) -> None:
     class RaisingSource:
         """Has a bug that one segment brings to light."""
@@ -65,22 +65,23 @@ def test_a_shard_whose_task_fails_ends_no_run(
         def __init__(self, bad: set[str]):
             self.bad = bad
 
-        def fetch(self, segment: Segment) -> Media | Failure:
+        def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
             if segment.ytid in self.bad:
                 raise RuntimeError(f"a bug at {segment.ytid}")
             return Failure(Reason.REMOVED, "gone")
 
     bad = plans[1].segments[0].ytid
     here = dataclasses.replace(conversion, store=Store(str(tmp_path)), source=RaisingSource({bad}))
-    visit = convert_all(plans, here, max_in_flight=2)
+    visit = Visit(num_planned=sum(len(plan.segments) for plan in plans))
+    convert_all(plans, here, config, visit, None)
     assert {shard: str(error) for shard, error in visit.errors.items()} == {plans[1].shard_id: f"a bug at {bad}"}
     num_others = sum(len(plan.segments) for plan in plans) - len(plans[1].segments)
     assert visit.failures == {Reason.REMOVED: num_others}
     assert len(here.store.list("shards", ".parquet")) == len(plans) - 1
 
     all_bad = dataclasses.replace(here, source=RaisingSource({plan.segments[0].ytid for plan in plans}))
-    with pytest.raises(StoreError, match=f"none of 1 shards could be made; the first one's error: a bug at {bad}"):
-        convert_all(plans[1:2], all_bad, max_in_flight=2)
+    with pytest.raises(StoreError, match=f"1 shards could not be made.* 0 clips of 7 were written.*: a bug at {bad}"):
+        convert_all(plans[1:2], all_bad, config, Visit(num_planned=7), None)
 
 
 @pytest.mark.ray

@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import pytest
@@ -24,7 +25,7 @@ def test_an_address_keeps_its_budget_and_its_questions_are_spread_with_jitter() 
     while now_s < 3600:
         _, now_s = ask_when_due(pace, ["a"], now_s)
         times.append(now_s)
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert 290 <= len(times) <= 310
     assert 0.7 * 12 <= min(pauses) < 9.5
     assert 14.5 < max(pauses) <= 1.3 * 12
