@@ -1,5 +1,6 @@
 """A snapshot: what there is to train on, frozen. Index, labels, statistics and a manifest of how it came about."""
 
+import dataclasses
 import hashlib
 import io
 import math
@@ -118,17 +119,9 @@ def build_snapshot(store: Store, labels: Labels, keep_audio: bool) -> Snapshot:
         weights[is_train] = class_balanced_weights(targets[is_train])
     index = _index_table(clips, label_lists, weights)
     stats = _statistics(clips, targets, is_train)
-    seals = _read_seals(store, index)
-    parts = {
-        "index.parquet": _parquet_bytes(index),
-        "labels.csv": labels.to_csv().encode(),
-        "shards.parquet": _parquet_bytes(_seal_table(seals)),
-    }
-    snapshot_id = digest_of({name: hashlib.sha256(data).hexdigest() for name, data in parts.items()} | {"stats": stats})
     manifest = {"fingerprint": digest_of(settings), "settings": settings, "books": balance_books(books)}
-    snapshot = Snapshot(store, snapshot_id, index, labels, stats, manifest, seals)
-    _publish(snapshot, parts, made_of)
-    return snapshot
+    unnamed = Snapshot(store, "", index, labels, stats, manifest, _read_seals(store, index))
+    return publish_snapshot(unnamed, made_of)
 
 
 def _made_of(store: Store, labels: Labels, settings: Mapping[str, Any]) -> str:
@@ -230,8 +223,14 @@ def _parquet_bytes(table: pa.Table) -> bytes:
     return out.getvalue()
 
 
-def _publish(snapshot: Snapshot, parts: Mapping[str, bytes], made_of: str) -> None:
-    """Write the snapshot's files, the manifest last, then point `latest.json` to it."""
+def publish_snapshot(unnamed: Snapshot, made_of: str) -> Snapshot:
+    """Name a snapshot by what is in it, write its files, the manifest last, and point `latest.json` to it."""
+    parts = {
+        "index.parquet": _parquet_bytes(unnamed.index),
+        "labels.csv": unnamed.labels.to_csv().encode(),
+        "shards.parquet": _parquet_bytes(_seal_table(unnamed.seals)),
+    }
+    snapshot = dataclasses.replace(unnamed, snapshot_id=_id_of(parts, unnamed.stats))
     store, folder = snapshot.store, f"snapshots/{snapshot.snapshot_id}"
     if not store.exists(f"{folder}/manifest.json"):
         for name, data in parts.items():
@@ -241,6 +240,11 @@ def _publish(snapshot: Snapshot, parts: Mapping[str, bytes], made_of: str) -> No
     latest = {"snapshot": snapshot.snapshot_id, "made_of": made_of}
     if not store.exists(LATEST) or store.read_json(LATEST) != latest:
         store.write_json(LATEST, latest)
+    return snapshot
+
+
+def _id_of(parts: Mapping[str, bytes], stats: Mapping[str, Any]) -> str:
+    return digest_of({name: hashlib.sha256(data).hexdigest() for name, data in parts.items()} | {"stats": stats})
 
 
 def latest_snapshot_id(store: Store) -> str | None:
@@ -260,7 +264,7 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
         )
     files = {name: store.read_bytes(f"{folder}/{name}") for name in PARTS}
     stats = store.read_json(f"{folder}/stats.json")
-    found = digest_of({name: hashlib.sha256(data).hexdigest() for name, data in files.items()} | {"stats": stats})
+    found = _id_of(files, stats)
     if found != snapshot_id:
         raise CorruptError(f"{store.url(folder)}: expected content with the digest in its name, found {found}: edited?")
     index = pq.read_table(io.BytesIO(files["index.parquet"]))

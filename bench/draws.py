@@ -1,0 +1,107 @@
+"""Measure the draw plan for AudioSet's 2.08 million training clips, and a start in the middle of it.
+
+Prints one JSON line per figure: seconds from a snapshot on disk to the draws of (epoch 3, step 100,000), and seconds
+and memory of one epoch's plan, by sampler and grouped by shard.
+"""
+
+import json
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ast_model.config import AugmentConfig, CacheConfig, Sampler
+from ast_model.draws import group_by_shard, num_steps_of, plan_epoch, share_of_rank
+from ast_model.loader import Collator, open_reader
+from pipeline.labels import Labels
+from pipeline.shards import Seal, shard_settings
+from pipeline.snapshot import INDEX_SCHEMA, Snapshot, load_snapshot, publish_snapshot
+from pipeline.storage import Store
+from pipeline.weights import class_balanced_weights
+
+NUM_CLIPS, NUM_CLASSES, CLIPS_PER_SHARD = 2_063_949, 527, 1000
+GLOBAL_BATCH_SIZE = 12
+EPOCH, STEP = 3, 100_000
+SAMPLERS: dict[Sampler, int] = {"balanced": NUM_CLIPS, "uniform": NUM_CLIPS, "without_replacement": 100_000}
+WINDOW = 200_000
+
+
+def make_snapshot(store: Store) -> None:
+    """Publish an index of AudioSet's size, without shards; classes are as uneven as AudioSet's."""
+    random = np.random.default_rng(0)
+    frequency = 1 / np.arange(1, NUM_CLASSES + 1)
+    flat = random.choice(NUM_CLASSES, 2 * NUM_CLIPS, p=frequency / frequency.sum()).astype(np.int16)
+    ends = np.arange(0, 2 * NUM_CLIPS + 1, 2, dtype=np.int32)
+    shard = np.arange(NUM_CLIPS) // CLIPS_PER_SHARD
+    names = [f"shards/unbalanced_train/{number:016x}.tar" for number in range(shard[-1] + 1)]
+    offset = np.arange(NUM_CLIPS) % CLIPS_PER_SHARD * 257_536 + 512
+    columns = {
+        "key": pa.array([f"{number:011}_30000" for number in range(NUM_CLIPS)]),
+        "split": pa.DictionaryArray.from_arrays(pa.array(np.zeros(NUM_CLIPS, np.int16)), ["unbalanced_train"]),
+        "shard": pa.DictionaryArray.from_arrays(pa.array(shard.astype(np.int32)), names),
+        "offset": offset,
+        "length": np.full(NUM_CLIPS, 255_616),
+        "num_frames": np.full(NUM_CLIPS, 998),
+        "audio_offset": np.zeros(NUM_CLIPS, np.int64),
+        "audio_length": np.zeros(NUM_CLIPS, np.int64),
+        "labels": pa.ListArray.from_arrays(
+            pa.array(np.arange(0, 2 * NUM_CLIPS + 1, 2, dtype=np.int32)), pa.array(flat)
+        ),
+        "weight": np.ones(NUM_CLIPS),
+    }
+    labels = Labels(tuple(f"/m/{n}" for n in range(NUM_CLASSES)), tuple(f"Class {n}" for n in range(NUM_CLASSES)))
+    stats = {"fbank_mean": -4.27, "fbank_std": 4.57}
+    manifest = {"settings": shard_settings(keep_audio=False)}
+    seals = {name: Seal(257_536_000, f"{number:064x}") for number, name in enumerate(names)}
+    index = pa.table(columns).cast(INDEX_SCHEMA)
+    publish_snapshot(Snapshot(store, "", index, labels, stats, manifest, seals), made_of="bench")
+
+
+@contextmanager
+def measured(name: str, **rest: Any) -> Iterator[None]:
+    """Print seconds and the most memory that numpy and Python held beyond what they held before."""
+    tracemalloc.start()
+    start = time.perf_counter()
+    yield
+    seconds, (_, peak_bytes) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(json.dumps({"name": f"draws/{name}", "s": round(seconds, 2), "peak_mb": round(peak_bytes / 1e6), **rest}))
+
+
+def start_in_the_middle(store: Store) -> None:
+    """Do what a restarted training does until it knows its next batch."""
+    snapshot = load_snapshot(store)
+    rows = snapshot.rows_of(("unbalanced_train",))
+    targets = snapshot.targets(rows)
+    weights = class_balanced_weights(targets)
+    Collator(open_reader(snapshot, CacheConfig()), rows, targets, 1024)
+    draws = plan_epoch(weights, len(rows), "balanced", AugmentConfig(), (snapshot.snapshot_id, 0, EPOCH))
+    assert num_steps_of(len(draws), GLOBAL_BATCH_SIZE) > STEP
+    assert len(draws[share_of_rank(STEP, GLOBAL_BATCH_SIZE, 0, 1)]) == GLOBAL_BATCH_SIZE
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        make_snapshot(store)
+        with measured("start", epoch=EPOCH, step=STEP, num_clips=NUM_CLIPS):
+            start_in_the_middle(store)
+        snapshot = load_snapshot(store)
+    weights = class_balanced_weights(snapshot.targets(snapshot.rows_of(("unbalanced_train",))))
+    shards = snapshot.index["shard"].combine_chunks().indices.to_numpy()
+    seed = (snapshot.snapshot_id, 0, EPOCH)
+    for sampler, num_draws in SAMPLERS.items():
+        with measured(sampler, num_draws=num_draws):
+            draws = plan_epoch(weights, num_draws, sampler, AugmentConfig(), seed)
+        if sampler == "balanced":
+            with measured("grouped_by_shard", window=WINDOW):
+                group_by_shard(draws, shards, WINDOW, seed)
+
+
+if __name__ == "__main__":
+    main()
