@@ -49,9 +49,7 @@ def make_snapshot(store: Store) -> None:
         "num_frames": np.full(NUM_CLIPS, 998),
         "audio_offset": np.zeros(NUM_CLIPS, np.int64),
         "audio_length": np.zeros(NUM_CLIPS, np.int64),
-        "labels": pa.ListArray.from_arrays(
-            pa.array(np.arange(0, 2 * NUM_CLIPS + 1, 2, dtype=np.int32)), pa.array(flat)
-        ),
+        "labels": pa.ListArray.from_arrays(pa.array(ends), pa.array(flat)),
         "weight": np.ones(NUM_CLIPS),
     }
     labels = Labels(tuple(f"/m/{n}" for n in range(NUM_CLASSES)), tuple(f"Class {n}" for n in range(NUM_CLASSES)))
