@@ -1,28 +1,51 @@
-"""MLflow: one run per training, with parameters, metrics, data, checkpoints and pictures."""
+"""MLflow: one run per training, with its parameters, metrics, data and end, whatever happens to its processes."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import requests
-from matplotlib.figure import Figure
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ast_model.evaluate import Evaluation
+from ast_model.outbox import Letter, Outbox, RefusedError
+from ast_model.tracking_alive import Heartbeat, close_dead_runs, is_alive, is_ours, sign_of_life
 from pipeline.errors import TrackingError
-from pipeline.labels import Labels
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
 
 EXPERIMENT = "audioset-ast"
+DATASET = "audioset"
+MODEL_TYPE = "AST"
 HEALTH_TIMEOUT_S = 5.0
-MAX_CLASSES_IN_PLOT = 60
+END_TIMEOUT_S = 120.0
+"""How long the end of a run waits for a server that is away."""
+OUTBOXES = Path("~/.cache/audioset-ast/tracking")
+NOTE_TAG, PARENT_TAG, CHECKPOINT_TAG, SNAPSHOT_TAG = (
+    "mlflow.note.content",
+    "mlflow.parentRunId",
+    "checkpoint",
+    "snapshot",
+)
+MAX_METRICS_PER_BATCH = 1000
+PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ENDPOINT_NOT_FOUND"}
+"""Codes of MLflow's errors after which it is worth while to try again."""
 
 
 def tracking_uri(store: Store) -> str:
@@ -35,6 +58,14 @@ def tracking_uri(store: Store) -> str:
             " nothing. Set it, for example to http://127.0.0.1:5000"
         )
     return f"sqlite:///{store.path('mlflow.db')}"
+
+
+def open_client(uri: str) -> MlflowClient:
+    """Return a client that gives up soon: what may wait for a server that is away waits in the outbox."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    return MlflowClient(uri)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:
@@ -50,86 +81,237 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
 
 
 class TrackedRun:
-    """A run on a tracking server. It is picklable: whoever has it logs to the same run."""
+    """A run on a tracking server. It is picklable: whoever has it logs to the same run.
 
-    def __init__(self, uri: str, run_id: str):
-        self.uri = uri
-        self.run_id = run_id
-        self.client = MlflowClient(uri)
+    What is logged while training goes through an outbox on this machine: nothing waits for the server, and no step is
+    logged twice.
+    """
+
+    def __init__(self, uri: str, run_id: str, snapshot_id: str = ""):
+        self.uri, self.run_id, self.snapshot_id = uri, run_id, snapshot_id
+        self.client = open_client(uri)
+        self._outbox: Outbox | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def __reduce__(self):
-        return TrackedRun, (self.uri, self.run_id)
+        return TrackedRun, (self.uri, self.run_id, self.snapshot_id)
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        self.client.log_batch(self.run_id, params=[Param(key, value) for key, value in params.items()])
+        """Log parameters; one that is there with another value becomes a tag, `resumed.NAME`."""
+        there = self.client.get_run(self.run_id).data.params
+        changed = {key: value for key, value in params.items() if there.get(key, value) != value}
+        new = [Param(key, value) for key, value in params.items() if key not in there]
+        tags = [RunTag(f"resumed.{key}", value) for key, value in changed.items()]
+        self.client.log_batch(self.run_id, params=new, tags=tags)
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that the run's page shows."""
+        self.log_tags({NOTE_TAG: markdown})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        now_ms = int(time.time() * 1000)
-        self.client.log_batch(self.run_id, [Metric(key, value, now_ms, step) for key, value in metrics.items()])
-
-    def log_data(self, snapshot: Snapshot, context: str) -> None:
-        """Name the snapshot as the run's input."""
-        profile = {"num_clips": snapshot.stats["num_clips"], "mean": snapshot.mean, "std": snapshot.std}
-        dataset = Dataset(
-            name="audioset",
-            digest=snapshot.snapshot_id,
-            source_type="snapshot",
-            source=snapshot.store.url(f"snapshots/{snapshot.snapshot_id}"),
-            profile=pd.Series(profile).to_json(),
-        )
-        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-
-    def log_classes(self, name: str, evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> None:
-        """Keep per-class results as one table and one picture."""
-        table = class_table(evaluation, labels, num_train_clips)
-        self.client.log_text(self.run_id, table.to_csv(index=False), f"classes/{name}.csv")
-        self.client.log_figure(self.run_id, plot_average_precision(table), f"classes/{name}.png")
+        """Log metrics, later and once: what is known of a step already stays as it is."""
+        self._post({"kind": "metrics", "step": step, "values": dict(metrics)})
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
-        """Record a kept checkpoint as a model with its metrics and its place."""
-        run = self.client.get_run(self.run_id)
-        model = self.client.create_logged_model(
-            run.info.experiment_id, name=name, source_run_id=self.run_id, tags={"checkpoint": address}, model_type="AST"
+        """Record a kept checkpoint as a model with its metrics, against the epoch, and its place."""
+        values = {key: value for key, value in metrics.items() if key != "epoch"}
+        letter = {"kind": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
+        self._post({**letter, "step": int(metrics["epoch"]), "values": values})
+
+    def log_data(self, snapshot: Snapshot, context: str) -> None:
+        """Name the snapshot as the run's data, with counts, statistics and place."""
+        self.snapshot_id = snapshot.snapshot_id
+        address = snapshot.store.url(f"snapshots/{snapshot.snapshot_id}")
+        scheme = address.split("://")[0] if "://" in address else "local"
+        profile = {f"num_clips.{split}": count for split, count in snapshot.stats["num_clips"].items()}
+        profile |= {"num_classes": len(snapshot.labels), "fbank_mean": snapshot.mean, "fbank_std": snapshot.std}
+        profile["fingerprint"] = snapshot.manifest["fingerprint"]
+        dataset = Dataset(
+            name=DATASET,
+            digest=snapshot.snapshot_id,
+            source_type=scheme,
+            source=json.dumps({"uri": address}),
+            profile=json.dumps(profile),
         )
-        now_ms = int(time.time() * 1000)
-        step = int(metrics["epoch"])
-        values = [
-            Metric(key, value, now_ms, step, model_id=model.model_id, run_id=self.run_id)
-            for key, value in metrics.items()
-            if key != "epoch"
-        ]
-        self.client.log_batch(self.run_id, values)
-        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        self.log_tags({SNAPSHOT_TAG: snapshot.snapshot_id})
+
+    def show_life(self) -> None:
+        """Say from now on that this process works on the run."""
+        self._heartbeat = Heartbeat(self.client, self.run_id)
 
     def end(self, status: str) -> None:
-        """Set the final status: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+        """Set the final status: FINISHED, FAILED or KILLED. With the server away it is set later."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        self._post({"kind": "end", "status": status})
+        self.close(END_TIMEOUT_S)
+
+    def close(self, timeout_s: float = END_TIMEOUT_S) -> None:
+        """Wait until all that was logged here is delivered, or for as long as that."""
+        if self._outbox is not None:
+            outbox, self._outbox = self._outbox, None
+            outbox.close(timeout_s)
+
+    def _post(self, letter: Letter) -> None:
+        if self._outbox is None:
+            self._outbox = Outbox(outbox_folder(self.uri), self.run_id, Delivery(self.client, self.run_id))
+        self._outbox.put({**letter, "time_ms": int(time.time() * 1000)})
 
 
-def start_run(store: Store, name: str, tags: Mapping[str, str], experiment: str = EXPERIMENT) -> TrackedRun:
-    """Create a run; raise TrackingError if the server can't be used."""
+class Delivery:
+    """Brings letters of a run to the server, each step once, however often it is called."""
+
+    def __init__(self, client: MlflowClient, run_id: str):
+        self.client, self.run_id = client, run_id
+        self._run: Run | None = None
+        self._reached: dict[str, int] = {}
+
+    def __call__(self, letters: Sequence[Letter]) -> None:
+        try:
+            self._run = self._run or self.client.get_run(self.run_id)
+            metrics: list[Metric] = []
+            for letter in letters:
+                if letter["kind"] == "metrics":
+                    metrics += self._new_metrics(letter)
+                    continue
+                metrics = self._send(metrics)
+                if letter["kind"] == "checkpoint":
+                    self._log_checkpoint(letter)
+                else:
+                    self.client.set_terminated(self.run_id, letter["status"], end_time=letter["time_ms"])
+            self._send(metrics)
+        except MlflowException as error:
+            if error.error_code in PASSING_ERRORS:
+                raise
+            raise RefusedError(error.message) from error
+
+    def _send(self, metrics: list[Metric]) -> list[Metric]:
+        for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+            self.client.log_batch(self.run_id, metrics[start : start + MAX_METRICS_PER_BATCH])
+        for metric in metrics:
+            self._reached[metric.key] = max(metric.step, self._reached.get(metric.key, metric.step))
+        return []
+
+    def _new_metrics(self, letter: Letter, **more: str) -> list[Metric]:
+        step, time_ms = letter["step"], letter["time_ms"]
+        values = {key: value for key, value in letter["values"].items() if step > self._step_reached(key)}
+        return [Metric(key, value, time_ms, step, run_id=self.run_id, **more) for key, value in values.items()]
+
+    def _step_reached(self, key: str) -> int:
+        """Return the last step that the server has of a metric, so that a resumed training doesn't log it again."""
+        if key not in self._reached:
+            assert self._run is not None
+            known = key in self._run.data.metrics
+            history = self.client.get_metric_history(self.run_id, key) if known else []
+            self._reached[key] = max((metric.step for metric in history), default=-1)
+        return self._reached[key]
+
+    def _log_checkpoint(self, letter: Letter) -> None:
+        assert self._run is not None
+        experiment_id = self._run.info.experiment_id
+        model = find_model(self.client, experiment_id, self.run_id, letter["name"])
+        if model is None:
+            tags = {CHECKPOINT_TAG: letter["address"], SNAPSHOT_TAG: letter["snapshot"], "epoch": str(letter["step"])}
+            model = self.client.create_logged_model(
+                experiment_id, letter["name"], self.run_id, tags, model_type=MODEL_TYPE
+            )
+        data = {"dataset_name": DATASET, "dataset_digest": letter["snapshot"]} if letter["snapshot"] else {}
+        self._send(self._new_metrics(letter, model_id=model.model_id, **data))
+        if model.status != LoggedModelStatus.READY:
+            self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def find_model(client: MlflowClient, experiment_id: str, run_id: str, name: str) -> LoggedModel | None:
+    """Return the model of a run with a name, the newest of several."""
+    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'")
+    return found[0] if found else None
+
+
+def outbox_folder(uri: str) -> Path:
+    """Return where on this machine entries for a server wait."""
+    return OUTBOXES.expanduser() / hashlib.sha256(uri.encode()).hexdigest()[:12]
+
+
+def deliver_left(client: MlflowClient, uri: str) -> None:
+    """Deliver what processes that are gone had not; runs that are being worked on are left alone."""
+    for file in sorted(outbox_folder(uri).glob("*.jsonl")):
+        try:
+            outbox = Outbox(file.parent, file.stem, Delivery(client, file.stem))
+        except TrackingError:
+            continue
+        outbox.close(HEALTH_TIMEOUT_S)
+
+
+def start_run(
+    store: Store, name: str, tags: Mapping[str, str], experiment: str = EXPERIMENT, parent: TrackedRun | None = None
+) -> TrackedRun:
+    """Create a run, a child of `parent` if there is one; raise TrackingError if the server can't be used.
+
+    Runs of the experiment that were left RUNNING by processes that are gone are closed.
+    """
     uri = tracking_uri(store)
     check_server(uri)
-    client = MlflowClient(uri)
+    client = open_client(uri)
+    all_tags = {**tags, **sign_of_life()} | ({PARENT_TAG: parent.run_id} if parent else {})
     try:
-        run = client.create_run(_experiment_id(client, uri, store, experiment), run_name=name)
-        client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        experiment_id = open_experiment(client, uri, store, experiment)
+        deliver_left(client, uri)
+        close_dead_runs(client, experiment_id)
+        run = client.create_run(experiment_id, run_name=name, tags=all_tags)
     except MlflowException as error:
         raise TrackingError(f"can't start a run at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
-    return TrackedRun(uri, run.info.run_id)
+    tracked = TrackedRun(uri, run.info.run_id)
+    tracked.show_life()
+    return tracked
+
+
+def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> TrackedRun:
+    """Go on with a run. Raises TrackingError if it isn't there, is another experiment's, or is being worked on."""
+    uri = tracking_uri(store)
+    check_server(uri)
+    client = open_client(uri)
+    try:
+        experiment_id = open_experiment(client, uri, store, experiment)
+        deliver_left(client, uri)
+        close_dead_runs(client, experiment_id)
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise TrackingError(f"can't go on with run {run_id} at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
+    if run.info.experiment_id != experiment_id:
+        found = client.get_experiment(run.info.experiment_id).name
+        raise TrackingError(
+            f"expected run {run_id} in the experiment {experiment!r} of {uri}, found it in {found!r}: it is no training"
+            " of this project; start a new run"
+        )
+    tags = run.data.tags
+    if run.info.status == "RUNNING" and not is_ours(tags) and sign_of_life().keys() <= tags.keys() and is_alive(tags):
+        raise TrackingError(
+            f"expected nobody to work on run {run.info.run_name}, found {tags['owner.process']}, which was seen at"
+            f" {time.strftime('%H:%M:%S', time.localtime(float(tags['owner.seen_at'])))}: wait for it, stop it, or start"
+            " a new run"
+        )
+    client.update_run(run_id, status="RUNNING")
+    tracked = TrackedRun(uri, run_id, tags.get(SNAPSHOT_TAG, ""))
+    tracked.log_tags(sign_of_life())
+    tracked.show_life()
+    return tracked
 
 
 def snapshots_in_use(store: Store) -> set[str]:
     """Return the snapshots that tracked runs name, whatever their state."""
     uri = tracking_uri(store)
     check_server(uri)
-    client = MlflowClient(uri)
+    client = open_client(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     found: set[str] = set()
     token: str | None = ""
     while experiment is not None and token is not None:
         runs = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token or None)
-        found |= {run.data.tags["snapshot"] for run in runs if "snapshot" in run.data.tags}
+        found |= {run.data.tags[SNAPSHOT_TAG] for run in runs if SNAPSHOT_TAG in run.data.tags}
         token = runs.token or None
     return found
 
@@ -151,42 +333,15 @@ def check_server(uri: str) -> None:
         )
 
 
-def _experiment_id(client: MlflowClient, uri: str, store: Store, name: str) -> str:
+def open_experiment(client: MlflowClient, uri: str, store: Store, name: str = EXPERIMENT) -> str:
+    """Return the id of an experiment, made if it isn't there; raise TrackingError if it was deleted."""
     experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return experiment.experiment_id
-    artifacts = store.url("mlartifacts") if uri.startswith("sqlite:") else None
-    return client.create_experiment(name, artifact_location=artifacts)
-
-
-def class_table(evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> pd.DataFrame:
-    """Return a row per class: average precision, AUC, clips in evaluation and training."""
-    return pd.DataFrame(
-        {
-            "mid": labels.mids,
-            "name": labels.names,
-            "average_precision": evaluation.metrics.average_precision,
-            "auc": evaluation.metrics.auc_per_class,
-            "num_eval_clips": evaluation.targets.sum(axis=0),
-            "num_train_clips": num_train_clips,
-        }
-    )
-
-
-def plot_average_precision(table: pd.DataFrame) -> Figure:
-    """Draw average precision per class, best first, beside the number of training clips."""
-    shown = table.dropna(subset="average_precision").sort_values("average_precision", ascending=False)
-    if len(shown) > MAX_CLASSES_IN_PLOT:
-        half = MAX_CLASSES_IN_PLOT // 2
-        shown = pd.concat([shown.head(half), shown.tail(half)])
-    figure = Figure(figsize=(8, 1 + 0.25 * len(shown)), layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(shown))
-    axes.barh(places, shown["average_precision"], color="tab:blue")
-    names = [f"{name} ({count})" for name, count in zip(shown["name"], shown["num_train_clips"], strict=True)]
-    axes.set_yticks(places, names, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("average precision (in brackets: training clips)")
-    axes.set_title(f"{len(shown)} of {len(table)} classes, mean {table['average_precision'].mean():.3f}")
-    return figure
+    if experiment is None:
+        artifacts = store.url("mlartifacts") if uri.startswith("sqlite:") else None
+        return client.create_experiment(name, artifact_location=artifacts)
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"expected the experiment {name!r} at {uri}, found it deleted. Restore it:"
+            f" MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        )
+    return experiment.experiment_id

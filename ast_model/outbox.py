@@ -1,0 +1,134 @@
+"""What waits to be delivered: kept on disk first, sent by a thread, so that whoever has something to say never waits.
+
+{folder}/{name}.jsonl     letters that are not delivered yet, one JSON object a line
+{folder}/{name}.refused   letters that the receiver will never take, with its reason
+"""
+
+import fcntl
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import TrackingError
+
+log = logging.getLogger(__name__)
+
+Letter = dict[str, Any]
+MAX_LETTERS_PER_DELIVERY = 100
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 15.0
+
+
+class RefusedError(Exception):
+    """The receiver will not take these letters, however often it is asked."""
+
+
+class Outbox:
+    """Letters in the order in which they were written, each delivered at least once.
+
+    `deliver` takes some letters whole, or raises: RefusedError to have them set aside, anything else to be called
+    again later. Letters that another process left undelivered under the same name come first.
+    """
+
+    def __init__(self, folder: Path, name: str, deliver: Callable[[Sequence[Letter]], None]):
+        """Raises TrackingError if another process has the same outbox open."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file, self._deliver = folder / f"{name}.jsonl", deliver
+        self._stream = self.file.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._stream.close()
+            raise TrackingError(
+                f"another process logs to run {name} already ({self.file} is locked): stop it, or start a new run"
+            ) from error
+        self._waiting = self._read_left()
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name=f"outbox {name}", daemon=True)
+        self._thread.start()
+
+    def _read_left(self) -> list[Letter]:
+        """Read what is there; cut off a last line that a killed process left unfinished."""
+        self._stream.seek(0)
+        lines = [line for line in self._stream.readlines() if line.endswith("\n")]
+        self._stream.truncate(sum(len(line.encode()) for line in lines))
+        return [json.loads(line) for line in lines]
+
+    def put(self, letter: Letter) -> None:
+        """Keep a letter on disk, and go on."""
+        with self._changed:
+            self._stream.write(json.dumps(letter) + "\n")
+            self._stream.flush()
+            self._waiting.append(letter)
+            self._changed.notify_all()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all is delivered; return False if it isn't in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting, timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for what is left, and let go of the file. What isn't delivered in time stays there."""
+        if not self.flush(timeout_s):
+            log.warning(
+                "%d entries for MLflow are not delivered: they wait in %s until the next job on this machine that uses"
+                " the same server",
+                len(self._waiting),
+                self.file,
+            )
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        with self._changed:
+            self._stream.close()
+            if not self._waiting:
+                self.file.unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        pause_s = 0.0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closing)
+                if pause_s:
+                    self._changed.wait_for(lambda: self._is_closing, pause_s)
+                if self._is_closing:
+                    return
+                letters = self._waiting[:MAX_LETTERS_PER_DELIVERY]
+            try:
+                self._deliver(letters)
+            except RefusedError as error:
+                self._set_aside(letters, error)
+            except Exception as error:
+                if not pause_s:
+                    log.warning("MLflow does not answer (%s); entries are kept in %s", _short(error), self.file)
+                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or FIRST_PAUSE_S)
+                continue
+            if pause_s:
+                log.warning("MLflow answers again")
+            pause_s = 0.0
+            self._strike(len(letters))
+
+    def _set_aside(self, letters: Sequence[Letter], error: RefusedError) -> None:
+        refused = self.file.with_suffix(".refused")
+        log.warning("MLflow refused %d entries (%s); they are in %s", len(letters), _short(error), refused)
+        with refused.open("a", encoding="utf-8") as stream:
+            for letter in letters:
+                stream.write(json.dumps({"reason": str(error), "at": time.time(), "letter": letter}) + "\n")
+
+    def _strike(self, num: int) -> None:
+        """Forget the first letters, on disk too once none is left."""
+        with self._changed:
+            del self._waiting[:num]
+            if not self._waiting:
+                self._stream.truncate(0)
+                self._changed.notify_all()
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
