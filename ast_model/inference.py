@@ -16,7 +16,7 @@ from ast_model.tagging import Tagging, read_tagging, scores_of
 from ast_model.weight_files import read_weights
 from pipeline.audio import decode_file
 from pipeline.errors import ConfigError, InputError
-from pipeline.fbank import FRAME_SHIFT_MS, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
+from pipeline.fbank import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
 from pipeline.labels import Labels, read_labels
 
 Audio = str | Path | bytes | np.ndarray | Tensor
@@ -67,6 +67,13 @@ class Tagger:
         """
         return self._pool(audios, lambda fbank_BTM: scores_of(self.model(fbank_BTM), self.tagging.loss))
 
+    def scores_of_fbank(self, fbank_TM: np.ndarray) -> np.ndarray:
+        """Return scores (C,) of features (T, 128) as `compute_fbank` returns them: neither padded nor normalised."""
+        if fbank_TM.ndim != 2 or fbank_TM.shape[1] != NUM_MEL_BINS or not len(fbank_TM):
+            raise InputError(f"expected features of shape (frames, {NUM_MEL_BINS}), found {fbank_TM.shape}")
+        fbank_TM = torch.from_numpy(fbank_TM.astype(np.float32)).to(self.device)
+        return self._pool_fbank(fbank_TM, lambda batch: scores_of(self.model(batch), self.tagging.loss))
+
     def embed(self, audios: Iterable[Audio]) -> np.ndarray:
         """Return embeddings (N, D) float32: the mean of the class and the distillation token, pooled as scores are."""
         return self._pool(audios, self.model.embed)
@@ -89,16 +96,16 @@ class Tagger:
     def _pool(self, audios: Iterable[Audio], compute: Compute) -> np.ndarray:
         if isinstance(audios, str | Path | bytes) or (isinstance(audios, np.ndarray | Tensor) and audios.ndim == 1):
             raise InputError(f"expected several audios, found a single {type(audios).__name__}: put it into a list")
-        window = self.model.config.num_frames
-        rows = []
-        for audio in audios:
-            fbank_TM = self._fbank(audio)
-            starts = _starts(len(fbank_TM), window, window)
-            filled = [min(window, len(fbank_TM) - start) for start in starts]
-            rows.append(np.average(self._run(fbank_TM, starts, window, compute), axis=0, weights=filled))
+        rows = [self._pool_fbank(self._fbank(audio), compute) for audio in audios]
         if not rows:
             raise InputError("expected at least one audio, found none")
-        return np.stack(rows).astype(np.float32)
+        return np.stack(rows)
+
+    def _pool_fbank(self, fbank_TM: Tensor, compute: Compute) -> np.ndarray:
+        window = self.model.config.num_frames
+        starts = _starts(len(fbank_TM), window, window)
+        filled = [min(window, len(fbank_TM) - start) for start in starts]
+        return np.average(self._run(fbank_TM, starts, window, compute), axis=0, weights=filled).astype(np.float32)
 
     def _fbank(self, audio: Audio) -> Tensor:
         """Return (T, M), un-normalised, on the device."""

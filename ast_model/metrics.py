@@ -97,6 +97,28 @@ def mean_average_precision_interval(
     return max(0.0, mean - half_width), min(1.0, mean + half_width)
 
 
+def mean_average_precision_change(
+    before: np.ndarray, after: np.ndarray, targets: np.ndarray, num_resamples: int = 200, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return by how much the mAP of the scores `after` is above that of `before`, and the 95 % interval of that.
+
+    Both are scores (N, C) of the same clips, and each resample draws the same clips for both: what makes a draw hard
+    for both does not count.
+    """
+    change = tagging_metrics(after, targets).mAP - tagging_metrics(before, targets).mAP
+    random = np.random.default_rng(seed)
+    num_clips = len(targets)
+    changes = []
+    for start in range(0, num_resamples, _RESAMPLES_PER_BLOCK):
+        num = min(_RESAMPLES_PER_BLOCK, num_resamples - start)
+        draws = [np.bincount(random.integers(num_clips, size=num_clips), minlength=num_clips) for _ in range(num)]
+        draws_NR = np.stack(draws, axis=1)
+        means = [_resampled_mean_average_precision(scores, targets, draws_NR) for scores in (before, after)]
+        changes.append(means[1] - means[0])
+    half_width = _HALF_WIDTH_OF_95_PERCENT * float(np.std(np.concatenate(changes), ddof=1))
+    return change, change - half_width, change + half_width
+
+
 def _check(scores: np.ndarray, targets: np.ndarray) -> None:
     if scores.ndim != 2 or scores.shape != targets.shape or scores.size == 0:
         raise InputError(

@@ -1,0 +1,205 @@
+"""Models in MLflow: real ones that can be loaded and served, and the registry's versions with their aliases."""
+
+import importlib.metadata
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from mlflow.entities import LoggedModelStatus, Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import save_model
+from mlflow.tracking import MlflowClient
+from mlflow.types import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+from ast_model.metrics import mean_average_precision_change, mean_average_precision_interval, tagging_metrics
+from ast_model.scores import Scores, in_common, parse_scores
+from ast_model.tracking import CHECKPOINT_TAG, MODEL_TYPE, SNAPSHOT_TAG, TrackedRun, find_model
+from ast_model.tracking_pyfunc import CHECKPOINT, TOP_K
+from pipeline.errors import MismatchError, TrackingError
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+REGISTERED = "audioset-ast"
+CHAMPION, LATEST = "champion", "latest"
+PACKAGES = ("ast_model", "pipeline")
+REQUIRED = (
+    "av fsspec huggingface_hub matplotlib mlflow numpy pandas pyarrow requests s3fs safetensors scikit-learn scipy"
+    " torch torchaudio"
+).split()
+"""What loading and serving a model imports."""
+SERVED_FILES = ("checkpoint.json", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """mAP of one model less that of another, on the clips that both were measured on."""
+
+    value: float
+    low: float
+    high: float
+    num_clips: int
+
+    def __str__(self) -> str:
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}] on {self.num_clips} clips"
+
+
+def signature() -> ModelSignature:
+    """Say what a served model takes and gives."""
+    fbank = Array(Array(DataType.float))
+    inputs = [
+        ColSpec(DataType.binary, "audio", required=False),
+        ColSpec(DataType.string, "path", required=False),
+        ColSpec(fbank, "fbank", required=False),
+    ]
+    outputs = [ColSpec(Array(DataType.string), "tags"), ColSpec(Array(DataType.double), "scores")]
+    params = ParamSchema([ParamSpec("top_k", DataType.long, TOP_K)])
+    return ModelSignature(Schema(inputs), Schema(outputs), params)
+
+
+def requirements() -> list[str]:
+    """Pin what a served model imports to what is installed."""
+    return [f"{name}=={importlib.metadata.version(name)}" for name in REQUIRED]
+
+
+def log_served_model(tracked: TrackedRun, name: str, store: Store, checkpoint: str, scores: Scores) -> ModelVersion:
+    """Make a checkpoint a model that can be loaded and served, and a version in the registry, the `latest`.
+
+    What is there already stays as it is. Raises TrackingError if the server or its registry refuses.
+    """
+    client = tracked.client
+    try:
+        experiment_id = client.get_run(tracked.run_id).info.experiment_id
+        model = find_model(client, experiment_id, tracked.run_id, name)
+        tags = {CHECKPOINT_TAG: store.url(checkpoint), SNAPSHOT_TAG: tracked.snapshot_id, "epoch": str(scores.epoch)}
+        if model is None or model.status != LoggedModelStatus.READY:
+            model = client.create_logged_model(experiment_id, name, tracked.run_id, tags, model_type=MODEL_TYPE)
+            with tempfile.TemporaryDirectory() as folder:
+                _save(Path(folder), store, checkpoint, (tracked.run_id, model.model_id))
+                client.log_model_artifacts(model.model_id, f"{folder}/model")
+            _log_scores(client, tracked, model.model_id, scores)
+            model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        return _register(client, tracked.run_id, model.model_id, tags | {"kind": name})
+    except MlflowException as error:
+        raise TrackingError(
+            f"the model {name} of run {tracked.run_id} is not in the registry of {tracked.uri}: {error.message}; its"
+            f" checkpoint is safe in {store.url(checkpoint)}"
+        ) from error
+
+
+def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> None:
+    run_id, model_id = ids
+    (folder / CHECKPOINT).mkdir()
+    for name in SERVED_FILES:
+        (folder / CHECKPOINT / name).write_bytes(store.read_bytes(f"{checkpoint}/{name}"))
+    root = Path(__file__).parents[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of type hints, which the signature replaces
+        save_model(
+            folder / "model",
+            python_model=str(root / "ast_model" / "tracking_pyfunc.py"),
+            artifacts={CHECKPOINT: str(folder / CHECKPOINT)},
+            code_paths=[str(root / package) for package in PACKAGES],
+            mlflow_model=Model(run_id=run_id, model_id=model_id),
+            signature=signature(),
+            pip_requirements=requirements(),
+        )
+
+
+def _log_scores(client: MlflowClient, tracked: TrackedRun, model_id: str, scores: Scores) -> None:
+    metrics = tagging_metrics(scores.scores, scores.targets)
+    low, high = mean_average_precision_interval(scores.scores, scores.targets)
+    now_ms = pd.Timestamp.now().value // 1_000_000
+    values = {"mAP": metrics.mAP, "mAP_low": low, "mAP_high": high, "auc": metrics.auc, "d_prime": metrics.d_prime}
+    client.log_batch(
+        tracked.run_id,
+        [
+            Metric(f"model/{key}", value, now_ms, scores.epoch, model_id=model_id, run_id=tracked.run_id)
+            for key, value in values.items()
+        ],
+    )
+
+
+def _register(client: MlflowClient, run_id: str, model_id: str, tags: Mapping[str, str]) -> ModelVersion:
+    for version in versions(client):
+        if version.tags.get("model_id") == model_id:
+            return version
+    try:
+        client.create_registered_model(REGISTERED, description="AST models; `champion` is the best, `latest` the newest")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(
+        REGISTERED, f"models:/{model_id}", run_id, {**tags, "model_id": model_id}, model_id=model_id
+    )
+    client.set_registered_model_alias(REGISTERED, LATEST, version.version)
+    return version
+
+
+def versions(client: MlflowClient) -> list[ModelVersion]:
+    """Return all versions in the registry, newest first."""
+    found = client.search_model_versions(f"name = '{REGISTERED}'", max_results=1000)
+    return sorted(found, key=lambda version: -int(version.version))
+
+
+def find_version(client: MlflowClient, version: str) -> ModelVersion:
+    """Return a version by number or alias. Raises TrackingError."""
+    try:
+        if version.isdecimal():
+            return client.get_model_version(REGISTERED, version)
+        return client.get_model_version_by_alias(REGISTERED, version)
+    except MlflowException as error:
+        known = ", ".join(found.version for found in versions(client)[:20]) or "none at all"
+        raise TrackingError(
+            f"expected a version or alias of the model {REGISTERED}, found {version!r}; there are: {known}"
+        ) from error
+
+
+def champion(client: MlflowClient) -> ModelVersion | None:
+    try:
+        return client.get_model_version_by_alias(REGISTERED, CHAMPION)
+    except MlflowException:
+        return None
+
+
+def scores_of(client: MlflowClient, run_id: str, kind: str) -> Scores:
+    """Fetch the scores of a run's evaluation. Raises TrackingError if it has none."""
+    address = f"evaluations/{kind}/scores.npz"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(client.download_artifacts(run_id, address, folder)).read_bytes()
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"expected {address} among the artifacts of run {run_id}, found none ({error})") from error
+    return parse_scores(data, address)
+
+
+def difference(new: Scores, old: Scores) -> Difference:
+    """Compare two evaluations on the clips that both have. Raises MismatchError."""
+    new, old = in_common(new, old)
+    change = mean_average_precision_change(old.scores, new.scores, old.targets)
+    return Difference(*change, num_clips=len(new.keys))
+
+
+def crown(client: MlflowClient, version: ModelVersion, scores: Scores) -> str:
+    """Make a version the champion if it is better than the one there is; return what was decided, which is noted."""
+    before = champion(client)
+    if before is None:
+        decision, is_better = "the first", True
+    elif before.version == version.version:
+        return "is the champion already"
+    else:
+        try:
+            change = difference(scores, scores_of(client, before.run_id or "", before.tags["kind"]))
+            decision, is_better = f"{change} against version {before.version}", change.value > 0
+        except (MismatchError, TrackingError) as error:
+            decision, is_better = f"not compared with version {before.version}: {error}", False
+    client.set_model_version_tag(REGISTERED, version.version, "champion_by", decision)
+    if is_better:
+        client.set_registered_model_alias(REGISTERED, CHAMPION, version.version)
+    return decision
