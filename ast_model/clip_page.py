@@ -46,7 +46,7 @@ def clip_page(scores: Scores, snapshot: Snapshot, title: str) -> str:
     parts = [f"<h1>{html.escape(title)}</h1><p>{len(scores.keys)} clips, epoch {scores.epoch}. A clip is rated by how"]
     parts.append(" high its own tags rank among all classes: 1 if they come first.</p>")
     for heading, chosen in (("Best", order[:num]), ("Worst", order[::-1][:num])):
-        figures = [_figure(scores, n, quality[n], reader, row_of[scores.keys[n]]) for n in chosen]
+        figures = [_figure(scores, n, float(quality[n]), reader, row_of[scores.keys[n]]) for n in chosen]
         parts.append(f'<h2>{heading}</h2><div class="clips">{"".join(figures)}</div>')
     return html_page(title, "".join(parts))
 

@@ -71,8 +71,8 @@ class Tagger:
         """Return scores (C,) of features (T, 128) as `compute_fbank` returns them: neither padded nor normalised."""
         if fbank_TM.ndim != 2 or fbank_TM.shape[1] != NUM_MEL_BINS or not len(fbank_TM):
             raise InputError(f"expected features of shape (frames, {NUM_MEL_BINS}), found {fbank_TM.shape}")
-        fbank_TM = torch.from_numpy(fbank_TM.astype(np.float32)).to(self.device)
-        return self._pool_fbank(fbank_TM, lambda batch: scores_of(self.model(batch), self.tagging.loss))
+        frames_TM = torch.from_numpy(fbank_TM.astype(np.float32)).to(self.device)
+        return self._pool_fbank(frames_TM, lambda batch: scores_of(self.model(batch), self.tagging.loss))
 
     def embed(self, audios: Iterable[Audio]) -> np.ndarray:
         """Return embeddings (N, D) float32: the mean of the class and the distillation token, pooled as scores are."""

@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
-from ast_model.metrics import tagging_metrics
+from ast_model.evaluate import Evaluation
 from ast_model.scores import Scores
+from pipeline.labels import Labels
 
 MAX_CLASSES_IN_PLOT = 60
 NUM_CURVES = 8
@@ -16,16 +17,16 @@ Series = tuple[Sequence[float], Sequence[float]]
 """Steps and values."""
 
 
-def class_table(scores: Scores) -> pd.DataFrame:
+def class_table(evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> pd.DataFrame:
     """Return a row per class: average precision, AUC, clips in evaluation and training."""
-    metrics = tagging_metrics(scores.scores, scores.targets)
     return pd.DataFrame(
         {
-            "name": scores.names,
-            "average_precision": metrics.average_precision,
-            "auc": metrics.auc_per_class,
-            "num_eval_clips": scores.targets.sum(axis=0),
-            "num_train_clips": scores.num_train_clips,
+            "mid": labels.mids,
+            "name": labels.names,
+            "average_precision": evaluation.metrics.average_precision,
+            "auc": evaluation.metrics.auc_per_class,
+            "num_eval_clips": evaluation.targets.sum(axis=0),
+            "num_train_clips": num_train_clips,
         }
     )
 

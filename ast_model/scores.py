@@ -1,13 +1,17 @@
 """Scores of an evaluation, kept: what pictures, comparisons and intervals are made of."""
 
+import dataclasses
 import io
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ast_model.evaluate import Evaluation
+from ast_model.metrics import tagging_metrics
 from pipeline.errors import CorruptError, MismatchError
+from pipeline.labels import Labels
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
 
@@ -19,6 +23,7 @@ class Scores:
     """Scores (N, C) and targets (N, C) of clips, by key (N,) and by class (C,)."""
 
     keys: np.ndarray
+    mids: np.ndarray
     names: np.ndarray
     scores: np.ndarray
     targets: np.ndarray
@@ -30,7 +35,15 @@ class Scores:
         """Take the clips of some keys, in their order."""
         row_of = {key: row for row, key in enumerate(self.keys)}
         rows = [row_of[key] for key in keys]
-        return Scores(keys, self.names, self.scores[rows], self.targets[rows], self.num_train_clips, self.epoch)
+        return dataclasses.replace(self, keys=keys, scores=self.scores[rows], targets=self.targets[rows])
+
+    @property
+    def labels(self) -> Labels:
+        return Labels(tuple(self.mids.tolist()), tuple(self.names.tolist()))
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        return Evaluation(self.scores, self.targets, tagging_metrics(self.scores, self.targets))
 
 
 def scores_name(run: str, name: str) -> str:
@@ -48,6 +61,7 @@ def keep_scores(
     np.savez(
         out,
         keys=np.asarray(snapshot.index["key"].take(rows).to_pylist()),
+        mids=np.asarray(snapshot.labels.mids),
         names=np.asarray(snapshot.labels.names),
         scores=evaluation.scores,
         targets=evaluation.targets,
@@ -61,7 +75,9 @@ def parse_scores(data: bytes, where: str) -> Scores:
     """Read what `keep_scores` wrote. Raises CorruptError."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return Scores(**{name: arrays[name] for name in arrays.files if name != "epoch"}, epoch=int(arrays["epoch"]))
+            return Scores(
+                **{name: arrays[name] for name in arrays.files if name != "epoch"}, epoch=int(arrays["epoch"])
+            )
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise CorruptError(f"{where} holds no scores of an evaluation: {error}; evaluate again") from error
 

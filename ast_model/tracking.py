@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import requests
 from mlflow.entities import (
     Dataset,
@@ -24,9 +25,12 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from ast_model.evaluate import Evaluation
 from ast_model.outbox import Letter, Outbox, RefusedError
-from ast_model.tracking_alive import Heartbeat, close_dead_runs, is_alive, is_ours, sign_of_life
+from ast_model.plots import class_table, plot_average_precision
+from ast_model.tracking_alive import BEAT_TAG, PROCESS_TAG, Heartbeat, close_dead_runs, is_alive, is_ours, sign_of_life
 from pipeline.errors import TrackingError
+from pipeline.labels import Labels
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
 
@@ -120,6 +124,12 @@ class TrackedRun:
         values = {key: value for key, value in metrics.items() if key != "epoch"}
         letter = {"kind": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
         self._post({**letter, "step": int(metrics["epoch"]), "values": values})
+
+    def log_classes(self, name: str, evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> None:
+        """Keep per-class results as one table and one picture."""
+        table = class_table(evaluation, labels, num_train_clips)
+        self.client.log_text(self.run_id, table.to_csv(index=False), f"classes/{name}.csv")
+        self.client.log_figure(self.run_id, plot_average_precision(table), f"classes/{name}.png")
 
     def log_data(self, snapshot: Snapshot, context: str) -> None:
         """Name the snapshot as the run's data, with counts, statistics and place."""
@@ -288,15 +298,16 @@ def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> Tra
             " of this project; start a new run"
         )
     tags = run.data.tags
-    if run.info.status == "RUNNING" and not is_ours(tags) and sign_of_life().keys() <= tags.keys() and is_alive(tags):
+    owner_tags = sign_of_life()
+    if run.info.status == "RUNNING" and not is_ours(tags) and owner_tags.keys() <= tags.keys() and is_alive(tags):
+        seen = time.strftime("%H:%M:%S", time.localtime(float(tags[BEAT_TAG])))
         raise TrackingError(
-            f"expected nobody to work on run {run.info.run_name}, found {tags['owner.process']}, which was seen at"
-            f" {time.strftime('%H:%M:%S', time.localtime(float(tags['owner.seen_at'])))}: wait for it, stop it, or start"
-            " a new run"
+            f"expected nobody to work on run {run.info.run_name}, found {tags[PROCESS_TAG]}, seen at {seen}: wait for"
+            " it, stop it, or start a new run"
         )
     client.update_run(run_id, status="RUNNING")
     tracked = TrackedRun(uri, run_id, tags.get(SNAPSHOT_TAG, ""))
-    tracked.log_tags(sign_of_life())
+    tracked.log_tags(owner_tags)
     tracked.show_life()
     return tracked
 

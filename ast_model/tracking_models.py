@@ -15,9 +15,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import save_model
 from mlflow.tracking import MlflowClient
-from mlflow.types import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, TensorSpec
 
-from ast_model.metrics import mean_average_precision_change, mean_average_precision_interval, tagging_metrics
+from ast_model.metrics import mean_average_precision_change, mean_average_precision_interval
 from ast_model.scores import Scores, in_common, parse_scores
 from ast_model.tracking import CHECKPOINT_TAG, MODEL_TYPE, SNAPSHOT_TAG, TrackedRun, find_model
 from ast_model.tracking_pyfunc import CHECKPOINT, TOP_K
@@ -53,12 +54,15 @@ class Difference:
 def signature() -> ModelSignature:
     """Say what a served model takes and gives."""
     fbank = Array(Array(DataType.float))
-    inputs = [
+    inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.binary, "audio", required=False),
         ColSpec(DataType.string, "path", required=False),
         ColSpec(fbank, "fbank", required=False),
     ]
-    outputs = [ColSpec(Array(DataType.string), "tags"), ColSpec(Array(DataType.double), "scores")]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(Array(DataType.string), "tags"),
+        ColSpec(Array(DataType.double), "scores"),
+    ]
     params = ParamSchema([ParamSpec("top_k", DataType.long, TOP_K)])
     return ModelSignature(Schema(inputs), Schema(outputs), params)
 
@@ -113,7 +117,7 @@ def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> 
 
 
 def _log_scores(client: MlflowClient, tracked: TrackedRun, model_id: str, scores: Scores) -> None:
-    metrics = tagging_metrics(scores.scores, scores.targets)
+    metrics = scores.evaluation.metrics
     low, high = mean_average_precision_interval(scores.scores, scores.targets)
     now_ms = pd.Timestamp.now().value // 1_000_000
     values = {"mAP": metrics.mAP, "mAP_low": low, "mAP_high": high, "auc": metrics.auc, "d_prime": metrics.d_prime}
@@ -131,7 +135,9 @@ def _register(client: MlflowClient, run_id: str, model_id: str, tags: Mapping[st
         if version.tags.get("model_id") == model_id:
             return version
     try:
-        client.create_registered_model(REGISTERED, description="AST models; `champion` is the best, `latest` the newest")
+        client.create_registered_model(
+            REGISTERED, description="AST models; `champion` is the best, `latest` the newest"
+        )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -6,9 +6,9 @@ server can read), `fbank` (frames of 128 values, as `compute_fbank` returns them
 """
 
 import mlflow.models
-import mlflow.pyfunc
 import numpy as np
 import pandas as pd
+from mlflow.pyfunc.model import PythonModel
 
 from ast_model.inference import Tagger
 from pipeline.errors import InputError
@@ -18,13 +18,13 @@ CHECKPOINT = "checkpoint"
 TOP_K = 5
 
 
-class ServedTagger(mlflow.pyfunc.PythonModel):
+class ServedTagger(PythonModel):
     """Tags sounds by a checkpoint that lies beside it."""
 
     def load_context(self, context) -> None:
         self.tagger = Tagger.load(context.artifacts[CHECKPOINT])
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input, params=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         top_k = (params or {}).get("top_k", TOP_K)
         rows = [self._tag(row, top_k) for row in model_input.to_dict("records")]
         return pd.DataFrame(rows, columns=["tags", "scores"])
@@ -43,7 +43,7 @@ class ServedTagger(mlflow.pyfunc.PythonModel):
 
 
 def _is_given(value) -> bool:
-    return value is not None and not (isinstance(value, float) and np.isnan(value)) and len(value) > 0
+    return value is not None and not isinstance(value, float) and len(value) > 0  # pandas fills gaps with NaN
 
 
 mlflow.models.set_model(ServedTagger())

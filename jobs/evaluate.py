@@ -23,9 +23,9 @@ from ast_model.config import CacheConfig
 from ast_model.evaluate import Evaluation, Normalisation, evaluate
 from ast_model.loader import Collator, open_reader
 from ast_model.metrics import mean_average_precision_interval, tagging_metrics
+from ast_model.plots import class_table, plot_average_precision
 from ast_model.pretrained import fit_weights
 from ast_model.tagging import read_tagging
-from ast_model.tracking import class_table, plot_average_precision
 from ast_model.weight_files import read_weights
 from ast_model.world import join_world
 from jobs.cli import resolve_root, run_job

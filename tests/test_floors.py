@@ -28,7 +28,11 @@ FLOORS = {
         " ast_model.tagging ast_model.draws ast_model.loader ast_model.augment ast_model.metrics ast_model.checkpoint"
     ),
     # Tracking shows evaluations, so it stands above them.
-    6: "ast_model.recipes ast_model.evaluate ast_model.tracking ast_model.inference ast_model.export",
+    6: (
+        "ast_model.recipes ast_model.evaluate ast_model.scores ast_model.plots ast_model.clip_page ast_model.outbox"
+        " ast_model.tracking_alive ast_model.tracking ast_model.inference ast_model.tracking_pyfunc"
+        " ast_model.tracking_models ast_model.export"
+    ),
     7: "ast_model.train",
     8: "jobs.cli",
     9: (
@@ -50,7 +54,12 @@ USED_BY_AST_MODEL = {
 
 ONLY_IN = {
     "ray": ("pipeline.cluster", "jobs."),
-    "mlflow": ("ast_model.tracking",),
+    "mlflow": (
+        "ast_model.tracking",
+        "ast_model.tracking_alive",
+        "ast_model.tracking_models",
+        "ast_model.tracking_pyfunc",
+    ),
     "torch.distributed": ("ast_model.world",),
 }
 
