@@ -19,7 +19,7 @@ from ast_model.inference import Tagger
 from jobs.cli import run_job
 from pipeline.errors import AudioTaggingError, ConfigError, InputError
 from pipeline.progress import show_progress
-from pipeline.sources.folder import EXTENSIONS
+from pipeline.sources.index import EXTENSIONS
 
 log = logging.getLogger(__name__)
 
