@@ -85,7 +85,8 @@ class PreprocessConfig:
     media: str = ""
     """Where the media are: `youtube`; an address such as http://mirror/{ytid}.webm ({start_ms}, {end_ms} and
     {split} are filled in too); tars or parquet files such as s3://bucket/shards/**/*.tar or
-    hf://datasets/agkphysics/AudioSet/data/*.parquet; or a folder (local or s3://) of files named by id."""
+    hf://datasets/agkphysics/AudioSet/data/*.parquet; a folder (local or s3://) of files named by id; or a table
+    media.csv of id,path."""
     splits: tuple[str, ...] = ("balanced_train", "unbalanced_train", "eval")
     """Splits to fetch and convert."""
     limit: int | None = None

@@ -13,9 +13,9 @@ FLOORS = {
     # From the ground up. A module imports what stands on lower floors, or before it on its own.
     0: "pipeline.errors pipeline.records pipeline.config",
     1: (
-        "pipeline.storage pipeline.labels pipeline.segments pipeline.pace pipeline.lease pipeline.sources"
-        " pipeline.fbank pipeline.media pipeline.audio pipeline.weights"
-        " pipeline.progress pipeline.cluster pipeline.miniature"
+        "pipeline.storage pipeline.labels pipeline.segments pipeline.pace pipeline.lease pipeline.recordings"
+        " pipeline.sources pipeline.fbank pipeline.media pipeline.audio pipeline.weights"
+        " pipeline.progress pipeline.download pipeline.splits pipeline.sound_tables pipeline.cluster pipeline.miniature"
     ),
     2: (
         "pipeline.shards pipeline.journal pipeline.ledger pipeline.snapshot pipeline.verify pipeline.shard_cache"
@@ -37,7 +37,8 @@ FLOORS = {
     8: "jobs.cli",
     9: (
         "jobs.visit jobs.snapshots jobs.preprocess"
-        " jobs.train jobs.report jobs.audioset jobs.evaluate jobs.predict jobs.export jobs.esc50 jobs.speechcommands"
+        " jobs.train jobs.report jobs.audioset jobs.evaluate jobs.predict jobs.export"
+        " jobs.train_recordings jobs.esc50 jobs.speechcommands jobs.finetune"
     ),
 }
 MODULES = [module for floor in FLOORS.values() for module in floor.split()]

@@ -10,6 +10,7 @@ from pipeline.records import Failure, Media, Reason, Segment
 from pipeline.sources.archives import ParquetSource, TarSource
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.http import HttpSource
+from pipeline.sources.listed import ListedSource
 from pipeline.sources.youtube import YouTubeSource
 
 YOUTUBE = "youtube"
@@ -34,6 +35,8 @@ def open_source(config: PreprocessConfig) -> Source:
         return YouTubeSource(config.youtube, config.fetch)
     if media.endswith(".tar"):
         return TarSource(media, config.fetch)
+    if media.endswith(".csv"):
+        return ListedSource(media, config.fetch)
     if media.endswith(".parquet"):
         return ParquetSource(media, config.fetch)
     if media.startswith(("http://", "https://")):

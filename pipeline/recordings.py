@@ -1,0 +1,96 @@
+"""Audio files on disk → the tables that AudioSet comes in, so that they go the very same way.
+
+folder/
+    class_labels_indices.csv
+    {split}_segments.csv
+    media.csv                  id,path: where each file lies
+"""
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.labels import Labels
+
+MEDIA_TABLE = "media.csv"
+MAX_STEM_CHARS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A stretch of an audio file and what is heard in it."""
+
+    path: Path
+    labels: tuple[str, ...]
+    """Names of classes."""
+    split: str
+    start_ms: int
+    end_ms: int
+
+
+def write_tables(recordings: Sequence[Recording], classes: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Write the tables of some recordings and return their splits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = make_labels(classes)
+    mid_of = dict(zip(labels.names, labels.mids, strict=True))
+    id_of = {path: make_id(path) for path in dict.fromkeys(recording.path for recording in recordings)}
+    (folder / "class_labels_indices.csv").write_text(labels.to_csv(), encoding="utf-8")
+    _write_rows(folder / MEDIA_TABLE, [("id", "path"), *((name, str(path)) for path, name in id_of.items())])
+    splits = tuple(sorted({recording.split for recording in recordings}))
+    for split in splits:
+        lines = [_segment_line(each, id_of[each.path], mid_of) for each in recordings if each.split == split]
+        (folder / f"{split}_segments.csv").write_text("".join(lines), encoding="utf-8")
+    return splits
+
+
+def read_media_table(path: str) -> dict[str, str]:
+    """Read where each id's file lies. Raises InputError if the table is none."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        if header == ["id", "path"] and rows:
+            return {name: place for name, place in rows}
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"can't read the table of media {path}: {error}") from error
+    raise InputError(f"{path}: expected the header id,path and rows, found {header} and {len(rows)} rows")
+
+
+def make_labels(classes: Sequence[str]) -> Labels:
+    """Give each class an id that is safe in tables: `/c/` and its name."""
+    mids: dict[str, str] = {}
+    for index, name in enumerate(classes):
+        mid = "/c/" + re.sub(r"[^\w-]+", "_", name)
+        mids[mid if mid not in mids else f"{mid}_{index}"] = name
+    return Labels(tuple(mids), tuple(mids.values()))
+
+
+def make_id(path: Path) -> str:
+    """Name a file: what it is called, and a digest of where it lies and whether it was changed."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:MAX_STEM_CHARS]
+    found = path.stat()
+    return f"{stem}-{_digest(f'{path.absolute()}|{found.st_size}|{found.st_mtime_ns}')}"
+
+
+def digest_of_tables(folder: Path) -> str:
+    """Digest of all tables in a folder, 12 hexadecimal digits."""
+    return _digest("\0".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.csv"))))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _segment_line(recording: Recording, name: str, mid_of: Mapping[str, str]) -> str:
+    mids = ",".join(mid_of[label] for label in recording.labels)
+    return f'{name}, {recording.start_ms / 1000:.3f}, {recording.end_ms / 1000:.3f}, "{mids}"\n'
+
+
+def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    file.write_text(out.getvalue(), encoding="utf-8")

@@ -1,0 +1,39 @@
+"""Splits for recordings that come without: stratified by class, and no file in two of them.
+
+The idea is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): the rarest class is shared out first.
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
+
+Group = TypeVar("Group", bound=Hashable)
+
+TRAIN, EVAL = "train", "eval"
+
+
+def split_groups(labels_of: Mapping[Group, Sequence[str]], eval_share: float, seed: int = 0) -> dict[Group, str]:
+    """Share groups (files) out to `train` and `eval`.
+
+    labels_of: labels of each group, one entry for each clip that bears them. Each class keeps at least one group in
+    train; one that has two or more has at least one in eval, as long as that takes no class's last one from train.
+    """
+    groups_of: dict[str, list[Group]] = defaultdict(list)
+    order = sorted(labels_of, key=str)
+    random.Random(seed).shuffle(order)
+    for group in order:
+        for label in dict.fromkeys(labels_of[group]):
+            groups_of[label].append(group)
+    wanted = {label: max(1, round(eval_share * len(groups))) for label, groups in groups_of.items()}
+    left_in_train = Counter({label: len(groups) for label, groups in groups_of.items()})
+    in_eval: set[Group] = set()
+    for label in sorted(groups_of, key=lambda name: (len(groups_of[name]), name)):
+        for group in groups_of[label]:
+            if sum(other in in_eval for other in groups_of[label]) >= wanted[label]:
+                break
+            labels = set(labels_of[group])
+            if group not in in_eval and all(left_in_train[name] > 1 for name in labels):
+                in_eval.add(group)
+                left_in_train.subtract(labels)
+    return {group: EVAL if group in in_eval else TRAIN for group in labels_of}
