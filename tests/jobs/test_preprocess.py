@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.visit import Visit, convert_all, preprocess
+from jobs.visit import preprocess
 from pipeline.cluster import run_tasks
 from pipeline.config import FetchConfig, PreprocessConfig
-from pipeline.convert import Conversion
 from pipeline.errors import InputError, StoreError
 from pipeline.miniature import Miniature
-from pipeline.records import Failure, Kind, Media, Reason, Segment, ShardPlan
+from pipeline.records import Failure, Kind, Media, Segment
 from pipeline.snapshot import Snapshot, load_snapshot
+from pipeline.sources import FolderSource
 from pipeline.storage import Store
 
 # What runs in workers is defined within the tests: Ray sends it whole, so workers need not find this file.
@@ -57,10 +57,12 @@ def test_a_second_run_visits_only_what_may_work_now(
 
 @pytest.mark.ray
 def test_a_shard_whose_task_fails_ends_no_run(
-    ray: None, conversion: Conversion, config: PreprocessConfig, plans: list[ShardPlan], tmp_path: Path
+    ray: None, config: PreprocessConfig, miniature: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = FolderSource(str(miniature.media_folder), config.fetch)
+
     class RaisingSource:
-        """Has a bug that one segment brings to light."""
+        """Has a bug that some segments bring to light."""
 
         def __init__(self, bad: set[str]):
             self.bad = bad
@@ -68,20 +70,25 @@ def test_a_shard_whose_task_fails_ends_no_run(
         def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
             if segment.ytid in self.bad:
                 raise RuntimeError(f"a bug at {segment.ytid}")
-            return Failure(Reason.REMOVED, "gone")
+            return folder.fetch(segment)
 
-    bad = plans[1].segments[0].ytid
-    here = dataclasses.replace(conversion, store=Store(str(tmp_path)), source=RaisingSource({bad}))
-    visit = Visit(num_planned=sum(len(plan.segments) for plan in plans))
-    convert_all(plans, here, config, visit, None)
-    assert {shard: str(error) for shard, error in visit.errors.items()} == {plans[1].shard_id: f"a bug at {bad}"}
-    num_others = sum(len(plan.segments) for plan in plans) - len(plans[1].segments)
-    assert visit.failures == {Reason.REMOVED: num_others}
-    assert len(here.store.list("shards", ".parquet")) == len(plans) - 1
+    store = Store(str(tmp_path))
+    ytids = {clip.segment.ytid for clip in miniature.clips}
+    monkeypatch.setattr("jobs.visit.open_source", lambda config: RaisingSource(ytids))
+    with pytest.raises(StoreError, match=r"6 shards could not be made, so the run ends; 0 clips of 32 .* a bug at "):
+        preprocess(config, store)
 
-    all_bad = dataclasses.replace(here, source=RaisingSource({plan.segments[0].ytid for plan in plans}))
-    with pytest.raises(StoreError, match=f"1 shards could not be made.* 0 clips of 7 were written.*: a bug at {bad}"):
-        convert_all(plans[1:2], all_bad, config, Visit(num_planned=7), None)
+    bad = next(clip.segment.ytid for clip in miniature.clips if clip.segment.split == "balanced_train")
+    monkeypatch.setattr("jobs.visit.open_source", lambda config: RaisingSource({bad}))
+    snapshot, visit = preprocess(config, store)
+    assert [str(error) for error in visit.errors.values()] == [f"a bug at {bad}"]
+    assert visit.num_decided == visit.num_planned - 6  # the one shard of the balanced split
+    assert "balanced_train" not in snapshot.splits
+
+    monkeypatch.setattr("jobs.visit.open_source", lambda config: folder)
+    snapshot, visit = preprocess(config, store)
+    assert visit.errors == {}
+    assert "balanced_train" in snapshot.splits
 
 
 @pytest.mark.ray
