@@ -1,7 +1,8 @@
 """Checkpoints: a folder of safetensors and a `checkpoint.json`, written last, that says what they are.
 
 runs/{run}/checkpoints/{name}/
-    model.safetensors       weights
+    model.safetensors       weights to use; with an exponential moving average, that
+    raw.safetensors         weights to train on with, where they are others
     optimizer.safetensors   Adam's moments
     average.safetensors     running mean of the epochs' weights, where there is one
     checkpoint.json         position, configs, classes, normalisation, history, digests of the files above
@@ -14,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 DESCRIPTION = "checkpoint.json"
+PARTS = ("model", "raw", "optimizer", "average")
 State = dict[str, Tensor]
 
 
@@ -47,39 +48,33 @@ class Checkpoint:
 
     position: Position
     model: State
+    raw: State = field(default_factory=dict)
     optimizer: State = field(default_factory=dict)
     average: State = field(default_factory=dict)
     num_averaged: int = 0
     description: Mapping[str, Any] = field(default_factory=dict)
-    """model and train config, labels, mean, std, snapshot, run id, history of metrics."""
+    """model and train config, labels, mean, std, snapshot, run, history of metrics, score, state of the loop."""
+
+    @property
+    def trained(self) -> State:
+        """The weights that the training goes on with."""
+        return self.raw or self.model
+
+    def on_cpu(self) -> "Checkpoint":
+        """Return a copy that further training does not change."""
+        states = {part: {name: _copy(value) for name, value in getattr(self, part).items()} for part in PARTS}
+        return dataclasses.replace(self, **states)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
-    """Flatten the state of an optimiser over one group of named parameters into tensors."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{names[index]}/{key}": torch.as_tensor(value)
-        for index, slots in state.items()
-        for key, value in slots.items()
-    }
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], state: State) -> None:
-    """Undo `optimizer_state`."""
-    whole = optimizer.state_dict()
-    index_of = {name: index for index, name in enumerate(names)}
-    slots: dict[int, dict[str, Tensor]] = {}
-    for path, value in state.items():
-        name, key = path.rsplit("/", 1)
-        slots.setdefault(index_of[name], {})[key] = value
-    optimizer.load_state_dict({**whole, "state": slots})
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
 
 
 def save_checkpoint(store: Store, folder: str, checkpoint: Checkpoint) -> str:
     """Write a checkpoint below `folder` and return its own folder. It counts once its description is there."""
     name = f"{folder}/{checkpoint.position.name}"
     digests = {}
-    for part in ("model", "optimizer", "average"):
+    for part in PARTS:
         if state := getattr(checkpoint, part):
             data = save({key: value.detach().cpu().contiguous() for key, value in state.items()})
             store.write_bytes(f"{name}/{part}.safetensors", data)
@@ -104,6 +99,8 @@ def read_checkpoint(store: Store, name: str) -> Checkpoint:
         )
     states = {}
     for part, digest in description["digests"].items():
+        if not store.exists(f"{name}/{part}.safetensors"):
+            raise CorruptError(f"{store.url(name)}: expected {part}.safetensors, found none")
         data = store.read_bytes(f"{name}/{part}.safetensors")
         if hashlib.sha256(data).hexdigest() != digest:
             raise CorruptError(f"{store.url(name)}/{part}.safetensors is cut short or was changed: its digest differs")
@@ -130,8 +127,7 @@ def newest_checkpoint(store: Store, folder: str) -> Checkpoint | None:
     return None
 
 
-def prune_checkpoints(store: Store, folder: str, num_kept: int) -> None:
-    """Remove all but the newest checkpoints; the description goes first, so that none counts that is half gone."""
-    for name in list_checkpoints(store, folder)[:-num_kept]:
-        store.remove(f"{name}/{DESCRIPTION}")
-        store.remove(name)
+def remove_checkpoint(store: Store, name: str) -> None:
+    """Remove a checkpoint; its description goes first, so that none counts that is half gone."""
+    store.remove(f"{name}/{DESCRIPTION}")
+    store.remove(name)

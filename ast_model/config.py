@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 Sampler = Literal["uniform", "balanced", "without_replacement"]
 Features = Literal["fbank", "waveform"]
 Loss = Literal["bce", "ce"]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,50 @@ class CacheConfig:
         for name in ("max_gb", "num_threads"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"cache.{name} must be above 0, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RegulariseConfig:
+    """What is left out of the model's forward while training; nothing in the paper."""
+
+    patchout_freq: int = 0
+    """Rows of patches, of one frequency each, that a clip goes without (PaSST: 4)."""
+    patchout_time: int = 0
+    """Columns of patches, of one time each, that a clip goes without (PaSST: 40)."""
+    drop_path: float = 0.0
+    """Chance of the last block's branches to be left out for a clip; it grows with depth from 0."""
+
+    def __post_init__(self) -> None:
+        if min(self.patchout_freq, self.patchout_time) < 0:
+            raise ConfigError(f"patchout_freq and patchout_time must not be negative, found {self}")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"drop_path must be at least 0 and below 1, found {self.drop_path}")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written, besides at the end of each epoch, and which are kept.
+
+    Both limits are looked at with each line of metrics, every `log_every_steps`.
+    """
+
+    every_steps: int | None = None
+    """Steps from one checkpoint to the next; none: only by time."""
+    every_minutes: float | None = 5.0
+    """Minutes from one checkpoint to the next; none: only by steps."""
+    num_kept: int = 2
+    """Newest checkpoints that are kept; the best one of the epochs' is kept besides."""
+    patience_s: float = 600.0
+    """Seconds for which a storage that refuses is asked again, while the training goes on."""
+
+    def __post_init__(self) -> None:
+        if self.num_kept < 1:
+            raise ConfigError(f"num_kept must be at least 1, found {self.num_kept}")
+        for name in ("every_steps", "every_minutes"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ConfigError(f"{name} must be above 0 or none, found {value}")
+        if self.patience_s < 0:
+            raise ConfigError(f"patience_s must not be negative, found {self.patience_s}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +146,24 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, draws and augmentation."""
     precision: Precision = "auto"
-    """Arithmetic of the forward pass: auto is bf16 on a GPU and fp32 on a CPU."""
+    """Arithmetic of the forward pass: auto is bf16 on a GPU and fp32 on a CPU; fp16 scales the loss."""
+    compile: bool = False
+    """Compile the model's blocks; the first step then takes about a minute longer."""
+    recompute: bool = False
+    """Keep only the blocks' inputs for the backward and compute the rest again: less memory, a third more time."""
+    regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
+    layer_decay: float = 1.0
+    """What the learning rate is multiplied by from each block to the one before it; 1 for the same everywhere."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay per step, measure it after each epoch and
+    keep it as the checkpoint's model; none: the weights themselves."""
+    teacher: str = ""
+    """Folder in the store with scores of the training clips to learn from besides the labels; empty for none."""
+    teacher_share: float = 0.5
+    """The teacher's part in the targets."""
+    max_bad_steps: int = 20
+    """Steps in a row whose loss or gradient is not finite, after which the run ends; each is skipped."""
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     num_reader_threads: int = 2
     """Threads per rank that read batches ahead."""
     log_every_steps: int = 20
@@ -111,12 +172,19 @@ class TrainConfig:
     """Train although a class has no training clip."""
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "global_batch_size", "micro_batch_size", "num_reader_threads", "log_every_steps"):
+        counts = "num_epochs global_batch_size micro_batch_size num_reader_threads log_every_steps max_bad_steps"
+        for name in counts.split():
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
         for name in ("weight_count_offset", "group_draws"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, found {getattr(self, name)}")
+        for name in ("layer_decay", "ema_decay", "teacher_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ConfigError(f"{name} must be above 0 and at most 1, found {value}")
+        if self.ema_decay is not None and self.average_from_epoch is not None:
+            raise ConfigError("expected ema_decay or average_from_epoch, found both; each averages the weights")
         if self.learning_rate <= 0:
             raise ConfigError(f"learning_rate must be above 0, found {self.learning_rate}")
         if (self.mean is None) != (self.std is None):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import ConfigError, InputError
 
@@ -103,14 +104,32 @@ class ASTConfig:
 
         A training step takes three times as many.
         """
-        linear = (4 + 2 * self.mlp_ratio) * self.num_tokens * self.width**2
-        attention = 2 * self.num_tokens**2 * self.width
+        return self.flops_with(self.num_patches)
+
+    def flops_with(self, num_patches_kept: int) -> int:
+        """Count the operations of a forward whose blocks see only some of the patches."""
+        num_tokens = num_patches_kept + NUM_EXTRA_TOKENS
+        linear = (4 + 2 * self.mlp_ratio) * num_tokens * self.width**2
+        attention = 2 * num_tokens**2 * self.width
         patches = self.num_patches * self.width * self.patch_freq * self.patch_time
         return 2 * (self.depth * (linear + attention) + patches + self.width * self.num_classes)
 
 
+@dataclass(frozen=True)
+class Noise:
+    """What regularises one batch's forward while training. Letters: K kept patches, L branches (two per block)."""
+
+    kept_BK: Tensor | None = None
+    """Numbers of the patches that each clip keeps, ascending; all of them unless set."""
+    scale_BL: Tensor | None = None
+    """What each branch's output is multiplied by, 0 for one that is dropped; 1 unless set."""
+
+
 class AST(nn.Module):
     """Tag an fbank, normalised as (x - mean) / (2 · std) after padding."""
+
+    recomputes_blocks = False
+    """Keep only the blocks' inputs in the forward of a training, and compute the rest again in the backward."""
 
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
@@ -127,22 +146,29 @@ class AST(nn.Module):
             nn.init.trunc_normal_(token, std=0.02)
         self.apply(_init_linear)
 
-    def forward(self, fbank_BTM: Tensor) -> Tensor:
+    def forward(self, fbank_BTM: Tensor, noise: Noise | None = None) -> Tensor:
         """Return the logits (B, C)."""
-        return self.head(self.embed(fbank_BTM))
+        return self.head(self.embed(fbank_BTM, noise))
 
-    def embed(self, fbank_BTM: Tensor) -> Tensor:
+    def embed(self, fbank_BTM: Tensor, noise: Noise | None = None) -> Tensor:
         """Return one embedding per clip (B, D): the mean of the class and the distillation token."""
-        return self.tokens(fbank_BTM)[:, :NUM_EXTRA_TOKENS].mean(dim=1)
+        return self.tokens(fbank_BTM, noise)[:, :NUM_EXTRA_TOKENS].mean(dim=1)
 
-    def tokens(self, fbank_BTM: Tensor) -> Tensor:
+    def tokens(self, fbank_BTM: Tensor, noise: Noise | None = None) -> Tensor:
         """Return all tokens after the last LayerNorm (B, N, D), patches frequency by frequency.
 
         Raises InputError if the fbank has other mel bins than the config, or is shorter than a patch.
         """
         tokens_BND = self._embed_patches(fbank_BTM)
-        for block in self.blocks:
-            tokens_BND = block(tokens_BND)
+        noise = noise or Noise()
+        if noise.kept_BK is not None:
+            tokens_BND = _keep_patches(tokens_BND, noise.kept_BK)
+        for number, block in enumerate(self.blocks):
+            scale_B2 = None if noise.scale_BL is None else noise.scale_BL[:, 2 * number : 2 * number + 2]
+            if self.recomputes_blocks and torch.is_grad_enabled():
+                tokens_BND = checkpoint(block, tokens_BND, scale_B2, use_reentrant=False)
+            else:
+                tokens_BND = block(tokens_BND, scale_B2)
         return self.norm(tokens_BND)
 
     def _embed_patches(self, fbank_BTM: Tensor) -> Tensor:
@@ -150,8 +176,9 @@ class AST(nn.Module):
         _check_shape(fbank_BTM, config)
         patches_BDFT = self.patch_embedding(fbank_BTM.transpose(1, 2).unsqueeze(1))
         patches_BPD = patches_BDFT.flatten(2).transpose(1, 2)
-        extra_1ED = torch.cat([self.class_token, self.distillation_token], dim=1)
-        tokens_BND = torch.cat([extra_1ED.expand(patches_BPD.shape[0], -1, -1), patches_BPD], dim=1)
+        # Each token by itself: a gradient that is a part of another's has strides that DDP copies and warns about.
+        extra_B1D = [token.expand(len(patches_BPD), -1, -1) for token in (self.class_token, self.distillation_token)]
+        tokens_BND = torch.cat([*extra_B1D, patches_BPD], dim=1)
         return tokens_BND + adapt_positions(self.positions, config.grid, config.grid_for(fbank_BTM.shape[1]))
 
 
@@ -165,9 +192,11 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        tokens_BND = tokens_BND + self.attention(self.attention_norm(tokens_BND))
-        return tokens_BND + self.mlp(self.mlp_norm(tokens_BND))
+    def forward(self, tokens_BND: Tensor, scale_B2: Tensor | None = None) -> Tensor:
+        change_BND = self.attention(self.attention_norm(tokens_BND))
+        tokens_BND = tokens_BND + (change_BND if scale_B2 is None else change_BND * scale_B2[:, :1, None])
+        change_BND = self.mlp(self.mlp_norm(tokens_BND))
+        return tokens_BND + (change_BND if scale_B2 is None else change_BND * scale_B2[:, 1:, None])
 
 
 class Attention(nn.Module):
@@ -202,6 +231,12 @@ class Head(nn.Module):
 
     def forward(self, embedding_BD: Tensor) -> Tensor:
         return self.linear(self.norm(embedding_BD))
+
+
+def _keep_patches(tokens_BND: Tensor, kept_BK: Tensor) -> Tensor:
+    extra_BED, patches_BPD = tokens_BND[:, :NUM_EXTRA_TOKENS], tokens_BND[:, NUM_EXTRA_TOKENS:]
+    kept_BKD = patches_BPD.gather(1, kept_BK[..., None].expand(-1, -1, patches_BPD.shape[2]))
+    return torch.cat([extra_BED, kept_BKD], dim=1)
 
 
 def _check_shape(fbank_BTM: Tensor, config: ASTConfig) -> None:

@@ -1,6 +1,8 @@
 """The learning rate over a training run, as AST's official code sets it: stairs up, then a decay every few epochs."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.errors import ConfigError
 
@@ -9,6 +11,8 @@ from pipeline.errors import ConfigError
 class ScheduleConfig:
     """How the learning rate changes; the defaults are those of the full AudioSet."""
 
+    shape: Literal["steps", "cosine"] = "steps"
+    """After the warm-up: a decay every few epochs (AST), or half a cosine down to 0 at the end of the run."""
     num_warmup_steps: int = 1000
     """Steps over which the learning rate climbs from 0; 0 for no warm-up."""
     num_steps_per_stair: int = 50
@@ -31,13 +35,22 @@ class ScheduleConfig:
             raise ConfigError(f"decay_factor must be above 0 and at most 1, but is {self.decay_factor}.")
 
 
-def learning_rate_factor(step: int, epoch: int, config: ScheduleConfig) -> float:
+def learning_rate_factor(step: int, epoch: int, config: ScheduleConfig, num_steps: int = 0) -> float:
     """Return what to multiply the learning rate by.
 
     step: optimizer steps taken so far, over all epochs. epoch: epochs completed so far. Both are 0 at the start, so
-    the first stair is 0: with it AST's first steps change nothing but Adam's moments.
+    the first stair is 0: with it AST's first steps change nothing but Adam's moments. num_steps: those of the whole
+    run, for the cosine.
     """
+    if config.shape == "cosine":
+        return _warmup_factor(step, config) * _cosine_factor(step, config, num_steps)
     return _warmup_factor(step, config) * config.decay_factor ** _num_decays(epoch, config)
+
+
+def _cosine_factor(step: int, config: ScheduleConfig, num_steps: int) -> float:
+    num_falling = max(1, num_steps - config.num_warmup_steps)
+    progress = min(1.0, max(0.0, (step - config.num_warmup_steps) / num_falling))
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _warmup_factor(step: int, config: ScheduleConfig) -> float:

@@ -2,372 +2,302 @@
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as nnf
-from scipy import sparse
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
-from ast_model.augment import augment
-from ast_model.checkpoint import (
-    Checkpoint,
-    Position,
-    State,
-    load_optimizer_state,
-    newest_checkpoint,
-    optimizer_state,
-    prune_checkpoints,
-    save_checkpoint,
-)
-from ast_model.config import TrainConfig
-from ast_model.draws import Draws, group_by_shard, num_steps_of, plan_epoch, share_of_rank
-from ast_model.evaluate import Evaluation, Normalisation, evaluate
-from ast_model.loader import Batch, Collator, open_reader
-from ast_model.model import AST, ASTConfig
+from ast_model.averages import start_ema, update_average, update_ema
+from ast_model.checkpoint import Checkpoint, Position, State, newest_checkpoint, read_checkpoint
+from ast_model.evaluate import Evaluation, evaluate
+from ast_model.job import Job, Watch, check_job, check_same_job
+from ast_model.loader import Batch
+from ast_model.model import AST
+from ast_model.optimizer import load_optimizer_state, optimizer_state, set_learning_rate
+from ast_model.pretrained import load_pretrained
+from ast_model.regularise import num_kept_patches
+from ast_model.saving import Saved, Saver
 from ast_model.schedule import learning_rate_factor
-from ast_model.world import World
-from pipeline.errors import MismatchError, NoClipsError, TrainingError
-from pipeline.labels import Labels
+from ast_model.step import Stepper
+from ast_model.telemetry import FLOPS_PER_FORWARD, Figures, Meter, StepReport, Stretch, memory_peak_gib, peak_flops
+from ast_model.training_data import TrainingData
+from ast_model.world import Vote, World
+from pipeline.errors import StoppedError, TrainingError
 from pipeline.progress import Progress, show_progress
-from pipeline.snapshot import Snapshot, check_fingerprint
-from pipeline.verify import check_sizes
-from pipeline.weights import class_balanced_weights
 
 log = logging.getLogger(__name__)
 
-ADAM_BETAS = (0.95, 0.999)
-NUM_CHECKPOINTS_KEPT = 2
-FAR_FROM_DATA = 0.25
-"""In standard deviations: a recipe whose normalisation is further from the data's is warned about."""
+SCORE = "eval/mAP"
+"""What makes a checkpoint the best."""
+MAX_KEYS_SHOWN = 24
 
 Metrics = dict[str, float]
-
-
-class Tracker(Protocol):
-    """Who is told how a training goes. Only the main rank tells."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def log_classes(self, name: str, evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> None: ...
-
-    def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to train, on what, and where the result goes."""
-
-    config: TrainConfig
-    model: ASTConfig
-    snapshot: Snapshot
-    run: str
-    """Unique name; the checkpoints lie in `runs/{run}/checkpoints` of the snapshot's store."""
-    tracker: Tracker
-
-    @property
-    def folder(self) -> str:
-        return f"runs/{self.run}/checkpoints"
-
-    @property
-    def normalisation(self) -> Normalisation:
-        if self.config.mean is None or self.config.std is None:
-            return Normalisation(self.snapshot.mean, self.snapshot.std)
-        return Normalisation(self.config.mean, self.config.std)
-
-
-def check_job(job: Job) -> None:
-    """Raise, before anything costly, if the data can't be learnt from as the config says."""
-    config, snapshot = job.config, job.snapshot
-    check_fingerprint(snapshot)
-    if len(snapshot.labels) != job.model.num_classes:
-        raise MismatchError(
-            f"expected a model of {len(snapshot.labels)} classes, as snapshot {snapshot.snapshot_id} has, found one of"
-            f" {job.model.num_classes}; set model.num_classes"
-        )
-    snapshot.rows_of((config.eval_split,))
-    snapshot.rows_of(config.train_splits)
-    counts = snapshot.class_counts(config.train_splits)
-    empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
-    if empty and not config.allow_empty_classes:
-        raise NoClipsError(
-            f"{len(empty)} of {len(counts)} classes have no training clip: {', '.join(empty[:10])}. Remove them from"
-            " class_labels_indices.csv, fetch clips for them, or set train.allow_empty_classes"
-        )
-    if config.features == "waveform" and not snapshot.manifest["settings"]["keep_audio"]:
-        raise MismatchError(
-            f"features=waveform needs audio, but snapshot {snapshot.snapshot_id} was made without; preprocess with"
-            " keep_audio, or train with features=fbank"
-        )
-    check_sizes(snapshot)
-    norm = job.normalisation
-    if abs(norm.mean - snapshot.mean) > FAR_FROM_DATA * snapshot.std or not 0.75 < norm.std / snapshot.std < 1.33:
-        log.warning(
-            "the recipe normalises with mean %.2f and std %.2f, but the data's are %.2f and %.2f; results will differ"
-            " from the recipe's. Leave train.mean and train.std unset to use the data's",
-            *(norm.mean, norm.std, snapshot.mean, snapshot.std),
-        )
 
 
 class Trainer:
     """One rank's part of a training."""
 
-    def __init__(self, job: Job, world: World):
-        check_job(job)
-        self.job, self.config, self.world = job, job.config, world
+    def __init__(self, job: Job, world: World, watch: Watch | None = None):
+        """Make ready, from the run's newest checkpoint if there is one."""
+        check_job(job, world.size)
+        self.job, self.config, self.world, self.watch = job, job.config, world, watch or Watch()
+        self.data = TrainingData(job)
         self.model = _initial_model(job).to(world.device)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            lr=self.config.learning_rate,
-            betas=ADAM_BETAS,
-            weight_decay=self.config.weight_decay,
-            fused=world.device.type == "cuda",
-        )
+        self.stepper = Stepper(self.model, self.config, job.normalisation, world)
         self.position = Position()
+        self.ema: State = start_ema(self.model) if self.config.ema_decay else {}
         self.average: State = {}
         self.num_averaged = 0
         self.history: list[Metrics] = []
-        self._open_data()
+        self.epoch_loss, self.num_taken, self.num_skipped = 0.0, 0, 0
+        self.note = ""
         self._resume()
-        self.ranked_model = world.wrap(self.model)
+        self.saver = Saver(job.snapshot.store, job.folder, self.config.checkpoints, self._num_done)
 
-    def _open_data(self) -> None:
-        snapshot, config = self.job.snapshot, self.config
-        train_rows, eval_rows = snapshot.rows_of(config.train_splits), snapshot.rows_of((config.eval_split,))
-        targets = snapshot.targets(train_rows)
-        self.weights = class_balanced_weights(targets, config.weight_count_offset)
-        self.num_draws = config.draws_per_epoch or len(train_rows)
-        self.num_steps = num_steps_of(self.num_draws, config.global_batch_size)
-        self.clips = self._collator(train_rows, targets)
-        self.eval_clips = self._collator(eval_rows, snapshot.targets(eval_rows))
+    @property
+    def _num_done(self) -> int:
+        return self.position.epoch * self.data.num_steps + self.position.step
 
-    def _collator(self, rows: np.ndarray, targets: sparse.csr_array) -> Collator:
-        reader = open_reader(self.job.snapshot, self.config.cache)
-        return Collator(reader, rows, targets, self.job.model.num_frames, self.config.features)
+    def run(self) -> list[Metrics]:
+        """Train to the end and return each epoch's metrics.
 
-    def run(self, on_epoch: Callable[[Metrics], None] = lambda metrics: None) -> list[Metrics]:
-        """Train to the end, from the newest checkpoint of the run if there is one; return each epoch's metrics.
-
-        `on_epoch` is called on every rank after each epoch, with the same metrics.
+        Raises StoppedError if it was asked to stop, after a checkpoint was written.
         """
-        total = self.config.num_epochs * self.num_steps
-        done = self.position.epoch * self.num_steps + self.position.step
-        bar = show_progress("train", total, "steps", done) if self.world.is_main else nullcontext(_Silence())
-        with bar as progress:
-            while self.position.epoch < self.config.num_epochs:
-                train_loss = self._train_epoch(progress)
-                self._close_epoch(train_loss)
-                on_epoch(self.history[-1])
-        if self.num_averaged > 1:
-            self._evaluate_average()
-            on_epoch(self.history[-1])
+        total = self.config.num_epochs * self.data.num_steps
+        bar = show_progress("train", total, "steps", self._num_done) if self.world.is_main else nullcontext(_Silence())
+        try:
+            with bar as progress:
+                while self.position.epoch < self.config.num_epochs:
+                    self._train_epoch(progress)
+                    self._close_epoch()
+            if self.num_averaged > 1:
+                self._evaluate_average()
+            self._tell(self.saver.wait())
+        finally:
+            self.saver.close()
+        self.world.barrier()  # nobody leaves before the main rank has written all
         return self.history
 
-    def _train_epoch(self, progress: Progress) -> float:
-        """Take the epoch's steps from the current position on; return the mean loss of the last stretch."""
-        epoch = self.position.epoch
-        steps = range(self.position.step, self.num_steps)
-        batches = self.clips.stream(self._micro_draws(epoch, steps), self.config.num_reader_threads)
-        meter = _Meter()
-        loss = math.nan
-        self.ranked_model.train()
+    def _train_epoch(self, progress: Progress) -> None:
+        """Take the epoch's steps from the current position on."""
+        epoch, num_steps = self.position.epoch, self.data.num_steps
+        steps = range(self.position.step, num_steps)
+        batches = self.data.batches(epoch, steps, self.world)
+        meter, vote = Meter(self.world, self.config.global_batch_size), Vote(self.world)
+        pending: Stretch | None = None
+        self.stepper.ranked_model.train()
         for step in steps:
-            meter.add(self._step(epoch, step, batches, meter))
-            note = ""
-            if (step + 1) % self.config.log_every_steps == 0 or step + 1 == self.num_steps:
-                loss = self._log_steps(epoch, step, meter)
-                note = f"epoch {epoch + 1}, loss {loss:.4f}"
-            progress.advance(1, note)
-        return loss
+            meter.reports.append(self._step(epoch, step, batches, meter))
+            self.position = Position(epoch, step + 1)
+            # The stretch before is read only now, while the device has this step to do.
+            pending = self._log(pending)
+            is_stopping = vote.next(self.watch.is_stopping())
+            if is_stopping or (step + 1) % self.config.log_every_steps == 0 or step + 1 == num_steps:
+                pending = meter.close()
+                if self._is_saving(step) or is_stopping:
+                    pending = self._log(pending)
+                    self._save()
+            progress.advance(1, self.note)
+            if is_stopping:
+                vote.close()
+                self._stop()
+        vote.close()
+        self._log(pending)
 
-    def _micro_draws(self, epoch: int, steps: range) -> Iterator[Draws]:
-        """Yield this rank's draws, a micro-batch at a time."""
-        config = self.config
-        seed = (self.job.snapshot.snapshot_id, config.seed, epoch)
-        draws = plan_epoch(self.weights, self.num_draws, config.sampler, config.augment, seed)
-        draws = draws[: self.num_steps * config.global_batch_size]
-        if config.group_draws:
-            shards = self.clips.reader.shards_of(self.clips.rows)
-            draws = group_by_shard(draws, shards, config.group_draws, seed)
-        self.clips.expect(draws[steps.start * config.global_batch_size :], config.group_draws > 0)
-        for step in steps:
-            share = self._share(step)
-            for start in range(share.start, share.stop, config.micro_batch_size):
-                yield draws[start : min(start + config.micro_batch_size, share.stop)]
+    def _is_saving(self, step: int) -> bool:
+        is_in_danger = self.watch.is_in_danger()  # asked on every rank, whatever the others say
+        return is_in_danger or (self.saver.is_due(self._num_done) and step + 1 < self.data.num_steps)
 
-    def _share(self, step: int) -> slice:
-        return share_of_rank(step, self.config.global_batch_size, self.world.rank, self.world.size)
-
-    def _step(self, epoch: int, step: int, batches: Iterator[Batch], meter: "_Meter") -> Tensor:
-        """Take one optimiser step; return this rank's part of the global batch's loss."""
-        config, share = self.config, self._share(step)
-        num_micro = math.ceil((share.stop - share.start) / config.micro_batch_size)
-        factor = learning_rate_factor(epoch * self.num_steps + step, epoch, config.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=self.world.device)
-        for micro in range(num_micro):
+    def _step(self, epoch: int, step: int, batches: Iterator[Batch], meter: Meter) -> StepReport:
+        def next_batch() -> Batch:
             with meter.waiting():
-                batch = next(batches).to(self.world.device)
-            with _sync_gradients(self.ranked_model, micro + 1 == num_micro):
-                loss += self._backward(batch)
-        meter.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)
-        self.optimizer.step()
-        return loss
+                return next(batches)
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """Add a micro-batch's gradients; return its share of the loss, the mean over the global batch."""
-        config, device = self.config, self.world.device
-        norm = self.job.normalisation
-        fbank_BTM = augment(batch, config.augment, norm.mean, norm.std)
-        uses_bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16):
-            logits_BC = self.ranked_model(fbank_BTM)
-        loss = loss_sum(logits_BC.float(), batch.targets_BC, config.loss) / config.global_batch_size
-        (loss * self.world.size).backward()  # the ranks' gradients are averaged, not summed
-        return loss.detach()
+        config, num_done = self.config, epoch * self.data.num_steps + step
+        num_steps = config.num_epochs * self.data.num_steps
+        factor = learning_rate_factor(num_done, epoch, config.schedule, num_steps)
+        set_learning_rate(self.stepper.optimizer, config.learning_rate * factor)
+        report = self.stepper.take(epoch, step, next_batch)
+        if config.ema_decay:
+            update_ema(self.ema, self.model, config.ema_decay, num_done)
+        return report
 
-    def _log_steps(self, epoch: int, step: int, meter: "_Meter") -> float:
-        """Log the stretch since the last log and start a new one; return its mean loss over all ranks."""
-        loss = float(self.world.sum(meter.loss)) / meter.num_steps
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}; the last checkpoint is sound. Lower"
-                " learning_rate, or set precision=fp32"
-            )
+    def _log(self, stretch: Stretch | None) -> None:
+        """Log a stretch of steps, on the main rank; raise TrainingError if too many in a row came to nothing."""
+        if stretch is None:
+            return
+        figures = stretch.read()
+        if figures.num_taken:
+            self.epoch_loss += figures.loss * figures.num_taken
+        self.num_taken += figures.num_taken
+        self.num_skipped += len(figures.skipped)
+        for report in figures.skipped:
+            self._log_skipped(report)
+        epoch, samples_per_s = self.position.epoch, figures.samples_per_s
+        self.note = f"epoch {epoch + 1}, loss {figures.loss:.4f}, {samples_per_s:.1f} samples/s"
         if self.world.is_main:
-            metrics = {
-                "train/loss": loss,
-                "train/learning_rate": self.optimizer.param_groups[0]["lr"],
-                "train/grad_norm": float(meter.grad_norm),
-                "system/samples_per_s": meter.num_steps * self.config.global_batch_size / meter.elapsed_s,
-                "system/data_wait_share": meter.waited_s / meter.elapsed_s,
-            }
-            self.job.tracker.log_metrics(metrics, epoch * self.num_steps + step + 1)
-        meter.restart()
-        return loss
+            self.job.tracker.log_metrics(self._metrics(figures), epoch * self.data.num_steps + figures.last_step + 1)
+            self._tell(self.saver.finished())
+        if figures.num_bad_in_row >= self.config.max_bad_steps:
+            raise TrainingError(
+                f"{figures.num_bad_in_row} steps in a row up to epoch {epoch + 1}, step {figures.last_step + 1} had a"
+                " loss or gradient that is not finite. Each was skipped, so the last checkpoint is sound. Look at the"
+                " clips named above; else lower learning_rate, or set precision=fp32"
+            )
 
-    def _close_epoch(self, train_loss: float) -> None:
+    def _metrics(self, figures: Figures) -> Metrics:
+        metrics = {
+            "train/loss": figures.loss,
+            "train/learning_rate": figures.learning_rate,
+            "train/grad_norm": figures.grad_norm,
+            "train/skipped_steps": float(self.num_skipped),
+            "system/samples_per_s": figures.samples_per_s,
+            "system/data_wait_share": figures.data_wait_share,
+            "system/memory_peak_gib": memory_peak_gib(self.world.device),
+        }
+        if (peak := peak_flops(self.world.device)) is not None:
+            model = self.job.model
+            flops = FLOPS_PER_FORWARD * model.flops_with(num_kept_patches(model.grid, self.config.regularise))
+            metrics["system/mfu"] = figures.samples_per_s * flops / (peak * self.world.size)
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def _log_skipped(self, report: StepReport) -> None:
+        """Name the samples of a skipped step, on each rank its own."""
+        are_bad = report.is_bad_B.cpu().numpy()
+        rows = report.rows[are_bad] if are_bad.any() else report.rows
+        what = "samples whose loss is not finite" if are_bad.any() else "the gradient is not finite; its samples"
+        if are_bad.any() or self.world.is_main:
+            keys = self.job.snapshot.index["key"].take(rows).to_pylist()
+            shown = ", ".join(keys[:MAX_KEYS_SHOWN]) + (" …" if len(keys) > MAX_KEYS_SHOWN else "")
+            log.warning("epoch %d, step %d skipped: %s: %s", self.position.epoch + 1, report.step + 1, what, shown)
+
+    def _stop(self) -> None:
+        """Leave once the checkpoint is written."""
+        self._tell(self.saver.wait())
+        self.world.barrier()
+        raise StoppedError(
+            f"asked to stop: run {self.job.run} is saved at epoch {self.position.epoch + 1}, step"
+            f" {self.position.step}; go on with --resume {self.job.run}"
+        )
+
+    def _close_epoch(self) -> None:
         epoch = self.position.epoch + 1
         first = self.config.average_from_epoch
         if first is not None and epoch >= first:
             self.num_averaged += 1
             update_average(self.average, self.model.state_dict(), self.num_averaged)
-        evaluation = self._evaluate(self.model)
-        self.history.append({"epoch": epoch, "train/epoch_loss": train_loss, **eval_metrics(evaluation, "eval")})
-        self.position = Position(epoch, 0)
-        self._save()
+        evaluation = self._evaluate(self._with_weights(self.ema) if self.ema else self.model)
+        loss = self.epoch_loss / self.num_taken if self.num_taken else math.nan
+        self.history.append({"epoch": epoch, "train/epoch_loss": loss, **eval_metrics(evaluation, "eval")})
+        self.position, self.epoch_loss, self.num_taken = Position(epoch, 0), 0.0, 0
+        self._save(self.history[-1][SCORE])
         if self.world.is_main:
             log.info("epoch %d: %s", epoch, _line(self.history[-1]))
             if epoch == self.config.num_epochs:
                 self._log_classes("last", evaluation)
 
+    def _with_weights(self, weights: State) -> AST:
+        model = AST(self.job.model).to(self.world.device)
+        model.load_state_dict(weights)
+        return model
+
     def _evaluate(self, model: nn.Module) -> Evaluation:
-        batch_size = self.config.micro_batch_size
-        return evaluate(model, self.eval_clips, self.world, self.job.normalisation, batch_size)
+        config = self.config
+        with self.world.autocast(config.precision):
+            return evaluate(model, self.data.eval_clips, self.world, self.job.normalisation, config.micro_batch_size)
 
     def _evaluate_average(self) -> None:
-        averaged = AST(self.job.model).to(self.world.device)
-        averaged.load_state_dict(self.average)
-        evaluation = self._evaluate(averaged)
+        evaluation = self._evaluate(self._with_weights(self.average))
         self.history.append({"epoch": self.config.num_epochs, **eval_metrics(evaluation, "average")})
         if self.world.is_main:
-            store = self.job.snapshot.store
             saved = Checkpoint(self.position, dict(self.average), description=self._description())
-            address = save_checkpoint(store, f"runs/{self.job.run}/average", saved)
-            self.job.tracker.log_checkpoint("average", store.url(address), self.history[-1])
-            log.info("average of epochs %d to %d: %s", *self._averaged_epochs, _line(self.history[-1]))
+            self._tell(self.saver.save(saved, self._num_done, f"runs/{self.job.run}/average"))
+            epochs = self.config.num_epochs - self.num_averaged + 1, self.config.num_epochs
+            log.info("average of epochs %d to %d: %s", *epochs, _line(self.history[-1]))
             self._log_classes("average", evaluation)
-
-    @property
-    def _averaged_epochs(self) -> tuple[int, int]:
-        return self.config.num_epochs - self.num_averaged + 1, self.config.num_epochs
 
     def _log_classes(self, name: str, evaluation: Evaluation) -> None:
         snapshot = self.job.snapshot
         counts = snapshot.class_counts(self.config.train_splits)
         self.job.tracker.log_classes(name, evaluation, snapshot.labels, counts)
 
+    def _tell(self, saved: Saved | None) -> None:
+        """Tell the tracker of a checkpoint that has reached the storage, if an evaluation belongs to it."""
+        if saved is None:
+            return
+        store, description = self.job.snapshot.store, saved.description
+        if saved.name.startswith(f"runs/{self.job.run}/average"):
+            self.job.tracker.log_checkpoint("average", store.url(saved.name), description["history"][-1])
+        elif "score" in description:
+            self.job.tracker.log_checkpoint(
+                saved.name.split("/")[-1], store.url(saved.name), description["history"][-1]
+            )
+
     def _description(self) -> dict[str, Any]:
-        labels, norm = self.job.snapshot.labels, self.job.normalisation
         return {
-            "model": asdict(self.job.model),
-            "train": asdict(self.config),
-            "labels": {"mids": labels.mids, "names": labels.names},
-            "mean": norm.mean,
-            "std": norm.std,
-            "snapshot": self.job.snapshot.snapshot_id,
-            "run": self.job.run,
-            "history": self.history,
+            **self.job.describe(),
+            "history": list(self.history),
+            "loop": {
+                "epoch_loss": self.epoch_loss,
+                "num_taken": self.num_taken,
+                "num_skipped": self.num_skipped,
+                "scaler": self.stepper.scaler.state_dict(),
+            },
         }
 
-    def _save(self) -> None:
-        if self.world.is_main:
-            store, names = self.job.snapshot.store, [name for name, _ in self.model.named_parameters()]
-            checkpoint = Checkpoint(
-                position=self.position,
-                model=self.model.state_dict(),
-                optimizer=optimizer_state(self.optimizer, names),
-                average=self.average,
-                num_averaged=self.num_averaged,
-                description=self._description(),
-            )
-            address = save_checkpoint(store, self.job.folder, checkpoint)
-            prune_checkpoints(store, self.job.folder, NUM_CHECKPOINTS_KEPT)
-            self.job.tracker.log_checkpoint(self.position.name, store.url(address), self.history[-1])
-        self.world.barrier()
+    def _save(self, score: float | None = None) -> None:
+        """Start to write a checkpoint, on the main rank."""
+        if not self.world.is_main:
+            return
+        description = self._description() | ({} if score is None else {"score": score})
+        weights = self.model.state_dict()
+        checkpoint = Checkpoint(
+            position=self.position,
+            model=self.ema or weights,
+            raw=weights if self.ema else {},
+            optimizer=optimizer_state(self.stepper.optimizer),
+            average=self.average,
+            num_averaged=self.num_averaged,
+            description=description,
+        )
+        self._tell(self.saver.save(checkpoint, self._num_done))
 
     def _resume(self) -> None:
-        checkpoint = newest_checkpoint(self.job.snapshot.store, self.job.folder)
-        if checkpoint is None:
+        store, checkpoint = self.job.snapshot.store, None
+        if self.world.is_main:
+            checkpoint = newest_checkpoint(store, self.job.folder)
+        # The main rank chooses: others may see another newest one while files come and go.
+        name = self.world.share(checkpoint.position.name if checkpoint else "")
+        if not name:
             return
-        found = checkpoint.description["snapshot"]
-        if found != self.job.snapshot.snapshot_id:
-            raise MismatchError(
-                f"run {self.job.run} was trained on snapshot {found}, not on {self.job.snapshot.snapshot_id}; resume it"
-                " with its own snapshot, or start a new run"
-            )
-        self.model.load_state_dict(checkpoint.model)
-        names = [name for name, _ in self.model.named_parameters()]
-        load_optimizer_state(self.optimizer, names, checkpoint.optimizer)
+        checkpoint = checkpoint or read_checkpoint(store, f"{self.job.folder}/{name}")
+        check_same_job(self.job, checkpoint.description)
+        self.model.load_state_dict(checkpoint.trained)
+        load_optimizer_state(self.stepper.optimizer, checkpoint.optimizer)
+        device = self.world.device
         self.position = checkpoint.position
-        self.average = {name: value.to(self.world.device) for name, value in checkpoint.average.items()}
+        if self.ema:
+            self.ema = {name: value.to(device) for name, value in checkpoint.model.items()}
+        self.average = {name: value.to(device) for name, value in checkpoint.average.items()}
         self.num_averaged = checkpoint.num_averaged
         self.history = list(checkpoint.description["history"])
-        log.info("resuming run %s after epoch %d", self.job.run, self.position.epoch)
+        loop = checkpoint.description["loop"]
+        self.epoch_loss, self.num_taken, self.num_skipped = (
+            loop[name] for name in ("epoch_loss", "num_taken", "num_skipped")
+        )
+        if loop["scaler"]:
+            self.stepper.scaler.load_state_dict(loop["scaler"])
+        epoch, step = self.position.epoch + 1, self.position.step
+        log.info("run %s goes on in epoch %d after step %d", self.job.run, epoch, step)
 
 
 def _initial_model(job: Job) -> AST:
     torch.manual_seed(job.config.seed)
     if job.config.init:
-        from ast_model.pretrained import load_pretrained
-
         return load_pretrained(job.config.init, job.model)
     return AST(job.model)
-
-
-def loss_sum(logits_BC: Tensor, targets_BC: Tensor, loss: str) -> Tensor:
-    """Sum the loss over clips: mean over classes of the binary cross-entropy, or the cross-entropy (soft targets)."""
-    if loss == "bce":
-        each_BC = nnf.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none")
-        return each_BC.mean(dim=1).sum()
-    return nnf.cross_entropy(logits_BC, targets_BC, reduction="sum")
-
-
-def update_average(average: State, weights: Mapping[str, Tensor], count: int) -> None:
-    """Let `average` be the mean of `count` states, of which `weights` is the last."""
-    for name, value in weights.items():
-        if count == 1:
-            average[name] = value.detach().clone()
-        else:
-            average[name].lerp_(value, 1 / count)
 
 
 def eval_metrics(evaluation: Evaluation, prefix: str) -> Metrics:
@@ -380,41 +310,9 @@ def _line(metrics: Metrics) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "epoch")
 
 
-def _sync_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
-    """Let the ranks exchange gradients in the last micro-batch of a step only."""
-    if isinstance(model, DistributedDataParallel) and not is_last:
-        return model.no_sync()
-    return nullcontext()
-
-
-class _Meter:
-    """Sums over the steps since the last log. The loss stays on its device until it is logged."""
-
-    def __init__(self) -> None:
-        self.grad_norm: Tensor | float = math.nan
-        self.restart()
-
-    def restart(self) -> None:
-        self.loss: Tensor = torch.zeros(())
-        self.num_steps = 0
-        self.waited_s = 0.0
-        self._started = time.perf_counter()
-
-    def add(self, loss: Tensor) -> None:
-        self.loss = self.loss.to(loss.device) + loss
-        self.num_steps += 1
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self._started
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.waited_s += time.perf_counter() - started
-
-
 class _Silence:
     def advance(self, amount: int, note: str = "") -> None:
+        pass
+
+    def reach(self, done: int, total: int) -> None:
         pass

@@ -4,11 +4,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from ast_model.config import Precision
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""By kind of device. Beside NCCL, gloo carries what must not wait for the GPU."""
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,11 +31,22 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def resolve(self, precision: Precision) -> Precision:
+        """Return what `auto` means on this device."""
+        if precision == "auto":
+            return "bf16" if self.device.type == "cuda" else "fp32"
+        return precision
+
+    def autocast(self, precision: Precision) -> torch.autocast:
+        dtype = AUTOCAST_DTYPES.get(self.resolve(precision))
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model with gradients averaged over the ranks."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over ranks, on each of them."""
@@ -54,9 +73,48 @@ class World:
         dist.all_gather(parts, value)
         return parts
 
+    def share(self, value: T | None) -> T:
+        """Return the main rank's value on all ranks."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        assert values[0] is not None, "the main rank has a value"
+        return values[0]
+
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(1))
+
+
+class Vote:
+    """Lets all ranks know at the same step that one of them raised its hand, without waiting for each other.
+
+    The hands travel while the step is taken, so the answer is that to the question of the step before.
+    """
+
+    def __init__(self, world: World):
+        self.world = world
+        self._hands: tuple[Tensor, dist.Work] | None = None
+
+    def next(self, hand: bool) -> bool:
+        """Raise a hand or not; return whether anybody did at the call before. Alone: at this one."""
+        if self.world.size == 1:
+            return hand
+        is_raised = self.close()
+        hands = torch.tensor([float(hand)])
+        work = dist.all_reduce(hands, async_op=True)
+        assert work is not None, "an asynchronous collective returns its work"
+        self._hands = hands, work
+        return is_raised
+
+    def close(self) -> bool:
+        """Wait for the last vote and return its answer."""
+        if self._hands is None:
+            return False
+        hands, work = self._hands
+        self._hands = None
+        work.wait()
+        return bool(hands.item())
 
 
 @contextmanager
@@ -75,7 +133,7 @@ def join_world() -> Iterator[World]:
         return
     is_ours = not dist.is_initialized()
     if is_ours:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(BACKENDS[device.type])
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:

@@ -1,85 +1,115 @@
-"""Train on Ray Train: as many workers as asked for, each a rank of one loop."""
+"""Train on a snapshot that is there, on Ray Train or under torchrun.
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+python jobs/train.py audioset_full --root s3://bucket/audioset --workers 2:8
+python jobs/train.py audioset_full --root s3://bucket/audioset --resume RUN
+torchrun --nproc-per-node 8 jobs/train.py audioset_full --root /data/audioset
+"""
 
-import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
 
+import tyro
+
+from ast_model import recipes
 from ast_model.config import TrainConfig
+from ast_model.job import Watch
 from ast_model.model import ASTConfig
-from ast_model.tracking import TrackedRun
-from ast_model.train import Job, Trainer
+from ast_model.tracking import check_server, tracking_uri
+from ast_model.train import Metrics
 from ast_model.world import join_world
-from jobs.cli import configure_logging
-from pipeline.errors import AudioTaggingError, TrainingError
+from jobs.cli import resolve_root, run_job
+from jobs.ray_train import RayConfig, train_on_ray
+from jobs.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
+from pipeline.cluster import ray_session
 from pipeline.snapshot import load_snapshot
 from pipeline.storage import Store
 
-log = logging.getLogger(__name__)
-Metrics = dict[str, float]
-
 
 @dataclass(frozen=True)
-class RayConfig:
-    """Who trains."""
+class TrainJobConfig:
+    """All settings of a training."""
 
-    num_workers: int = 2
-    """Ranks, each with one CPU or one GPU."""
-    use_gpu: bool = False
-    """Give each rank a GPU."""
-    max_failures: int = 3
-    """How often the training starts again from its newest checkpoint after a worker or node was lost."""
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What a worker needs to join a training; small, and picklable."""
-
-    store: Store
-    snapshot_id: str
-    run: str
-    model: ASTConfig
-    train: TrainConfig
-    tracker: TrackedRun
+    preset: tyro.conf.Suppress[str] = "demo"
+    root: str = "data/demo"
+    """Folder or s3:// address of the store. A relative one is taken from the current folder, in a Ray job from
+    ~/audioset-ast."""
+    snapshot: str = ""
+    """Snapshot to learn from; the latest unless named."""
+    resume: str = ""
+    """Run to go on with, by the same command otherwise; empty for a new one."""
+    model: ASTConfig = field(default_factory=ASTConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
 
 
-def train_on_ray(settings: WorkerSettings, config: RayConfig) -> list[Metrics]:
-    """Train and return the metrics of each epoch. Needs a running Ray."""
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"settings": settings},
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
-        run_config=RunConfig(
-            name=settings.run,
-            storage_path=settings.store.url(f"runs/{settings.run}/ray"),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
-    return settings.store.read_json(f"runs/{settings.run}/history.json")
+def demo() -> TrainJobConfig:
+    recipe = recipes.demo()
+    return TrainJobConfig("demo", model=recipe.model, train=recipe.train)
 
 
-def _train_worker(loop_config: Mapping[str, Any]) -> None:
-    configure_logging()
-    settings: WorkerSettings = loop_config["settings"]
+def audioset_balanced() -> TrainJobConfig:
+    recipe = recipes.audioset_balanced()
+    ray = RayConfig("1", use_gpu=True)
+    return TrainJobConfig("audioset_balanced", "data/audioset", model=recipe.model, train=recipe.train, ray=ray)
+
+
+def audioset_full() -> TrainJobConfig:
+    recipe = recipes.audioset_full()
+    ray = RayConfig("4", use_gpu=True)
+    return TrainJobConfig("audioset_full", "data/audioset", model=recipe.model, train=recipe.train, ray=ray)
+
+
+PRESETS = {"demo": demo, "audioset_balanced": audioset_balanced, "audioset_full": audioset_full}
+
+
+def train(config: TrainJobConfig) -> None:
+    """Train a new run, or go on with one."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        history = _train_here(config)
+    else:
+        settings = _open_run(config)
+        with ray_session(), ending_tracked(settings):
+            history = train_on_ray(settings, config.ray)
+    if history:
+        print(f"\n{history[-1]}")
+
+
+def _train_here(config: TrainJobConfig) -> list[Metrics]:
+    """Train as one of torchrun's ranks; only the main one returns the history."""
+    watch = SignalWatch()
     with join_world() as world:
-        snapshot = load_snapshot(settings.store, settings.snapshot_id)
-        job = Job(settings.train, settings.model, snapshot, settings.run, settings.tracker)
-        history = Trainer(job, world).run(on_epoch=ray.train.report)
-        if world.is_main:
-            settings.store.write_json(f"runs/{settings.run}/history.json", history)
+        settings = world.share(_open_run(config) if world.is_main else None)
+        if not world.is_main:
+            train_rank(settings, world, watch)
+            return []
+        with ending_tracked(settings):
+            return train_rank(settings, world, watch)
 
 
-def _cause(error: ray.train.TrainingFailedError) -> Exception:
-    """Return the workers' own error if a person can mend it."""
-    for cause in getattr(error, "worker_failures", {}).values():
-        if isinstance(cause, AudioTaggingError):
-            return cause
-    return TrainingError(f"the workers failed for good: {error}")
+class SignalWatch(Watch):
+    """Hears SIGTERM in this process."""
+
+    def __init__(self) -> None:
+        self._is_stopping = False
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, signum: int, frame: object) -> None:
+        self._is_stopping = True
+
+    def is_stopping(self) -> bool:
+        return self._is_stopping
+
+
+def _open_run(config: TrainJobConfig) -> RunSettings:
+    store = Store(resolve_root(config.root))
+    check_server(tracking_uri(store))
+    if config.resume:
+        return resume_run(config.resume, store, config)[0]
+    return begin_run(config, load_snapshot(store, config.snapshot or None), new_run_name(config.preset))
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(train, PRESETS, default_preset="demo"))

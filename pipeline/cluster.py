@@ -47,6 +47,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             num_cpus=num_cpus,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             include_dashboard=False,
+            runtime_env={"worker_process_setup_hook": _keep_cleaner_quiet},
             log_to_driver=True,
         )
     try:
@@ -63,6 +64,11 @@ class Retry:
     """Of an item, before its error counts."""
     pause_s: float = 5.0
     """After an error; it doubles with each further one."""
+
+
+def _keep_cleaner_quiet() -> None:
+    """Let Ray Train's cleaner not complain that there is no dashboard: this Ray ends with us, and with it all."""
+    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
 
 
 def run_tasks(

@@ -10,6 +10,7 @@
     ├── MismatchError      two things that don't belong together
     ├── NoClipsError       nothing to go on with
     ├── TrainingError      training can't go on
+    ├── StoppedError       asked to stop, and all is saved
     └── TrackingError      the tracking server can't be used
 
 Each message says what was expected, what was found, where, and what to do.
@@ -58,6 +59,12 @@ class NoClipsError(AudioTaggingError):
 
 class TrainingError(AudioTaggingError):
     pass
+
+
+class StoppedError(AudioTaggingError):
+    """Exit code 75, as for a lease: run again later."""
+
+    exit_code = 75
 
 
 class TrackingError(AudioTaggingError):

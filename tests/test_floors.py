@@ -26,6 +26,7 @@ FLOORS = {
     5: (
         "ast_model.model ast_model.layouts ast_model.weight_files ast_model.hugging_face ast_model.pretrained"
         " ast_model.tagging ast_model.draws ast_model.loader ast_model.augment ast_model.metrics ast_model.checkpoint"
+        " ast_model.optimizer ast_model.regularise ast_model.averages ast_model.saving"
     ),
     # Tracking shows evaluations, so it stands above them.
     6: (
@@ -33,11 +34,11 @@ FLOORS = {
         " ast_model.tracking_alive ast_model.tracking ast_model.inference ast_model.tracking_pyfunc"
         " ast_model.tracking_models ast_model.export"
     ),
-    7: "ast_model.train",
+    7: "ast_model.job ast_model.telemetry ast_model.step ast_model.training_data ast_model.train",
     8: "jobs.cli",
     9: (
-        "jobs.visit jobs.snapshots jobs.preprocess"
-        " jobs.train jobs.report jobs.audioset jobs.evaluate jobs.predict jobs.export"
+        "jobs.visit jobs.snapshots jobs.preprocess jobs.runs jobs.ray_train jobs.train jobs.report jobs.audioset"
+        " jobs.evaluate jobs.predict jobs.export"
         " jobs.train_recordings jobs.esc50 jobs.speechcommands jobs.finetune"
     ),
 }

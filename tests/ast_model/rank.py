@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ast_model.evaluate import Evaluation
-from ast_model.train import Job, Trainer
+from ast_model.job import Job
+from ast_model.train import Trainer
 from ast_model.world import join_world
 from pipeline.labels import Labels
 from pipeline.snapshot import load_snapshot

@@ -5,17 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from ast_model.checkpoint import (
     Checkpoint,
     Position,
     list_checkpoints,
-    load_optimizer_state,
     newest_checkpoint,
-    optimizer_state,
-    prune_checkpoints,
     read_checkpoint,
+    remove_checkpoint,
     save_checkpoint,
 )
 from pipeline.errors import CorruptError, MismatchError
@@ -29,20 +26,6 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-def make_training() -> tuple[nn.Module, torch.optim.Optimizer, list[str]]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.95, 0.999), weight_decay=0.01)
-    return model, optimizer, [name for name, _ in model.named_parameters()]
-
-
-def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
-    inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
-    optimizer.zero_grad()
-    model(inputs).square().sum().backward()
-    optimizer.step()
-
-
 def save_epochs(store: Store, num_epochs: int) -> list[str]:
     return [
         save_checkpoint(store, FOLDER, Checkpoint(Position(epoch), {"weight": torch.full((3,), float(epoch))}))
@@ -50,27 +33,15 @@ def save_epochs(store: Store, num_epochs: int) -> list[str]:
     ]
 
 
-def test_a_training_goes_on_bit_for_bit(store: Store) -> None:
-    model, optimizer, names = make_training()
-    for step in range(3):
-        take_step(model, optimizer, step)
-    average = {name: value / 3 for name, value in model.state_dict().items()}
-    saved = Checkpoint(
-        Position(2, 5), model.state_dict(), optimizer_state(optimizer, names), average, 3, {"history": [{"loss": 0.1}]}
-    )
+def test_a_checkpoint_comes_back_as_it_was(store: Store) -> None:
+    parts = {part: {"weight": torch.randn(3, 2)} for part in ("model", "raw", "optimizer", "average")}
+    saved = Checkpoint(Position(2, 5), **parts, num_averaged=3, description={"history": [{"loss": 0.1}]})
     read = read_checkpoint(store, save_checkpoint(store, FOLDER, saved))
     assert (read.position, read.num_averaged) == (Position(2, 5), 3)
     assert read.description["history"] == [{"loss": 0.1}]
-    for part in ("model", "optimizer", "average"):
+    for part in parts:
         torch.testing.assert_close(getattr(read, part), getattr(saved, part), rtol=0, atol=0)
-
-    other, other_optimizer, _ = make_training()
-    other.load_state_dict(read.model)
-    load_optimizer_state(other_optimizer, names, read.optimizer)
-    take_step(model, optimizer, seed=9)
-    take_step(other, other_optimizer, seed=9)
-    torch.testing.assert_close(dict(other.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
-    assert optimizer_state(other_optimizer, names).keys() == optimizer_state(optimizer, names).keys()
+    assert read.trained["weight"].equal(parts["raw"]["weight"])
 
 
 @pytest.mark.parametrize(
@@ -117,13 +88,19 @@ def test_none_is_no_error(store: Store) -> None:
     assert newest_checkpoint(store, FOLDER) is None
 
 
-def test_only_the_newest_are_kept(store: Store) -> None:
-    names = save_epochs(store, 4)
-    prune_checkpoints(store, FOLDER, num_kept=2)
-    assert list_checkpoints(store, FOLDER) == names[2:]
-    assert store.list(FOLDER) == [
-        f"{name}/{file}" for name in names[2:] for file in ("checkpoint.json", "model.safetensors")
-    ]
+def test_a_file_that_is_gone_is_said(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    newest = save_epochs(store, 2)[-1]
+    store.remove(f"{newest}/model.safetensors")
+    found = newest_checkpoint(store, FOLDER)
+    assert found is not None
+    assert found.position == Position(0)
+    assert "expected model.safetensors, found none" in caplog.text
+
+
+def test_a_removed_one_leaves_nothing(store: Store) -> None:
+    names = save_epochs(store, 2)
+    remove_checkpoint(store, names[0])
+    assert store.list(FOLDER) == [f"{names[1]}/{file}" for file in ("checkpoint.json", "model.safetensors")]
 
 
 def test_another_format_is_refused(store: Store) -> None:

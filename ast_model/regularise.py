@@ -1,0 +1,70 @@
+"""Random omissions of a training's forward: structured patchout and drop path.
+
+They follow from (seed, epoch, step) and a sample's place in the global batch alone. So there is no state to keep for
+a resume, and a sample meets the same omissions on any number of ranks.
+
+Sources: Koutini et al., "Efficient Training of Audio Transformers with Patchout", Interspeech 2022; Huang et al.,
+"Deep Networks with Stochastic Depth", ECCV 2016.
+
+Letters: G samples of the global batch, B samples of a micro-batch, K kept patches, L branches.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ast_model.config import RegulariseConfig
+from ast_model.model import ASTConfig, Grid, Noise
+from pipeline.errors import ConfigError
+
+NUM_BRANCHES_PER_BLOCK = 2
+
+
+def num_kept_patches(grid: Grid, config: RegulariseConfig) -> int:
+    """Count the patches that a clip keeps. Raises ConfigError if none is left."""
+    num_freq, num_time = grid[0] - config.patchout_freq, grid[1] - config.patchout_time
+    if min(num_freq, num_time) < 1:
+        raise ConfigError(
+            f"expected patchout to leave some of {grid[0]} rows and {grid[1]} columns of patches, found"
+            f" patchout_freq={config.patchout_freq} and patchout_time={config.patchout_time}; lower them"
+        )
+    return num_freq * num_time
+
+
+class NoiseSource:
+    """Draws the noise of any part of any step."""
+
+    def __init__(self, config: RegulariseConfig, model: ASTConfig, global_batch_size: int, seed: int):
+        num_kept_patches(model.grid, config)
+        self.config, self.grid, self.depth = config, model.grid, model.depth
+        self.global_batch_size, self.seed = global_batch_size, seed
+
+    def draw(self, epoch: int, step: int, part: slice, device: torch.device) -> Noise:
+        """Draw for samples `part` of a step's global batch."""
+        config = self.config
+        rng = np.random.default_rng((self.seed, epoch, step))
+        num_lines, num_branches = sum(self.grid), NUM_BRANCHES_PER_BLOCK * self.depth
+        uniforms = rng.random((self.global_batch_size, num_lines + num_branches), dtype=np.float32)[part]
+        kept = scale = None
+        if config.patchout_freq or config.patchout_time:
+            kept = torch.from_numpy(self._keep(uniforms[:, :num_lines])).to(device, non_blocking=True)
+        if config.drop_path:
+            scale = self._scale(torch.from_numpy(uniforms[:, num_lines:])).to(device, non_blocking=True)
+        return Noise(kept, scale)
+
+    def _keep(self, uniforms: np.ndarray) -> np.ndarray:
+        """Return the numbers of the patches in the rows and columns that stay (B, K)."""
+        num_freq, num_time = self.grid
+        rows = _choose(uniforms[:, :num_freq], num_freq - self.config.patchout_freq)
+        columns = _choose(uniforms[:, num_freq:], num_time - self.config.patchout_time)
+        return (rows[:, :, None] * num_time + columns[:, None, :]).reshape(len(uniforms), -1)
+
+    def _scale(self, uniforms_BL: Tensor) -> Tensor:
+        """Return 0 for a dropped branch, else what keeps the mean (B, L)."""
+        rates = torch.linspace(0, self.config.drop_path, self.depth).repeat_interleave(NUM_BRANCHES_PER_BLOCK)
+        return (uniforms_BL >= rates) / (1 - rates)
+
+
+def _choose(uniforms: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` of each row's places, at random and ascending."""
+    return np.sort(np.argsort(uniforms, axis=1)[:, :count], axis=1).astype(np.int64)
