@@ -62,16 +62,17 @@ def wait_for_checkpoint(settings: RunSettings) -> None:
 
 
 def training_workers() -> list[psutil.Process]:
-    """The processes of Ray Train's workers, which carry this name while they live."""
-    return [
-        each
-        for each in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in each.name() or any("RayTrainWorker" in part for part in each.cmdline())
-    ]
+    """Return the processes of Ray Train's workers, which carry this name while they live."""
+    processes = psutil.Process().children(recursive=True)
+    return [process for process in processes if any("RayTrainWorker" in part for part in process.cmdline())]
 
 
-def once_under_way(settings: RunSettings, act) -> Iterator[None]:
-    thread = threading.Thread(target=lambda: (wait_for_checkpoint(settings), act()))
+def once_under_way(settings: RunSettings, act: Callable[[], None]) -> threading.Thread:
+    def wait_and_act() -> None:
+        wait_for_checkpoint(settings)
+        act()
+
+    thread = threading.Thread(target=wait_and_act)
     thread.start()
     return thread
 
