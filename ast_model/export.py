@@ -25,7 +25,7 @@ from ast_model.layouts import HUGGING_FACE, to_layout
 from ast_model.model import AST
 from ast_model.pretrained import load_pretrained
 from ast_model.tagging import Tagging
-from ast_model.weight_files import CONFIG_KEY
+from ast_model.weight_files import CONFIG_KEY, TAGGING_KEY
 from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
 
 LOGITS_TOLERANCE = 1e-4
@@ -41,7 +41,7 @@ def export_hugging_face(model: AST, tagging: Tagging, folder: Path) -> None:
     original = _ready(model)
     model = _with_one_epsilon(original)
     _check_labels(tagging.labels, model.config.num_classes)
-    config = describe_config(model.config, tagging.labels)
+    config = describe_config(model.config, tagging.labels, tagging.loss)
     features = describe_features(model.config, tagging.mean, tagging.std)
     tensors = to_layout(model.state_dict(), HUGGING_FACE, model.config.depth, _HUGGING_FACE_PREFIX)
     with _published(folder) as aside:
@@ -52,11 +52,15 @@ def export_hugging_face(model: AST, tagging: Tagging, folder: Path) -> None:
         _check_read_back(model, original, aside)
 
 
-def export_safetensors(model: AST, file: Path) -> None:
-    """Write one file with our own names and, in its metadata, the config; `load_pretrained` needs no more."""
+def export_safetensors(model: AST, file: Path, tagging: Tagging | None = None) -> None:
+    """Write one file with our own names and, in its metadata, config and tagging; `Tagger.load` needs no more."""
     model = _ready(model)
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(asdict(model.config))}
+    if tagging is not None:
+        _check_labels(tagging.labels, model.config.num_classes)
+        metadata[TAGGING_KEY] = json.dumps(asdict(tagging))
     with _published(file) as aside:
-        save_file(model.state_dict(), aside, {"format": "pt", CONFIG_KEY: json.dumps(asdict(model.config))})
+        save_file(model.state_dict(), aside, metadata)
         _check_read_back(model, model, aside)
 
 

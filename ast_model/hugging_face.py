@@ -49,7 +49,7 @@ def read_config(description: Mapping[str, Any]) -> ASTConfig:
     )
 
 
-def describe_config(config: ASTConfig, labels: Sequence[str]) -> dict[str, Any]:
+def describe_config(config: ASTConfig, labels: Sequence[str], loss: str = "bce") -> dict[str, Any]:
     """Return the `config.json` of a model with these labels; its two epsilons must be one."""
     if config.patch_freq != config.patch_time:
         raise ConfigError(
@@ -74,6 +74,7 @@ def describe_config(config: ASTConfig, labels: Sequence[str]) -> dict[str, Any]:
         "time_stride": config.time_stride,
         "max_length": config.num_frames,
         "num_mel_bins": config.num_mel_bins,
+        "problem_type": "single_label_classification" if loss == "ce" else "multi_label_classification",
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
     }

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ast_model import hugging_face
 from ast_model.layouts import Names, find_layout, from_layout
 from ast_model.model import AST, NUM_EXTRA_TOKENS, ASTConfig, Grid, adapt_positions
+from ast_model.tagging import described_tagging
 from ast_model.weight_files import WeightFile, read_weights
 from pipeline.errors import ConfigError, WeightsError
 
@@ -24,28 +25,33 @@ _PUBLISHED_STRIDES = (10, 12, 14, 16)
 _WIDTH_OF_DEITS_HEADS = 64
 
 
-def load_pretrained(source: str | Path, config: ASTConfig | None = None) -> AST:
+def load_pretrained(source: str | Path, config: ASTConfig | None = None, labels: Sequence[str] | None = None) -> AST:
     """Return a model with the weights that `source` holds, adapted to `config`; what was adapted is logged.
 
     source: a file (.pth, .bin or .safetensors), a folder, the address of one in a store, or a name on the Hugging Face
     hub. It may hold our own checkpoint, the official AST, Hugging Face's, or a distilled DeiT.
     config: without it the model is shaped as the source. An AST's own epsilons, where they are known, stay with it.
+    labels: names of the classes. The head's rows are picked by them if the source names all of them too; if it names
+    others, the head is new. Where the source names none, the head stays if the number of classes does.
     Raises WeightsError, naming the tensor, its expected and its found shape, if they don't fit.
     """
-    return fit_weights(read_weights(source), source, config)
+    return fit_weights(read_weights(source), source, config, labels)
 
 
-def fit_weights(file: WeightFile, source: str | Path, config: ASTConfig | None = None) -> AST:
+def fit_weights(
+    file: WeightFile, source: str | Path, config: ASTConfig | None = None, labels: Sequence[str] | None = None
+) -> AST:
     """Do `load_pretrained` with a file that was read; `source` names it in messages."""
     try:
-        model, notes = _fit(file.tensors, _read_description(file.description), config)
+        model, notes = _fit(file, config, labels)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
     log.info("loaded %s: %s", source, "; ".join(notes))
     return model
 
 
-def _fit(tensors: Mapping[str, Tensor], described: ASTConfig | None, config: ASTConfig | None) -> tuple[AST, list[str]]:
+def _fit(file: WeightFile, config: ASTConfig | None, labels: Sequence[str] | None) -> tuple[AST, list[str]]:
+    tensors, described = file.tensors, _read_description(file.description)
     layout, prefix = find_layout(tensors)
     depth = layout.count_blocks(tensors, prefix)
     names = layout.tensor_names(depth, prefix)
@@ -57,7 +63,7 @@ def _fit(tensors: Mapping[str, Tensor], described: ASTConfig | None, config: AST
         raise WeightsError(f"expected {config.depth} blocks of {config.num_heads} heads, found {found}")
     if described:
         config = dataclasses.replace(config, norm_eps=described.norm_eps, head_norm_eps=described.head_norm_eps)
-    notes = [layout.title, *_adapt(weights, described, config)]
+    notes = [layout.title, *_match_head(weights, file, labels), *_adapt(weights, described, config)]
     model = AST(config)
     _check_shapes(weights, model, names)
     model.load_state_dict(weights, strict=False)
@@ -92,6 +98,27 @@ def _config_of(weights: Weights, depth: int, described: ASTConfig | None) -> AST
     raise ConfigError("these weights don't tell their strides and length, so the model's config must be given")
 
 
+def _match_head(weights: Weights, file: WeightFile, labels: Sequence[str] | None) -> list[str]:
+    """Give the head the rows of `labels`, in place, or drop one that is of other classes; return what was done."""
+    described = described_tagging(file)
+    found = list(described.labels) if described else []
+    if not labels or not found or found == list(labels) or "head.linear.weight" not in weights:
+        return []
+    place_of = {name: place for place, name in enumerate(found)}
+    if set(labels) <= place_of.keys():
+        rows = [place_of[name] for name in labels]
+        for name in ("head.linear.weight", "head.linear.bias"):
+            weights[name] = weights[name][rows]
+        return [f"the head's {len(rows)} classes picked from {len(found)} by name"]
+    _drop_head(weights)
+    return [f"the head left out, as its {len(found)} classes are others"]
+
+
+def _drop_head(weights: Weights) -> None:
+    for name in [name for name in weights if name.startswith("head.")]:
+        del weights[name]
+
+
 def _adapt(weights: Weights, described: ASTConfig | None, config: ASTConfig) -> list[str]:
     """Adapt positions, patches and head in place; return what was done."""
     notes = []
@@ -104,8 +131,7 @@ def _adapt(weights: Weights, described: ASTConfig | None, config: ASTConfig) -> 
         notes.append("patch weights summed over the colours")
     num_classes = len(weights.get("head.linear.weight", ()))
     if num_classes != config.num_classes:
-        for name in [name for name in weights if name.startswith("head.")]:
-            del weights[name]
+        _drop_head(weights)
         notes.append(f"a new head for {config.num_classes} classes, as the weights have {num_classes or 'none'}")
     return notes
 

@@ -45,7 +45,12 @@ def read_tagging(file: WeightFile, num_classes: int, labels: Labels | None = Non
     labels: needed where it names no classes (official `.pth` files); elsewhere they are held against its own.
     Raises InputError without any labels, MismatchError if they are others, or not as many as the model has classes.
     """
-    tagging = _described_tagging(file)
+    tagging = described_tagging(file)
+    if tagging is None:
+        log.warning(
+            "these weights don't say their mean and std; AudioSet's %s are taken", (AUDIOSET_MEAN, AUDIOSET_STD)
+        )
+        tagging = Tagging((), AUDIOSET_MEAN, AUDIOSET_STD)
     if not tagging.labels and labels is None:
         raise InputError(
             "expected the names of the classes, but this file does not hold any: give the class_labels_indices.csv"
@@ -73,8 +78,8 @@ def check_labels(found: Sequence[str], expected: Sequence[str], ours: str, their
     raise MismatchError(f"expected the classes of {ours} and of {theirs} to be the same, found {what}")
 
 
-def _described_tagging(file: WeightFile) -> Tagging:
-    """Return what the files say; without labels if they name none."""
+def described_tagging(file: WeightFile) -> Tagging | None:
+    """Return what the files say, None if they say nothing. Raises WeightsError if that makes no sense."""
     description = file.description
     try:
         if TAGGING_KEY in description:
@@ -86,10 +91,7 @@ def _described_tagging(file: WeightFile) -> Tagging:
             return _hugging_face_tagging(description, file.features)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"expected labels, mean and std beside the weights, found a wrong one: {error!r}") from error
-    log.warning(
-        "these weights don't say their mean and std; AudioSet's (%s, %s) are taken", AUDIOSET_MEAN, AUDIOSET_STD
-    )
-    return Tagging((), AUDIOSET_MEAN, AUDIOSET_STD)
+    return None
 
 
 def _hugging_face_tagging(config: Mapping[str, Any], features: Mapping[str, Any]) -> Tagging:

@@ -24,9 +24,9 @@ FLOORS = {
     3: "pipeline.convert",
     4: "ast_model.schedule ast_model.config ast_model.world",
     5: (
-        "ast_model.model ast_model.layouts ast_model.weight_files ast_model.hugging_face ast_model.pretrained"
-        " ast_model.tagging ast_model.draws ast_model.loader ast_model.augment ast_model.metrics ast_model.checkpoint"
-        " ast_model.optimizer ast_model.regularise ast_model.averages ast_model.saving"
+        "ast_model.model ast_model.layouts ast_model.weight_files ast_model.hugging_face ast_model.tagging"
+        " ast_model.pretrained ast_model.draws ast_model.loader ast_model.augment ast_model.metrics"
+        " ast_model.checkpoint ast_model.optimizer ast_model.regularise ast_model.averages ast_model.saving"
     ),
     # Tracking shows evaluations, so it stands above them.
     6: (

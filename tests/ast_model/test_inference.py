@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
 from ast_model.layouts import TIMM, to_layout
 from ast_model.model import AST, ASTConfig
+from ast_model.pretrained import load_pretrained
 from ast_model.tagging import Tagging
 from pipeline.audio import encode_flac
 from pipeline.errors import AudioTaggingError, ConfigError, InputError, MismatchError
@@ -105,6 +107,18 @@ def test_a_checkpoint_brings_labels_normalisation_and_loss(tmp_path: Path, loss:
     assert scores.sum() == pytest.approx(total) if total else scores.sum() != pytest.approx(1, abs=1e-3)
     with pytest.raises(MismatchError, match="the same 3, but in another order"):
         Tagger.load(tmp_path / folder, labels=Labels(("/m/2", "/m/1", "/m/3"), ("Dog, barking", "Speech", "Rain")))
+
+
+def test_a_head_follows_its_classes(tmp_path: Path) -> None:
+    model = make_model()
+    export_hugging_face(model, TAGGING, tmp_path / "ast")
+    picked = load_pretrained(tmp_path / "ast", dataclasses.replace(model.config, num_classes=2), ("Rain", "Speech"))
+    rows = model.head.linear.weight[[2, 0]]
+    torch.testing.assert_close(picked.head.linear.weight, rows)
+    for labels in (("Rain", "Speech", "Cat"), ("a", "b", "c")):
+        fresh = load_pretrained(tmp_path / "ast", model.config, labels)
+        assert not torch.isclose(fresh.head.linear.weight, model.head.linear.weight).any(dim=1).all()
+        torch.testing.assert_close(fresh.blocks[0].mlp.up.weight, model.blocks[0].mlp.up.weight)  # pyright: ignore
 
 
 def test_an_official_file_needs_labels(tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ast_model.export import export_hugging_face
+from ast_model.inference import Tagger
+from ast_model.model import AST, ASTConfig
+from ast_model.tagging import Tagging
+from jobs.cli import run_job
+from jobs.export import export, hugging_face, safetensors
+
+PRESETS = {"hugging_face": hugging_face, "safetensors": safetensors}
+SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)
+
+
+@pytest.mark.parametrize(("name", "target"), [("hugging_face", "ast"), ("safetensors", "ast.safetensors")])
+def test_an_export_tags_as_its_source(tmp_path: Path, name: str, target: str) -> None:
+    export_hugging_face(AST(SHAPE), Tagging(("Speech", "Dog, barking", "Rain"), -5, 4, "ce"), tmp_path / "source")
+    flags = ["--checkpoint", str(tmp_path / "source"), "--output", str(tmp_path / target)]
+    assert run_job(export, PRESETS, "hugging_face", [name, *flags]) == 0
+    source, exported = (Tagger.load(tmp_path / place, device="cpu") for place in ("source", target))
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000)
+    assert exported.tagging == source.tagging
+    np.testing.assert_allclose(exported.scores([sound]), source.scores([sound]), atol=1e-6)
+    assert run_job(export, PRESETS, "hugging_face", [name, *flags]) == 1  # nothing is overwritten
