@@ -20,7 +20,11 @@ from pipeline.errors import ConfigError, MismatchError, NoClipsError, StoppedErr
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray of its own settings
+]
 
 
 @pytest.fixture(autouse=True)

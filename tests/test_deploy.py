@@ -1,0 +1,113 @@
+"""What clusters are made from, checked without a cloud: by Ray's own validation, and against the project's locks."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from jobs.audioset import PRESETS
+from jobs.cli import parse_config
+
+ROOT = Path(__file__).parents[1]
+CLUSTERS = ["cluster.yaml", "cluster-gcp.yaml"]
+RAY_VERSION = re.search(r"^ray\[.*\]==(\S+)$|^ray==(\S+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+assert RAY_VERSION
+VERSION = RAY_VERSION[1] or RAY_VERSION[2]
+
+
+def read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+@pytest.fixture(params=CLUSTERS)
+def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A cluster's config as Ray's launcher takes it."""
+    prepared = prepare_config(read(request.param))
+    validate_config(prepared)
+    return prepared
+
+
+def test_no_default_of_rays_is_left_in_the_commands(cluster: dict[str, Any]) -> None:
+    commands = " ".join(cluster["setup_commands"] + cluster["head_setup_commands"] + cluster["worker_setup_commands"])
+    assert "requirements.lock" in commands
+    assert ".whl" not in commands
+    assert "nightly" not in commands
+
+
+def test_the_head_takes_no_work_and_is_no_spot_machine(cluster: dict[str, Any]) -> None:
+    head = cluster["available_node_types"][cluster["head_node_type"]]
+    assert head["resources"]["CPU"] == 0
+    assert not is_spot(head["node_config"])
+
+
+def is_spot(node: dict[str, Any]) -> bool:
+    return "InstanceMarketOptions" in node or any(each.get("preemptible") for each in node.get("scheduling", []))
+
+
+def test_workers_are_spot_scale_from_none_and_have_whole_resources(cluster: dict[str, Any]) -> None:
+    types = cluster["available_node_types"]
+    for name in ("fetch", "train"):
+        assert is_spot(types[name]["node_config"])
+        assert types[name]["min_workers"] == 0 < types[name]["max_workers"]
+        assert all(isinstance(count, int) for count in types[name]["resources"].values())
+    assert types["fetch"]["resources"]["GPU"] == 0 < types["train"]["resources"]["GPU"]
+
+
+def test_every_node_asks_for_the_token_and_has_the_pinned_image(cluster: dict[str, Any]) -> None:
+    assert cluster["docker"]["image"].startswith(f"rayproject/ray:{VERSION}-py311")
+    assert cluster["file_mounts"]["/home/ray/.ray/auth_token"].endswith(".ray/auth_token")
+    starts = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
+    assert all("RAY_AUTH_MODE=token" in command for command in starts if "ray start" in command)
+    assert "disabled" not in (ROOT / "cluster.yaml").read_text()
+    assert "-v /mnt/cache:/mnt/cache" in cluster["docker"]["run_options"]
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    spec = read("deploy/raycluster.yaml")["spec"]
+    groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+    return {name: group["template"]["spec"] for name, group in ({"head": spec["headGroupSpec"]} | groups).items()}
+
+
+def test_the_kubernetes_cluster_is_as_the_others() -> None:
+    cluster = read("deploy/raycluster.yaml")
+    spec = cluster["spec"]
+    assert (cluster["apiVersion"], cluster["kind"], spec["rayVersion"]) == ("ray.io/v1", "RayCluster", VERSION)
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["enableInTreeAutoscaling"] is True
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert all(isinstance(value, str) for value in spec["headGroupSpec"]["rayStartParams"].values())
+    for group in spec["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@pytest.mark.parametrize("name", ["head", "fetch", "train"])
+def test_pods_have_one_image_and_keep_what_they_ask_for(name: str) -> None:
+    pod = pods()[name]
+    (container,) = pod["containers"]
+    assert container["image"].endswith(f":{VERSION}")
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert all(isinstance(amount, str) for amount in container["resources"]["limits"].values())
+    volumes = {volume["name"] for volume in pod.get("volumes", [])}
+    assert {mount["name"] for mount in container.get("volumeMounts", [])} == volumes
+    assert ("tolerations" in pod) == (name != "head")
+    assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (name == "train")
+
+
+def test_the_jobs_command_is_one_that_the_job_takes() -> None:
+    job = read("deploy/rayjob.yaml")
+    assert (job["kind"], job["spec"]["backoffLimit"]) == ("RayJob", 0)
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": read("deploy/raycluster.yaml")["metadata"]["name"]}
+    python, script, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert (python, script) == ("python", "jobs/audioset.py")
+    config = parse_config(PRESETS, "demo", arguments)
+    assert config.ray.num_workers == (4, 32)
+    assert config.ray.use_gpu
+    assert config.train.cache.folder == "/mnt/cache"
+
+
+def test_the_image_is_built_on_the_pinned_ray() -> None:
+    assert (ROOT / "deploy/Dockerfile").read_text().splitlines()[1] == f"FROM rayproject/ray:{VERSION}-py311-gpu"
