@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,17 +103,24 @@ class ShardCache:
     def _make_room(self, part: Path, num_bytes: int) -> None:
         """Remove the shards that were longest without use, then claim the space with an empty file of full size."""
         with self._lock("room"):
-            held = [(entry.stat(), Path(entry)) for entry in os.scandir(self.folder) if Path(entry) != part]
-            held.sort(key=lambda item: item[0].st_mtime_ns)
-            total = sum(stat.st_size for stat, _ in held)
-            for stat, file in held:
+            held = sorted(self._held(besides=part))
+            total = sum(size for _, size, _ in held)
+            for _, size, file in held:
                 if total + num_bytes <= self.max_bytes:
                     break
                 if file.suffix == ".tar":
                     file.unlink(missing_ok=True)
-                    total -= stat.st_size
+                    total -= size
             with part.open("wb") as stream:
                 os.truncate(stream.fileno(), num_bytes)
+
+    def _held(self, besides: Path) -> Iterator[tuple[int, int, Path]]:
+        """Yield time of last use, bytes and place of each file; others may rename or remove some meanwhile."""
+        for file in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                if file != besides:
+                    stat = file.stat()
+                    yield stat.st_mtime_ns, stat.st_size, file
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:

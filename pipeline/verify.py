@@ -1,16 +1,14 @@
-"""Check shards against what the snapshot knows of them: quickly by size, or to the last byte by digest."""
+"""Compare tars with what a snapshot knows of them: all by size before they are read, one by digest once it is near."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.errors import CorruptError, StoreError
+from pipeline.errors import CorruptError
 from pipeline.shards import Seal, seal_of
 from pipeline.snapshot import Snapshot
-from pipeline.storage import Store
 
 NUM_NAMED = 5
 """Bad shards that a message names."""
-REMEDY = "restore it from where it was copied from, or remove it with its .parquet and preprocess again"
+REMEDY = "restore it, or let jobs/preprocess.py verify --mend True make it anew"
 
 
 def check_tar(tar: Path, seal: Seal, name: str) -> None:
@@ -47,15 +45,6 @@ def check_sizes(snapshot: Snapshot) -> None:
         raise CorruptError(_sum_up(wrong, snapshot))
 
 
-def check_shards(snapshot: Snapshot, num_threads: int) -> None:
-    """Read all shards of a snapshot. Raises CorruptError, naming them, if some aren't what was sealed."""
-    with ThreadPoolExecutor(num_threads) as pool:
-        errors = pool.map(lambda item: _error_of(snapshot.store, *item), snapshot.seals.items())
-        wrong = [error for error in errors if error]
-    if wrong:
-        raise CorruptError(_sum_up(wrong, snapshot))
-
-
 def _sum_up(wrong: list[str], snapshot: Snapshot) -> str:
     more = f" … and {len(wrong) - NUM_NAMED} more" if len(wrong) > NUM_NAMED else ""
     return (
@@ -63,16 +52,3 @@ def _sum_up(wrong: list[str], snapshot: Snapshot) -> str:
         + "; ".join(wrong[:NUM_NAMED])
         + more
     )
-
-
-def _error_of(store: Store, name: str, seal: Seal) -> str | None:
-    try:
-        if store.is_local:
-            check_tar(Path(store.path(name)), seal, name)
-        else:
-            with store.scratch() as folder:
-                store.fetch(name, folder / "shard.tar")
-                check_tar(folder / "shard.tar", seal, store.url(name))
-    except StoreError as error:
-        return str(error)
-    return None

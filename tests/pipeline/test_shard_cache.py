@@ -109,3 +109,15 @@ def test_a_disk_that_fills_up_later_is_an_error_of_the_store(store: Store) -> No
         cache.fetch(NAMES[0])
     assert cache.find(NAMES[0]) is None
     assert cache.fetch(NAMES[0]).stat().st_size == SHARD_BYTES
+
+
+def test_many_shards_come_at_once_without_a_hitch(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    names = [f"shards/train/{number}.tar" for number in range(150)]
+    for name in names:
+        store.write_bytes(name, name.encode())
+    seals = {name: seal_of(Path(store.path(name))) for name in names}
+    cache = ShardCache(tmp_path / "cache", 10**6, store, seals)
+    cache.check()
+    with ThreadPoolExecutor(8) as pool:
+        assert [file.read_bytes().decode() for file in pool.map(cache.fetch, names)] == names

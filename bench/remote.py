@@ -1,0 +1,108 @@
+"""Compare the loader over S3 with a cold cache with plain range requests of whole shards from the same server.
+
+Both read each clip of a split once: the loader as batches of (B, 1024, 128) float16, shards fetched, verified and
+kept on disk; the peer as bytes, thrown away. Both have the same number of connections. Prints one JSON line per way,
+best of five, and one with the ratios. The server is moto's, a process of its own on this machine; it takes most of
+the time, so the figures say what the loader adds and nothing of a real S3.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import numpy as np
+import torch
+
+from ast_model.config import AugmentConfig, CacheConfig
+from ast_model.draws import group_by_shard, plan_epoch
+from ast_model.loader import Collator, open_reader
+from bench.stores import make_store
+from pipeline.snapshot import Snapshot, load_snapshot
+from pipeline.storage import Store
+
+PORT = 5123
+NUM_SHARDS, CLIPS_PER_SHARD = 40, 50
+NUM_CONNECTIONS = 4
+NUM_FRAMES, BATCH_SIZE = 1024, 48
+NUM_ROUNDS = 5
+
+
+@contextmanager
+def serve_s3() -> Iterator[Store]:
+    """Run an S3 server and yield an empty store on it."""
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{PORT}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    os.environ.update(settings)
+    command = [sys.executable, "-m", "moto.server", "-p", str(PORT)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        boto3.client("s3").create_bucket(Bucket="bench")
+        yield Store("s3://bench/store")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def read_plainly(snapshot: Snapshot) -> int:
+    def read(item: tuple[str, int]) -> int:
+        return len(snapshot.store.read_range(item[0], 0, item[1]))
+
+    with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
+        num_bytes = sum(pool.map(read, [(name, seal.num_bytes) for name, seal in snapshot.seals.items()]))
+    assert num_bytes == sum(seal.num_bytes for seal in snapshot.seals.values())
+    return snapshot.index.num_rows
+
+
+def read_through_cold_cache(snapshot: Snapshot, folder: Path, is_grouped: bool) -> int:
+    shutil.rmtree(folder, ignore_errors=True)
+    reader = open_reader(snapshot, CacheConfig(str(folder), max_gb=10, num_threads=NUM_CONNECTIONS))
+    rows = snapshot.rows_of(("balanced_train",))
+    collator = Collator(reader, rows, snapshot.targets(rows), NUM_FRAMES)
+    seed = (snapshot.snapshot_id, 0, 0)
+    draws = plan_epoch(np.ones(len(rows)), len(rows), "uniform", AugmentConfig(mixup_probability=0), seed)
+    if is_grouped:
+        draws = group_by_shard(draws, reader.shards_of(rows), len(draws), seed)
+    collator.expect(draws, is_grouped)
+    works = (draws[start : start + BATCH_SIZE] for start in range(0, len(draws), BATCH_SIZE))
+    return sum(len(batch.clips) for batch in collator.stream(works, num_threads=1))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, serve_s3() as store:
+        local = make_store(Store(f"{folder}/local"), NUM_SHARDS, CLIPS_PER_SHARD).store
+        for name in local.list(""):
+            store.write_bytes(name, local.read_bytes(name))
+        snapshot = load_snapshot(store)
+        cache = Path(folder) / "cache"
+        ways: dict[str, Callable[[], int]] = {
+            "plain_ranges": lambda: read_plainly(snapshot),
+            "cold_cache_grouped": lambda: read_through_cold_cache(snapshot, cache, is_grouped=True),
+            "cold_cache_random": lambda: read_through_cold_cache(snapshot, cache, is_grouped=False),
+        }
+        best = dict.fromkeys(ways, 0.0)
+        for _ in range(NUM_ROUNDS):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                best[name] = max(best[name], way() / (time.perf_counter() - start))
+    for name, rate in best.items():
+        print(json.dumps({"name": f"remote/{name}", "samples_per_s": round(rate)}))
+    ratios = {name: round(best[name] / best["plain_ranges"], 2) for name in ways if name != "plain_ranges"}
+    print(json.dumps({"name": "remote/ratios", **ratios, "clips": NUM_SHARDS * CLIPS_PER_SHARD}))
+
+
+if __name__ == "__main__":
+    main()
