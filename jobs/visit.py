@@ -97,11 +97,14 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Visit]
                 conversion = open_conversion(config, store)
                 if left_behind:
                     finish_all(left_behind, conversion, config.max_in_flight, visit)
+                    visit.num_planned = visit.num_decided
                     books = read_books(store, fingerprint)
                     plan = plan_shards(segments, books, config.clips_per_shard, config.retry)
                 log.info("%d segments, %d to be visited in %d shards", len(segments), plan.num_segments, len(plan))
                 visit.num_planned += plan.num_segments
                 convert_all(plan, conversion, config, visit, lease)
+                if not visit.is_complete:
+                    finish_all(unfinished(store, fingerprint), conversion, config.max_in_flight, visit)
         visit.seconds = time.monotonic() - started
         return load_current(store, labels, config.keep_audio) or build_snapshot(store, labels, config.keep_audio), visit
 
@@ -205,13 +208,13 @@ def clips_per_hour(config: PreprocessConfig) -> int:
 
 
 def finish_all(journals: list[Journal], conversion: Conversion, max_in_flight: int, visit: Visit) -> None:
-    """Make shards of what killed runs had decided."""
-    log.info("%d shards were left unfinished; what they have is kept", len(journals))
+    """Make shards of what was decided for shards that were not finished."""
+    log.info("%d shards were left unfinished; what they have becomes shards", len(journals))
     for journal, outcome in run_tasks(finish_journal, journals, conversion, max_in_flight=max_in_flight):
         if isinstance(outcome, Exception):
             raise StoreError(f"can't finish {journal.folder}: {outcome}") from outcome
-        visit.add(outcome)
-        visit.num_planned += outcome.num_planned
+        if outcome:
+            visit.add(outcome)
 
 
 def convert_all(

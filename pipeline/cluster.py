@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.config import PaceConfig
-from pipeline.errors import AudioTaggingError
+from pipeline.errors import StoreError
 from pipeline.pace import LocalPacer, Permit, Wait
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,10 @@ LOCAL_OBJECT_STORE_BYTES = 200 * 2**20
 """Only plans, paths and reports travel through it."""
 NUM_TASK_RETRIES = 3
 """Repetitions of a task whose worker or node died."""
+MAX_STORE_ERRORS = 3
+"""Of a task; the last one counts."""
+STORE_PAUSE_S = 5.0
+"""Before a task that the store refused is tried again; it doubles with each further time."""
 POLL_S = 10.0
 FRESH_S = 1.0
 """How long a permit without a limit is good."""
@@ -56,16 +60,6 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-@dataclass(frozen=True)
-class Retry:
-    """What becomes of items that are not done: how often and when they are handed out again."""
-
-    max_errors: int = 3
-    """Of an item, before its error counts."""
-    pause_s: float = 5.0
-    """After an error; it doubles with each further one."""
-
-
 def _keep_cleaner_quiet() -> None:
     """Let Ray Train's cleaner not complain that there is no dashboard: this Ray ends with us, and with it all."""
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
@@ -77,14 +71,14 @@ def run_tasks(
     shared: Shared,
     *,
     max_in_flight: int,
-    retry: Retry = Retry(),
     give_up: Callable[[float], bool] = lambda wait_s: False,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `function(item, shared)` for each item on the cluster and yield items and results as they finish.
 
     At most `max_in_flight` are handed out at a time, each on one CPU. A task whose worker died is repeated, so it
-    must be idempotent. One that gives back a Wait is handed out again later, one that fails too, until it yields its
-    exception. If all wait and `give_up(seconds to wait)` says so, the rest is left undone.
+    must be idempotent. One that gives back a Wait is handed out again later, and so is one that the store refused, a
+    few times. Any other that fails yields its exception. If all wait and `give_up(seconds to wait)` says so, the
+    rest is left undone.
     """
     task = ray.remote(num_cpus=1, max_retries=NUM_TASK_RETRIES)(function)
     shared_ref = ray.put(shared)
@@ -108,8 +102,8 @@ def run_tasks(
             item = running.pop(ref)
             outcome = _get(ref)
             pause_s = outcome.seconds if isinstance(outcome, Wait) else None
-            if isinstance(outcome, AudioTaggingError) and num_errors[id(item)] + 1 < retry.max_errors:
-                pause_s = retry.pause_s * 2 ** num_errors[id(item)]
+            if isinstance(outcome, StoreError) and num_errors[id(item)] + 1 < MAX_STORE_ERRORS:
+                pause_s = STORE_PAUSE_S * 2 ** num_errors[id(item)]
                 num_errors[id(item)] += 1
                 log.warning("trying again in %.0f s: %s", pause_s, outcome)
             if pause_s is not None:

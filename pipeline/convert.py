@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from pipeline.audio import decode_segment, encode_flac
 from pipeline.config import FetchConfig
+from pipeline.errors import StoreError
 from pipeline.fbank import NUM_MEL_BINS, compute_fbank
 from pipeline.journal import CLIPS_PER_PART, Journal, Outcome
 from pipeline.pace import LocalPacer, Pacer, Wait
@@ -65,9 +67,10 @@ def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait
     A clip that can't be had becomes a failed row. A shard without any clip has a sidecar only. What a killed attempt
     kept is taken over. Gives back a Wait, with all that was decided kept, if every address rests.
     """
+    journal = Journal(conversion.store, conversion.fingerprint, plan.split, plan.shard_id)
     if report := _report_of_existing(plan, conversion.store):
+        journal.clear()
         return report
-    journal = Journal.of(conversion.store, conversion.fingerprint, plan.split, plan.shard_id)
     rest: list[Wait] = []
     report = _write_shard(plan, conversion, _outcomes(plan, conversion, journal, rest), rest)
     if report is None:
@@ -76,8 +79,11 @@ def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait
     return report
 
 
-def finish_journal(journal: Journal, conversion: Conversion) -> ShardReport:
-    """Make a shard of what a killed run had decided of one."""
+def finish_journal(journal: Journal, conversion: Conversion) -> ShardReport | None:
+    """Make a shard of what a killed run had decided of one; None if it was killed after the shard was made."""
+    if conversion.store.exists(shard_name(journal.split, journal.shard_id, "parquet")):
+        journal.clear()
+        return None
     outcomes = list(journal.read())
     segments = tuple(outcome.segment for outcome in outcomes)
     shard_id = digest_of([[segment.key, segment.end_ms, journal.folder] for segment in segments])
@@ -114,18 +120,24 @@ def _write_shard(
 
 
 def _write_clips(tar: Path, outcomes: Iterator[Outcome]) -> list[SidecarRow]:
-    writer = ShardWriter(tar)
     rows = []
-    for outcome in outcomes:
-        segment = outcome.segment
-        fields: dict[str, Any] = {}
-        if outcome.status == WRITTEN:
-            fbank_TM = np.frombuffer(outcome.fbank, FBANK_DTYPE).reshape(-1, NUM_MEL_BINS)
-            fields = writer.write(segment, fbank_TM, outcome.audio or None, outcome.source)
-        about = {name: getattr(outcome, name) for name in ("status", "reason", "detail", "attempts", "source")}
-        rows.append(SidecarRow(key=segment.key, **asdict(segment), **about, **fields))
-    writer.close()
+    try:
+        with closing(ShardWriter(tar)) as writer:
+            for outcome in outcomes:
+                rows.append(_write_clip(writer, outcome))
+    except OSError as error:
+        raise StoreError(f"can't write {tar}: {type(error).__name__}: {error}; is the disk full?") from error
     return rows
+
+
+def _write_clip(writer: ShardWriter, outcome: Outcome) -> SidecarRow:
+    segment = outcome.segment
+    fields: dict[str, Any] = {}
+    if outcome.status == WRITTEN:
+        fbank_TM = np.frombuffer(outcome.fbank, FBANK_DTYPE).reshape(-1, NUM_MEL_BINS)
+        fields = writer.write(segment, fbank_TM, outcome.audio or None, outcome.source)
+    about = {name: getattr(outcome, name) for name in ("status", "reason", "detail", "attempts", "source")}
+    return SidecarRow(key=segment.key, **asdict(segment), **about, **fields)
 
 
 def _outcomes(plan: ShardPlan, conversion: Conversion, journal: Journal, rest: list[Wait]) -> Iterator[Outcome]:

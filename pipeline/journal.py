@@ -46,11 +46,13 @@ class Journal:
     """The parts of one shard."""
 
     store: Store
-    folder: str
+    fingerprint: str
+    split: str
+    shard_id: str
 
-    @staticmethod
-    def of(store: Store, fingerprint: str, split: str, shard_id: str) -> "Journal":
-        return Journal(store, f"{FOLDER}/{fingerprint}/{split}/{shard_id}")
+    @property
+    def folder(self) -> str:
+        return f"{FOLDER}/{self.fingerprint}/{self.split}/{self.shard_id}"
 
     def append(self, first: int, outcomes: Sequence[Outcome]) -> None:
         """Keep outcomes, of which the first is the shard's clip number `first`."""
@@ -87,5 +89,5 @@ class Journal:
 
 def unfinished(store: Store, fingerprint: str) -> list[Journal]:
     """List the journals that killed runs left behind."""
-    folders = sorted({name.rpartition("/")[0] for name in store.list(f"{FOLDER}/{fingerprint}", ".arrow")})
-    return [Journal(store, folder) for folder in folders]
+    shards = sorted({tuple(name.split("/")[2:4]) for name in store.list(f"{FOLDER}/{fingerprint}", ".arrow")})
+    return [Journal(store, fingerprint, split, shard_id) for split, shard_id in shards]

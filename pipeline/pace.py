@@ -19,6 +19,8 @@ JITTER = 0.3
 """A pause is longer or shorter by up to this share."""
 PROBE_S = 120.0
 """How long nobody else asks while a probe is out. A probe that never comes back is forgotten then."""
+PROBE_POLL_S = 1.0
+"""The others look for its answer so often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ class Pace:
             book, address = min(books, key=lambda pair: max(pair[0].next_s, pair[0].rests_until_s))
             wait_s = max(book.next_s, book.rests_until_s) - now_s
             if wait_s > 0:
-                return Wait(wait_s, is_rest=all(book.num_rests for book, _ in books))
+                is_rest = all(book.rests_until_s > now_s for book, _ in books)
+                return Wait(min(wait_s, PROBE_POLL_S) if book.num_rests and not is_rest else wait_s, is_rest)
             if book.num_rests:
                 book.next_s = now_s + PROBE_S
             elif self.clips_per_hour:

@@ -91,17 +91,17 @@ def s3_address() -> Iterator[str]:
     server.stop()
 
 
+def enter_s3(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
 @pytest.fixture
 def s3_store(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Store:
     """An empty store on S3, found and entered by AWS's usual environment variables."""
-    settings = {
-        "AWS_ENDPOINT_URL": s3_address,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
+    enter_s3(s3_address, monkeypatch)
     requests.post(f"{s3_address}/moto-api/reset", timeout=10).raise_for_status()
     boto3.client("s3").create_bucket(Bucket="bucket")
     S3FileSystem.clear_instance_cache()  # its clients keep the settings that they were made with
@@ -109,8 +109,12 @@ def s3_store(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 @pytest.fixture(scope="session", name="ray")
-def start_ray() -> Iterator[None]:
-    """A Ray of two CPUs in this process's hands."""
-    ray.init(address="local", num_cpus=2, object_store_memory=150 * 2**20, include_dashboard=False, log_to_driver=False)
+def start_ray(s3_address: str) -> Iterator[None]:
+    """A Ray of two CPUs in this process's hands, whose workers can enter S3."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        enter_s3(s3_address, monkeypatch)
+        ray.init(
+            address="local", num_cpus=2, object_store_memory=150 * 2**20, include_dashboard=False, log_to_driver=False
+        )
     yield
     ray.shutdown()

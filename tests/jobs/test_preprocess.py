@@ -1,16 +1,18 @@
 import dataclasses
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from jobs.visit import preprocess
 from pipeline.cluster import run_tasks
-from pipeline.config import FetchConfig, PreprocessConfig
-from pipeline.errors import InputError, StoreError
+from pipeline.config import FetchConfig, PaceConfig, PreprocessConfig
+from pipeline.errors import InputError, LeaseError, StoreError
+from pipeline.lease import hold_lease
 from pipeline.miniature import Miniature
-from pipeline.records import Failure, Kind, Media, Segment
+from pipeline.records import Failure, Kind, Media, Reason, Segment
 from pipeline.snapshot import Snapshot, load_snapshot
 from pipeline.sources import FolderSource
 from pipeline.storage import Store
@@ -117,3 +119,84 @@ def test_segments_of_other_classes_are_refused(config: PreprocessConfig, miniatu
 def test_a_root_that_cannot_be_written_is_said_first(config: PreprocessConfig) -> None:
     with pytest.raises(StoreError, match="can't write /proc/nowhere/"):
         preprocess(dataclasses.replace(config, metadata="/nowhere"), Store("/proc/nowhere"))
+
+
+@pytest.mark.ray
+def test_the_same_run_on_s3_gives_the_same_digests(
+    ray: None, config: PreprocessConfig, miniature: Miniature, s3_store: Store, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config, splits=("eval",), media=str(miniature.media_folder))
+    for clip in miniature.clips:
+        if clip.segment.split == "eval" and clip.file_name:
+            s3_store.write_bytes(f"media/{clip.file_name}", (miniature.media_folder / clip.file_name).read_bytes())
+    for name in ("eval_segments.csv", "class_labels_indices.csv"):
+        s3_store.write_bytes(f"csv/{name}", (miniature.metadata_folder / name).read_bytes())
+    here, visit = preprocess(config, Store(str(tmp_path)))
+    config = dataclasses.replace(config, metadata=s3_store.url("csv"), media=s3_store.url("media"))
+    there, visit_there = preprocess(config, s3_store)
+    assert there.snapshot_id == here.snapshot_id
+    assert there.seals == here.seals
+    assert (visit_there.num_written, visit_there.failures) == (visit.num_written, visit.failures)
+    assert visit.num_planned == visit.num_decided
+    assert s3_store.list("parts") == []
+    assert preprocess(config, s3_store)[1].num_planned == 0
+
+
+@pytest.mark.ray
+def test_a_store_that_refuses_ends_the_run_with_the_count_so_far(
+    ray: None, config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pipeline.cluster.STORE_PAUSE_S", 0.05)
+    store = Store(str(tmp_path))
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "eval").write_bytes(b"no folder")
+    config = dataclasses.replace(config, splits=("balanced_train", "eval"), clips_per_shard=2)
+    with pytest.raises(StoreError, match=r"3 shards could not be made, so the run ends; \d+ clips of \d+ were written"):
+        preprocess(config, store)
+    (tmp_path / "shards" / "eval").unlink()
+    _, visit = preprocess(config, store)
+    assert visit.errors == {}
+
+
+@pytest.mark.ray
+def test_a_run_that_is_throttled_for_good_says_so_and_ends_with_what_it_has(
+    ray: None, config: PreprocessConfig, miniature: Miniature, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class ThrottledAfterAWhile:
+        """Lets a few clips through, then none, until the file is gone."""
+
+        def __init__(self, folder: Path, source: FolderSource):
+            self.folder = folder
+            self.source = source
+
+        def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+            if (self.folder / "closed").exists() and len(list(self.folder.iterdir())) > 10:
+                return Failure(Reason.BOT_CHECK, "Sign in to confirm you're not a bot")
+            (self.folder / segment.key).touch()
+            return self.source.fetch(segment)
+
+    tickets = tmp_path / "tickets"
+    tickets.mkdir()
+    (tickets / "closed").touch()
+    store = Store(str(tmp_path / "store"))
+    config = dataclasses.replace(config, pace=PaceConfig(rest_s=6, give_up_s=3), max_in_flight=2)
+    source = ThrottledAfterAWhile(tickets, FolderSource(str(miniature.media_folder), config.fetch))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.visit.open_source", lambda config: source)
+        started = time.monotonic()
+        first, visit = preprocess(config, store)
+        assert time.monotonic() - started < 30
+        assert (visit.is_complete, visit.num_throttled > 0) == (False, True)
+        assert "gave up: every address was told" in caplog.text
+        assert 0 < visit.num_decided < visit.num_planned == len(miniature.clips)
+        (tickets / "closed").unlink()
+        second, visit = preprocess(config, store)
+    assert visit.is_complete
+    assert len(second.index) > len(first.index)
+    assert sum(book["planned"] for book in second.manifest["books"].values()) == len(miniature.clips)
+
+
+def test_two_at_once_are_told_apart(config: PreprocessConfig, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with hold_lease(store), pytest.raises(LeaseError, match="alone"):
+        preprocess(config, store)

@@ -1,11 +1,17 @@
 import dataclasses
+import multiprocessing
+import random
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from pipeline.convert import Conversion, convert_shard
+from pipeline.config import FetchConfig, PaceConfig
+from pipeline.convert import Conversion, convert_shard, finish_journal
+from pipeline.journal import CLIPS_PER_PART, unfinished
 from pipeline.miniature import Fault, Miniature
+from pipeline.pace import LocalPacer, Wait
 from pipeline.records import Failure, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards import read_sidecar, shard_name
 from pipeline.sources import FolderSource
@@ -126,3 +132,132 @@ def test_audio_is_kept_if_asked_for(
     convert_shard(plans[-1], here)
     written = [row for row in rows_of(here.store).values() if row["status"] == "written"]
     assert {row["audio_bytes"] > 0 for row in written} == {keep_audio}
+
+
+class CountingSource:
+    """Fails every clip in a way that is for good, slowly, and writes down each that is asked for."""
+
+    def __init__(self, log: Path, pause_s: float):
+        self.log = log
+        self.pause_s = pause_s
+
+    def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+        with self.log.open("a") as file:
+            file.write(f"{segment.ytid}\n")
+        time.sleep(self.pause_s)
+        return Failure(Reason.REMOVED, "gone")
+
+
+def convert_here(plan: ShardPlan, conversion: Conversion) -> None:
+    convert_shard(plan, conversion)
+
+
+def test_kills_at_any_moment_cost_at_most_sixteen_clips_each(tmp_path: Path) -> None:
+    store, log = Store(str(tmp_path / "store")), tmp_path / "log"
+    segments = tuple(Segment(f"{number:011d}", 0, 10_000, ("/m/1",), "eval") for number in range(300))
+    plan = ShardPlan("shard", "eval", segments, (0,) * len(segments))
+    conversion = Conversion(store, CountingSource(log, 0.005), FetchConfig(), keep_audio=False)
+    context, chance, num_kills = multiprocessing.get_context("fork"), random.Random(0), 0
+    while True:
+        process = context.Process(target=convert_here, args=(plan, conversion))
+        process.start()
+        process.join(chance.uniform(0.03, 0.15))
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        num_kills += 1
+    asked = log.read_text().split()
+    assert process.exitcode == 0
+    assert num_kills >= 2
+    assert len(asked) - len(segments) <= 16 * num_kills
+    assert set(asked) == {segment.ytid for segment in segments}
+    assert list(rows_of(store)) == [segment.key for segment in segments]
+    assert unfinished(store, conversion.fingerprint) == []
+
+
+def test_what_a_killed_run_had_decided_becomes_a_shard_of_its_own(
+    conversion: Conversion, miniature: Miniature, plans: list[ShardPlan], small_store: Store, tmp_path: Path
+) -> None:
+    class EndingSource(FolderSource):
+        """Raises what no source may raise once it was asked for the last clip."""
+
+        def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+            if segment == long.segments[-1]:
+                raise SystemExit
+            return super().fetch(segment)
+
+    segments = tuple(segment for plan in plans[:4] for segment in plan.segments)
+    long = ShardPlan("long", plans[0].split, segments, (0,) * len(segments))
+    here = dataclasses.replace(
+        conversion,
+        store=Store(str(tmp_path)),
+        source=EndingSource(str(miniature.media_folder), conversion.fetch),
+    )
+    with pytest.raises(SystemExit):
+        convert_shard(long, here)
+    (journal,) = unfinished(here.store, here.fingerprint)
+    report = finish_journal(journal, here)
+    assert report
+    num_kept = (len(segments) - 1) // CLIPS_PER_PART * CLIPS_PER_PART
+    assert report.num_planned == num_kept
+    rows = rows_of(here.store)
+    assert list(rows) == [segment.key for segment in segments[:num_kept]]
+    assert {row["attempts"] for row in rows.values()} == {1}
+    in_one_go = rows_of(small_store)
+    written = [key for key, row in rows.items() if row["status"] == in_one_go[key]["status"] == "written"]
+    assert written
+    assert all(rows[key]["digest"] == in_one_go[key]["digest"] for key in written)
+    assert unfinished(here.store, here.fingerprint) == []
+
+
+def test_a_throttled_shard_is_given_back_and_goes_on_where_it_was(
+    conversion: Conversion, plans: list[ShardPlan], tmp_path: Path
+) -> None:
+    asked: Counter[str] = Counter()
+
+    class ThrottlingSource:
+        """Asks for patience once, in the middle."""
+
+        def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+            asked[segment.key] += 1
+            if segment == plans[0].segments[4] and asked[segment.key] == 1:
+                return Failure(Reason.RATE_LIMITED, "HTTP 429")
+            return Failure(Reason.REMOVED, "gone")
+
+    here = dataclasses.replace(
+        conversion,
+        store=Store(str(tmp_path)),
+        source=ThrottlingSource(),
+        fetch=dataclasses.replace(conversion.fetch, num_threads=1),
+        pacer=LocalPacer(PaceConfig(rest_s=6)),
+    )
+    rest = convert_shard(plans[0], here)
+    assert isinstance(rest, Wait)
+    assert rest.is_rest
+    assert here.store.list("shards") == []
+    report = convert(plans[0], dataclasses.replace(here, pacer=LocalPacer()))
+    assert report.failures == {Reason.REMOVED: len(plans[0].segments)}
+    assert asked == Counter({segment.key: 1 for segment in plans[0].segments} | {plans[0].segments[4].key: 2})
+    assert {row["attempts"] for row in rows_of(here.store).values()} == {1}
+
+
+def test_a_clip_that_is_always_throttled_fails_in_the_end(
+    conversion: Conversion, plans: list[ShardPlan], tmp_path: Path
+) -> None:
+    class ThrottlingSource:
+        """Never lets one clip through."""
+
+        def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+            reason = Reason.RATE_LIMITED if segment == plans[0].segments[0] else Reason.REMOVED
+            return Failure(reason, "no")
+
+    here = dataclasses.replace(
+        conversion,
+        store=Store(str(tmp_path)),
+        source=ThrottlingSource(),
+        pacer=LocalPacer(PaceConfig(rest_s=0.01, max_rest_s=0.02)),
+    )
+    report = convert(plans[0], here)
+    assert report.failures[Reason.RATE_LIMITED] == 1
+    assert report.num_planned == sum(report.failures.values())

@@ -1,0 +1,150 @@
+"""Run the real orchestration over AudioSet's 2,084,320 segments, with fetch, decode and fbank replaced by a stub.
+
+Plans, leases, schedules on Ray, writes sidecars, reads the ledger, builds the snapshot and reruns with nothing to do.
+Prints one JSON line: seconds, the driver's peak memory, CPU per clip.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+import jobs.visit
+from jobs.visit import preprocess
+from pipeline.cluster import ray_session
+from pipeline.config import PreprocessConfig
+from pipeline.convert import Conversion
+from pipeline.pace import Wait
+from pipeline.records import Reason, ShardPlan, ShardReport
+from pipeline.shards import Seal, SidecarRow, shard_name, write_sidecar
+from pipeline.storage import Store
+
+SPLITS = {"balanced_train": 22_160, "unbalanced_train": 2_041_789, "eval": 20_371}
+NUM_CLASSES = 527
+YIELD = 0.8
+FBANK_BYTES = 255_616
+R = TypeVar("R")
+
+
+def write_metadata(folder: Path, share: float) -> int:
+    """Write tables in the official form, with made-up ids; return the number of segments."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    mids = [f"/m/{number:06x}" for number in range(NUM_CLASSES)]
+    rows = [f'{index},{mid},"name {index}"\n' for index, mid in enumerate(mids)]
+    (folder / "class_labels_indices.csv").write_text("index,mid,display_name\n" + "".join(rows))
+    frequency = 1 / np.arange(1, NUM_CLASSES + 1)
+    combinations = [
+        ",".join(
+            mids[index] for index in set(random.choice(NUM_CLASSES, 1 + number % 4, p=frequency / frequency.sum()))
+        )
+        for number in range(50_000)
+    ]
+    total = 0
+    for split, count in SPLITS.items():
+        count = round(count * share)
+        with (folder / f"{split}_segments.csv").open("w") as file:
+            file.write("# made\n# num_segs=%d\n# YTID, start_seconds, end_seconds, positive_labels\n" % count)
+            for number, chosen, start in zip(
+                range(total, total + count),
+                random.integers(len(combinations), size=count),
+                random.integers(600, size=count),
+                strict=True,
+            ):
+                file.write(f'{number:011x}, {start}.000, {start + 10}.000, "{combinations[chosen]}"\n')
+        total += count
+    return total
+
+
+def write_rows(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
+    """Publish a shard's sidecar with plausible rows; no tar."""
+    random = np.random.default_rng(len(plan.shard_id))
+    rows = []
+    for place, segment in enumerate(plan.segments):
+        is_written = random.random() < YIELD
+        about = {"status": "written" if is_written else "failed", "reason": "" if is_written else Reason.NOT_FOUND}
+        content = {
+            "num_frames": 998,
+            "fbank_offset": place * FBANK_BYTES,
+            "fbank_bytes": FBANK_BYTES,
+            "digest": "0" * 64,
+        }
+        sums = {"fbank_sum": -5e5, "fbank_sum_squares": 4e6}
+        more = content | sums if is_written else {}
+        rows.append(SidecarRow(key=segment.key, **asdict(segment), **about, attempts=1, source="stub", **more))
+    name = shard_name(plan.split, plan.shard_id, "parquet")
+    write_sidecar(conversion.store, name, rows, conversion.fingerprint, Seal(len(rows) * FBANK_BYTES, "0" * 64))
+    num_written = sum(row.status == "written" for row in rows)
+    failures = {Reason.NOT_FOUND: len(rows) - num_written}
+    return ShardReport(plan.shard_id, plan.split, len(rows), num_written, failures, 0, is_new=True)
+
+
+class NoSource:
+    def fetch(self, segment, proxy=None):
+        raise AssertionError("the stub fetches nothing")
+
+
+def timed(function: Callable[[], R]) -> tuple[float, R]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--share", type=float, default=1.0, help="of AudioSet's segments")
+    parser.add_argument("--folder", type=Path, default=Path("data/bench-scale"))
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.folder, ignore_errors=True)
+    num_segments = write_metadata(arguments.folder / "csv", arguments.share)
+    store = Store(str(arguments.folder.absolute() / "store"))
+    config = PreprocessConfig(metadata=str(arguments.folder / "csv"), media="stub")
+    jobs.visit.convert_shard = write_rows
+    jobs.visit.open_source = lambda config: NoSource()
+    figures: dict[str, float] = {"num_segments": num_segments, "peak_mb_before": peak_mb()}
+    build = jobs.visit.build_snapshot
+    snapshot_s: list[float] = []
+    peaks: list[float] = []
+
+    def build_timed(*parts):
+        peaks.append(peak_mb())
+        seconds, snapshot = timed(lambda: build(*parts))
+        snapshot_s.append(seconds)
+        return snapshot
+
+    jobs.visit.build_snapshot = build_timed
+    with ray_session(num_cpus=2):
+        cpu_before = os.times()
+        first_s, (snapshot, visit) = timed(lambda: preprocess(config, store))
+        cpu = os.times()
+        driver_cpu_s = cpu.user + cpu.system - cpu_before.user - cpu_before.system
+    idle_s, (again, nothing) = timed(lambda: preprocess(config, store))
+    assert visit.num_decided == num_segments
+    assert (nothing.num_planned, again.snapshot_id) == (0, snapshot.snapshot_id)
+    figures |= {
+        "first_run_s": first_s,
+        "wall_ms_per_clip": 1000 * (visit.seconds) / num_segments,
+        "driver_cpu_ms_per_clip_with_snapshot": 1000 * driver_cpu_s / num_segments,
+        "peak_mb_orchestration": peaks[0],
+        "snapshot_s": snapshot_s[0],
+        "peak_mb_with_snapshot": peak_mb(),
+        "idle_rerun_s": idle_s,
+    }
+    print(json.dumps({"name": "scale", **{name: round(value, 3) for name, value in figures.items()}}))
+    shutil.rmtree(arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
