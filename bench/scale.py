@@ -52,7 +52,7 @@ def write_metadata(folder: Path, share: float) -> int:
     for split, count in SPLITS.items():
         count = round(count * share)
         with (folder / f"{split}_segments.csv").open("w") as file:
-            file.write("# made\n# num_segs=%d\n# YTID, start_seconds, end_seconds, positive_labels\n" % count)
+            file.write(f"# made\n# num_segs={count}\n# YTID, start_seconds, end_seconds, positive_labels\n")
             for number, chosen, start in zip(
                 range(total, total + count),
                 random.integers(len(combinations), size=count),
