@@ -103,6 +103,11 @@ def check_job(job: Job, world_size: int) -> None:
             f"{len(empty)} of {len(counts)} classes have no training clip: {', '.join(empty[:10])}. Remove them from"
             " class_labels_indices.csv, fetch clips for them, or set train.allow_empty_classes"
         )
+    if config.loss == "ce" and (several := _rows_of_several_classes(snapshot, config.train_splits)):
+        raise MismatchError(
+            f"loss=ce needs exactly one class per clip, but {several} training clips of snapshot"
+            f" {snapshot.snapshot_id} have another number; train with loss=bce"
+        )
     if config.features == "waveform" and not snapshot.manifest["settings"]["keep_audio"]:
         raise MismatchError(
             f"features=waveform needs audio, but snapshot {snapshot.snapshot_id} was made without; preprocess with"
@@ -116,6 +121,11 @@ def check_job(job: Job, world_size: int) -> None:
             " from the recipe's. Leave train.mean and train.std unset to use the data's",
             *(norm.mean, norm.std, snapshot.mean, snapshot.std),
         )
+
+
+def _rows_of_several_classes(snapshot: Snapshot, splits: tuple[str, ...]) -> int:
+    """Count the clips of some splits that don't have exactly one class."""
+    return int((snapshot.targets(snapshot.rows_of(splits)).sum(axis=1) != 1).sum())
 
 
 def check_same_job(job: Job, description: Mapping[str, Any]) -> None:

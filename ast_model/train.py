@@ -1,5 +1,6 @@
 """The loop: step, measure, evaluate, save, resume. At home alone, under torchrun and under Ray Train."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator
@@ -29,8 +30,6 @@ from pipeline.progress import Progress, show_progress
 
 log = logging.getLogger(__name__)
 
-SCORE = "eval/mAP"
-"""What makes a checkpoint the best."""
 MAX_KEYS_SHOWN = 24
 
 Metrics = dict[str, float]
@@ -45,6 +44,7 @@ class Trainer:
         self.job, self.config, self.world, self.watch = job, job.config, world, watch or Watch()
         self.data = TrainingData(job)
         self.model = _initial_model(job).to(world.device)
+        self.job = dataclasses.replace(job, model=self.model.config)  # weights bring their own epsilons
         self.stepper = Stepper(self.model, self.config, job.normalisation, world)
         self.position = Position()
         self.ema: State = start_ema(self.model) if self.config.ema_decay else {}
@@ -192,7 +192,7 @@ class Trainer:
         loss = self.epoch_loss / self.num_taken if self.num_taken else math.nan
         self.history.append({"epoch": epoch, "train/epoch_loss": loss, **eval_metrics(evaluation, "eval")})
         self.position, self.epoch_loss, self.num_taken = Position(epoch, 0), 0.0, 0
-        self._save(self.history[-1][SCORE])
+        self._save(evaluation.figures[evaluation.main_metric])
         if self.world.is_main:
             log.info("epoch %d: %s", epoch, _line(self.history[-1]))
             if epoch == self.config.num_epochs:
@@ -206,7 +206,8 @@ class Trainer:
     def _evaluate(self, model: nn.Module) -> Evaluation:
         config = self.config
         with self.world.autocast(config.precision):
-            return evaluate(model, self.data.eval_clips, self.world, self.job.normalisation, config.micro_batch_size)
+            norm, batch_size = self.job.normalisation, config.micro_batch_size
+            return evaluate(model, self.data.eval_clips, self.world, norm, batch_size, config.loss)
 
     def _evaluate_average(self) -> None:
         evaluation = self._evaluate(self._with_weights(self.average))
@@ -296,14 +297,13 @@ class Trainer:
 def _initial_model(job: Job) -> AST:
     torch.manual_seed(job.config.seed)
     if job.config.init:
-        return load_pretrained(job.config.init, job.model)
+        return load_pretrained(job.config.init, job.model, job.snapshot.labels.names)
     return AST(job.model)
 
 
 def eval_metrics(evaluation: Evaluation, prefix: str) -> Metrics:
     """Name an evaluation's figures for the history and the tracker."""
-    metrics = evaluation.metrics
-    return {f"{prefix}/mAP": metrics.mAP, f"{prefix}/auc": metrics.auc, f"{prefix}/d_prime": metrics.d_prime}
+    return {f"{prefix}/{name}": value for name, value in evaluation.figures.items()}
 
 
 def _line(metrics: Metrics) -> str:
