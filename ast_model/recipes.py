@@ -96,8 +96,8 @@ def audioset_full() -> Recipe:
 def esc50() -> Recipe:
     r"""AST-base on ESC-50, from weights trained on AudioSet, five folds, as the paper's.
 
-    Command: python jobs/esc50.py --data ESC-50-master --train.init audioset_10_10_0.4593.pth
-    Without AudioSet's weights: --train.init facebook/deit-base-distilled-patch16-384 --train.learning-rate 1e-4
+    Command: python jobs/esc50.py --data ESC-50-master --init audioset_10_10_0.4593.pth
+    Without AudioSet's weights: --init facebook/deit-base-distilled-patch16-384 --learning-rate 1e-4
     Cost: 200,000 samples of 348 GFLOP, by computation 3 minutes of an H200 for all folds.
     Result: accuracy 95.6 % (88.7 % from ImageNet weights alone) in the paper, at the epoch that is best on the
         test folds; not run by us. The last epoch's, our default, is not chosen on them.
@@ -123,7 +123,7 @@ def speechcommands() -> Recipe:
     r"""AST-base on Speech Commands V2 with 35 classes, from ImageNet weights, as the paper's.
 
     mixup_probability is 0.6 in the official recipe, but 0.5 in the log that it came with: try both with
-    --train.augment.mixup-probability. The log's learning rate stays the same from the 26th epoch on, hence max_decays.
+    --augment.mixup-probability. The log's learning rate stays the same from the 26th epoch on, hence max_decays.
 
     Command: python jobs/speechcommands.py --data speech_commands_v0.02 \
         --train.init facebook/deit-base-distilled-patch16-384

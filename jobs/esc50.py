@@ -1,0 +1,150 @@
+"""ESC-50: 2,000 clips of 5 s in 50 classes, trained and measured on its five folds.
+
+python jobs/esc50.py --data ESC-50-master --init audioset_10_10_0.4593.pth
+python jobs/esc50.py --init MIT/ast-finetuned-audioset-10-10-0.4593     fetches the archive first
+"""
+
+import csv
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from ast_model import recipes
+from ast_model.config import TrainConfig
+from ast_model.model import ASTConfig
+from ast_model.train import Metrics
+from jobs.cli import resolve_root, run_job
+from jobs.ray_train import RayConfig
+from jobs.train_recordings import convert, train_tracked
+from pipeline.cluster import ray_session
+from pipeline.download import fetch_archive, unpack
+from pipeline.errors import ConfigError, InputError, NoClipsError
+from pipeline.recordings import Recording
+from pipeline.snapshot import Snapshot
+from pipeline.storage import Store
+
+CLIP_MS = 5_000
+FOLDS = (1, 2, 3, 4, 5)
+TABLE = "meta/esc50.csv"
+
+
+@dataclass(frozen=True)
+class ESC50Config:
+    """All settings of the job."""
+
+    preset: tyro.conf.Suppress[str] = "esc50"
+    data: str = ""
+    """The official folder, with meta/esc50.csv and audio; empty to fetch it."""
+    archive: str = "https://github.com/karoldvl/ESC-50/archive/master.zip"
+    """Where it is fetched from."""
+    digest: str = ""
+    """sha256 or md5 of the archive. GitHub packs it on demand, so there is no official one."""
+    root: str = "data/esc50"
+    """Folder of the store. A relative one is taken from the current folder, in a Ray job from ~/audioset-ast."""
+    folds: tuple[int, ...] = FOLDS
+    """Folds to test on, each after training on the others."""
+    choose: Literal["last", "best_on_test"] = "last"
+    """Epoch that counts: the last one, or, as in the paper, the one whose mean accuracy on the test folds is best."""
+    model: ASTConfig = field(default_factory=ASTConfig)
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        if not self.folds or not set(self.folds) <= set(FOLDS) or len(set(self.folds)) != len(self.folds):
+            raise ConfigError(f"folds must be some of {FOLDS}, each once, found {self.folds}")
+
+
+def preset() -> ESC50Config:
+    recipe = recipes.esc50()
+    return ESC50Config(model=recipe.model, train=recipe.train, ray=RayConfig("1", use_gpu=True))
+
+
+preset.__doc__ = recipes.esc50.__doc__
+
+
+def esc50(config: ESC50Config) -> None:
+    """Train and test on each fold, and say the accuracy of each and their mean."""
+    store = Store(resolve_root(config.root))
+    folder = Path(config.data) if config.data else _fetch(config, store)
+    recordings, classes = read_esc50(folder)
+    with ray_session():
+        snapshot = convert(recordings, classes, store)
+        check_folds(snapshot, config)
+        histories = [train_tracked(config_of_fold(config, fold), snapshot)[1] for fold in config.folds]
+    result = {"folds": list(config.folds), **choose_epoch(histories, config.choose)}
+    store.write_json("esc50.json", result | {"snapshot": snapshot.snapshot_id})
+    for fold, accuracy in zip(config.folds, result["accuracies"], strict=True):
+        print(f"fold {fold}   accuracy {accuracy:.4f}")
+    print(f"mean     accuracy {result['accuracy']:.4f}   ({result['how']})")
+
+
+def _fetch(config: ESC50Config, store: Store) -> Path:
+    home = Path(store.path("download")) if store.is_local else Path.home() / ".cache/audioset-ast"
+    folder = unpack(fetch_archive(config.archive, home / "esc50.zip", config.digest), home / "esc50")
+    return next((table.parents[1] for table in folder.rglob(TABLE)), folder)
+
+
+def read_esc50(folder: Path) -> tuple[list[Recording], list[str]]:
+    """Read the official folder; each fold is a split. Raises InputError if it is another."""
+    try:
+        with (folder / TABLE).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        name_of = {int(row["target"]): row["category"] for row in rows}
+        recordings = [
+            Recording(folder / "audio" / row["filename"], (row["category"],), f"fold{int(row['fold'])}", 0, CLIP_MS)
+            for row in rows
+        ]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"expected ESC-50's {TABLE} with filename,fold,target,category in {folder}, found: {error!r}"
+        ) from error
+    missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
+    if missing or not recordings:
+        raise InputError(
+            f"{folder / TABLE} names {len(recordings)} files; {len(missing)} are not in {folder / 'audio'}"
+            f" ({', '.join(missing[:3])}): unpack the archive anew"
+        )
+    return recordings, [name_of[target] for target in sorted(name_of)]
+
+
+def config_of_fold(config: ESC50Config, fold: int) -> ESC50Config:
+    """Return the settings of one fold: test on it, learn from the others."""
+    others = tuple(f"fold{other}" for other in FOLDS if other != fold)
+    train = dataclasses.replace(config.train, train_splits=others, eval_split=f"fold{fold}")
+    return dataclasses.replace(config, preset=f"{config.preset}-fold{fold}", train=train)
+
+
+def check_folds(snapshot: Snapshot, config: ESC50Config) -> None:
+    """Raise NoClipsError, before the first fold is trained, if one of them leaves a class without training clips."""
+    if config.train.allow_empty_classes:
+        return
+    for fold in config.folds:
+        counts = snapshot.class_counts(config_of_fold(config, fold).train.train_splits)
+        empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
+        if empty:
+            raise NoClipsError(
+                f"fold {fold} can't be tested: all clips of {', '.join(empty[:5])} are in it, so none is left to learn"
+                " from. Spread them over the folds, leave the fold out of --folds, or set --allow-empty-classes"
+            )
+
+
+def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
+    """Return each fold's accuracy at one epoch, the same for all, their mean, and how the epoch was chosen."""
+    curves = np.array([[epoch["eval/accuracy"] for epoch in each if "eval/accuracy" in epoch] for each in histories])
+    last = curves.shape[1]
+    epoch = last if choose == "last" else int(curves.mean(axis=0).argmax()) + 1
+    how = f"epoch {epoch} of {last}, the last one"
+    if choose != "last":
+        how = f"epoch {epoch} of {last}, chosen by the mean accuracy on the test folds, as in the paper: flattering"
+    accuracies = curves[:, epoch - 1]
+    return {"accuracies": accuracies.tolist(), "accuracy": float(accuracies.mean()), "epoch": epoch, "how": how}
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(esc50, {"esc50": preset}, default_preset="esc50"))

@@ -1,0 +1,130 @@
+"""Speech Commands V2: 105,829 recordings of 35 words, with the official validation and testing lists.
+
+python jobs/speechcommands.py --data speech_commands_v0.02 --init facebook/deit-base-distilled-patch16-384
+python jobs/speechcommands.py --init …                                  fetches the archive of 2.3 GB first
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ast_model import recipes
+from ast_model.checkpoint import list_checkpoints
+from ast_model.config import TrainConfig
+from ast_model.model import ASTConfig
+from ast_model.saving import best_checkpoint
+from ast_model.train import Metrics
+from jobs.cli import resolve_root, run_job
+from jobs.evaluate import EvaluateConfig, score_each
+from jobs.ray_train import RayConfig
+from jobs.runs import RunSettings
+from jobs.train_recordings import convert, train_tracked
+from pipeline.cluster import ray_session
+from pipeline.download import fetch_archive, unpack
+from pipeline.errors import InputError
+from pipeline.recordings import Recording
+from pipeline.snapshot import Snapshot
+from pipeline.storage import Store
+
+CLIP_MS = 1_000
+LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
+NOISE_FOLDER = "_background_noise_"
+
+
+@dataclass(frozen=True)
+class SpeechCommandsConfig:
+    """All settings of the job."""
+
+    preset: tyro.conf.Suppress[str] = "speechcommands"
+    data: str = ""
+    """The official folder, with a folder for each word and the two lists; empty to fetch it."""
+    archive: str = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
+    """Where it is fetched from."""
+    digest: str = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
+    """sha256 or md5 of the archive; the default is the one that torchaudio checks."""
+    root: str = "data/speechcommands"
+    """Folder of the store. A relative one is taken from the current folder, in a Ray job from ~/audioset-ast."""
+    choose: Literal["best_on_valid", "last"] = "best_on_valid"
+    """Epoch that is tested on the testing list."""
+    model: ASTConfig = field(default_factory=ASTConfig)
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
+
+
+def preset() -> SpeechCommandsConfig:
+    recipe = recipes.speechcommands()
+    return SpeechCommandsConfig(model=recipe.model, train=recipe.train, ray=RayConfig("1", use_gpu=True))
+
+
+preset.__doc__ = recipes.speechcommands.__doc__
+
+
+def speechcommands(config: SpeechCommandsConfig) -> None:
+    """Train, choose an epoch on the validation list, and say its accuracy on the testing list."""
+    store = Store(resolve_root(config.root))
+    folder = Path(config.data) if config.data else _fetch(config, store)
+    recordings, words = read_speech_commands(folder)
+    with ray_session():
+        snapshot = convert(recordings, words, store)
+        settings, history = train_tracked(config, snapshot)
+    result = test(config, settings, snapshot, history)
+    store.write_json("speechcommands.json", result)
+    print(f"validation accuracy {result['valid']:.4f}\ntesting    accuracy {result['test']:.4f}   ({result['how']})")
+
+
+def _fetch(config: SpeechCommandsConfig, store: Store) -> Path:
+    home = Path(store.path("download")) if store.is_local else Path.home() / ".cache/audioset-ast"
+    archive = fetch_archive(config.archive, home / "speech_commands_v0.02.tar.gz", config.digest)
+    folder = unpack(archive, home / "speech_commands_v0.02")
+    return next((found.parent for found in folder.rglob("testing_list.txt")), folder)
+
+
+def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:
+    """Read the official folder: what is in neither list is for training. Raises InputError if it is another."""
+    split_of: dict[str, str] = {}
+    for name, split in LISTS.items():
+        try:
+            lines = (folder / name).read_text(encoding="utf-8").split()
+        except OSError as error:
+            raise InputError(f"expected Speech Commands' {name} in {folder}, found: {error}") from error
+        split_of |= dict.fromkeys(lines, split)
+    names = [file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/*.wav"))]
+    names = [name for name in names if not name.startswith(NOISE_FOLDER)]
+    if missing := sorted(split_of.keys() - set(names)):
+        raise InputError(
+            f"{folder}: {len(missing)} of {len(split_of)} listed files are not there, such as {missing[0]}; unpack the"
+            " archive anew"
+        )
+    if len(names) == len(split_of):
+        raise InputError(f"{folder}: expected files that are in neither list, to learn from; found none")
+    words = sorted({name.split("/")[0] for name in names})
+    return [
+        Recording(folder / name, (name.split("/")[0],), split_of.get(name, "train"), 0, CLIP_MS) for name in names
+    ], words
+
+
+def test(
+    config: SpeechCommandsConfig, settings: RunSettings, snapshot: Snapshot, history: Sequence[Metrics]
+) -> dict[str, Any]:
+    """Score the testing list with the chosen epoch's checkpoint."""
+    folder, epochs = f"runs/{settings.run}/checkpoints", [each for each in history if "eval/accuracy" in each]
+    best = best_checkpoint(snapshot.store, folder)
+    chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each["eval/accuracy"])
+    name = best[0] if best and config.choose != "last" else list_checkpoints(snapshot.store, folder)[-1]
+    wanted = EvaluateConfig((snapshot.store.url(name),), split="test", batch_size=config.train.micro_batch_size)
+    ((_, evaluation),) = score_each(wanted, snapshot)
+    return {
+        "valid": chosen["eval/accuracy"],
+        "test": evaluation.figures["accuracy"],
+        "how": f"epoch {chosen['epoch']:.0f} of {len(epochs)}, {config.choose}",
+        "checkpoint": name,
+        "snapshot": snapshot.snapshot_id,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(speechcommands, {"speechcommands": preset}, default_preset="speechcommands"))

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from ast_model.export import export_safetensors
+from ast_model.model import AST, ASTConfig
+from jobs.finetune import FinetuneConfig, plan_model, plan_training
+from pipeline.recordings import Recording
+
+
+def make_clips(num_clips: int, labels: tuple[str, ...] = ("dog",), clip_ms: int = 10_000) -> list[Recording]:
+    """One clip in five is for measuring."""
+    splits = ["eval" if index % 5 == 0 else "train" for index in range(num_clips)]
+    return [Recording(Path(str(index)), labels, split, 0, clip_ms) for index, split in enumerate(splits)]
+
+
+@pytest.mark.parametrize(
+    ("num_clips", "num_epochs", "batch_size"), [(50, 40, 8), (5_000, 5, 48), (50_000, 5, 48), (4, 40, 3)]
+)
+def test_the_defaults_follow_the_number_of_clips(num_clips: int, num_epochs: int, batch_size: int) -> None:
+    train = plan_training(FinetuneConfig(init="ast.pth"), make_clips(num_clips))
+    assert (train.num_epochs, train.global_batch_size) == (num_epochs, batch_size)
+    assert (train.loss, train.eval_split, train.learning_rate) == ("ce", "eval", 5e-5)
+    chosen = FinetuneConfig(num_epochs=3, batch_size=2, learning_rate=1e-3)
+    train = plan_training(chosen, make_clips(num_clips, ("dog", "loud")))
+    assert (train.num_epochs, train.global_batch_size, train.learning_rate) == (3, 2, 1e-3)
+    assert train.loss == "bce"
+
+
+def test_the_model_is_as_long_as_the_clips_and_else_shaped_as_its_weights(tmp_path: Path) -> None:
+    clips = make_clips(5, clip_ms=1_000)
+    assert plan_model(FinetuneConfig(size="tiny"), clips, 7) == ASTConfig.tiny(num_classes=7, num_frames=112)
+    shape = ASTConfig(3, num_frames=256, freq_stride=16, time_stride=16, width=24, depth=1, num_heads=1)
+    export_safetensors(AST(shape), tmp_path / "ast.safetensors")
+    found = plan_model(FinetuneConfig(init=str(tmp_path / "ast.safetensors")), clips, 7)
+    assert (found.num_classes, found.num_frames, found.width, found.freq_stride) == (7, 112, 24, 16)
