@@ -11,6 +11,7 @@ from ast_model.config import TrainConfig
 from ast_model.evaluate import Evaluation, Normalisation
 from ast_model.model import ASTConfig
 from pipeline.errors import ConfigError, MismatchError, NoClipsError
+from pipeline.fbank import NUM_MEL_BINS
 from pipeline.labels import Labels
 from pipeline.snapshot import Snapshot, check_fingerprint
 from pipeline.verify import check_sizes
@@ -93,6 +94,11 @@ def check_job(job: Job, world_size: int) -> None:
         raise MismatchError(
             f"expected a model of {len(snapshot.labels)} classes, as snapshot {snapshot.snapshot_id} has, found one of"
             f" {job.model.num_classes}; set model.num_classes"
+        )
+    if job.model.num_mel_bins != NUM_MEL_BINS:
+        raise MismatchError(
+            f"expected a model of {NUM_MEL_BINS} mel bins, as the fbanks have, found {job.model.num_mel_bins}; set"
+            f" model.num_mel_bins={NUM_MEL_BINS}"
         )
     snapshot.rows_of((config.eval_split,))
     snapshot.rows_of(config.train_splits)

@@ -73,6 +73,14 @@ def test_balanced_draws_are_those_of_torchs_weighted_sampler() -> None:
     assert chance_of_one_source(np.stack([ours, theirs])) > CERTAIN
 
 
+def test_each_clip_is_drawn_as_often_as_its_weight_says() -> None:
+    num_draws = 100_000
+    found = np.bincount(plan(num_draws).clip, minlength=len(WEIGHTS))
+    expected = num_draws * WEIGHTS / WEIGHTS.sum()
+    assert found[expected == 0].sum() == 0
+    assert stats.chisquare(found[expected > 0], expected[expected > 0]).pvalue > CERTAIN
+
+
 def test_draws_without_replacement_are_those_of_numpys_choice() -> None:
     # In order: which clip comes first, second and third.
     weights = np.array([1, 2, 5, 0, 12])

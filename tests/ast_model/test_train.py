@@ -228,6 +228,33 @@ def test_a_model_for_other_classes_is_refused(snapshot: Snapshot) -> None:
         Trainer(job, ALONE)
 
 
+def test_features_that_do_not_fit_are_refused(snapshot: Snapshot) -> None:
+    wide = dataclasses.replace(make_job(snapshot, "wide"), model=dataclasses.replace(MODEL, num_mel_bins=64))
+    with pytest.raises(MismatchError, match="a model of 128 mel bins, as the fbanks have, found 64"):
+        Trainer(wide, ALONE)
+    settings = {**snapshot.manifest["settings"], "keep_audio": False}
+    silent = dataclasses.replace(snapshot, manifest={**snapshot.manifest, "settings": settings})
+    with pytest.raises(MismatchError, match=r"features=waveform needs audio, but snapshot .* was made without"):
+        Trainer(make_job(silent, "silent", features="waveform"), ALONE)
+
+
+def test_a_recipe_far_from_the_data_is_warned_about(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+    Trainer(make_job(snapshot, "near", mean=snapshot.mean + 0.1, std=snapshot.std), ALONE)
+    assert not caplog.records
+    Trainer(make_job(snapshot, "far", mean=snapshot.mean + 5, std=snapshot.std), ALONE)
+    assert f"the data's are {snapshot.mean:.2f} and {snapshot.std:.2f}" in caplog.text
+
+
+def test_kept_audio_teaches_what_stored_fbanks_do(snapshot: Snapshot) -> None:
+    changes = {"num_epochs": 1, "average_from_epoch": None, "group_draws": 20}
+    changes["augment"] = dataclasses.replace(CONFIG.augment, mixup_probability=0.0)
+    stored = make_job(snapshot, "stored", **changes)
+    kept = make_job(snapshot, "kept", **changes, features="waveform")
+    for job in (stored, kept):
+        Trainer(job, ALONE).run()
+    assert curve(kept) == pytest.approx(curve(stored), rel=1e-3)
+
+
 def test_a_run_is_not_resumed_on_other_data(snapshot: Snapshot, whole: tuple[Job, list[Metrics]]) -> None:
     other = dataclasses.replace(snapshot, snapshot_id="another")
     with pytest.raises(MismatchError, match=rf"trained on snapshot {snapshot.snapshot_id}, not on another"):

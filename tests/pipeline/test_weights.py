@@ -12,6 +12,9 @@ def test_weights_are_those_computed_by_hand() -> None:
     targets = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]])
     expected = [332.2259136, 332.2259136 + 990.0990099, 332.2259136, 0]
     np.testing.assert_allclose(class_balanced_weights(targets), expected, rtol=1e-9)
+    # PaSST adds 100: 1000/103 and 1000/101.
+    expected = [9.7087379, 9.7087379 + 9.9009901, 9.7087379, 0]
+    np.testing.assert_allclose(class_balanced_weights(targets, count_offset=100), expected, rtol=1e-7)
 
 
 def test_one_label_per_clip_is_balanced_as_scikit_learn_does() -> None:
