@@ -4,7 +4,7 @@ BIN := .venv/bin
 ROOT ?= $(CURDIR)/data/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test ui lock clean
+.PHONY: help demo test rehearsal ui lock clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,10 @@ test: .venv/.installed-dev  ## ruff, pyright and pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pytest
+
+rehearsal: .venv/.installed-dev  ## Several Ray nodes on this machine, a store on S3, and nodes that are lost
+	RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(32))') \
+		$(BIN)/pytest -m rehearsal tests/test_rehearsal.py
 
 ui: .venv/.installed  ## The MLflow UI of ROOT on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \

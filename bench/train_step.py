@@ -1,0 +1,216 @@
+"""Compare a training step with its peers: same batch, same device, in turns.
+
+    python bench/train_step.py                       # small models on a CPU: that it runs, and ratios
+    python bench/train_step.py --batch-size 64       # AST-base on a GPU
+
+Prints one JSON line per contender: samples a second (median of rounds), its time over ours, and MFU where the device's
+peak is known. Ours alone augments its batch, too. Contenders: ours; ours compiled; ours with PaSST's patchout; transformers' AST with SDPA and
+fused Adam; and the official arithmetic, written out: softmax attention as products, fp16 autocast with a scaler on a
+GPU, Adam one parameter at a time. Fed by the real loader instead of one batch on the device: `--store ROOT`.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from transformers import ASTConfig as TheirConfig
+from transformers import ASTForAudioClassification
+
+from ast_model.config import AugmentConfig, RegulariseConfig, TrainConfig
+from ast_model.draws import NUM_UNIFORMS
+from ast_model.evaluate import Normalisation
+from ast_model.job import Job
+from ast_model.loader import Batch
+from ast_model.model import AST, ASTConfig, Attention
+from ast_model.optimizer import ADAM_BETAS
+from ast_model.regularise import num_kept_patches
+from ast_model.step import Stepper, clip_losses
+from ast_model.telemetry import FLOPS_PER_FORWARD, peak_flops
+from ast_model.training_data import TrainingData
+from ast_model.world import World
+from pipeline.snapshot import load_snapshot
+from pipeline.storage import Store
+
+SMALL = ASTConfig(num_frames=256, width=96, depth=4, num_heads=4)
+NORMAL = Normalisation(-4.27, 4.57)
+Step = Callable[[], object]
+
+
+def make_batch(config: ASTConfig, size: int, device: torch.device) -> Batch:
+    """Return clips of noise, half of them mixed."""
+    random = np.random.default_rng(0)
+    shape = (size, config.num_frames, config.num_mel_bins)
+    clips = torch.from_numpy(random.normal(-4, 4, shape).astype(np.float16))
+    mixed = torch.arange(0, size, 2)
+    lengths = torch.full((size,), config.num_frames)
+    return Batch(
+        features="fbank",
+        num_frames=config.num_frames,
+        rows=np.arange(size),
+        clips=clips,
+        lengths_B=lengths,
+        targets_BC=(torch.rand(size, config.num_classes) < 0.005).float(),
+        mixed=mixed,
+        partners=clips[mixed],
+        partner_lengths_Q=lengths[mixed],
+        lam_Q=torch.full((len(mixed),), 0.5),
+        uniforms=torch.rand(size, NUM_UNIFORMS),
+    ).to(device)
+
+
+def ours(config: ASTConfig, batches: Iterator[Batch], size: int, world: World, **settings) -> Step:
+    train = TrainConfig(global_batch_size=size, micro_batch_size=size, augment=AugmentConfig(), **settings)
+    stepper = Stepper(AST(config).to(world.device).train(), train, NORMAL, world)
+    steps = itertools.count()
+    return lambda: stepper.take(0, next(steps), lambda: next(batches))
+
+
+def transformers_ast(config: ASTConfig, batch: Batch, world: World) -> Step:
+    theirs = TheirConfig(
+        hidden_size=config.width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.mlp_ratio * config.width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        max_length=config.num_frames,
+        num_mel_bins=config.num_mel_bins,
+        frequency_stride=config.freq_stride,
+        time_stride=config.time_stride,
+        num_labels=config.num_classes,
+    )
+    theirs._attn_implementation = "sdpa"
+    model: nn.Module = ASTForAudioClassification(theirs)
+    model.to(world.device).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-5, ADAM_BETAS, fused=True)
+    fbank_BTM = batch.clips.float()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with world.autocast("auto"):
+            logits_BC = model(fbank_BTM).logits
+        clip_losses(logits_BC.float(), batch.targets_BC, "bce").mean().backward()
+        optimizer.step()
+
+    return step
+
+
+class WrittenOutAttention(Attention):
+    """The official model's attention: products and a softmax, each result in memory."""
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        qkv_BN3HK = self.qkv(tokens_BND).unflatten(2, (3, self.num_heads, -1))
+        query, key, value = qkv_BN3HK.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
+        return self.out((weights @ value).transpose(1, 2).flatten(2))
+
+
+def official_arithmetic(config: ASTConfig, batch: Batch, world: World) -> Step:
+    model = AST(config)
+    for block in model.blocks:
+        assert isinstance(block, nn.Module)
+        block.attention = WrittenOutAttention(config)
+    model = model.to(world.device).train()
+    is_gpu = world.device.type == "cuda"
+    optimizer = torch.optim.Adam(model.parameters(), 1e-5, ADAM_BETAS, weight_decay=5e-7, foreach=False)
+    scaler = GradScaler(world.device.type, enabled=is_gpu)
+    fbank_BTM = batch.clips.float()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with world.autocast("fp16" if is_gpu else "fp32"):
+            logits_BC = model(fbank_BTM)
+        loss = nnf.binary_cross_entropy_with_logits(logits_BC.float(), batch.targets_BC)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def stored_batches(root: str, config: ASTConfig, size: int, world: World) -> Iterator[Batch]:
+    """Yield batches of a store's latest snapshot as the training's own loader reads them."""
+    snapshot = load_snapshot(Store(root))
+    train = TrainConfig(global_batch_size=size, micro_batch_size=size, draws_per_epoch=size * 1000)
+    config = dataclasses.replace(config, num_classes=len(snapshot.labels))
+    data = TrainingData(Job(train, config, snapshot, "bench", tracker=None))  # pyright: ignore[reportArgumentType]
+    for epoch in itertools.count():
+        yield from data.batches(epoch, range(data.num_steps), world)
+
+
+def wait(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_in_turns(contenders: dict[str, Step], world: World, rounds: int, steps: int) -> dict[str, float]:
+    """Return the seconds of a step of each (median of the rounds)."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for step in contenders.values():
+        for _ in range(3):
+            step()
+    for _ in range(rounds):
+        for name, step in contenders.items():
+            wait(world)
+            started = time.perf_counter()
+            for _ in range(steps):
+                step()
+            wait(world)
+            seconds[name].append((time.perf_counter() - started) / steps)
+    return {name: median(each) for name, each in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=None, help="steps per round")
+    parser.add_argument("--store", default="", help="root of a store, to be fed by the real loader as well")
+    parser.add_argument("--compile", action="store_true", help="also compiled, by default on a GPU")
+    args = parser.parse_args()
+    is_gpu = torch.cuda.is_available()
+    world = World(0, 1, torch.device("cuda", 0) if is_gpu else torch.device("cpu"))
+    torch.set_num_threads(torch.get_num_threads() if is_gpu else 1)
+    config, size = (ASTConfig.base(), args.batch_size or 64) if is_gpu else (SMALL, args.batch_size or 4)
+    batch = make_batch(config, size, world.device)
+    grid = config.grid
+    patchout = RegulariseConfig(patchout_freq=4, patchout_time=round(40 / 101 * grid[1]))
+    contenders = {
+        "ours": ours(config, itertools.repeat(batch), size, world),
+        "ours, patchout": ours(config, itertools.repeat(batch), size, world, regularise=patchout),
+        "transformers": transformers_ast(config, batch, world),
+        "official arithmetic": official_arithmetic(config, batch, world),
+    }
+    if is_gpu or args.compile:
+        contenders["ours, compiled"] = ours(config, itertools.repeat(batch), size, world, compile=True)
+    if args.store:
+        stored = stored_batches(args.store, config, size, world)
+        num_classes = len(load_snapshot(Store(args.store)).labels)
+        contenders["ours, fed"] = ours(dataclasses.replace(config, num_classes=num_classes), stored, size, world)
+    seconds = time_in_turns(contenders, world, args.rounds, args.steps or (20 if is_gpu else 2))
+    for name, each in seconds.items():
+        kept = num_kept_patches(grid, patchout) if "patchout" in name else config.num_patches
+        flops = FLOPS_PER_FORWARD * config.flops_with(kept) * size / each
+        peak = peak_flops(world.device)
+        line = {
+            "contender": name,
+            "batch_size": size,
+            "samples_per_s": round(size / each, 2),
+            "to_ours": round(each / seconds["ours"], 3),
+            "tflops": round(flops / 1e12, 3),
+            "mfu": round(flops / peak, 4) if peak else None,
+        }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Several Ray nodes on one machine, a store on S3, and nodes that are taken away: `make rehearsal`."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from ast_model.checkpoint import list_checkpoints
+from ast_model.config import AugmentConfig, CacheConfig, CheckpointConfig, TrainConfig
+from ast_model.job import Watch
+from ast_model.model import ASTConfig
+from ast_model.world import World
+from jobs.ray_train import RayConfig, train_on_ray
+from jobs.runs import begin_run, ending_tracked, new_run_name, train_rank
+from jobs.train import TrainJobConfig
+from jobs.visit import preprocess
+from pipeline.config import FetchConfig, PreprocessConfig
+from pipeline.miniature import Miniature
+from pipeline.snapshot import Snapshot, check_fingerprint
+from pipeline.storage import Store
+
+pytestmark = [pytest.mark.rehearsal, pytest.mark.filterwarnings("ignore")]  # Ray's cluster utility is no clean code
+
+NODE_BYTES = 80 * 2**20
+
+
+@pytest.fixture
+def cluster(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without work and two nodes of one CPU each; all of them find the store by the environment."""
+    assert os.environ.get("RAY_AUTH_MODE") == "token", "Ray reads it when it is imported: run `make rehearsal`"
+    root = str(Path(__file__).parents[1])
+    settings = {
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_health_check_failure_threshold": "3",
+        "RAY_health_check_period_ms": "1000",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": NODE_BYTES})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=NODE_BYTES)
+    ray.init(address=cluster.address, log_to_driver=True)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def take_away_once(is_time: Callable[[], bool], cluster: Cluster) -> threading.Thread:
+    """Take a node away, without a word, when it is time, and give another one later."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 240
+        while not is_time():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+        time.sleep(5)
+        cluster.add_node(num_cpus=1, object_store_memory=NODE_BYTES)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def convert(store: Store, miniature: Miniature, media_address: str, cluster: Cluster) -> Snapshot:
+    config = PreprocessConfig(
+        metadata=str(miniature.metadata_folder),
+        media=media_address,
+        clips_per_shard=2,
+        fetch=FetchConfig(deadline_s=1.0, backoff_s=0.01),
+    )
+    thread = take_away_once(lambda: len(store.list("shards", ".parquet")) >= 3, cluster)
+    snapshot, visit = preprocess(config, store)
+    thread.join()
+    assert not visit.errors
+    return snapshot
+
+
+def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
+    cluster: Cluster, s3_store: Store, miniature: Miniature, media_address: str, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    found = convert(s3_store, miniature, media_address, cluster)
+    check_fingerprint(found)
+    assert found.index["key"] == snapshot.index["key"], "the clips are those of a conversion that nobody disturbed"
+    books = found.manifest["books"]
+    assert all(book["planned"] == book["written"] + sum(book["failed"].values()) for book in books.values())
+
+    train = TrainConfig(
+        num_epochs=3,
+        draws_per_epoch=400,
+        global_batch_size=4,
+        micro_batch_size=4,
+        learning_rate=1e-3,
+        augment=AugmentConfig(),
+        log_every_steps=5,
+        checkpoints=CheckpointConfig(every_steps=10, every_minutes=None),
+        cache=CacheConfig(folder=str(tmp_path / "cache")),
+    )
+    model = ASTConfig(patch_time=32, freq_stride=16, time_stride=32, width=16, depth=2, num_heads=2)
+    config = TrainJobConfig("rehearsal", model=model, train=train)
+    disturbed = begin_run(config, found, new_run_name("disturbed"))
+    folder = f"runs/{disturbed.run}/checkpoints"
+    thread = take_away_once(lambda: len(list_checkpoints(s3_store, folder)) > 0, cluster)
+    with ending_tracked(disturbed):
+        history = train_on_ray(disturbed, RayConfig("1:2"))
+    thread.join()
+    quiet = begin_run(replace(config, preset="quiet"), found, new_run_name("quiet"))
+    with ending_tracked(quiet):
+        expected = train_rank(quiet, World(0, 1, torch.device("cpu")), Watch())
+    assert [metrics["epoch"] for metrics in history] == [1, 2, 3]
+    for one, other in zip(history, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-2)
