@@ -157,10 +157,11 @@ class TrainConfig:
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights with this decay per step, measure it after each epoch and
     keep it as the checkpoint's model; none: the weights themselves."""
-    teacher: str = ""
-    """Folder in the store with scores of the training clips to learn from besides the labels; empty for none."""
+    teachers: tuple[str, ...] = ()
+    """Stored scores of the training clips whose mean is learnt from besides the labels, by their names in the store,
+    such as runs/RUN/evaluations/NAME.npz."""
     teacher_share: float = 0.5
-    """The teacher's part in the targets."""
+    """The teachers' part in the targets."""
     max_bad_steps: int = 20
     """Steps in a row whose loss or gradient is not finite, after which the run ends; each is skipped."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,6 +1,7 @@
 """The clips that one training reads, in the order of its plan of draws."""
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -9,8 +10,11 @@ from ast_model.draws import Draws, group_by_shard, num_steps_of, plan_epoch
 from ast_model.job import Job
 from ast_model.loader import Batch, Collator, open_reader
 from ast_model.step import micro_batches
+from ast_model.teacher import TaughtCollator, load_teacher
 from ast_model.world import World
 from pipeline.weights import class_balanced_weights
+
+Kind = TypeVar("Kind", bound=Collator)
 
 
 class TrainingData:
@@ -24,12 +28,15 @@ class TrainingData:
         self.weights = class_balanced_weights(targets, config.weight_count_offset)
         self.num_draws = config.draws_per_epoch or len(train_rows)
         self.num_steps = num_steps_of(self.num_draws, config.global_batch_size)
-        self.clips = self._collator(train_rows, targets)
-        self.eval_clips = self._collator(eval_rows, snapshot.targets(eval_rows))
+        self.clips = self._collator(Collator, train_rows, targets)
+        self.eval_clips = self._collator(Collator, eval_rows, snapshot.targets(eval_rows))
+        if config.teachers:
+            self.clips = self._collator(TaughtCollator, train_rows, targets)
+            self.clips.teach(load_teacher(snapshot, train_rows, config), config.teacher_share)
 
-    def _collator(self, rows: np.ndarray, targets: sparse.csr_array) -> Collator:
+    def _collator(self, kind: type[Kind], rows: np.ndarray, targets: sparse.csr_array) -> Kind:
         reader = open_reader(self.job.snapshot, self.config.cache)
-        return Collator(reader, rows, targets, self.job.model.num_frames, self.config.features)
+        return kind(reader, rows, targets, self.job.model.num_frames, self.config.features)
 
     def batches(self, epoch: int, steps: range, world: World) -> Iterator[Batch]:
         """Yield this rank's micro-batches of some steps of an epoch, read ahead."""

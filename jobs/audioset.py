@@ -64,7 +64,18 @@ def audioset_full() -> AudioSetConfig:
     return AudioSetConfig(model=recipe.model, train=recipe.train, ray=RayConfig("4", use_gpu=True))
 
 
-PRESETS = {"demo": demo, "audioset_balanced": audioset_balanced, "audioset_full": audioset_full}
+def audioset_modern() -> AudioSetConfig:
+    recipe = recipes.audioset_modern()
+    ray = RayConfig("4", use_gpu=True)
+    return AudioSetConfig("audioset_modern", model=recipe.model, train=recipe.train, ray=ray)
+
+
+PRESETS = {
+    "demo": demo,
+    "audioset_balanced": audioset_balanced,
+    "audioset_full": audioset_full,
+    "audioset_modern": audioset_modern,
+}
 for name, preset in PRESETS.items():
     preset.__doc__ = getattr(recipes, name).__doc__
 

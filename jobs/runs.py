@@ -23,7 +23,7 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 PLAN_SETTINGS = (
-    "train_splits eval_split draws_per_epoch sampler global_batch_size seed teacher teacher_share"
+    "train_splits eval_split draws_per_epoch sampler global_batch_size seed teachers teacher_share"
     " augment.mixup_probability augment.mixup_alpha average_from_epoch"
 ).split()
 """What decides which samples come when: a run keeps it to its end. The rest may be changed when it is resumed."""

@@ -62,7 +62,20 @@ def audioset_full() -> TrainJobConfig:
     return TrainJobConfig("audioset_full", "data/audioset", model=recipe.model, train=recipe.train, ray=ray)
 
 
-PRESETS = {"demo": demo, "audioset_balanced": audioset_balanced, "audioset_full": audioset_full}
+def audioset_modern() -> TrainJobConfig:
+    recipe = recipes.audioset_modern()
+    ray = RayConfig("4", use_gpu=True)
+    return TrainJobConfig("audioset_modern", "data/audioset", model=recipe.model, train=recipe.train, ray=ray)
+
+
+PRESETS = {
+    "demo": demo,
+    "audioset_balanced": audioset_balanced,
+    "audioset_full": audioset_full,
+    "audioset_modern": audioset_modern,
+}
+for name, preset in PRESETS.items():
+    preset.__doc__ = getattr(recipes, name).__doc__
 
 
 def train(config: TrainJobConfig) -> None:

@@ -34,7 +34,7 @@ FLOORS = {
         " ast_model.tracking_alive ast_model.tracking ast_model.inference ast_model.tracking_pyfunc"
         " ast_model.tracking_models ast_model.export"
     ),
-    7: "ast_model.job ast_model.telemetry ast_model.step ast_model.training_data ast_model.train",
+    7: "ast_model.job ast_model.telemetry ast_model.step ast_model.teacher ast_model.training_data ast_model.train",
     8: "jobs.cli",
     9: (
         "jobs.visit jobs.snapshots jobs.preprocess jobs.runs jobs.ray_train jobs.train jobs.report jobs.audioset"

@@ -125,6 +125,6 @@ def test_the_average_is_the_mean() -> None:
 def test_nothing_of_this_is_in_the_papers_settings() -> None:
     config = TrainConfig()
     assert config.regularise == RegulariseConfig(0, 0, 0.0)
-    assert (config.layer_decay, config.ema_decay, config.teacher, config.schedule.shape) == (1.0, None, "", "steps")
+    assert (config.layer_decay, config.ema_decay, config.teachers, config.schedule.shape) == (1.0, None, (), "steps")
     noise = NoiseSource(config.regularise, TINY, 4, 0).draw(0, 0, slice(0, 4), CPU)
     assert dataclasses.astuple(noise) == (None, None)

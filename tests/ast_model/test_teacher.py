@@ -1,0 +1,66 @@
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from ast_model.config import AugmentConfig
+from ast_model.evaluate import Evaluation
+from ast_model.job import Job
+from ast_model.metrics import tagging_metrics
+from ast_model.scores import keep_scores
+from ast_model.step import clip_losses
+from ast_model.train import Trainer
+from ast_model.training_data import TrainingData
+from ast_model.world import World
+from pipeline.errors import MismatchError
+
+ALONE = World(0, 1, torch.device("cpu"))
+SPLITS = ("balanced_train", "unbalanced_train")
+
+
+def keep_teacher(job: Job, splits: tuple[str, ...], name: str, seed: int) -> np.ndarray:
+    """Store random scores of a job's clips of some splits, and return them."""
+    rows = job.snapshot.rows_of(splits)
+    scores = np.random.default_rng(seed).random((len(rows), len(job.snapshot.labels)))
+    targets = job.snapshot.targets(rows).toarray().astype(bool)
+    one_split = dataclasses.replace(job.snapshot)  # evaluations are of one split: let these be one
+    one_split.__dict__["splits"] = np.where(np.isin(job.snapshot.splits, splits), "mine", "")
+    keep_scores(Evaluation(scores, targets, tagging_metrics(scores, targets)), one_split, ((), "mine"), name, 1)
+    return scores
+
+
+def test_targets_are_partly_the_teachers_mean(make_job: Callable[..., Job]) -> None:
+    augment = AugmentConfig(mixup_probability=0)
+    plain = make_job(augment=augment)
+    scores = (keep_teacher(plain, SPLITS, "one.npz", 1) + keep_teacher(plain, SPLITS, "two.npz", 2)) / 2
+    taught = make_job(teachers=("one.npz", "two.npz"), teacher_share=0.25, augment=augment)
+    drawn, expected = (next(TrainingData(job).batches(0, range(1), ALONE)) for job in (taught, plain))
+    rows = list(plain.snapshot.rows_of(SPLITS))
+    for place in range(2):
+        teacher_C = torch.from_numpy(scores[rows.index(expected.rows[place])]).float()
+        torch.testing.assert_close(
+            drawn.targets_BC[place], 0.75 * expected.targets_BC[place] + 0.25 * teacher_C, rtol=0, atol=1e-3
+        )
+    logits_BC = torch.randn(2, len(plain.snapshot.labels))
+    teacher_BC = (drawn.targets_BC - 0.75 * expected.targets_BC) / 0.25
+    two_losses = 0.75 * clip_losses(logits_BC, expected.targets_BC, "bce") + 0.25 * clip_losses(
+        logits_BC, teacher_BC, "bce"
+    )
+    torch.testing.assert_close(clip_losses(logits_BC, drawn.targets_BC, "bce"), two_losses)
+
+
+def test_a_training_learns_from_a_teacher(make_job: Callable[..., Job]) -> None:
+    plain = make_job(num_epochs=1)
+    keep_teacher(plain, SPLITS, "one.npz", 1)
+    taught = make_job("taught", num_epochs=1, teachers=("one.npz",), teacher_share=1.0)
+    (metrics,) = Trainer(taught, ALONE).run()
+    assert metrics["train/epoch_loss"] > Trainer(plain, ALONE).run()[0]["train/epoch_loss"]  # of random scores
+
+
+def test_a_teacher_that_left_clips_out_is_refused(make_job: Callable[..., Job]) -> None:
+    job = make_job(teachers=("part.npz",))
+    keep_teacher(job, SPLITS[:1], "part.npz", 0)
+    with pytest.raises(MismatchError, match=r"scores of all \d+ training clips, found none of \d+"):
+        TrainingData(job)
