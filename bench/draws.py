@@ -62,13 +62,15 @@ def make_snapshot(store: Store) -> None:
 
 @contextmanager
 def measured(name: str, **rest: Any) -> Iterator[None]:
-    """Print seconds and the most memory that numpy and Python held beyond what they held before."""
+    """Print seconds, and the most memory that numpy and Python held beyond what they held before."""
     tracemalloc.start()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     yield
-    seconds, (_, peak_bytes) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
+    peak_mb = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
-    print(json.dumps({"name": f"draws/{name}", "s": round(seconds, 2), "peak_mb": round(peak_bytes / 1e6), **rest}))
+    figures = {"s": round(seconds, 2), "cpu_s": round(cpu_s, 2), "peak_mb": round(peak_mb)}
+    print(json.dumps({"name": f"draws/{name}", **figures, **rest}))
 
 
 def start_in_the_middle(store: Store) -> None:

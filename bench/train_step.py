@@ -4,9 +4,10 @@
     python bench/train_step.py --batch-size 64       # AST-base on a GPU
 
 Prints one JSON line per contender: samples a second (median of rounds), its time over ours, and MFU where the device's
-peak is known. Ours alone augments its batch, too. Contenders: ours; ours compiled; ours with PaSST's patchout; transformers' AST with SDPA and
-fused Adam; and the official arithmetic, written out: softmax attention as products, fp16 autocast with a scaler on a
-GPU, Adam one parameter at a time. Fed by the real loader instead of one batch on the device: `--store ROOT`.
+peak is known. Contenders: ours, the only one to augment its batch, too; ours compiled; ours with PaSST's patchout;
+transformers' AST with SDPA and fused Adam; and the official arithmetic, written out: softmax attention as products,
+fp16 autocast with a scaler on a GPU, Adam one parameter at a time. Fed by the real loader instead of one batch on the
+device: `--store ROOT`.
 """
 
 import argparse
@@ -90,7 +91,7 @@ def transformers_ast(config: ASTConfig, batch: Batch, world: World) -> Step:
     )
     theirs._attn_implementation = "sdpa"
     model: nn.Module = ASTForAudioClassification(theirs)
-    model.to(world.device).train()
+    model = model.to(world.device).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-5, ADAM_BETAS, fused=True)
     fbank_BTM = batch.clips.float()
 
