@@ -1,15 +1,18 @@
 """Models in MLflow: real ones that can be loaded and served, and the registry's versions with their aliases."""
 
 import importlib.metadata
+import io
 import logging
 import tempfile
 import warnings
+import wave
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from mlflow.entities import LoggedModelStatus, Metric
+from mlflow.entities import LoggedModel, LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -23,12 +26,14 @@ from ast_model.scores import Scores, in_common, parse_scores
 from ast_model.tracking import CHECKPOINT_TAG, MODEL_TYPE, SNAPSHOT_TAG, TrackedRun, find_model
 from ast_model.tracking_pyfunc import CHECKPOINT, TOP_K
 from pipeline.errors import MismatchError, TrackingError
+from pipeline.fbank import SAMPLE_RATE_HZ
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
 REGISTERED = "audioset-ast"
-CHAMPION, LATEST = "champion", "latest"
+CHAMPION = "champion"
+"""The alias that we set; MLflow itself keeps `latest` for the newest version."""
 PACKAGES = ("ast_model", "pipeline")
 REQUIRED = (
     "av fsspec huggingface_hub matplotlib mlflow numpy pandas pyarrow requests s3fs safetensors scikit-learn scipy"
@@ -53,7 +58,7 @@ class Difference:
 
 def signature() -> ModelSignature:
     """Say what a served model takes and gives."""
-    fbank = Array(Array(DataType.float))
+    fbank = Array(Array(DataType.double))
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.binary, "audio", required=False),
         ColSpec(DataType.string, "path", required=False),
@@ -65,6 +70,18 @@ def signature() -> ModelSignature:
     ]
     params = ParamSchema([ParamSpec("top_k", DataType.long, TOP_K)])
     return ModelSignature(Schema(inputs), Schema(outputs), params)
+
+
+def example() -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return an input that a served model takes: half a second of a tone, as a WAV file's bytes."""
+    samples = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE_HZ // 2) / SAMPLE_RATE_HZ)
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE_HZ)
+        file.writeframes((samples * 8000).astype("<i2").tobytes())
+    return pd.DataFrame({"audio": [out.getvalue()]}), {"top_k": 3}
 
 
 def requirements() -> list[str]:
@@ -89,7 +106,7 @@ def log_served_model(tracked: TrackedRun, name: str, store: Store, checkpoint: s
                 client.log_model_artifacts(model.model_id, f"{folder}/model")
             _log_scores(client, tracked, model.model_id, scores)
             model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        return _register(client, tracked.run_id, model.model_id, tags | {"kind": name})
+        return _register(client, tracked.run_id, model, tags | {"kind": name})
     except MlflowException as error:
         raise TrackingError(
             f"the model {name} of run {tracked.run_id} is not in the registry of {tracked.uri}: {error.message}; its"
@@ -112,6 +129,7 @@ def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> 
             code_paths=[str(root / package) for package in PACKAGES],
             mlflow_model=Model(run_id=run_id, model_id=model_id),
             signature=signature(),
+            input_example=example(),
             pip_requirements=requirements(),
         )
 
@@ -130,9 +148,9 @@ def _log_scores(client: MlflowClient, tracked: TrackedRun, model_id: str, scores
     )
 
 
-def _register(client: MlflowClient, run_id: str, model_id: str, tags: Mapping[str, str]) -> ModelVersion:
+def _register(client: MlflowClient, run_id: str, model: LoggedModel, tags: Mapping[str, str]) -> ModelVersion:
     for version in versions(client):
-        if version.tags.get("model_id") == model_id:
+        if version.tags.get("model_id") == model.model_id:
             return version
     try:
         client.create_registered_model(
@@ -141,11 +159,9 @@ def _register(client: MlflowClient, run_id: str, model_id: str, tags: Mapping[st
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(
-        REGISTERED, f"models:/{model_id}", run_id, {**tags, "model_id": model_id}, model_id=model_id
-    )
-    client.set_registered_model_alias(REGISTERED, LATEST, version.version)
-    return version
+    # Named by its place: an address such as models:/ID would be looked up on whichever server is MLflow's default.
+    source, all_tags = model.artifact_location, {**tags, "model_id": model.model_id}
+    return client.create_model_version(REGISTERED, source, run_id, all_tags, model_id=model.model_id)
 
 
 def versions(client: MlflowClient) -> list[ModelVersion]:

@@ -24,7 +24,7 @@ class ServedTagger(PythonModel):
     def load_context(self, context) -> None:
         self.tagger = Tagger.load(context.artifacts[CHECKPOINT])
 
-    def predict(self, context, model_input, params=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def predict(self, context, model_input: pd.DataFrame, params=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         top_k = (params or {}).get("top_k", TOP_K)
         rows = [self._tag(row, top_k) for row in model_input.to_dict("records")]
         return pd.DataFrame(rows, columns=["tags", "scores"])

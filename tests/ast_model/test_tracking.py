@@ -28,7 +28,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(tracking, "OUTBOXES", tmp_path / "outboxes")
     (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
@@ -124,7 +124,8 @@ def test_a_checkpoint_becomes_one_model_with_metrics_and_data(store: Store, snap
     assert [(m.key, m.value, m.step, m.dataset_digest) for m in model.metrics or []] == [
         ("eval/mAP", 0.25, 1, snapshot.snapshot_id)
     ]
-    (data,) = run.client.get_run(run.run_id).inputs.dataset_inputs
+    inputs = run.client.get_run(run.run_id).inputs
+    (data,) = inputs.dataset_inputs if inputs else []
     assert mlflow.data.get_source(data).uri == snapshot.store.url(f"snapshots/{snapshot.snapshot_id}")  # pyright: ignore
     assert steps(store, "eval/mAP") == [1]
 
