@@ -5,14 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
 from ast_model.config import TrainConfig
-from ast_model.evaluate import Evaluation, Normalisation
+from ast_model.evaluate import Normalisation
 from ast_model.model import ASTConfig
 from pipeline.errors import ConfigError, MismatchError, NoClipsError
 from pipeline.fbank import NUM_MEL_BINS
-from pipeline.labels import Labels
 from pipeline.snapshot import Snapshot, check_fingerprint
 from pipeline.verify import check_sizes
 
@@ -26,8 +23,6 @@ class Tracker(Protocol):
     """Who is told how a training goes. Only the main rank tells."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def log_classes(self, name: str, evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> None: ...
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None: ...
 

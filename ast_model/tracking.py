@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import requests
 from mlflow.entities import (
     Dataset,
@@ -25,12 +25,9 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ast_model.evaluate import Evaluation
 from ast_model.outbox import Letter, Outbox, RefusedError
-from ast_model.plots import class_table, plot_average_precision
 from ast_model.tracking_alive import BEAT_TAG, PROCESS_TAG, Heartbeat, close_dead_runs, is_alive, is_ours, sign_of_life
 from pipeline.errors import TrackingError
-from pipeline.labels import Labels
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
 
@@ -85,6 +82,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
     return flat
 
 
+@contextmanager
+def tracking_errors(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into TrackingError."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException, OSError) as error:
+        raise TrackingError(f"{uri}: {error}; look at MLFLOW_TRACKING_URI and at the server's log") from error
+
+
 class TrackedRun:
     """A run on a tracking server. It is picklable: whoever has it logs to the same run.
 
@@ -113,8 +119,14 @@ class TrackedRun:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def describe(self, markdown: str) -> None:
-        """Set the description that the run's page shows."""
-        self.log_tags({NOTE_TAG: markdown})
+        """Set the description that the run's page shows. Raises TrackingError."""
+        with tracking_errors(self.uri):
+            self.log_tags({NOTE_TAG: markdown})
+
+    @property
+    def description(self) -> str:
+        with tracking_errors(self.uri):
+            return self.client.get_run(self.run_id).data.tags.get(NOTE_TAG, "")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics, later and once: what is known of a step already stays as it is."""
@@ -125,12 +137,6 @@ class TrackedRun:
         values = {key: value for key, value in metrics.items() if key != "epoch"}
         letter = {"kind": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
         self._post({**letter, "step": int(metrics["epoch"]), "values": values})
-
-    def log_classes(self, name: str, evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> None:
-        """Keep per-class results as one table and one picture."""
-        table = class_table(evaluation, labels, num_train_clips)
-        self.client.log_text(self.run_id, table.to_csv(index=False), f"classes/{name}.csv")
-        self.client.log_figure(self.run_id, plot_average_precision(table), f"classes/{name}.png")
 
     def log_data(self, snapshot: Snapshot, context: str) -> None:
         """Name the snapshot as the run's data, with counts, statistics and place."""
@@ -149,6 +155,17 @@ class TrackedRun:
         )
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
         self.log_tags({SNAPSHOT_TAG: snapshot.snapshot_id})
+
+    def log_files(self, folder: Path, place: str) -> None:
+        """Keep files as artifacts, now. Raises TrackingError."""
+        with tracking_errors(self.uri):
+            self.client.log_artifacts(self.run_id, str(folder), place)
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Return the steps and values of a metric that were delivered so far."""
+        with tracking_errors(self.uri):
+            history = sorted(self.client.get_metric_history(self.run_id, key), key=lambda metric: metric.step)
+        return [metric.step for metric in history], [metric.value for metric in history]
 
     def show_life(self) -> None:
         """Say from now on that this process works on the run."""

@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import logging
 import tempfile
+import time
 import warnings
 import wave
 from collections.abc import Mapping
@@ -21,9 +22,10 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, TensorSpec
 
+from ast_model.checkpoint import DESCRIPTION
 from ast_model.metrics import mean_average_precision_change, mean_average_precision_interval
-from ast_model.scores import Scores, in_common, parse_scores
-from ast_model.tracking import CHECKPOINT_TAG, MODEL_TYPE, SNAPSHOT_TAG, TrackedRun, find_model
+from ast_model.scores import AVERAGE, Scores, in_common, parse_scores
+from ast_model.tracking import CHECKPOINT_TAG, MODEL_TYPE, SNAPSHOT_TAG, TrackedRun, find_model, tracking_errors
 from ast_model.tracking_pyfunc import CHECKPOINT, TOP_K
 from pipeline.errors import MismatchError, TrackingError
 from pipeline.fbank import SAMPLE_RATE_HZ
@@ -32,7 +34,7 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 REGISTERED = "audioset-ast"
-CHAMPION = "champion"
+CHAMPION, KIND_TAG = "champion", "kind"
 """The alias that we set; MLflow itself keeps `latest` for the newest version."""
 PACKAGES = ("ast_model", "pipeline")
 REQUIRED = (
@@ -89,29 +91,43 @@ def requirements() -> list[str]:
     return [f"{name}=={importlib.metadata.version(name)}" for name in REQUIRED]
 
 
-def log_served_model(tracked: TrackedRun, name: str, store: Store, checkpoint: str, scores: Scores) -> ModelVersion:
-    """Make a checkpoint a model that can be loaded and served, and a version in the registry, the `latest`.
+def log_served_model(tracked: TrackedRun, kind: str, store: Store, checkpoint: str, scores: Scores) -> ModelVersion:
+    """Let a checkpoint's model be loaded and served, and make it a version in the registry.
 
     What is there already stays as it is. Raises TrackingError if the server or its registry refuses.
     """
-    client = tracked.client
+    client, name = tracked.client, AVERAGE if kind == AVERAGE else checkpoint.split("/")[-1]
+    tags = {CHECKPOINT_TAG: store.url(checkpoint), SNAPSHOT_TAG: tracked.snapshot_id, "epoch": str(scores.epoch)}
     try:
         experiment_id = client.get_run(tracked.run_id).info.experiment_id
         model = find_model(client, experiment_id, tracked.run_id, name)
-        tags = {CHECKPOINT_TAG: store.url(checkpoint), SNAPSHOT_TAG: tracked.snapshot_id, "epoch": str(scores.epoch)}
-        if model is None or model.status != LoggedModelStatus.READY:
+        if model is None:  # the server was away when the checkpoint was told of
             model = client.create_logged_model(experiment_id, name, tracked.run_id, tags, model_type=MODEL_TYPE)
+        if KIND_TAG not in model.tags:
             with tempfile.TemporaryDirectory() as folder:
                 _save(Path(folder), store, checkpoint, (tracked.run_id, model.model_id))
                 client.log_model_artifacts(model.model_id, f"{folder}/model")
-            _log_scores(client, tracked, model.model_id, scores)
-            model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        return _register(client, tracked.run_id, model, tags | {"kind": name})
+            _log_interval(client, tracked, model.model_id, kind, scores)
+            client.set_logged_model_tags(model.model_id, {KIND_TAG: kind})
+        if model.status != LoggedModelStatus.READY:
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        return _register(client, tracked.run_id, model, tags | {KIND_TAG: kind})
     except MlflowException as error:
         raise TrackingError(
-            f"the model {name} of run {tracked.run_id} is not in the registry of {tracked.uri}: {error.message}; its"
+            f"the {kind} model of run {tracked.run_id} is not in the registry of {tracked.uri}: {error.message}; its"
             f" checkpoint is safe in {store.url(checkpoint)}"
         ) from error
+
+
+def forget_removed(tracked: TrackedRun, store: Store, run: str) -> None:
+    """Remove from MLflow the models of checkpoints that were not kept; served ones have their own copy."""
+    client = tracked.client
+    with tracking_errors(tracked.uri):
+        experiment_id = client.get_run(tracked.run_id).info.experiment_id
+        for model in client.search_logged_models([experiment_id], f"source_run_id = '{tracked.run_id}'"):
+            place = f"runs/{run}/checkpoints/{model.name}/{DESCRIPTION}"
+            if model.name != AVERAGE and KIND_TAG not in model.tags and not store.exists(place):
+                client.delete_logged_model(model.model_id)
 
 
 def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> None:
@@ -134,17 +150,13 @@ def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> 
         )
 
 
-def _log_scores(client: MlflowClient, tracked: TrackedRun, model_id: str, scores: Scores) -> None:
-    metrics = scores.evaluation.metrics
+def _log_interval(client: MlflowClient, tracked: TrackedRun, model_id: str, kind: str, scores: Scores) -> None:
     low, high = mean_average_precision_interval(scores.scores, scores.targets)
-    now_ms = pd.Timestamp.now().value // 1_000_000
-    values = {"mAP": metrics.mAP, "mAP_low": low, "mAP_high": high, "auc": metrics.auc, "d_prime": metrics.d_prime}
+    now_ms, prefix = int(time.time() * 1000), AVERAGE if kind == AVERAGE else "eval"
+    values = {f"{prefix}/mAP_low": low, f"{prefix}/mAP_high": high}
     client.log_batch(
         tracked.run_id,
-        [
-            Metric(f"model/{key}", value, now_ms, scores.epoch, model_id=model_id, run_id=tracked.run_id)
-            for key, value in values.items()
-        ],
+        [Metric(key, value, now_ms, scores.epoch, model_id, run_id=tracked.run_id) for key, value in values.items()],
     )
 
 
@@ -217,7 +229,7 @@ def crown(client: MlflowClient, version: ModelVersion, scores: Scores) -> str:
         return "is the champion already"
     else:
         try:
-            change = difference(scores, scores_of(client, before.run_id or "", before.tags["kind"]))
+            change = difference(scores, scores_of(client, before.run_id or "", before.tags[KIND_TAG]))
             decision, is_better = f"{change} against version {before.version}", change.value > 0
         except (MismatchError, TrackingError) as error:
             decision, is_better = f"not compared with version {before.version}: {error}", False

@@ -21,6 +21,7 @@ from ast_model.pretrained import load_pretrained
 from ast_model.regularise import num_kept_patches
 from ast_model.saving import Saved, Saver
 from ast_model.schedule import learning_rate_factor
+from ast_model.scores import AVERAGE, BEST, LAST, keep_scores, scores_name
 from ast_model.step import Stepper
 from ast_model.telemetry import FLOPS_PER_FORWARD, Figures, Meter, StepReport, Stretch, memory_peak_gib, peak_flops
 from ast_model.training_data import TrainingData
@@ -195,8 +196,10 @@ class Trainer:
         self._save(evaluation.figures[evaluation.main_metric])
         if self.world.is_main:
             log.info("epoch %d: %s", epoch, _line(self.history[-1]))
+            if self.history[-1][SCORE] > max((before[SCORE] for before in self.history[:-1]), default=-math.inf):
+                self._keep_scores(BEST, evaluation)
             if epoch == self.config.num_epochs:
-                self._log_classes("last", evaluation)
+                self._keep_scores(LAST, evaluation)
 
     def _with_weights(self, weights: State) -> AST:
         model = AST(self.job.model).to(self.world.device)
@@ -217,12 +220,13 @@ class Trainer:
             self._tell(self.saver.save(saved, self._num_done, f"runs/{self.job.run}/average"))
             epochs = self.config.num_epochs - self.num_averaged + 1, self.config.num_epochs
             log.info("average of epochs %d to %d: %s", *epochs, _line(self.history[-1]))
-            self._log_classes("average", evaluation)
+            self._keep_scores(AVERAGE, evaluation)
 
-    def _log_classes(self, name: str, evaluation: Evaluation) -> None:
-        snapshot = self.job.snapshot
-        counts = snapshot.class_counts(self.config.train_splits)
-        self.job.tracker.log_classes(name, evaluation, snapshot.labels, counts)
+    def _keep_scores(self, name: str, evaluation: Evaluation) -> None:
+        """Keep what pictures and comparisons are made of."""
+        splits = self.config.train_splits, self.config.eval_split
+        name = scores_name(self.job.run, name)
+        keep_scores(evaluation, self.job.snapshot, splits, name, epoch=self.position.epoch)
 
     def _tell(self, saved: Saved | None) -> None:
         """Tell the tracker of a checkpoint that has reached the storage, if an evaluation belongs to it."""

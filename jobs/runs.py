@@ -8,14 +8,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ast_model.config import TrainConfig
 from ast_model.job import Job, Watch
 from ast_model.model import ASTConfig
-from ast_model.tracking import TrackedRun, continue_run, flatten, start_run
+from ast_model.tracking import TrackedRun, continue_run, start_run
 from ast_model.train import Metrics, Trainer
 from ast_model.world import World
+from jobs.provenance import provenance
+from jobs.publish import publish_or_say_how
+from jobs.titles import RunConfig, describe_run, run_params, run_title
 from pipeline.errors import ConfigError, MismatchError, NoClipsError, StoppedError
 from pipeline.snapshot import Snapshot, load_snapshot
 from pipeline.storage import Store
@@ -41,17 +44,6 @@ class RunSettings:
     tracker: TrackedRun
 
 
-class RunConfig(Protocol):
-    """What a job's config has for a run."""
-
-    @property
-    def preset(self) -> str: ...
-    @property
-    def model(self) -> ASTConfig: ...
-    @property
-    def train(self) -> TrainConfig: ...
-
-
 def new_run_name(preset: str) -> str:
     return f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
@@ -60,11 +52,13 @@ def begin_run(config: RunConfig, snapshot: Snapshot, run: str) -> RunSettings:
     """Give a new run its record, in the store and in MLflow. Its model has the snapshot's classes."""
     model = dataclasses.replace(config.model, num_classes=len(snapshot.labels))
     store = snapshot.store
-    tracker = start_run(store, run, {"preset": config.preset, "snapshot": snapshot.snapshot_id})
+    title = run_title(config, model, snapshot, run)
+    tracker = start_run(store, title, {"preset": config.preset, "run": run, "stage": "train", **provenance()})
     record = {"snapshot": snapshot.snapshot_id, "tracking_run": tracker.run_id}
     store.write_json(_record_name(run), record | {"model": asdict(model), "train": asdict(config.train)})
-    tracker.log_params(flatten(config))
+    tracker.log_params(run_params(config, model))
     tracker.log_data(snapshot, "training")
+    tracker.describe(describe_run(config, model, snapshot, run))
     return RunSettings(store, snapshot.snapshot_id, run, model, config.train, tracker)
 
 
@@ -89,7 +83,7 @@ def resume_run(run: str, store: Store, config: RunConfig) -> tuple[RunSettings, 
     model = dataclasses.replace(config.model, num_classes=len(snapshot.labels))
     _check_settings(run, record, model, config.train)
     tracker = continue_run(store, record["tracking_run"])
-    tracker.log_params(flatten(config))
+    tracker.log_params(run_params(config, model))
     return RunSettings(store, snapshot.snapshot_id, run, model, config.train, tracker), snapshot
 
 
@@ -131,10 +125,12 @@ def history_name(run: str) -> str:
 
 @contextmanager
 def ending_tracked(settings: RunSettings) -> Iterator[None]:
-    """End the tracked run with a status whatever happens."""
+    """Publish what a finished run made, and end it with a status whatever happens."""
     status = "FAILED"
     try:
         yield
+        snapshot = load_snapshot(settings.store, settings.snapshot_id)
+        publish_or_say_how(settings.tracker, snapshot, settings.run)
         status = "FINISHED"
     except (KeyboardInterrupt, StoppedError):
         status = "KILLED"

@@ -29,9 +29,6 @@ class Notes:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.append((step, dict(metrics)))
 
-    def log_classes(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
         self.checkpoints.append(name)
 

@@ -17,15 +17,14 @@ import torch.nn.functional as nnf
 
 from ast_model.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
 from ast_model.config import AugmentConfig, TrainConfig
-from ast_model.evaluate import Evaluation
 from ast_model.job import Job, Watch
 from ast_model.model import ASTConfig
 from ast_model.schedule import ScheduleConfig
+from ast_model.scores import AVERAGE, BEST, LAST, load_scores, scores_name
 from ast_model.step import clip_losses
 from ast_model.train import Metrics, Trainer
 from ast_model.world import World
 from pipeline.errors import MismatchError, NoClipsError, TrainingError
-from pipeline.labels import Labels
 from pipeline.snapshot import Snapshot
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -57,15 +56,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
-        self.tables: dict[str, Evaluation] = {}
         self.checkpoints: dict[str, str] = {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         assert step not in self.steps, "a step is logged once"
         self.steps[step] = dict(metrics)
-
-    def log_classes(self, name: str, evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> None:
-        self.tables[name] = evaluation
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
         self.checkpoints[name] = address
@@ -120,8 +115,10 @@ def test_it_learns_logs_and_measures(whole: tuple[Job, list[Metrics]]) -> None:
     assert curve(job)[-1] < 0.9 * curve(job)[0]
     assert [metrics["epoch"] for metrics in history] == [1, 2, 3, 3]
     assert all(0 < metrics[f"{'eval' if n < 3 else 'average'}/mAP"] <= 1 for n, metrics in enumerate(history))
-    assert job.tracker.tables.keys() == {"last", "average"}
-    assert job.tracker.tables["last"].scores.shape == (len(job.snapshot.rows_of(("eval",))), 15)
+    kept = {name: load_scores(job.snapshot.store, scores_name(job.run, name)) for name in (BEST, LAST, AVERAGE)}
+    assert {scores.scores.shape for scores in kept.values()} == {(len(job.snapshot.rows_of(("eval",))), 15)}
+    assert kept[LAST].evaluation.metrics.mAP == history[2]["eval/mAP"]
+    assert kept[BEST].evaluation.metrics.mAP == max(metrics["eval/mAP"] for metrics in history[:3])
     assert len(job.tracker.checkpoints) == 4
     rates = [metrics["train/learning_rate"] for metrics in job.tracker.steps.values()]
     assert rates[:3] == [0, CONFIG.learning_rate / 2, CONFIG.learning_rate]
