@@ -5,9 +5,10 @@ import html
 import io
 from collections.abc import Sequence
 
-import matplotlib.image
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.stats import rankdata
 
 from ast_model.scores import Scores
@@ -18,6 +19,8 @@ from pipeline.snapshot import Snapshot
 NUM_EACH = 6
 NUM_TAGS = 5
 MAX_FRAMES = 2000
+FRAMES_PER_PIXEL = 3
+NUM_COLOURS = 32
 STYLE = """
 body { font: 14px sans-serif; margin: 1.5em; max-width: 75em }
 table { border-collapse: collapse } td, th { padding: 2px 12px 2px 0; vertical-align: top; text-align: left }
@@ -84,10 +87,14 @@ def _spectrogram(reader: ClipReader, row: int, name: str) -> str:
 
 def spectrogram_tag(fbank_TM: np.ndarray, name: str) -> str:
     """Put a fbank (T, M) into HTML, time to the right, high bins at the top."""
-    low, high = np.percentile(fbank_TM.astype(np.float32), [5, 99])
-    levels = np.clip((fbank_TM.T[::-1].astype(np.float32) - low) / max(high - low, 1e-3), 0, 1)
+    whole = len(fbank_TM) // FRAMES_PER_PIXEL * FRAMES_PER_PIXEL or len(fbank_TM)
+    columns = fbank_TM[:whole].astype(np.float32).reshape(-1, min(FRAMES_PER_PIXEL, whole), NUM_MEL_BINS).mean(axis=1)
+    low, high = np.percentile(columns, [5, 99])
+    levels = np.clip((columns.T[::-1] - low) / max(high - low, 1e-3), 0, 1)
+    image = Image.fromarray((levels * (NUM_COLOURS - 1)).astype(np.uint8)).convert("P")
+    image.putpalette((colormaps["magma"](np.linspace(0, 1, NUM_COLOURS))[:, :3] * 255).astype(np.uint8).tobytes())
     out = io.BytesIO()
-    matplotlib.image.imsave(out, levels, cmap="magma", format="png")
+    image.save(out, format="png", optimize=True)
     data, seconds = base64.b64encode(out.getvalue()).decode(), len(fbank_TM) * FRAME_SHIFT_MS / 1000
     return f'<img style="height:7em" alt="{name}, {seconds:.1f} s" src="data:image/png;base64,{data}">'
 

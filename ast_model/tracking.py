@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ NOTE_TAG, PARENT_TAG, CHECKPOINT_TAG, SNAPSHOT_TAG = (
     "snapshot",
 )
 MAX_METRICS_PER_BATCH = 1000
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ENDPOINT_NOT_FOUND"}
 """Codes of MLflow's errors after which it is worth while to try again."""
 
