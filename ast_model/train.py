@@ -196,7 +196,8 @@ class Trainer:
         self._save(evaluation.figures[evaluation.main_metric])
         if self.world.is_main:
             log.info("epoch %d: %s", epoch, _line(self.history[-1]))
-            if self.history[-1][SCORE] > max((before[SCORE] for before in self.history[:-1]), default=-math.inf):
+            *before, score = (metrics[f"eval/{evaluation.main_metric}"] for metrics in self.history)
+            if score > max(before, default=-math.inf):
                 self._keep_scores(BEST, evaluation)
             if epoch == self.config.num_epochs:
                 self._keep_scores(LAST, evaluation)

@@ -6,14 +6,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from ast_model.evaluate import Evaluation
 from ast_model.job import Job
 from ast_model.train import Trainer
 from ast_model.world import join_world
-from pipeline.labels import Labels
 from pipeline.snapshot import load_snapshot
 
 
@@ -25,9 +22,6 @@ class Recorder:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.steps.append({"step": step, **metrics})
-
-    def log_classes(self, name: str, evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> None:
-        pass
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
         pass
