@@ -2,7 +2,9 @@
 
 import os
 import tarfile
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,7 @@ from pipeline.shards import FRAME_BYTES
 from pipeline.snapshot import Snapshot
 
 MAX_OPEN_SHARDS = 256
-MAX_OPEN_CACHED_SHARDS = 16
-"""An open file takes its space even after the cache removed it."""
+"""Of a local store. Those of a cache are opened for each clip: open, they would keep their space when evicted."""
 NPY_MAGIC = b"\x93NUMPY"
 
 
@@ -37,7 +38,7 @@ class ClipReader:
         self._offset, self._length, self.num_frames, self._audio_offset, self._audio_length = (
             index[name].to_numpy() for name in columns
         )
-        self._open = lru_cache(MAX_OPEN_SHARDS if self.store.is_local else MAX_OPEN_CACHED_SHARDS)(_OpenShard)
+        self._open = lru_cache(MAX_OPEN_SHARDS)(_OpenShard)
 
     def shards_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the place of each row's shard in `shard_names`."""
@@ -76,25 +77,31 @@ class ClipReader:
 
     def _read(self, row: int, offset: int, extension: str, head: bytearray, out: np.ndarray) -> None:
         """Read the tar's header, the first bytes of the member and `out`, one behind the other."""
-        name = self.shard_names[self._shard[row]]
-        num_read = self._read_bytes(name, offset - tarfile.BLOCKSIZE, head, out)
         member = f"{self._keys[row]}.{extension}"
-        found = bytes(head[: tarfile.LENGTH_NAME]).rstrip(b"\0")
-        if num_read < len(head) + out.nbytes or found != member.encode():
-            what = f"{num_read} bytes of {found!r}" if num_read else "the end of the file"
-            raise CorruptError(
-                f"{self._where(row)}: expected {member} of {len(head) + out.nbytes} bytes, found {what}; the shard and"
-                " the snapshot don't belong together"
-            )
+        found, num_read = b"", 0
+        for read in self._ways_to(self.shard_names[self._shard[row]]):
+            num_read = read(offset - tarfile.BLOCKSIZE, head, out)
+            found = bytes(head[: tarfile.LENGTH_NAME]).rstrip(b"\0")
+            if num_read == len(head) + out.nbytes and found == member.encode():
+                return
+        what = f"{num_read} bytes of {found!r}" if num_read else "the end of the file"
+        raise CorruptError(
+            f"{self._where(row)}: expected {member} of {len(head) + out.nbytes} bytes, found {what}; the shard and the"
+            " snapshot don't belong together"
+        )
 
-    def _read_bytes(self, name: str, offset: int, head: bytearray, out: np.ndarray) -> int:
+    def _ways_to(self, name: str) -> Iterator[Callable[[int, bytearray, np.ndarray], int]]:
+        """Yield ways to read from a shard; the next is for when the one before read something else."""
         if self.store.is_local:
-            return self._open(self.store.path(name)).read_into(offset, head, out)
+            yield self._open(self.store.path(name)).read_into
+            return
         if self.fetch_ahead and (file := self.fetch_ahead.find(name)):
-            try:
-                return self._open(str(file)).read_into(offset, head, out)
-            except CorruptError:
-                pass  # removed by another process in between
+            with suppress(CorruptError):  # evicted in between
+                yield _OpenShard(str(file)).read_into
+                self.fetch_ahead.cache.drop(name)
+        yield partial(self._read_from_store, name)
+
+    def _read_from_store(self, name: str, offset: int, head: bytearray, out: np.ndarray) -> int:
         content = self.store.read_range(name, offset, len(head) + out.nbytes)
         if len(content) == len(head) + out.nbytes:
             head[:] = content[: len(head)]

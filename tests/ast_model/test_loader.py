@@ -136,6 +136,19 @@ def test_a_cache_of_any_size_gives_the_same_batches(
     assert list((tmp_path / "cache").glob("*.tar"))
 
 
+def test_a_shard_that_was_damaged_in_the_cache_is_done_without(
+    on_s3: Snapshot, collator: Collator, tmp_path: Path
+) -> None:
+    cached = make_collator(on_s3, CacheConfig(str(tmp_path / "cache"), 1.0, num_threads=1))
+    cached.expect(undrawn(np.arange(1)), is_grouped=False)
+    cached.plain(np.arange(1))
+    (file,) = (tmp_path / "cache").glob("*.tar")
+    file.write_bytes(b"!" * file.stat().st_size)
+    found = cached.plain(np.arange(1))
+    torch.testing.assert_close(found.clips, collator.plain(np.arange(1)).clips, rtol=0, atol=0)
+    assert not file.exists()
+
+
 def test_a_cache_that_fills_up_is_done_without(
     on_s3: Snapshot, collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
