@@ -87,11 +87,10 @@ def transformers_ast(config: ASTConfig, batch: Batch, world: World) -> Step:
         num_mel_bins=config.num_mel_bins,
         frequency_stride=config.freq_stride,
         time_stride=config.time_stride,
-        num_labels=config.num_classes,
     )
+    theirs.num_labels = config.num_classes
     theirs._attn_implementation = "sdpa"
-    model: nn.Module = ASTForAudioClassification(theirs)
-    model = model.to(world.device).train()
+    model = nn.Sequential(ASTForAudioClassification(theirs)).to(world.device).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-5, ADAM_BETAS, fused=True)
     fbank_BTM = batch.clips.float()
 

@@ -1,0 +1,95 @@
+"""Measure what a second worker gains, what Ray Train costs over torchrun, and what a killed worker costs.
+
+    python bench/ranks.py
+
+The same training four times, each rank with one thread: one rank under torchrun, two under torchrun, two workers of
+Ray Train, and these with one of them killed after the first epoch. Prints a JSON line for each: seconds per epoch
+(median without the first, evaluation included), samples a second, seconds in all; then the ratios. For two idle cores.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from mlflow.tracking import MlflowClient
+
+from ast_model.checkpoint import list_checkpoints
+from bench.stores import make_store
+from pipeline.storage import Store
+
+NUM_EPOCHS, NUM_STEPS, BATCH_SIZE = 4, 40, 16
+TRAIN = f"""--train.num-epochs {NUM_EPOCHS} --train.draws-per-epoch {NUM_STEPS * BATCH_SIZE}
+    --train.global-batch-size {BATCH_SIZE} --train.micro-batch-size 8 --train.log-every-steps 5
+    --train.train-splits balanced_train --train.eval-split balanced_train --train.sampler balanced
+    --train.average-from-epoch None --train.allow-empty-classes
+    --train.checkpoints.every-steps 10 --train.checkpoints.every-minutes None""".split()
+
+
+def train(root: Path, launcher: list[str], flags: list[str], kill_one: bool = False) -> dict[str, Any]:
+    """Train in a process of its own; return its figures."""
+    store = Store(str(root))
+    known = set(store.list("runs", "/run.json"))
+    command = [*launcher, "jobs/train.py", "demo", "--root", str(root), *TRAIN, *flags]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    started = time.perf_counter()
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if kill_one:
+        threading.Thread(target=kill_a_worker, args=(process.pid, store, known), daemon=True).start()
+    _, errors = process.communicate()
+    if process.returncode:
+        sys.exit(errors.decode())
+    seconds = time.perf_counter() - started
+    (record,) = set(store.list("runs", "/run.json")) - known
+    client = MlflowClient(f"sqlite:///{store.path('mlflow.db')}")
+    run_id = store.read_json(record)["tracking_run"]
+    ends_ms = sorted(metric.timestamp for metric in client.get_metric_history(run_id, "train/epoch_loss"))
+    rates = [metric.value for metric in client.get_metric_history(run_id, "system/samples_per_s")]
+    epoch_s = median((after - before) / 1000 for before, after in pairwise(ends_ms))
+    return {"epoch_s": round(epoch_s, 2), "samples_per_s": round(median(rates), 1), "all_s": round(seconds, 1)}
+
+
+def kill_a_worker(driver: int, store: Store, known: set[str]) -> None:
+    """Kill one of the workers once a new run has an epoch's checkpoint."""
+    while True:
+        new = set(store.list("runs", "/run.json")) - known
+        if any(list_checkpoints(store, name.replace("run.json", "checkpoints")) for name in new):
+            break
+        time.sleep(0.2)
+    for process in psutil.Process(driver).children(recursive=True):
+        if any("RayTrainWorker" in part for part in process.cmdline()):
+            process.send_signal(signal.SIGKILL)
+            return
+
+
+def main() -> None:
+    python = sys.executable
+    torchrun = [str(Path(python).with_name("torchrun")), "--standalone"]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_store(Store(folder), num_shards=1, clips_per_shard=100)
+        lines = {
+            "torchrun, 1 rank": train(root, [*torchrun, "--nproc-per-node=1"], []),
+            "torchrun, 2 ranks": train(root, [*torchrun, "--nproc-per-node=2"], []),
+            "Ray Train, 2 workers": train(root, [python], ["--workers", "2"]),
+            "Ray Train, 2 workers, one killed": train(root, [python], ["--workers", "2"], kill_one=True),
+        }
+    for name, line in lines.items():
+        print(json.dumps({"run": name, **line}))
+    one, two, ray, killed = lines.values()
+    print(json.dumps({"two ranks over one, samples a second": round(two["samples_per_s"] / one["samples_per_s"], 2)}))
+    print(json.dumps({"Ray Train over torchrun, seconds per epoch": round(ray["epoch_s"] / two["epoch_s"], 3)}))
+    print(json.dumps({"seconds lost to a killed worker": round(killed["all_s"] - ray["all_s"], 1)}))
+
+
+if __name__ == "__main__":
+    main()
