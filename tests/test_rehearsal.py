@@ -40,8 +40,7 @@ def cluster(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_health_check_failure_threshold": "3",
-        "RAY_health_check_period_ms": "1000",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
