@@ -153,7 +153,7 @@ def speechcommands() -> Recipe:
     --augment.mixup-probability. The log's learning rate stays the same from the 26th epoch on, hence max_decays.
 
     Command: python jobs/speechcommands.py --data speech_commands_v0.02 \
-        --train.init facebook/deit-base-distilled-patch16-384
+        --init facebook/deit-base-distilled-patch16-384
     Cost: 2.5 million samples of 77 GFLOP, by computation 7 minutes of an H200, more likely bound by reading.
     Result: accuracy 98.1 % in the paper, on the testing list by the epoch best on the validation list; not run by us.
     """

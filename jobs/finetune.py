@@ -20,10 +20,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ast_model.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, TrainConfig
 from ast_model.model import ASTConfig
 from ast_model.pretrained import load_pretrained
+from ast_model.saving import best_checkpoint
 from ast_model.schedule import ScheduleConfig
+from ast_model.train import Metrics
 from jobs.cli import resolve_root, run_job
 from jobs.ray_train import RayConfig
 from jobs.train_recordings import convert, train_tracked
@@ -101,15 +104,21 @@ def finetune(config: FinetuneConfig) -> None:
     run = FinetuneRun(config.preset, config.data, model, plan_training(config, clips), config.ray)
     store = Store(f"{resolve_root(config.root)}/{_digest(clips, classes)}")
     with ray_session():
-        settings, history = train_tracked(run, convert(clips, classes, store))
+        snapshot = convert(clips, classes, store)
+        settings, history = train_tracked(run, snapshot)
     for metrics in history:
-        print(
-            "   ".join(
-                f"{name} {value:.4f}" if name != "epoch" else f"epoch {value:.0f}" for name, value in metrics.items()
-            )
-        )
-    print(f"\nmodels   {store.url(f'runs/{settings.run}')}")
-    print(f"tag      python jobs/predict.py --checkpoint {store.url(f'runs/{settings.run}/average')}/* --audio FILES")
+        print(_line(metrics))
+    best = best_checkpoint(store, f"runs/{settings.run}/checkpoints")
+    average = list_checkpoints(store, f"runs/{settings.run}/average")
+    for name, address in (("best epoch", best[0] if best else ""), ("average", average[-1] if average else "")):
+        if address:
+            print(f"{name:12} {store.url(address)}")
+    print("tag with     python jobs/predict.py --checkpoint FOLDER_ABOVE --audio FILES")
+
+
+def _line(metrics: Metrics) -> str:
+    values = (f"{name} {value:.4f}" for name, value in sorted(metrics.items()) if name != "epoch")
+    return f"epoch {metrics['epoch']:3.0f}   " + "   ".join(values)
 
 
 def say_counts(clips: Sequence[Recording], classes: Sequence[str]) -> None:

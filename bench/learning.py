@@ -1,0 +1,165 @@
+"""Hold that learning happens, on a CPU: balanced draws, averaged weights, and weights from other sounds.
+
+python bench/learning.py --root data/demo      a store with the miniature, as `make demo` leaves it; needs espeak-ng
+
+Prints one JSON line per training, and tables of means and extremes over the seeds.
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from ast_model import recipes
+from ast_model.checkpoint import list_checkpoints
+from ast_model.config import AugmentConfig, Sampler, TrainConfig
+from ast_model.evaluate import Evaluation
+from ast_model.job import Job
+from ast_model.model import ASTConfig
+from ast_model.schedule import ScheduleConfig
+from ast_model.train import Metrics, Trainer
+from ast_model.world import World
+from bench.words import make_words
+from jobs.speechcommands import read_speech_commands
+from pipeline.config import FetchConfig
+from pipeline.convert import Conversion, convert_shard
+from pipeline.labels import read_labels
+from pipeline.ledger import plan_shards, read_books
+from pipeline.recordings import MEDIA_TABLE, write_tables
+from pipeline.segments import join_tables, read_segment_table
+from pipeline.snapshot import Snapshot, build_snapshot, load_snapshot
+from pipeline.sources.listed import ListedSource
+from pipeline.storage import Store
+
+ALONE = World(0, 1, torch.device("cpu"))
+NUM_RARE = 5
+
+
+class Silence:
+    """Tells nobody, and keeps the last evaluations' per-class results."""
+
+    def __init__(self) -> None:
+        self.evaluations: dict[str, Evaluation] = {}
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        pass
+
+    def log_classes(self, name: str, evaluation: Evaluation, labels: Any, num_train_clips: np.ndarray) -> None:
+        self.evaluations[name] = evaluation
+
+    def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
+        pass
+
+
+def train(snapshot: Snapshot, run: str, model: ASTConfig, config: TrainConfig) -> tuple[list[Metrics], Silence]:
+    tracker = Silence()
+    job = Job(config, dataclasses.replace(model, num_classes=len(snapshot.labels)), snapshot, run, tracker)
+    return Trainer(job, ALONE).run(), tracker
+
+
+def compare_samplers(snapshot: Snapshot, seeds: Iterable[int], work: str) -> dict[str, list[float]]:
+    """Train on the miniature with both samplers; return mAP of all and of rare classes, last and averaged."""
+    recipe = recipes.demo()
+    counts = snapshot.class_counts(recipe.train.train_splits)
+    rare = np.argsort(counts, kind="stable")[:NUM_RARE]
+    found: dict[str, list[float]] = defaultdict(list)
+    samplers: tuple[Sampler, ...] = ("balanced", "uniform")
+    for seed in seeds:
+        for sampler in samplers:
+            config = dataclasses.replace(
+                recipe.train,
+                sampler=sampler,
+                seed=seed,
+                num_epochs=30,
+                draws_per_epoch=len(snapshot.rows_of(recipe.train.train_splits)),
+                schedule=dataclasses.replace(recipe.train.schedule, num_epochs_before_decay=21, num_epochs_per_decay=3),
+                average_from_epoch=25,
+            )
+            history, tracker = train(snapshot, f"{work}-{sampler}-{seed}", recipe.model, config)
+            for name, evaluation in tracker.evaluations.items():
+                found[f"{sampler} {name} all"].append(evaluation.metrics.mAP)
+                found[f"{sampler} {name} rare"].append(float(evaluation.metrics.average_precision[rare].mean()))
+            say(sampler=sampler, seed=seed, last=history[-2]["eval/mAP"], average=history[-1]["average/mAP"])
+    return found
+
+
+def compare_starts(snapshot: Snapshot, seeds: Iterable[int], work: str, weights: Mapping[int, str]) -> dict[str, list]:
+    """Train on the words from weights of the miniature and from scratch; return accuracy after each epoch."""
+    model = dataclasses.replace(recipes.demo().model, num_frames=128)
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for seed in seeds:
+        for start in ("scratch", "miniature"):
+            config = TrainConfig(
+                train_splits=("train",),
+                eval_split="test",
+                init=weights[seed] if start == "miniature" else "",
+                num_epochs=8,
+                sampler="uniform",
+                global_batch_size=16,
+                micro_batch_size=16,
+                learning_rate=5e-4,
+                schedule=ScheduleConfig(num_warmup_steps=20, num_steps_per_stair=2, num_epochs_before_decay=6),
+                augment=AugmentConfig(mixup_probability=0.3, max_freq_mask_bins=8, max_time_mask_frames=16),
+                loss="ce",
+                seed=seed,
+            )
+            history, _ = train(snapshot, f"{work}-{start}-{seed}", model, config)
+            found[start].append([epoch["eval/accuracy"] for epoch in history])
+            say(start=start, seed=seed, accuracy=found[start][-1])
+    return found
+
+
+def convert_words(folder: Path) -> Snapshot:
+    """Make the words and take them to a snapshot, without Ray."""
+    make_words(folder / "words")
+    recordings, words = read_speech_commands(folder / "words")
+    tables = folder / "tables"
+    splits = write_tables(recordings, words, tables)
+    fetch = FetchConfig()
+    store = Store(str(folder / "store"))
+    conversion = Conversion(store, ListedSource(str(tables / MEDIA_TABLE), fetch), fetch, keep_audio=False)
+    segments = join_tables([read_segment_table(str(tables / f"{split}_segments.csv")) for split in splits])
+    for plan in plan_shards(segments, read_books(store, conversion.fingerprint), 200):
+        convert_shard(plan, conversion)
+    return build_snapshot(store, read_labels(str(tables / "class_labels_indices.csv")), keep_audio=False)
+
+
+def say(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def describe(values: list[float]) -> str:
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def main(root: str = "data/demo", num_seeds: int = 3) -> None:
+    """Compare; `root`: a store with the miniature."""
+    torch.set_num_threads(1)
+    miniature, seeds = load_snapshot(Store(root)), range(num_seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        work = f"learning-{Path(folder).name}"
+        samplers = compare_samplers(miniature, seeds, work)
+        names = {seed: list_checkpoints(miniature.store, f"runs/{work}-balanced-{seed}/average")[-1] for seed in seeds}
+        weights = {seed: miniature.store.url(name) for seed, name in names.items()}
+        starts = compare_starts(convert_words(Path(folder)), seeds, work, weights)
+    print("\n| draws | weights | mAP, all classes | mAP, rare classes |\n|---|---|---|---|")
+    for sampler in ("balanced", "uniform"):
+        for name in ("last", "average"):
+            row = (describe(samplers[f"{sampler} {name} {what}"]) for what in ("all", "rare"))
+            print(f"| {sampler} | {name} | {' | '.join(row)} |")
+    print("\n| accuracy on words after epoch | " + " | ".join(starts) + " |\n|---|---|---|")
+    for epoch in range(len(starts["scratch"][0])):
+        row = (describe([curve[epoch] for curve in starts[start]]) for start in starts)
+        print(f"| {epoch + 1} | {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))
