@@ -1,4 +1,7 @@
-"""Train as one rank of those that the environment names, and write what the main rank logged: `rank.py JOB OUT`."""
+"""Train as one rank of those that the environment names, and write what the main rank logged: `rank.py JOB OUT`.
+
+The last rank asks to stop after as many steps as the job says.
+"""
 
 import json
 import pickle
@@ -8,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ast_model.job import Job
+from ast_model.job import Job, Watch
 from ast_model.train import Trainer
 from ast_model.world import join_world
 from pipeline.snapshot import load_snapshot
@@ -27,12 +30,26 @@ class Recorder:
         pass
 
 
+class StopAt(Watch):
+    def __init__(self, num_steps: int) -> None:
+        self.num_left = num_steps
+
+    def is_stopping(self) -> bool:
+        self.num_left -= 1
+        return self.num_left == 0
+
+
 def main(job_file: Path, out_file: Path) -> None:
     torch.set_num_threads(1)
-    config, model, store, snapshot_id, run = pickle.loads(job_file.read_bytes())
+    config, model, store, snapshot_id, run, stop_at = pickle.loads(job_file.read_bytes())
     recorder = Recorder()
     with join_world() as world:
-        history = Trainer(Job(config, model, load_snapshot(store, snapshot_id), run, recorder), world).run()
+        job = Job(config, model, load_snapshot(store, snapshot_id), run, recorder)
+        watch = StopAt(stop_at) if world.rank == world.size - 1 else None
+        try:
+            history = Trainer(job, world, watch).run()
+        except StoppedError:
+            history = []
         if world.is_main:
             out_file.write_text(json.dumps({"world_size": world.size, "steps": recorder.steps, "history": history}))
 

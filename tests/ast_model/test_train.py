@@ -181,20 +181,47 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def test_two_processes_learn_as_one(snapshot: Snapshot, whole: tuple[Job, list[Metrics]], tmp_path: Path) -> None:
-    (tmp_path / "job").write_bytes(pickle.dumps((CONFIG, MODEL, snapshot.store, snapshot.snapshot_id, "two")))
-    command = [sys.executable, str(Path(__file__).with_name("rank.py")), str(tmp_path / "job"), str(tmp_path / "out")]
+def train_two(snapshot: Snapshot, run: str, folder: Path, stop_at: int = -1) -> dict:
+    """Train in two processes; return what the main one told."""
+    (folder / "job").write_bytes(pickle.dumps((CONFIG, MODEL, snapshot.store, snapshot.snapshot_id, run, stop_at)))
+    command = [sys.executable, str(Path(__file__).with_name("rank.py")), str(folder / "job"), str(folder / "out")]
     # What torchrun would set, without the seconds that it takes.
     env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)
     ranks = [subprocess.Popen(command, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    out = json.loads((tmp_path / "out").read_text())
+    return json.loads((folder / "out").read_text())
+
+
+def test_two_processes_learn_as_one(snapshot: Snapshot, whole: tuple[Job, list[Metrics]], tmp_path: Path) -> None:
+    out = train_two(snapshot, "two", tmp_path)
     job, history = whole
     assert out["world_size"] == 2
     for name in ("train/loss", "train/grad_norm"):  # Adam hides a factor in the gradients from the loss
         np.testing.assert_allclose([metrics[name] for metrics in out["steps"]], curve(job, name), rtol=1e-4)
     for found, expected in zip(out["history"], history, strict=True):
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_two_processes_then_one_then_two_take_the_same_samples(
+    snapshot: Snapshot, whole: tuple[Job, list[Metrics]], tmp_path: Path
+) -> None:
+    first = train_two(snapshot, "changing", tmp_path, stop_at=1)
+    assert first["history"] == []
+    alone = make_job(snapshot, "changing")
+    trainer = Trainer(alone, ALONE)
+    assert trainer.position.step == 2, "the others learn a step later that one wants to stop"
+    trainer.watch = LoseIt(trainer.data.num_steps)
+    with pytest.raises(LostError):
+        trainer.run()
+    second = train_two(snapshot, "changing", tmp_path)
+    steps = {metrics["step"]: metrics["train/loss"] for metrics in first["steps"]}
+    assert isinstance(alone.tracker, Recorder)
+    steps |= {step: metrics["train/loss"] for step, metrics in alone.tracker.steps.items()}
+    steps |= {metrics["step"]: metrics["train/loss"] for metrics in second["steps"]}
+    job, history = whole
+    np.testing.assert_allclose([steps[step] for step in sorted(steps)], curve(job), rtol=1e-4)
+    for found, expected in zip(second["history"], history, strict=True):
         assert found == pytest.approx(expected, rel=1e-3)
 
 
