@@ -14,6 +14,7 @@ import torch
 from ast_model.job import Job, Watch
 from ast_model.train import Trainer
 from ast_model.world import join_world
+from pipeline.errors import StoppedError
 from pipeline.snapshot import load_snapshot
 
 
