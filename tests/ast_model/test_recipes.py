@@ -1,0 +1,73 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as nnf
+from sklearn.metrics import accuracy_score
+
+from ast_model import recipes
+from ast_model.config import TrainConfig
+from ast_model.evaluate import Evaluation
+from ast_model.job import Job, check_job
+from ast_model.metrics import tagging_metrics
+from ast_model.recipes import Recipe
+from ast_model.step import clip_losses
+from ast_model.tagging import scores_of
+from pipeline.errors import MismatchError
+from pipeline.snapshot import Snapshot
+
+PAPER = {
+    # lr, epochs, batch, loss, mixup, masks of bins and frames, noise and roll, length, mean
+    "audioset_balanced": (5e-5, 25, 12, "bce", 0.5, 48, 192, False, 1024, -4.2677393),
+    "audioset_full": (1e-5, 5, 12, "bce", 0.5, 48, 192, False, 1024, -4.2677393),
+    "esc50": (1e-5, 25, 48, "ce", 0.0, 24, 96, False, 512, -6.6268077),
+    "speechcommands": (2.5e-4, 30, 128, "bce", 0.6, 48, 48, True, 128, -6.845978),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_presets_are_the_papers(name: str) -> None:
+    recipe: Recipe = getattr(recipes, name)()
+    train, augment = recipe.train, recipe.train.augment
+    found = (train.learning_rate, train.num_epochs, train.global_batch_size, train.loss, augment.mixup_probability)
+    masks = (augment.max_freq_mask_bins, augment.max_time_mask_frames, augment.noise)
+    assert (*found, *masks, recipe.model.num_frames, train.mean) == PAPER[name]
+    assert (recipe.model.width, recipe.model.depth, train.weight_decay) == (768, 12, 5e-7)
+    assert (train.sampler == "balanced") == (name == "audioset_full")
+    assert all(word in str(getattr(recipes, name).__doc__) for word in ("Command:", "Cost:", "Result:"))
+
+
+def test_cross_entropy_takes_soft_targets() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits_BC = torch.randn(4, 3, generator=random)
+    a_BC, b_BC = nnf.one_hot(torch.tensor([0, 1, 2, 2]), 3).float(), nnf.one_hot(torch.tensor([1, 1, 0, 2]), 3).float()
+    found_B = clip_losses(logits_BC, 0.3 * a_BC + 0.7 * b_BC, "ce")
+    hard_B = [nnf.cross_entropy(logits_BC, targets.argmax(dim=1), reduction="none") for targets in (a_BC, b_BC)]
+    torch.testing.assert_close(found_B, 0.3 * hard_B[0] + 0.7 * hard_B[1])
+
+
+def test_cross_entropy_on_several_classes_is_refused(snapshot: Snapshot) -> None:
+    config = TrainConfig(loss="ce", allow_empty_classes=True, global_batch_size=2, micro_batch_size=2)
+    model = dataclasses.replace(recipes.demo().model, num_classes=len(snapshot.labels))
+    job = Job(config, model, snapshot, "run", tracker=None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(MismatchError, match=r"loss=ce needs exactly one class per clip, but \d+ training clips"):
+        check_job(job, world_size=1)
+
+
+def test_accuracy_is_the_main_metric_where_each_clip_has_one_class() -> None:
+    random = np.random.default_rng(0)
+    scores, classes = random.random((50, 4)).astype(np.float32), random.integers(4, size=50)
+    targets = np.eye(4, dtype=bool)[classes]
+    one = Evaluation(scores, targets, tagging_metrics(scores, targets))
+    assert one.main_metric == "accuracy"
+    assert one.figures["accuracy"] == pytest.approx(accuracy_score(classes, scores.argmax(axis=1)))
+    targets[0] = True
+    several = Evaluation(scores, targets, tagging_metrics(scores, targets))
+    assert (several.main_metric, "accuracy" in several.figures) == ("mAP", False)
+
+
+def test_scores_are_a_softmax_where_classes_exclude_each_other() -> None:
+    logits_BC = torch.tensor([[1.0, 2.0, 3.0]])
+    assert scores_of(logits_BC, "ce").sum() == pytest.approx(1)
+    torch.testing.assert_close(scores_of(logits_BC, "bce"), torch.sigmoid(logits_BC))
