@@ -46,7 +46,8 @@ def cluster(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": NODE_BYTES})
     for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=NODE_BYTES)
+        cluster.add_node(wait=False, num_cpus=1, object_store_memory=NODE_BYTES)
+    cluster.wait_for_nodes(timeout=120)
     ray.init(address=cluster.address, log_to_driver=True)
     yield cluster
     ray.shutdown()
@@ -63,7 +64,7 @@ def take_away_once(is_time: Callable[[], bool], cluster: Cluster) -> threading.T
             time.sleep(0.1)
         cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
         time.sleep(5)
-        cluster.add_node(num_cpus=1, object_store_memory=NODE_BYTES)
+        cluster.add_node(wait=False, num_cpus=1, object_store_memory=NODE_BYTES)
 
     thread = threading.Thread(target=watch)
     thread.start()
