@@ -18,6 +18,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import CorruptError, StoreError
 
+PIECE_BYTES = 32 * 2**20
+"""Of a large file that is read in pieces: few requests, little memory."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -80,6 +83,15 @@ class Store:
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         with self._errors("read", name):
             return self._whole(self.fs.cat_file(self.path(name), start=offset, end=offset + length))
+
+    def read_pieces(self, name: str, num_bytes: int) -> Iterator[bytes]:
+        """Yield the first `num_bytes` of a file, each piece read with one request; less if the file ends before."""
+        for start in range(0, num_bytes, PIECE_BYTES):
+            expected = min(PIECE_BYTES, num_bytes - start)
+            piece = self.read_range(name, start, expected)
+            yield piece
+            if len(piece) < expected:
+                return
 
     def read_json(self, name: str) -> Any:
         try:

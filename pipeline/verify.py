@@ -1,9 +1,7 @@
 """Compare tars with what a snapshot knows of them: all by size before they are read, one by digest once it is near."""
 
-from pathlib import Path
-
 from pipeline.errors import CorruptError
-from pipeline.shards import Seal, seal_of
+from pipeline.shards import Seal
 from pipeline.snapshot import Snapshot
 
 NUM_NAMED = 5
@@ -11,16 +9,13 @@ NUM_NAMED = 5
 REMEDY = "restore it, or let jobs/preprocess.py verify --mend True make it anew"
 
 
-def check_tar(tar: Path, seal: Seal, name: str) -> None:
-    """Raise CorruptError, naming the shard, unless a local tar is byte for byte the one that was sealed."""
-    if not tar.exists():
-        raise CorruptError(_wrong_size(name, seal.num_bytes, None))
-    found = seal_of(tar)
-    if found.num_bytes != seal.num_bytes:
-        raise CorruptError(_wrong_size(name, seal.num_bytes, found.num_bytes))
-    if found != seal:
+def check_seal(found: Seal, expected: Seal, name: str) -> None:
+    """Raise CorruptError, naming the shard, unless a tar is byte for byte the one that was sealed."""
+    if found.num_bytes != expected.num_bytes:
+        raise CorruptError(_wrong_size(name, expected.num_bytes, found.num_bytes))
+    if found != expected:
         raise CorruptError(
-            f"{name} has the digest {found.digest[:16]}, expected {seal.digest[:16]}: it was changed, or is another"
+            f"{name} has the digest {found.digest[:16]}, expected {expected.digest[:16]}: it was changed, or is another"
             f" shard under this name; {REMEDY}"
         )
 

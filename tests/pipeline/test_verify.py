@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import CorruptError
 from pipeline.snapshot import Snapshot, load_snapshot
 from pipeline.storage import Store
-from pipeline.verify import check_sizes, check_tar
+from pipeline.verify import check_sizes
 
 Damage = Callable[[Path, Path], object]
 
@@ -17,12 +17,6 @@ def swap(one: Path, other: Path) -> None:
     content = one.read_bytes()
     shutil.copy(other, one)
     other.write_bytes(content)
-
-
-def edit(one: Path, _: Path) -> None:
-    with one.open("r+b") as stream:
-        stream.seek(5000)
-        stream.write(b"!")
 
 
 @pytest.fixture
@@ -48,16 +42,12 @@ def test_whole_shards_pass_on_disk_and_on_s3(snapshot: Snapshot, s3_store: Store
         (lambda one, _: os.truncate(one, 10_000), "10000 bytes, expected .* it breaks off"),
         (lambda one, _: one.unlink(), "is missing"),
         (swap, "expected .* another file"),
-        (edit, "was changed"),
     ],
-    ids=["cut", "missing", "swapped", "edited"],
+    ids=["cut", "missing", "swapped"],
 )
 def test_a_bad_shard_is_named(copy: Snapshot, damage: Damage, found: str) -> None:
     small, large = sorted(copy.seals, key=lambda name: copy.seals[name].num_bytes)[:: len(copy.seals) - 1]
     file = Path(copy.store.path(small))
     damage(file, Path(copy.store.path(large)))
-    with pytest.raises(CorruptError, match=f"{file.name}.*{found}"):
-        check_tar(file, copy.seals[small], str(file))
-    if damage is not edit:
-        with pytest.raises(CorruptError, match=f"of {len(copy.seals)} shards .*{file.name}.*{found}"):
-            check_sizes(copy)
+    with pytest.raises(CorruptError, match=f"of {len(copy.seals)} shards .*{file.name}.*{found}"):
+        check_sizes(copy)
