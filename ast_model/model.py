@@ -177,7 +177,9 @@ class AST(nn.Module):
         patches_BDFT = self.patch_embedding(fbank_BTM.transpose(1, 2).unsqueeze(1))
         patches_BPD = patches_BDFT.flatten(2).transpose(1, 2)
         # Each token by itself: a gradient that is a part of another's has strides that DDP copies and warns about.
-        extra_B1D = [token.expand(len(patches_BPD), -1, -1) for token in (self.class_token, self.distillation_token)]
+        # Not len(), which an export to ONNX takes for a constant.
+        num_clips = patches_BPD.shape[0]
+        extra_B1D = [token.expand(num_clips, -1, -1) for token in (self.class_token, self.distillation_token)]
         tokens_BND = torch.cat([*extra_B1D, patches_BPD], dim=1)
         return tokens_BND + adapt_positions(self.positions, config.grid, config.grid_for(fbank_BTM.shape[1]))
 
