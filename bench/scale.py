@@ -11,6 +11,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -108,7 +109,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("data/bench-scale"))
     arguments = parser.parse_args()
     shutil.rmtree(arguments.folder, ignore_errors=True)
-    num_segments = write_metadata(arguments.folder / "csv", arguments.share)
+    with ProcessPoolExecutor(1) as pool:  # its memory is not the driver's
+        num_segments = pool.submit(write_metadata, arguments.folder / "csv", arguments.share).result()
     store = Store(str(arguments.folder.absolute() / "store"))
     config = PreprocessConfig(metadata=str(arguments.folder / "csv"), media="stub")
     jobs.visit.convert_shard = write_rows
