@@ -37,7 +37,9 @@ class AudioSetConfig:
     root: str = "data/audioset"
     """Folder or s3:// address of the store: metadata, shards, snapshots, runs. A relative one is taken from the
     current folder, in a Ray job from ~/audioset-ast."""
-    data: Annotated[PreprocessConfig, tyro.conf.arg(name="")] = field(default_factory=PreprocessConfig)
+    data: Annotated[PreprocessConfig, tyro.conf.arg(name=""), tyro.conf.EnumChoicesFromValues] = field(
+        default_factory=PreprocessConfig
+    )
     model: ASTConfig = field(default_factory=ASTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)

@@ -46,7 +46,7 @@ from pipeline.snapshot import Snapshot
 from pipeline.status import count_classes, count_reasons, due, outcomes
 from pipeline.storage import Store
 
-Data = Annotated[PreprocessConfig, tyro.conf.arg(name="")]
+Data = Annotated[PreprocessConfig, tyro.conf.arg(name=""), tyro.conf.EnumChoicesFromValues]
 NUM_NAMED = 20
 
 
@@ -161,7 +161,7 @@ def verify(command: Verify) -> None:
         f"{len(shards) - len(wrong)} of {len(shards)} shards are sound, {len(orphans(store))} tars have no sidecar yet"
     )
     if wrong and not command.mend:
-        raise CorruptError(f"{len(wrong)} shards of {store.root} are wrong; --mend True fetches their clips again")
+        raise CorruptError(f"{len(wrong)} shards of {store.root} are wrong; --mend fetches their clips again")
     if wrong:
         mend(sorted(wrong), store, command)
 

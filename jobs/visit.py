@@ -1,6 +1,8 @@
 """From AudioSet's CSV files to a snapshot: plan, fetch and convert on Ray, freeze."""
 
+import filecmp
 import logging
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -155,7 +157,7 @@ def read_metadata(config: PreprocessConfig, keep_in: Store | None = None) -> tup
     """
     address = config.metadata.rstrip("/")
     names = [LABELS_FILE, *(f"{split}_segments.csv" for split in config.splits)]
-    with tempfile.TemporaryDirectory() as folder:
+    with keep_in.scratch() if keep_in else tempfile.TemporaryDirectory() as folder:
         for name in names:
             _copy(f"{address}/{name}", Path(folder) / name)
         labels = read_labels(f"{folder}/{LABELS_FILE}")
@@ -172,15 +174,19 @@ def read_metadata(config: PreprocessConfig, keep_in: Store | None = None) -> tup
 
 
 def _keep(file: Path, name: str, store: Store) -> None:
-    data = file.read_bytes()
-    if not store.exists(name) or store.read_bytes(name) != data:
-        store.write_bytes(name, data)
+    """Publish a file unless the store has the same."""
+    if store.exists(name):
+        kept = file.with_suffix(".kept")
+        store.fetch(name, kept)
+        if filecmp.cmp(file, kept, shallow=False):
+            return
+    store.publish(file, name)
 
 
 def _copy(address: str, file: Path) -> None:
     try:
-        with fsspec.open(address, "rb") as source:
-            file.write_bytes(source.read())  # pyright: ignore[reportAttributeAccessIssue]
+        with fsspec.open(address, "rb") as source, file.open("wb") as copy:
+            shutil.copyfileobj(source, copy)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise InputError(f"can't read {address}: {type(error).__name__}: {error}; look at `metadata`") from error
 

@@ -16,7 +16,7 @@ class FetchConfig:
     """Attempts at a clip within a run while its failure is transient."""
     backoff_s: float = 0.5
     """Pause before the second attempt; it doubles with each further one, with jitter."""
-    max_media_bytes: int = 512 * 2**20
+    max_media_bytes: int = 256 * 2**20
     """A larger file is not fetched but counted as too large."""
     num_threads: int = 8
     """Clips of a shard that are fetched at the same time, ahead of decoding. After a kill these are fetched again, and

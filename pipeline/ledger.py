@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import MismatchError
+from pipeline.keys import has_repeats, places_of
 from pipeline.records import Kind, Reason, ShardPlan
 from pipeline.segments import segments_of
 from pipeline.shards import SIDECAR_SCHEMA, WRITTEN, Seal, digest_of, read_sidecar, sidecar_seal
@@ -51,7 +52,7 @@ def read_books(store: Store, fingerprint: str, columns: Sequence[str] = BOOK_COL
 
 
 def _latest_visits(books: pa.Table) -> pa.Table:
-    if pc.count_distinct(books["key"]).as_py() == len(books):
+    if not has_repeats(books["key"]):
         return books
     visits = books.select(["key", "attempts", "shard"]).to_pandas()
     visits["shard"] = visits["shard"].astype(str)
@@ -121,9 +122,8 @@ def plan_shards(
     segments: of `SEGMENT_SCHEMA`. books: the ledger's columns `BOOK_COLUMNS`. Never-visited segments come first, in
     their order, in full shards: those of a run that was cut off are planned as they were before.
     """
-    place = pc.index_in(segments["key"], value_set=books["key"].combine_chunks()).combine_chunks()
-    is_known = place.is_valid().to_numpy(zero_copy_only=False)
-    place = place.fill_null(0).to_numpy()
+    place = places_of(segments["key"], books["key"])
+    is_known = place >= 0
     again = pa.array([reason.value for reason in Reason if reason.kind in retry], pa.string())
     is_due = pc.and_(
         pc.is_in(books["reason"].cast(pa.string()), value_set=again),

@@ -1,8 +1,5 @@
 """AudioSet's segment CSV files → segments."""
 
-# pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
-
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,9 +10,9 @@ from typing import NoReturn
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import InputError
+from pipeline.keys import has_repeats
 from pipeline.records import Segment
 
 log = logging.getLogger(__name__)
@@ -34,7 +31,7 @@ SEGMENT_SCHEMA = pa.schema(
     ]
 )
 """Two million segments as objects would take a gigabyte, as a table 80 MB. Labels are joined by commas."""
-BATCH_ROWS = 2**16
+BATCH_ROWS = 2**14
 MAX_MS = 2**31 - 1
 OFFICIAL_ROW = re.compile(r'([A-Za-z0-9_-]{1,64}), (\d{1,6})\.(\d{3}), (\d{1,6})\.(\d{3}), "([^"]+)"\s*')
 
@@ -94,26 +91,28 @@ def table_of(segments: Sequence[Segment]) -> pa.Table:
 def _to_table(rows: Iterator[Row], split: str) -> tuple[np.ndarray, pa.Table]:
     """Return the line of each row, and the table."""
     codes: dict[str, int] = {}
-    batches: list[pa.RecordBatch] = []
     numbers: list[np.ndarray] = []
-    while chunk := list(islice(rows, BATCH_ROWS)):
-        line, ytid, start_ms, end_ms, labels = zip(*chunk, strict=True)
+    types = (pa.string(), pa.int32(), pa.int32(), pa.int32())
+    chunks: list[list[pa.Array]] = [[] for _ in types]
+    while block := list(islice(rows, BATCH_ROWS)):
+        line, ytid, start_ms, end_ms, labels = zip(*block, strict=True)
         keys = [f"{name}_{start}" for name, start in zip(ytid, start_ms, strict=True)]
         columns = (keys, start_ms, end_ms, [codes.setdefault(text, len(codes)) for text in labels])
-        types = (pa.string(), pa.int32(), pa.int32(), pa.int32())
-        arrays = [pa.array(column, type_) for column, type_ in zip(columns, types, strict=True)]
-        batches.append(pa.RecordBatch.from_arrays(arrays, SEGMENT_SCHEMA.names[:4]))
+        for parts, column, type_ in zip(chunks, columns, types, strict=True):
+            parts.append(pa.array(column, type_))
         numbers.append(np.array(line, np.int32))
-    table = pa.Table.from_batches(batches).combine_chunks()
-    labels = pa.DictionaryArray.from_arrays(table["labels"].combine_chunks(), pa.array(codes, pa.string()))
-    splits = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([split]))
-    columns = [*(table[name] for name in SEGMENT_SCHEMA.names[:3]), labels, splits]
-    return np.concatenate(numbers), pa.table(columns, SEGMENT_SCHEMA)
+    whole = []
+    for parts in chunks:
+        whole.append(pa.concat_arrays(parts))
+        parts.clear()  # two copies of one column at a time, not of all
+    labels = pa.DictionaryArray.from_arrays(whole.pop(), pa.array(codes, pa.string()))
+    splits = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(labels), np.int32)), pa.array([split]))
+    return np.concatenate(numbers), pa.table([*whole, labels, splits], SEGMENT_SCHEMA)
 
 
 def _without_repeats(table: pa.Table, lines: np.ndarray, where: str) -> pa.Table:
     """Drop rows that stand above already. Raises InputError if they contradict each other."""
-    if pc.count_distinct(table["key"]).as_py() == len(table):
+    if not has_repeats(table["key"]):
         return table
     keys = table["key"].to_pandas()
     repeated = keys.duplicated().to_numpy()

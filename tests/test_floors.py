@@ -13,8 +13,8 @@ FLOORS = {
     # From the ground up. A module imports what stands on lower floors, or before it on its own.
     0: "pipeline.errors pipeline.records pipeline.config",
     1: (
-        "pipeline.storage pipeline.labels pipeline.segments pipeline.pace pipeline.lease pipeline.recordings"
-        " pipeline.sources pipeline.fbank pipeline.media pipeline.audio pipeline.weights"
+        "pipeline.storage pipeline.labels pipeline.keys pipeline.segments pipeline.pace pipeline.lease"
+        " pipeline.recordings pipeline.sources pipeline.fbank pipeline.media pipeline.audio pipeline.weights"
         " pipeline.progress pipeline.download pipeline.splits pipeline.sound_tables pipeline.cluster pipeline.miniature"
     ),
     2: (

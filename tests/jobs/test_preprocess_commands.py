@@ -1,0 +1,132 @@
+"""The commands beside `run`, each on a copy of the small store."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from jobs.preprocess import main
+from jobs.visit import EXPERIMENT
+from pipeline.miniature import Miniature
+from pipeline.records import Kind
+from pipeline.shards import read_sidecar
+from pipeline.snapshot import load_snapshot
+from pipeline.storage import Store
+
+
+@pytest.fixture
+def store(small_store: Store, miniature: Miniature, tmp_path: Path) -> Store:
+    shutil.copytree(small_store.path(""), tmp_path / "store", ignore=shutil.ignore_patterns("empty", ".scratch"))
+    shutil.copytree(miniature.metadata_folder, tmp_path / "store" / "metadata")
+    return Store(str(tmp_path / "store"))
+
+
+def flags(store: Store, miniature: Miniature, *more: str) -> list[str]:
+    data = [
+        "--metadata",
+        str(miniature.metadata_folder),
+        "--media",
+        str(miniature.media_folder),
+        "--keep-audio",
+        "True",
+    ]
+    return ["--root", store.root, *data, "--clips-per-shard", "7", *more]
+
+
+def test_plan_and_status_say_what_a_rerun_would_visit_and_touch_nothing(
+    store: Store, miniature: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: Path(store.path(name)).stat().st_mtime_ns for name in store.list("")}
+    names = store.list("shards", ".parquet")
+    rows = [row for name in names for row in read_sidecar(store, name).to_pylist()]
+    faults = [clip.fault.reason for clip in miniature.clips if clip.fault and clip.fault.reason]
+    num_due = sum(reason.kind in (Kind.TRANSIENT, Kind.THROTTLED) for reason in faults)
+    assert main(["plan", *flags(store, miniature)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(rows)} segments, {num_due} to be visited in " in printed
+    assert "$" in printed
+    assert main(["status", *flags(store, miniature)]) == 0
+    printed = capsys.readouterr().out
+    assert f"a rerun would visit {num_due} of {len(rows)}" in printed
+    table = [line.split() for line in printed.split("\n\n")[0].splitlines()[1:]]
+    written = {line[0]: int(line[-1]) for line in table if line[-2] == "written"}
+    for split in ("balanced_train", "unbalanced_train", "eval"):
+        assert written[split] == sum(row["status"] == "written" for row in rows if row["split"] == split)
+    failed = sum(int(line[-1]) for line in table if line[-2] != "written")
+    assert failed == sum(row["status"] == "failed" for row in rows)
+    assert {name: Path(store.path(name)).stat().st_mtime_ns for name in store.list("")} == before
+
+
+def test_status_of_an_empty_store_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--root", str(tmp_path)]) == 1
+    assert "metadata/eval_segments.csv" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_verify_names_what_is_wrong_and_mends_it(
+    ray: None, store: Store, miniature: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", *flags(store, miniature)]) == 0
+    assert f"{len(store.list('shards', '.parquet'))} of" in capsys.readouterr().out
+    flipped, gone, edited = (name for name in store.list("shards", ".tar")[:3])
+    content = bytearray(store.read_bytes(flipped))
+    content[2000] ^= 1
+    store.write_bytes(flipped, bytes(content))
+    store.remove(gone)
+    sidecar = edited.replace(".tar", ".parquet")
+    store.write_bytes(sidecar, store.read_bytes(sidecar)[:-100])
+    assert main(["verify", *flags(store, miniature)]) == 1
+    printed = capsys.readouterr()
+    for what in (
+        f"{flipped}: expected",
+        f"{flipped}: 1 clips are not",
+        f"{gone} is missing",
+        f"{sidecar} is no sidecar",
+    ):
+        assert what in printed.out.replace(store.root + "/", "")
+    assert "3 shards" in printed.err
+    assert main(["verify", *flags(store, miniature, "--mend")]) == 0
+    assert main(["verify", *flags(store, miniature)]) == 0
+
+
+@pytest.mark.ray
+def test_reruns_are_tracked_and_snapshots_listed_compared_and_pruned(
+    ray: None, store: Store, miniature: Miniature, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{store.path('mlflow.db')}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    old = load_snapshot(store)
+    assert main(["run", *flags(store, miniature, "--retry", "transient", "permanent")]) == 0
+    new = load_snapshot(store)
+    assert len(new.index) > len(old.index)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["written"] == len(new.index) - len(old.index)
+    assert run.data.metrics["visited"] == run.data.metrics["written"] + sum(
+        run.data.metrics[f"failed/{kind}"] for kind in Kind
+    )
+    assert run.inputs.dataset_inputs[0].dataset.digest == new.snapshot_id
+
+    capsys.readouterr()
+    assert main(["snapshots", "list", "--root", store.root]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [old.snapshot_id, new.snapshot_id]
+    assert "(latest)" in lines[1]
+    assert main(["snapshots", "diff", "--root", store.root, "--old", old.snapshot_id]) == 0
+    table = [line.rsplit(maxsplit=4)[1:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert table
+    assert all(int(before) + int(came) - int(went) == int(after) for before, came, went, after in table)
+    assert sum(int(row[2]) for row in table) == 0
+
+    store.write_json("runs/some-run/epoch-1/description.json", {"snapshot": old.snapshot_id})
+    assert main(["snapshots", "prune", "--root", store.root]) == 0
+    assert len(store.list("snapshots", "/manifest.json")) == 2
+    store.remove("runs")
+    assert main(["snapshots", "prune", "--root", store.root]) == 0
+    assert [name.split("/")[1] for name in store.list("snapshots", "/manifest.json")] == [new.snapshot_id]
+    assert json.loads(store.read_bytes("latest.json"))["snapshot"] == new.snapshot_id

@@ -1,0 +1,26 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import keys
+from pipeline.keys import has_repeats, places_of
+
+
+@pytest.mark.parametrize("collide", [False, True])
+def test_places_are_those_that_arrow_finds(collide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if collide:
+        monkeypatch.setattr(keys, "hashes_of", lambda names: np.arange(len(names)) % 7)
+    monkeypatch.setattr(keys, "BATCH_ROWS", 10)
+    random = np.random.default_rng(0)
+    among = pa.chunked_array([[f"id_{number}" for number in random.permutation(200)[:150]]])
+    wanted = pa.chunked_array([[f"id_{number}" for number in random.permutation(200)[:90]], ["", "id_7"]])
+    expected = pa.compute.index_in(wanted, among.combine_chunks()).fill_null(-1).to_numpy()  # pyright: ignore
+    np.testing.assert_array_equal(places_of(wanted, among), expected)
+    np.testing.assert_array_equal(places_of(wanted, pa.chunked_array([[]], pa.string())), -1)
+
+
+def test_repeats_are_seen() -> None:
+    names = [f"id_{number}" for number in range(100)]
+    assert not has_repeats(pa.chunked_array([names]))
+    assert has_repeats(pa.chunked_array([names, ["id_3"]]))
+    assert not has_repeats(pa.chunked_array([[]], pa.string()))
