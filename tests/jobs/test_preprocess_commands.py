@@ -30,7 +30,6 @@ def flags(store: Store, miniature: Miniature, *more: str) -> list[str]:
         "--media",
         str(miniature.media_folder),
         "--keep-audio",
-        "True",
     ]
     return ["--root", store.root, *data, "--clips-per-shard", "7", *more]
 
