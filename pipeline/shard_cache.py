@@ -88,9 +88,9 @@ class ShardCache:
         return target
 
     def _copy(self, name: str, part: Path) -> Seal:
-        """Copy a shard to the disk, down to the device, and return the seal of what came."""
+        """Copy a shard to its claimed place, down to the device, and return the seal of what came."""
         digest, num_bytes = hashlib.sha256(), 0
-        with part.open("wb") as stream:
+        with part.open("r+b") as stream:
             for piece in self.store.read_pieces(name, self.seals[name].num_bytes):
                 digest.update(piece)
                 num_bytes += stream.write(piece)
