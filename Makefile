@@ -20,7 +20,7 @@ test: .venv/.installed-dev  ## ruff, pyright and pytest
 
 rehearsal: .venv/.installed-dev  ## Several Ray nodes on this machine, a store on S3, and nodes that are lost
 	RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(32))') \
-		$(BIN)/pytest -m rehearsal tests/test_rehearsal.py
+		$(BIN)/pytest -m rehearsal tests/test_rehearsal.py tests/ast_model/test_kills.py
 
 ui: .venv/.installed  ## The MLflow UI of ROOT on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \

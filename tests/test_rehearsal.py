@@ -1,11 +1,12 @@
 """Several Ray nodes on one machine, a store on S3, and nodes that are taken away: `make rehearsal`."""
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import ray
@@ -28,6 +29,7 @@ from pipeline.storage import Store
 
 pytestmark = [pytest.mark.rehearsal, pytest.mark.filterwarnings("ignore")]  # Ray's cluster utility is no clean code
 
+Result = TypeVar("Result")
 NODE_BYTES = 80 * 2**20
 
 
@@ -54,21 +56,17 @@ def cluster(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     cluster.shutdown()
 
 
-def take_away_once(is_time: Callable[[], bool], cluster: Cluster) -> threading.Thread:
-    """Take a node away, without a word, when it is time, and give another one later."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + 240
+def losing_a_node(work: Callable[[], Result], is_time: Callable[[], bool], cluster: Cluster) -> Result:
+    """Do the work in a thread, take a node away from it without a word when it is time, and give another one later."""
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(work)
         while not is_time():
-            assert time.monotonic() < deadline
+            assert not result.done(), result.result()
             time.sleep(0.1)
         cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
         time.sleep(5)
-        cluster.add_node(wait=False, num_cpus=1, object_store_memory=NODE_BYTES)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
+        cluster.add_node(wait=False, num_cpus=1, object_store_memory=NODE_BYTES)  # in the main thread: it sets signals
+        return result.result()
 
 
 def convert(store: Store, miniature: Miniature, media_address: str, cluster: Cluster) -> Snapshot:
@@ -78,9 +76,9 @@ def convert(store: Store, miniature: Miniature, media_address: str, cluster: Clu
         clips_per_shard=2,
         fetch=FetchConfig(deadline_s=1.0, backoff_s=0.01),
     )
-    thread = take_away_once(lambda: len(store.list("shards", ".parquet")) >= 3, cluster)
-    snapshot, visit = preprocess(config, store)
-    thread.join()
+    snapshot, visit = losing_a_node(
+        lambda: preprocess(config, store), lambda: len(store.list("shards", ".parquet")) >= 3, cluster
+    )
     assert not visit.errors
     return snapshot
 
@@ -109,10 +107,12 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
     config = TrainJobConfig("rehearsal", model=model, train=train)
     disturbed = begin_run(config, found, new_run_name("disturbed"))
     folder = f"runs/{disturbed.run}/checkpoints"
-    thread = take_away_once(lambda: len(list_checkpoints(s3_store, folder)) > 0, cluster)
     with ending_tracked(disturbed):
-        history = train_on_ray(disturbed, RayConfig("1:2"))
-    thread.join()
+        history = losing_a_node(
+            lambda: train_on_ray(disturbed, RayConfig("1:2")),
+            lambda: len(list_checkpoints(s3_store, folder)) > 0,
+            cluster,
+        )
     quiet = begin_run(replace(config, preset="quiet"), found, new_run_name("quiet"))
     with ending_tracked(quiet):
         expected = train_rank(quiet, World(0, 1, torch.device("cpu")), Watch())
