@@ -4,10 +4,10 @@ BIN := .venv/bin
 ROOT ?= $(CURDIR)/data/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test rehearsal ui lock clean
+.PHONY: help demo test rehearsal bench-loader ui lock clean
 
 help:  ## Say what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/.installed  ## The main job on an embedded miniature of AudioSet, through Ray Jobs
 	$(BIN)/python scripts/submit_local.py python jobs/audioset.py demo --root $(ROOT)
@@ -21,6 +21,9 @@ test: .venv/.installed-dev  ## ruff, pyright and pytest
 rehearsal: .venv/.installed-dev  ## Several Ray nodes on this machine, a store on S3, and nodes that are lost
 	RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(32))') \
 		$(BIN)/pytest -m rehearsal tests/test_rehearsal.py tests/ast_model/test_kills.py
+
+bench-loader: .venv/.installed-dev  ## Front end, loader, draws and a cold cache beside their peers; FFmpeg's program is needed
+	for bench in front_end loader draws remote; do $(BIN)/python -m bench.$$bench || exit 1; done
 
 ui: .venv/.installed  ## The MLflow UI of ROOT on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
