@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import LoggedModel, LoggedModelStatus, Metric
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -34,6 +35,7 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 REGISTERED = "audioset-ast"
+PREPROCESSING = "audioset-preprocess"
 CHAMPION, KIND_TAG = "champion", "kind"
 """The alias that we set; MLflow itself keeps `latest` for the newest version."""
 PACKAGES = ("ast_model", "pipeline")
@@ -237,3 +239,61 @@ def crown(client: MlflowClient, version: ModelVersion, scores: Scores) -> str:
     if is_better:
         client.set_registered_model_alias(REGISTERED, CHAMPION, version.version)
     return decision
+
+
+def promote(client: MlflowClient, version: ModelVersion) -> str:
+    """Make a version the champion by hand; return what is noted of it."""
+    before = champion(client)
+    decision = crown(client, version, scores_of(client, version.run_id or "", version.tags[KIND_TAG]))
+    if before is not None and before.version != version.version:
+        decision = f"promoted by hand ({decision})"
+        client.set_model_version_tag(REGISTERED, version.version, "champion_by", decision)
+    client.set_registered_model_alias(REGISTERED, CHAMPION, version.version)
+    return decision
+
+
+def download(client: MlflowClient, version: ModelVersion, folder: str) -> str:
+    """Copy a version's files into a new folder. Raises TrackingError."""
+    if Path(folder).exists() and any(Path(folder).iterdir()):
+        raise TrackingError(f"expected {folder} to be empty or absent, found files in it; name another folder")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tracking_errors(f"version {version.version}"):
+        model = client.get_logged_model(version.tags["model_id"])
+        return download_artifacts(model.artifact_location, dst_path=folder, tracking_uri=client.tracking_uri)
+
+
+def tracked_run_of(uri: str, run: Run) -> TrackedRun:
+    return TrackedRun(uri, run.info.run_id, run.data.tags.get(SNAPSHOT_TAG, ""))
+
+
+def describe_versions(client: MlflowClient, snapshot_id: str = "") -> list[dict[str, str]]:
+    """Return a row per version with where it comes from: run, snapshot, and the runs that made the snapshot."""
+    with tracking_errors("the registry"):
+        found = [each for each in versions(client) if snapshot_id in ("", each.tags.get(SNAPSHOT_TAG))]
+        best = champion(client)
+        return [_describe_version(client, each, best) for each in found]
+
+
+def _describe_version(client: MlflowClient, version: ModelVersion, best: ModelVersion | None) -> dict[str, str]:
+    tags, model = version.tags, client.get_logged_model(version.tags["model_id"])
+    figures = {metric.key.split("/")[-1]: metric.value for metric in model.metrics or []}
+    run = client.get_run(version.run_id or "")
+    is_best = best is not None and best.version == version.version
+    return {
+        "version": f"{version.version}{is_best * f' {CHAMPION}'}",
+        "kind": f"{tags[KIND_TAG]}, epoch {tags['epoch']}",
+        "mAP": "{mAP:.4f} [{mAP_low:.4f}, {mAP_high:.4f}]".format(**figures) if "mAP_low" in figures else "?",
+        "run": run.data.tags.get("run", run.info.run_name or ""),
+        "snapshot": tags.get(SNAPSHOT_TAG, ""),
+        "made by": ", ".join(preprocessing_runs(client, tags.get(SNAPSHOT_TAG, ""))) or "unknown",
+        "champion by": tags.get("champion_by", ""),
+    }
+
+
+def preprocessing_runs(client: MlflowClient, snapshot_id: str) -> list[str]:
+    """Return the names of the runs that ended with a snapshot."""
+    experiment = client.get_experiment_by_name(PREPROCESSING)
+    if experiment is None:
+        return []
+    runs = client.search_runs([experiment.experiment_id], f"tags.{SNAPSHOT_TAG} = '{snapshot_id}'")
+    return [run.info.run_name or run.info.run_id for run in runs]

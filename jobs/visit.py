@@ -15,6 +15,7 @@ import fsspec
 import pyarrow as pa
 
 from ast_model.tracking import TrackedRun, flatten, start_run
+from ast_model.tracking_models import PREPROCESSING
 from pipeline.cluster import ray_session, run_tasks, start_pacer
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion, convert_shard, finish_journal
@@ -37,7 +38,6 @@ LABELS_FILE = "class_labels_indices.csv"
 YOUTUBE_CLIPS_PER_HOUR = 300
 MAX_REFUSED_SHARDS = 3
 """Shards that the store refuses, tried again each, before a run ends."""
-EXPERIMENT = "audioset-preprocess"
 MINIATURE = "miniature"
 
 
@@ -113,7 +113,7 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Visit]
 
 def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, Visit]:
     """Preprocess as a tracked run in an experiment of its own, which ends with a status whatever happens."""
-    tracker = start_run(store, run, {"root": store.root}, EXPERIMENT)
+    tracker = start_run(store, run, {"root": store.root}, PREPROCESSING)
     status = "FAILED"
     try:
         tracker.log_params(flatten(config))

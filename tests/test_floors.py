@@ -32,12 +32,12 @@ FLOORS = {
     6: (
         "ast_model.recipes ast_model.evaluate ast_model.scores ast_model.plots ast_model.clip_page ast_model.outbox"
         " ast_model.tracking_alive ast_model.tracking ast_model.inference ast_model.tracking_pyfunc"
-        " ast_model.tracking_models ast_model.export"
+        " ast_model.tracking_models ast_model.tracking_comparison ast_model.export"
     ),
     7: "ast_model.job ast_model.telemetry ast_model.step ast_model.teacher ast_model.training_data ast_model.train",
     8: "jobs.cli",
     9: (
-        "jobs.visit jobs.snapshots jobs.preprocess jobs.provenance jobs.publish jobs.titles jobs.runs"
+        "jobs.visit jobs.snapshots jobs.preprocess jobs.provenance jobs.publish jobs.titles jobs.runs jobs.models jobs.compare"
         " jobs.ray_train jobs.train jobs.report jobs.audioset"
         " jobs.evaluate jobs.predict jobs.export"
         " jobs.train_recordings jobs.esc50 jobs.speechcommands jobs.finetune"
@@ -57,12 +57,7 @@ USED_BY_AST_MODEL = {
 
 ONLY_IN = {
     "ray": ("pipeline.cluster", "jobs."),
-    "mlflow": (
-        "ast_model.tracking",
-        "ast_model.tracking_alive",
-        "ast_model.tracking_models",
-        "ast_model.tracking_pyfunc",
-    ),
+    "mlflow": ("ast_model.tracking",),
     "torch.distributed": ("ast_model.world",),
 }
 
