@@ -10,7 +10,7 @@ from ast_model.tracking import flatten
 from jobs.provenance import command
 from pipeline.snapshot import Snapshot
 
-MAX_TITLE = 120
+MAX_TITLE = 100
 
 
 class RunConfig(Protocol):
@@ -63,4 +63,4 @@ def describe_run(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: s
 
 
 def _flat(model: ASTConfig, train: TrainConfig) -> dict[str, str]:
-    return flatten(model, "model.") | flatten(train, "train.")
+    return flatten(train, "train.") | flatten(model, "model.")

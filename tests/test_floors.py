@@ -37,7 +37,8 @@ FLOORS = {
     7: "ast_model.job ast_model.telemetry ast_model.step ast_model.teacher ast_model.training_data ast_model.train",
     8: "jobs.cli",
     9: (
-        "jobs.visit jobs.snapshots jobs.preprocess jobs.provenance jobs.publish jobs.titles jobs.runs jobs.models jobs.compare"
+        "jobs.visit jobs.snapshots jobs.preprocess jobs.provenance jobs.publish jobs.titles"
+        " jobs.runs jobs.models jobs.compare"
         " jobs.ray_train jobs.train jobs.report jobs.audioset"
         " jobs.evaluate jobs.predict jobs.export"
         " jobs.train_recordings jobs.esc50 jobs.speechcommands jobs.finetune"
