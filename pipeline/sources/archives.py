@@ -87,7 +87,7 @@ def _list_tar(file: str) -> list[Entry]:
                 entry = Entry.of(member.name, file, member.offset_data, member.size) if member.isreg() else None
                 if entry:
                     entries.append(entry)
-                tar.members = []  # else all headers stay in memory
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # else all headers stay in memory
     except (OSError, ValueError, tarfile.TarError) as error:
         if not entries:
             raise InputError(f"expected a tar at {file}, found: {type(error).__name__}: {error}") from error

@@ -109,6 +109,7 @@ def test_reruns_are_tracked_and_snapshots_listed_compared_and_pruned(
     assert run.data.metrics["visited"] == run.data.metrics["written"] + sum(
         run.data.metrics[f"failed/{kind}"] for kind in Kind
     )
+    assert run.inputs
     assert run.inputs.dataset_inputs[0].dataset.digest == new.snapshot_id
 
     capsys.readouterr()

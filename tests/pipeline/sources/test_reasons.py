@@ -1,4 +1,5 @@
 import io
+import sys
 
 import pytest
 from yt_dlp.networking import Response
@@ -15,6 +16,15 @@ from pipeline.records import Reason
 from pipeline.sources.reasons import failure_of, reason_of_text
 
 LIMIT_HINT = "The current session has been rate-limited by YouTube for up to an hour."
+
+
+def wrapped(text: str, error: Exception) -> DownloadError:
+    """As yt-dlp raises it."""
+    try:
+        raise error
+    except type(error):
+        return DownloadError(text, sys.exc_info())  # pyright: ignore[reportArgumentType]
+
 
 TEXTS = [
     ("Private video. Sign in if you've been granted access to this video", Reason.PRIVATE),
@@ -61,8 +71,8 @@ TEXTS = [
 
 @pytest.mark.parametrize(("text", "reason"), TEXTS, ids=[text[:60] for text, _ in TEXTS])
 def test_youtubes_texts(text: str, reason: Reason) -> None:
-    error = ExtractorError(text, video_id="--PJHxphWEs", ie="youtube", expected=True)
-    failure = failure_of(DownloadError(f"\x1b[0;31mERROR:\x1b[0m {error}", (type(error), error, None)))
+    error = ExtractorError(text, video_id="--PJHxphWEs", expected=True)
+    failure = failure_of(wrapped(f"\x1b[0;31mERROR:\x1b[0m {error}", error))
     assert failure.reason is reason is reason_of_text(text)
     assert failure.detail.endswith(str(error))
     assert "\x1b" not in failure.detail
@@ -97,4 +107,4 @@ def status(code: int) -> HTTPError:
 def test_yt_dlps_exceptions(cause: Exception, reason: Reason) -> None:
     assert failure_of(cause).reason is reason
     error = ExtractorError("Unable to download webpage", cause=cause)
-    assert failure_of(DownloadError("ERROR: Unable to download webpage", (type(error), error, None))).reason is reason
+    assert failure_of(wrapped("ERROR: Unable to download webpage", error)).reason is reason
