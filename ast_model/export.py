@@ -67,7 +67,7 @@ def export_safetensors(model: AST, file: Path, tagging: Tagging | None = None) -
 def export_onnx(model: AST, tagging: Tagging, file: Path) -> None:
     """Write an ONNX file: `fbank` (batch, num_frames, num_mel_bins), normalised, to `logits` (batch, num_classes).
 
-    The batch is free. Labels, mean and std are in the file's metadata, as JSON.
+    The batch is free. Labels, mean and std are in the file's metadata, as JSON; `Tagger.load` reads it back.
     """
     model = _ready(model)
     _check_labels(tagging.labels, model.config.num_classes)
@@ -78,13 +78,15 @@ def export_onnx(model: AST, tagging: Tagging, file: Path) -> None:
         raise ConfigError(f"ONNX needs packages that are not installed ({error}): pip install '.[onnx]'") from error
     with _published(file) as aside:
         program = _trace(model)
-        program.model.metadata_props.update({name: json.dumps(value) for name, value in asdict(tagging).items()})
+        metadata = {**asdict(tagging), TAGGING_KEY: asdict(tagging), CONFIG_KEY: asdict(model.config)}
+        program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
         program.save(aside)
         session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
         for batch_size in (1, 3):
             fbank_BTM = _draw_fbank(model, batch_size)
             found = session.run(["logits"], {"fbank": fbank_BTM.numpy()})[0]
             _check_logits(model(fbank_BTM), torch.from_numpy(found), aside)
+        _check_read_back(model, model, aside)
 
 
 def _with_one_epsilon(model: AST) -> AST:
@@ -112,6 +114,7 @@ def _trace(model: AST) -> Any:
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
+            optimize=False,  # so that tensors keep names and forms; runtimes optimise by themselves
             verbose=False,
         )
 

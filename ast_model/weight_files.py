@@ -27,7 +27,7 @@ CONFIG_KEY = "ast_config"
 TAGGING_KEY = "tagging"
 """Under it they carry classes, normalisation and activation."""
 
-_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".onnx")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WRAPPERS = ("module.", "_orig_mod.")
 """What torch puts before each name when a model is made parallel or compiled."""
@@ -97,6 +97,8 @@ def _read_file(file: Path) -> tuple[Any, Mapping[str, str]]:
                 return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
         if start.startswith((b"PK", b"\x80")):
             return torch.load(file, map_location="cpu", weights_only=True), {}
+        if start.startswith(b"\x08") and file.suffix == ".onnx":
+            return _read_onnx(file)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{file} is damaged, or holds more than tensors, which could run foreign code and is never unpickled: "
@@ -106,6 +108,21 @@ def _read_file(file: Path) -> tuple[Any, Mapping[str, str]]:
         raise WeightsError(f"{file} is cut short or damaged ({error}); fetch it again") from error
     what = {b"<": "a web page", b"v": "a pointer of Git LFS"}.get(start[:1], f"a file that starts with {start!r}")
     raise WeightsError(f"expected a PyTorch or safetensors file in {file}, found {what}; fetch it again")
+
+
+def _read_onnx(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Read one of our own exports, whose tensors keep their names."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise WeightsError(f"{file} needs a package that is not installed ({error}): pip install '.[onnx]'") from error
+    try:
+        model = onnx.load(file)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+    tensors = {each.name: torch.from_numpy(onnx.numpy_helper.to_array(each).copy()) for each in model.graph.initializer}
+    return tensors, {each.key: each.value for each in model.metadata_props}
 
 
 def _unwrap(content: Any, file: Path) -> dict[str, Tensor]:

@@ -11,9 +11,10 @@ import transformers
 from safetensors import safe_open
 
 from ast_model.export import Tagging, export_hugging_face, export_onnx, export_safetensors
+from ast_model.inference import Tagger
 from ast_model.model import AST, ASTConfig
 from ast_model.pretrained import load_pretrained
-from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
+from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError, WeightsError
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -96,10 +97,17 @@ def test_onnxruntime_gives_our_logits_for_any_batch(tmp_path: Path) -> None:
     for batch_size in (1, 2, 5):
         fbank = torch.randn(batch_size, 128, 128)
         (found,) = session.run(None, {"fbank": fbank.numpy()})
-        np.testing.assert_allclose(found, ours(fbank).detach(), atol=1e-4)
+        np.testing.assert_allclose(np.asarray(found), ours(fbank).detach(), atol=1e-4)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["labels"]) == list(TAGGING.labels)
     assert json.loads(metadata["mean"]) == -5.5
+    again = Tagger.load(tmp_path / "ast.onnx", device="cpu")
+    assert (again.tagging, again.model.config) == (TAGGING, ours.config)
+    assert torch.equal(again.model(fbank), ours(fbank))
+    whole = (tmp_path / "ast.onnx").read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match=r"cut\.onnx is cut short or damaged"):
+        load_pretrained(tmp_path / "cut.onnx")
 
 
 @pytest.mark.parametrize(
