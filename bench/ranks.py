@@ -1,6 +1,6 @@
 """Measure what a second worker gains, what Ray Train costs over torchrun, and what a killed worker costs.
 
-    python bench/ranks.py
+    python -m bench.ranks
 
 The same training four times, each rank with one thread: one rank under torchrun, two under torchrun, two workers of
 Ray Train, and these with one of them killed after the first epoch. Prints a JSON line for each: seconds per epoch
