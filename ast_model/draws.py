@@ -87,7 +87,7 @@ def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, s
     if sampler == "balanced":
         edges = np.cumsum(weights, dtype=np.float64)
         return np.searchsorted(edges, rng.random(num_draws) * edges[-1], side="right")
-    _check_num_draws(num_draws, np.count_nonzero(weights), "clips with a weight")
+    _check_num_draws(num_draws, int(np.count_nonzero(weights)), "clips with a weight")
     return _draw_without_replacement(rng, weights, num_draws)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset
+from webdataset.writer import TarWriter
 
 from pipeline.errors import CorruptError
 from pipeline.fbank import FBANK_SETTINGS, NUM_MEL_BINS
@@ -108,7 +108,7 @@ class ShardWriter:
 
     def __init__(self, file: Path):
         self._stream = file.open("wb")
-        self._tar = webdataset.TarWriter(self._stream, mtime=0)
+        self._tar = TarWriter(self._stream, mtime=0)
 
     def write(self, segment: Segment, fbank_TM: np.ndarray, audio: bytes | None, source: str) -> dict[str, Any]:
         """Add a clip: fbank (T, 128), optional FLAC. Return the fields of its sidecar row that follow from it."""
