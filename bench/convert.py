@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -52,7 +52,7 @@ def make_sound(seed: int) -> np.ndarray:
 
 def encode(sound: np.ndarray, path: Path, codec: str) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=RATE_HZ, layout="mono")
+        stream: Any = container.add_stream(codec, rate=RATE_HZ, layout="mono")
         frame = AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, 0, Fraction(1, RATE_HZ)
         resampler = av.AudioResampler(

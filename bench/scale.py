@@ -80,8 +80,8 @@ def write_rows(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
             "fbank_bytes": FBANK_BYTES,
             "digest": "0" * 64,
         }
-        sums = {"fbank_sum": -5e5, "fbank_sum_squares": 4e6}
-        more = content | sums if is_written else {}
+        content |= {"fbank_sum": -5e5, "fbank_sum_squares": 4e6}
+        more: dict[str, Any] = content if is_written else {}
         rows.append(SidecarRow(key=segment.key, **asdict(segment), **about, attempts=1, source="stub", **more))
     name = shard_name(plan.split, plan.shard_id, "parquet")
     write_sidecar(conversion.store, name, rows, conversion.fingerprint, Seal(len(rows) * FBANK_BYTES, "0" * 64))
