@@ -1,0 +1,111 @@
+import dataclasses
+import io
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ast_model import tracking
+from ast_model.checkpoint import Checkpoint, Position, save_checkpoint
+from ast_model.inference import Tagger
+from ast_model.metrics import mean_average_precision_change, tagging_metrics
+from ast_model.model import AST, ASTConfig
+from ast_model.scores import Scores
+from ast_model.tracking import start_run
+from ast_model.tracking_models import champion, crown, example, log_served_model
+from pipeline.audio import decode_file
+from pipeline.errors import TrackingError
+from pipeline.fbank import compute_fbank
+from pipeline.storage import Store
+
+NAMES = ("Male speech, man & (singing)", "Siren", "Music")
+
+
+def make_scores(noise: float) -> Scores:
+    random = np.random.default_rng(0)
+    targets = random.random((60, len(NAMES))) < 0.3
+    values = targets + noise * random.normal(size=targets.shape)
+    keys = np.array([f"clip_{n}" for n in range(len(targets))])
+    return Scores(keys, np.array(NAMES), np.array(NAMES), values, targets, np.arange(len(NAMES)), 1)
+
+
+def keep(scores: Scores, folder: Path) -> None:
+    out = io.BytesIO()
+    np.savez(out, **{field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)})
+    folder.mkdir(exist_ok=True)
+    (folder / "scores.npz").write_bytes(out.getvalue())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(str(tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(store: Store) -> str:
+    torch.manual_seed(0)
+    config = ASTConfig(num_classes=len(NAMES), num_frames=64, width=32, depth=1, num_heads=2)
+    labels = {"mids": NAMES, "names": NAMES}
+    description = {"model": dataclasses.asdict(config), "train": {}, "labels": labels, "mean": -4.0, "std": 4.0}
+    return save_checkpoint(
+        store, "runs/r/checkpoints", Checkpoint(Position(1), AST(config).state_dict(), description=description)
+    )
+
+
+def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
+    store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "OUTBOXES", tmp_path / "outboxes")
+    decisions, best = [], []
+    for noise in (0.8, 2.0, 0.2):
+        run = start_run(store, f"noise {noise}", {})
+        scores = make_scores(noise)
+        keep(scores, tmp_path / "scores")
+        run.log_files(tmp_path / "scores", "evaluations/best")
+        version = log_served_model(run, "best", store, checkpoint, scores)
+        assert log_served_model(run, "best", store, checkpoint, scores).version == version.version
+        decisions.append(crown(run.client, version, scores))
+        now = champion(run.client)
+        assert now is not None
+        best.append(int(now.version))
+        run.end("FINISHED")
+    assert best == [1, 1, 3]
+    assert [decision[0] for decision in decisions] == ["t", "-", "+"]
+
+    model = mlflow.pyfunc.load_model(champion(run.client).source)  # pyright: ignore
+    (frame, _), tagger = example(), Tagger.load(store.url(checkpoint))
+    sound = frame["audio"][0]
+    (tmp_path / "sound.wav").write_bytes(sound)
+    expected = tagger.tag(sound)
+    fbank_TM = compute_fbank(torch.from_numpy(decode_file(sound)))
+    for given in ({"audio": [sound]}, {"path": [str(tmp_path / "sound.wav")]}, {"fbank": [fbank_TM.tolist()]}):
+        found = model.predict(pd.DataFrame(given))
+        assert list(found["tags"][0]) == [name for name, _ in expected]
+        assert list(found["scores"][0]) == pytest.approx([score for _, score in expected], abs=1e-5)
+    assert list(model.predict(pd.DataFrame({"audio": [sound]}), params={"top_k": 1})["tags"][0]) == [expected[0][0]]
+
+
+def test_a_registry_that_refuses_is_said_with_the_checkpoint_s_place(
+    store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "OUTBOXES", tmp_path / "outboxes")
+    run = start_run(store, "no permission", {})
+
+    def refuse(*args, **kwargs) -> None:
+        raise mlflow.MlflowException("Permission denied")
+
+    monkeypatch.setattr(run.client, "create_model_version", refuse)
+    with pytest.raises(TrackingError, match=r"Permission denied; its checkpoint is safe in .*epoch-0001"):
+        log_served_model(run, "best", store, checkpoint, make_scores(1.0))
+    run.end("FINISHED")
+
+
+def test_the_change_of_map_has_the_sign_and_width_of_a_paired_draw() -> None:
+    good, bad = make_scores(0.3), make_scores(1.5)
+    value, low, high = mean_average_precision_change(bad.scores, good.scores, good.targets)
+    assert value == good.evaluation.metrics.mAP - tagging_metrics(bad.scores, bad.targets).mAP
+    assert 0 < low < value < high
+    assert mean_average_precision_change(bad.scores, bad.scores, bad.targets) == (0, 0, 0)
