@@ -370,7 +370,8 @@ def open_experiment(client: MlflowClient, uri: str, store: Store, name: str = EX
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         artifacts = store.url("mlartifacts") if uri.startswith("sqlite:") else None
-        return client.create_experiment(name, artifact_location=artifacts)
+        # MLflow's pages else take it for one of language models.
+        return client.create_experiment(name, artifacts, tags={"mlflow.experimentKind": "custom_model_development"})
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"expected the experiment {name!r} at {uri}, found it deleted. Restore it:"

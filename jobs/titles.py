@@ -40,11 +40,11 @@ def differences(config: RunConfig, model: ASTConfig) -> dict[str, str]:
 
 
 def run_title(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
-    """Name recipe, data and difference: `demo · data 3f9a12 · learning_rate=0.0001 · ab12`."""
+    """Name recipe, data and difference: `demo · learning_rate=0.0001 · data 3f9a12 · ab12`."""
     changed = " ".join(f"{key.split('.')[-1]}={value}" for key, value in differences(config, model).items())
     if len(changed) > MAX_TITLE:
         changed = changed[: MAX_TITLE - 1] + "…"
-    return " · ".join([config.preset, f"data {snapshot.snapshot_id[:6]}", changed or "as preset", run.split("-")[-1]])
+    return " · ".join([config.preset, changed or "as preset", f"data {snapshot.snapshot_id[:6]}", run.split("-")[-1]])
 
 
 def describe_run(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str) -> str:

@@ -168,7 +168,7 @@ def test_the_pages_show_what_a_person_looks_for(trainings: list[RunSettings], se
     here = f"experiments/{experiment}"
     browser.see(f"{here}/runs", "demo · data", "2 matching runs", picture="mlflow-runs")
     browser.see(f"{here}/runs/{ids[1]}", "train.learning_rate", "eval/mAP", picture="mlflow-run")
-    browser.see(f"{here}/runs/{ids[1]}/model-metrics", "train", "eval", "system", picture="mlflow-metrics", settle_s=5)
+    browser.see(f"{here}/runs/{ids[1]}/model-metrics", "train", "eval", picture="mlflow-metrics", settle_s=5)
     runs = f'runs=["{ids[0]}","{ids[1]}"]&experiments=["{experiment}"]'
     browser.see(f"compare-runs?{runs}", "train.learning_rate", "eval/mAP", picture="mlflow-comparison")
     clips = f"{here}/runs/{ids[1]}/artifacts/evaluations/best"
