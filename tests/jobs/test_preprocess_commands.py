@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from ast_model.tracking_models import PREPROCESSING
 from jobs.preprocess import main
-from jobs.visit import EXPERIMENT
 from pipeline.miniature import Miniature
 from pipeline.records import Kind
 from pipeline.shards import read_sidecar
@@ -101,7 +101,7 @@ def test_reruns_are_tracked_and_snapshots_listed_compared_and_pruned(
     new = load_snapshot(store)
     assert len(new.index) > len(old.index)
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment = client.get_experiment_by_name(PREPROCESSING)
     assert experiment
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
