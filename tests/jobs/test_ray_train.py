@@ -26,7 +26,6 @@ from pipeline.storage import Store
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.usefixtures("ray"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray of its own settings
 ]
 
 
