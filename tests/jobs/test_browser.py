@@ -166,7 +166,7 @@ def test_the_pages_show_what_a_person_looks_for(trainings: list[RunSettings], se
     first, second = (find_run(client, settings.run) for settings in trainings)
     experiment, ids = first.info.experiment_id, [first.info.run_id, second.info.run_id]
     here = f"experiments/{experiment}"
-    browser.see(f"{here}/runs", "demo · data", "2 matching runs", picture="mlflow-runs")
+    browser.see(f"{here}/runs", "demo · ", "2 matching runs", picture="mlflow-runs")
     browser.see(f"{here}/runs/{ids[1]}", "train.learning_rate", "eval/mAP", picture="mlflow-run")
     browser.see(f"{here}/runs/{ids[1]}/model-metrics", "train", "eval", picture="mlflow-metrics", settle_s=5)
     runs = f'runs=["{ids[0]}","{ids[1]}"]&experiments=["{experiment}"]'
