@@ -64,13 +64,13 @@ def evaluate(
 ) -> Evaluation:
     """Score all clips of `clips`; every rank returns the same. `loss`: what the model was trained with."""
     clips.expect(undrawn(np.arange(len(clips.rows))), is_grouped=False)
+    targets = clips.targets.toarray().astype(bool)
     works = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
     parts = []
     with evaluating(model):
         for batch in read_ahead(clips.plain, works, num_threads=1):
             fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)
             parts.append(scores_of(model(fbank_BTM), loss))
-        own = torch.cat(parts) if parts else torch.empty((0, clips.targets.shape[1]), device=world.device)
+        own = torch.cat(parts) if parts else torch.empty((0, targets.shape[1]), device=world.device)
         scores = world.gather_rows(own).numpy()
-    targets = clips.targets.toarray().astype(bool)
     return Evaluation(scores, targets, tagging_metrics(scores, targets))

@@ -107,7 +107,7 @@ def test_the_ema_follows_its_formula_whatever_the_order_of_its_names() -> None:
     expected = model.norm.weight.detach().clone()
     for count in range(200):
         with torch.no_grad():
-            model.norm.weight += 1
+            model.norm.weight.add_(1)
         update_ema(ema, model, 0.9, count)
         decay = min(0.9, (1 + count) / (10 + count))
         expected = decay * expected + (1 - decay) * model.norm.weight.detach()

@@ -36,7 +36,7 @@ def make_checkpoint(epoch: int, score: float | None = None) -> Checkpoint:
     return Checkpoint(Position(epoch), {"weight": torch.full((3,), float(epoch))}, description=description)
 
 
-def test_the_newest_and_the_best_are_kept(store: Store) -> None:
+def test_the_newest_and_the_best_are_kept(store: RefusingStore) -> None:
     saver = Saver(store, FOLDER, CheckpointConfig(num_kept=2), 0)
     for epoch, score in enumerate((0.1, 0.9, 0.5, None, 0.6)):
         saver.save(make_checkpoint(epoch, score), epoch)
@@ -46,7 +46,7 @@ def test_the_newest_and_the_best_are_kept(store: Store) -> None:
     assert best_checkpoint(store, FOLDER) == (f"{FOLDER}/{Position(1).name}", 0.9)
 
 
-def test_what_is_saved_does_not_change_with_the_training(store: Store) -> None:
+def test_what_is_saved_does_not_change_with_the_training(store: RefusingStore) -> None:
     store.refuses.set()
     saver = Saver(store, FOLDER, CheckpointConfig(), 0)
     weight = torch.zeros(3)
@@ -59,7 +59,7 @@ def test_what_is_saved_does_not_change_with_the_training(store: Store) -> None:
 
 
 def test_a_storage_that_refuses_for_a_while_is_waited_for_beside_the_training(
-    store: Store, caplog: pytest.LogCaptureFixture
+    store: RefusingStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.refuses.set()
     saver = Saver(store, FOLDER, CheckpointConfig(every_steps=1, patience_s=60), 0)
@@ -73,7 +73,7 @@ def test_a_storage_that_refuses_for_a_while_is_waited_for_beside_the_training(
     assert saver.is_due(2)
 
 
-def test_patience_has_an_end(store: Store) -> None:
+def test_patience_has_an_end(store: RefusingStore) -> None:
     store.refuses.set()
     saver = Saver(store, FOLDER, CheckpointConfig(patience_s=0), 0)
     saver.save(make_checkpoint(1), 1)
@@ -81,7 +81,7 @@ def test_patience_has_an_end(store: Store) -> None:
         saver.wait()
 
 
-def test_it_is_time_by_steps_or_minutes(store: Store) -> None:
+def test_it_is_time_by_steps_or_minutes(store: RefusingStore) -> None:
     by_steps = Saver(store, FOLDER, CheckpointConfig(every_steps=10, every_minutes=None), 5)
     assert [by_steps.is_due(num_steps) for num_steps in (14, 15)] == [False, True]
     by_time = Saver(store, FOLDER, CheckpointConfig(every_minutes=0.001), 0)
