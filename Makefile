@@ -20,7 +20,7 @@ test: .venv/.installed-dev  ## ruff, pyright and pytest
 
 rehearsal: .venv/.installed-dev  ## Several Ray nodes on this machine, a store on S3, and nodes that are lost
 	RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(32))') \
-		$(BIN)/pytest -m rehearsal tests/test_rehearsal.py tests/ast_model/test_kills.py
+		$(BIN)/pytest -m rehearsal tests/ast_model/test_kills.py
 
 bench-loader: .venv/.installed-dev  ## Front end, loader, draws and a cold cache beside their peers; FFmpeg's program is needed
 	for bench in front_end loader draws remote; do $(BIN)/python -m bench.$$bench || exit 1; done

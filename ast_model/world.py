@@ -1,5 +1,6 @@
 """The ranks that train together: rank, device and collectives. Alone, each collective is the identity."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,4 +139,5 @@ def join_world() -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:
         if is_ours:
+            gc.collect()  # a model that still holds the group would keep its threads past the interpreter's end
             dist.destroy_process_group()

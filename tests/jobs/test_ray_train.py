@@ -96,6 +96,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(own: Snapshot
         assert found == pytest.approx(metrics, rel=1e-2)
 
 
+@pytest.mark.rehearsal
 def test_asked_to_stop_it_saves_and_leaves_and_goes_on_when_told(own: Snapshot) -> None:
     config = make_config()
     settings = begin(config, own)
@@ -123,6 +124,7 @@ def test_more_workers_than_there_can_be_are_said(own: Snapshot) -> None:
         train_on_ray(settings, RayConfig("64:80", start_timeout_s=1))
 
 
+@pytest.mark.rehearsal
 def test_an_error_that_a_person_can_mend_is_not_tried_again(own: Snapshot) -> None:
     settings = begin(make_config(), own)
     wrong = dataclasses.replace(settings, model=dataclasses.replace(settings.model, num_classes=3))
