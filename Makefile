@@ -4,10 +4,12 @@ BIN := .venv/bin
 ROOT ?= $(CURDIR)/data/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test rehearsal bench-loader ui mlflow browser lock clean
+.PHONY: help install demo test rehearsal bench-loader ui mlflow browser lock clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: .venv/.installed  ## What the jobs need, into .venv
 
 demo: .venv/.installed  ## The main job on an embedded miniature of AudioSet, through Ray Jobs
 	$(BIN)/python scripts/submit_local.py python jobs/audioset.py demo --root $(ROOT)
@@ -20,7 +22,7 @@ test: .venv/.installed-dev  ## ruff, pyright and pytest
 
 rehearsal: .venv/.installed-dev  ## Several Ray nodes on this machine, a store on S3, and nodes that are lost
 	RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(32))') \
-		$(BIN)/pytest -m rehearsal tests/ast_model/test_kills.py
+		$(BIN)/pytest -m rehearsal
 
 bench-loader: .venv/.installed-dev  ## Front end, loader, draws and a cold cache beside their peers; FFmpeg's program is needed
 	for bench in front_end loader draws remote; do $(BIN)/python -m bench.$$bench || exit 1; done
