@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 
+from ast_model.plots import plot_failures
 from ast_model.tracking import TrackedRun, flatten, start_run
 from ast_model.tracking_models import PREPROCESSING
 from pipeline.cluster import ray_session, run_tasks, start_pacer
@@ -148,6 +149,10 @@ def log_visit(tracker: TrackedRun, snapshot: Snapshot, visit: Visit) -> None:
         metrics[f"clips/{split}"] = book["written"]
     tracker.log_metrics(metrics, step=0)
     tracker.log_data(snapshot, "preprocessing")
+    if visit.failures:
+        with tempfile.TemporaryDirectory() as folder:
+            plot_failures(visit.failures, visit.num_written).savefig(f"{folder}/failures.png", dpi=90)
+            tracker.log_files(Path(folder), "failures")
 
 
 def read_metadata(config: PreprocessConfig, keep_in: Store | None = None) -> tuple[Labels, pa.Table]:
@@ -167,6 +172,7 @@ def read_metadata(config: PreprocessConfig, keep_in: Store | None = None) -> tup
         ]
         segments = join_tables([table.slice(0, config.limit) for table in tables])
         _check_labels(segments, labels, address)
+        _check_splits(segments, address)
         if keep_in:
             for name in names:
                 _keep(Path(folder) / name, f"metadata/{name}", keep_in)
@@ -198,6 +204,16 @@ def _check_labels(segments: pa.Table, labels: Labels, address: str) -> None:
         raise InputError(
             f"{address}: {len(unknown)} labels of the segments are not among the {len(labels)} classes of"
             f" {LABELS_FILE}: {', '.join(sorted(unknown)[:10])}. The files don't belong together"
+        )
+
+
+def _check_splits(segments: pa.Table, address: str) -> None:
+    counts = segments["key"].combine_chunks().value_counts()
+    twice = counts.field("values").filter(pa.array(counts.field("counts").to_numpy() > 1))
+    if len(twice):
+        raise InputError(
+            f"{address}: expected each segment in one split, found {len(twice)} in several, such as {twice[0]}: what"
+            " is measured on would be learnt from; take them out of one of the files"
         )
 
 

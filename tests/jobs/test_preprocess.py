@@ -1,12 +1,13 @@
 import dataclasses
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from jobs.visit import preprocess
+from jobs.visit import preprocess, read_metadata
 from pipeline.cluster import run_tasks
 from pipeline.config import FetchConfig, PaceConfig, PreprocessConfig
 from pipeline.errors import InputError, LeaseError, StoreError
@@ -114,6 +115,15 @@ def test_segments_of_other_classes_are_refused(config: PreprocessConfig, miniatu
     file.write_text(file.read_text().replace("/m/03kmc9", "/m/09x0r"))
     with pytest.raises(InputError, match=r"1 labels of the segments are not among the 15 classes.*: /m/09x0r"):
         preprocess(dataclasses.replace(config, metadata=str(tmp_path)), Store(str(tmp_path / "store")))
+
+
+def test_a_segment_in_two_splits_is_refused(config: PreprocessConfig, miniature: Miniature, tmp_path: Path) -> None:
+    folder = shutil.copytree(miniature.metadata_folder, tmp_path / "metadata")
+    rows = (folder / "eval_segments.csv").read_text().splitlines()
+    with (folder / "balanced_train_segments.csv").open("a") as file:
+        file.write(rows[-1] + "\n")
+    with pytest.raises(InputError, match="each segment in one split, found 1 in several"):
+        read_metadata(dataclasses.replace(config, metadata=str(folder)))
 
 
 def test_a_root_that_cannot_be_written_is_said_first(config: PreprocessConfig) -> None:
