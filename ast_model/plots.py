@@ -10,6 +10,7 @@ from sklearn.metrics import precision_recall_curve
 from ast_model.evaluate import Evaluation
 from ast_model.scores import Scores
 from pipeline.labels import Labels
+from pipeline.records import Reason
 
 MAX_CLASSES_IN_PLOT = 60
 NUM_CURVES = 8
@@ -88,7 +89,7 @@ def plot_training(series: Mapping[str, Series]) -> Figure:
     return figure
 
 
-def plot_failures(failed: Mapping[str, int], written: int) -> Figure:
+def plot_failures(failed: Mapping[Reason, int], written: int) -> Figure:
     """Draw how many segments failed, by reason, most first."""
     counts = pd.Series(failed, dtype=int).sort_values(ascending=False)
     figure, axes = _bars(max(1, len(counts)))
