@@ -1,76 +1,33 @@
 """MLflow: one run per training, with its parameters, metrics, data and end, whatever happens to its processes."""
 
 import dataclasses
-import hashlib
 import json
-import logging
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import requests
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModel,
-    LoggedModelStatus,
-    Metric,
-    Param,
-    Run,
-    RunTag,
-)
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
-from ast_model.outbox import Letter, Outbox, RefusedError
+from ast_model.outbox import Letter, Outbox
 from ast_model.tracking_alive import BEAT_TAG, PROCESS_TAG, Heartbeat, close_dead_runs, is_alive, is_ours, sign_of_life
+from ast_model.tracking_delivery import SNAPSHOT_TAG, Delivery, deliver_left, outbox_folder
+from ast_model.tracking_server import (
+    EXPERIMENT,
+    check_server,
+    open_client,
+    open_experiment,
+    tracking_errors,
+    tracking_uri,
+)
 from pipeline.errors import TrackingError
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
 
-EXPERIMENT = "audioset-ast"
-DATASET = "audioset"
-MODEL_TYPE = "AST"
-HEALTH_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 120.0
 """How long the end of a run waits for a server that is away."""
-OUTBOXES = Path("~/.cache/audioset-ast/tracking")
-NOTE_TAG, PARENT_TAG, CHECKPOINT_TAG, SNAPSHOT_TAG = (
-    "mlflow.note.content",
-    "mlflow.parentRunId",
-    "checkpoint",
-    "snapshot",
-)
-MAX_METRICS_PER_BATCH = 1000
-logging.getLogger("mlflow").setLevel(logging.WARNING)
-PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ENDPOINT_NOT_FOUND"}
-"""Codes of MLflow's errors after which it is worth while to try again."""
-
-
-def tracking_uri(store: Store) -> str:
-    """Return `MLFLOW_TRACKING_URI`, or a sqlite file in the store's folder."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    if not store.is_local:
-        raise TrackingError(
-            f"expected MLFLOW_TRACKING_URI to name a tracking server, since {store.root} is no local folder; found"
-            " nothing. Set it, for example to http://127.0.0.1:5000"
-        )
-    return f"sqlite:///{store.path('mlflow.db')}"
-
-
-def open_client(uri: str) -> MlflowClient:
-    """Return a client that gives up soon: what may wait for a server that is away waits in the outbox."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    return MlflowClient(uri)
+NOTE_TAG, PARENT_TAG = "mlflow.note.content", "mlflow.parentRunId"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:
@@ -83,15 +40,6 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + field.name] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return flat
-
-
-@contextmanager
-def tracking_errors(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into TrackingError."""
-    try:
-        yield
-    except (MlflowException, requests.RequestException, OSError) as error:
-        raise TrackingError(f"{uri}: {error}; look at MLFLOW_TRACKING_URI and at the server's log") from error
 
 
 class TrackedRun:
@@ -150,7 +98,7 @@ class TrackedRun:
         profile |= {"num_classes": len(snapshot.labels), "fbank_mean": snapshot.mean, "fbank_std": snapshot.std}
         profile["fingerprint"] = snapshot.manifest["fingerprint"]
         dataset = Dataset(
-            name=DATASET,
+            name=data_name(snapshot.store),
             digest=snapshot.snapshot_id,
             source_type=scheme,
             source=json.dumps({"uri": address}),
@@ -191,90 +139,6 @@ class TrackedRun:
         if self._outbox is None:
             self._outbox = Outbox(outbox_folder(self.uri), self.run_id, Delivery(self.client, self.run_id))
         self._outbox.put({**letter, "time_ms": int(time.time() * 1000)})
-
-
-class Delivery:
-    """Brings letters of a run to the server, each step once, however often it is called."""
-
-    def __init__(self, client: MlflowClient, run_id: str):
-        self.client, self.run_id = client, run_id
-        self._run: Run | None = None
-        self._reached: dict[str, int] = {}
-
-    def __call__(self, letters: Sequence[Letter]) -> None:
-        try:
-            self._run = self._run or self.client.get_run(self.run_id)
-            metrics: list[Metric] = []
-            for letter in letters:
-                if letter["kind"] == "metrics":
-                    metrics += self._new_metrics(letter)
-                    continue
-                metrics = self._send(metrics)
-                if letter["kind"] == "checkpoint":
-                    self._log_checkpoint(letter)
-                else:
-                    self.client.set_terminated(self.run_id, letter["status"], end_time=letter["time_ms"])
-            self._send(metrics)
-        except MlflowException as error:
-            if error.error_code in PASSING_ERRORS:
-                raise
-            raise RefusedError(error.message) from error
-
-    def _send(self, metrics: list[Metric]) -> list[Metric]:
-        for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
-            self.client.log_batch(self.run_id, metrics[start : start + MAX_METRICS_PER_BATCH])
-        for metric in metrics:
-            self._reached[metric.key] = max(metric.step, self._reached.get(metric.key, metric.step))
-        return []
-
-    def _new_metrics(self, letter: Letter, **more: str) -> list[Metric]:
-        step, time_ms = letter["step"], letter["time_ms"]
-        values = {key: value for key, value in letter["values"].items() if step > self._step_reached(key)}
-        return [Metric(key, value, time_ms, step, run_id=self.run_id, **more) for key, value in values.items()]
-
-    def _step_reached(self, key: str) -> int:
-        """Return the last step that the server has of a metric, so that a resumed training doesn't log it again."""
-        if key not in self._reached:
-            assert self._run is not None
-            known = key in self._run.data.metrics
-            history = self.client.get_metric_history(self.run_id, key) if known else []
-            self._reached[key] = max((metric.step for metric in history), default=-1)
-        return self._reached[key]
-
-    def _log_checkpoint(self, letter: Letter) -> None:
-        assert self._run is not None
-        experiment_id = self._run.info.experiment_id
-        model = find_model(self.client, experiment_id, self.run_id, letter["name"])
-        if model is None:
-            tags = {CHECKPOINT_TAG: letter["address"], SNAPSHOT_TAG: letter["snapshot"], "epoch": str(letter["step"])}
-            model = self.client.create_logged_model(
-                experiment_id, letter["name"], self.run_id, tags, model_type=MODEL_TYPE
-            )
-        data = {"dataset_name": DATASET, "dataset_digest": letter["snapshot"]} if letter["snapshot"] else {}
-        self._send(self._new_metrics(letter, model_id=model.model_id, **data))
-        if model.status != LoggedModelStatus.READY:
-            self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-
-
-def find_model(client: MlflowClient, experiment_id: str, run_id: str, name: str) -> LoggedModel | None:
-    """Return the model of a run with a name, the newest of several."""
-    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'")
-    return found[0] if found else None
-
-
-def outbox_folder(uri: str) -> Path:
-    """Return where on this machine entries for a server wait."""
-    return OUTBOXES.expanduser() / hashlib.sha256(uri.encode()).hexdigest()[:12]
-
-
-def deliver_left(client: MlflowClient, uri: str) -> None:
-    """Deliver what processes that are gone had not; runs that are being worked on are left alone."""
-    for file in sorted(outbox_folder(uri).glob("*.jsonl")):
-        try:
-            outbox = Outbox(file.parent, file.stem, Delivery(client, file.stem))
-        except TrackingError:
-            continue
-        outbox.close(HEALTH_TIMEOUT_S)
 
 
 def start_run(
@@ -327,54 +191,16 @@ def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> Tra
             " it, stop it, or start a new run"
         )
     client.update_run(run_id, status="RUNNING")
-    tracked = TrackedRun(uri, run_id, tags.get(SNAPSHOT_TAG, ""))
+    tracked = tracked_run_of(uri, run)
     tracked.log_tags(owner_tags)
     tracked.show_life()
     return tracked
 
 
-def snapshots_in_use(store: Store) -> set[str]:
-    """Return the snapshots that tracked runs name, whatever their state."""
-    uri = tracking_uri(store)
-    check_server(uri)
-    client = open_client(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    found: set[str] = set()
-    token: str | None = ""
-    while experiment is not None and token is not None:
-        runs = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token or None)
-        found |= {run.data.tags[SNAPSHOT_TAG] for run in runs if SNAPSHOT_TAG in run.data.tags}
-        token = runs.token or None
-    return found
+def tracked_run_of(uri: str, run: Run) -> TrackedRun:
+    return TrackedRun(uri, run.info.run_id, run.data.tags.get(SNAPSHOT_TAG, ""))
 
 
-def check_server(uri: str) -> None:
-    """Raise TrackingError at once, where MLflow's client would retry for minutes."""
-    if not uri.startswith(("http://", "https://")):
-        return
-    try:
-        response = requests.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S)
-        found = f"HTTP {response.status_code}, {response.text[:40]!r}"
-        is_mlflow = response.ok and response.text.strip() == "OK"
-    except requests.RequestException as error:
-        found, is_mlflow = str(error), False
-    if not is_mlflow:
-        raise TrackingError(
-            f"expected an MLflow server at {uri}, found {found}. Start one (make mlflow), mend MLFLOW_TRACKING_URI, or"
-            " unset it to use a local database"
-        )
-
-
-def open_experiment(client: MlflowClient, uri: str, store: Store, name: str = EXPERIMENT) -> str:
-    """Return the id of an experiment, made if it isn't there; raise TrackingError if it was deleted."""
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        artifacts = store.url("mlartifacts") if uri.startswith("sqlite:") else None
-        # MLflow's pages else take it for one of language models.
-        return client.create_experiment(name, artifacts, tags={"mlflow.experimentKind": "custom_model_development"})
-    if experiment.lifecycle_stage != "active":
-        raise TrackingError(
-            f"expected the experiment {name!r} at {uri}, found it deleted. Restore it:"
-            f" MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        )
-    return experiment.experiment_id
+def data_name(store: Store) -> str:
+    """Return what the data of a store are called: as its folder."""
+    return store.base.rsplit("/", 1)[-1]

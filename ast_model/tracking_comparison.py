@@ -15,8 +15,8 @@ from ast_model.clip_page import html_page, png_tag, table_tag
 from ast_model.metrics import mean_average_precision_interval
 from ast_model.plots import plot_changes
 from ast_model.scores import AVERAGE, BEST, LAST, Scores, in_common
-from ast_model.tracking import EXPERIMENT, tracking_errors
-from ast_model.tracking_models import difference, scores_of
+from ast_model.tracking_registry import difference, scores_of
+from ast_model.tracking_server import EXPERIMENT, tracking_errors
 from pipeline.errors import MismatchError, TrackingError
 
 NUM_CLASSES_SHOWN = 10

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ast_model import tracking
+from ast_model import tracking_delivery
 from ast_model.tracking import start_run
 from pipeline.storage import Store
 
@@ -18,7 +18,7 @@ LINE = {f"train/metric_{n}": 0.5 for n in range(8)}
 
 def main() -> None:
     folder = tempfile.mkdtemp()
-    tracking.OUTBOXES = Path(folder) / "outboxes"
+    tracking_delivery.OUTBOXES = Path(folder) / "outboxes"
     store = Store(folder)
     started = time.perf_counter()
     start_run(store, "the first", {}).end("FINISHED")

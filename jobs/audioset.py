@@ -16,7 +16,7 @@ import tyro
 from ast_model import recipes
 from ast_model.config import TrainConfig
 from ast_model.model import ASTConfig
-from ast_model.tracking import check_server, tracking_uri
+from ast_model.tracking_server import check_server, tracking_uri
 from jobs.cli import resolve_root, run_job
 from jobs.ray_train import RayConfig, train_on_ray
 from jobs.report import Outcome, print_report

@@ -15,18 +15,11 @@ from typing import Any
 import pandas as pd
 import tyro
 
-from ast_model.tracking import check_server, open_client, tracking_uri
+from ast_model.tracking import tracked_run_of
 from ast_model.tracking_comparison import find_run
-from ast_model.tracking_models import (
-    CHAMPION,
-    describe_versions,
-    difference,
-    download,
-    find_version,
-    promote,
-    scores_of,
-    tracked_run_of,
-)
+from ast_model.tracking_lineage import describe_versions
+from ast_model.tracking_registry import CHAMPION, difference, download, find_version, promote, scores_of
+from ast_model.tracking_server import check_server, open_client, tracking_uri
 from jobs.cli import resolve_root, run_job
 from jobs.publish import publish
 from pipeline.snapshot import load_snapshot

@@ -11,7 +11,8 @@ from ast_model.plots import class_table, plot_average_precision, plot_precision_
 from ast_model.saving import best_checkpoint
 from ast_model.scores import AVERAGE, BEST, LAST, Scores, load_scores, scores_name
 from ast_model.tracking import TrackedRun
-from ast_model.tracking_models import crown, forget_removed, log_served_model
+from ast_model.tracking_models import forget_removed, log_served_model
+from ast_model.tracking_registry import crown
 from pipeline.errors import AudioTaggingError
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ast_model.tracking import snapshots_in_use
+from ast_model.tracking_lineage import snapshots_in_use
 from jobs.cli import resolve_root
 from pipeline.errors import ConfigError
 from pipeline.history import diff_snapshots, list_snapshots, prune_snapshots

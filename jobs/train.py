@@ -17,7 +17,7 @@ from ast_model import recipes
 from ast_model.config import TrainConfig
 from ast_model.job import Watch
 from ast_model.model import ASTConfig
-from ast_model.tracking import check_server, tracking_uri
+from ast_model.tracking_server import check_server, tracking_uri
 from ast_model.train import Metrics
 from ast_model.world import join_world
 from jobs.cli import resolve_root, run_job

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ast_model.tracking import check_server, tracking_uri
+from ast_model.tracking_server import check_server, tracking_uri
 from ast_model.train import Metrics
 from jobs.ray_train import RayConfig, train_on_ray
 from jobs.runs import RunConfig, RunSettings, begin_run, ending_tracked, new_run_name
-from jobs.visit import preprocess
+from jobs.visit import preprocess_tracked
 from pipeline.config import PreprocessConfig
 from pipeline.recordings import MEDIA_TABLE, Recording, write_tables
 from pipeline.snapshot import Snapshot
@@ -36,7 +36,7 @@ def convert(recordings: Sequence[Recording], classes: Sequence[str], store: Stor
     config = PreprocessConfig(
         metadata=str(folder), media=str(folder / MEDIA_TABLE), splits=splits, clips_per_shard=CLIPS_PER_SHARD
     )
-    snapshot, _ = preprocess(config, store)
+    snapshot, _ = preprocess_tracked(config, store, new_run_name("preprocess"))
     for split, book in snapshot.manifest["books"].items():
         failed = ", ".join(f"{count} {reason}" for reason, count in book["failed"].items())
         log.info("%s: %d clips of %d%s", split, book["written"], book["planned"], f" ({failed})" if failed else "")

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ast_model.plots import plot_failures
 from ast_model.tracking import TrackedRun, flatten, start_run
-from ast_model.tracking_models import PREPROCESSING
+from ast_model.tracking_lineage import PREPROCESSING, ROOT_TAG
 from pipeline.cluster import ray_session, run_tasks, start_pacer
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion, convert_shard, finish_journal
@@ -114,7 +114,7 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Visit]
 
 def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, Visit]:
     """Preprocess as a tracked run in an experiment of its own, which ends with a status whatever happens."""
-    tracker = start_run(store, run, {"root": store.root}, PREPROCESSING)
+    tracker = start_run(store, run, {ROOT_TAG: store.root}, PREPROCESSING)
     status = "FAILED"
     try:
         tracker.log_params(flatten(config))

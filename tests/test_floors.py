@@ -31,8 +31,9 @@ FLOORS = {
     # Tracking shows evaluations, so it stands above them.
     6: (
         "ast_model.recipes ast_model.evaluate ast_model.scores ast_model.plots ast_model.clip_page ast_model.outbox"
-        " ast_model.tracking_alive ast_model.tracking ast_model.inference ast_model.tracking_pyfunc"
-        " ast_model.tracking_models ast_model.tracking_comparison ast_model.export"
+        " ast_model.tracking_alive ast_model.tracking_server ast_model.tracking_delivery ast_model.tracking"
+        " ast_model.inference ast_model.tracking_pyfunc ast_model.tracking_registry ast_model.tracking_models"
+        " ast_model.tracking_lineage ast_model.tracking_comparison ast_model.export"
     ),
     7: "ast_model.job ast_model.telemetry ast_model.step ast_model.teacher ast_model.training_data ast_model.train",
     8: "jobs.cli",

@@ -10,8 +10,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from ast_model import tracking
-from ast_model.tracking import TrackedRun, check_server, continue_run, start_run
+from ast_model import tracking_delivery
+from ast_model.tracking import TrackedRun, continue_run, start_run
+from ast_model.tracking_server import check_server
 from pipeline.errors import TrackingError
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
@@ -30,7 +31,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracking, "OUTBOXES", tmp_path / "outboxes")
+    monkeypatch.setattr(tracking_delivery, "OUTBOXES", tmp_path / "outboxes")
     (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
     return Store(str(tmp_path))
 
@@ -49,8 +50,9 @@ def steps(store: Store, key: str) -> list[int]:
 def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp_path: Path) -> None:
     """Counted in the database, as a person would look."""
     code = (
-        "import os, signal, pathlib; from ast_model import tracking; from pipeline.storage import Store\n"
-        f"tracking.OUTBOXES = pathlib.Path({str(tmp_path / 'outboxes')!r})\n"
+        "import os, signal, pathlib; from pipeline.storage import Store\n"
+        "from ast_model import tracking, tracking_delivery\n"
+        f"tracking_delivery.OUTBOXES = pathlib.Path({str(tmp_path / 'outboxes')!r})\n"
         f"run = tracking.start_run(Store({store.root!r}), 'a training', {{'preset': 'demo'}})\n"
         "for step in range(1, 31): run.log_metrics({'train/loss': 1 / step}, step)\n"
         "run.close()\n"
@@ -121,8 +123,8 @@ def test_a_checkpoint_becomes_one_model_with_metrics_and_data(store: Store, snap
     experiment = run.client.get_run(run.run_id).info.experiment_id
     (model,) = run.client.search_logged_models([experiment])
     assert model.tags["checkpoint"] == "/store/epoch-0001"
-    assert [(m.key, m.value, m.step, m.dataset_digest) for m in model.metrics or []] == [
-        ("eval/mAP", 0.25, 1, snapshot.snapshot_id)
+    assert [(m.key, m.value, m.step, m.dataset_name, m.dataset_digest) for m in model.metrics or []] == [
+        ("eval/mAP", 0.25, 1, "store", snapshot.snapshot_id)
     ]
     inputs = run.client.get_run(run.run_id).inputs
     (data,) = inputs.dataset_inputs if inputs else []

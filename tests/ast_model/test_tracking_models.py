@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 import torch
 
-from ast_model import tracking
+from ast_model import tracking_delivery
 from ast_model.checkpoint import Checkpoint, Position, save_checkpoint
 from ast_model.inference import Tagger
 from ast_model.metrics import mean_average_precision_change, tagging_metrics
 from ast_model.model import AST, ASTConfig
 from ast_model.scores import Scores
 from ast_model.tracking import start_run
-from ast_model.tracking_models import champion, crown, example, log_served_model
+from ast_model.tracking_models import example, log_served_model
+from ast_model.tracking_registry import champion, crown
 from pipeline.audio import decode_file
 from pipeline.errors import TrackingError
 from pipeline.fbank import compute_fbank
@@ -58,7 +59,7 @@ def checkpoint(store: Store) -> str:
 def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "OUTBOXES", tmp_path / "outboxes")
+    monkeypatch.setattr(tracking_delivery, "OUTBOXES", tmp_path / "outboxes")
     decisions, best = [], []
     for noise in (0.8, 2.0, 0.2):
         run = start_run(store, f"noise {noise}", {})
@@ -91,7 +92,7 @@ def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
 def test_a_registry_that_refuses_is_said_with_the_checkpoint_s_place(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "OUTBOXES", tmp_path / "outboxes")
+    monkeypatch.setattr(tracking_delivery, "OUTBOXES", tmp_path / "outboxes")
     run = start_run(store, "no permission", {})
 
     def refuse(*args, **kwargs) -> None:

@@ -17,9 +17,10 @@ import requests
 from ast_model.config import AugmentConfig, TrainConfig
 from ast_model.job import Watch
 from ast_model.model import ASTConfig
-from ast_model.tracking import open_client, start_run
+from ast_model.tracking import start_run
 from ast_model.tracking_comparison import find_run
-from ast_model.tracking_models import REGISTERED, champion, versions
+from ast_model.tracking_registry import REGISTERED, champion, versions
+from ast_model.tracking_server import open_client
 from ast_model.world import join_world
 from jobs.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
 from jobs.train import TrainJobConfig
@@ -95,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server = Server(tmp_path_factory.mktemp("server"))
         server.start()
         patch.setenv("MLFLOW_TRACKING_URI", server.address)
-        patch.setattr("ast_model.tracking.OUTBOXES", server.folder / "outboxes")
+        patch.setattr("ast_model.tracking_delivery.OUTBOXES", server.folder / "outboxes")
         yield server
         server.stop()
 
