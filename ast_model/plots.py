@@ -10,7 +10,6 @@ from sklearn.metrics import precision_recall_curve
 from ast_model.evaluate import Evaluation
 from ast_model.scores import Scores
 from pipeline.labels import Labels
-from pipeline.records import Reason
 
 MAX_CLASSES_IN_PLOT = 60
 NUM_CURVES = 8
@@ -86,17 +85,6 @@ def plot_training(series: Mapping[str, Series]) -> Figure:
         axes.plot(steps, values, marker="." if len(values) < 50 else "")
         axes.set(xlabel=unit, ylabel=label)
         axes.grid(alpha=0.3)
-    return figure
-
-
-def plot_failures(failed: Mapping[Reason, int], written: int) -> Figure:
-    """Draw how many segments failed, by reason, most first."""
-    counts = pd.Series(failed, dtype=int).sort_values(ascending=False)
-    figure, axes = _bars(max(1, len(counts)))
-    axes.barh(np.arange(len(counts)), counts, color="tab:red")
-    _name_bars(axes, [f"{reason}: {count}" for reason, count in counts.items()])
-    axes.set_xlabel("segments")
-    axes.set_title(f"{counts.sum()} of {counts.sum() + written} segments could not be had", size=10)
     return figure
 
 

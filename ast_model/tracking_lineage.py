@@ -5,11 +5,16 @@ from mlflow.tracking import MlflowClient
 
 from ast_model.tracking_delivery import SNAPSHOT_TAG
 from ast_model.tracking_registry import CHAMPION, KIND_TAG, champion, versions
-from ast_model.tracking_server import EXPERIMENT, check_server, open_client, tracking_errors, tracking_uri
+from ast_model.tracking_server import (
+    EXPERIMENT,
+    PREPROCESSING,
+    ROOT_TAG,
+    check_server,
+    open_client,
+    tracking_errors,
+    tracking_uri,
+)
 from pipeline.storage import Store
-
-PREPROCESSING, ROOT_TAG = "audioset-preprocess", "root"
-"""The experiment of runs that make snapshots, and their tag that names the store."""
 
 
 def describe_versions(client: MlflowClient, snapshot_id: str = "") -> list[dict[str, str]]:

@@ -13,6 +13,8 @@ from pipeline.errors import TrackingError
 from pipeline.storage import Store
 
 EXPERIMENT = "audioset-ast"
+PREPROCESSING, ROOT_TAG = "audioset-preprocess", "root"
+"""The experiment of runs that make snapshots, and their tag that names the store."""
 HEALTH_TIMEOUT_S = 5.0
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 

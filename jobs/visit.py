@@ -14,14 +14,14 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 
-from ast_model.plots import plot_failures
 from ast_model.tracking import TrackedRun, flatten, start_run
-from ast_model.tracking_lineage import PREPROCESSING, ROOT_TAG
+from ast_model.tracking_server import PREPROCESSING, ROOT_TAG
 from pipeline.cluster import ray_session, run_tasks, start_pacer
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion, convert_shard, finish_journal
 from pipeline.errors import AudioTaggingError, InputError, StoreError
 from pipeline.journal import Journal, unfinished
+from pipeline.keys import has_repeats
 from pipeline.labels import Labels, read_labels
 from pipeline.lease import Holder, hold_lease
 from pipeline.ledger import VisitPlan, plan_shards, read_books
@@ -32,6 +32,7 @@ from pipeline.segments import join_tables, read_segment_table
 from pipeline.shards import digest_of, shard_settings
 from pipeline.snapshot import Snapshot, build_snapshot, load_current
 from pipeline.sources import YOUTUBE, open_source, read_proxies
+from pipeline.status import plot_failures
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -208,6 +209,8 @@ def _check_labels(segments: pa.Table, labels: Labels, address: str) -> None:
 
 
 def _check_splits(segments: pa.Table, address: str) -> None:
+    if not has_repeats(segments["key"]):
+        return
     counts = segments["key"].combine_chunks().value_counts()
     twice = counts.field("values").filter(pa.array(counts.field("counts").to_numpy() > 1))
     if len(twice):

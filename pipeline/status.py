@@ -3,11 +3,12 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported.
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from matplotlib.figure import Figure
 
 from pipeline.labels import Labels
 from pipeline.records import Reason
@@ -57,3 +58,14 @@ def due(table: pd.DataFrame, retry: Sequence[str]) -> int:
     """Count what a rerun would visit that tries the kinds in `retry` again."""
     again = {reason.value for reason in Reason if reason.kind in retry} | {MISSING}
     return int(table["fate"].isin(again).sum())
+
+
+def plot_failures(failed: Mapping[Reason, int], num_written: int) -> Figure:
+    """Draw how many segments failed, by reason, most first."""
+    counts = pd.Series(failed, dtype=int).sort_values()
+    figure = Figure(figsize=(8, 1.4 + 0.25 * len(counts)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([f"{reason}: {count}" for reason, count in counts.items()], counts, color="tab:red")
+    axes.set_xlabel("segments")
+    axes.set_title(f"{counts.sum()} of {counts.sum() + num_written} segments could not be had", size=10)
+    return figure

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from ast_model.tracking_lineage import PREPROCESSING
+from ast_model.tracking_server import PREPROCESSING
 from jobs.preprocess import main
 from pipeline.miniature import Miniature
 from pipeline.records import Kind
