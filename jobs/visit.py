@@ -167,11 +167,10 @@ def read_metadata(config: PreprocessConfig, keep_in: Store | None = None) -> tup
         for name in names:
             _copy(f"{address}/{name}", Path(folder) / name)
         labels = read_labels(f"{folder}/{LABELS_FILE}")
-        tables = [
-            read_segment_table(f"{folder}/{split}_segments.csv", split, where=f"{address}/{split}_segments.csv")
-            for split in config.splits
-        ]
-        segments = join_tables([table.slice(0, config.limit) for table in tables])
+        segments = join_tables(
+            read_segment_table(f"{folder}/{name}", where=f"{address}/{name}").slice(0, config.limit)
+            for name in names[1:]
+        )
         _check_labels(segments, labels, address)
         _check_splits(segments, address)
         if keep_in:

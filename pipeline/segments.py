@@ -61,9 +61,11 @@ def read_segment_table(path: str, split: str | None = None, where: str = "") -> 
     return _without_repeats(table, lines, where)
 
 
-def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
+def join_tables(tables: Iterable[pa.Table]) -> pa.Table:
     """Join tables of `SEGMENT_SCHEMA` into one."""
-    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    joined = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    pa.default_memory_pool().release_unused()
+    return joined
 
 
 def segments_of(table: pa.Table) -> Iterator[Segment]:
@@ -105,6 +107,7 @@ def _to_table(rows: Iterator[Row], split: str) -> tuple[np.ndarray, pa.Table]:
     for parts in chunks:
         whole.append(pa.concat_arrays(parts))
         parts.clear()  # two copies of one column at a time, not of all
+        pa.default_memory_pool().release_unused()
     labels = pa.DictionaryArray.from_arrays(whole.pop(), pa.array(codes, pa.string()))
     splits = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(labels), np.int32)), pa.array([split]))
     return np.concatenate(numbers), pa.table([*whole, labels, splits], SEGMENT_SCHEMA)
