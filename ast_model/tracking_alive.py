@@ -2,15 +2,15 @@
 
 import json
 import logging
-import socket
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import asdict
 
-import psutil
 from mlflow.entities import RunStatus
 from mlflow.tracking import MlflowClient
+
+from pipeline.owner import Owner, machine, this_process
 
 log = logging.getLogger(__name__)
 
@@ -20,17 +20,9 @@ DEAD_AFTER_S = 120.0
 """Without a sign of life, for processes that can't be looked for on this machine."""
 
 
-def machine() -> str:
-    """Name what process ids are valid on."""
-    namespace = Path("/proc/self/ns/pid")  # containers may share a name, and count their processes from 1
-    return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}".strip()
-
-
 def sign_of_life() -> dict[str, str]:
     """Return the tags that say who works on a run."""
-    process = psutil.Process()
-    owner = {"machine": machine(), "pid": process.pid, "started": process.create_time()}
-    return {PROCESS_TAG: json.dumps(owner), BEAT_TAG: str(time.time())}
+    return {PROCESS_TAG: json.dumps(asdict(this_process())), BEAT_TAG: str(time.time())}
 
 
 def is_ours(tags: Mapping[str, str]) -> bool:
@@ -40,14 +32,10 @@ def is_ours(tags: Mapping[str, str]) -> bool:
 
 def is_alive(tags: Mapping[str, str]) -> bool:
     """Whether someone still works on the run of these tags: the process is there, or was seen a short while ago."""
-    owner = json.loads(tags[PROCESS_TAG])
-    if owner["machine"] != machine():
-        return time.time() - float(tags[BEAT_TAG]) < DEAD_AFTER_S
-    try:
-        process = psutil.Process(owner["pid"])
-        return abs(process.create_time() - owner["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    owner = Owner(**json.loads(tags[PROCESS_TAG]))
+    if owner.machine == machine():
+        return not owner.is_dead
+    return time.time() - float(tags[BEAT_TAG]) < DEAD_AFTER_S
 
 
 def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:

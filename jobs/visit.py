@@ -25,6 +25,7 @@ from pipeline.keys import has_repeats
 from pipeline.labels import Labels, read_labels
 from pipeline.lease import Holder, hold_lease
 from pipeline.ledger import VisitPlan, plan_shards, read_books
+from pipeline.leftovers import clear_leftovers
 from pipeline.miniature import make_miniature, serve_miniature
 from pipeline.progress import Progress, show_progress
 from pipeline.records import Kind, Reason, ShardPlan, ShardReport
@@ -88,8 +89,8 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Visit]
     Joins or starts Ray only if there is something to do. Raises InputError for bad tables, LeaseError if another
     run holds the store, StoreError if shards can't be written.
     """
-    store.check_writable()
     with hold_lease(store) as lease:
+        clear_leftovers(store)
         labels, segments = read_metadata(config, keep_in=store)
         fingerprint = digest_of(shard_settings(config.keep_audio))
         visit = Visit()

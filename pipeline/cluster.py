@@ -173,6 +173,6 @@ class RayPacer:
 def start_pacer(config: PaceConfig, clips_per_hour: int, proxies: tuple[str, ...]) -> RayPacer:
     """Start the keeper of the pace; it ends with the run. It lives beside the driver: other nodes may be lost."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    keeper: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Keeper)
+    keeper: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Keeper)
     actor = keeper.options(scheduling_strategy=here).remote(config, clips_per_hour)
     return RayPacer(actor, clips_per_hour > 0, proxies)

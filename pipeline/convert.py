@@ -80,11 +80,12 @@ def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait
 
 
 def finish_journal(journal: Journal, conversion: Conversion) -> ShardReport | None:
-    """Make a shard of what a killed run had decided of one; None if it was killed after the shard was made."""
-    if conversion.store.exists(shard_name(journal.split, journal.shard_id, "parquet")):
+    """Make a shard of what a killed run had decided of one; None if there is one already, or nothing to make it of."""
+    is_there = conversion.store.exists(shard_name(journal.split, journal.shard_id, "parquet"))
+    outcomes = [] if is_there else list(journal.read())
+    if not outcomes:  # it was killed while it cleared its parts, or the first one was lost
         journal.clear()
         return None
-    outcomes = list(journal.read())
     segments = tuple(outcome.segment for outcome in outcomes)
     shard_id = digest_of([[segment.key, segment.end_ms, journal.folder] for segment in segments])
     plan = ShardPlan(shard_id, segments[0].split, segments, (0,) * len(segments))

@@ -6,16 +6,14 @@ be dead, the next number may be taken.
 """
 
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
-import psutil
-
 from pipeline.errors import CorruptError, LeaseError, StoreError
+from pipeline.owner import Owner, this_process
 from pipeline.storage import Store
 
 FOLDER = "lease"
@@ -31,21 +29,18 @@ class Lease:
     host: str
     pid: int
     process_started: float
-    """Tells a process from a later one of the same number."""
+    """These three as in `Owner`."""
     expires: float
     """Seconds since 1970."""
 
     @property
+    def holder(self) -> str:
+        return f"{self.host.split()[0]}, process {self.pid}"
+
+    @property
     def is_free(self) -> bool:
         """Whether it expired, or its process on this host is gone."""
-        if self.expires < time.time():
-            return True
-        if self.host != socket.gethostname():
-            return False
-        try:
-            return psutil.Process(self.pid).create_time() != self.process_started
-        except psutil.NoSuchProcess:
-            return True
+        return self.expires < time.time() or Owner(self.host, self.pid, self.process_started).is_dead
 
 
 @dataclass
@@ -71,7 +66,7 @@ class Holder:
         """Write a later expiry, unless another run took over or the store could not be written for too long."""
         number, lease = _newest(self.store)
         if number != self.number and lease:
-            self.lost = f"the run lost its lease of {self.store.root} to {lease.host}, process {lease.pid}: it paused"
+            self.lost = f"the run lost its lease of {self.store.root} to {lease.holder}: it paused"
             self.lost += f" for more than {DURATION_S:.0f} s. What it kept is kept; end the other run or wait for it"
             return
         self.lease = Lease(**{**asdict(self.lease), "expires": time.time() + DURATION_S})
@@ -81,10 +76,8 @@ class Holder:
 @contextmanager
 def hold_lease(store: Store) -> Iterator[Holder]:
     """Hold the store's lease while the context lasts. Raises LeaseError if a live run holds it."""
-    process = psutil.Process()
-    lease = Lease(
-        secrets.token_hex(8), socket.gethostname(), process.pid, process.create_time(), time.time() + DURATION_S
-    )
+    owner = this_process()
+    lease = Lease(secrets.token_hex(8), owner.machine, owner.pid, owner.started, time.time() + DURATION_S)
     holder = Holder(store, lease, _take(store, lease))
     done = threading.Event()
     thread = threading.Thread(target=_keep, args=(holder, done), daemon=True)
@@ -125,7 +118,7 @@ def _take(store: Store, lease: Lease) -> int:
 def _refusal(store: Store, lease: Lease) -> LeaseError:
     left_s = max(0.0, lease.expires - time.time())
     return LeaseError(
-        f"expected to be alone in {store.root}, found a run on {lease.host}, process {lease.pid}, that holds it for at"
+        f"expected to be alone in {store.root}, found a run on {lease.holder}, that holds it for at"
         f" least {left_s:.0f} s: wait until it ends; if it died it is taken over after that time"
     )
 

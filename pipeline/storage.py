@@ -2,11 +2,10 @@
 
 import json
 import os
-import shutil
 import tempfile
-import uuid
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import CorruptError, StoreError
+from pipeline.scratch import ABANDONED_S, clear_scratch, scratch_folder
 
 PIECE_BYTES = 32 * 2**20
 """Of a large file that is read in pieces: few requests, little memory."""
@@ -164,30 +164,42 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """A new local folder, gone afterwards; on the store's own disk if that is local, so that a move is a
         rename."""
-        folder = self._scratch_folder()
-        try:
+        if not self.is_local:
+            clear_scratch(self.scratch_home)
+        with ExitStack() as stack:
+            with self._errors("write", ""):
+                folder = stack.enter_context(scratch_folder(self.scratch_home))
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def scratch_home(self) -> Path:
+        return Path(self.base) / ".scratch" if self.is_local else Path(tempfile.gettempdir())
+
+    def clear_leftovers(self) -> None:
+        """Remove what dead processes were writing when they died: scratch folders, and uploads to S3 of a day ago."""
+        if self.is_local:
+            clear_scratch(self.scratch_home)
+        elif "s3" in self.fs.protocol:
+            with suppress(OSError, BotoCoreError):  # not all that may write may look for uploads
+                self._abort_uploads()
+
+    def _abort_uploads(self) -> None:
+        fs: Any = self.fs
+        bucket, folder, _ = fs.split_path(self.base)
+        found = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{folder}/" if folder else "")
+        for upload in found.get("Uploads", ()):
+            if time.time() - upload["Initiated"].timestamp() > ABANDONED_S:
+                fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+    def age_s(self, name: str) -> float:
+        """Seconds since a file was written."""
+        with self._errors("look for", name):
+            return time.time() - self.fs.modified(self.path(name)).timestamp()
 
     @staticmethod
     def _whole(content: bytes | str) -> bytes:
         assert isinstance(content, bytes), "fsspec's cat_file returns bytes"
         return content
-
-    def _scratch_folder(self) -> Path:
-        with self._errors("write", ""):
-            if not self.is_local:
-                return Path(tempfile.mkdtemp(prefix="audioset-"))
-            folder = Path(self.base) / ".scratch" / uuid.uuid4().hex
-            folder.mkdir(parents=True)
-            return folder
-
-    def check_writable(self) -> None:
-        """Raise StoreError now rather than after hours of work."""
-        name = f".probe-{uuid.uuid4().hex}"
-        self.write_bytes(name, b"")
-        self.remove(name)
 
     @contextmanager
     def _errors(self, verb: str, name: str) -> Iterator[None]:

@@ -13,13 +13,15 @@ FLOORS = {
     # From the ground up. A module imports what stands on lower floors, or before it on its own.
     0: "pipeline.errors pipeline.records pipeline.config",
     1: (
-        "pipeline.storage pipeline.labels pipeline.keys pipeline.segments pipeline.pace pipeline.lease"
-        " pipeline.recordings pipeline.sources pipeline.fbank pipeline.media pipeline.audio pipeline.weights"
-        " pipeline.progress pipeline.download pipeline.splits pipeline.sound_tables pipeline.cluster pipeline.miniature"
+        "pipeline.owner pipeline.scratch pipeline.storage pipeline.labels pipeline.keys pipeline.segments pipeline.pace"
+        " pipeline.lease pipeline.recordings pipeline.sources pipeline.fbank pipeline.media pipeline.audio"
+        " pipeline.weights pipeline.progress pipeline.download pipeline.splits pipeline.sound_tables pipeline.cluster"
+        " pipeline.miniature"
     ),
     2: (
         "pipeline.shards pipeline.journal pipeline.ledger pipeline.snapshot pipeline.verify pipeline.shard_cache"
-        " pipeline.fetch_ahead pipeline.clip_reader pipeline.audit pipeline.status pipeline.estimate pipeline.history"
+        " pipeline.fetch_ahead pipeline.clip_reader pipeline.audit pipeline.leftovers pipeline.status pipeline.estimate"
+        " pipeline.history"
     ),
     3: "pipeline.convert",
     4: "ast_model.schedule ast_model.config ast_model.world",
@@ -51,8 +53,8 @@ MODULES = [module for floor in FLOORS.values() for module in floor.split()]
 USED_BY_AST_MODEL = {
     f"pipeline.{name}"
     for name in (
-        "records errors config labels audio fbank storage shards snapshot verify shard_cache fetch_ahead clip_reader"
-        " weights progress"
+        "records errors config owner labels audio fbank storage shards snapshot verify shard_cache fetch_ahead"
+        " clip_reader weights progress"
     ).split()
 }
 """What describes data, and progress."""

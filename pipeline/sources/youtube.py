@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.config import FetchConfig, YouTubeConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Failure, Media, Reason, Segment
+from pipeline.scratch import clear_scratch, make_scratch
 
 WATCH_PAGE = "https://www.youtube.com/watch?v={ytid}"
 
@@ -101,7 +102,8 @@ class _Child:
     """A process of `youtube_child` with a folder of its own."""
 
     def __init__(self, cookies: str):
-        self._home = Path(tempfile.mkdtemp(prefix="audioset-youtube-"))
+        clear_scratch(Path(tempfile.gettempdir()))
+        self._home = make_scratch(Path(tempfile.gettempdir()))
         self.cookies = self._home / "cookies.txt"
         if cookies:
             self.cookies.touch(mode=0o600)

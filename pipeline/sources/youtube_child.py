@@ -6,6 +6,7 @@ The parent kills it at a deadline, which holds against whatever yt-dlp waits on.
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -89,10 +90,11 @@ def answer_of(failure: Failure) -> dict[str, Any]:
     return {"reason": failure.reason, "detail": failure.detail}
 
 
-def read_requests(requests: "queue.Queue[str]") -> None:
-    """Pass requests on; when the parent is gone, end at once, with whatever yt-dlp started."""
+def read_requests(requests: "queue.Queue[str]", home: Path) -> None:
+    """Pass requests on; when the parent is gone, end at once, with whatever yt-dlp started, and leave no cookies."""
     for line in sys.stdin:
         requests.put(line)
+    shutil.rmtree(home, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 
@@ -100,7 +102,7 @@ def main(folder: Path) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else may write between the answers
     requests: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=read_requests, args=(requests,), daemon=True).start()
+    threading.Thread(target=read_requests, args=(requests, folder.parent), daemon=True).start()
     while True:
         print(json.dumps(fetch(json.loads(requests.get()), folder)), file=answers, flush=True)
 

@@ -18,7 +18,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def test_what_is_written_is_read_listed_and_removed(store: Store) -> None:
-    store.check_writable()
     store.write_bytes("shards/eval/-a_b.tar", b"0123456789")
     store.write_json("shards/eval/c.json", {"b": [1, 2], "a": "é"})
     assert store.read_bytes("shards/eval/-a_b.tar") == b"0123456789"
@@ -119,7 +118,7 @@ def test_a_root_that_cannot_be_written_is_named(root: str, s3_store: Store, tmp_
     (tmp_path / "file").write_bytes(b"")
     root = root.format(file=tmp_path / "file")
     with pytest.raises(StoreError, match=f"can't (write|open) {root}"):
-        Store(root).check_writable()
+        Store(root).write_bytes("a", b"")
 
 
 def test_missing_credentials_are_said(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +127,7 @@ def test_missing_credentials_are_said(s3_store: Store, monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     with pytest.raises(StoreError, match=r"can't write s3://bucket/store/.*credentials"):
-        Store(s3_store.root).check_writable()
+        Store(s3_store.root).write_bytes("a", b"")
 
 
 def test_s3_holds_the_same_bytes_for_other_clients(s3_store: Store) -> None:

@@ -85,6 +85,7 @@ def test_processes_are_replaced_and_end_with_their_parent(mirror: Mirror) -> Non
     assert child._process.stdin
     child._process.stdin.close()  # as when the parent is killed
     process.wait(5)
+    assert not child._home.exists()
     child.end()
 
 
