@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
 from ast_model.evaluate import Evaluation
-from ast_model.scores import Scores
 from pipeline.labels import Labels
 
 MAX_CLASSES_IN_PLOT = 60
@@ -56,18 +55,17 @@ def plot_changes(changes: pd.Series, first: str, second: str) -> Figure:
     return figure
 
 
-def plot_precision_recall(scores: Scores, classes: Sequence[str] = ()) -> Figure:
+def plot_precision_recall(evaluation: Evaluation, labels: Labels, classes: Sequence[str] = ()) -> Figure:
     """Draw precision against recall of some classes; unless named, those with the most clips in the evaluation."""
-    counts = scores.targets.sum(axis=0)
-    names = list(scores.names)
+    counts, names = evaluation.targets.sum(axis=0), labels.names
     chosen = [names.index(name) for name in classes] or list(np.argsort(-counts, kind="stable")[:NUM_CURVES])
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for index in chosen:
         if counts[index]:
-            precision, recall, _ = precision_recall_curve(scores.targets[:, index], scores.scores[:, index])
+            precision, recall, _ = precision_recall_curve(evaluation.targets[:, index], evaluation.scores[:, index])
             axes.step(recall, precision, where="post", label=f"{_plain(names[index])} ({counts[index]})")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=f"epoch {scores.epoch}")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.legend(fontsize=8, title="class (clips in the evaluation)", title_fontsize=8)
     return figure
 

@@ -5,11 +5,12 @@ python jobs/evaluate.py --root data/audioset --checkpoints MIT/ast-finetuned-aud
     --bootstrap 200
 """
 
+import difflib
 import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,13 +24,14 @@ from ast_model.config import CacheConfig
 from ast_model.evaluate import Evaluation, Normalisation, evaluate
 from ast_model.loader import Collator, open_reader
 from ast_model.metrics import mean_average_precision_interval, tagging_metrics
-from ast_model.plots import class_table, plot_average_precision
+from ast_model.plots import class_table, plot_average_precision, plot_precision_recall
 from ast_model.pretrained import fit_weights
 from ast_model.tagging import read_tagging
 from ast_model.weight_files import read_weights
 from ast_model.world import join_world
 from jobs.cli import resolve_root, run_job
 from pipeline.errors import ConfigError
+from pipeline.labels import Labels
 from pipeline.snapshot import Snapshot, check_fingerprint, load_snapshot
 from pipeline.storage import Store
 
@@ -52,6 +54,8 @@ class EvaluateConfig:
     """Split to score."""
     output: str = ""
     """Folder for scores, tables and plots; a new one in ROOT/evaluations, or ./evaluations for s3://, unless set."""
+    classes: tuple[str, ...] = ()
+    """Classes to draw precision against recall of, by name; those with the most clips unless named."""
     bootstrap: int = 0
     """Resamples for the 95 % interval of mAP; 0 for none."""
     batch_size: int = 16
@@ -74,6 +78,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     store = Store(resolve_root(config.root))
     snapshot = load_snapshot(store, config.snapshot or None)
     check_fingerprint(snapshot)
+    check_classes(config.classes, snapshot.labels)
     mean: Evaluation | None = None
     rows = []
     for number, (name, evaluation) in enumerate(score_each(config, snapshot), start=1):
@@ -93,6 +98,17 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     record = {"snapshot": snapshot.snapshot_id, **asdict(config), **figures}
     (folder / "metrics.json").write_text(json.dumps(record, indent=1))
     print(f"{len(mean.scores)} clips of {config.split}, {mean.metrics.num_classes_scored} classes scored: {folder}")
+
+
+def check_classes(classes: Sequence[str], labels: Labels) -> None:
+    """Raise ConfigError, before anything is scored, if there is no class of a name."""
+    for name in classes:
+        if name not in labels.names:
+            close = difflib.get_close_matches(name, labels.names, n=3, cutoff=0.3)
+            raise ConfigError(
+                f"expected the name of a class, found {name!r}; put each name in quotation marks."
+                + (f" Close to it: {', '.join(map(repr, close))}" if close else " labels.csv of the snapshot has them")
+            )
 
 
 def _add(mean: Evaluation | None, evaluation: Evaluation, number: int) -> Evaluation:
@@ -137,6 +153,8 @@ def write_results(folder: Path, config: EvaluateConfig, snapshot: Snapshot, eval
     table = class_table(evaluation, snapshot.labels, snapshot.class_counts(trained))
     table.to_csv(folder / "classes.csv", index=False)
     plot_average_precision(table).savefig(folder / "classes.png")
+    curves = plot_precision_recall(evaluation, snapshot.labels, config.classes)
+    curves.savefig(folder / "precision_recall.png")
     if evaluation.main_metric == "accuracy" and len(table) <= MAX_CLASSES_IN_CONFUSION:
         plot_confusion(evaluation, snapshot.labels.names).savefig(folder / "confusion.png")
 

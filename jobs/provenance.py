@@ -1,5 +1,6 @@
 """Where a run comes from: code, command, software, hardware and the Ray job that it is part of."""
 
+import contextlib
 import getpass
 import json
 import os
@@ -18,7 +19,9 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-UNKNOWN = "unknown"
+UNKNOWN, DIRTY = "unknown", "-dirty"
+DESCRIBE = ["git", "describe", "--always", f"--dirty={DIRTY}", "--abbrev=40", "--exclude=*"]
+"""Prints the whole commit, and whether files that git knows were changed."""
 PACKAGES = ("torch", "torchaudio", "ray", "mlflow", "numpy")
 
 
@@ -53,18 +56,14 @@ def _ray_metadata() -> dict[str, Any]:
 
 def _git(metadata: Mapping[str, Any]) -> tuple[str, str]:
     """Return commit and dirtiness: of the folder, or as the submitter of a Ray job wrote them into its metadata."""
+    described = metadata.get("git", "")
     if (ROOT / ".git").exists():
-        try:
-            commit = _run_git("rev-parse", "HEAD")
-            return commit, str(bool(_run_git("status", "--porcelain", "--untracked-files=no"))).lower()
-        except (OSError, subprocess.SubprocessError):
-            pass
-    return metadata.get("git_commit", UNKNOWN), metadata.get("git_dirty", UNKNOWN)
-
-
-def _run_git(*args: str) -> str:
-    done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(DESCRIBE, cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+            described = done.stdout.strip()
+    if not described:
+        return UNKNOWN, UNKNOWN
+    return described.removesuffix(DIRTY), str(described.endswith(DIRTY)).lower()
 
 
 def _user() -> str:

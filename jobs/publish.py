@@ -73,7 +73,7 @@ def write_evaluation(folder: Path, scores: Scores, snapshot: Snapshot, title: st
     table = class_table(scores.evaluation, scores.labels, scores.num_train_clips)
     table.to_csv(folder / "classes.csv", index=False)
     plot_average_precision(table).savefig(folder / "classes.png", dpi=90)
-    plot_precision_recall(scores).savefig(folder / "precision_recall.png", dpi=90)
+    plot_precision_recall(scores.evaluation, scores.labels).savefig(folder / "precision_recall.png", dpi=90)
     (folder / "clips.html").write_text(clip_page(scores, snapshot, title), encoding="utf-8")
 
 

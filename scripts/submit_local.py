@@ -6,6 +6,7 @@ Ray takes free ports and asks everyone for a token that is made for this run; it
 The exit code is the job's.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -46,7 +47,8 @@ def main(entrypoint: list[str]) -> int:
     env.pop("RAY_ADDRESS", None)
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     with ray_head([*ports, f"--dashboard-agent-listen-port={agent}"], env):
-        submit = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", submission, "--", *entrypoint]
+        submit = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", submission]
+        submit += ["--metadata-json", json.dumps({"git": git_state()}), "--", *entrypoint]
         try:
             return subprocess.run(submit, env=env, check=False).returncode
         except KeyboardInterrupt:
@@ -54,6 +56,15 @@ def main(entrypoint: list[str]) -> int:
             stop = ["ray", "job", "stop", submission]
             subprocess.run(stop, env=env, check=False, timeout=STOP_TIMEOUT_S, stdout=subprocess.DEVNULL)
             return 130
+
+
+def git_state() -> str:
+    """Return the commit, with `-dirty` if files were changed, which the job's copy can't know; empty if unknown."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def free_ports(count: int) -> list[int]:

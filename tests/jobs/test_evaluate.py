@@ -57,6 +57,15 @@ def test_an_ensemble_is_the_mean_of_the_scores(snapshot: Snapshot, tmp_path: Pat
     running = pd.read_csv(tmp_path / "both" / "checkpoints.csv")
     assert running["mean_so_far_mAP"].tolist() == pytest.approx([running["mAP"][0], expected], abs=1e-6)
     assert (tmp_path / "both" / "classes.png").stat().st_size > 1000
+    assert (tmp_path / "both" / "precision_recall.png").stat().st_size > 1000
+
+
+def test_a_class_that_is_not_there_is_said_before_anything_is_scored(
+    snapshot: Snapshot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = snapshot.labels.names[0]
+    assert run_evaluate("--checkpoints", "none", "--root", snapshot.store.root, "--classes", name, name[:-1]) == 2
+    assert f"found {name[:-1]!r}" in (shown := capsys.readouterr().err) and repr(name) in shown
 
 
 def test_labels_in_another_order_are_refused(
