@@ -76,7 +76,7 @@ def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, s
     if not len(weights):
         raise NoClipsError("expected training clips to draw from, found none")
     if sampler == "uniform":
-        _check_num_draws(num_draws, len(weights), "clips")
+        check_num_draws(num_draws, len(weights), "clips")
         return rng.permutation(len(weights))[:num_draws]
     if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise ConfigError(
@@ -87,7 +87,7 @@ def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, s
     if sampler == "balanced":
         edges = np.cumsum(weights, dtype=np.float64)
         return np.searchsorted(edges, rng.random(num_draws) * edges[-1], side="right")
-    _check_num_draws(num_draws, int(np.count_nonzero(weights)), "clips with a weight")
+    check_num_draws(num_draws, int(np.count_nonzero(weights)), "clips with a weight")
     return _draw_without_replacement(rng, weights, num_draws)
 
 
@@ -99,7 +99,8 @@ def _draw_without_replacement(rng: np.random.Generator, weights: np.ndarray, num
     return first[np.argsort(arrival[first])]
 
 
-def _check_num_draws(num_draws: int, num_clips: int, what: str) -> None:
+def check_num_draws(num_draws: int, num_clips: int, what: str) -> None:
+    """Raise ConfigError if a sampler that draws each once is to draw more than there are."""
     if num_draws > num_clips:
         raise ConfigError(
             f"draws_per_epoch is {num_draws}, but there are {num_clips} {what}, and this sampler draws each once;"

@@ -12,8 +12,9 @@ from torch import nn
 
 from ast_model.averages import start_ema, update_average, update_ema
 from ast_model.checkpoint import Checkpoint, Position, State, newest_checkpoint, read_checkpoint
+from ast_model.checks import check_ranks, check_same_job, check_training, warn_of_normalisation
 from ast_model.evaluate import Evaluation, evaluate
-from ast_model.job import Job, Watch, check_job, check_same_job
+from ast_model.job import Job, Watch
 from ast_model.loader import Batch
 from ast_model.model import AST
 from ast_model.optimizer import load_optimizer_state, optimizer_state, set_learning_rate
@@ -41,7 +42,10 @@ class Trainer:
 
     def __init__(self, job: Job, world: World, watch: Watch | None = None):
         """Make ready, from the run's newest checkpoint if there is one."""
-        check_job(job, world.size)
+        check_ranks(job.config, world.size)
+        check_training(job.config, job.model, job.snapshot)
+        if world.is_main:
+            warn_of_normalisation(job)
         self.job, self.config, self.world, self.watch = job, job.config, world, watch or Watch()
         self.data = TrainingData(job)
         self.model = _initial_model(job).to(world.device)

@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from ast_model import recipes
+from ast_model.checks import check_ranks
 from ast_model.config import TrainConfig
 from ast_model.model import ASTConfig
 from ast_model.tracking_server import check_server, tracking_uri
@@ -84,6 +85,7 @@ for name, preset in PRESETS.items():
 
 def audioset(config: AudioSetConfig) -> None:
     """Preprocess what is missing, train on all that is there, and report."""
+    check_ranks(config.train, config.ray.num_workers[1])
     store = Store(resolve_root(config.root))
     check_server(tracking_uri(store))
     with ray_session():

@@ -28,6 +28,8 @@ from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreE
 log = logging.getLogger(__name__)
 
 ASK_EVERY_S = 1.0
+QUICK_START_S = 5.0
+"""What a wait for workers may take before it is said."""
 GROUP_START_TIMEOUT_S = "30"
 """How long Ray Train waits for its workers before it looks again at what the cluster has."""
 
@@ -164,15 +166,31 @@ def _wait_for_workers(config: RayConfig) -> None:
     """Ask the cluster for the fewest workers, so that it may grow; raise TrainingError if it can't."""
     fewest, _ = config.num_workers
     group = placement_group([config.worker_resources] * fewest)
+    wait_s = config.start_timeout_s
     try:
-        if not group.wait(config.start_timeout_s):
-            have = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+        if group.wait(min(QUICK_START_S, wait_s)):
+            return
+        log.warning("waiting up to %.0f s for %s; there is %s", wait_s, _wish(config), _cluster())
+        if not group.wait(max(0.0, wait_s - QUICK_START_S)):
             raise TrainingError(
-                f"expected {fewest} workers of {config.worker_resources} within {config.start_timeout_s:.0f} s, found a"
-                f" cluster of {len(ray.nodes())} nodes with {have}; lower --workers, add nodes, or free what others use"
+                f"expected {_wish(config)} within {wait_s:.0f} s, found {_cluster()}; lower --workers, add nodes, or"
+                " free what others use"
             )
     finally:
         remove_placement_group(group)
+
+
+def _wish(config: RayConfig) -> str:
+    fewest, _ = config.num_workers
+    each = " and ".join(f"{count:.0f} {name}" for name, count in config.worker_resources.items())
+    return f"{fewest} workers of {each} each"
+
+
+def _cluster() -> str:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    resources, free = ray.cluster_resources(), ray.available_resources()
+    have = ", ".join(f"{resources.get(name, 0):.0f} {name} ({free.get(name, 0):.0f} free)" for name in ("CPU", "GPU"))
+    return f"a cluster of {len(nodes)} nodes with {have}"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ast_model.checks import check_training
 from ast_model.config import TrainConfig
 from ast_model.job import Job, Watch
 from ast_model.model import ASTConfig
@@ -49,9 +50,14 @@ def new_run_name(preset: str) -> str:
 
 
 def begin_run(config: RunConfig, snapshot: Snapshot, run: str) -> RunSettings:
-    """Give a new run its record, in the store and in MLflow. Its model has the snapshot's classes."""
+    """Give a new run its record, in the store and in MLflow. Its model has the snapshot's classes.
+
+    Raises, before anything is recorded, if the store can't be written or the data can't be learnt from.
+    """
     model = dataclasses.replace(config.model, num_classes=len(snapshot.labels))
     store = snapshot.store
+    store.check_writable()
+    check_training(config.train, model, snapshot)
     title = run_title(config, model, snapshot, run)
     tracker = start_run(store, title, {"preset": config.preset, "run": run, "stage": "train", **provenance()})
     record = {"snapshot": snapshot.snapshot_id, "tracking_run": tracker.run_id}
@@ -82,6 +88,7 @@ def resume_run(run: str, store: Store, config: RunConfig) -> tuple[RunSettings, 
         ) from error
     model = dataclasses.replace(config.model, num_classes=len(snapshot.labels))
     _check_settings(run, record, model, config.train)
+    check_training(config.train, model, snapshot)
     tracker = continue_run(store, record["tracking_run"])
     tracker.log_params(run_params(config, model))
     return RunSettings(store, snapshot.snapshot_id, run, model, config.train, tracker), snapshot

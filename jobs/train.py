@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from ast_model import recipes
+from ast_model.checks import check_ranks
 from ast_model.config import TrainConfig
 from ast_model.job import Watch
 from ast_model.model import ASTConfig
@@ -83,6 +84,7 @@ def train(config: TrainJobConfig) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         history = _train_here(config)
     else:
+        check_ranks(config.train, config.ray.num_workers[1])
         settings = _open_run(config)
         with ray_session(), ending_tracked(settings):
             history = train_on_ray(settings, config.ray)

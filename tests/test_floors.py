@@ -37,7 +37,10 @@ FLOORS = {
         " ast_model.inference ast_model.tracking_pyfunc ast_model.tracking_registry ast_model.tracking_models"
         " ast_model.tracking_lineage ast_model.tracking_comparison ast_model.export"
     ),
-    7: "ast_model.job ast_model.telemetry ast_model.step ast_model.teacher ast_model.training_data ast_model.train",
+    7: (
+        "ast_model.job ast_model.checks ast_model.telemetry ast_model.step ast_model.teacher ast_model.training_data"
+        " ast_model.train"
+    ),
     8: "jobs.cli",
     9: (
         "jobs.visit jobs.snapshots jobs.preprocess jobs.provenance jobs.publish jobs.titles"

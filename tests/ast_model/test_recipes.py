@@ -7,9 +7,9 @@ import torch.nn.functional as nnf
 from sklearn.metrics import accuracy_score
 
 from ast_model import recipes
+from ast_model.checks import check_training
 from ast_model.config import TrainConfig
 from ast_model.evaluate import Evaluation
-from ast_model.job import Job, check_job
 from ast_model.metrics import tagging_metrics
 from ast_model.recipes import Recipe
 from ast_model.step import clip_losses
@@ -50,9 +50,8 @@ def test_cross_entropy_takes_soft_targets() -> None:
 def test_cross_entropy_on_several_classes_is_refused(snapshot: Snapshot) -> None:
     config = TrainConfig(loss="ce", allow_empty_classes=True, global_batch_size=2, micro_batch_size=2)
     model = dataclasses.replace(recipes.demo().model, num_classes=len(snapshot.labels))
-    job = Job(config, model, snapshot, "run", tracker=None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(MismatchError, match=r"loss=ce needs exactly one class per clip, but \d+ training clips"):
-        check_job(job, world_size=1)
+        check_training(config, model, snapshot)
 
 
 def test_accuracy_is_the_main_metric_where_each_clip_has_one_class() -> None:

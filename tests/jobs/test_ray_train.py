@@ -12,14 +12,14 @@ import torch
 
 from ast_model.augment import AugmentConfig
 from ast_model.checkpoint import list_checkpoints, newest_checkpoint
-from ast_model.config import CheckpointConfig, TrainConfig
+from ast_model.config import CheckpointConfig, RegulariseConfig, TrainConfig
 from ast_model.job import Watch
 from ast_model.model import ASTConfig
 from ast_model.world import World
 from jobs.ray_train import RayConfig, train_on_ray
 from jobs.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
-from jobs.train import TrainJobConfig
-from pipeline.errors import ConfigError, MismatchError, NoClipsError, StoppedError, TrainingError
+from jobs.train import TrainJobConfig, train
+from pipeline.errors import AudioTaggingError, ConfigError, MismatchError, NoClipsError, StoppedError, TrainingError
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
 
@@ -120,8 +120,32 @@ def test_asked_to_stop_it_saves_and_leaves_and_goes_on_when_told(own: Snapshot) 
 
 def test_more_workers_than_there_can_be_are_said(own: Snapshot) -> None:
     settings = begin(make_config(), own)
-    with pytest.raises(TrainingError, match=r"expected 64 workers .* found a cluster of 1 nodes with .*CPU"):
+    expected = r"expected 64 workers of 1 CPU each within 1 s, found a cluster of 1 nodes with 2 CPU"
+    with pytest.raises(TrainingError, match=expected):
         train_on_ray(settings, RayConfig("64:80", start_timeout_s=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_splits": ("balanced_train",)}, r"of 15 classes have no training clip: .*Siren"),
+        ({"draws_per_epoch": 3}, "at least one global batch of 4 per epoch, found 3 draws"),
+        ({"sampler": "uniform"}, r"draws_per_epoch is 200, but there are \d+ clips"),
+        ({"regularise": RegulariseConfig(patchout_time=99)}, "expected patchout to leave some"),
+    ],
+)
+def test_what_can_not_be_learnt_from_is_said_before_anything_is_recorded(
+    own: Snapshot, settings: dict, message: str
+) -> None:
+    with pytest.raises(AudioTaggingError, match=message):
+        begin(make_config(**settings), own)
+    assert {file.name for file in Path(own.store.root).iterdir()} == {"shards", "snapshots", ".scratch"}
+
+
+def test_more_workers_than_samples_in_a_step_are_said_first(tmp_path: Path) -> None:
+    config = dataclasses.replace(make_config(), root=str(tmp_path / "nothing"), ray=RayConfig("2:8"))
+    with pytest.raises(ConfigError, match="one sample per rank, found 4 for 8 ranks"):
+        train(config)
 
 
 @pytest.mark.rehearsal
