@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -200,6 +201,12 @@ class Store:
     def _whole(content: bytes | str) -> bytes:
         assert isinstance(content, bytes), "fsspec's cat_file returns bytes"
         return content
+
+    def check_writable(self) -> None:
+        """Raise StoreError now rather than after hours of work."""
+        name = f".probe-{uuid.uuid4().hex}"
+        self.write_bytes(name, b"")
+        self.remove(name)
 
     @contextmanager
     def _errors(self, verb: str, name: str) -> Iterator[None]:
