@@ -5,7 +5,6 @@ alone. The cut's error is the lag of the best match with the original, over 200 
 Prints one JSON line.
 """
 
-import json
 import shutil
 import tempfile
 import time
@@ -20,6 +19,7 @@ import torch
 from av.audio.frame import AudioFrame
 from scipy.signal import correlate
 
+from bench.lines import print_line
 from pipeline.audio import Clip, decode_segment
 from pipeline.config import FetchConfig
 from pipeline.convert import Conversion, convert_shard
@@ -148,16 +148,11 @@ def main() -> None:
         parts = measure_parts(segments, source, folder / f"parts{number}")
         rounds.append((sum(parts.values()), measure_conversion(segments, source, folder / f"whole{number}"), parts))
     alone_s, whole_s = min(each[0] for each in rounds), min(each[1] for each in rounds)
-    figures = {
-        "clips_per_core_s": NUM_CLIPS / whole_s,
-        "ratio_to_parts": alone_s / whole_s,
-        **{
-            f"{name}_ms": 1000 * seconds / NUM_CLIPS
-            for name, seconds in min(rounds, key=lambda each: each[0])[2].items()
-        },
-        **{f"cut_error_ms_{codec}": error for codec, error in measure_cuts(folder).items()},
-    }
-    print(json.dumps({"name": "convert", **{name: round(value, 3) for name, value in figures.items()}}))
+    parts = min(rounds, key=lambda each: each[0])[2]
+    rest = {f"{name}_ms": 1000 * seconds / NUM_CLIPS for name, seconds in parts.items()}
+    rest |= {f"cut_error_ms_{codec}": error for codec, error in measure_cuts(folder).items()}
+    peer = "sum of its parts alone", NUM_CLIPS / alone_s
+    print_line("convert", "clips per core and second", NUM_CLIPS / whole_s, peer, **rest)
     shutil.rmtree(folder)
 
 

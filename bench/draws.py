@@ -1,23 +1,24 @@
 """Measure the draw plan for AudioSet's 2.08 million training clips, and a start in the middle of it.
 
-Prints one JSON line per figure: seconds from a snapshot on disk to the draws of (epoch 3, step 100,000), and seconds
-and memory of one epoch's plan, by sampler and grouped by shard.
+Prints one JSON line per figure, seconds and memory: from a snapshot on disk to the draws of (epoch 3, step 100,000),
+and one epoch's plan by sampler and grouped by shard. The balanced plan's peer is torch's WeightedRandomSampler, which
+draws neither partners nor λ.
 """
 
-import json
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch.utils.data import WeightedRandomSampler
 
 from ast_model.config import AugmentConfig, CacheConfig, Sampler
-from ast_model.draws import group_by_shard, num_steps_of, plan_epoch, share_of_rank
+from ast_model.draws import Draws, group_by_shard, num_steps_of, plan_epoch, share_of_rank
 from ast_model.loader import Collator, open_reader
+from bench.lines import print_line
 from pipeline.labels import Labels
 from pipeline.shards import Seal, shard_settings
 from pipeline.snapshot import INDEX_SCHEMA, Snapshot, load_snapshot, publish_snapshot
@@ -60,17 +61,16 @@ def make_snapshot(store: Store) -> None:
     publish_snapshot(Snapshot(store, "", index, labels, stats, manifest, seals), made_of="bench")
 
 
-@contextmanager
-def measured(name: str, **rest: Any) -> Iterator[None]:
-    """Print seconds, and the most memory that numpy and Python held beyond what they held before."""
+def measure(name: str, function: Callable[[], object], peer: tuple[str, float] | None = None, **rest: Any) -> float:
+    """Print and return seconds, with the most memory that numpy and Python held beyond what they held before."""
     tracemalloc.start()
     start, cpu_start = time.perf_counter(), time.process_time()
-    yield
+    function()
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
     peak_mb = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
-    figures = {"s": round(seconds, 2), "cpu_s": round(cpu_s, 2), "peak_mb": round(peak_mb)}
-    print(json.dumps({"name": f"draws/{name}", **figures, **rest}))
+    print_line(f"draws/{name}", "s", seconds, peer, cpu_s=cpu_s, peak_mb=round(peak_mb), **rest)
+    return seconds
 
 
 def start_in_the_middle(store: Store) -> None:
@@ -89,18 +89,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         make_snapshot(store)
-        with measured("start", epoch=EPOCH, step=STEP, num_clips=NUM_CLIPS):
-            start_in_the_middle(store)
+        measure("start", lambda: start_in_the_middle(store), epoch=EPOCH, step=STEP, num_clips=NUM_CLIPS)
         snapshot = load_snapshot(store)
     weights = class_balanced_weights(snapshot.targets(snapshot.rows_of(("unbalanced_train",))))
     shards = snapshot.index["shard"].combine_chunks().indices.to_numpy()
     seed = (snapshot.snapshot_id, 0, EPOCH)
-    for sampler, num_draws in SAMPLERS.items():
-        with measured(sampler, num_draws=num_draws):
-            draws = plan_epoch(weights, num_draws, sampler, AugmentConfig(), seed)
-        if sampler == "balanced":
-            with measured("grouped_by_shard", window=WINDOW):
-                group_by_shard(draws, shards, WINDOW, seed)
+
+    def plan(sampler: Sampler) -> Draws:
+        return plan_epoch(weights, SAMPLERS[sampler], sampler, AugmentConfig(), seed)
+
+    peer_s = measure("torch", lambda: list(WeightedRandomSampler(weights.tolist(), NUM_CLIPS)))
+    measure("balanced", lambda: plan("balanced"), ("torch's WeightedRandomSampler", peer_s))
+    measure("uniform", lambda: plan("uniform"))
+    measure("without_replacement", lambda: plan("without_replacement"), num_draws=SAMPLERS["without_replacement"])
+    draws = plan("balanced")
+    measure("grouped_by_shard", lambda: group_by_shard(draws, shards, WINDOW, seed), window=WINDOW)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Compare the front end with its peers on one core: fbank, fbank with pad and normalisation, decoding.
 
-Prints one JSON line for each: clips of 10 s per second of processor time, ours and the peer's (medians of rounds that
-take turns), their ratio, and the ratio to reach. Processor time counts child processes too. Decoding's peer is the
-program `ffmpeg`.
+Prints one JSON line for each: clips of 10 s per second of processor time, medians of rounds that take turns.
+Processor time counts child processes too. Decoding's peer is the program `ffmpeg`.
 """
 
-import json
 import os
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -24,6 +23,7 @@ from av.audio.frame import AudioFrame
 from torchaudio.compliance import kaldi
 from transformers import ASTFeatureExtractor
 
+from bench.lines import print_line
 from pipeline.audio import Clip, decode_segment
 from pipeline.fbank import NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank
 from pipeline.records import Media
@@ -34,7 +34,7 @@ FILE_S, START_S, CLIP_S = 60, 30, 10
 MAX_FRAMES, MEAN, STD = 1024, -4.2677393, 4.5689974
 
 
-def compare(name: str, own: Callable[[], object], peer: Callable[[], object], reach: float, rounds: int) -> None:
+def compare(name: str, own: Callable[[], object], peer_name: str, peer: Callable[[], object], rounds: int) -> None:
     """Time both in turns and print their line."""
     own_s, peer_s = [], []
     for _ in range(rounds):
@@ -44,9 +44,7 @@ def compare(name: str, own: Callable[[], object], peer: Callable[[], object], re
             start = processor_s()
             function()
             seconds.append(processor_s() - start)
-    figures = {"clips_per_s": 1 / median(own_s), "peer_clips_per_s": 1 / median(peer_s)}
-    rounded = {key: round(value, 1) for key, value in figures.items()}
-    print(json.dumps({"name": name, **rounded, "ratio": round(median(peer_s) / median(own_s), 2), "reach": reach}))
+    print_line(name, "clips per processor second", 1 / median(own_s), (peer_name, 1 / median(peer_s)))
 
 
 def processor_s() -> float:
@@ -78,21 +76,15 @@ def normalised_fbank(waveform: np.ndarray) -> np.ndarray:
 
 def bench_fbank() -> None:
     waveform = torch.randn(CLIP_S * SAMPLE_RATE_HZ, generator=torch.Generator().manual_seed(0)) * 0.1
-    compare(
-        "fbank against torchaudio",
-        lambda: compute_fbank(waveform),
-        lambda: torchaudio_fbank(waveform),
-        reach=2.2,
-        rounds=NUM_ROUNDS,
-    )
+    compare("fbank", lambda: compute_fbank(waveform), "torchaudio", lambda: torchaudio_fbank(waveform), NUM_ROUNDS)
     extractor, samples = ASTFeatureExtractor(), waveform.numpy()
 
     def extract() -> np.ndarray:
         return extractor(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="np")["input_values"]
 
     np.testing.assert_allclose(normalised_fbank(samples), extract(), rtol=0, atol=1e-5)
-    name = "fbank, pad, normalise against ASTFeatureExtractor"
-    compare(name, lambda: normalised_fbank(samples), extract, reach=3.0, rounds=NUM_ROUNDS)
+    own = "fbank, pad, normalise"
+    compare(own, lambda: normalised_fbank(samples), "ASTFeatureExtractor", extract, NUM_ROUNDS)
 
 
 def write_media(path: Path, codec: str, rate: int) -> None:
@@ -127,14 +119,13 @@ def bench_decoding(folder: Path) -> None:
     for codec, suffix, rate in (("libopus", "webm", 48_000), ("flac", "flac", 44_100)):
         path = folder / f"media.{suffix}"
         write_media(path, codec, rate)
-        name = f"decode, cut, resample {suffix} against ffmpeg"
-        if shutil.which("ffmpeg") is None:
-            print(json.dumps({"name": name, "ratio": None, "reason": "the program ffmpeg is not installed"}))
-            continue
-        compare(name, lambda p=path: decode(p), lambda p=path: decode_with_ffmpeg(p), 2.0, NUM_ROUNDS_DECODING)
+        peer = "ffmpeg", lambda p=path: decode_with_ffmpeg(p)
+        compare(f"decode, cut, resample {suffix}", lambda p=path: decode(p), *peer, NUM_ROUNDS_DECODING)
 
 
 def main() -> None:
+    if shutil.which("ffmpeg") is None:
+        sys.exit("the program ffmpeg is a peer of this benchmark; install it, for example by `apt install ffmpeg`")
     torch.set_num_threads(1)
     # On one core, with whatever either side starts.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

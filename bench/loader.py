@@ -1,7 +1,8 @@
 """Compare the loader with a plain webdataset pipeline and with bare reads, page cache warm, one thread.
 
 All make or read the same clips; batches are (B, 1024, 128) float16 with multi-hot targets. Prints one JSON line per
-way, best of three, and one with the ratios. With --root it reads a store that is there, else it makes one.
+pair: samples per second of processor time, best of five rounds. With --root it reads a store that is there, else it
+makes one.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from webdataset.shardlists import SimpleShardList
 from ast_model.config import AugmentConfig, Sampler
 from ast_model.draws import plan_epoch
 from ast_model.loader import Collator, read_ahead
+from bench.lines import print_line
 from bench.stores import make_store
 from pipeline.clip_reader import ClipReader
 from pipeline.fbank import NUM_MEL_BINS
@@ -115,10 +117,9 @@ def main() -> None:
         for _ in range(NUM_ROUNDS):
             for name, way in ways.items():
                 best[name] = max(best[name], samples_per_s(way))
-    for name, rate in best.items():
-        print(json.dumps({"name": f"loader/{name}", "samples_per_cpu_s": round(rate), "batch_size": BATCH_SIZE}))
-    ratios = {f"to_{peer}": round(best["loader"] / best[peer], 2) for peer in ("webdataset", "pread")}
-    print(json.dumps({"name": "loader/ratios", **ratios, "clips": snapshot.index.num_rows}))
+    for own, peer in (("loader", "webdataset"), ("loader_with_mixup", "webdataset"), ("loader", "pread")):
+        line = (own, "samples per processor second", best[own], (peer, best[peer]))
+        print_line(*line, batch_size=BATCH_SIZE, clips=snapshot.index.num_rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ over the frames and bins of the clip, and their mean over pairs by how much of t
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ast_model.augment import mix_power, mix_waveforms
 from ast_model.loader import Batch
+from bench.lines import print_line
 from pipeline.audio import decode_file
 from pipeline.errors import InputError
 from pipeline.fbank import FRAME_SHIFT, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
@@ -120,12 +120,12 @@ def main() -> None:
         one, other = random.choice(len(sounds), 2, replace=False)
         found.append(measure(sounds[one], sounds[other], lam))
     columns = {name: np.array([row[name] for row in found]) for name in found[0]}
-    figures = {f"{name}_mean": np.nanmean(column) for name, column in columns.items()}
-    figures |= {f"{name}_90_percent": np.quantile(columns[name], 0.9) for name in ("power", "linear")}
-    rounded = {name: round(float(value), 4) for name, value in figures.items()}
-    seconds = np.array([len(sound) for sound in sounds]) / SAMPLE_RATE_HZ
-    rest = {"num_pairs": len(found), "num_sounds": len(sounds), "mean_s": round(float(seconds.mean()), 2)}
-    print(json.dumps({"name": "mixup", "unit": "nats", **rounded, **rest}))
+    rest: dict[str, float] = {f"{name}_90_percent": np.quantile(columns[name], 0.9) for name in ("power", "linear")}
+    rest |= {name: float(np.nanmean(columns[name])) for name in ("power_bias", "power_edge")}
+    rest |= {"num_pairs": len(found), "num_sounds": len(sounds)}
+    rest["mean_s"] = float(np.mean([len(sound) for sound in sounds])) / SAMPLE_RATE_HZ
+    peer = "adding logarithms", float(columns["linear"].mean())
+    print_line("adding powers", "nats from mixed waveforms", float(columns["power"].mean()), peer, **rest)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Compare the loader over S3 with a cold cache with plain range requests of whole shards from the same server.
 
 Both read each clip of a split once: the loader as batches of (B, 1024, 128) float16, shards fetched, verified and
-kept on disk; the peer as bytes, thrown away. Both have the same number of connections. Prints one JSON line per way,
-best of five, and one with the ratios. The server is moto's, a process of its own on this machine; it takes most of
-the time, so the figures say what the loader adds and nothing of a real S3.
+kept on disk; the peer as bytes, thrown away, or only kept on disk, the least that any cache does. All have the same
+number of connections. Prints one JSON line per pair, best of five rounds. The server is moto's, a process of its own
+on this machine; it takes most of the time, so the figures say what the loader adds and nothing of a real S3.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ import torch
 from ast_model.config import AugmentConfig, CacheConfig
 from ast_model.draws import group_by_shard, plan_epoch
 from ast_model.loader import Collator, open_reader
+from bench.lines import print_line
 from bench.stores import make_store
 from pipeline.snapshot import Snapshot, load_snapshot
 from pipeline.storage import Store
@@ -56,9 +56,17 @@ def serve_s3() -> Iterator[Store]:
         server.wait()
 
 
-def read_plainly(snapshot: Snapshot) -> int:
+def read_plainly(snapshot: Snapshot, keep_in: Path | None = None) -> int:
+    """Read whole shards by range requests; keep them as files if there is a folder to keep them in."""
+
     def read(item: tuple[str, int]) -> int:
-        return len(snapshot.store.read_range(item[0], 0, item[1]))
+        content = snapshot.store.read_range(item[0], 0, item[1])
+        if keep_in:
+            file = keep_in / Path(item[0]).name
+            with file.open("wb") as stream:
+                stream.write(content)
+                os.fsync(stream.fileno())
+        return len(content)
 
     with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
         num_bytes = sum(pool.map(read, [(name, seal.num_bytes) for name, seal in snapshot.seals.items()]))
@@ -89,6 +97,7 @@ def main() -> None:
         cache = Path(folder) / "cache"
         ways: dict[str, Callable[[], int]] = {
             "plain_ranges": lambda: read_plainly(snapshot),
+            "plain_ranges_kept": lambda: read_plainly(snapshot, keep_in=cache),
             "cold_cache_grouped": lambda: read_through_cold_cache(snapshot, cache, is_grouped=True),
             "cold_cache_random": lambda: read_through_cold_cache(snapshot, cache, is_grouped=False),
         }
@@ -96,12 +105,12 @@ def main() -> None:
         for _ in range(NUM_ROUNDS):
             for name, way in ways.items():
                 shutil.rmtree(cache, ignore_errors=True)
+                cache.mkdir()
                 start = time.perf_counter()
                 best[name] = max(best[name], way() / (time.perf_counter() - start))
-    for name, rate in best.items():
-        print(json.dumps({"name": f"remote/{name}", "samples_per_s": round(rate)}))
-    ratios = {name: round(best[name] / best["plain_ranges"], 2) for name in ways if name != "plain_ranges"}
-    print(json.dumps({"name": "remote/ratios", **ratios, "clips": NUM_SHARDS * CLIPS_PER_SHARD}))
+    for peer in ("plain_ranges", "plain_ranges_kept"):
+        for own in ("cold_cache_grouped", "cold_cache_random"):
+            print_line(own, "samples per second", best[own], (peer, best[peer]), clips=NUM_SHARDS * CLIPS_PER_SHARD)
 
 
 if __name__ == "__main__":
