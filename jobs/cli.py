@@ -4,6 +4,7 @@ import difflib
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,12 +54,16 @@ def parse_config(presets: Mapping[str, Callable[[], Config]], default_preset: st
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(f"expected a preset, one of {', '.join(presets)}, found {name!r}{hint}")
     default = presets[name]()
-    return tyro.cli(type(default), default=default, args=argv, description=_describe(presets, name), prog=_prog())
+    about = _describe(presets, default_preset, name)
+    return tyro.cli(type(default), default=default, args=argv, description=about, prog=_prog())
 
 
-def _describe(presets: Mapping[str, Callable[[], Config]], chosen: str) -> str:
-    lines = [f"{_prog()} [PRESET] [FLAGS]. Presets: {', '.join(presets)}. Flags override those of {chosen}:", ""]
-    return "\n".join([*lines, inspect.getdoc(presets[chosen]) or ""])
+def _describe(presets: Mapping[str, Callable[[], Config]], default: str, chosen: str) -> str:
+    # Lines are joined when they are shown, paragraphs are not.
+    about = re.sub(r"(?<!\n)\n(?=[A-Z][a-z]+: )", "\n\n", inspect.getdoc(presets[chosen]) or "")
+    if len(presets) == 1:
+        return about
+    return f"{_prog()} [{' | '.join(presets)}] [FLAGS]. Without the word it is {default}; this is {chosen}:\n\n{about}"
 
 
 def _prog() -> str:
