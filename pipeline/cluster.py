@@ -87,6 +87,7 @@ def run_tasks(
     later: list[tuple[float, int, Item]] = []
     running: dict[ray.ObjectRef, Item] = {}
     num_errors: Counter[int] = Counter()
+    said_until_s = 0.0
     while True:
         while len(running) < max_in_flight and (item := _next_item(later, fresh)) is not None:
             running[task.remote(item, shared_ref)] = item
@@ -106,7 +107,9 @@ def run_tasks(
             if isinstance(outcome, StoreError) and num_errors[id(item)] + 1 < MAX_STORE_ERRORS:
                 pause_s = STORE_PAUSE_S * 2 ** num_errors[id(item)]
                 num_errors[id(item)] += 1
-                log.warning("trying again in %.0f s: %s", pause_s, outcome)
+                if time.monotonic() > said_until_s:  # all that run now meet the same
+                    said_until_s = time.monotonic() + pause_s
+                    log.warning("trying again in %.0f s: %s", pause_s, outcome)
             if pause_s is not None:
                 heapq.heappush(later, (time.monotonic() + pause_s, next(ORDER), item))
             elif not isinstance(outcome, Wait):
@@ -161,10 +164,10 @@ class RayPacer:
             self._told_s = time.monotonic()
             self.actor.succeed.remote(permit)
 
-    def throttle(self, permit: Permit, key: str) -> int:
+    def throttle(self, permit: Permit, key: str, rest_s: float | None) -> int:
         self._permit = None
         self._told_s = 0.0
-        return ray.get(self.actor.throttle.remote(permit, key))
+        return ray.get(self.actor.throttle.remote(permit, key, rest_s))
 
     def idle(self) -> tuple[float, int]:
         return ray.get(self.actor.idle.remote())

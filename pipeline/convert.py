@@ -211,8 +211,8 @@ def fetch_clip(segment: Segment, conversion: Conversion) -> Fetched | Wait:
         proxy = turn.address if "://" in turn.address else None
         media = fetch_within(conversion.source, segment, proxy, config.deadline_s)
         kind = media.reason.kind if isinstance(media, Failure) else None
-        if kind is Kind.THROTTLED:
-            if pacer.throttle(turn, segment.key) >= config.max_attempts:
+        if isinstance(media, Failure) and kind is Kind.THROTTLED:
+            if pacer.throttle(turn, segment.key, media.retry_after_s) >= config.max_attempts:
                 return media, attempts
             continue
         pacer.succeed(turn)

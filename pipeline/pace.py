@@ -17,6 +17,8 @@ from pipeline.config import PaceConfig
 SECONDS_PER_HOUR = 3600.0
 JITTER = 0.3
 """A pause is longer or shorter by up to this share."""
+SHORTEST_REST_S = 1.0
+"""Whatever the other side asks for."""
 PROBE_S = 120.0
 """How long nobody else asks while a probe is out. A probe that never comes back is forgotten then."""
 PROBE_POLL_S = 1.0
@@ -46,7 +48,7 @@ class Pacer(Protocol):
 
     def succeed(self, permit: Permit) -> None: ...
 
-    def throttle(self, permit: Permit, key: str) -> int: ...
+    def throttle(self, permit: Permit, key: str, rest_s: float | None) -> int: ...
 
     def idle(self) -> tuple[float, int]:
         """Return the seconds since the last answer, and how often an address was throttled so far."""
@@ -101,8 +103,8 @@ class Pace:
             if book.num_rests and book.rests_until_s <= now_s:
                 book.num_rests, book.next_s = 0, now_s
 
-    def throttle(self, address: str, key: str, now_s: float) -> int:
-        """Let an address rest; return how often this clip was answered so.
+    def throttle(self, address: str, key: str, now_s: float, rest_s: float | None = None) -> int:
+        """Let an address rest, for `rest_s` if that was asked for; return how often this clip was answered so.
 
         Answers to what was asked before the rest began don't prolong it.
         """
@@ -110,8 +112,9 @@ class Pace:
             book = self._addresses[address]
             self.num_throttled += 1
             if book.rests_until_s <= now_s:
-                rest_s = min(self.config.rest_s * 2**book.num_rests, self.config.max_rest_s)
-                book.rests_until_s = now_s + rest_s * self.chance.uniform(1, 1 + JITTER)
+                usual_s = self.config.rest_s * 2**book.num_rests
+                wanted_s = usual_s if rest_s is None else max(rest_s, SHORTEST_REST_S)
+                book.rests_until_s = now_s + min(wanted_s, self.config.max_rest_s) * self.chance.uniform(1, 1 + JITTER)
                 book.next_s = 0.0
                 book.num_rests += 1
             self._throttled_clips[key] += 1
@@ -135,8 +138,8 @@ class LocalPacer:
     def succeed(self, permit: Permit) -> None:
         self.pace.succeed(permit.address, time.monotonic())
 
-    def throttle(self, permit: Permit, key: str) -> int:
-        return self.pace.throttle(permit.address, key, time.monotonic())
+    def throttle(self, permit: Permit, key: str, rest_s: float | None) -> int:
+        return self.pace.throttle(permit.address, key, time.monotonic(), rest_s)
 
     def idle(self) -> tuple[float, int]:
         return time.monotonic() - (self.pace.last_answer_s or self.started_s), self.pace.num_throttled

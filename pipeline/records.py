@@ -78,6 +78,8 @@ class Failure:
     reason: Reason
     detail: str
     """The original message, word for word."""
+    retry_after_s: float | None = None
+    """How long the other side asks to be left alone, if it says so."""
 
 
 @dataclass(frozen=True, slots=True)

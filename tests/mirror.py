@@ -13,6 +13,9 @@ def segment(ytid: str, start_ms: int = 0, end_ms: int = 10_000) -> Segment:
     return Segment(ytid, start_ms, end_ms, ("/m/1",), "eval")
 
 
+LATER = "Fri, 01 Jan 2100 00:00:00 GMT"
+
+
 @dataclass
 class Mirror:
     """A running server: its address, and how often each path was asked for, with which ranges."""
@@ -28,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        name = self.path.strip("/").removesuffix(".flac")
+        name = self.path.strip("/").removesuffix(".flac").removesuffix(".tar")
         self.mirror.num_requests[name] += 1
         with suppress(ConnectionError):
             getattr(self, f"send_{name.rstrip('0123456789')}", self.send_whole)(name)
@@ -50,6 +53,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_status(self, name: str) -> None:
         self.send_error(int(name.removeprefix("status")))
+
+    def send_patience(self, name: str) -> None:
+        self.head(503 if name == "patience" else 429, 0, Retry_After={"1": "7", "2": "soon"}.get(name[-1], LATER))
 
     def send_cut(self, name: str) -> None:
         """Break off after a part; the rest comes if it is asked for by its range."""

@@ -5,6 +5,7 @@ import string
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 
 import requests
 import urllib3
@@ -82,8 +83,7 @@ class HttpSource:
                 session.get(address, stream=True, timeout=timeout_s, headers=headers, proxies=proxies) as response,
             ):
                 if response.status_code != (PARTIAL_CONTENT if content else 200):
-                    status = response.status_code
-                    return Failure(reason_of_status(status), f"{address}: HTTP {status} {response.reason}"), False
+                    return _refusal(address, response), False
                 can_go_on = "bytes" in response.headers.get("Accept-Ranges", "")
                 return self._read_body(response, content, deadline), can_go_on
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
@@ -110,6 +110,24 @@ class HttpSource:
             content += chunk
         found = max(expected, len(content))
         return Failure(Reason.TOO_LARGE, f"{response.url}: {found} bytes or more, the limit is {limit}")
+
+
+def _refusal(address: str, response: requests.Response) -> Failure:
+    """Read an answer that is no success. One that says when to come again asks for patience, also if it is a 503."""
+    status = response.status_code
+    wait_s = _seconds_of(response.headers.get("Retry-After", "")) if status in (429, 503) else None
+    reason = reason_of_status(status) if wait_s is None else Reason.RATE_LIMITED
+    return Failure(reason, f"{address}: HTTP {status} {response.reason}", wait_s)
+
+
+def _seconds_of(retry_after: str) -> float | None:
+    """Read a `Retry-After` header: seconds, or a date; None if it is neither."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 def _reopen(template: str, config: FetchConfig, already_cut: bool) -> HttpSource:

@@ -44,6 +44,15 @@ def test_without_a_limit_nobody_waits() -> None:
     assert [pace.ask(["a"], 0.0) for _ in range(100)] == [Permit("a")] * 100
 
 
+@pytest.mark.parametrize(("asked_s", "rest_s"), [(7, 7), (0, 1), (86_400, 300)])
+def test_it_rests_as_long_as_it_is_asked_to_within_bounds(asked_s: float, rest_s: float) -> None:
+    pace = new_pace()
+    pace.throttle("a", "clip", 0, asked_s)
+    rest = pace.ask(["a"], 0)
+    assert isinstance(rest, Wait)
+    assert rest_s <= rest.seconds <= 1.3 * rest_s
+
+
 def test_a_throttled_address_rests_while_others_go_on_and_probes_once() -> None:
     pace = new_pace()
     pace.throttle("a", "clip", now_s=0)

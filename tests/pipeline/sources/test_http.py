@@ -42,6 +42,17 @@ def test_each_failure_has_its_name(source: HttpSource, ytid: str, reason: Reason
     assert failure.reason is reason, failure.detail
 
 
+def test_a_server_that_asks_for_patience_is_understood(source: HttpSource) -> None:
+    waits = {}
+    for ytid in ("patience", "patience1", "patience2"):
+        failure = source.fetch(segment(ytid))
+        assert isinstance(failure, Failure)
+        assert failure.reason is Reason.RATE_LIMITED, failure.detail
+        waits[ytid] = failure.retry_after_s
+    assert waits.pop("patience") > 1e9  # a date in the year 2100, of a 503
+    assert waits == {"patience1": 7.0, "patience2": None}
+
+
 def test_a_wrong_content_type_does_not_matter(source: HttpSource, mirror: Mirror) -> None:
     media = source.fetch(segment("liar"))
     assert isinstance(media, Media)
