@@ -1,5 +1,6 @@
 """Media that lie together in large files: WebDataset tars and Hugging Face's parquet files, local or at any address."""
 
+import logging
 import tarfile
 import threading
 from collections import OrderedDict
@@ -10,12 +11,17 @@ import braceexpand
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from aiohttp import ClientError
+from botocore.exceptions import BotoCoreError
 
 from pipeline.config import FetchConfig
 from pipeline.errors import InputError
 from pipeline.records import Failure, Media, Reason, Segment
 from pipeline.sources.index import Entry, MediaIndex
 
+log = logging.getLogger(__name__)
+READ_ERRORS = (OSError, ClientError, BotoCoreError)
+"""Of reading at any address: fsspec lets its libraries' own errors through."""
 NUM_READERS = 8
 HEADER_BLOCK_BYTES = 2**14
 """Read at once while a tar's headers are looked through; what lies between them is skipped."""
@@ -32,7 +38,7 @@ def find_files(pattern: str) -> list[str]:
             fs, local_path = fsspec.core.url_to_fs(path)
             names = sorted(fs.glob(local_path)) if "*" in path else [local_path]
             found += [fs.unstrip_protocol(name) for name in names]
-    except (OSError, ValueError, ImportError) as error:
+    except (*READ_ERRORS, ValueError, ImportError) as error:
         raise InputError(f"can't list {pattern}: {type(error).__name__}: {error}") from error
     if not found:
         raise InputError(f"expected files at {pattern}, found none")
@@ -67,15 +73,18 @@ class TarSource:
         try:
             fs, path = fsspec.core.url_to_fs(entry.file)
             content = fs.cat_file(path, start=entry.place, end=entry.place + entry.size)
-        except OSError as error:
+        except READ_ERRORS as error:
             return Failure(Reason.CONNECTION, f"{source}: {type(error).__name__}: {error}")
-        if len(content) < entry.size:
+        if len(content) != entry.size:
             return Failure(Reason.TRUNCATED, f"{source}: {len(content)} of {entry.size} bytes")
         return Media(content, source, offset_ms=segment.start_ms)
 
 
 def _list_tar(file: str) -> list[Entry]:
-    """List the media of a tar by its headers; one that breaks off is listed so far. Raises InputError if it is none."""
+    """List the media of a tar by its headers; one that breaks off is listed so far.
+
+    Raises InputError if it is none, or can't be read to its end now.
+    """
     entries: list[Entry] = []
     try:
         fs, path = fsspec.core.url_to_fs(file)
@@ -88,9 +97,12 @@ def _list_tar(file: str) -> list[Entry]:
                 if entry:
                     entries.append(entry)
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # else all headers stay in memory
-    except (OSError, ValueError, tarfile.TarError) as error:
+    except (*READ_ERRORS, ValueError) as error:  # such as a server that sends no ranges
+        raise InputError(f"can't read the tar {file}: {type(error).__name__}: {error}") from error
+    except tarfile.TarError as error:
         if not entries:
             raise InputError(f"expected a tar at {file}, found: {type(error).__name__}: {error}") from error
+        log.warning("%s breaks off after %d media: %s", file, len(entries), error)
     return entries
 
 
@@ -125,7 +137,7 @@ class ParquetSource:
         entry, _ = found
         try:
             content = self._group(entry.file, entry.place)[entry.size].as_py()
-        except (OSError, pa.ArrowException, KeyError, IndexError, TypeError) as error:
+        except (*READ_ERRORS, pa.ArrowException, KeyError, IndexError, TypeError) as error:
             return Failure(Reason.CONNECTION, f"{entry.file}: {type(error).__name__}: {error}")
         if not content:
             return Failure(Reason.NO_AUDIO, f"{entry.file}: the row of {segment.ytid} holds no bytes")
@@ -160,7 +172,7 @@ def _list_parquet(file: str) -> list[Entry]:
                 for group in range(parquet.num_row_groups)
                 for row, ytid in enumerate(parquet.read_row_group(group, [column])[column].to_pylist())
             ]
-    except (OSError, pa.ArrowException) as error:
+    except (*READ_ERRORS, pa.ArrowException) as error:
         raise InputError(f"expected parquet at {file}, found: {type(error).__name__}: {error}") from error
 
 

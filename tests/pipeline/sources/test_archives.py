@@ -3,6 +3,7 @@ import pickle
 import tarfile
 from pathlib import Path
 
+import boto3
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.records import Failure, Media, Reason
 from pipeline.sources import FolderSource, ParquetSource, Source, TarSource, open_source
 from pipeline.storage import Store
-from tests.mirror import segment
+from tests.mirror import Mirror, segment
 
 FETCH = FetchConfig()
 NAMED = {
@@ -80,13 +81,17 @@ def write_tar(path: str, tone: bytes) -> None:
         tar.addfile(link)
 
 
-@pytest.mark.parametrize("place", ["folder", "s3"])
+@pytest.mark.parametrize("place", ["folder", "s3", "http"])
 def test_tars_are_read_in_place_and_nothing_is_unpacked(
     place: str, tone: bytes, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     root = str(tmp_path) if place == "folder" else request.getfixturevalue("s3_store").root
     write_tar(f"{root}/audio-000.tar", tone)
-    for pattern in (f"{root}/*.tar", f"{root}/audio-{{000..000}}.tar"):
+    patterns = [f"{root}/*.tar", f"{root}/audio-{{000..000}}.tar"]
+    if place == "http":
+        boto3.client("s3").put_object_acl(Bucket="bucket", Key="store/audio-000.tar", ACL="public-read")
+        patterns = [f"{request.getfixturevalue('s3_address')}/bucket/store/audio-{{000..000}}.tar"]
+    for pattern in patterns:
         source = pickle.loads(pickle.dumps(open_source(PreprocessConfig(media=pattern))))
         assert isinstance(source, TarSource)
         for stem, start_ms in [*NAMED.items(), ("-a_b_c_d_ef", 7_000), ("upupupupup_", 0)]:
@@ -109,6 +114,17 @@ def test_a_tar_that_breaks_off_gives_what_it_has(tone: bytes, tmp_path: Path) ->
         TarSource(str(tmp_path / "page.tar"), FETCH)
     with pytest.raises(InputError, match="found none"):
         TarSource(str(tmp_path / "no*.tar"), FETCH)
+
+
+def test_a_server_that_sends_no_ranges_or_fails_is_named(
+    mirror: Mirror, tone: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(f"{tmp_path}/whole.tar", tone)
+    monkeypatch.setattr(mirror, "content", (tmp_path / "whole.tar").read_bytes())
+    with pytest.raises(InputError, match=r"can't read the tar .*whole.tar: .* range"):
+        TarSource(mirror.address + "/whole.tar", FETCH)
+    with pytest.raises(InputError, match=r"can't read the tar .*status503.tar: .*503"):
+        TarSource(mirror.address + "/status503.tar", FETCH)
 
 
 def test_our_own_shards_are_a_source(small_store: Store) -> None:
