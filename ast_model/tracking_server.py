@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import TrackingError
 from pipeline.storage import Store
@@ -32,13 +33,20 @@ def tracking_uri(store: Store) -> str:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """Return a client that gives up soon: what may wait for a server that is away waits in the outbox."""
+    """Return a client that gives up soon: what may wait for a server that is away waits in the outbox.
+
+    Raises TrackingError if the database can't be opened.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    return MlflowClient(uri)
+    try:
+        return MlflowClient(uri)
+    except SQLAlchemyError as error:  # MLflow makes the tables, and lets through what the database says
+        reason = getattr(error, "orig", error)
+        raise TrackingError(f"can't open {uri}: {reason}; make room, or mend MLFLOW_TRACKING_URI") from error
 
 
 def check_server(uri: str) -> None:
