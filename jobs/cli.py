@@ -71,9 +71,9 @@ def _prog() -> str:
 
 
 def configure_logging() -> None:
-    """Log our own messages, and others' warnings, to stderr."""
+    """Log our own messages, and others' warnings, to stderr. A job's own module is called __main__."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for package in ("pipeline", "ast_model", "jobs"):
+    for package in ("pipeline", "ast_model", "jobs", "__main__"):
         logging.getLogger(package).setLevel(logging.INFO)
 
 

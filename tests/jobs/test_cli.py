@@ -1,10 +1,11 @@
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from jobs import audioset
-from jobs.cli import parse_config, resolve_root, run_job
+from jobs.cli import configure_logging, parse_config, resolve_root, run_job
 from pipeline.errors import ConfigError, InputError, LeaseError
 
 
@@ -115,3 +116,8 @@ def test_roots_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert resolve_root("~/x") == "/home/someone/x"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert resolve_root("data") == "/home/someone/audioset-ast/data"
+
+
+def test_what_a_jobs_own_module_logs_is_shown() -> None:
+    configure_logging()
+    assert logging.getLogger("__main__").isEnabledFor(logging.INFO)
