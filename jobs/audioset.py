@@ -13,12 +13,13 @@ from typing import Annotated
 
 import tyro
 
-from ast_model import recipes
 from ast_model.checks import check_ranks
 from ast_model.config import TrainConfig
 from ast_model.model import ASTConfig
+from ast_model.recipes import Recipe
 from ast_model.tracking_server import check_server, tracking_uri
 from jobs.cli import resolve_root, run_job
+from jobs.presets import make_presets
 from jobs.ray_train import RayConfig, train_on_ray
 from jobs.report import Outcome, print_report
 from jobs.runs import begin_run, ending_tracked, new_run_name, resume_run
@@ -48,39 +49,18 @@ class AudioSetConfig:
     """Run to go on with, on its own snapshot and by the same command otherwise; empty for a new one."""
 
 
-def demo() -> AudioSetConfig:
-    recipe = recipes.demo()
-    data = PreprocessConfig(metadata=MINIATURE, clips_per_shard=40)
-    data = dataclasses.replace(data, fetch=dataclasses.replace(data.fetch, deadline_s=5))
-    return AudioSetConfig("demo", "data/demo", data, recipe.model, recipe.train)
+def make_config(name: str, recipe: Recipe, ray: RayConfig) -> AudioSetConfig:
+    """Return a preset: a recipe with the data that it learns from."""
+    root, data = "data/audioset", PreprocessConfig()
+    if name == "demo":
+        root, data = "data/demo", PreprocessConfig(metadata=MINIATURE, clips_per_shard=40)
+        data = dataclasses.replace(data, fetch=dataclasses.replace(data.fetch, deadline_s=5))
+    elif name == "audioset_balanced":
+        data = PreprocessConfig(splits=("balanced_train", "eval"))
+    return AudioSetConfig(name, root, data, recipe.model, recipe.train, ray)
 
 
-def audioset_balanced() -> AudioSetConfig:
-    recipe = recipes.audioset_balanced()
-    data = PreprocessConfig(splits=("balanced_train", "eval"))
-    ray = RayConfig("1", use_gpu=True)
-    return AudioSetConfig("audioset_balanced", data=data, model=recipe.model, train=recipe.train, ray=ray)
-
-
-def audioset_full() -> AudioSetConfig:
-    recipe = recipes.audioset_full()
-    return AudioSetConfig(model=recipe.model, train=recipe.train, ray=RayConfig("4", use_gpu=True))
-
-
-def audioset_modern() -> AudioSetConfig:
-    recipe = recipes.audioset_modern()
-    ray = RayConfig("4", use_gpu=True)
-    return AudioSetConfig("audioset_modern", model=recipe.model, train=recipe.train, ray=ray)
-
-
-PRESETS = {
-    "demo": demo,
-    "audioset_balanced": audioset_balanced,
-    "audioset_full": audioset_full,
-    "audioset_modern": audioset_modern,
-}
-for name, preset in PRESETS.items():
-    preset.__doc__ = getattr(recipes, name).__doc__
+PRESETS = make_presets(make_config)
 
 
 def audioset(config: AudioSetConfig) -> None:

@@ -2,28 +2,24 @@
 
 python jobs/esc50.py --data ESC-50-master --init audioset_10_10_0.4593.pth
 python jobs/esc50.py --init MIT/ast-finetuned-audioset-10-10-0.4593     fetches the archive first
+python jobs/esc50.py … --resume RUN                                     goes on with the folds that are left
 """
 
 import csv
 import dataclasses
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import numpy as np
 import tyro
 
 from ast_model import recipes
-from ast_model.config import TrainConfig
-from ast_model.model import ASTConfig
-from ast_model.train import Metrics
 from jobs.cli import resolve_root, run_job
-from jobs.ray_train import RayConfig
-from jobs.train_recordings import convert, train_tracked
+from jobs.folds import choose_epoch, describe_result, log_result, open_parent, train_fold
+from jobs.runs import ending
+from jobs.train_recordings import PublishedConfig, convert, official_folder
 from pipeline.cluster import ray_session
-from pipeline.download import fetch_archive, unpack
 from pipeline.errors import ConfigError, InputError, NoClipsError
 from pipeline.recordings import Recording
 from pipeline.snapshot import Snapshot
@@ -34,26 +30,18 @@ FOLDS = (1, 2, 3, 4, 5)
 TABLE = "meta/esc50.csv"
 
 
-@dataclass(frozen=True)
-class ESC50Config:
-    """All settings of the job."""
+@dataclass(frozen=True, kw_only=True)
+class ESC50Config(PublishedConfig):
+    """All settings of the job. GitHub packs the archive on demand, so there is no official digest."""
 
     preset: tyro.conf.Suppress[str] = "esc50"
-    data: str = ""
-    """The official folder, with meta/esc50.csv and audio; empty to fetch it."""
     archive: str = "https://github.com/karoldvl/ESC-50/archive/master.zip"
-    """Where it is fetched from."""
     digest: str = ""
-    """sha256 or md5 of the archive. GitHub packs it on demand, so there is no official one."""
     root: str = "data/esc50"
-    """Folder of the store. A relative one is taken from the current folder, in a Ray job from ~/audioset-ast."""
     folds: tuple[int, ...] = FOLDS
     """Folds to test on, each after training on the others."""
     choose: Literal["last", "best_on_test"] = "last"
     """Epoch that counts: the last one, or, as in the paper, the one whose mean accuracy on the test folds is best."""
-    model: ASTConfig = field(default_factory=ASTConfig)
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
-    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
         if not self.folds or not set(self.folds) <= set(FOLDS) or len(set(self.folds)) != len(self.folds):
@@ -62,7 +50,7 @@ class ESC50Config:
 
 def preset() -> ESC50Config:
     recipe = recipes.esc50()
-    return ESC50Config(model=recipe.model, train=recipe.train, ray=RayConfig("1", use_gpu=True))
+    return ESC50Config(model=recipe.model, train=recipe.train)
 
 
 preset.__doc__ = recipes.esc50.__doc__
@@ -71,23 +59,17 @@ preset.__doc__ = recipes.esc50.__doc__
 def esc50(config: ESC50Config) -> None:
     """Train and test on each fold, and say the accuracy of each and their mean."""
     store = Store(resolve_root(config.root))
-    folder = Path(config.data) if config.data else _fetch(config, store)
-    recordings, classes = read_esc50(folder)
+    recordings, classes = read_esc50(official_folder(config, store, TABLE))
     with ray_session():
         snapshot = convert(recordings, classes, store)
         check_folds(snapshot, config)
-        histories = [train_tracked(config_of_fold(config, fold), snapshot)[1] for fold in config.folds]
-    result = {"folds": list(config.folds), **choose_epoch(histories, config.choose)}
-    store.write_json("esc50.json", result | {"snapshot": snapshot.snapshot_id})
-    for fold, accuracy in zip(config.folds, result["accuracies"], strict=True):
-        print(f"fold {fold}   accuracy {accuracy:.4f}")
-    print(f"mean     accuracy {result['accuracy']:.4f}   ({result['how']})")
-
-
-def _fetch(config: ESC50Config, store: Store) -> Path:
-    home = Path(store.path("download")) if store.is_local else Path.home() / ".cache/audioset-ast"
-    folder = unpack(fetch_archive(config.archive, home / "esc50.zip", config.digest), home / "esc50")
-    return next((table.parents[1] for table in folder.rglob(TABLE)), folder)
+        run, parent = open_parent(config, snapshot)
+        with ending(parent):
+            histories = [train_fold(config_of_fold(config, fold), snapshot, run, parent) for fold in config.folds]
+            result = {"folds": config.folds, **choose_epoch(histories, config.choose)}
+            store.write_json("esc50.json", result | {"run": run, "snapshot": snapshot.snapshot_id})
+            log_result(parent, result)
+    print("\n".join(describe_result(result)))
 
 
 def read_esc50(folder: Path) -> tuple[list[Recording], list[str]]:
@@ -117,7 +99,7 @@ def config_of_fold(config: ESC50Config, fold: int) -> ESC50Config:
     """Return the settings of one fold: test on it, learn from the others."""
     others = tuple(f"fold{other}" for other in FOLDS if other != fold)
     train = dataclasses.replace(config.train, train_splits=others, eval_split=f"fold{fold}")
-    return dataclasses.replace(config, preset=f"{config.preset}-fold{fold}", train=train)
+    return dataclasses.replace(config, train=train)
 
 
 def check_folds(snapshot: Snapshot, config: ESC50Config) -> None:
@@ -132,18 +114,6 @@ def check_folds(snapshot: Snapshot, config: ESC50Config) -> None:
                 f"fold {fold} can't be tested: all clips of {', '.join(empty[:5])} are in it, so none is left to learn"
                 " from. Spread them over the folds, leave the fold out of --folds, or set --allow-empty-classes"
             )
-
-
-def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
-    """Return each fold's accuracy at one epoch, the same for all, their mean, and how the epoch was chosen."""
-    curves = np.array([[epoch["eval/accuracy"] for epoch in each if "eval/accuracy" in epoch] for each in histories])
-    last = curves.shape[1]
-    epoch = last if choose == "last" else int(curves.mean(axis=0).argmax()) + 1
-    how = f"epoch {epoch} of {last}, the last one"
-    if choose != "last":
-        how = f"epoch {epoch} of {last}, chosen by the mean accuracy on the test folds, as in the paper: flattering"
-    accuracies = curves[:, epoch - 1]
-    return {"accuracies": accuracies.tolist(), "accuracy": float(accuracies.mean()), "epoch": epoch, "how": how}
 
 
 if __name__ == "__main__":

@@ -74,6 +74,8 @@ class FinetuneConfig:
     """Share of samples that are mixed with another."""
     seed: int = 0
     """Seed of splits, weights, draws and augmentation."""
+    resume: str = ""
+    """Run to go on with, by the same command otherwise; empty for a new one."""
     ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class FinetuneRun:
     data: str
     model: ASTConfig
     train: TrainConfig
+    resume: str
     ray: RayConfig
 
 
@@ -101,7 +104,7 @@ def finetune(config: FinetuneConfig) -> None:
     clips, classes = read_sounds(Path(config.data), CutConfig(config.clip_s, config.eval_share, config.seed))
     say_counts(clips, classes)
     model = plan_model(config, clips, len(classes))
-    run = FinetuneRun(config.preset, config.data, model, plan_training(config, clips), config.ray)
+    run = FinetuneRun(config.preset, config.data, model, plan_training(config, clips), config.resume, config.ray)
     store = Store(f"{resolve_root(config.root)}/{_digest(clips, classes)}")
     with ray_session():
         snapshot = convert(clips, classes, store)

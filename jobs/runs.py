@@ -49,7 +49,7 @@ def new_run_name(preset: str) -> str:
     return f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def begin_run(config: RunConfig, snapshot: Snapshot, run: str) -> RunSettings:
+def begin_run(config: RunConfig, snapshot: Snapshot, run: str, parent: TrackedRun | None = None) -> RunSettings:
     """Give a new run its record, in the store and in MLflow. Its model has the snapshot's classes.
 
     Raises, before anything is recorded, if the store can't be written or the data can't be learnt from.
@@ -59,7 +59,8 @@ def begin_run(config: RunConfig, snapshot: Snapshot, run: str) -> RunSettings:
     store.check_writable()
     check_training(config.train, model, snapshot)
     title = run_title(config, model, snapshot, run)
-    tracker = start_run(store, title, {"preset": config.preset, "run": run, "stage": "train", **provenance()})
+    tags = {"preset": config.preset, "run": run, "stage": "train", **provenance()}
+    tracker = start_run(store, title, tags, parent=parent)
     record = {"snapshot": snapshot.snapshot_id, "tracking_run": tracker.run_id}
     store.write_json(_record_name(run), record | {"model": asdict(model), "train": asdict(config.train)})
     tracker.log_params(run_params(config, model))
@@ -74,7 +75,7 @@ def resume_run(run: str, store: Store, config: RunConfig) -> tuple[RunSettings, 
     Raises ConfigError if there is no such run or it is finished, MismatchError if the settings say other samples or
     another model, NoClipsError if its snapshot is gone.
     """
-    if not store.exists(_record_name(run)):
+    if not was_begun(run, store):
         raise ConfigError(f"expected a run named {run} in {store.root}, found {_describe_runs(store)}")
     if store.exists(history_name(run)):
         raise ConfigError(f"run {run} is finished: its epochs are in {store.url(history_name(run))}; start a new run")
@@ -121,6 +122,10 @@ def _describe_runs(store: Store) -> str:
     return ", ".join(names[-10:]) or "none at all"
 
 
+def was_begun(run: str, store: Store) -> bool:
+    return store.exists(_record_name(run))
+
+
 def _record_name(run: str) -> str:
     return f"runs/{run}/run.json"
 
@@ -133,17 +138,24 @@ def history_name(run: str) -> str:
 @contextmanager
 def ending_tracked(settings: RunSettings) -> Iterator[None]:
     """Publish what a finished run made, and end it with a status whatever happens."""
-    status = "FAILED"
-    try:
+    with ending(settings.tracker):
         yield
         snapshot = load_snapshot(settings.store, settings.snapshot_id)
         publish_or_say_how(settings.tracker, snapshot, settings.run)
+
+
+@contextmanager
+def ending(tracker: TrackedRun) -> Iterator[None]:
+    """End a run with a status whatever happens."""
+    status = "FAILED"
+    try:
+        yield
         status = "FINISHED"
     except (KeyboardInterrupt, StoppedError):
         status = "KILLED"
         raise
     finally:
-        settings.tracker.end(status)
+        tracker.end(status)
 
 
 def train_rank(settings: RunSettings, world: World, watch: Watch) -> list[Metrics]:

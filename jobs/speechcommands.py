@@ -6,25 +6,21 @@ python jobs/speechcommands.py --init …                                  fetche
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
 from ast_model import recipes
 from ast_model.checkpoint import list_checkpoints
-from ast_model.config import TrainConfig
-from ast_model.model import ASTConfig
 from ast_model.saving import best_checkpoint
 from ast_model.train import Metrics
 from jobs.cli import resolve_root, run_job
 from jobs.evaluate import EvaluateConfig, score_each
-from jobs.ray_train import RayConfig
 from jobs.runs import RunSettings
-from jobs.train_recordings import convert, train_tracked
+from jobs.train_recordings import PublishedConfig, convert, official_folder, train_tracked
 from pipeline.cluster import ray_session
-from pipeline.download import fetch_archive, unpack
 from pipeline.errors import InputError
 from pipeline.recordings import Recording
 from pipeline.snapshot import Snapshot
@@ -35,29 +31,21 @@ LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
 NOISE_FOLDER = "_background_noise_"
 
 
-@dataclass(frozen=True)
-class SpeechCommandsConfig:
-    """All settings of the job."""
+@dataclass(frozen=True, kw_only=True)
+class SpeechCommandsConfig(PublishedConfig):
+    """All settings of the job. The default digest is the one that torchaudio checks."""
 
     preset: tyro.conf.Suppress[str] = "speechcommands"
-    data: str = ""
-    """The official folder, with a folder for each word and the two lists; empty to fetch it."""
     archive: str = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
-    """Where it is fetched from."""
     digest: str = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
-    """sha256 or md5 of the archive; the default is the one that torchaudio checks."""
     root: str = "data/speechcommands"
-    """Folder of the store. A relative one is taken from the current folder, in a Ray job from ~/audioset-ast."""
     choose: Literal["best_on_valid", "last"] = "best_on_valid"
     """Epoch that is tested on the testing list."""
-    model: ASTConfig = field(default_factory=ASTConfig)
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
-    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
 
 
 def preset() -> SpeechCommandsConfig:
     recipe = recipes.speechcommands()
-    return SpeechCommandsConfig(model=recipe.model, train=recipe.train, ray=RayConfig("1", use_gpu=True))
+    return SpeechCommandsConfig(model=recipe.model, train=recipe.train)
 
 
 preset.__doc__ = recipes.speechcommands.__doc__
@@ -66,21 +54,13 @@ preset.__doc__ = recipes.speechcommands.__doc__
 def speechcommands(config: SpeechCommandsConfig) -> None:
     """Train, choose an epoch on the validation list, and say its accuracy on the testing list."""
     store = Store(resolve_root(config.root))
-    folder = Path(config.data) if config.data else _fetch(config, store)
-    recordings, words = read_speech_commands(folder)
+    recordings, words = read_speech_commands(official_folder(config, store, "testing_list.txt"))
     with ray_session():
         snapshot = convert(recordings, words, store)
         settings, history = train_tracked(config, snapshot)
     result = test(config, settings, snapshot, history)
     store.write_json("speechcommands.json", result)
     print(f"validation accuracy {result['valid']:.4f}\ntesting    accuracy {result['test']:.4f}   ({result['how']})")
-
-
-def _fetch(config: SpeechCommandsConfig, store: Store) -> Path:
-    home = Path(store.path("download")) if store.is_local else Path.home() / ".cache/audioset-ast"
-    archive = fetch_archive(config.archive, home / "speech_commands_v0.02.tar.gz", config.digest)
-    folder = unpack(archive, home / "speech_commands_v0.02")
-    return next((found.parent for found in folder.rglob("testing_list.txt")), folder)
 
 
 def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:

@@ -57,7 +57,7 @@ def describe_run(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: s
 
 - differs from the preset: {changed or "in nothing"}
 - started by `{command()}`
-- go on with it: `python jobs/train.py {config.preset} --root {store.root} --resume {run}` and the same settings
+- go on with it: the same command and `--resume {run}`
 - checkpoints: `{store.url(f"runs/{run}")}`
 """
 

@@ -13,15 +13,16 @@ from typing import Annotated
 
 import tyro
 
-from ast_model import recipes
 from ast_model.checks import check_ranks
 from ast_model.config import TrainConfig
 from ast_model.job import Watch
 from ast_model.model import ASTConfig
+from ast_model.recipes import Recipe
 from ast_model.tracking_server import check_server, tracking_uri
 from ast_model.train import Metrics
 from ast_model.world import join_world
 from jobs.cli import resolve_root, run_job
+from jobs.presets import make_presets
 from jobs.ray_train import RayConfig, train_on_ray
 from jobs.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
 from pipeline.cluster import ray_session
@@ -46,37 +47,12 @@ class TrainJobConfig:
     ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
 
 
-def demo() -> TrainJobConfig:
-    recipe = recipes.demo()
-    return TrainJobConfig("demo", model=recipe.model, train=recipe.train)
+def make_config(name: str, recipe: Recipe, ray: RayConfig) -> TrainJobConfig:
+    root = "data/demo" if name == "demo" else "data/audioset"
+    return TrainJobConfig(name, root, model=recipe.model, train=recipe.train, ray=ray)
 
 
-def audioset_balanced() -> TrainJobConfig:
-    recipe = recipes.audioset_balanced()
-    ray = RayConfig("1", use_gpu=True)
-    return TrainJobConfig("audioset_balanced", "data/audioset", model=recipe.model, train=recipe.train, ray=ray)
-
-
-def audioset_full() -> TrainJobConfig:
-    recipe = recipes.audioset_full()
-    ray = RayConfig("4", use_gpu=True)
-    return TrainJobConfig("audioset_full", "data/audioset", model=recipe.model, train=recipe.train, ray=ray)
-
-
-def audioset_modern() -> TrainJobConfig:
-    recipe = recipes.audioset_modern()
-    ray = RayConfig("4", use_gpu=True)
-    return TrainJobConfig("audioset_modern", "data/audioset", model=recipe.model, train=recipe.train, ray=ray)
-
-
-PRESETS = {
-    "demo": demo,
-    "audioset_balanced": audioset_balanced,
-    "audioset_full": audioset_full,
-    "audioset_modern": audioset_modern,
-}
-for name, preset in PRESETS.items():
-    preset.__doc__ = getattr(recipes, name).__doc__
+PRESETS = make_presets(make_config)
 
 
 def train(config: TrainJobConfig) -> None:

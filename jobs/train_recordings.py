@@ -3,15 +3,22 @@
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
+import tyro
+
+from ast_model.config import TrainConfig
+from ast_model.model import ASTConfig
+from ast_model.tracking import TrackedRun
 from ast_model.tracking_server import check_server, tracking_uri
 from ast_model.train import Metrics
 from jobs.ray_train import RayConfig, train_on_ray
-from jobs.runs import RunConfig, RunSettings, begin_run, ending_tracked, new_run_name
+from jobs.runs import RunConfig, RunSettings, begin_run, ending_tracked, new_run_name, resume_run
 from jobs.visit import preprocess_tracked
 from pipeline.config import PreprocessConfig
+from pipeline.download import fetch_archive, unpack
 from pipeline.recordings import MEDIA_TABLE, Recording, write_tables
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
@@ -21,11 +28,43 @@ log = logging.getLogger(__name__)
 CLIPS_PER_SHARD = 500
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishedConfig:
+    """Settings of a job for a published set of recordings."""
+
+    preset: tyro.conf.Suppress[str]
+    data: str = ""
+    """The official folder, unpacked; empty to fetch it."""
+    archive: str
+    """Where the set is fetched from."""
+    digest: str
+    """sha256 or md5 of the archive; nothing is compared if empty."""
+    root: str
+    """Folder of the store. A relative one is taken from the current folder, in a Ray job from ~/audioset-ast."""
+    resume: str = ""
+    """Run to go on with, by the same command otherwise; empty for a new one."""
+    model: ASTConfig = field(default_factory=ASTConfig)
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
+
+
 class RayRunConfig(RunConfig, Protocol):
     """What a job's config has for a run on Ray."""
 
     @property
+    def resume(self) -> str: ...
+    @property
     def ray(self) -> RayConfig: ...
+
+
+def official_folder(config: PublishedConfig, store: Store, mark: str) -> Path:
+    """Return the set's folder, after fetching it if need be: the one that has the file `mark`."""
+    if config.data:
+        return Path(config.data)
+    home = Path(store.path("download")) if store.is_local else Path.home() / ".cache/audioset-ast"
+    archive = fetch_archive(config.archive, home / config.archive.rsplit("/", 1)[-1], config.digest)
+    folder = unpack(archive, home / config.preset)
+    return next((found.parents[mark.count("/")] for found in folder.rglob(mark)), folder)
 
 
 def convert(recordings: Sequence[Recording], classes: Sequence[str], store: Store) -> Snapshot:
@@ -43,8 +82,16 @@ def convert(recordings: Sequence[Recording], classes: Sequence[str], store: Stor
     return snapshot
 
 
-def train_tracked(config: RayRunConfig, snapshot: Snapshot) -> tuple[RunSettings, list[Metrics]]:
-    """Train a new run; return it with the metrics of each epoch. Needs a running Ray."""
-    settings = begin_run(config, snapshot, new_run_name(config.preset))
+def train_tracked(
+    config: RayRunConfig, snapshot: Snapshot, run: str = "", parent: TrackedRun | None = None
+) -> tuple[RunSettings, list[Metrics]]:
+    """Train a new run, of a new name unless one is given, or go on with `config.resume`; needs a running Ray.
+
+    Returns it with the metrics of each epoch.
+    """
+    if config.resume:
+        settings, _ = resume_run(config.resume, snapshot.store, config)
+    else:
+        settings = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
     with ending_tracked(settings):
         return settings, train_on_ray(settings, config.ray)

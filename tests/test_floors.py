@@ -45,9 +45,9 @@ FLOORS = {
     9: (
         "jobs.visit jobs.snapshots jobs.preprocess jobs.provenance jobs.publish jobs.titles"
         " jobs.runs jobs.models jobs.compare"
-        " jobs.ray_train jobs.train jobs.report jobs.audioset"
+        " jobs.ray_train jobs.presets jobs.train jobs.report jobs.audioset"
         " jobs.evaluate jobs.predict jobs.export"
-        " jobs.train_recordings jobs.esc50 jobs.speechcommands jobs.finetune"
+        " jobs.train_recordings jobs.folds jobs.esc50 jobs.speechcommands jobs.finetune"
     ),
 }
 MODULES = [module for floor in FLOORS.values() for module in floor.split()]

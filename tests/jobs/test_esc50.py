@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.esc50 import check_folds, choose_epoch, config_of_fold, preset, read_esc50
+from jobs.esc50 import check_folds, config_of_fold, preset, read_esc50
+from jobs.folds import choose_epoch
 from pipeline.errors import InputError, NoClipsError
 from pipeline.snapshot import Snapshot
 
@@ -42,7 +43,7 @@ def test_a_fold_is_tested_and_the_others_learnt_from() -> None:
     config = config_of_fold(preset(), 3)
     assert config.train.eval_split == "fold3"
     assert config.train.train_splits == ("fold1", "fold2", "fold4", "fold5")
-    assert (config.preset, config.train.loss, config.model.num_frames) == ("esc50-fold3", "ce", 512)
+    assert (config.preset, config.train.loss, config.model.num_frames) == ("esc50", "ce", 512)
 
 
 def test_a_class_of_one_clip_is_told_before_training(snapshot: Snapshot) -> None:
