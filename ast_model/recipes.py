@@ -48,7 +48,7 @@ def demo() -> Recipe:
             global_batch_size=16,
             micro_batch_size=8,
             learning_rate=1e-3,
-            schedule=ScheduleConfig(num_warmup_steps=100, num_steps_per_stair=5, num_epochs_before_decay=7),
+            schedule=ScheduleConfig(num_warmup_steps=100, num_steps_per_stair=5, num_epochs_before_decay=10),
             augment=AugmentConfig(mixup_probability=0.3, max_freq_mask_bins=8, max_time_mask_frames=96),
             average_from_epoch=8,
             log_every_steps=20,

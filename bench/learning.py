@@ -41,12 +41,6 @@ from pipeline.storage import Store
 
 ALONE = World(0, 1, torch.device("cpu"))
 NUM_RARE = 5
-LONGER: Mapping[str, Any] = {
-    "num_epochs": 12,
-    "average_from_epoch": 10,
-    "schedule": ScheduleConfig(num_warmup_steps=100, num_steps_per_stair=5, num_epochs_before_decay=8),
-}
-"""What differs from the demo: the learning rate is halved twice before the average begins, as in the paper."""
 
 
 class Silence:
@@ -74,7 +68,7 @@ def compare_samplers(snapshot: Snapshot, seeds: Iterable[int], work: str) -> dic
     for seed in seeds:
         for sampler in samplers:
             run = f"{work}-{sampler}-{seed}"
-            train(snapshot, run, recipe.model, dataclasses.replace(recipe.train, sampler=sampler, seed=seed, **LONGER))
+            train(snapshot, run, recipe.model, dataclasses.replace(recipe.train, sampler=sampler, seed=seed))
             for name in (LAST, AVERAGE):
                 metrics = load_scores(snapshot.store, scores_name(run, name)).evaluation.metrics
                 found[f"{sampler} {name} all"].append(metrics.mAP)
