@@ -24,7 +24,8 @@ NUM_COLOURS = 32
 STYLE = """
 body { font: 14px sans-serif; margin: 1.5em; max-width: 75em }
 table { border-collapse: collapse } td, th { padding: 2px 12px 2px 0; vertical-align: top; text-align: left }
-.clips { display: flex; flex-wrap: wrap; gap: 1.2em } figure { margin: 0; width: 24em } img { width: 100% }
+.clips { display: flex; flex-wrap: wrap; gap: 1.2em } figure { margin: 0; width: 24em } figure img { width: 100% }
+img { max-width: 100% }
 .true { font-weight: bold } .hit { color: #00702f } .miss { color: #a00 } .grey { color: #666 }
 """
 

@@ -51,7 +51,7 @@ def plot_changes(changes: pd.Series, first: str, second: str) -> Figure:
     _name_bars(axes, list(shown.index))
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("change of average precision")
-    axes.set_title(f"from {first}\nto {second}: {(changes > 0).sum()} classes gain, {(changes < 0).sum()} lose", size=9)
+    axes.set_title(f"{first} → {second}: {(changes > 0).sum()} classes gain, {(changes < 0).sum()} lose", size=9)
     return figure
 
 

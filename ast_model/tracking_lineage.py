@@ -36,7 +36,7 @@ def _describe_version(client: MlflowClient, version: ModelVersion, best: ModelVe
         "mAP": "{mAP:.4f} [{mAP_low:.4f}, {mAP_high:.4f}]".format(**figures) if "mAP_low" in figures else "?",
         "run": run.data.tags.get("run", run.info.run_name or ""),
         "snapshot": tags.get(SNAPSHOT_TAG, ""),
-        "made by": ", ".join(preprocessing_runs(client, tags.get(SNAPSHOT_TAG, ""))) or "unknown",
+        "made by": ", ".join(preprocessing_runs(client, tags.get(SNAPSHOT_TAG, ""))) or "none here",
         "champion by": tags.get("champion_by", ""),
     }
 

@@ -134,7 +134,7 @@ def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> 
 
 def _log_interval(client: MlflowClient, tracked: TrackedRun, model_id: str, kind: str, scores: Scores) -> None:
     low, high = mean_average_precision_interval(scores.scores, scores.targets)
-    now_ms, prefix = int(time.time() * 1000), AVERAGE if kind == AVERAGE else "eval"
+    now_ms, prefix = int(time.time() * 1000), f"eval/{AVERAGE}" if kind == AVERAGE else "eval"
     values = {f"{prefix}/mAP_low": low, f"{prefix}/mAP_high": high}
     client.log_batch(
         tracked.run_id,

@@ -18,6 +18,7 @@ PREPROCESSING, ROOT_TAG = "audioset-preprocess", "root"
 """The experiment of runs that make snapshots, and their tag that names the store."""
 HEALTH_TIMEOUT_S = 5.0
 logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of a server that is away we tell ourselves, once
 
 
 def tracking_uri(store: Store) -> str:

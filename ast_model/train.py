@@ -219,7 +219,7 @@ class Trainer:
 
     def _evaluate_average(self) -> None:
         evaluation = self._evaluate(self._with_weights(self.average))
-        self.history.append({"epoch": self.config.num_epochs, **eval_metrics(evaluation, "average")})
+        self.history.append({"epoch": self.config.num_epochs, **eval_metrics(evaluation, f"eval/{AVERAGE}")})
         if self.world.is_main:
             saved = Checkpoint(self.position, dict(self.average), description=self._description())
             self._tell(self.saver.save(saved, self._num_done, f"runs/{self.job.run}/average"))

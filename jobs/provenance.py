@@ -31,7 +31,8 @@ def provenance() -> dict[str, str]:
     commit, is_dirty = _git(metadata)
     return {
         "mlflow.user": _user(),
-        "mlflow.source.name": command(),
+        "mlflow.source.name": _script(),
+        "command": command(),
         "mlflow.source.type": "JOB" if metadata else "LOCAL",
         "mlflow.source.git.commit": commit,
         "git.commit": commit,
@@ -45,9 +46,12 @@ def provenance() -> dict[str, str]:
 
 def command() -> str:
     """Return the command line of this process, from the repository's root."""
+    return shlex.join(["python", _script(), *sys.argv[1:]])
+
+
+def _script() -> str:
     script = Path(sys.argv[0])
-    name = script.resolve().relative_to(ROOT) if script.resolve().is_relative_to(ROOT) else script.name
-    return shlex.join(["python", str(name), *sys.argv[1:]])
+    return str(script.resolve().relative_to(ROOT) if script.resolve().is_relative_to(ROOT) else script.name)
 
 
 def _ray_metadata() -> dict[str, Any]:
@@ -80,7 +84,7 @@ def _hardware() -> str:
         kinds = [name.removeprefix("accelerator_type:") for name in have if name.startswith("accelerator_type:")]
         num_nodes = sum(node["Alive"] for node in ray.nodes())
         gpus = f"{have.get('GPU', 0):.0f} GPUs{' ' + '/'.join(kinds) if kinds else ''}"
-        return f"{num_nodes} nodes, {have.get('CPU', 0):.0f} CPUs, {gpus}"
+        return f"{num_nodes} node{'s' * (num_nodes != 1)}, {have.get('CPU', 0):.0f} CPUs, {gpus}"
     count = torch.cuda.device_count()
     gpus = f"{count} GPUs {torch.cuda.get_device_name(0)}" if count else "0 GPUs"
     return f"1 node, {os.cpu_count()} CPUs, {psutil.virtual_memory().total / 2**30:.0f} GiB, {gpus}"

@@ -56,7 +56,7 @@ def _training(outcome: Outcome) -> list[str]:
         if "eval/mAP" in metrics:
             name, prefix = f"epoch {metrics['epoch']:.0f}", "eval"
         else:
-            name, prefix = "average of the last", "average"
+            name, prefix = "average of the last", "eval/average"
         values = (metrics[f"{prefix}/{key}"] for key in ("mAP", "auc", "d_prime"))
         lines.append("{:20} mAP {:.3f}   AUC {:.3f}   d' {:.2f}".format(name, *values))
     lines.append(f"{'chance':20} mAP {chance_level(outcome.snapshot, outcome.eval_split):.3f}   AUC 0.500   d' 0.00")

@@ -3,31 +3,31 @@
 import dataclasses
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
 
-from ast_model.config import AugmentConfig, TrainConfig
+from ast_model import recipes
 from ast_model.job import Watch
-from ast_model.model import ASTConfig
 from ast_model.tracking import start_run
 from ast_model.tracking_comparison import find_run
+from ast_model.tracking_lineage import describe_versions
 from ast_model.tracking_registry import REGISTERED, champion, versions
 from ast_model.tracking_server import open_client
 from ast_model.world import join_world
+from jobs.compare import main as compare
 from jobs.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
 from jobs.train import TrainJobConfig
+from jobs.visit import preprocess_tracked
+from pipeline.config import FetchConfig, PreprocessConfig
+from pipeline.miniature import make_miniature, serve_miniature
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
+from tests.browser import Browser, Server, wait_for
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: make browser installs it")
+pytest.importorskip("selenium", reason="selenium is not installed: make browser installs it")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(
@@ -35,59 +35,10 @@ pytestmark = [
         reason="no chromium: apt-get install chromium chromium-driver",
     ),
 ]
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync --window-size=1400,1000"
-).split()
-MODEL = ASTConfig(patch_time=32, freq_stride=16, time_stride=32, width=32, depth=2, num_heads=2)
-TRAIN = TrainConfig(
-    num_epochs=3,
-    draws_per_epoch=96,
-    global_batch_size=8,
-    micro_batch_size=8,
-    learning_rate=1e-3,
-    augment=AugmentConfig(),
-    average_from_epoch=2,
-    log_every_steps=2,
-    allow_empty_classes=True,
-)
-
-
-class Server:
-    """`mlflow server` on loopback, which can go away and come back."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
-        command += ["--serve-artifacts", "--artifacts-destination", f"{self.folder}/mlartifacts"]
-        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-        env.pop("MLFLOW_TRACKING_URI", None)
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        wait_for(lambda: requests.get(f"{self.address}/health", timeout=5).ok, 90)
-
-    def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGTERM)
-        self.process.wait(30)
-
-
-def wait_for(is_so: Callable[[], object], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if is_so():
-                return
-        except requests.RequestException:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+DIFFERENCES = ({}, {"learning_rate": 3e-4, "sampler": "without_replacement"})
+"""Of the two trainings from the demo's recipe."""
+KIND = "workflowType=machine_learning"
+"""What links within MLflow's pages say of an experiment such as ours."""
 
 
 @pytest.fixture(scope="module")
@@ -102,89 +53,100 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def own(server: Server, snapshot: Snapshot) -> Snapshot:
-    for folder in ("shards", "snapshots"):
-        (server.folder / folder).symlink_to(snapshot.store.path(folder))
-    return dataclasses.replace(snapshot, store=Store(str(server.folder)))
+def data(server: Server) -> Snapshot:
+    """A third of the demo's data."""
+    miniature = make_miniature(server.folder / "made", num_train=140, num_eval=60)
+    with serve_miniature(miniature.folder) as media:
+        config = PreprocessConfig(
+            str(miniature.metadata_folder), media.media_address, clips_per_shard=40, fetch=FetchConfig(deadline_s=5)
+        )
+        return preprocess_tracked(config, Store(str(server.folder / "miniature")), new_run_name("preprocess"))[0]
 
 
 @pytest.fixture(scope="module")
-def trainings(own: Snapshot) -> list[RunSettings]:
-    """Two that differ in the learning rate."""
-    trained = []
-    for rate in (1e-4, 1e-3):
-        config = TrainJobConfig("demo", model=MODEL, train=dataclasses.replace(TRAIN, learning_rate=rate))
-        settings = begin_run(config, own, new_run_name("demo"))
+def trainings(data: Snapshot) -> list[RunSettings]:
+    trained, recipe = [], recipes.demo()
+    for difference in DIFFERENCES:
+        train = dataclasses.replace(recipe.train, draws_per_epoch=128, **difference)
+        settings = begin_run(TrainJobConfig("demo", model=recipe.model, train=train), data, new_run_name("demo"))
         with join_world() as world, ending_tracked(settings):
             train_rank(settings, world, Watch())
         trained.append(settings)
     return trained
 
 
-class Browser:
-    def __init__(self, driver, address: str, pictures: Path):
-        self.driver, self.address, self.pictures = driver, address, pictures
-
-    def see(self, page: str, *texts: str, picture: str = "", settle_s: float = 2.0) -> None:
-        """Open a page, wait until it shows all texts, and keep a picture of it."""
-        self.driver.get("about:blank")
-        self.driver.get(f"{self.address}/#/{page}")
-        try:
-            wait_for(lambda: all(text in self._text() for text in texts), 60)
-        except AssertionError:
-            missing = [text for text in texts if text not in self._text()]
-            raise AssertionError(f"{page} does not show {missing}, but: {self._text()[:600]}") from None
-        if picture:
-            time.sleep(settle_s)  # charts are drawn after the text
-            self._save(self.pictures / f"{picture}.png")
-
-    def _text(self) -> str:
-        return self.driver.find_element("tag name", "body").text
-
-    def _save(self, file: Path) -> None:
-        from PIL import Image
-
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self.driver.save_screenshot(str(file))
-        with Image.open(file) as image:
-            image.convert("RGB").quantize(128).save(file, optimize=True)
-
-
 @pytest.fixture(scope="module")
 def browser(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     pictures = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
-    yield Browser(driver, server.address, pictures)
-    driver.quit()
+    browser = Browser(server.address, tmp_path_factory.mktemp("chromium"), pictures)
+    yield browser
+    browser.quit()
 
 
 def test_the_pages_show_what_a_person_looks_for(trainings: list[RunSettings], server: Server, browser: Browser) -> None:
     client = open_client(server.address)
     first, second = (find_run(client, settings.run) for settings in trainings)
-    experiment, ids = first.info.experiment_id, [first.info.run_id, second.info.run_id]
-    here = f"experiments/{experiment}"
-    browser.see(f"{here}/runs", "demo · ", "2 matching runs", picture="mlflow-runs")
-    browser.see(f"{here}/runs/{ids[1]}", "train.learning_rate", "eval/mAP", picture="mlflow-run")
-    browser.see(f"{here}/runs/{ids[1]}/model-metrics", "train", "eval", picture="mlflow-metrics", settle_s=5)
-    runs = f'runs=["{ids[0]}","{ids[1]}"]&experiments=["{experiment}"]'
-    browser.see(f"compare-runs?{runs}", "train.learning_rate", "eval/mAP", picture="mlflow-comparison")
-    clips = f"{here}/runs/{ids[1]}/artifacts/evaluations/best"
-    browser.see(f"{clips}/classes.png", "classes.png", "scores.npz", picture="mlflow-classes", settle_s=4)
-    browser.see(f"{clips}/clips.html", "clips.html", "precision_recall.png", picture="mlflow-clips", settle_s=4)
+    experiment = f"experiments/{first.info.experiment_id}"
+    names = [str(run.info.run_name) for run in (first, second)]
+    assert "sampler=without_replacement learning_rate=0.0003" in names[1]
+
+    browser.open(f"{experiment}/runs?{KIND}", *names, "miniature (", "audioset-ast", "2 matching runs")
+    browser.open(f"{experiment}/runs?{KIND}&compareRunsMode=CHART", *names, "eval/mAP", "eval/d_prime")
+    browser.picture("mlflow-charts", settle_s=5)
+
+    here = f"{experiment}/runs/{second.info.run_id}"
+    browser.open(f"{here}?{KIND}", "learning_rate=0.0003", "Finished", "train/loss", "git.commit", "miniature (")
+    browser.picture("mlflow-run")
+    browser.open(f"{here}/model-metrics?{KIND}", "eval/auc", "eval/mAP")
+    browser.picture("mlflow-metrics", settle_s=5)
+    browser.open(f"{here}/artifacts/evaluations/best/classes.png?{KIND}", "classes.csv", "scores.npz")
+    browser.picture("mlflow-classes", settle_s=4)
+    browser.open(f"{here}/artifacts/evaluations/best/clips.html?{KIND}", "precision_recall.png")
+    browser.picture("mlflow-clips", settle_s=4)
+
+    both = f'runs=["{first.info.run_id}","{second.info.run_id}"]&experiments=["{first.info.experiment_id}"]'
+    browser.open(f"compare-runs?{both}&{KIND}", *names, "train.learning_rate", "model.depth")
+    browser.click("//*[text()='Show diff only']")
+    wait_for(lambda: "model.depth" not in browser.text)
+    browser.see("train.sampler", "without_replacement", "eval/mAP")
+    browser.picture("mlflow-comparison")
+
+
+def test_the_registry_shows_the_champion_and_where_it_comes_from(
+    trainings: list[RunSettings], server: Server, browser: Browser
+) -> None:
+    client = open_client(server.address)
     best = champion(client)
-    assert best is not None
+    assert best is not None and len(versions(client)) == 4
     model = client.get_logged_model(best.tags["model_id"])
-    browser.see(f"{here}/models/{model.model_id}", model.name, "eval/mAP_low", picture="mlflow-model")
-    browser.see(f"models/{REGISTERED}", "champion", "Version 4", picture="mlflow-registry")
-    assert len(versions(client)) == 4
+    browser.open(f"experiments/{model.experiment_id}/models?{KIND}", "average", model.name)
+    place = f"experiments/{model.experiment_id}/models/{model.model_id}"
+    browser.open(f"{place}?{KIND}", model.name, "eval/mAP_low", trainings[0].snapshot_id)
+    browser.picture("mlflow-model")
+    browser.open(f"models/{REGISTERED}?{KIND}", "champion", "Version 4")
+    browser.picture("mlflow-registry")
+    snapshot_id = trainings[0].snapshot_id
+    rows = describe_versions(client, snapshot_id)
+    assert len(rows) == 4 and all(row["made by"].startswith("preprocess-") for row in rows)
+    assert describe_versions(client, "another") == []
 
 
-def test_a_server_that_is_away_for_a_while_misses_nothing(server: Server, own: Snapshot) -> None:
-    run = start_run(own.store, "through an outage", {})
+def test_two_trainings_are_compared_in_one_file(
+    trainings: list[RunSettings], browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [settings.run for settings in trainings]
+    page = tmp_path / "comparison.html"
+    assert compare([*runs, "--root", trainings[0].store.root, "--output", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert "train.sampler" in shown and "train.num_epochs" not in shown
+    browser.driver.set_window_size(950, 1450)
+    browser.driver.get(page.as_uri())
+    browser.see("Settings that differ", "without_replacement", "mAP less that of A", "Telephone dialing, DTMF")
+    browser.picture("comparison")
+
+
+def test_a_server_that_is_away_for_a_while_misses_nothing(server: Server, data: Snapshot) -> None:
+    run = start_run(data.store, "through an outage", {})
     run.log_metrics({"train/loss": 1.0}, 1)
     assert run._outbox is not None and run._outbox.flush(30)
     server.stop()

@@ -58,7 +58,8 @@ def test_a_class_of_one_clip_is_told_before_training(snapshot: Snapshot) -> None
 
 def test_the_last_epoch_counts_unless_the_papers_is_asked_for() -> None:
     curves = [[0.5, 0.8, 0.7], [0.6, 0.9, 0.5]]
-    histories = [[{"epoch": 1.0, "eval/accuracy": each} for each in curve] + [{"average/mAP": 1.0}] for curve in curves]
+    averaged = {"eval/average/mAP": 1.0}
+    histories = [[{"epoch": 1.0, "eval/accuracy": each} for each in curve] + [averaged] for curve in curves]
     last = choose_epoch(histories, "last")
     assert (last["accuracies"], last["accuracy"], last["epoch"]) == ([0.7, 0.5], pytest.approx(0.6), 3)
     best = choose_epoch(histories, "best_on_test")
