@@ -158,8 +158,8 @@ class TrainConfig:
     """Keep an exponential moving average of the weights with this decay per step, measure it after each epoch and
     keep it as the checkpoint's model; none: the weights themselves."""
     teachers: tuple[str, ...] = ()
-    """Stored scores of the training clips whose mean is learnt from besides the labels, by their names in the store,
-    such as runs/RUN/evaluations/NAME.npz."""
+    """Scores of the training clips whose mean is learnt from besides the labels, by their names in the store, such as
+    evaluations/FOLDER/scores.npz of jobs/evaluate.py; one for each model, or ensemble, and training split."""
     teacher_share: float = 0.5
     """The teachers' part in the targets."""
     max_bad_steps: int = 20

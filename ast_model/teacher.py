@@ -29,22 +29,26 @@ class TaughtCollator(Collator):
 
 
 def load_teacher(snapshot: Snapshot, rows: np.ndarray, config: TrainConfig) -> np.ndarray:
-    """Return the teachers' mean scores (len(rows), C) float16 of some clips.
+    """Return the teachers' mean scores (len(rows), C) float16 of some clips. A file may hold those of one split.
 
-    Raises MismatchError if a teacher has other classes or leaves a clip out.
+    Raises MismatchError if a teacher has other classes, or not all clips have scores of as many.
     """
     keys = np.asarray(snapshot.index["key"].take(rows).to_pylist())
     mean = np.zeros((len(keys), len(snapshot.labels)), np.float32)
+    counts = np.zeros(len(keys), int)
     for name in config.teachers:
         scores = load_scores(snapshot.store, name)
-        where = snapshot.store.url(name)
         if list(scores.mids) != list(snapshot.labels.mids):
+            where = snapshot.store.url(name)
             raise MismatchError(f"expected in {where} the {len(snapshot.labels)} classes of the snapshot, found others")
-        missing = np.setdiff1d(keys, scores.keys)
-        if len(missing):
-            raise MismatchError(
-                f"expected in {where} scores of all {len(keys)} training clips, found none of {len(missing)}, such as"
-                f" {missing[0]}; evaluate the teacher on the training splits of this snapshot"
-            )
-        mean += scores.among(keys).scores / len(config.teachers)
-    return mean.astype(np.float16)
+        _, ours, theirs = np.intersect1d(keys, scores.keys, assume_unique=True, return_indices=True)
+        mean[ours] += scores.scores[theirs]
+        counts[ours] += 1
+    if counts.min() != counts.max() or not counts.min():
+        least = keys[counts.argmin()]
+        raise MismatchError(
+            f"expected in {', '.join(config.teachers)} scores of all {len(keys)} training clips, by as many teachers"
+            f" each, found {counts.min()} to {counts.max()}; {least} has the fewest: evaluate each teacher on each of"
+            " the training splits of this snapshot"
+        )
+    return (mean / counts[:, None]).astype(np.float16)

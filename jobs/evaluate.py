@@ -142,14 +142,17 @@ def write_results(folder: Path, config: EvaluateConfig, snapshot: Snapshot, eval
     """Write scores.npz, classes.csv and the plots."""
     rows = snapshot.rows_of((config.split,))
     keys = snapshot.index["key"].take(rows).to_pylist()
+    trained = tuple(sorted(set(snapshot.splits) - {config.split}))
     np.savez_compressed(
         folder / "scores.npz",
         keys=np.array(keys),
         scores=evaluation.scores.astype(np.float32),
         targets=evaluation.targets,
         mids=np.array(snapshot.labels.mids),
+        names=np.array(snapshot.labels.names),
+        num_train_clips=snapshot.class_counts(trained),
+        epoch=0,
     )
-    trained = tuple(sorted(set(snapshot.splits) - {config.split}))
     table = class_table(evaluation, snapshot.labels, snapshot.class_counts(trained))
     table.to_csv(folder / "classes.csv", index=False)
     plot_average_precision(table).savefig(folder / "classes.png")

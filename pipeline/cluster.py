@@ -3,6 +3,7 @@
 import heapq
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,8 +48,11 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
     else:
+        # Ray tells of its start and of the token that it made: nothing to do for the user.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         ray.init(
             address="local",
+            logging_level=logging.WARNING,
             num_cpus=num_cpus,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             include_dashboard=False,
@@ -62,8 +66,18 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def _keep_cleaner_quiet() -> None:
-    """Let Ray Train's cleaner not complain that there is no dashboard: this Ray ends with us, and with it all."""
+    """Let Ray Train's cleaner not complain that there is no dashboard, nor that others run a Ray here, too.
+
+    It is for clusters that outlive a run: this Ray ends with us, and with it all.
+    """
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
+    usual = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if args.thread is None or args.thread.name != "PlacementGroupCleanerMonitor":
+            usual(args)
+
+    threading.excepthook = hook
 
 
 def run_tasks(
