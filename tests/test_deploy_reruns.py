@@ -111,6 +111,9 @@ def test_the_commands_are_ones_that_the_job_takes() -> None:
     cluster = yaml.safe_load((DEPLOY / "raycluster.yaml").read_text())
     (ray,) = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
     assert container["image"] == ray["image"]
+    # The operator keeps the token under the cluster's name, so that name is not free for our own secret.
+    assert container["env"][2]["valueFrom"]["secretKeyRef"]["name"] == cluster["metadata"]["name"]
+    assert [source["secretRef"]["name"] for source in ray["envFrom"]] != [cluster["metadata"]["name"]]
     assert container["env"][0]["value"] == f"http://{cluster['metadata']['name']}-head-svc:8265"
     (line,) = [line for line in (DEPLOY / "crontab").read_text().splitlines() if not line.startswith("#")]
     assert len(line.split(maxsplit=5)[:5]) == 5
