@@ -17,7 +17,7 @@ class FetchConfig:
     backoff_s: float = 0.5
     """Pause before the second attempt; it doubles with each further one, with jitter."""
     max_media_bytes: int = 256 * 2**20
-    """A larger file is not fetched but counted as too large."""
+    """A larger file is not fetched but counted as too large. A worker may hold `num_threads` of them in memory."""
     num_threads: int = 8
     """Clips of a shard that are fetched at the same time, ahead of decoding. After a kill these are fetched again, and
     up to 8 that were not kept yet."""

@@ -222,7 +222,9 @@ class Track:
         else:
             self._num_outside += frame.samples
             if self._num_outside > MAX_RUN_UP_S * self.rate_hz:
-                raise BrokenMediaError(Reason.NOT_MEDIA, f"{MAX_RUN_UP_S} s of samples that belong nowhere")
+                is_beyond = self.stated_end_s is not None and self.stated_end_s <= self._window_start_s
+                reason = Reason.OUT_OF_RANGE if is_beyond else Reason.NOT_MEDIA
+                raise BrokenMediaError(reason, f"{MAX_RUN_UP_S} s of samples that don't belong to the segment")
 
     def _start_of(self, frame: AudioFrame) -> int:
         """Find a frame's position: behind the last one, unless its timestamp says that there is a gap."""

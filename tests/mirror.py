@@ -4,7 +4,14 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler
+from io import BytesIO
+from typing import Any
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
 
 from pipeline.records import Segment
 
@@ -14,6 +21,21 @@ def segment(ytid: str, start_ms: int = 0, end_ms: int = 10_000) -> Segment:
 
 
 LATER = "Fri, 01 Jan 2100 00:00:00 GMT"
+
+
+@cache
+def ten_hours_of_silence() -> bytes:
+    """A FLAC of less than 20 kB."""
+    file = BytesIO()
+    with av.open(file, "w", format="flac") as output:
+        stream: Any = output.add_stream("flac", rate=1_000, layout="mono", options={"frame_size": "60000"})
+        frame = AudioFrame.from_ndarray(np.zeros((1, 60_000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 1_000
+        for minute in range(600):
+            frame.pts = minute * 60_000
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
 
 
 @dataclass
@@ -88,6 +110,11 @@ class Handler(BaseHTTPRequestHandler):
         self.head()
         for _ in range(4_000):
             self.wfile.write(bytes(2**16))
+
+    def send_bomb(self, name: str) -> None:
+        content = ten_hours_of_silence()
+        self.head(size=len(content))
+        self.wfile.write(content)
 
     def send_page(self, name: str) -> None:
         page = b"<!DOCTYPE html><html><body>Please accept our terms</body></html>"

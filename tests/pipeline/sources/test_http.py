@@ -1,13 +1,19 @@
 import pickle
 import time
+import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from pipeline.config import FetchConfig
-from pipeline.records import Failure, Media, Reason
+from pipeline.config import FetchConfig, PaceConfig
+from pipeline.convert import Conversion, convert_shard
+from pipeline.pace import LocalPacer
+from pipeline.records import Failure, Media, Reason, ShardPlan, ShardReport
+from pipeline.shards import read_sidecar
 from pipeline.sources import fetch_within
 from pipeline.sources.http import HttpSource
+from pipeline.storage import Store
 from tests.mirror import Mirror, segment
 
 FETCH = FetchConfig(deadline_s=10, max_media_bytes=2**20)
@@ -57,6 +63,34 @@ def test_a_wrong_content_type_does_not_matter(source: HttpSource, mirror: Mirror
     media = source.fetch(segment("liar"))
     assert isinstance(media, Media)
     assert media.content == mirror.content
+
+
+def test_what_a_bad_mirror_sends_becomes_named_failures_in_little_memory(mirror: Mirror, tmp_path: Path) -> None:
+    bad = {
+        "page": Reason.NOT_MEDIA,
+        "endless": Reason.TOO_LARGE,
+        "short": Reason.TRUNCATED,
+        "status429": Reason.RATE_LIMITED,
+        "bomb1": Reason.OUT_OF_RANGE,
+    }
+    starts_ms = {"bomb": 35_000_000, "bomb1": 40_000_000}
+    names = [*bad, "liar", "bomb", "whole"]
+    segments = tuple(segment(name, starts_ms.get(name, 0), starts_ms.get(name, 0) + 10_000) for name in names)
+    fetch = replace(FETCH, max_attempts=1, num_threads=2)
+    source = HttpSource(mirror.address + "/{ytid}.flac", fetch)
+    pacer = LocalPacer(PaceConfig(rest_s=0.01))
+    conversion = Conversion(Store(str(tmp_path)), source, fetch, keep_audio=False, pacer=pacer)
+    tracemalloc.start()
+    started = time.monotonic()
+    report = convert_shard(ShardPlan("shard", "eval", segments, (0,) * len(names)), conversion)
+    assert time.monotonic() - started < 30
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()
+    assert isinstance(report, ShardReport)
+    assert report.failures == dict.fromkeys(bad.values(), 1)
+    rows = read_sidecar(conversion.store, "shards/eval/shard.parquet").to_pylist()
+    assert {row["ytid"]: row["reason"] for row in rows if row["status"] == "failed"} == bad
+    assert [row["num_frames"] for row in rows if row["status"] == "written"] == [998] * 3
 
 
 @pytest.mark.parametrize("ytid", ["mute", "trickle"])
