@@ -3,15 +3,14 @@
     python -m bench.ranks
 
 The same training four times, each rank with one thread: one rank under torchrun, two under torchrun, two workers of
-Ray Train, and these with one of them killed after the first epoch. Prints a JSON line for each: seconds per epoch
-(median without the first, evaluation included), samples a second, seconds in all; then the ratios. For two idle cores.
+Ray Train, and these with one of them killed after the first epoch. Prints JSON lines: samples a second, seconds per
+epoch (median without the first, evaluation included), seconds in all. For two idle cores.
 
 The demo's model is so small (60 MFLOP a clip) that reading, which one rank leaves to the other core, and the ranks'
 talk count in its steps of 57 ms. So a second rank's gain is measured with a larger one as well (860 MFLOP; AST-base
 has 261,000).
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -28,6 +27,7 @@ import psutil
 from mlflow.tracking import MlflowClient
 
 from ast_model.checkpoint import list_checkpoints
+from bench.lines import print_line
 from bench.stores import make_store
 from pipeline.storage import Store
 
@@ -90,17 +90,13 @@ def main() -> None:
             "Ray Train, 2 workers": train(root, [python], ["--workers", "2"]),
             "Ray Train, 2 workers, one killed": train(root, [python], ["--workers", "2"], kill_one=True),
         }
-    for name, line in lines.items():
-        print(json.dumps({"run": name, **line}))
     one, two, one_larger, two_larger, ray, killed = lines.values()
-    ratios = {
-        "two ranks over one, samples a second": two["samples_per_s"] / one["samples_per_s"],
-        "the same, larger model": two_larger["samples_per_s"] / one_larger["samples_per_s"],
-        "Ray Train over torchrun, seconds per epoch": ray["epoch_s"] / two["epoch_s"],
-        "seconds lost to a killed worker": killed["all_s"] - ray["all_s"],
-    }
-    for name, ratio in ratios.items():
-        print(json.dumps({name: round(ratio, 3)}))
+    for model, single, both in (("demo's model", one, two), ("larger model", one_larger, two_larger)):
+        print_line(f"two ranks, {model}", "samples/s", both["samples_per_s"], ("one rank", single["samples_per_s"]))
+    print_line("Ray Train, an epoch", "s", ray["epoch_s"], ("torchrun", two["epoch_s"]))
+    print_line(
+        "with a killed worker", "s", killed["all_s"], ("without", ray["all_s"]), lost_s=killed["all_s"] - ray["all_s"]
+    )
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
 """Compare a training step with its peers: same batch, same device, in turns.
 
-    python bench/train_step.py                       # small models on a CPU: that it runs, and ratios
-    python bench/train_step.py --batch-size 64       # AST-base on a GPU
+    python -m bench.train_step                       # small models on a CPU: that it runs, and ratios
+    python -m bench.train_step --batch-size 64       # AST-base on a GPU
 
-Prints one JSON line per contender: samples a second (median of rounds), its time over ours, and MFU where the device's
-peak is known. Contenders: ours, the only one to augment its batch, too; ours compiled; ours with PaSST's patchout;
+Prints a JSON line for each cell of the issue's table: samples a second (median of rounds), the peer's, their ratio.
+Contenders: ours, the only one to augment its batch, too; ours compiled; ours with PaSST's patchout; ours fed by the
+real loader from local shards (of noise, unless `--store ROOT` names a store) instead of one batch on the device;
 transformers' AST with SDPA and fused Adam; and the official arithmetic, written out: softmax attention as products,
-fp16 autocast with a scaler on a GPU, Adam one parameter at a time. Fed by the real loader instead of one batch on the
-device: `--store ROOT`.
+fp16 autocast with a scaler on a GPU, Adam one parameter at a time.
 """
 
 import argparse
 import dataclasses
 import itertools
-import json
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from statistics import median
 
 import numpy as np
@@ -38,7 +38,9 @@ from ast_model.step import Stepper, clip_losses
 from ast_model.telemetry import FLOPS_PER_FORWARD, peak_flops
 from ast_model.training_data import TrainingData
 from ast_model.world import World
-from pipeline.snapshot import load_snapshot
+from bench.lines import print_line
+from bench.stores import make_store
+from pipeline.snapshot import Snapshot, load_snapshot
 from pipeline.storage import Store
 
 SMALL = ASTConfig(num_frames=256, width=96, depth=4, num_heads=4)
@@ -137,10 +139,11 @@ def official_arithmetic(config: ASTConfig, batch: Batch, world: World) -> Step:
     return step
 
 
-def stored_batches(root: str, config: ASTConfig, size: int, world: World) -> Iterator[Batch]:
-    """Yield batches of a store's latest snapshot as the training's own loader reads them."""
-    snapshot = load_snapshot(Store(root))
-    train = TrainConfig(global_batch_size=size, micro_batch_size=size, draws_per_epoch=size * 1000)
+def stored_batches(snapshot: Snapshot, config: ASTConfig, size: int, world: World) -> Generator[Batch]:
+    """Yield batches of a snapshot as the training's own loader reads them."""
+    splits = tuple(split for split in ("balanced_train", "unbalanced_train") if split in snapshot.splits)
+    train = TrainConfig(train_splits=splits, eval_split=splits[0], global_batch_size=size, micro_batch_size=size)
+    train = dataclasses.replace(train, draws_per_epoch=size * 1000)
     config = dataclasses.replace(config, num_classes=len(snapshot.labels))
     data = TrainingData(Job(train, config, snapshot, "bench", tracker=None))  # pyright: ignore[reportArgumentType]
     for epoch in itertools.count():
@@ -169,12 +172,27 @@ def time_in_turns(contenders: dict[str, Step], world: World, rounds: int, steps:
     return {name: median(each) for name, each in seconds.items()}
 
 
+def print_cells(seconds: Mapping[str, float], size: int, config: ASTConfig, patchout: RegulariseConfig) -> None:
+    """Print each contender beside its peer, with MFU where the device's peak is known."""
+    rates = {name: size / each for name, each in seconds.items()}
+    peak = peak_flops(torch.device("cuda")) if torch.cuda.is_available() else None
+    cells = [("ours", "transformers"), ("ours", "official arithmetic")]
+    cells += [(f"ours, {what}", "ours") for what in ("compiled", "patchout", "fed")]
+    cells += [("ours, compiled", "transformers"), ("ours, compiled", "official arithmetic")]
+    for name, peer in cells:
+        if name in rates:
+            kept = num_kept_patches(config.grid, patchout) if "patchout" in name else config.num_patches
+            flops_per_s = FLOPS_PER_FORWARD * config.flops_with(kept) * rates[name]
+            rest = {"tflops": flops_per_s / 1e12} | ({"mfu": flops_per_s / peak} if peak else {})
+            print_line(name, "samples/s", rates[name], (peer, rates[peer]), batch_size=size, **rest)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=None, help="steps per round")
-    parser.add_argument("--store", default="", help="root of a store, to be fed by the real loader as well")
+    parser.add_argument("--store", default="", help="root of a store to feed from")
     parser.add_argument("--compile", action="store_true", help="also compiled, by default on a GPU")
     args = parser.parse_args()
     is_gpu = torch.cuda.is_available()
@@ -182,34 +200,23 @@ def main() -> None:
     torch.set_num_threads(torch.get_num_threads() if is_gpu else 1)
     config, size = (ASTConfig.base(), args.batch_size or 64) if is_gpu else (SMALL, args.batch_size or 4)
     batch = make_batch(config, size, world.device)
-    grid = config.grid
-    patchout = RegulariseConfig(patchout_freq=4, patchout_time=round(40 / 101 * grid[1]))
-    contenders = {
-        "ours": ours(config, itertools.repeat(batch), size, world),
-        "ours, patchout": ours(config, itertools.repeat(batch), size, world, regularise=patchout),
-        "transformers": transformers_ast(config, batch, world),
-        "official arithmetic": official_arithmetic(config, batch, world),
-    }
-    if is_gpu or args.compile:
-        contenders["ours, compiled"] = ours(config, itertools.repeat(batch), size, world, compile=True)
-    if args.store:
-        stored = stored_batches(args.store, config, size, world)
-        num_classes = len(load_snapshot(Store(args.store)).labels)
-        contenders["ours, fed"] = ours(dataclasses.replace(config, num_classes=num_classes), stored, size, world)
-    seconds = time_in_turns(contenders, world, args.rounds, args.steps or (20 if is_gpu else 2))
-    for name, each in seconds.items():
-        kept = num_kept_patches(grid, patchout) if "patchout" in name else config.num_patches
-        flops = FLOPS_PER_FORWARD * config.flops_with(kept) * size / each
-        peak = peak_flops(world.device)
-        line = {
-            "contender": name,
-            "batch_size": size,
-            "samples_per_s": round(size / each, 2),
-            "to_ours": round(each / seconds["ours"], 3),
-            "tflops": round(flops / 1e12, 3),
-            "mfu": round(flops / peak, 4) if peak else None,
+    patchout = RegulariseConfig(patchout_freq=4, patchout_time=round(40 / 101 * config.grid[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        snapshot = load_snapshot(Store(args.store)) if args.store else make_store(Store(folder), 4, 100)
+        stored = stored_batches(snapshot, config, size, world)
+        fed_config = dataclasses.replace(config, num_classes=len(snapshot.labels))
+        contenders = {
+            "ours": ours(config, itertools.repeat(batch), size, world),
+            "ours, patchout": ours(config, itertools.repeat(batch), size, world, regularise=patchout),
+            "ours, fed": ours(fed_config, stored, size, world),
+            "transformers": transformers_ast(config, batch, world),
+            "official arithmetic": official_arithmetic(config, batch, world),
         }
-        print(json.dumps(line), flush=True)
+        if is_gpu or args.compile:
+            contenders["ours, compiled"] = ours(config, itertools.repeat(batch), size, world, compile=True)
+        seconds = time_in_turns(contenders, world, args.rounds, args.steps or (20 if is_gpu else 2))
+        stored.close()
+    print_cells(seconds, size, config, patchout)
 
 
 if __name__ == "__main__":
