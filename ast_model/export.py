@@ -6,6 +6,7 @@ Each export is written aside, read back, held against the model, and only then g
 import copy
 import dataclasses
 import json
+import logging
 import math
 import shutil
 import tempfile
@@ -105,7 +106,8 @@ def _with_one_epsilon(model: AST) -> AST:
 
 
 def _trace(model: AST) -> Any:
-    # Two clips, as a batch of one would be taken for a constant. What torch warns of is its own code.
+    # Two clips, as a batch of one would be taken for a constant. What torch warns of is its own code, or not installed.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):
         return torch.onnx.export(
             model,

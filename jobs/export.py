@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from ast_model.export import export_hugging_face, export_onnx, export_safetensors
+from ast_model.export import LOGITS_TOLERANCE, export_hugging_face, export_onnx, export_safetensors
 from ast_model.inference import Tagger
 from ast_model.model import AST
 from ast_model.tagging import Tagging
@@ -61,6 +61,7 @@ def export(config: ExportConfig) -> None:
     FORMATS[config.format](tagger.model, tagger.tagging, output)
     files = sorted(output.iterdir()) if output.is_dir() else [output]
     print("\n".join(f"{file}  {file.stat().st_size:,} bytes" for file in files))
+    print(f"read back: the same weights, and logits within {LOGITS_TOLERANCE} of the checkpoint's")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ MIN_FRAMES = 32
 NUM_SAMPLES_AIMED_AT = 4_000
 """Samples that a training of few clips takes, as far as that many epochs make sense."""
 
+PUBLISHED = "MIT/ast-finetuned-audioset-10-10-0.4593"
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
@@ -103,6 +105,8 @@ def finetune(config: FinetuneConfig) -> None:
         raise ConfigError("data is not set: name a table with the columns path,labels, or a folder of folders")
     clips, classes = read_sounds(Path(config.data), CutConfig(config.clip_s, config.eval_share, config.seed))
     say_counts(clips, classes)
+    if not config.init and (num_clips := sum(clip.split == "train" for clip in clips)) < NUM_SAMPLES_AIMED_AT:
+        log.warning("%d clips teach random weights little; start from an AST's: --init %s", num_clips, PUBLISHED)
     model = plan_model(config, clips, len(classes))
     run = FinetuneRun(config.preset, config.data, model, plan_training(config, clips), config.resume, config.ray)
     store = Store(f"{resolve_root(config.root)}/{_digest(clips, classes)}")

@@ -170,7 +170,8 @@ def _wait_for_workers(config: RayConfig) -> None:
     try:
         if group.wait(min(QUICK_START_S, wait_s)):
             return
-        log.warning("waiting up to %.0f s for %s; there is %s", wait_s, _wish(config), _cluster())
+        hint = "; to train without a GPU: --no-use-gpu" if config.use_gpu else ""
+        log.warning("waiting up to %.0f s for %s; there is %s%s", wait_s, _wish(config), _cluster(), hint)
         if not group.wait(max(0.0, wait_s - QUICK_START_S)):
             raise TrainingError(
                 f"expected {_wish(config)} within {wait_s:.0f} s, found {_cluster()}; lower --workers, add nodes, or"
