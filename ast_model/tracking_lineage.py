@@ -29,11 +29,12 @@ def _describe_version(client: MlflowClient, version: ModelVersion, best: ModelVe
     tags, model = version.tags, client.get_logged_model(version.tags["model_id"])
     figures = {metric.key.split("/")[-1]: metric.value for metric in model.metrics or []}
     run = client.get_run(version.run_id or "")
+    has_interval = {"mAP", "mAP_low"} <= figures.keys()
     is_best = best is not None and best.version == version.version
     return {
         "version": f"{version.version}{is_best * f' {CHAMPION}'}",
         "kind": f"{tags[KIND_TAG]}, epoch {tags['epoch']}",
-        "mAP": "{mAP:.4f} [{mAP_low:.4f}, {mAP_high:.4f}]".format(**figures) if "mAP_low" in figures else "?",
+        "mAP": "{mAP:.4f} [{mAP_low:.4f}, {mAP_high:.4f}]".format(**figures) if has_interval else "?",
         "run": run.data.tags.get("run", run.info.run_name or ""),
         "snapshot": tags.get(SNAPSHOT_TAG, ""),
         "made by": ", ".join(preprocessing_runs(client, tags.get(SNAPSHOT_TAG, ""))) or "none here",

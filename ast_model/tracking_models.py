@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import LoggedModelStatus, Metric
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -89,6 +89,7 @@ def log_served_model(tracked: TrackedRun, kind: str, store: Store, checkpoint: s
             with tempfile.TemporaryDirectory() as folder:
                 _save(Path(folder), store, checkpoint, (tracked.run_id, model.model_id))
                 client.log_model_artifacts(model.model_id, f"{folder}/model")
+            client.log_outputs(tracked.run_id, [LoggedModelOutput(model.model_id, scores.epoch)])
             _log_interval(client, tracked, model.model_id, kind, scores)
             client.set_logged_model_tags(model.model_id, {KIND_TAG: kind})
         if model.status != LoggedModelStatus.READY:

@@ -8,10 +8,11 @@ server can read), `fbank` (frames of 128 values, as `compute_fbank` returns them
 import mlflow.models
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel
 
 from ast_model.inference import Tagger
-from pipeline.errors import InputError
+from pipeline.errors import AudioTaggingError, InputError
 
 INPUTS = ("audio", "path", "fbank")
 CHECKPOINT = "checkpoint"
@@ -26,7 +27,10 @@ class ServedTagger(PythonModel):
 
     def predict(self, context, model_input: pd.DataFrame, params=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         top_k = (params or {}).get("top_k", TOP_K)
-        rows = [self._tag(row, top_k) for row in model_input.to_dict("records")]
+        try:
+            rows = [self._tag(row, top_k) for row in model_input.to_dict("records")]
+        except AudioTaggingError as error:  # MLflow's server shows the message of its own errors only
+            raise MlflowException.invalid_parameter_value(f"{type(error).__name__}: {error}") from error
         return pd.DataFrame(rows, columns=["tags", "scores"])
 
     def _tag(self, row, top_k: int) -> tuple[list[str], list[float]]:

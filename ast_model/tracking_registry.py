@@ -122,11 +122,12 @@ def promote(client: MlflowClient, version: ModelVersion) -> str:
     return decision
 
 
-def download(client: MlflowClient, version: ModelVersion, folder: str) -> str:
+def download(client: MlflowClient, version: ModelVersion, folder: Path) -> None:
     """Copy a version's files into a new folder. Raises TrackingError."""
-    if Path(folder).exists() and any(Path(folder).iterdir()):
-        raise TrackingError(f"expected {folder} to be empty or absent, found files in it; name another folder")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with tracking_errors(f"version {version.version}"):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise TrackingError(f"expected {folder} to be empty or absent, found something there; name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tracking_errors(f"version {version.version}"), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         model = client.get_logged_model(version.tags["model_id"])
-        return download_artifacts(model.artifact_location, dst_path=folder, tracking_uri=client.tracking_uri)
+        found = download_artifacts(model.artifact_location, dst_path=scratch, tracking_uri=client.tracking_uri)
+        Path(found).rename(folder)

@@ -10,6 +10,7 @@ python jobs/models.py publish --run RUN
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -108,7 +109,8 @@ def promote_model(command: Promote) -> None:
 def fetch(command: Fetch) -> None:
     client = command.client()
     version = find_version(client, command.version)
-    print(f"version {version.version}: {download(client, version, command.to)}")
+    download(client, version, Path(command.to))
+    print(f"version {version.version}: {Path(command.to).resolve()}")
 
 
 def publish_run(command: Publish) -> None:

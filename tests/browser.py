@@ -101,6 +101,10 @@ class Browser:
         wait_for(lambda: self.driver.find_elements("xpath", path))
         self.driver.find_elements("xpath", path)[0].click()
 
+    def scroll_to(self, path: str) -> None:
+        """Bring the first element of an XPath to the top."""
+        self.driver.execute_script("arguments[0].scrollIntoView()", self.driver.find_elements("xpath", path)[0])
+
     def picture(self, name: str, settle_s: float = 2.0) -> None:
         """Keep a picture of what is seen, once charts and images, which come after the text, are drawn."""
         self.driver.execute_script(HIDE)

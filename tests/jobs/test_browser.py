@@ -18,6 +18,7 @@ from ast_model.tracking_registry import REGISTERED, champion, versions
 from ast_model.tracking_server import open_client
 from ast_model.world import join_world
 from jobs.compare import main as compare
+from jobs.models import main as models
 from jobs.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
 from jobs.train import TrainJobConfig
 from jobs.visit import preprocess_tracked
@@ -35,8 +36,14 @@ pytestmark = [
         reason="no chromium: apt-get install chromium chromium-driver",
     ),
 ]
-DIFFERENCES = ({}, {"learning_rate": 3e-4, "sampler": "without_replacement"})
-"""Of the two trainings from the demo's recipe."""
+DEMO = recipes.demo()
+SHORTER = dataclasses.replace(DEMO.train, draws_per_epoch=400)
+RECIPES = (
+    SHORTER,
+    dataclasses.replace(
+        SHORTER, learning_rate=3e-4, augment=dataclasses.replace(SHORTER.augment, mixup_probability=0.0)
+    ),
+)
 KIND = "workflowType=machine_learning"
 """What links within MLflow's pages say of an experiment such as ours."""
 
@@ -65,10 +72,9 @@ def data(server: Server) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def trainings(data: Snapshot) -> list[RunSettings]:
-    trained, recipe = [], recipes.demo()
-    for difference in DIFFERENCES:
-        train = dataclasses.replace(recipe.train, draws_per_epoch=128, **difference)
-        settings = begin_run(TrainJobConfig("demo", model=recipe.model, train=train), data, new_run_name("demo"))
+    trained = []
+    for train in RECIPES:
+        settings = begin_run(TrainJobConfig("demo", model=DEMO.model, train=train), data, new_run_name("demo"))
         with join_world() as world, ending_tracked(settings):
             train_rank(settings, world, Watch())
         trained.append(settings)
@@ -88,14 +94,20 @@ def test_the_pages_show_what_a_person_looks_for(trainings: list[RunSettings], se
     first, second = (find_run(client, settings.run) for settings in trainings)
     experiment = f"experiments/{first.info.experiment_id}"
     names = [str(run.info.run_name) for run in (first, second)]
-    assert "sampler=without_replacement learning_rate=0.0003" in names[1]
+    assert "learning_rate=0.0003 mixup_probability=0.0" in names[1]
 
     browser.open(f"{experiment}/runs?{KIND}", *names, "miniature (", "audioset-ast", "2 matching runs")
     browser.open(f"{experiment}/runs?{KIND}&compareRunsMode=CHART", *names, "eval/mAP", "eval/d_prime")
     browser.picture("mlflow-charts", settle_s=5)
 
     here = f"{experiment}/runs/{second.info.run_id}"
-    browser.open(f"{here}?{KIND}", "learning_rate=0.0003", "Finished", "train/loss", "git.commit", "miniature (")
+    (kept, *_) = [
+        each for each in versions(client) if each.run_id == second.info.run_id and each.tags["kind"] == "best"
+    ]
+    model = client.get_logged_model(kept.tags["model_id"])
+    browser.open(
+        f"{here}?{KIND}", "learning_rate=0.0003", "Finished", "train/loss", "git.commit", "miniature (", model.name
+    )
     browser.picture("mlflow-run")
     browser.open(f"{here}/model-metrics?{KIND}", "eval/auc", "eval/mAP")
     browser.picture("mlflow-metrics", settle_s=5)
@@ -108,7 +120,8 @@ def test_the_pages_show_what_a_person_looks_for(trainings: list[RunSettings], se
     browser.open(f"compare-runs?{both}&{KIND}", *names, "train.learning_rate", "model.depth")
     browser.click("//*[text()='Show diff only']")
     wait_for(lambda: "model.depth" not in browser.text)
-    browser.see("train.sampler", "without_replacement", "eval/mAP")
+    browser.see("train.augment.mixup_probability", "0.0003", "eval/auc")
+    browser.scroll_to("//*[text()='Run details']")
     browser.picture("mlflow-comparison")
 
 
@@ -127,6 +140,9 @@ def test_the_registry_shows_the_champion_and_where_it_comes_from(
     browser.picture("mlflow-registry")
     snapshot_id = trainings[0].snapshot_id
     rows = describe_versions(client, snapshot_id)
+    for settings in trainings:
+        assert models(["publish", "--run", settings.run, "--root", settings.store.root]) == 0
+    assert len(versions(client)) == 4, "what is there already stays as it is"
     assert len(rows) == 4 and all(row["made by"].startswith("preprocess-") for row in rows)
     assert describe_versions(client, "another") == []
 
@@ -138,10 +154,10 @@ def test_two_trainings_are_compared_in_one_file(
     page = tmp_path / "comparison.html"
     assert compare([*runs, "--root", trainings[0].store.root, "--output", str(page)]) == 0
     shown = capsys.readouterr().out
-    assert "train.sampler" in shown and "train.num_epochs" not in shown
+    assert "train.learning_rate" in shown and "train.num_epochs" not in shown
     browser.driver.set_window_size(950, 1450)
     browser.driver.get(page.as_uri())
-    browser.see("Settings that differ", "without_replacement", "mAP less that of A", "Telephone dialing, DTMF")
+    browser.see("Settings that differ", "0.0003", "mAP less that of A", "Telephone dialing, DTMF")
     browser.picture("comparison")
 
 

@@ -16,7 +16,9 @@ from ast_model.model import AST, ASTConfig
 from ast_model.scores import Scores
 from ast_model.tracking import start_run
 from ast_model.tracking_models import example, log_served_model
-from ast_model.tracking_registry import champion, crown
+from ast_model.tracking_registry import champion, crown, difference
+from jobs.compare import main as compare
+from jobs.models import main as models
 from pipeline.audio import decode_file
 from pipeline.errors import TrackingError
 from pipeline.fbank import compute_fbank
@@ -63,6 +65,7 @@ def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
     decisions, best = [], []
     for noise in (0.8, 2.0, 0.2):
         run = start_run(store, f"noise {noise}", {})
+        run.log_params({"train.noise": str(noise), "train.seed": "0"})
         scores = make_scores(noise)
         keep(scores, tmp_path / "scores")
         run.log_files(tmp_path / "scores", "evaluations/best")
@@ -87,6 +90,51 @@ def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
         assert list(found["tags"][0]) == [name for name, _ in expected]
         assert list(found["scores"][0]) == pytest.approx([score for _, score in expected], abs=1e-5)
     assert list(model.predict(pd.DataFrame({"audio": [sound]}), params={"top_k": 1})["tags"][0]) == [expected[0][0]]
+    with pytest.raises(mlflow.MlflowException, match="InputError"):
+        model.predict(pd.DataFrame({"audio": [b"no sound"]}))
+
+
+def test_versions_are_listed_compared_promoted_and_fetched(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the versions that the test before made."""
+
+    def say(*words: str) -> str:
+        assert models([*words, "--root", store.root]) == 0
+        return capsys.readouterr().out
+
+    assert [line.split()[:2] for line in say("list").splitlines()[1:]] == [
+        ["3", "champion"],
+        ["2", "best,"],
+        ["1", "best,"],
+    ]
+    assert say("list", "--snapshot", "another") == "no model yet\n"
+    change = difference(make_scores(0.2), make_scores(2.0))
+    assert change.value == pytest.approx(
+        make_scores(0.2).evaluation.metrics.mAP - make_scores(2.0).evaluation.metrics.mAP
+    )
+    assert say("compare", "--version", "3", "--against", "2") == f"version 3 less version 2: mAP {change}\n"
+    assert say("promote", "--version", "2").startswith("version 2 is the champion: promoted by hand (-")
+    say("fetch", "--to", str(tmp_path / "model"))
+    assert (tmp_path / "model" / "artifacts" / "checkpoint" / "model.safetensors").is_file()
+    assert models(["fetch", "--to", str(tmp_path / "model"), "--root", store.root]) == 1
+    assert models(["compare", "--version", "7", "--root", store.root]) == 1
+    assert "found '7'; there are: 3, 2, 1" in capsys.readouterr().err
+
+
+def test_two_runs_are_compared_in_one_file(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "comparison.html"
+    assert compare(["noise 2.0", "noise 0.2", "--root", store.root, "--output", str(page)]) == 0
+    text, html = capsys.readouterr().out, page.read_text()
+    assert "train.noise" in text and "train.seed" not in text
+    good, bad = (make_scores(noise).evaluation.metrics for noise in (0.2, 2.0))
+    for value in (f"{good.mAP:.4f}", f"{bad.mAP:.4f}", f"{good.average_precision[0]:.3f}"):
+        assert value in text and value in html
+    assert NAMES[0] in text and "Male speech, man &amp; (singing)" in html
+    assert html.count("<img") == 1 and 'src="data:image/png' in html and "http" not in html
+    assert compare(["noise 2.0", "noise 7", "--root", store.root]) == 1
+    assert "named 'noise 7', found 0. The newest are: " in capsys.readouterr().err
+    assert compare(["noise 2.0", "--root", store.root]) == 2
 
 
 def test_a_registry_that_refuses_is_said_with_the_checkpoint_s_place(
