@@ -61,7 +61,7 @@ def find_version(client: MlflowClient, version: str) -> ModelVersion:
             return client.get_model_version(REGISTERED, version)
         return client.get_model_version_by_alias(REGISTERED, version)
     except MlflowException as error:
-        known = ", ".join(found.version for found in versions(client)[:20]) or "none at all"
+        known = ", ".join(str(found.version) for found in versions(client)[:20]) or "none at all"
         raise TrackingError(
             f"expected a version or alias of the model {REGISTERED}, found {version!r}; there are: {known}"
         ) from error
