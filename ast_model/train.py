@@ -161,6 +161,7 @@ class Trainer:
             "system/samples_per_s": figures.samples_per_s,
             "system/data_wait_share": figures.data_wait_share,
             "system/memory_peak_gib": memory_peak_gib(self.world.device),
+            "system/num_ranks": float(self.world.size),
         }
         if (peak := peak_flops(self.world.device)) is not None:
             model = self.job.model

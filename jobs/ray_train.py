@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 ASK_EVERY_S = 1.0
 QUICK_START_S = 5.0
 """What a wait for workers may take before it is said."""
+GROW_EVERY_S = 60.0
+"""How long a training with fewer workers than it may have goes on before it looks for more."""
 GROUP_START_TIMEOUT_S = "30"
 """How long Ray Train waits for its workers before it looks again at what the cluster has."""
 
@@ -152,6 +154,7 @@ def _trainer(settings: RunSettings, config: RayConfig, board: Any) -> TorchTrain
             num_workers=fewest if fewest == most else (fewest, most),
             use_gpu=config.use_gpu,
             resources_per_worker=config.worker_resources,
+            elastic_resize_monitor_interval_s=GROW_EVERY_S,
         ),
         run_config=RunConfig(
             name=settings.run,

@@ -1,25 +1,31 @@
 """Several Ray nodes on one machine, a store on S3, and nodes that are taken away: `make rehearsal`."""
 
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import ray
 import torch
+from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from ast_model.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, CacheConfig, CheckpointConfig, TrainConfig
 from ast_model.job import Watch
 from ast_model.model import ASTConfig
+from ast_model.step import NextBatch, Stepper
+from ast_model.telemetry import StepReport
 from ast_model.world import World
+from jobs import ray_train
 from jobs.ray_train import RayConfig, train_on_ray
-from jobs.runs import begin_run, ending_tracked, new_run_name, train_rank
+from jobs.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
 from jobs.train import TrainJobConfig
 from jobs.visit import preprocess
 from pipeline.config import FetchConfig, PreprocessConfig
@@ -31,6 +37,7 @@ pytestmark = [pytest.mark.rehearsal, pytest.mark.filterwarnings("ignore")]  # Ra
 
 Result = TypeVar("Result")
 NODE_BYTES = 80 * 2**20
+PAUSE_S = 0.05
 
 
 @pytest.fixture
@@ -56,17 +63,47 @@ def cluster(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     cluster.shutdown()
 
 
-def losing_a_node(work: Callable[[], Result], is_time: Callable[[], bool], cluster: Cluster) -> Result:
-    """Do the work in a thread, take a node away from it without a word when it is time, and give another one later."""
+def losing_a_node(
+    work: Callable[[], Result],
+    is_time: Callable[[], bool],
+    cluster: Cluster,
+    is_missed: Callable[[], bool] = lambda: True,
+) -> Result:
+    """Do the work in a thread, take a node away from it without a word when it is time, and give another one once it
+    is missed."""
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(work)
-        while not is_time():
-            assert not result.done(), result.result()
-            time.sleep(0.1)
+
+        def wait_until(condition: Callable[[], bool]) -> None:
+            while not condition():
+                assert not result.done(), result.result()
+                time.sleep(0.1)
+
+        wait_until(is_time)
         cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
         time.sleep(5)
+        wait_until(is_missed)
         cluster.add_node(wait=False, num_cpus=1, object_store_memory=NODE_BYTES)  # in the main thread: it sets signals
         return result.result()
+
+
+def take_your_time(loop_config: Mapping[str, Any]) -> None:
+    """Train as a worker of Ray Train with a pause before each step, for which nodes can come and go."""
+    take = Stepper.take
+
+    def rest_and_take(self: Stepper, epoch: int, step: int, next_batch: NextBatch) -> StepReport:
+        time.sleep(PAUSE_S)
+        return take(self, epoch, step, next_batch)
+
+    Stepper.take = rest_and_take
+    ray_train._train_worker(loop_config)
+
+
+def num_ranks(settings: RunSettings) -> list[int]:
+    """Return on how many ranks a run was trained, one after the other."""
+    metrics = settings.tracker.client.get_metric_history(settings.tracker.run_id, "system/num_ranks")
+    values = [int(metric.value) for metric in sorted(metrics, key=lambda metric: metric.timestamp)]
+    return [value for value, _ in groupby(values)]
 
 
 def convert(store: Store, miniature: Miniature, media_address: str, cluster: Cluster) -> Snapshot:
@@ -84,7 +121,13 @@ def convert(store: Store, miniature: Miniature, media_address: str, cluster: Clu
 
 
 def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
-    cluster: Cluster, s3_store: Store, miniature: Miniature, media_address: str, snapshot: Snapshot, tmp_path: Path
+    cluster: Cluster,
+    s3_store: Store,
+    miniature: Miniature,
+    media_address: str,
+    snapshot: Snapshot,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = convert(s3_store, miniature, media_address, cluster)
     check_fingerprint(found)
@@ -94,7 +137,7 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
 
     train = TrainConfig(
         num_epochs=3,
-        draws_per_epoch=400,
+        draws_per_epoch=800,
         global_batch_size=4,
         micro_batch_size=4,
         learning_rate=1e-3,
@@ -105,6 +148,9 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
     )
     model = ASTConfig(patch_time=32, freq_stride=16, time_stride=32, width=16, depth=2, num_heads=2)
     config = TrainJobConfig("rehearsal", model=model, train=train)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import this
+    monkeypatch.setattr(ray_train, "GROW_EVERY_S", 2.0)
+    monkeypatch.setattr(ray_train, "_train_worker", take_your_time)
     disturbed = begin_run(config, found, new_run_name("disturbed"))
     folder = f"runs/{disturbed.run}/checkpoints"
     with ending_tracked(disturbed):
@@ -112,7 +158,9 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
             lambda: train_on_ray(disturbed, RayConfig("1:2")),
             lambda: len(list_checkpoints(s3_store, folder)) > 0,
             cluster,
+            lambda: num_ranks(disturbed)[-1:] == [1],
         )
+    assert num_ranks(disturbed) == [2, 1, 2]
     quiet = begin_run(replace(config, preset="quiet"), found, new_run_name("quiet"))
     with ending_tracked(quiet):
         expected = train_rank(quiet, World(0, 1, torch.device("cpu")), Watch())

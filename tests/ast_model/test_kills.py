@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pickle
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -11,20 +12,32 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from ast_model.checkpoint import list_checkpoints, newest_checkpoint
 from ast_model.config import CheckpointConfig
 from ast_model.job import Job
-from ast_model.train import Trainer
-from ast_model.world import World
 
-NUM_KILLS = 6
+RANK = Path(__file__).with_name("rank.py")
+
+
+def start(job: Job, num_ranks: int, folder: Path) -> list[subprocess.Popen]:
+    """Train in as many processes."""
+    settings = (job.config, job.model, job.snapshot.store, job.snapshot.snapshot_id, job.run, -1)
+    (folder / "job").write_bytes(pickle.dumps(settings))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WORLD_SIZE": str(num_ranks)}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(RANK), str(folder / "job"), str(folder / "out")]
+    return [
+        subprocess.Popen(command, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num_ranks)
+    ]
 
 
 @pytest.mark.rehearsal
+@pytest.mark.parametrize(("num_ranks", "num_kills"), [(1, 6), (2, 4)])
 def test_weights_after_kills_at_random_moments_are_those_of_a_run_left_alone(
-    make_job: Callable[..., Job], tmp_path: Path
+    make_job: Callable[..., Job], tmp_path: Path, num_ranks: int, num_kills: int
 ) -> None:
     settings = {
         "num_epochs": 6,
@@ -33,25 +46,22 @@ def test_weights_after_kills_at_random_moments_are_those_of_a_run_left_alone(
         "checkpoints": CheckpointConfig(every_steps=10, every_minutes=None),
     }
     whole, killed = make_job("whole", **settings), make_job("killed", **settings)
-    Trainer(whole, World(0, 1, torch.device("cpu"))).run()
     (tmp_path / "snapshots").symlink_to(os.path.realpath(tmp_path / "shards").replace("shards", "snapshots"))
-    job = (killed.config, killed.model, killed.snapshot.store, killed.snapshot.snapshot_id, killed.run, -1)
-    (tmp_path / "job").write_bytes(pickle.dumps(job))
-    command = [sys.executable, str(Path(__file__).with_name("rank.py")), str(tmp_path / "job"), str(tmp_path / "out")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert [rank.wait() for rank in start(whole, num_ranks, tmp_path)] == [0] * num_ranks
     chance, positions = random.Random(), []
-    for _ in range(NUM_KILLS):
+    for _ in range(num_kills):
         before = list_checkpoints(killed.snapshot.store, killed.folder)[-1:]
-        process = subprocess.Popen(command, env=env)
-        while list_checkpoints(killed.snapshot.store, killed.folder)[-1:] == before and process.poll() is None:
+        ranks = start(killed, num_ranks, tmp_path)
+        while list_checkpoints(killed.snapshot.store, killed.folder)[-1:] == before and ranks[0].poll() is None:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 1.5))
-        process.kill()
-        process.wait()
+        for rank in chance.sample(ranks, num_ranks):  # as torchrun does when it has lost one
+            rank.kill()
+            rank.wait()
         found = newest_checkpoint(killed.snapshot.store, killed.folder)
         assert found is not None
         positions.append(dataclasses.astuple(found.position))
-    subprocess.run(command, env=env, check=True)
+    assert [rank.wait() for rank in start(killed, num_ranks, tmp_path)] == [0] * num_ranks
     assert positions == sorted(set(positions)), "each attempt gets further"
     print(f"newest checkpoint (epoch, step) after each kill: {positions}")  # noqa: T201
     for folder in ("checkpoints", "average"):

@@ -153,6 +153,7 @@ def test_the_loop_says_how_it_goes(make_job: MakeJob, caplog: pytest.LogCaptureF
         "system/samples_per_s",
         "system/data_wait_share",
         "system/memory_peak_gib",
+        "system/num_ranks",
     }
     for _, metrics in notes.metrics:
         assert metrics.keys() == expected
