@@ -39,12 +39,16 @@ class Job:
     model: ASTConfig
     snapshot: Snapshot
     run: str
-    """Unique name; the checkpoints lie in `runs/{run}/checkpoints` of the snapshot's store."""
+    """Unique name; the checkpoints lie in `folder` of the snapshot's store."""
     tracker: Tracker = field(compare=False)
 
     @property
     def folder(self) -> str:
         return f"runs/{self.run}/checkpoints"
+
+    @property
+    def average_folder(self) -> str:
+        return f"runs/{self.run}/average"
 
     @property
     def normalisation(self) -> Normalisation:

@@ -19,22 +19,18 @@ from ast_model.loader import Batch
 from ast_model.model import AST
 from ast_model.optimizer import load_optimizer_state, optimizer_state, set_learning_rate
 from ast_model.pretrained import load_pretrained
-from ast_model.regularise import num_kept_patches
-from ast_model.saving import Saved, Saver
+from ast_model.reporter import Metrics, Reporter, eval_metrics
+from ast_model.saving import Saver
 from ast_model.schedule import learning_rate_factor
-from ast_model.scores import AVERAGE, BEST, LAST, keep_scores, scores_name
+from ast_model.scores import AVERAGE
 from ast_model.step import Stepper
-from ast_model.telemetry import FLOPS_PER_FORWARD, Figures, Meter, StepReport, Stretch, memory_peak_gib, peak_flops
+from ast_model.telemetry import Meter, StepReport, Stretch
 from ast_model.training_data import TrainingData
 from ast_model.world import Vote, World
 from pipeline.errors import StoppedError, TrainingError
 from pipeline.progress import Progress, show_progress
 
 log = logging.getLogger(__name__)
-
-MAX_KEYS_SHOWN = 24
-
-Metrics = dict[str, float]
 
 
 class Trainer:
@@ -57,6 +53,7 @@ class Trainer:
         self.num_averaged = 0
         self.history: list[Metrics] = []
         self.epoch_loss, self.num_taken, self.num_skipped = 0.0, 0, 0
+        self.reporter = Reporter(self.job, world)
         self.note = ""
         self._resume()
         self.saver = Saver(job.snapshot.store, job.folder, self.config.checkpoints, self._num_done)
@@ -79,7 +76,7 @@ class Trainer:
                     self._close_epoch()
             if self.num_averaged > 1:
                 self._evaluate_average()
-            self._tell(self.saver.wait())
+            self.reporter.tell_checkpoint(self.saver.wait())
         finally:
             self.saver.close()
         self.world.barrier()  # nobody leaves before the main rank has written all
@@ -138,13 +135,9 @@ class Trainer:
             self.epoch_loss += figures.loss * figures.num_taken
         self.num_taken += figures.num_taken
         self.num_skipped += len(figures.skipped)
-        for report in figures.skipped:
-            self._log_skipped(report)
-        epoch, samples_per_s = self.position.epoch, figures.samples_per_s
-        self.note = f"epoch {epoch + 1}, loss {figures.loss:.4f}, {samples_per_s:.1f} samples/s"
-        if self.world.is_main:
-            self.job.tracker.log_metrics(self._metrics(figures), epoch * self.data.num_steps + figures.last_step + 1)
-            self._tell(self.saver.finished())
+        num_steps, epoch = self.data.num_steps, self.position.epoch
+        self.note = self.reporter.tell_stretch(figures, epoch, num_steps, self.num_skipped)
+        self.reporter.tell_checkpoint(self.saver.finished())
         if figures.num_bad_in_row >= self.config.max_bad_steps:
             raise TrainingError(
                 f"{figures.num_bad_in_row} steps in a row up to epoch {epoch + 1}, step {figures.last_step + 1} had a"
@@ -152,36 +145,9 @@ class Trainer:
                 " clips named above; else lower learning_rate, or set precision=fp32"
             )
 
-    def _metrics(self, figures: Figures) -> Metrics:
-        metrics = {
-            "train/loss": figures.loss,
-            "train/learning_rate": figures.learning_rate,
-            "train/grad_norm": figures.grad_norm,
-            "train/skipped_steps": float(self.num_skipped),
-            "system/samples_per_s": figures.samples_per_s,
-            "system/data_wait_share": figures.data_wait_share,
-            "system/memory_peak_gib": memory_peak_gib(self.world.device),
-            "system/num_ranks": float(self.world.size),
-        }
-        if (peak := peak_flops(self.world.device)) is not None:
-            model = self.job.model
-            flops = FLOPS_PER_FORWARD * model.flops_with(num_kept_patches(model.grid, self.config.regularise))
-            metrics["system/mfu"] = figures.samples_per_s * flops / (peak * self.world.size)
-        return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-    def _log_skipped(self, report: StepReport) -> None:
-        """Name the samples of a skipped step, on each rank its own."""
-        are_bad = report.is_bad_B.cpu().numpy()
-        rows = report.rows[are_bad] if are_bad.any() else report.rows
-        what = "samples whose loss is not finite" if are_bad.any() else "the gradient is not finite; its samples"
-        if are_bad.any() or self.world.is_main:
-            keys = self.job.snapshot.index["key"].take(rows).to_pylist()
-            shown = ", ".join(keys[:MAX_KEYS_SHOWN]) + (" …" if len(keys) > MAX_KEYS_SHOWN else "")
-            log.warning("epoch %d, step %d skipped: %s: %s", self.position.epoch + 1, report.step + 1, what, shown)
-
     def _stop(self) -> None:
         """Leave once the checkpoint is written."""
-        self._tell(self.saver.wait())
+        self.reporter.tell_checkpoint(self.saver.wait())
         self.world.barrier()
         raise StoppedError(
             f"asked to stop: run {self.job.run} is saved at epoch {self.position.epoch + 1}, step"
@@ -199,13 +165,7 @@ class Trainer:
         self.history.append({"epoch": epoch, "train/epoch_loss": loss, **eval_metrics(evaluation, "eval")})
         self.position, self.epoch_loss, self.num_taken = Position(epoch, 0), 0.0, 0
         self._save(evaluation.figures[evaluation.main_metric])
-        if self.world.is_main:
-            log.info("epoch %d: %s", epoch, _line(self.history[-1]))
-            *before, score = (metrics[f"eval/{evaluation.main_metric}"] for metrics in self.history)
-            if score > max(before, default=-math.inf):
-                self._keep_scores(BEST, evaluation)
-            if epoch == self.config.num_epochs:
-                self._keep_scores(LAST, evaluation)
+        self.reporter.tell_epoch(self.history, evaluation)
 
     def _with_weights(self, weights: State) -> AST:
         model = AST(self.job.model).to(self.world.device)
@@ -223,28 +183,9 @@ class Trainer:
         self.history.append({"epoch": self.config.num_epochs, **eval_metrics(evaluation, f"eval/{AVERAGE}")})
         if self.world.is_main:
             saved = Checkpoint(self.position, dict(self.average), description=self._description())
-            self._tell(self.saver.save(saved, self._num_done, f"runs/{self.job.run}/average"))
-            epochs = self.config.num_epochs - self.num_averaged + 1, self.config.num_epochs
-            log.info("average of epochs %d to %d: %s", *epochs, _line(self.history[-1]))
-            self._keep_scores(AVERAGE, evaluation)
-
-    def _keep_scores(self, name: str, evaluation: Evaluation) -> None:
-        """Keep what pictures and comparisons are made of."""
-        splits = self.config.train_splits, self.config.eval_split
-        name = scores_name(self.job.run, name)
-        keep_scores(evaluation, self.job.snapshot, splits, name, epoch=self.position.epoch)
-
-    def _tell(self, saved: Saved | None) -> None:
-        """Tell the tracker of a checkpoint that has reached the storage, if an evaluation belongs to it."""
-        if saved is None:
-            return
-        store, description = self.job.snapshot.store, saved.description
-        if saved.name.startswith(f"runs/{self.job.run}/average"):
-            self.job.tracker.log_checkpoint("average", store.url(saved.name), description["history"][-1])
-        elif "score" in description:
-            self.job.tracker.log_checkpoint(
-                saved.name.split("/")[-1], store.url(saved.name), description["history"][-1]
-            )
+            before = self.saver.save(saved, self._num_done, self.job.average_folder)
+            self.reporter.tell_checkpoint(before)
+        self.reporter.tell_average(self.history, evaluation, self.num_averaged)
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -273,7 +214,7 @@ class Trainer:
             num_averaged=self.num_averaged,
             description=description,
         )
-        self._tell(self.saver.save(checkpoint, self._num_done))
+        self.reporter.tell_checkpoint(self.saver.save(checkpoint, self._num_done))
 
     def _resume(self) -> None:
         store, checkpoint = self.job.snapshot.store, None
@@ -309,15 +250,6 @@ def _initial_model(job: Job) -> AST:
     if job.config.init:
         return load_pretrained(job.config.init, job.model, job.snapshot.labels.names)
     return AST(job.model)
-
-
-def eval_metrics(evaluation: Evaluation, prefix: str) -> Metrics:
-    """Name an evaluation's figures for the history and the tracker."""
-    return {f"{prefix}/{name}": value for name, value in evaluation.figures.items()}
-
-
-def _line(metrics: Metrics) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "epoch")
 
 
 class _Silence:

@@ -23,9 +23,10 @@ from ast_model.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, Sampler, TrainConfig
 from ast_model.job import Job
 from ast_model.model import ASTConfig
+from ast_model.reporter import Metrics
 from ast_model.schedule import ScheduleConfig
 from ast_model.scores import AVERAGE, LAST, load_scores, scores_name
-from ast_model.train import Metrics, Trainer
+from ast_model.train import Trainer
 from ast_model.world import World
 from bench.words import make_words
 from jobs.speechcommands import read_speech_commands

@@ -24,9 +24,9 @@ from ast_model.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, TrainConfig
 from ast_model.model import ASTConfig
 from ast_model.pretrained import load_pretrained
+from ast_model.reporter import Metrics
 from ast_model.saving import best_checkpoint
 from ast_model.schedule import ScheduleConfig
-from ast_model.train import Metrics
 from jobs.cli import resolve_root, run_job
 from jobs.ray_train import RayConfig
 from jobs.train_recordings import convert, train_tracked

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ast_model.reporter import Metrics
 from ast_model.tracking import TrackedRun, continue_run, start_run
-from ast_model.train import Metrics
 from jobs.provenance import provenance
 from jobs.runs import history_name, new_run_name, was_begun
 from jobs.titles import run_params, run_title

@@ -19,7 +19,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_model.job import Watch
-from ast_model.train import Metrics
+from ast_model.reporter import Metrics
 from ast_model.world import BACKENDS, World, join_world
 from jobs.cli import configure_logging
 from jobs.runs import RunSettings, history_name, train_rank

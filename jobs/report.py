@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ast_model.train import Metrics
+from ast_model.reporter import Metrics
 from jobs.visit import Visit
 from pipeline.snapshot import Snapshot
 

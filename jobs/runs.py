@@ -14,8 +14,9 @@ from ast_model.checks import check_training
 from ast_model.config import TrainConfig
 from ast_model.job import Job, Watch
 from ast_model.model import ASTConfig
+from ast_model.reporter import Metrics
 from ast_model.tracking import TrackedRun, continue_run, start_run
-from ast_model.train import Metrics, Trainer
+from ast_model.train import Trainer
 from ast_model.world import World
 from jobs.provenance import provenance
 from jobs.publish import publish_or_say_how

@@ -14,8 +14,8 @@ import tyro
 
 from ast_model import recipes
 from ast_model.checkpoint import list_checkpoints
+from ast_model.reporter import Metrics
 from ast_model.saving import best_checkpoint
-from ast_model.train import Metrics
 from jobs.cli import resolve_root, run_job
 from jobs.evaluate import EvaluateConfig, score_each
 from jobs.runs import RunSettings

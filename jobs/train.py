@@ -18,8 +18,8 @@ from ast_model.config import TrainConfig
 from ast_model.job import Watch
 from ast_model.model import ASTConfig
 from ast_model.recipes import Recipe
+from ast_model.reporter import Metrics
 from ast_model.tracking_server import check_server, tracking_uri
-from ast_model.train import Metrics
 from ast_model.world import join_world
 from jobs.cli import resolve_root, run_job
 from jobs.presets import make_presets

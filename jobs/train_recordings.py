@@ -11,9 +11,9 @@ import tyro
 
 from ast_model.config import TrainConfig
 from ast_model.model import ASTConfig
+from ast_model.reporter import Metrics
 from ast_model.tracking import TrackedRun
 from ast_model.tracking_server import check_server, tracking_uri
-from ast_model.train import Metrics
 from jobs.ray_train import RayConfig, train_on_ray
 from jobs.runs import RunConfig, RunSettings, begin_run, ending_tracked, new_run_name, resume_run
 from jobs.visit import preprocess_tracked

@@ -19,10 +19,11 @@ from ast_model.checkpoint import list_checkpoints, newest_checkpoint, read_check
 from ast_model.config import AugmentConfig, TrainConfig
 from ast_model.job import Job, Watch
 from ast_model.model import ASTConfig
+from ast_model.reporter import Metrics
 from ast_model.schedule import ScheduleConfig
 from ast_model.scores import AVERAGE, BEST, LAST, load_scores, scores_name
 from ast_model.step import clip_losses
-from ast_model.train import Metrics, Trainer
+from ast_model.train import Trainer
 from ast_model.world import World
 from pipeline.errors import MismatchError, NoClipsError, TrainingError
 from pipeline.snapshot import Snapshot
@@ -114,7 +115,7 @@ def test_it_learns_logs_and_measures(whole: tuple[Job, list[Metrics]]) -> None:
     assert list(job.tracker.steps) == list(range(1, 3 * num_steps + 1))
     assert curve(job)[-1] < 0.9 * curve(job)[0]
     assert [metrics["epoch"] for metrics in history] == [1, 2, 3, 3]
-    assert all(0 < metrics[f"{'eval' if n < 3 else 'average'}/mAP"] <= 1 for n, metrics in enumerate(history))
+    assert all(0 < metrics["eval/mAP" if n < 3 else "eval/average/mAP"] <= 1 for n, metrics in enumerate(history))
     kept = {name: load_scores(job.snapshot.store, scores_name(job.run, name)) for name in (BEST, LAST, AVERAGE)}
     assert {scores.scores.shape for scores in kept.values()} == {(len(job.snapshot.rows_of(("eval",))), 15)}
     assert kept[LAST].evaluation.metrics.mAP == history[2]["eval/mAP"]
