@@ -73,6 +73,7 @@ def _prog() -> str:
 def configure_logging() -> None:
     """Log our own messages, and others' warnings, to stderr. A job's own module is called __main__."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger().setLevel(logging.WARNING)  # in Ray's workers somebody was here before
     for package in ("pipeline", "ast_model", "jobs", "__main__"):
         logging.getLogger(package).setLevel(logging.INFO)
 
