@@ -42,13 +42,13 @@ from pipeline.storage import Store
 
 ALONE = World(0, 1, torch.device("cpu"))
 NUM_RARE = 5
-EPOCHS: Mapping[str, Any] = {
-    "num_epochs": 30,
+AS_MANY_DRAWS: Mapping[str, Any] = {
+    "num_epochs": 41,
     "draws_per_epoch": None,
-    "average_from_epoch": 22,
-    "schedule": ScheduleConfig(num_warmup_steps=100, num_steps_per_stair=5, num_epochs_before_decay=30),
+    "average_from_epoch": 34,
+    "schedule": ScheduleConfig(num_warmup_steps=100, num_steps_per_stair=5, num_epochs_before_decay=41),
 }
-"""As many draws per epoch as there are clips, since uniform draws take each once; else as in the demo."""
+"""Uniform draws take each clip once an epoch, so the demo's 16,000 draws are 41 epochs, its last fifth averaged."""
 
 
 class Silence:
@@ -76,7 +76,8 @@ def compare_samplers(snapshot: Snapshot, seeds: Iterable[int], work: str) -> dic
     for seed in seeds:
         for sampler in samplers:
             run = f"{work}-{sampler}-{seed}"
-            train(snapshot, run, recipe.model, dataclasses.replace(recipe.train, sampler=sampler, seed=seed, **EPOCHS))
+            more = AS_MANY_DRAWS if sampler == "uniform" else {}
+            train(snapshot, run, recipe.model, dataclasses.replace(recipe.train, sampler=sampler, seed=seed, **more))
             for name in (LAST, AVERAGE):
                 metrics = load_scores(snapshot.store, scores_name(run, name)).evaluation.metrics
                 found[f"{sampler} {name} all"].append(metrics.mAP)
