@@ -99,8 +99,10 @@ def audioset_modern() -> Recipe:
     Command: python jobs/audioset.py audioset_modern --media MEDIA_FOLDER \
         --train.init facebook/deit-base-distilled-patch16-384
     Cost: 10 million samples of 278 GFLOP, by computation 1.7 hours of an H200 at 45 % of its peak.
-    Result: none yet. Each part is tested, and none was run at this size; the values are those of published models
-    with the same parts (PaSST's patchout, BEATs' and AudioMAE's layer decay and drop path). Add teachers for CED's way.
+    Result: none yet: it was never run. The values are those of published models with the same parts (PaSST's patchout,
+    BEATs' and AudioMAE's layer decay and drop path). What was run is each part by itself on the miniature, for 300
+    steps (docs/benchmarks.md): that says little of AudioSet, and there only teachers, which this leaves out, helped
+    with both seeds. Teachers are CED's way: score the training splits with jobs/evaluate.py, then --train.teachers.
     """
     return Recipe(
         ASTConfig.base(),

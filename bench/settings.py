@@ -59,18 +59,22 @@ def recipe(num_epochs: int) -> TrainConfig:
 
 def settings(plain: TrainConfig, teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return what is changed, by name."""
-    draws = plain.num_epochs * (plain.draws_per_epoch or 0)
-    warmup = {"num_warmup_steps": plain.schedule.num_warmup_steps, "num_steps_per_stair": 5}
-    cosine = ScheduleConfig("cosine", **warmup)
-    short = {"draws_per_epoch": SHORT, "num_epochs": draws // SHORT, "sampler": "without_replacement"}
+    schedule, shorter = plain.schedule, (plain.draws_per_epoch or 0) // SHORT
+    warmup = {"num_warmup_steps": schedule.num_warmup_steps, "num_steps_per_stair": schedule.num_steps_per_stair}
+    same_steps = dataclasses.replace(
+        schedule,
+        num_epochs_before_decay=schedule.num_epochs_before_decay * shorter,
+        num_epochs_per_decay=schedule.num_epochs_per_decay * shorter,
+    )
+    short = {"draws_per_epoch": SHORT, "num_epochs": plain.num_epochs * shorter, "sampler": "without_replacement"}
     return {
         "plain": {},
         "patchout of 26 of 64 columns": {"regularise": RegulariseConfig(patchout_time=26)},
         "EMA of 0.99": {"ema_decay": 0.99},
         "drop path 0.1": {"regularise": RegulariseConfig(drop_path=0.1)},
         "layer decay 0.75": {"layer_decay": 0.75},
-        "cosine": {"schedule": cosine},
-        "short weighted epochs, cosine": {**short, "schedule": cosine},
+        "cosine": {"schedule": ScheduleConfig("cosine", **warmup)},
+        "short weighted epochs of 160": {**short, "schedule": same_steps},
         "teachers": {"teachers": teachers},
     }
 

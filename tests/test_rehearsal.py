@@ -166,4 +166,4 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
         expected = train_rank(quiet, World(0, 1, torch.device("cpu")), Watch())
     assert [metrics["epoch"] for metrics in history] == [1, 2, 3]
     for one, other in zip(history, expected, strict=True):
-        assert one == pytest.approx(other, rel=1e-2)
+        assert one == pytest.approx(other, rel=1e-2, abs=5e-3)  # a d' may be about 0
