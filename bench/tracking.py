@@ -1,41 +1,88 @@
-"""What tracking costs: a start, and a line of metrics while training.
+"""What tracking costs: a small training with it and the same without, in turns; and its start.
 
 python -m bench.tracking
+
+Prints two JSON lines: seconds of a start with a new database and with one that is there (to reach: below 3); processor
+seconds of a training with tracking, those of its peer without, and their ratio (to reach: below 1.01).
 """
 
-import shutil
+import json
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ast_model import tracking_delivery
-from ast_model.tracking import start_run
+import torch
+from torch import nn
+
+from ast_model import recipes, tracking_delivery
+from ast_model.model import AST
+from ast_model.tracking import TrackedRun, start_run
 from pipeline.storage import Store
 
-NUM_LINES = 2000
+NUM_ROUNDS, NUM_STEPS = 3, 40
 LINE = {f"train/metric_{n}": 0.5 for n in range(8)}
+Log = Callable[[Mapping[str, float], int], None]
+
+
+def train(log: Log) -> None:
+    """Take steps of the demo's recipe, and log as often as it does."""
+    config = recipes.demo()
+    torch.manual_seed(0)
+    model = AST(config.model)
+    optimizer = torch.optim.Adam(model.parameters())
+    fbank_BTM = torch.randn(config.train.global_batch_size, config.model.num_frames, config.model.num_mel_bins)
+    targets_BC = torch.rand(len(fbank_BTM), config.model.num_classes).round()
+    for step in range(NUM_STEPS):
+        loss = nn.functional.binary_cross_entropy_with_logits(model(fbank_BTM), targets_BC)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % config.train.log_every_steps == 0:
+            log(LINE, step)
+
+
+def processor_s(work: Callable[[], None]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def start(store: Store) -> tuple[TrackedRun, float]:
+    started = time.perf_counter()
+    return start_run(store, "bench", {}), time.perf_counter() - started
 
 
 def main() -> None:
-    folder = tempfile.mkdtemp()
-    tracking_delivery.OUTBOXES = Path(folder) / "outboxes"
-    store = Store(folder)
-    started = time.perf_counter()
-    start_run(store, "the first", {}).end("FINISHED")
-    print(f"start with a new database       {time.perf_counter() - started:6.2f} s")
-    started = time.perf_counter()
-    run = start_run(store, "another", {})
-    print(f"start with one that is there    {time.perf_counter() - started:6.2f} s")
-    started, cpu = time.perf_counter(), time.thread_time()
-    for step in range(NUM_LINES):
-        run.log_metrics(LINE, step)
-    elapsed_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu
-    print(f"a line of {len(LINE)} metrics, loop waits {1e6 * elapsed_s / NUM_LINES:6.0f} µs")
-    print(f"  processor time of the loop    {1e6 * cpu_s / NUM_LINES:6.0f} µs")
-    started, cpu = time.perf_counter(), time.process_time()
-    run.end("FINISHED")
-    print(f"  delivered beside it, all      {1e6 * (time.process_time() - cpu) / NUM_LINES:6.0f} µs of processor time")
-    shutil.rmtree(folder)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        tracking_delivery.OUTBOXES = Path(folder) / "outboxes"
+        store = Store(folder)
+        run, new_s = start(store)
+        run.end("FINISHED")
+        tracked, again_s = start(store)
+        figures = {"new_database_s": new_s, "existing_database_s": again_s}
+        print(json.dumps({"name": "tracking.start", **_rounded(figures), "to_reach": 3}), flush=True)
+        own_s, peer_s = [], []
+        train(lambda line, step: None)
+        for number in range(NUM_ROUNDS):
+
+            def log(line: Mapping[str, float], step: int, first: int = number * NUM_STEPS) -> None:
+                tracked.log_metrics(line, first + step)
+
+            def train_and_deliver(log: Log = log) -> None:
+                train(log)
+                tracked.close()
+
+            own_s.append(processor_s(train_and_deliver))
+            peer_s.append(processor_s(lambda: train(lambda line, step: None)))
+        tracked.end("FINISHED")
+    figures = {"own_s": min(own_s), "without_s": min(peer_s), "ratio": min(own_s) / min(peer_s)}
+    print(json.dumps({"name": "tracking.training", **_rounded(figures), "to_reach": 1.01}))
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 if __name__ == "__main__":
