@@ -40,9 +40,11 @@ from pipeline.labels import read_labels
 from pipeline.lease import hold_lease
 from pipeline.ledger import plan_shards, read_books
 from pipeline.progress import show_progress
+from pipeline.records import Kind
 from pipeline.segments import join_tables, read_segment_table
 from pipeline.shards import digest_of, shard_settings
 from pipeline.snapshot import Snapshot
+from pipeline.sources import open_source
 from pipeline.status import count_classes, count_reasons, due, outcomes
 from pipeline.storage import Store
 
@@ -107,6 +109,9 @@ def run(command: Run) -> None:
 
 
 def print_visit(snapshot: Snapshot, visit: Visit) -> None:
+    if not visit.num_planned:
+        print(f"nothing was due; the snapshot is {snapshot.snapshot_id}")
+        return
     failed = ", ".join(f"{count} {reason}" for reason, count in visit.failures.most_common())
     counts = f"{visit.num_planned} planned, {visit.num_written} written, {visit.failures.total()} failed"
     print(f"{counts} ({failed})" if failed else counts)
@@ -119,6 +124,8 @@ def print_visit(snapshot: Snapshot, visit: Visit) -> None:
 def plan(command: Plan) -> None:
     store, data = Store(resolve_root(command.root)), command.data
     with media_at_hand(data, store) as data:
+        if data.media:
+            open_source(data)  # says what is wrong with it
         _, segments = read_metadata(data)
     fingerprint = digest_of(shard_settings(data.keep_audio))
     visits = plan_shards(segments, read_books(store, fingerprint), data.clips_per_shard, data.retry)
@@ -141,7 +148,9 @@ def status(command: Status) -> None:
     print(count_reasons(fates).to_string(index=False))
     if command.num_classes:
         print(f"\n{count_classes(fates, segments, labels).head(command.num_classes).to_string(index=False)}")
-    print(f"\na rerun would visit {due(fates, data.retry)} of {len(fates)}")
+    num_due, num_more = due(fates, data.retry), due(fates, tuple(Kind))
+    more = f", with --retry {' '.join(Kind)} {num_more}" if num_more > num_due else ""
+    print(f"\na rerun would visit {num_due} of {len(fates)}{more}")
 
 
 def verify(command: Verify) -> None:

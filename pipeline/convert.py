@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.audio import decode_segment, encode_flac
 from pipeline.config import FetchConfig
 from pipeline.errors import StoreError
 from pipeline.fbank import NUM_MEL_BINS, compute_fbank
-from pipeline.journal import CLIPS_PER_PART, Journal, Outcome
+from pipeline.journal import CLIPS_PER_PART, SEGMENT_NAMES, Journal, Outcome
 from pipeline.pace import LocalPacer, Pacer, Wait
 from pipeline.records import Failure, Kind, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards import (
@@ -137,8 +137,9 @@ def _write_clip(writer: ShardWriter, outcome: Outcome) -> SidecarRow:
     if outcome.status == WRITTEN:
         fbank_TM = np.frombuffer(outcome.fbank, FBANK_DTYPE).reshape(-1, NUM_MEL_BINS)
         fields = writer.write(segment, fbank_TM, outcome.audio or None, outcome.source)
-    about = {name: getattr(outcome, name) for name in ("status", "reason", "detail", "attempts", "source")}
-    return SidecarRow(key=segment.key, **asdict(segment), **about, **fields)
+    about = {name: getattr(segment, name) for name in SEGMENT_NAMES}
+    about |= {name: getattr(outcome, name) for name in ("status", "reason", "detail", "attempts", "source")}
+    return SidecarRow(key=segment.key, **about, **fields)
 
 
 def _outcomes(plan: ShardPlan, conversion: Conversion, journal: Journal, rest: list[Wait]) -> Iterator[Outcome]:

@@ -178,7 +178,8 @@ def parse_fbank(member: bytes | memoryview, num_frames: int) -> np.ndarray:
 
 def write_sidecar(store: Store, name: str, rows: list[SidecarRow], fingerprint: str, seal: Seal) -> None:
     """Publish a shard's sidecar; the shard counts as done from then on."""
-    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=SIDECAR_SCHEMA)
+    columns = {name: [getattr(row, name) for row in rows] for name in SIDECAR_SCHEMA.names}
+    table = pa.Table.from_pydict(columns, schema=SIDECAR_SCHEMA)
     metadata = {"fingerprint": fingerprint, "tar_bytes": str(seal.num_bytes), "tar_digest": seal.digest}
     out = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), out, compression="zstd")
