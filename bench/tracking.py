@@ -20,7 +20,7 @@ from ast_model.model import AST
 from ast_model.tracking import TrackedRun, start_run
 from pipeline.storage import Store
 
-NUM_ROUNDS, NUM_STEPS = 3, 40
+NUM_ROUNDS, NUM_STEPS = 4, 60
 LINE = {f"train/metric_{n}": 0.5 for n in range(8)}
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -64,15 +64,16 @@ def main() -> None:
         figures = {"new_database_s": new_s, "existing_database_s": again_s}
         print(json.dumps({"name": "tracking.start", **_rounded(figures), "to_reach": 3}), flush=True)
         own_s, peer_s = [], []
+        tracked.log_metrics(LINE, 0)  # the first line also asks what the server has already
         train(lambda line, step: None)
         for number in range(NUM_ROUNDS):
 
-            def log(line: Mapping[str, float], step: int, first: int = number * NUM_STEPS) -> None:
+            def log(line: Mapping[str, float], step: int, first: int = number * NUM_STEPS + 1) -> None:
                 tracked.log_metrics(line, first + step)
 
             def train_and_deliver(log: Log = log) -> None:
                 train(log)
-                tracked.close()
+                assert tracked._outbox is not None and tracked._outbox.flush(60)
 
             own_s.append(processor_s(train_and_deliver))
             peer_s.append(processor_s(lambda: train(lambda line, step: None)))
