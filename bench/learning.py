@@ -1,6 +1,6 @@
 """Hold that learning happens, on a CPU: balanced draws, averaged weights, and weights from other sounds.
 
-python bench/learning.py --root data/demo      a store with the miniature, as `make demo` leaves it; needs espeak-ng
+python -m bench.learning --root data/demo      a store with the miniature, as `make demo` leaves it; needs espeak-ng
 
 Prints one JSON line per training, and tables of means and extremes over the seeds.
 """

@@ -2,11 +2,10 @@
 
 python -m bench.tracking
 
-Prints two JSON lines: seconds of a start with a new database and with one that is there (to reach: below 3); processor
-seconds of a training with tracking, those of its peer without, and their ratio (to reach: below 1.01).
+Prints two JSON lines: seconds of a start with a new database, beside one that is there; processor seconds of a training
+with tracking, beside one without.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from torch import nn
 from ast_model import recipes, tracking_delivery
 from ast_model.model import AST
 from ast_model.tracking import TrackedRun, start_run
+from bench.lines import print_line
 from pipeline.storage import Store
 
 NUM_ROUNDS, NUM_STEPS = 4, 60
@@ -61,8 +61,7 @@ def main() -> None:
         run, new_s = start(store)
         run.end("FINISHED")
         tracked, again_s = start(store)
-        figures = {"new_database_s": new_s, "existing_database_s": again_s}
-        print(json.dumps({"name": "tracking.start", **_rounded(figures), "to_reach": 3}), flush=True)
+        print_line("start, new database", "s", new_s, ("database that is there", again_s))
         own_s, peer_s = [], []
         tracked.log_metrics(LINE, 0)  # the first line also asks what the server has already
         train(lambda line, step: None)
@@ -78,12 +77,7 @@ def main() -> None:
             own_s.append(processor_s(train_and_deliver))
             peer_s.append(processor_s(lambda: train(lambda line, step: None)))
         tracked.end("FINISHED")
-    figures = {"own_s": min(own_s), "without_s": min(peer_s), "ratio": min(own_s) / min(peer_s)}
-    print(json.dumps({"name": "tracking.training", **_rounded(figures), "to_reach": 1.01}))
-
-
-def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in figures.items()}
+    print_line("training, tracked", "processor s", min(own_s), ("untracked", min(peer_s)))
 
 
 if __name__ == "__main__":

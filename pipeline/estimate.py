@@ -14,7 +14,7 @@ class CostConfig:
     """Nodes or proxies that ask at a time."""
     num_cores: int = 16
     """Cores of all nodes."""
-    cpu_s_per_clip: float = 0.022
+    cpu_s_per_clip: float = 0.02
     """Decode, fbank and write, on one core; measured by bench/convert.py."""
     media_bytes_per_clip: float = 1.2e6
     """Fetched for each clip: about 200 s of video at 48 kbit/s for YouTube, 0.2 MB for a cut mirror."""
