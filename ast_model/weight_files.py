@@ -80,11 +80,16 @@ def _find_description(file: Path, metadata: Mapping[str, str]) -> Mapping[str, A
 def _find_file(path: Path) -> Path:
     if path.is_file():
         return path
-    for name in WEIGHT_FILES:
-        if (path / name).exists():
-            return path / name
-    found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
-    raise WeightsError(f"expected {' or '.join(WEIGHT_FILES)} in {path}, found {found}; give the path of the file")
+    # In a folder, or in the only one in it, as a run's averaged weights lie in `average`.
+    for pattern in ("", "*/"):
+        found = sorted(file for name in WEIGHT_FILES for file in path.glob(pattern + name))
+        if len({file.parent for file in found}) > 1:
+            names = ", ".join(file.parent.name for file in found[-3:])
+            raise WeightsError(f"expected one checkpoint in {path}, found {len(found)}; name one: {names}")
+        if found:
+            return min(found, key=lambda file: WEIGHT_FILES.index(file.name))
+    names = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
+    raise WeightsError(f"expected {' or '.join(WEIGHT_FILES)} in {path}, found {names}; give the path of the file")
 
 
 def _read_file(file: Path) -> tuple[Any, Mapping[str, str]]:

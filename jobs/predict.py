@@ -1,6 +1,6 @@
 """Tag audio files with a trained model.
 
-python jobs/predict.py --checkpoint runs/demo/average/epoch-0012-step-00000000 --audio dog.wav recordings/
+python jobs/predict.py --checkpoint data/demo/runs/RUN/average --audio dog.wav recordings/
 python jobs/predict.py --checkpoint MIT/ast-finetuned-audioset-10-10-0.4593 --audio street.flac --timeline
 python jobs/predict.py --checkpoint audioset_10_10_0.4593.pth --labels class_labels_indices.csv --audio a.wav
 """

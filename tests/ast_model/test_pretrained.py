@@ -196,6 +196,17 @@ def test_our_own_checkpoint_tells_its_shape_from_wherever_it_lies(tmp_path: Path
     torch.testing.assert_close(shorter.positions, expected)
 
 
+def test_the_only_checkpoint_of_a_folder_is_taken_and_of_several_none(tmp_path: Path) -> None:
+    ours = AST(our_config())
+    for number in (1, 2):
+        (tmp_path / f"epoch-{number}").mkdir()
+        save_file(ours.state_dict(), tmp_path / f"epoch-{number}" / "model.safetensors")
+        if number == 1:
+            assert torch.equal(load_pretrained(tmp_path, ours.config).positions, ours.positions)
+    with pytest.raises(WeightsError, match="found 2; name one: epoch-1, epoch-2"):
+        load_pretrained(tmp_path, ours.config)
+
+
 def test_our_own_tensors_without_a_description(tmp_path: Path) -> None:
     ours = randomize(AST(our_config()))
     torch.save({"state_dict": ours.state_dict(), "epoch": 3}, tmp_path / "weights.pt")
