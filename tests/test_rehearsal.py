@@ -53,6 +53,7 @@ def cluster(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    ray.shutdown()  # of the Ray that tests before share
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": NODE_BYTES})
     for _ in range(2):
         cluster.add_node(wait=False, num_cpus=1, object_store_memory=NODE_BYTES)
