@@ -11,7 +11,6 @@ on AudioSet, and the other way round.
 """
 
 import dataclasses
-import json
 import secrets
 import sys
 import time
@@ -31,6 +30,7 @@ from ast_model.schedule import ScheduleConfig
 from ast_model.scores import keep_scores, scores_name
 from ast_model.train import Trainer
 from ast_model.world import World
+from bench.lines import print_line
 from pipeline.snapshot import Snapshot, load_snapshot
 from pipeline.storage import Store
 
@@ -124,7 +124,7 @@ def main(root: str = "data/demo", num_seeds: int = 2, num_epochs: int = 10) -> N
     for number in range(NUM_TEACHERS):
         trainer, score, _ = train(snapshot, f"{work}-teacher-{number}", dataclasses.replace(plain, seed=100 + number))
         teachers += keep_teacher(trainer)
-        print(json.dumps({"setting": "teacher", "seed": 100 + number, "mAP": round(score, 4)}), flush=True)
+        print_line("teacher", "mAP", score, seed=100 + number)
     scores: dict[str, list[float]] = {}
     rates: dict[str, list[float]] = {}
     for seed in range(num_seeds):
@@ -133,8 +133,8 @@ def main(root: str = "data/demo", num_seeds: int = 2, num_epochs: int = 10) -> N
             _, score, rate = train(snapshot, f"{work}-{number}-{seed}", config)
             scores.setdefault(name, []).append(score)
             rates.setdefault(name, []).append(rate)
-            line = {"setting": name, "seed": seed, "mAP": round(score, 4), "samples_per_cpu_s": round(rate, 1)}
-            print(json.dumps(line), flush=True)
+            peer = None if name == "plain" else ("plain", scores["plain"][-1])
+            print_line(name, "mAP", score, peer, seed=seed, samples_per_cpu_s=rate)
     print("\n| setting | mAP | samples per processor second, over plain |\n|---|---|---|")
     for name in scores:
         ratio = np.mean([rate / base for rate, base in zip(rates[name], rates["plain"], strict=True)])
