@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ast_model.schedule import ScheduleConfig
+from ast_model.training.schedule import ScheduleConfig
 from pipeline.errors import ConfigError
 
 Sampler = Literal["uniform", "balanced", "without_replacement"]

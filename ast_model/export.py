@@ -21,12 +21,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ast_model.hugging_face import describe_config, describe_features
-from ast_model.layouts import HUGGING_FACE, to_layout
 from ast_model.model import AST
-from ast_model.pretrained import load_pretrained
-from ast_model.tagging import Tagging
-from ast_model.weight_files import CONFIG_KEY, TAGGING_KEY
+from ast_model.pretrained.files import CONFIG_KEY, TAGGING_KEY
+from ast_model.pretrained.hugging_face import describe_config, describe_features
+from ast_model.pretrained.layouts import HUGGING_FACE, to_layout
+from ast_model.pretrained.load import load_pretrained
+from ast_model.pretrained.metadata import Tagging
 from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
 
 LOGITS_TOLERANCE = 1e-4

@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ast_model.augment import normalise
+from ast_model.data.augment import normalise
 from ast_model.model import AST
-from ast_model.pretrained import fit_weights
-from ast_model.tagging import Tagging, read_tagging, scores_of
-from ast_model.weight_files import read_weights
-from pipeline.audio import decode_file
+from ast_model.pretrained.files import read_weights
+from ast_model.pretrained.load import fit_weights
+from ast_model.pretrained.metadata import Tagging, read_tagging, scores_of
+from pipeline.audio.decode import decode_file
 from pipeline.errors import ConfigError, InputError
 from pipeline.fbank import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
 from pipeline.labels import Labels, read_labels

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from ast_model.config import AugmentConfig, RegulariseConfig, TrainConfig
 from ast_model.model import ASTConfig
-from ast_model.schedule import ScheduleConfig
-from ast_model.tagging import AUDIOSET_MEAN, AUDIOSET_STD
+from ast_model.pretrained.metadata import AUDIOSET_MEAN, AUDIOSET_STD
+from ast_model.training.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from av.audio.frame import AudioFrame
 from scipy.signal import correlate
 
 from bench.lines import print_line
-from pipeline.audio import Clip, decode_segment
+from pipeline.audio.decode import Clip, decode_segment
 from pipeline.config import FetchConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.fbank import compute_fbank
 from pipeline.records import Media, Segment, ShardPlan
-from pipeline.shards import ShardWriter
+from pipeline.shards.format import ShardWriter
 from pipeline.sources import FolderSource
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 FILE_S, CLIP_MS, RATE_HZ, CLIP_RATE_HZ = 30, 10_000, 48_000, 16_000
 CODECS = {

@@ -16,13 +16,13 @@ import pyarrow as pa
 from torch.utils.data import WeightedRandomSampler
 
 from ast_model.config import AugmentConfig, CacheConfig, Sampler
-from ast_model.draws import Draws, group_by_shard, num_steps_of, plan_epoch, share_of_rank
-from ast_model.loader import Collator, open_reader
+from ast_model.data.loader import Collator, open_reader
+from ast_model.data.sampling import Draws, group_by_shard, num_steps_of, plan_epoch, share_of_rank
 from bench.lines import print_line
 from pipeline.labels import Labels
-from pipeline.shards import Seal, shard_settings
-from pipeline.snapshot import INDEX_SCHEMA, Snapshot, load_snapshot, publish_snapshot
-from pipeline.storage import Store
+from pipeline.shards.format import Seal, shard_settings
+from pipeline.snapshots.snapshot import INDEX_SCHEMA, Snapshot, load_snapshot, publish_snapshot
+from pipeline.store.storage import Store
 from pipeline.weights import class_balanced_weights
 
 NUM_CLIPS, NUM_CLASSES, CLIPS_PER_SHARD = 2_063_949, 527, 1000

@@ -16,16 +16,16 @@ from statistics import median
 import numpy as np
 import torch
 
-from ast_model.augment import prepare
 from ast_model.config import CacheConfig
-from ast_model.evaluate import Normalisation, evaluate, evaluating
-from ast_model.loader import Collator, open_reader, split_evenly
+from ast_model.data.augment import prepare
+from ast_model.data.loader import Collator, open_reader, split_evenly
+from ast_model.distributed import World
+from ast_model.evaluation.evaluate import Normalisation, evaluate, evaluating
 from ast_model.model import AST, ASTConfig
-from ast_model.world import World
 from bench.lines import print_line
 from bench.stores import NUM_CLASSES, make_store
 from bench.train_step import wait
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 SMALL = ASTConfig(width=192, depth=4, num_heads=3, freq_stride=16, time_stride=16)
 NORMAL = Normalisation(-4.27, 4.57)

@@ -24,7 +24,7 @@ from torchaudio.compliance import kaldi
 from transformers import ASTFeatureExtractor
 
 from bench.lines import print_line
-from pipeline.audio import Clip, decode_segment
+from pipeline.audio.decode import Clip, decode_segment
 from pipeline.fbank import NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank
 from pipeline.records import Media
 

@@ -19,26 +19,26 @@ import torch
 import tyro
 
 from ast_model import recipes
-from ast_model.checkpoint import list_checkpoints
+from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, Sampler, TrainConfig
-from ast_model.job import Job
+from ast_model.distributed import World
+from ast_model.evaluation.predictions import AVERAGE, LAST, load_scores, scores_name
 from ast_model.model import ASTConfig
-from ast_model.reporter import Metrics
-from ast_model.schedule import ScheduleConfig
-from ast_model.scores import AVERAGE, LAST, load_scores, scores_name
-from ast_model.train import Trainer
-from ast_model.world import World
+from ast_model.training.job import Job
+from ast_model.training.reporter import Metrics
+from ast_model.training.schedule import ScheduleConfig
+from ast_model.training.trainer import Trainer
 from bench.words import make_words
 from jobs.speechcommands import read_speech_commands
 from pipeline.config import FetchConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.labels import read_labels
-from pipeline.ledger import plan_shards, read_books
-from pipeline.recordings import MEDIA_TABLE, write_tables
+from pipeline.recordings.tables import MEDIA_TABLE, write_tables
 from pipeline.segments import join_tables, read_segment_table
-from pipeline.snapshot import Snapshot, build_snapshot, load_snapshot
-from pipeline.sources.listed import ListedSource
-from pipeline.storage import Store
+from pipeline.shards.ledger import plan_shards, read_books
+from pipeline.snapshots.snapshot import Snapshot, build_snapshot, load_snapshot
+from pipeline.sources.table import ListedSource
+from pipeline.store.storage import Store
 
 ALONE = World(0, 1, torch.device("cpu"))
 NUM_RARE = 5

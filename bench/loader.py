@@ -20,15 +20,15 @@ from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import SimpleShardList
 
 from ast_model.config import AugmentConfig, Sampler
-from ast_model.draws import plan_epoch
-from ast_model.loader import Collator, read_ahead
+from ast_model.data.loader import Collator, read_ahead
+from ast_model.data.sampling import plan_epoch
 from bench.lines import print_line
 from bench.stores import make_store
-from pipeline.clip_reader import ClipReader
 from pipeline.fbank import NUM_MEL_BINS
-from pipeline.shards import FBANK_DTYPE
-from pipeline.snapshot import Snapshot, load_snapshot
-from pipeline.storage import Store
+from pipeline.reading.reader import ClipReader
+from pipeline.shards.format import FBANK_DTYPE
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.storage import Store
 
 NUM_FRAMES = 1024
 BATCH_SIZE = 48

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_model.augment import mix_power, mix_waveforms
-from ast_model.loader import Batch
+from ast_model.data.augment import mix_power, mix_waveforms
+from ast_model.data.loader import Batch
 from bench.lines import print_line
-from pipeline.audio import decode_file
+from pipeline.audio.decode import decode_file
 from pipeline.errors import InputError
 from pipeline.fbank import FRAME_SHIFT, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
 

@@ -26,10 +26,10 @@ from typing import Any
 import psutil
 from mlflow.tracking import MlflowClient
 
-from ast_model.checkpoint import list_checkpoints
+from ast_model.checkpoints.checkpoint import list_checkpoints
 from bench.lines import print_line
 from bench.stores import make_store
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 NUM_EPOCHS, NUM_STEPS, BATCH_SIZE = 4, 60, 16
 LARGER = f"""--model.width 192 --model.depth 4 --model.num-heads 3 --model.patch-freq 32 --model.freq-stride 32

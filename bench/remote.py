@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from ast_model.config import AugmentConfig, CacheConfig
-from ast_model.draws import group_by_shard, plan_epoch
-from ast_model.loader import Collator, open_reader
+from ast_model.data.loader import Collator, open_reader
+from ast_model.data.sampling import group_by_shard, plan_epoch
 from bench.lines import print_line
 from bench.stores import make_store
-from pipeline.snapshot import Snapshot, load_snapshot
-from pipeline.storage import Store
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.storage import Store
 
 PORT = 5123
 NUM_SHARDS, CLIPS_PER_SHARD = 40, 50

@@ -17,16 +17,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-import jobs.visit
+import pipeline.preprocess
 from bench.lines import print_line
-from jobs.visit import preprocess
 from pipeline.cluster import ray_session
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion
-from pipeline.pace import Wait
+from pipeline.preprocess import preprocess
 from pipeline.records import Reason, ShardPlan, ShardReport
-from pipeline.shards import Seal, SidecarRow, shard_name, write_sidecar
-from pipeline.storage import Store
+from pipeline.shards.format import Seal, SidecarRow, shard_name, write_sidecar
+from pipeline.sources.rate_limit import Wait
+from pipeline.store.storage import Store
 
 SPLITS = {"balanced_train": 22_160, "unbalanced_train": 2_041_789, "eval": 20_371}
 NUM_CLASSES = 527
@@ -117,10 +117,10 @@ def main() -> None:
         num_segments = pool.submit(write_metadata, arguments.folder / "csv", arguments.share).result()
     store = Store(str(arguments.folder.absolute() / "store"))
     config = PreprocessConfig(metadata=str(arguments.folder / "csv"), media="stub")
-    jobs.visit.convert_shard = write_rows
-    jobs.visit.open_source = lambda config: NoSource()
+    pipeline.preprocess.convert_shard = write_rows
+    pipeline.preprocess.open_source = lambda config: NoSource()
     figures: dict[str, float] = {"num_segments": num_segments, "peak_mb_before": peak_mb()}
-    build = jobs.visit.build_snapshot
+    build = pipeline.preprocess.build_snapshot
     snapshot_s: list[tuple[float, float]] = []
     peaks: list[float] = []
 
@@ -130,7 +130,7 @@ def main() -> None:
         snapshot_s.append(seconds)
         return snapshot
 
-    jobs.visit.build_snapshot = build_timed
+    pipeline.preprocess.build_snapshot = build_timed
     with ray_session(num_cpus=2):
         first_s, (snapshot, visit) = timed(lambda: preprocess(config, store))
     idle_s, (again, nothing) = timed(lambda: preprocess(config, store))

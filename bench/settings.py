@@ -23,16 +23,16 @@ import tyro
 
 from ast_model import recipes
 from ast_model.config import RegulariseConfig, TrainConfig
-from ast_model.evaluate import evaluate
-from ast_model.job import Job
-from ast_model.loader import Collator
-from ast_model.schedule import ScheduleConfig
-from ast_model.scores import keep_scores, scores_name
-from ast_model.train import Trainer
-from ast_model.world import World
+from ast_model.data.loader import Collator
+from ast_model.distributed import World
+from ast_model.evaluation.evaluate import evaluate
+from ast_model.evaluation.predictions import keep_scores, scores_name
+from ast_model.training.job import Job
+from ast_model.training.schedule import ScheduleConfig
+from ast_model.training.trainer import Trainer
 from bench.lines import print_line
-from pipeline.snapshot import Snapshot, load_snapshot
-from pipeline.storage import Store
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.storage import Store
 
 ALONE = World(0, 1, torch.device("cpu"))
 NUM_TEACHERS = 2

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from pipeline.audio import encode_flac
+from pipeline.audio.decode import encode_flac
 from pipeline.fbank import SAMPLE_RATE_HZ, compute_fbank
 from pipeline.labels import Labels
 from pipeline.records import Segment
-from pipeline.shards import (
+from pipeline.shards.format import (
     WRITTEN,
     ShardWriter,
     SidecarRow,
@@ -17,8 +17,8 @@ from pipeline.shards import (
     shard_settings,
     write_sidecar,
 )
-from pipeline.snapshot import Snapshot, build_snapshot
-from pipeline.storage import Store
+from pipeline.snapshots.snapshot import Snapshot, build_snapshot
+from pipeline.store.storage import Store
 
 NUM_CLASSES = 527
 CLIP_S = 10

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ast_model import recipes, tracking_delivery
+from ast_model import recipes
 from ast_model.model import AST
-from ast_model.tracking import TrackedRun, start_run
+from ast_model.tracking import delivery as tracking_delivery
+from ast_model.tracking.run import TrackedRun, start_run
 from bench.lines import print_line
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 NUM_ROUNDS, NUM_STEPS = 4, 60
 LINE = {f"train/metric_{n}": 0.5 for n in range(8)}

@@ -27,21 +27,21 @@ from transformers import ASTConfig as TheirConfig
 from transformers import ASTForAudioClassification
 
 from ast_model.config import AugmentConfig, RegulariseConfig, TrainConfig
-from ast_model.draws import NUM_UNIFORMS
-from ast_model.evaluate import Normalisation
-from ast_model.job import Job
-from ast_model.loader import Batch
+from ast_model.data.loader import Batch
+from ast_model.data.sampling import NUM_UNIFORMS
+from ast_model.distributed import World
+from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST, ASTConfig, Attention
-from ast_model.optimizer import ADAM_BETAS
-from ast_model.regularise import num_kept_patches
-from ast_model.step import Stepper, clip_losses
-from ast_model.telemetry import FLOPS_PER_FORWARD, peak_flops
-from ast_model.training_data import TrainingData
-from ast_model.world import World
+from ast_model.training.data import TrainingData
+from ast_model.training.job import Job
+from ast_model.training.optimizer import ADAM_BETAS
+from ast_model.training.regularise import num_kept_patches
+from ast_model.training.step import Stepper, clip_losses
+from ast_model.training.step_metrics import FLOPS_PER_FORWARD, peak_flops
 from bench.lines import print_line
 from bench.stores import make_store
-from pipeline.snapshot import Snapshot, load_snapshot
-from pipeline.storage import Store
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.storage import Store
 
 SMALL = ASTConfig(num_frames=256, width=96, depth=4, num_heads=4)
 NORMAL = Normalisation(-4.27, 4.57)

@@ -13,20 +13,21 @@ from typing import Annotated
 
 import tyro
 
-from ast_model.checks import check_ranks
 from ast_model.config import TrainConfig
 from ast_model.model import ASTConfig
 from ast_model.recipes import Recipe
-from ast_model.tracking_server import check_server, tracking_uri
-from jobs.cli import resolve_root, run_job
-from jobs.presets import make_presets
-from jobs.ray_train import RayConfig, train_on_ray
-from jobs.report import Outcome, print_report
-from jobs.runs import begin_run, ending_tracked, new_run_name, resume_run
-from jobs.visit import MINIATURE, Visit, media_at_hand, preprocess_tracked
+from ast_model.tracking.server import check_server, tracking_uri
+from ast_model.training.checks import check_ranks
+from jobs.launch.cli import resolve_root, run_job
+from jobs.launch.preprocessing import MINIATURE, media_at_hand, preprocess_tracked
+from jobs.launch.presets import make_presets
+from jobs.launch.ray_train import RayConfig, train_on_ray
+from jobs.launch.report import Outcome, print_report
+from jobs.launch.runs import begin_run, ending_tracked, new_run_name, resume_run
 from pipeline.cluster import ray_session
 from pipeline.config import PreprocessConfig
-from pipeline.storage import Store
+from pipeline.preprocess import Visit
+from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 

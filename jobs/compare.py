@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from ast_model.tracking_comparison import as_page, as_text, compare_runs, find_run
-from ast_model.tracking_server import check_server, open_client, tracking_uri
-from jobs.cli import resolve_root, run_job
+from ast_model.tracking.comparison import as_page, as_text, compare_runs, find_run
+from ast_model.tracking.server import check_server, open_client, tracking_uri
+from jobs.launch.cli import resolve_root, run_job
 from pipeline.errors import ConfigError
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 
 @dataclass(frozen=True)

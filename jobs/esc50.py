@@ -15,15 +15,15 @@ from typing import Literal
 import tyro
 
 from ast_model import recipes
-from jobs.cli import resolve_root, run_job
-from jobs.folds import choose_epoch, describe_result, log_result, open_parent, train_fold
-from jobs.runs import ending
-from jobs.train_recordings import PublishedConfig, convert, official_folder
+from jobs.launch.cli import resolve_root, run_job
+from jobs.launch.folds import choose_epoch, describe_result, log_result, open_parent, train_fold
+from jobs.launch.recordings import PublishedConfig, convert, official_folder
+from jobs.launch.runs import ending
 from pipeline.cluster import ray_session
 from pipeline.errors import ConfigError, InputError, NoClipsError
-from pipeline.recordings import Recording
-from pipeline.snapshot import Snapshot
-from pipeline.storage import Store
+from pipeline.recordings.tables import Recording
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
 
 CLIP_MS = 5_000
 FOLDS = (1, 2, 3, 4, 5)

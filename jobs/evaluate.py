@@ -21,19 +21,19 @@ import torch
 import tyro
 
 from ast_model.config import CacheConfig
-from ast_model.evaluate import Evaluation, Normalisation, evaluate
-from ast_model.loader import Collator, open_reader
+from ast_model.data.loader import Collator, open_reader
+from ast_model.distributed import join_world
+from ast_model.evaluation.evaluate import Evaluation, Normalisation, evaluate
+from ast_model.evaluation.plots import class_table, plot_average_precision, plot_precision_recall
 from ast_model.metrics import mean_average_precision_interval, tagging_metrics
-from ast_model.plots import class_table, plot_average_precision, plot_precision_recall
-from ast_model.pretrained import fit_weights
-from ast_model.tagging import read_tagging
-from ast_model.weight_files import read_weights
-from ast_model.world import join_world
-from jobs.cli import resolve_root, run_job
+from ast_model.pretrained.files import read_weights
+from ast_model.pretrained.load import fit_weights
+from ast_model.pretrained.metadata import read_tagging
+from jobs.launch.cli import resolve_root, run_job
 from pipeline.errors import ConfigError
 from pipeline.labels import Labels
-from pipeline.snapshot import Snapshot, check_fingerprint, load_snapshot
-from pipeline.storage import Store
+from pipeline.snapshots.snapshot import Snapshot, check_fingerprint, load_snapshot
+from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import tyro
 from ast_model.export import LOGITS_TOLERANCE, export_hugging_face, export_onnx, export_safetensors
 from ast_model.inference import Tagger
 from ast_model.model import AST
-from ast_model.tagging import Tagging
-from jobs.cli import run_job
+from ast_model.pretrained.metadata import Tagging
+from jobs.launch.cli import run_job
 
 
 @dataclass(frozen=True)

@@ -20,22 +20,22 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ast_model.checkpoint import list_checkpoints
+from ast_model.checkpoints.async_writer import best_checkpoint
+from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, TrainConfig
 from ast_model.model import ASTConfig
-from ast_model.pretrained import load_pretrained
-from ast_model.reporter import Metrics
-from ast_model.saving import best_checkpoint
-from ast_model.schedule import ScheduleConfig
-from jobs.cli import resolve_root, run_job
-from jobs.ray_train import RayConfig
-from jobs.train_recordings import convert, train_tracked
+from ast_model.pretrained.load import load_pretrained
+from ast_model.training.reporter import Metrics
+from ast_model.training.schedule import ScheduleConfig
+from jobs.launch.cli import resolve_root, run_job
+from jobs.launch.ray_train import RayConfig
+from jobs.launch.recordings import convert, train_tracked
 from pipeline.cluster import ray_session
 from pipeline.errors import ConfigError
 from pipeline.fbank import SAMPLE_RATE_HZ, num_frames_of
-from pipeline.recordings import Recording, digest_of_tables, write_tables
-from pipeline.sound_tables import SPLITS, CutConfig, read_sounds
-from pipeline.storage import Store
+from pipeline.recordings.own_sounds import SPLITS, CutConfig, read_sounds
+from pipeline.recordings.tables import Recording, digest_of_tables, write_tables
+from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 

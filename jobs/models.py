@@ -16,15 +16,15 @@ from typing import Any
 import pandas as pd
 import tyro
 
-from ast_model.tracking import tracked_run_of
-from ast_model.tracking_comparison import find_run
-from ast_model.tracking_lineage import describe_versions
-from ast_model.tracking_registry import CHAMPION, difference, download, find_version, promote, scores_of
-from ast_model.tracking_server import check_server, open_client, tracking_uri
-from jobs.cli import resolve_root, run_job
-from jobs.publish import publish
-from pipeline.snapshot import load_snapshot
-from pipeline.storage import Store
+from ast_model.tracking.comparison import find_run
+from ast_model.tracking.lineage import describe_versions
+from ast_model.tracking.publish import publish
+from ast_model.tracking.registry import CHAMPION, difference, download, find_version, promote, scores_of
+from ast_model.tracking.run import tracked_run_of
+from ast_model.tracking.server import check_server, open_client, tracking_uri
+from jobs.launch.cli import resolve_root, run_job
+from pipeline.snapshots.snapshot import load_snapshot
+from pipeline.store.storage import Store
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pandas as pd
 import tyro
 
 from ast_model.inference import Tagger
-from jobs.cli import run_job
+from jobs.launch.cli import run_job
 from pipeline.errors import AudioTaggingError, ConfigError, InputError
 from pipeline.progress import show_progress
 from pipeline.sources.index import EXTENSIONS

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from jobs.cli import resolve_root, run_job
-from jobs.snapshots import (
+from jobs.launch.cli import resolve_root, run_job
+from jobs.launch.preprocessing import media_at_hand, preprocess_tracked
+from jobs.launch.snapshots import (
     DiffSnapshots,
     ListSnapshots,
     PruneSnapshots,
@@ -22,31 +23,23 @@ from jobs.snapshots import (
     print_snapshots,
     remove_snapshots,
 )
-from jobs.visit import (
-    LABELS_FILE,
-    Visit,
-    clips_per_hour,
-    media_at_hand,
-    preprocess,
-    preprocess_tracked,
-    read_metadata,
-)
-from pipeline.audit import audit_shard, orphans, remove_shard
 from pipeline.cluster import ray_session, run_tasks
 from pipeline.config import PreprocessConfig
 from pipeline.errors import CorruptError, NoClipsError
 from pipeline.estimate import CostConfig, Estimate
 from pipeline.labels import read_labels
-from pipeline.lease import hold_lease
-from pipeline.ledger import plan_shards, read_books
+from pipeline.preprocess import LABELS_FILE, Visit, clips_per_hour, preprocess, read_metadata
 from pipeline.progress import show_progress
 from pipeline.records import Kind
 from pipeline.segments import join_tables, read_segment_table
-from pipeline.shards import digest_of, shard_settings
-from pipeline.snapshot import Snapshot
+from pipeline.shards.audit import audit_shard, orphans, remove_shard
+from pipeline.shards.format import digest_of, shard_settings
+from pipeline.shards.ledger import plan_shards, read_books
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.snapshots.status import count_classes, count_reasons, due, outcomes
 from pipeline.sources import open_source
-from pipeline.status import count_classes, count_reasons, due, outcomes
-from pipeline.storage import Store
+from pipeline.store.lock import hold_lease
+from pipeline.store.storage import Store
 
 Data = Annotated[PreprocessConfig, tyro.conf.arg(name=""), tyro.conf.EnumChoicesFromValues]
 NUM_NAMED = 20

@@ -13,18 +13,18 @@ from typing import Any, Literal
 import tyro
 
 from ast_model import recipes
-from ast_model.checkpoint import list_checkpoints
-from ast_model.reporter import Metrics
-from ast_model.saving import best_checkpoint
-from jobs.cli import resolve_root, run_job
+from ast_model.checkpoints.async_writer import best_checkpoint
+from ast_model.checkpoints.checkpoint import list_checkpoints
+from ast_model.training.reporter import Metrics
 from jobs.evaluate import EvaluateConfig, score_each
-from jobs.runs import RunSettings
-from jobs.train_recordings import PublishedConfig, convert, official_folder, train_tracked
+from jobs.launch.cli import resolve_root, run_job
+from jobs.launch.recordings import PublishedConfig, convert, official_folder, train_tracked
+from jobs.launch.runs import RunSettings
 from pipeline.cluster import ray_session
 from pipeline.errors import InputError
-from pipeline.recordings import Recording
-from pipeline.snapshot import Snapshot
-from pipeline.storage import Store
+from pipeline.recordings.tables import Recording
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
 
 CLIP_MS = 1_000
 LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}

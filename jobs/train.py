@@ -13,21 +13,21 @@ from typing import Annotated
 
 import tyro
 
-from ast_model.checks import check_ranks
 from ast_model.config import TrainConfig
-from ast_model.job import Watch
+from ast_model.distributed import join_world
 from ast_model.model import ASTConfig
 from ast_model.recipes import Recipe
-from ast_model.reporter import Metrics
-from ast_model.tracking_server import check_server, tracking_uri
-from ast_model.world import join_world
-from jobs.cli import resolve_root, run_job
-from jobs.presets import make_presets
-from jobs.ray_train import RayConfig, train_on_ray
-from jobs.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
+from ast_model.tracking.server import check_server, tracking_uri
+from ast_model.training.checks import check_ranks
+from ast_model.training.job import Watch
+from ast_model.training.reporter import Metrics
+from jobs.launch.cli import resolve_root, run_job
+from jobs.launch.presets import make_presets
+from jobs.launch.ray_train import RayConfig, train_on_ray
+from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
 from pipeline.cluster import ray_session
-from pipeline.snapshot import load_snapshot
-from pipeline.storage import Store
+from pipeline.snapshots.snapshot import load_snapshot
+from pipeline.store.storage import Store
 
 
 @dataclass(frozen=True)

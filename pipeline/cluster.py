@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import PaceConfig
 from pipeline.errors import StoreError
-from pipeline.pace import LocalPacer, Permit, Wait
+from pipeline.sources.rate_limit import LocalPacer, Permit, Wait
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")

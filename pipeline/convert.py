@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.audio import decode_segment, encode_flac
+from pipeline.audio.decode import decode_segment, encode_flac
 from pipeline.config import FetchConfig
 from pipeline.errors import StoreError
 from pipeline.fbank import NUM_MEL_BINS, compute_fbank
-from pipeline.journal import CLIPS_PER_PART, SEGMENT_NAMES, Journal, Outcome
-from pipeline.pace import LocalPacer, Pacer, Wait
 from pipeline.records import Failure, Kind, Media, Reason, Segment, ShardPlan, ShardReport
-from pipeline.shards import (
+from pipeline.shards.format import (
     FAILED,
     FBANK_DTYPE,
     WRITTEN,
@@ -35,8 +33,10 @@ from pipeline.shards import (
     shard_settings,
     write_sidecar,
 )
+from pipeline.shards.journal import CLIPS_PER_PART, SEGMENT_NAMES, Journal, Outcome
 from pipeline.sources import Source, fetch_within
-from pipeline.storage import Store
+from pipeline.sources.rate_limit import LocalPacer, Pacer, Wait
+from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 SHORT = "short"

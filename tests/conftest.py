@@ -13,13 +13,13 @@ from s3fs import S3FileSystem
 from pipeline.config import FetchConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.labels import Labels, read_labels
-from pipeline.ledger import plan_shards, read_books
 from pipeline.miniature import Miniature, make_miniature, serve_miniature
 from pipeline.records import ShardPlan, ShardReport
 from pipeline.segments import join_tables, read_segment_table
-from pipeline.snapshot import Snapshot, build_snapshot
+from pipeline.shards.ledger import plan_shards, read_books
+from pipeline.snapshots.snapshot import Snapshot, build_snapshot
 from pipeline.sources import HttpSource
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 CLIPS_PER_SHARD = 7
 

@@ -10,7 +10,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from jobs.audioset import PRESETS
-from jobs.cli import parse_config
+from jobs.launch.cli import parse_config
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = ["cluster.yaml", "cluster-gcp.yaml"]

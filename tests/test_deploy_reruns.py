@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.cli import parse_config
+from jobs.launch.cli import parse_config
 from jobs.preprocess import NAMES, Run
 
 DEPLOY = Path(__file__).parents[1] / "deploy"

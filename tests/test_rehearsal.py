@@ -16,22 +16,22 @@ import torch
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from ast_model.checkpoint import list_checkpoints
+from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, CacheConfig, CheckpointConfig, TrainConfig
-from ast_model.job import Watch
+from ast_model.distributed import World
 from ast_model.model import ASTConfig
-from ast_model.step import NextBatch, Stepper
-from ast_model.telemetry import StepReport
-from ast_model.world import World
-from jobs import ray_train
-from jobs.ray_train import RayConfig, train_on_ray
-from jobs.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
+from ast_model.training.job import Watch
+from ast_model.training.step import NextBatch, Stepper
+from ast_model.training.step_metrics import StepReport
+from jobs.launch import ray_train
+from jobs.launch.ray_train import RayConfig, train_on_ray
+from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
 from jobs.train import TrainJobConfig
-from jobs.visit import preprocess
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.miniature import Miniature
-from pipeline.snapshot import Snapshot, check_fingerprint
-from pipeline.storage import Store
+from pipeline.preprocess import preprocess
+from pipeline.snapshots.snapshot import Snapshot, check_fingerprint
+from pipeline.store.storage import Store
 
 pytestmark = [pytest.mark.rehearsal, pytest.mark.filterwarnings("ignore")]  # Ray's cluster utility is no clean code
 

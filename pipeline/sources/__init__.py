@@ -10,7 +10,7 @@ from pipeline.records import Failure, Media, Reason, Segment
 from pipeline.sources.archives import ParquetSource, TarSource
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.http import HttpSource
-from pipeline.sources.listed import ListedSource
+from pipeline.sources.table import ListedSource
 from pipeline.sources.youtube import YouTubeSource
 
 YOUTUBE = "youtube"

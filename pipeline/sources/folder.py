@@ -4,7 +4,7 @@ from pipeline.config import FetchConfig
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Failure, Media, Reason, Segment
 from pipeline.sources.index import Entry, MediaIndex
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 
 class FolderSource:

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.config import FetchConfig, YouTubeConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Failure, Media, Reason, Segment
-from pipeline.scratch import clear_scratch, make_scratch
+from pipeline.store.scratch import clear_scratch, make_scratch
 
 WATCH_PAGE = "https://www.youtube.com/watch?v={ytid}"
 
@@ -110,7 +110,7 @@ class _Child:
             self.cookies.write_text(cookies)
         folder = self._home / "media"
         folder.mkdir()
-        command = [sys.executable, "-m", "pipeline.sources.youtube_child", str(folder)]
+        command = [sys.executable, "-m", "pipeline.sources.youtube_worker", str(folder)]
         # A group of its own: what yt-dlp starts is killed with it.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0

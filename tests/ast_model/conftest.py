@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ast_model.config import AugmentConfig, CheckpointConfig, TrainConfig
-from ast_model.job import Job
 from ast_model.model import ASTConfig
-from ast_model.schedule import ScheduleConfig
-from pipeline.snapshot import Snapshot
-from pipeline.storage import Store
+from ast_model.training.job import Job
+from ast_model.training.schedule import ScheduleConfig
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
 
 NUM_STEPS = 6
 """Per epoch."""

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from ast_model.export import Tagging, export_hugging_face, export_onnx, export_safetensors
 from ast_model.inference import Tagger
 from ast_model.model import AST, ASTConfig
-from ast_model.pretrained import load_pretrained
+from ast_model.pretrained.load import load_pretrained
 from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError, WeightsError
 
 transformers.utils.logging.disable_progress_bar()

@@ -7,17 +7,17 @@ import pytest
 import torch
 import transformers
 
-from ast_model.checkpoint import Checkpoint, Position, save_checkpoint
+from ast_model.checkpoints.checkpoint import Checkpoint, Position, save_checkpoint
 from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
-from ast_model.layouts import TIMM, to_layout
 from ast_model.model import AST, ASTConfig
-from ast_model.pretrained import load_pretrained
-from ast_model.tagging import Tagging
-from pipeline.audio import encode_flac
+from ast_model.pretrained.layouts import TIMM, to_layout
+from ast_model.pretrained.load import load_pretrained
+from ast_model.pretrained.metadata import Tagging
+from pipeline.audio.decode import encode_flac
 from pipeline.errors import AudioTaggingError, ConfigError, InputError, MismatchError
 from pipeline.labels import Labels
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 transformers.utils.logging.disable_progress_bar()
 

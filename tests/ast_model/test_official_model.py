@@ -9,7 +9,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from ast_model.model import ASTConfig
-from ast_model.pretrained import load_pretrained
+from ast_model.pretrained.load import load_pretrained
 
 NUM_CLASSES = 5
 SIZES = {

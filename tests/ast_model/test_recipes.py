@@ -7,15 +7,15 @@ import torch.nn.functional as nnf
 from sklearn.metrics import accuracy_score
 
 from ast_model import recipes
-from ast_model.checks import check_training
 from ast_model.config import TrainConfig
-from ast_model.evaluate import Evaluation
+from ast_model.evaluation.evaluate import Evaluation
 from ast_model.metrics import tagging_metrics
+from ast_model.pretrained.metadata import scores_of
 from ast_model.recipes import Recipe
-from ast_model.step import clip_losses
-from ast_model.tagging import scores_of
+from ast_model.training.checks import check_training
+from ast_model.training.step import clip_losses
 from pipeline.errors import MismatchError
-from pipeline.snapshot import Snapshot
+from pipeline.snapshots.snapshot import Snapshot
 
 PAPER = {
     # lr, epochs, batch, loss, mixup, masks of bins and frames, noise and roll, length, mean

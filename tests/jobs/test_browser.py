@@ -10,26 +10,27 @@ from pathlib import Path
 import pytest
 
 from ast_model import recipes
-from ast_model.job import Watch
-from ast_model.tracking import start_run
-from ast_model.tracking_comparison import find_run
-from ast_model.tracking_lineage import PREPROCESSING, ROOT_TAG, describe_versions
-from ast_model.tracking_registry import REGISTERED, champion, versions
-from ast_model.tracking_server import open_client
-from ast_model.world import join_world
+from ast_model.distributed import join_world
+from ast_model.tracking.comparison import find_run
+from ast_model.tracking.lineage import PREPROCESSING, ROOT_TAG, describe_versions
+from ast_model.tracking.registry import REGISTERED, champion, versions
+from ast_model.tracking.run import start_run
+from ast_model.tracking.server import open_client
+from ast_model.training.job import Watch
 from jobs.compare import main as compare
+from jobs.launch.preprocessing import log_visit
+from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
 from jobs.models import main as models
-from jobs.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
 from jobs.train import TrainJobConfig
-from jobs.visit import Visit, log_visit, read_metadata
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
-from pipeline.ledger import plan_shards, read_books
 from pipeline.miniature import make_miniature, serve_miniature
+from pipeline.preprocess import Visit, read_metadata
 from pipeline.records import ShardReport
-from pipeline.snapshot import Snapshot, build_snapshot
+from pipeline.shards.ledger import plan_shards, read_books
+from pipeline.snapshots.snapshot import Snapshot, build_snapshot
 from pipeline.sources import HttpSource
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 from tests.browser import Browser, Server, wait_for
 
 pytest.importorskip("selenium", reason="selenium is not installed: make browser installs it")
@@ -58,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server = Server(tmp_path_factory.mktemp("server"))
         server.start()
         patch.setenv("MLFLOW_TRACKING_URI", server.address)
-        patch.setattr("ast_model.tracking_delivery.OUTBOXES", server.folder / "outboxes")
+        patch.setattr("ast_model.tracking.delivery.OUTBOXES", server.folder / "outboxes")
         yield server
         server.stop()
 

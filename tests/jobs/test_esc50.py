@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from jobs.esc50 import check_folds, config_of_fold, preset, read_esc50
-from jobs.folds import choose_epoch
+from jobs.launch.folds import choose_epoch
 from pipeline.errors import InputError, NoClipsError
-from pipeline.snapshot import Snapshot
+from pipeline.snapshots.snapshot import Snapshot
 
 
 def make_folder(folder: Path) -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from ast_model.checkpoint import Checkpoint, Position, save_checkpoint
+from ast_model.checkpoints.checkpoint import Checkpoint, Position, save_checkpoint
 from ast_model.model import AST, ASTConfig
-from jobs.cli import run_job
 from jobs.evaluate import evaluate_checkpoints, score
+from jobs.launch.cli import run_job
 from pipeline.labels import Labels
-from pipeline.snapshot import Snapshot
-from pipeline.storage import Store
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
 
 
 def save_model(folder: Path, labels: Labels, stride: int, num_frames: int) -> str:

@@ -6,9 +6,9 @@ import pytest
 from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
 from ast_model.model import AST, ASTConfig
-from ast_model.tagging import Tagging
-from jobs.cli import run_job
+from ast_model.pretrained.metadata import Tagging
 from jobs.export import export, hugging_face, safetensors
+from jobs.launch.cli import run_job
 
 PRESETS = {"hugging_face": hugging_face, "safetensors": safetensors}
 SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)

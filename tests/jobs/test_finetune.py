@@ -5,7 +5,7 @@ import pytest
 from ast_model.export import export_safetensors
 from ast_model.model import AST, ASTConfig
 from jobs.finetune import FinetuneConfig, plan_model, plan_training
-from pipeline.recordings import Recording
+from pipeline.recordings.tables import Recording
 
 
 def make_clips(num_clips: int, labels: tuple[str, ...] = ("dog",), clip_ms: int = 10_000) -> list[Recording]:

@@ -15,11 +15,11 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.audio import encode_flac
-from pipeline.audit import audit_shard
-from pipeline.shards import read_sidecar
-from pipeline.snapshot import load_snapshot
-from pipeline.storage import Store
+from pipeline.audio.decode import encode_flac
+from pipeline.shards.audit import audit_shard
+from pipeline.shards.format import read_sidecar
+from pipeline.snapshots.snapshot import load_snapshot
+from pipeline.store.storage import Store
 from tests.mirror import Handler, Mirror
 
 pytestmark = pytest.mark.rehearsal

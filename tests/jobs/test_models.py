@@ -8,21 +8,21 @@ import pandas as pd
 import pytest
 import torch
 
-from ast_model import tracking_delivery
-from ast_model.checkpoint import Checkpoint, Position, save_checkpoint
+from ast_model.checkpoints.checkpoint import Checkpoint, Position, save_checkpoint
+from ast_model.evaluation.predictions import Scores
 from ast_model.inference import Tagger
 from ast_model.metrics import mean_average_precision_change, tagging_metrics
 from ast_model.model import AST, ASTConfig
-from ast_model.scores import Scores
-from ast_model.tracking import start_run
-from ast_model.tracking_models import example, log_served_model
-from ast_model.tracking_registry import champion, crown, difference
+from ast_model.tracking import delivery as tracking_delivery
+from ast_model.tracking.models import example, log_served_model
+from ast_model.tracking.registry import champion, crown, difference
+from ast_model.tracking.run import start_run
 from jobs.compare import main as compare
 from jobs.models import main as models
-from pipeline.audio import decode_file
+from pipeline.audio.decode import decode_file
 from pipeline.errors import TrackingError
 from pipeline.fbank import compute_fbank
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 NAMES = ("Male speech, man & (singing)", "Siren", "Music")
 

@@ -8,10 +8,10 @@ import torch
 
 from ast_model.export import export_hugging_face
 from ast_model.model import AST, ASTConfig
-from ast_model.tagging import Tagging
-from jobs.cli import run_job
+from ast_model.pretrained.metadata import Tagging
+from jobs.launch.cli import run_job
 from jobs.predict import predict, tag_files
-from pipeline.audio import encode_flac
+from pipeline.audio.decode import encode_flac
 
 SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.visit import preprocess, read_metadata
 from pipeline.cluster import run_tasks
 from pipeline.config import FetchConfig, PaceConfig, PreprocessConfig
 from pipeline.errors import InputError, LeaseError, StoreError
-from pipeline.lease import hold_lease
 from pipeline.miniature import Miniature
+from pipeline.preprocess import preprocess, read_metadata
 from pipeline.records import Failure, Kind, Media, Reason, Segment
-from pipeline.snapshot import Snapshot, load_snapshot
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.sources import FolderSource
-from pipeline.storage import Store
+from pipeline.store.lock import hold_lease
+from pipeline.store.storage import Store
 
 # What runs in workers is defined within the tests: Ray sends it whole, so workers need not find this file.
 
@@ -77,18 +77,18 @@ def test_a_shard_whose_task_fails_ends_no_run(
 
     store = Store(str(tmp_path))
     ytids = {clip.segment.ytid for clip in miniature.clips}
-    monkeypatch.setattr("jobs.visit.open_source", lambda config: RaisingSource(ytids))
+    monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: RaisingSource(ytids))
     with pytest.raises(StoreError, match=r"6 shards could not be made, so the run ends; 0 clips of 32 .* a bug at "):
         preprocess(config, store)
 
     bad = next(clip.segment.ytid for clip in miniature.clips if clip.segment.split == "balanced_train")
-    monkeypatch.setattr("jobs.visit.open_source", lambda config: RaisingSource({bad}))
+    monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: RaisingSource({bad}))
     snapshot, visit = preprocess(config, store)
     assert [str(error) for error in visit.errors.values()] == [f"a bug at {bad}"]
     assert visit.num_decided == visit.num_planned - 6  # the one shard of the balanced split
     assert "balanced_train" not in snapshot.splits
 
-    monkeypatch.setattr("jobs.visit.open_source", lambda config: folder)
+    monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: folder)
     snapshot, visit = preprocess(config, store)
     assert visit.errors == {}
     assert "balanced_train" in snapshot.splits
@@ -192,7 +192,7 @@ def test_a_run_that_is_throttled_for_good_says_so_and_ends_with_what_it_has(
     config = dataclasses.replace(config, pace=PaceConfig(rest_s=6, give_up_s=3), max_in_flight=2)
     source = ThrottledAfterAWhile(tickets, FolderSource(str(miniature.media_folder), config.fetch))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jobs.visit.open_source", lambda config: source)
+        patch.setattr("pipeline.preprocess.open_source", lambda config: source)
         started = time.monotonic()
         first, visit = preprocess(config, store)
         assert time.monotonic() - started < 30

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from ast_model.tracking_server import PREPROCESSING
+from ast_model.tracking.server import PREPROCESSING
 from jobs.preprocess import main
 from pipeline.miniature import Miniature
 from pipeline.records import Kind
-from pipeline.shards import read_sidecar
-from pipeline.snapshot import load_snapshot
-from pipeline.storage import Store
+from pipeline.shards.format import read_sidecar
+from pipeline.snapshots.snapshot import load_snapshot
+from pipeline.store.storage import Store
 
 
 @pytest.fixture

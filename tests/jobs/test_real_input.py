@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from jobs.audioset import PRESETS, audioset
-from jobs.cli import parse_config
-from pipeline.shards import read_sidecar
-from pipeline.storage import Store
+from jobs.launch.cli import parse_config
+from pipeline.shards.format import read_sidecar
+from pipeline.store.storage import Store
 
 SOUNDS = Path("/usr/share/sounds")
 TABLES = Path(__file__).parents[2] / "docs" / "real-input"

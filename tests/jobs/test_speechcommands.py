@@ -5,7 +5,7 @@ import pytest
 
 from jobs.speechcommands import read_speech_commands
 from pipeline.errors import InputError
-from pipeline.recordings import write_tables
+from pipeline.recordings.tables import write_tables
 from pipeline.segments import read_segments
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from pipeline.config import FetchConfig, PaceConfig
 from pipeline.convert import Conversion, convert_shard, finish_journal
-from pipeline.journal import CLIPS_PER_PART, unfinished
 from pipeline.miniature import Fault, Miniature
-from pipeline.pace import LocalPacer, Wait
 from pipeline.records import Failure, Media, Reason, Segment, ShardPlan, ShardReport
-from pipeline.shards import read_sidecar, shard_name
+from pipeline.shards.format import read_sidecar, shard_name
+from pipeline.shards.journal import CLIPS_PER_PART, unfinished
 from pipeline.sources import FolderSource
-from pipeline.storage import Store
+from pipeline.sources.rate_limit import LocalPacer, Wait
+from pipeline.store.storage import Store
 
 
 def rows_of(store: Store) -> dict[str, dict]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.audio import encode_flac
+from pipeline.audio.decode import encode_flac
 from tests.mirror import Handler, Mirror
 
 TONE_S = 12

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.audio import Clip, decode_segment
+from pipeline.audio.decode import Clip, decode_segment
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.errors import InputError
 from pipeline.records import Failure, Media, Reason
 from pipeline.sources import FolderSource, ParquetSource, Source, TarSource, open_source
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 from tests.mirror import Mirror, segment
 
 FETCH = FetchConfig()

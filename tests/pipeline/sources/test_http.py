@@ -8,12 +8,12 @@ import pytest
 
 from pipeline.config import FetchConfig, PaceConfig
 from pipeline.convert import Conversion, convert_shard
-from pipeline.pace import LocalPacer
 from pipeline.records import Failure, Media, Reason, ShardPlan, ShardReport
-from pipeline.shards import read_sidecar
+from pipeline.shards.format import read_sidecar
 from pipeline.sources import fetch_within
 from pipeline.sources.http import HttpSource
-from pipeline.storage import Store
+from pipeline.sources.rate_limit import LocalPacer
+from pipeline.store.storage import Store
 from tests.mirror import Mirror, segment
 
 FETCH = FetchConfig(deadline_s=10, max_media_bytes=2**20)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.audio import Clip, decode_segment
+from pipeline.audio.decode import Clip, decode_segment
 from pipeline.config import FetchConfig, YouTubeConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Failure, Media, Reason

@@ -1,0 +1,135 @@
+"""Batch work on the device, in AST's order: mixup, padding, frequency mask, time mask, normalising, noise and roll.
+
+Letters: B clips, Q partners, T frames, M mel bins, S samples.
+"""
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from ast_model.config import AugmentConfig
+from ast_model.data.loader import Batch
+from pipeline.fbank import FRAME_LENGTH, FRAME_SHIFT, LOG_FLOOR, compute_fbank
+
+FREQ_WIDTH, FREQ_START, TIME_WIDTH, TIME_START, ROLL, NOISE = range(6)
+"""Columns of `Batch.uniforms`."""
+FULL_SCALE = 32768
+"""Of int16 samples."""
+NOISE_LEVEL = 0.1
+"""Strongest noise, in normalised units."""
+
+
+def normalise(fbank_BTM: Tensor, mean: float, std: float) -> Tensor:
+    """Return (x − mean) / (2·std), as AST does after padding with 0."""
+    return (fbank_BTM - mean) / (2 * std)
+
+
+def prepare(batch: Batch, mean: float, std: float) -> Tensor:
+    """Return a batch as the model takes it, (B, T, M) float32, without augmentation."""
+    return normalise(mix(batch), mean, std)
+
+
+def augment(batch: Batch, config: AugmentConfig, mean: float, std: float) -> Tensor:
+    """Return a batch as the model takes it for training, (B, T, M) float32.
+
+    All randomness is in the batch, so the same draw gives the same sample on any rank.
+    """
+    fbank_BTM = mix(batch)
+    fbank_BTM = _mask(fbank_BTM, 2, config.max_freq_mask_bins, batch.uniforms[:, FREQ_WIDTH : FREQ_START + 1])
+    fbank_BTM = _mask(fbank_BTM, 1, config.max_time_mask_frames, batch.uniforms[:, TIME_WIDTH : TIME_START + 1])
+    fbank_BTM = normalise(fbank_BTM, mean, std)
+    if config.noise:
+        fbank_BTM = fbank_BTM + _noise(fbank_BTM, batch.uniforms[:, NOISE])
+    if config.max_roll_frames:
+        fbank_BTM = _roll(fbank_BTM, config.max_roll_frames, batch.uniforms[:, ROLL])
+    return fbank_BTM
+
+
+def mix(batch: Batch) -> Tensor:
+    """Return the batch's fbanks (B, T, M) float32, mixed with their partners, padded with 0 at the end."""
+    return mix_power(batch) if batch.features == "fbank" else mix_waveforms(batch)
+
+
+def mix_power(batch: Batch) -> Tensor:
+    """Mix stored fbanks as if their waveforms had been added, λ·a + (1 − λ)·b.
+
+    Powers add up (the cross term is left out): log(λ²·exp a + (1 − λ)²·exp b). A partner is cut or padded with
+    silence to the clip's length; what lies behind the clip stays 0.
+    """
+    fbank_BTM = batch.clips.float()
+    if not len(batch.mixed):
+        return fbank_BTM
+    silence = torch.log(torch.tensor(LOG_FLOOR))
+    num_frames = fbank_BTM.shape[1]
+    clip_QTM = fbank_BTM[batch.mixed]
+    partner_QTM = batch.partners.float()
+    partner_QTM = torch.where(_is_within(batch.partner_lengths_Q, num_frames)[..., None], partner_QTM, silence)
+    lam_Q11 = batch.lam_Q.view(-1, 1, 1)
+    mixed_QTM = torch.logaddexp(clip_QTM + 2 * lam_Q11.log(), partner_QTM + 2 * torch.log1p(-lam_Q11))
+    is_clip = _is_within(batch.lengths_B[batch.mixed], num_frames)[..., None]
+    fbank_BTM[batch.mixed] = torch.where(is_clip, mixed_QTM.clamp(min=silence.item()), 0.0)
+    return fbank_BTM
+
+
+def mix_waveforms(batch: Batch) -> Tensor:
+    """Mix waveforms and compute their fbanks on the batch's device, to the letter as AST does.
+
+    The mean is removed from each waveform over its whole length, the partner is then padded with 0 or cut to the
+    clip's length, and the mean of the mixture is removed again. Source: https://github.com/YuanGongND/ast,
+    `src/dataloader.py`, `_wav2fbank`.
+    """
+    waveform_BS = _remove_mean(batch.clips.float() / FULL_SCALE, batch.lengths_B)
+    if len(batch.mixed):
+        partner_QS = _remove_mean(batch.partners.float() / FULL_SCALE, batch.partner_lengths_Q)
+        num_samples = waveform_BS.shape[1]
+        partner_QS = nnf.pad(partner_QS, (0, max(0, num_samples - partner_QS.shape[1])))[:, :num_samples]
+        lam_Q1 = batch.lam_Q[:, None]
+        mixed_QS = lam_Q1 * waveform_BS[batch.mixed] + (1 - lam_Q1) * partner_QS
+        waveform_BS[batch.mixed] = _remove_mean(mixed_QS, batch.lengths_B[batch.mixed])
+    fbank_BTM = compute_fbank(waveform_BS[:, : FRAME_LENGTH + (batch.num_frames - 1) * FRAME_SHIFT])
+    num_frames_B = 1 + (batch.lengths_B - FRAME_LENGTH) // FRAME_SHIFT
+    fbank_BTM = torch.where(_is_within(num_frames_B, fbank_BTM.shape[1])[..., None], fbank_BTM, 0.0)
+    return nnf.pad(fbank_BTM, (0, 0, 0, batch.num_frames - fbank_BTM.shape[1]))
+
+
+def _remove_mean(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    """Remove each waveform's mean over its length and set what lies behind it to 0."""
+    is_sample = _is_within(num_samples_B, waveform_BS.shape[1])
+    waveform_BS = torch.where(is_sample, waveform_BS, 0.0)
+    mean_B1 = waveform_BS.sum(1, keepdim=True, dtype=torch.float64) / num_samples_B[:, None]
+    return torch.where(is_sample, waveform_BS - mean_B1.float(), 0.0)
+
+
+def _is_within(lengths_B: Tensor, size: int) -> Tensor:
+    """Return (B, size): True where a clip is not padding."""
+    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
+
+
+def _mask(fbank_BTM: Tensor, axis: int, max_width: int, uniforms_B2: Tensor) -> Tensor:
+    """Set one band per clip to 0; its width is uniform from 0 to `max_width`, as torchaudio's `mask_along_axis_iid`."""
+    if max_width == 0:
+        return fbank_BTM
+    size = fbank_BTM.shape[axis]
+    width_B = uniforms_B2[:, 0] * min(max_width, size)
+    start_B = uniforms_B2[:, 1] * (size - width_B)
+    first, last = start_B.long(), start_B.long() + width_B.long()
+    places = torch.arange(size, device=fbank_BTM.device)
+    is_masked = (places >= first[:, None]) & (places < last[:, None])
+    return fbank_BTM.masked_fill(is_masked[:, None, :] if axis == 2 else is_masked[:, :, None], 0.0)
+
+
+def _noise(fbank_BTM: Tensor, uniforms_B: Tensor) -> Tensor:
+    """Return uniform noise; its strength and its values follow from one random number per clip."""
+    noise = torch.empty_like(fbank_BTM)
+    for clip_TM, uniform in zip(noise, uniforms_B.tolist(), strict=True):
+        generator = torch.Generator(fbank_BTM.device).manual_seed(int(uniform * 2**32))
+        clip_TM.uniform_(generator=generator)
+    return noise * (uniforms_B * NOISE_LEVEL).view(-1, 1, 1)
+
+
+def _roll(fbank_BTM: Tensor, max_frames: int, uniforms_B: Tensor) -> Tensor:
+    """Shift each clip in time by −max_frames … max_frames − 1, round the end."""
+    num_frames = fbank_BTM.shape[1]
+    shift_B = (uniforms_B * 2 * max_frames).long() - max_frames
+    places = (torch.arange(num_frames, device=fbank_BTM.device) - shift_B[:, None]) % num_frames
+    return fbank_BTM.gather(1, places[..., None].expand_as(fbank_BTM))

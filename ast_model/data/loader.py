@@ -1,0 +1,201 @@
+"""Clips from the store as batches, read ahead by threads, in exactly the order of the draw plan.
+
+Letters: B clips, Q partners, T frames, M mel bins, S samples, C classes.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from ast_model.config import CacheConfig, Features
+from ast_model.data.sampling import NO_PARTNER, Draws
+from pipeline.fbank import NUM_MEL_BINS
+from pipeline.reading.cache import ShardCache
+from pipeline.reading.prefetch import FetchAhead
+from pipeline.reading.reader import ClipReader
+from pipeline.snapshots.snapshot import Snapshot
+
+PREFETCH_PER_THREAD = 2
+Work = TypeVar("Work")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips as they lie in the store, padded with 0, neither mixed nor normalised."""
+
+    features: Features
+    num_frames: int
+    """T that the model takes."""
+    rows: np.ndarray
+    """(B,) rows of the snapshot's index."""
+    clips: Tensor
+    """(B, T, M) float16 log-mel, or (B, S) int16 waveforms."""
+    lengths_B: Tensor
+    """Frames, or samples, that are not padding."""
+    targets_BC: Tensor
+    """float32, mixed where the clip is."""
+    mixed: Tensor
+    """(Q,) places in the batch that have a partner."""
+    partners: Tensor
+    """As `clips`, (Q, …)."""
+    partner_lengths_Q: Tensor
+    lam_Q: Tensor
+    uniforms: Tensor
+    """(B, NUM_UNIFORMS), for the augmentation; (B, 0) without one."""
+
+    def to(self, device: torch.device) -> "Batch":
+        if device.type == "cpu":
+            return self
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
+        return dataclasses.replace(self, **moved)
+
+
+def undrawn(positions: np.ndarray) -> Draws:
+    """Take clips as they are: without partners and random numbers."""
+    num_clips = len(positions)
+    nobody = np.full(num_clips, NO_PARTNER)
+    return Draws(positions, nobody, np.ones(num_clips, np.float32), np.empty((num_clips, 0), np.float32))
+
+
+def open_reader(snapshot: Snapshot, cache: CacheConfig) -> ClipReader:
+    """Open a snapshot's clips, if the store is remote through the node's cache.
+
+    Raises ConfigError if the cache can't be used.
+    """
+    if snapshot.store.is_local or not cache.folder:
+        return ClipReader(snapshot)
+    folder, max_bytes = Path(cache.folder).expanduser(), int(cache.max_gb * 1e9)
+    shards = ShardCache(folder, max_bytes, snapshot.store, snapshot.seals)
+    return ClipReader(snapshot, FetchAhead(shards, cache.num_threads))
+
+
+class Collator:
+    """Makes batches of `num_frames` frames: longer clips are cut, shorter ones padded with 0."""
+
+    def __init__(
+        self,
+        reader: ClipReader,
+        rows: np.ndarray,
+        targets: sparse.csr_array,
+        num_frames: int,
+        features: Features = "fbank",
+    ):
+        self.reader = reader
+        self.rows = rows
+        self.targets = targets
+        self._num_classes = cast(tuple[int, int], targets.shape)[1]
+        self.num_frames = num_frames
+        self.features: Features = features
+
+    def expect(self, draws: Draws, is_grouped: bool) -> None:
+        """Have the shards of coming draws brought to the node, where they are remote."""
+        if self.reader.fetch_ahead is None:
+            return
+        shards = self.reader.shards_of(self.rows[draws.clip])
+        if is_grouped:
+            order = shards[np.flatnonzero(np.diff(shards, prepend=-1))]
+        else:
+            # A draw without a partner stands in for its own.
+            partner = np.where(draws.partner == NO_PARTNER, draws.clip, draws.partner)
+            both = np.stack([shards, self.reader.shards_of(self.rows[partner])], axis=1).ravel()
+            order = both[np.sort(np.unique(both, return_index=True)[1])]
+        self.reader.fetch_ahead.start([self.reader.shard_names[shard] for shard in order.tolist()], is_grouped)
+
+    def stream(self, works: Iterable[Draws], num_threads: int) -> Iterator[Batch]:
+        """Yield a batch for each work, in order, made ahead by threads."""
+        return read_ahead(self.drawn, self._announced(works), num_threads)
+
+    def _announced(self, works: Iterable[Draws]) -> Iterator[Draws]:
+        for draws in works:
+            if self.reader.fetch_ahead is not None:
+                shards = self.reader.shards_of(self.rows[draws.clip]).tolist()
+                self.reader.fetch_ahead.reach(self.reader.shard_names[shard] for shard in shards)
+            yield draws
+
+    def plain(self, positions: np.ndarray) -> Batch:
+        """Batch of clips as they are, for evaluation."""
+        return self.drawn(undrawn(positions))
+
+    def drawn(self, draws: Draws) -> Batch:
+        """Batch of draws, with the partners to mix in."""
+        mixed = np.flatnonzero(draws.partner != NO_PARTNER)
+        partner, lam_Q = draws.partner[mixed], draws.lam[mixed]
+        rows = self.rows[draws.clip]
+        clips, lengths_B = self._read(rows)
+        partners, partner_lengths_Q = self._read(self.rows[partner])
+        targets_BC = self._targets(draws.clip)
+        targets_BC[mixed] *= lam_Q[:, None]
+        targets_BC[mixed] += (1 - lam_Q[:, None]) * self._targets(partner)
+        return Batch(
+            features=self.features,
+            num_frames=self.num_frames,
+            rows=rows,
+            clips=clips,
+            lengths_B=lengths_B,
+            targets_BC=torch.from_numpy(targets_BC),
+            mixed=torch.from_numpy(mixed),
+            partners=partners,
+            partner_lengths_Q=partner_lengths_Q,
+            lam_Q=torch.from_numpy(lam_Q),
+            uniforms=torch.from_numpy(draws.uniforms),
+        )
+
+    def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self._read_fbanks(rows) if self.features == "fbank" else self._read_waveforms(rows)
+
+    def _read_fbanks(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        fbank_BTM = np.empty((len(rows), self.num_frames, NUM_MEL_BINS), np.float16)
+        num_frames_B = np.empty(len(rows), np.int64)
+        for place, row in enumerate(rows.tolist()):
+            clip_TM = fbank_BTM[place]
+            num_frames_B[place] = num_read = self.reader.read_fbank(row, clip_TM)
+            clip_TM[num_read:] = 0
+        return torch.from_numpy(fbank_BTM), torch.from_numpy(num_frames_B)
+
+    def _read_waveforms(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        waveforms = [self.reader.read_audio(row) for row in rows.tolist()]
+        num_samples_B = np.array([len(waveform) for waveform in waveforms], np.int64)
+        waveform_BS = np.zeros((len(rows), num_samples_B.max(initial=0)), np.int16)
+        for place, waveform in enumerate(waveforms):
+            waveform_BS[place, : len(waveform)] = waveform
+        return torch.from_numpy(waveform_BS), torch.from_numpy(num_samples_B)
+
+    def _targets(self, positions: np.ndarray) -> np.ndarray:
+        """Multi-hot (B, C) float32; five times as fast as indexing the sparse array for a small batch."""
+        starts, ends = self.targets.indptr[positions], self.targets.indptr[positions + 1]
+        targets_BC = np.zeros((len(positions), self._num_classes), np.float32)
+        for target_C, start, end in zip(targets_BC, starts.tolist(), ends.tolist(), strict=True):
+            target_C[self.targets.indices[start:end]] = 1
+        return targets_BC
+
+
+def read_ahead(make: Callable[[Work], Batch], works: Iterable[Work], num_threads: int) -> Iterator[Batch]:
+    """Yield `make(work)` for each work, in order, made ahead by threads; memory holds a bounded number."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        window: deque[Future[Batch]] = deque()
+        try:
+            for work in works:
+                window.append(pool.submit(make, work))
+                if len(window) > num_threads * PREFETCH_PER_THREAD:
+                    yield window.popleft().result()
+            while window:
+                yield window.popleft().result()
+        finally:
+            for future in window:
+                future.cancel()
+
+
+def split_evenly(num_clips: int, rank: int, world_size: int, batch_size: int) -> list[np.ndarray]:
+    """Return a rank's batches of an evaluation: a contiguous part, so that all ranks see each clip once, in order."""
+    part = np.array_split(np.arange(num_clips), world_size)[rank]
+    return [part[start : start + batch_size] for start in range(0, len(part), batch_size)]

@@ -1,0 +1,76 @@
+"""Scores of a model over a split, each clip once on any number of ranks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ast_model.config import Loss
+from ast_model.data.augment import prepare
+from ast_model.data.loader import Collator, read_ahead, split_evenly, undrawn
+from ast_model.distributed import World
+from ast_model.metrics import TaggingMetrics, accuracy, tagging_metrics
+from ast_model.pretrained.metadata import scores_of
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What fbanks are normalised with before the model sees them."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores (N, C) and targets (N, C) of a split's clips in the order of the index, with their metrics."""
+
+    scores: np.ndarray
+    targets: np.ndarray
+    metrics: TaggingMetrics
+
+    @property
+    def main_metric(self) -> str:
+        """Name of the figure that matters most: accuracy where each clip has one class, else mAP."""
+        return "accuracy" if (self.targets.sum(axis=1) == 1).all() else "mAP"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Metrics by name, the main one first."""
+        metrics = self.metrics
+        tagging = {"mAP": metrics.mAP, "auc": metrics.auc, "d_prime": metrics.d_prime}
+        if self.main_metric == "accuracy":
+            return {"accuracy": accuracy(self.scores, self.targets), **tagging}
+        return tagging
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, without gradients, for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def evaluate(
+    model: nn.Module, clips: Collator, world: World, normalisation: Normalisation, batch_size: int, loss: Loss = "bce"
+) -> Evaluation:
+    """Score all clips of `clips`; every rank returns the same. `loss`: what the model was trained with."""
+    clips.expect(undrawn(np.arange(len(clips.rows))), is_grouped=False)
+    targets = clips.targets.toarray().astype(bool)
+    works = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
+    parts = []
+    with evaluating(model):
+        for batch in read_ahead(clips.plain, works, num_threads=1):
+            fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)
+            parts.append(scores_of(model(fbank_BTM), loss))
+        own = torch.cat(parts) if parts else torch.empty((0, targets.shape[1]), device=world.device)
+        scores = world.gather_rows(own).numpy()
+    return Evaluation(scores, targets, tagging_metrics(scores, targets))

@@ -1,0 +1,111 @@
+"""What is said of a run while it trains, on its way from the outbox to the server."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from ast_model.tracking.queue import Letter, Outbox, RefusedError
+from pipeline.errors import TrackingError
+
+OUTBOXES = Path("~/.cache/audioset-ast/tracking")
+CHECKPOINT_TAG, SNAPSHOT_TAG = "checkpoint", "snapshot"
+MODEL_TYPE = "AST"
+MAX_METRICS_PER_BATCH = 1000
+LEFT_TIMEOUT_S = 5.0
+PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ENDPOINT_NOT_FOUND"}
+"""Codes of MLflow's errors after which it is worth while to try again."""
+
+
+class Delivery:
+    """Brings letters of a run to the server, each step once, however often it is called."""
+
+    def __init__(self, client: MlflowClient, run_id: str):
+        self.client, self.run_id = client, run_id
+        self._run: Run | None = None
+        self._reached: dict[str, int] = {}
+
+    def __call__(self, letters: Sequence[Letter]) -> None:
+        try:
+            self._run = self._run or self.client.get_run(self.run_id)
+            metrics: list[Metric] = []
+            for letter in letters:
+                if letter["kind"] == "metrics":
+                    metrics += self._new_metrics(letter)
+                    continue
+                metrics = self._send(metrics)
+                if letter["kind"] == "checkpoint":
+                    self._log_checkpoint(letter)
+                else:
+                    self.client.set_terminated(self.run_id, letter["status"], end_time=letter["time_ms"])
+            self._send(metrics)
+        except MlflowException as error:
+            if error.error_code in PASSING_ERRORS:
+                raise
+            raise RefusedError(error.message) from error
+
+    def _send(self, metrics: list[Metric]) -> list[Metric]:
+        for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+            self.client.log_batch(self.run_id, metrics[start : start + MAX_METRICS_PER_BATCH])
+        for metric in metrics:
+            self._reached[metric.key] = max(metric.step, self._reached.get(metric.key, metric.step))
+        return []
+
+    def _new_metrics(self, letter: Letter, **more: str) -> list[Metric]:
+        step, time_ms = letter["step"], letter["time_ms"]
+        values = {key: value for key, value in letter["values"].items() if step > self._step_reached(key)}
+        return [Metric(key, value, time_ms, step, run_id=self.run_id, **more) for key, value in values.items()]
+
+    def _step_reached(self, key: str) -> int:
+        """Return the last step that the server has of a metric, so that a resumed training doesn't log it again."""
+        if key not in self._reached:
+            assert self._run is not None
+            known = key in self._run.data.metrics
+            history = self.client.get_metric_history(self.run_id, key) if known else []
+            self._reached[key] = max((metric.step for metric in history), default=-1)
+        return self._reached[key]
+
+    def _log_checkpoint(self, letter: Letter) -> None:
+        assert self._run is not None
+        experiment_id = self._run.info.experiment_id
+        model = find_model(self.client, experiment_id, self.run_id, letter["name"])
+        if model is None:
+            tags = {CHECKPOINT_TAG: letter["address"], SNAPSHOT_TAG: letter["snapshot"], "epoch": str(letter["step"])}
+            model = self.client.create_logged_model(
+                experiment_id, letter["name"], self.run_id, tags, model_type=MODEL_TYPE
+            )
+        self._send(self._new_metrics(letter, model_id=model.model_id, **data_of(self._run)))
+        if model.status != LoggedModelStatus.READY:
+            self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def find_model(client: MlflowClient, experiment_id: str, run_id: str, name: str) -> LoggedModel | None:
+    """Return the model of a run with a name, the newest of several."""
+    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'")
+    return found[0] if found else None
+
+
+def data_of(run: Run) -> dict[str, str]:
+    """Return what a metric says of the data that it was measured with."""
+    if not (run.inputs and run.inputs.dataset_inputs):
+        return {}
+    dataset = run.inputs.dataset_inputs[0].dataset
+    return {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
+
+
+def outbox_folder(uri: str) -> Path:
+    """Return where on this machine entries for a server wait."""
+    return OUTBOXES.expanduser() / hashlib.sha256(uri.encode()).hexdigest()[:12]
+
+
+def deliver_left(client: MlflowClient, uri: str) -> None:
+    """Deliver what processes that are gone had not; runs that are being worked on are left alone."""
+    for file in sorted(outbox_folder(uri).glob("*.jsonl")):
+        try:
+            outbox = Outbox(file.parent, file.stem, Delivery(client, file.stem))
+        except TrackingError:
+            continue
+        outbox.close(LEFT_TIMEOUT_S)

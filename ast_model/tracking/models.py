@@ -1,0 +1,143 @@
+"""Models in MLflow: a checkpoint that can be loaded, served and registered."""
+
+import importlib.metadata
+import io
+import tempfile
+import time
+import warnings
+import wave
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import save_model
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, TensorSpec
+
+from ast_model.checkpoints.checkpoint import DESCRIPTION
+from ast_model.evaluation.predictions import AVERAGE, Scores
+from ast_model.metrics import mean_average_precision_interval
+from ast_model.tracking.delivery import CHECKPOINT_TAG, MODEL_TYPE, SNAPSHOT_TAG, find_model
+from ast_model.tracking.pyfunc import CHECKPOINT, TOP_K
+from ast_model.tracking.registry import KIND_TAG, register
+from ast_model.tracking.run import TrackedRun
+from ast_model.tracking.server import tracking_errors
+from pipeline.errors import TrackingError
+from pipeline.fbank import SAMPLE_RATE_HZ
+from pipeline.store.storage import Store
+
+PACKAGES = ("ast_model", "pipeline")
+REQUIRED = (
+    "av fsspec huggingface_hub matplotlib mlflow numpy pandas pyarrow requests s3fs safetensors scikit-learn scipy"
+    " torch torchaudio"
+).split()
+"""What loading and serving a model imports."""
+SERVED_FILES = ("checkpoint.json", "model.safetensors")
+
+
+def signature() -> ModelSignature:
+    """Say what a served model takes and gives."""
+    fbank = Array(Array(DataType.double))
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.binary, "audio", required=False),
+        ColSpec(DataType.string, "path", required=False),
+        ColSpec(fbank, "fbank", required=False),
+    ]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(Array(DataType.string), "tags"),
+        ColSpec(Array(DataType.double), "scores"),
+    ]
+    params = ParamSchema([ParamSpec("top_k", DataType.long, TOP_K)])
+    return ModelSignature(Schema(inputs), Schema(outputs), params)
+
+
+def example() -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return an input that a served model takes: half a second of a tone, as a WAV file's bytes."""
+    samples = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE_HZ // 2) / SAMPLE_RATE_HZ)
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE_HZ)
+        file.writeframes((samples * 8000).astype("<i2").tobytes())
+    return pd.DataFrame({"audio": [out.getvalue()]}), {"top_k": 3}
+
+
+def requirements() -> list[str]:
+    """Pin what a served model imports to what is installed."""
+    return [f"{name}=={importlib.metadata.version(name)}" for name in REQUIRED]
+
+
+def log_served_model(tracked: TrackedRun, kind: str, store: Store, checkpoint: str, scores: Scores) -> ModelVersion:
+    """Let a checkpoint's model be loaded and served, and make it a version in the registry.
+
+    What is there already stays as it is. Raises TrackingError if the server or its registry refuses.
+    """
+    client, name = tracked.client, AVERAGE if kind == AVERAGE else checkpoint.split("/")[-1]
+    tags = {CHECKPOINT_TAG: store.url(checkpoint), SNAPSHOT_TAG: tracked.snapshot_id, "epoch": str(scores.epoch)}
+    try:
+        experiment_id = client.get_run(tracked.run_id).info.experiment_id
+        model = find_model(client, experiment_id, tracked.run_id, name)
+        if model is None:  # the server was away when the checkpoint was told of
+            model = client.create_logged_model(experiment_id, name, tracked.run_id, tags, model_type=MODEL_TYPE)
+        if KIND_TAG not in model.tags:
+            with tempfile.TemporaryDirectory() as folder:
+                _save(Path(folder), store, checkpoint, (tracked.run_id, model.model_id))
+                client.log_model_artifacts(model.model_id, f"{folder}/model")
+            client.log_outputs(tracked.run_id, [LoggedModelOutput(model.model_id, scores.epoch)])
+            _log_interval(client, tracked, model.model_id, kind, scores)
+            client.set_logged_model_tags(model.model_id, {KIND_TAG: kind})
+        if model.status != LoggedModelStatus.READY:
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        return register(client, tracked.run_id, model, tags | {KIND_TAG: kind})
+    except MlflowException as error:
+        raise TrackingError(
+            f"the {kind} model of run {tracked.run_id} is not in the registry of {tracked.uri}: {error.message}; its"
+            f" checkpoint is safe in {store.url(checkpoint)}"
+        ) from error
+
+
+def forget_removed(tracked: TrackedRun, store: Store, run: str) -> None:
+    """Remove from MLflow the models of checkpoints that were not kept; served ones have their own copy."""
+    client = tracked.client
+    with tracking_errors(tracked.uri):
+        experiment_id = client.get_run(tracked.run_id).info.experiment_id
+        for model in client.search_logged_models([experiment_id], f"source_run_id = '{tracked.run_id}'"):
+            place = f"runs/{run}/checkpoints/{model.name}/{DESCRIPTION}"
+            if model.name != AVERAGE and KIND_TAG not in model.tags and not store.exists(place):
+                client.delete_logged_model(model.model_id)
+
+
+def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> None:
+    run_id, model_id = ids
+    (folder / CHECKPOINT).mkdir()
+    for name in SERVED_FILES:
+        (folder / CHECKPOINT / name).write_bytes(store.read_bytes(f"{checkpoint}/{name}"))
+    root = Path(__file__).parents[2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of type hints, which the signature replaces
+        save_model(
+            folder / "model",
+            python_model=str(root / "ast_model" / "tracking_pyfunc.py"),
+            artifacts={CHECKPOINT: str(folder / CHECKPOINT)},
+            code_paths=[str(root / package) for package in PACKAGES],
+            mlflow_model=Model(run_id=run_id, model_id=model_id),
+            signature=signature(),
+            input_example=example(),
+            pip_requirements=requirements(),
+        )
+
+
+def _log_interval(client: MlflowClient, tracked: TrackedRun, model_id: str, kind: str, scores: Scores) -> None:
+    low, high = mean_average_precision_interval(scores.scores, scores.targets)
+    now_ms, prefix = int(time.time() * 1000), f"eval/{AVERAGE}" if kind == AVERAGE else "eval"
+    values = {f"{prefix}/mAP_low": low, f"{prefix}/mAP_high": high}
+    client.log_batch(
+        tracked.run_id,
+        [Metric(key, value, now_ms, scores.epoch, model_id, run_id=tracked.run_id) for key, value in values.items()],
+    )

@@ -1,0 +1,96 @@
+"""What is left of a training once it is over: pictures, tables, a page of clips, and models that can be served."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+from ast_model.checkpoints.async_writer import best_checkpoint
+from ast_model.checkpoints.checkpoint import list_checkpoints
+from ast_model.evaluation.html import clip_page
+from ast_model.evaluation.plots import class_table, plot_average_precision, plot_precision_recall, plot_training
+from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Scores, load_scores, scores_name
+from ast_model.metrics import mean_average_precision_interval
+from ast_model.tracking.models import forget_removed, log_served_model
+from ast_model.tracking.registry import crown
+from ast_model.tracking.run import TrackedRun
+from pipeline.errors import AudioTaggingError
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
+
+log = logging.getLogger(__name__)
+
+CURVES = ("train/loss", "train/learning_rate", "eval/mAP")
+RESULT = "\n**Result**\n"
+
+
+def publish_or_say_how(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
+    """Publish; if it can't be done now, say how to do it later. The training itself is safe."""
+    try:
+        publish(tracked, snapshot, run)
+    except AudioTaggingError as error:
+        log.warning(
+            "the training is done, but not all of it is in MLflow: %s. Later: python jobs/models.py publish --root %s"
+            " --run %s",
+            error,
+            snapshot.store.root,
+            run,
+        )
+
+
+def publish(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
+    """Bring a finished run's pictures, tables and models to MLflow. Raises TrackingError."""
+    found = read_evaluations(snapshot.store, run)
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, scores in found.items():
+            write_evaluation(Path(folder) / "evaluations" / kind, scores, snapshot, f"{run}: {kind}")
+            data = snapshot.store.read_bytes(scores_name(run, kind))
+            (Path(folder) / "evaluations" / kind / "scores.npz").write_bytes(data)
+        plot_training({key: tracked.series(key) for key in CURVES}).savefig(f"{folder}/curves.png", dpi=90)
+        tracked.log_files(Path(folder), "")
+    lines = [RESULT]
+    for kind, scores in found.items():
+        lines.append(f"- {kind} (epoch {scores.epoch}): {describe_scores(scores)}")
+        if checkpoint := find_checkpoint(snapshot.store, run, kind):
+            version = log_served_model(tracked, kind, snapshot.store, checkpoint, scores)
+            decision = crown(tracked.client, version, scores)
+            lines[-1] += f"; version {version.version} in the registry, champion? {decision}"
+    forget_removed(tracked, snapshot.store, run)
+    tracked.describe(tracked.description.split(RESULT)[0] + "\n".join(lines))
+
+
+def read_evaluations(store: Store, run: str) -> dict[str, Scores]:
+    """Return a run's evaluations; the last one only if it is not the best."""
+    kinds = [kind for kind in (BEST, AVERAGE, LAST) if store.exists(scores_name(run, kind))]
+    found = {kind: load_scores(store, scores_name(run, kind)) for kind in kinds}
+    if LAST in found and BEST in found and found[LAST].epoch == found[BEST].epoch:
+        del found[LAST]
+    return found
+
+
+def write_evaluation(folder: Path, scores: Scores, snapshot: Snapshot, title: str) -> None:
+    """Write the table of classes, the plots and the page of clips."""
+    folder.mkdir(parents=True)
+    table = class_table(scores.evaluation, scores.labels, scores.num_train_clips)
+    table.to_csv(folder / "classes.csv", index=False)
+    plot_average_precision(table).savefig(folder / "classes.png", dpi=90)
+    plot_precision_recall(scores.evaluation, scores.labels).savefig(folder / "precision_recall.png", dpi=90)
+    (folder / "clips.html").write_text(clip_page(scores, snapshot, title), encoding="utf-8")
+
+
+def describe_scores(scores: Scores) -> str:
+    low, high = mean_average_precision_interval(scores.scores, scores.targets)
+    metrics = scores.evaluation.metrics
+    return (
+        f"mAP **{metrics.mAP:.4f}** [{low:.4f}, {high:.4f}], AUC {metrics.auc:.4f}, d′ {metrics.d_prime:.3f} on"
+        f" {len(scores.keys)} clips"
+    )
+
+
+def find_checkpoint(store: Store, run: str, kind: str) -> str | None:
+    """Return the folder of the checkpoint that an evaluation is of, if it becomes a model of its own."""
+    if kind == BEST:
+        best = best_checkpoint(store, f"runs/{run}/checkpoints")
+        return best[0] if best else None
+    if kind == AVERAGE:
+        return next(reversed(list_checkpoints(store, f"runs/{run}/average")), None)
+    return None

@@ -1,0 +1,214 @@
+"""MLflow: one run per training, with its parameters, metrics, data and end, whatever happens to its processes."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from ast_model.tracking.delivery import SNAPSHOT_TAG, Delivery, deliver_left, outbox_folder
+from ast_model.tracking.heartbeat import (
+    BEAT_TAG,
+    PROCESS_TAG,
+    Heartbeat,
+    close_dead_runs,
+    is_alive,
+    is_ours,
+    sign_of_life,
+)
+from ast_model.tracking.queue import Letter, Outbox
+from ast_model.tracking.server import (
+    EXPERIMENT,
+    check_server,
+    open_client,
+    open_experiment,
+    tracking_errors,
+    tracking_uri,
+)
+from pipeline.errors import TrackingError
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
+
+END_TIMEOUT_S = 120.0
+"""How long the end of a run waits for a server that is away."""
+NOTE_TAG, PARENT_TAG = "mlflow.note.content", "mlflow.parentRunId"
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+    """Turn nested dataclasses into flat parameters such as `train.augment.noise`."""
+    flat: dict[str, str] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return flat
+
+
+class TrackedRun:
+    """A run on a tracking server. It is picklable: whoever has it logs to the same run.
+
+    What is logged while training goes through an outbox on this machine: nothing waits for the server, and no step is
+    logged twice.
+    """
+
+    def __init__(self, uri: str, run_id: str, snapshot_id: str = ""):
+        self.uri, self.run_id, self.snapshot_id = uri, run_id, snapshot_id
+        self.client = open_client(uri)
+        self._outbox: Outbox | None = None
+        self._heartbeat: Heartbeat | None = None
+
+    def __reduce__(self):
+        return TrackedRun, (self.uri, self.run_id, self.snapshot_id)
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Log parameters; one that is there with another value becomes a tag, `resumed.NAME`."""
+        there = self.client.get_run(self.run_id).data.params
+        changed = {key: value for key, value in params.items() if there.get(key, value) != value}
+        new = [Param(key, value) for key, value in params.items() if key not in there]
+        tags = [RunTag(f"resumed.{key}", value) for key, value in changed.items()]
+        self.client.log_batch(self.run_id, params=new, tags=tags)
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that the run's page shows. Raises TrackingError."""
+        with tracking_errors(self.uri):
+            self.log_tags({NOTE_TAG: markdown})
+
+    @property
+    def description(self) -> str:
+        with tracking_errors(self.uri):
+            return self.client.get_run(self.run_id).data.tags.get(NOTE_TAG, "")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics, later and once: what is known of a step already stays as it is."""
+        self._post({"kind": "metrics", "step": step, "values": dict(metrics)})
+
+    def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
+        """Record a kept checkpoint as a model with its metrics, against the epoch, and its place."""
+        values = {key: value for key, value in metrics.items() if key != "epoch"}
+        letter = {"kind": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
+        self._post({**letter, "step": int(metrics["epoch"]), "values": values})
+
+    def log_data(self, snapshot: Snapshot, context: str) -> None:
+        """Name the snapshot as the run's data, with counts, statistics and place."""
+        self.snapshot_id = snapshot.snapshot_id
+        address = snapshot.store.url(f"snapshots/{snapshot.snapshot_id}")
+        scheme = address.split("://")[0] if "://" in address else "local"
+        profile = {f"num_clips.{split}": count for split, count in snapshot.stats["num_clips"].items()}
+        profile |= {"num_classes": len(snapshot.labels), "fbank_mean": snapshot.mean, "fbank_std": snapshot.std}
+        profile["fingerprint"] = snapshot.manifest["fingerprint"]
+        dataset = Dataset(
+            name=data_name(snapshot.store),
+            digest=snapshot.snapshot_id,
+            source_type=scheme,
+            source=json.dumps({"uri": address}),
+            profile=json.dumps(profile),
+        )
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        self.log_tags({SNAPSHOT_TAG: snapshot.snapshot_id})
+
+    def log_files(self, folder: Path, place: str) -> None:
+        """Keep files as artifacts, now. Raises TrackingError."""
+        with tracking_errors(self.uri):
+            self.client.log_artifacts(self.run_id, str(folder), place)
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Return the steps and values of a metric that were delivered so far."""
+        with tracking_errors(self.uri):
+            history = sorted(self.client.get_metric_history(self.run_id, key), key=lambda metric: metric.step)
+        return [metric.step for metric in history], [metric.value for metric in history]
+
+    def show_life(self) -> None:
+        """Say from now on that this process works on the run."""
+        self._heartbeat = Heartbeat(self.client, self.run_id)
+
+    def end(self, status: str) -> None:
+        """Set the final status: FINISHED, FAILED or KILLED. With the server away it is set later."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        self._post({"kind": "end", "status": status})
+        self.close(END_TIMEOUT_S)
+
+    def close(self, timeout_s: float = END_TIMEOUT_S) -> None:
+        """Wait until all that was logged here is delivered, or for as long as that."""
+        if self._outbox is not None:
+            outbox, self._outbox = self._outbox, None
+            outbox.close(timeout_s)
+
+    def _post(self, letter: Letter) -> None:
+        if self._outbox is None:
+            self._outbox = Outbox(outbox_folder(self.uri), self.run_id, Delivery(self.client, self.run_id))
+        self._outbox.put({**letter, "time_ms": int(time.time() * 1000)})
+
+
+def start_run(
+    store: Store, name: str, tags: Mapping[str, str], experiment: str = EXPERIMENT, parent: TrackedRun | None = None
+) -> TrackedRun:
+    """Create a run, a child of `parent` if there is one; raise TrackingError if the server can't be used.
+
+    Runs of the experiment that were left RUNNING by processes that are gone are closed.
+    """
+    uri = tracking_uri(store)
+    check_server(uri)
+    client = open_client(uri)
+    all_tags = {**tags, **sign_of_life()} | ({PARENT_TAG: parent.run_id} if parent else {})
+    try:
+        experiment_id = open_experiment(client, uri, store, experiment)
+        deliver_left(client, uri)
+        close_dead_runs(client, experiment_id)
+        run = client.create_run(experiment_id, run_name=name, tags=all_tags)
+    except MlflowException as error:
+        raise TrackingError(f"can't start a run at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
+    tracked = TrackedRun(uri, run.info.run_id)
+    tracked.show_life()
+    return tracked
+
+
+def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> TrackedRun:
+    """Go on with a run. Raises TrackingError if it isn't there, is another experiment's, or is being worked on."""
+    uri = tracking_uri(store)
+    check_server(uri)
+    client = open_client(uri)
+    try:
+        experiment_id = open_experiment(client, uri, store, experiment)
+        deliver_left(client, uri)
+        close_dead_runs(client, experiment_id)
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise TrackingError(f"can't go on with run {run_id} at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
+    if run.info.experiment_id != experiment_id:
+        found = client.get_experiment(run.info.experiment_id).name
+        raise TrackingError(
+            f"expected run {run_id} in the experiment {experiment!r} of {uri}, found it in {found!r}: it is no training"
+            " of this project; start a new run"
+        )
+    tags = run.data.tags
+    owner_tags = sign_of_life()
+    if run.info.status == "RUNNING" and not is_ours(tags) and owner_tags.keys() <= tags.keys() and is_alive(tags):
+        seen = time.strftime("%H:%M:%S", time.localtime(float(tags[BEAT_TAG])))
+        raise TrackingError(
+            f"expected nobody to work on run {run.info.run_name}, found {tags[PROCESS_TAG]}, seen at {seen}: wait for"
+            " it, stop it, or start a new run"
+        )
+    client.update_run(run_id, status="RUNNING")
+    tracked = tracked_run_of(uri, run)
+    tracked.log_tags(owner_tags)
+    tracked.show_life()
+    return tracked
+
+
+def tracked_run_of(uri: str, run: Run) -> TrackedRun:
+    return TrackedRun(uri, run.info.run_id, run.data.tags.get(SNAPSHOT_TAG, ""))
+
+
+def data_name(store: Store) -> str:
+    """Return what the data of a store are called: as its folder."""
+    return store.base.rsplit("/", 1)[-1]

@@ -1,0 +1,91 @@
+"""The tracking server: its address, a client for it, and the experiment that runs are in."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.errors import TrackingError
+from pipeline.store.storage import Store
+
+EXPERIMENT = "audioset-ast"
+PREPROCESSING, ROOT_TAG = "audioset-preprocess", "root"
+"""The experiment of runs that make snapshots, and their tag that names the store."""
+HEALTH_TIMEOUT_S = 5.0
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of a server that is away we tell ourselves, once
+
+
+def tracking_uri(store: Store) -> str:
+    """Return `MLFLOW_TRACKING_URI`, or a sqlite file in the store's folder."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if not store.is_local:
+        raise TrackingError(
+            f"expected MLFLOW_TRACKING_URI to name a tracking server, since {store.root} is no local folder; found"
+            " nothing. Set it, for example to http://127.0.0.1:5000"
+        )
+    return f"sqlite:///{store.path('mlflow.db')}"
+
+
+def open_client(uri: str) -> MlflowClient:
+    """Return a client that gives up soon: what may wait for a server that is away waits in the outbox.
+
+    Raises TrackingError if the database can't be opened.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        return MlflowClient(uri)
+    except SQLAlchemyError as error:  # MLflow makes the tables, and lets through what the database says
+        reason = getattr(error, "orig", error)
+        raise TrackingError(f"can't open {uri}: {reason}; make room, or mend MLFLOW_TRACKING_URI") from error
+
+
+def check_server(uri: str) -> None:
+    """Raise TrackingError at once, where MLflow's client would retry for minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        response = requests.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S)
+        found = f"HTTP {response.status_code}, {response.text[:40]!r}"
+        is_mlflow = response.ok and response.text.strip() == "OK"
+    except requests.RequestException as error:
+        found, is_mlflow = str(error), False
+    if not is_mlflow:
+        raise TrackingError(
+            f"expected an MLflow server at {uri}, found {found}. Start one (make mlflow), mend MLFLOW_TRACKING_URI, or"
+            " unset it to use a local database"
+        )
+
+
+def open_experiment(client: MlflowClient, uri: str, store: Store, name: str = EXPERIMENT) -> str:
+    """Return the id of an experiment, made if it isn't there; raise TrackingError if it was deleted."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        artifacts = store.url("mlartifacts") if uri.startswith("sqlite:") else None
+        # MLflow's pages else take it for one of language models.
+        return client.create_experiment(name, artifacts, tags={"mlflow.experimentKind": "custom_model_development"})
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"expected the experiment {name!r} at {uri}, found it deleted. Restore it:"
+            f" MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        )
+    return experiment.experiment_id
+
+
+@contextmanager
+def tracking_errors(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into TrackingError."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException, OSError) as error:
+        raise TrackingError(f"{uri}: {error}; look at MLFLOW_TRACKING_URI and at the server's log") from error

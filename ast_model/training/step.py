@@ -1,0 +1,136 @@
+"""One optimiser step on one rank: micro-batches, precision, and what is not finite."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from ast_model.config import TrainConfig
+from ast_model.data.augment import augment
+from ast_model.data.loader import Batch
+from ast_model.data.sampling import share_of_rank
+from ast_model.distributed import World
+from ast_model.evaluation.evaluate import Normalisation
+from ast_model.model import AST
+from ast_model.training.optimizer import make_optimizer
+from ast_model.training.regularise import NoiseSource
+from ast_model.training.step_metrics import StepReport
+from pipeline.errors import TrainingError
+
+NextBatch = Callable[[], Batch]
+
+
+def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slice]:
+    """Yield this rank's micro-batches of a step, as places in the epoch's draws."""
+    share = share_of_rank(step, config.global_batch_size, world.rank, world.size)
+    for start in range(share.start, share.stop, config.micro_batch_size):
+        yield slice(start, min(start + config.micro_batch_size, share.stop))
+
+
+class Stepper:
+    """Takes steps with a model that it makes ready for this rank and device."""
+
+    def __init__(self, model: AST, config: TrainConfig, normalisation: Normalisation, world: World):
+        self.model, self.config, self.normalisation, self.world = model, config, normalisation, world
+        self.optimizer = make_optimizer(model, config)
+        self.scaler = GradScaler(world.device.type, enabled=world.resolve(config.precision) == "fp16")
+        self.noise = NoiseSource(config.regularise, model.config, config.global_batch_size, config.seed)
+        self.num_bad_in_row = torch.zeros((), device=world.device)
+        model.recomputes_blocks = config.recompute
+        if config.compile:
+            for block in model.blocks:
+                block.compile()
+        self.ranked_model = world.wrap(model)
+
+    def take(self, epoch: int, step: int, next_batch: NextBatch) -> StepReport:
+        """Take one step. If its loss or gradient isn't finite on any rank, nothing changes but the count of those."""
+        try:
+            return self._take(epoch, step, next_batch)
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
+
+    def _take(self, epoch: int, step: int, next_batch: NextBatch) -> StepReport:
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = list(micro_batches(self.config, step, self.world))
+        first = step * self.config.global_batch_size
+        loss = torch.zeros((), device=self.world.device)
+        rows, are_bad = [], []
+        for number, part in enumerate(parts, start=1):
+            batch = next_batch()
+            with _sync_gradients(self.ranked_model, number == len(parts)):
+                losses_B = self._backward(batch, epoch, step, slice(part.start - first, part.stop - first))
+            loss += losses_B.sum()
+            rows.append(batch.rows)
+            are_bad.append(~losses_B.isfinite())
+        grad_norm = self._update()
+        return StepReport(
+            step=step,
+            loss=loss,
+            grad_norm=grad_norm,
+            num_bad_in_row=self.num_bad_in_row,
+            rows=np.concatenate(rows),
+            is_bad_B=torch.cat(are_bad),
+            learning_rate=self.optimizer.param_groups[-1]["lr"],
+        )
+
+    def _backward(self, batch: Batch, epoch: int, step: int, part: slice) -> Tensor:
+        """Add a micro-batch's gradients; return each clip's share of the mean loss over the global batch (B,)."""
+        config, device = self.config, self.world.device
+        batch = batch.to(device)
+        fbank_BTM = augment(batch, config.augment, self.normalisation.mean, self.normalisation.std)
+        noise = self.noise.draw(epoch, step, part, device)
+        with self.world.autocast(config.precision):
+            logits_BC = self.ranked_model(fbank_BTM, noise)
+        losses_B = clip_losses(logits_BC.float(), batch.targets_BC, config.loss) / config.global_batch_size
+        loss = losses_B.sum()
+        # Gradients of a loss that is infinite may well be finite: this makes them NaN, so that every rank sees it.
+        poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        # The ranks' gradients are averaged, not summed.
+        self.scaler.scale(loss * poison * self.world.size).backward()
+        return losses_B.detach()
+
+    def _update(self) -> Tensor:
+        """Let the optimiser change the weights, unless the gradient is not finite; return the gradient's norm."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        grad_norm = nn.utils.get_total_norm(gradients)
+        is_bad = (~grad_norm.isfinite()).float()
+        self.num_bad_in_row = (self.num_bad_in_row + 1) * is_bad
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.found_inf = is_bad  # pyright: ignore[reportAttributeAccessIssue] (read by the fused kernel)
+            self.optimizer.step()
+        return grad_norm
+
+    def _out_of_memory(self) -> TrainingError:
+        micro = self.config.micro_batch_size
+        if micro > 1:
+            advice = f"try micro_batch_size={micro // 2} (the result is the same, gradients add up)"
+        else:
+            advice = "a smaller micro_batch_size there is not: try a smaller model"
+        if not self.config.recompute:
+            advice += ", or recompute=True"
+        return TrainingError(f"out of memory on {self.world.device} with micro_batch_size={micro}; {advice}")
+
+
+def clip_losses(logits_BC: Tensor, targets_BC: Tensor, loss: str) -> Tensor:
+    """Return each clip's loss (B,): mean over classes of the binary cross-entropy, or cross-entropy (soft targets)."""
+    if loss == "bce":
+        return nnf.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none").mean(dim=1)
+    return nnf.cross_entropy(logits_BC, targets_BC, reduction="none")
+
+
+def _sync_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
+    """Let the ranks exchange gradients in the last micro-batch of a step only."""
+    if isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    return nullcontext()

@@ -1,0 +1,94 @@
+"""A training for each fold of a set: child runs under one that carries the summary."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ast_model.tracking.run import TrackedRun, continue_run, start_run
+from ast_model.training.reporter import Metrics
+from jobs.launch.provenance import provenance
+from jobs.launch.recordings import PublishedConfig, train_tracked
+from jobs.launch.runs import history_name, new_run_name, was_begun
+from jobs.launch.titles import run_params, run_title
+from pipeline.errors import ConfigError, MismatchError
+from pipeline.snapshots.snapshot import Snapshot
+
+INTRODUCTION = "A child run for each fold.\n\n"
+
+
+def open_parent(config: PublishedConfig, snapshot: Snapshot) -> tuple[str, TrackedRun]:
+    """Begin the run that the folds' runs are children of, or go on with `config.resume`; return its name too.
+
+    Raises ConfigError if there is no such run, MismatchError if it is of another snapshot.
+    """
+    store = snapshot.store
+    if config.resume:
+        run = re.sub(r"-fold\d+$", "", config.resume)  # a fold that was stopped says its own name
+        if not store.exists(_record_name(run)):
+            found = ", ".join(name.split("/")[1] for name in store.list("runs", "/folds.json")[-10:])
+            raise ConfigError(f"expected a run of folds named {run} in {store.root}, found {found or 'none at all'}")
+        record = store.read_json(_record_name(run))
+        if record["snapshot"] != snapshot.snapshot_id:
+            raise MismatchError(
+                f"run {run} learns from snapshot {record['snapshot']}, but the sounds are {snapshot.snapshot_id} now;"
+                " restore them, or start a new run"
+            )
+        return run, continue_run(store, record["tracking_run"])
+    run = new_run_name(config.preset)
+    title = run_title(config, config.model, snapshot, run)
+    parent = start_run(store, title, {"preset": config.preset, "run": run, "stage": "folds", **provenance()})
+    store.write_json(_record_name(run), {"snapshot": snapshot.snapshot_id, "tracking_run": parent.run_id})
+    parent.log_params(run_params(config, config.model))
+    parent.log_data(snapshot, "training")
+    parent.describe(f"{INTRODUCTION}- go on with it: the same command and `--resume {run}`")
+    return run, parent
+
+
+def _record_name(run: str) -> str:
+    return f"runs/{run}/folds.json"
+
+
+def train_fold(config: PublishedConfig, snapshot: Snapshot, of: str, parent: TrackedRun) -> list[Metrics]:
+    """Train on a fold's settings, go on with it if it was begun, or read what it gave; `of`: the parent's name."""
+    run, store = f"{of}-{config.train.eval_split}", snapshot.store
+    if store.exists(history_name(run)):
+        return store.read_json(history_name(run))
+    config = dataclasses.replace(config, resume=run if was_begun(run, store) else "")
+    return train_tracked(config, snapshot, run, parent)[1]
+
+
+def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
+    """Return each fold's accuracy at one epoch, the same for all, their mean, and how the epoch was chosen."""
+    curves = np.array([[epoch["eval/accuracy"] for epoch in each if "eval/accuracy" in epoch] for each in histories])
+    last = curves.shape[1]
+    epoch = last if choose == "last" else int(curves.mean(axis=0).argmax()) + 1
+    how = f"epoch {epoch} of {last}, the last one"
+    if choose != "last":
+        how = f"epoch {epoch} of {last}, chosen by the mean accuracy on the test folds, as in the paper: flattering"
+    accuracies = curves[:, epoch - 1]
+    return {
+        "accuracies": accuracies.tolist(),
+        "accuracy": float(accuracies.mean()),
+        "epoch": epoch,
+        "how": how,
+        "mean_after_epoch": curves.mean(axis=0).tolist(),
+    }
+
+
+def log_result(parent: TrackedRun, result: Mapping[str, Any]) -> None:
+    """Give the parent run the folds' mean after each epoch, and what counts."""
+    for epoch, mean in enumerate(result["mean_after_epoch"], start=1):
+        parent.log_metrics({"eval/accuracy": mean}, epoch)
+    folds = {f"accuracy/fold{fold}": value for fold, value in zip(result["folds"], result["accuracies"], strict=True)}
+    parent.log_metrics({"accuracy": result["accuracy"], **folds}, result["epoch"])
+    parent.describe(INTRODUCTION + "\n".join(f"- {line}" for line in describe_result(result)))
+
+
+def describe_result(result: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"fold {fold}   accuracy {value:.4f}" for fold, value in zip(result["folds"], result["accuracies"], strict=True)
+    ]
+    return [*lines, f"mean     accuracy {result['accuracy']:.4f}   ({result['how']})"]

@@ -1,0 +1,76 @@
+"""The preprocessing as a job: the miniature's media if they are asked for, and a tracked run in MLflow."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ast_model.tracking.run import TrackedRun, flatten, start_run
+from ast_model.tracking.server import PREPROCESSING, ROOT_TAG
+from pipeline.config import PreprocessConfig
+from pipeline.miniature import make_miniature, serve_miniature
+from pipeline.preprocess import Visit, preprocess
+from pipeline.progress import show_progress
+from pipeline.records import Kind
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.snapshots.status import plot_failures
+from pipeline.store.storage import Store
+
+MINIATURE = "miniature"
+
+
+@contextmanager
+def media_at_hand(data: PreprocessConfig, store: Store) -> Iterator[PreprocessConfig]:
+    """Make and serve the miniature if it is asked for; else the media are where the config says."""
+    if data.metadata != MINIATURE:
+        yield data
+        return
+    home = Path(store.path("")) if store.is_local else Path(tempfile.gettempdir())
+    with show_progress("make the miniature", 1, "clips") as progress:
+        miniature = make_miniature(home / MINIATURE, on_progress=progress.reach)
+    with serve_miniature(miniature.folder) as server:
+        yield replace(data, metadata=str(miniature.metadata_folder), media=data.media or server.media_address)
+
+
+def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, Visit]:
+    """Preprocess as a tracked run in an experiment of its own, which ends with a status whatever happens."""
+    tracker = start_run(store, run, {ROOT_TAG: store.root}, PREPROCESSING)
+    status = "FAILED"
+    try:
+        tracker.log_params(flatten(config))
+        snapshot, visit = preprocess(config, store)
+        log_visit(tracker, snapshot, visit)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.end(status)
+    return snapshot, visit
+
+
+def log_visit(tracker: TrackedRun, snapshot: Snapshot, visit: Visit) -> None:
+    """Log what a run did, and how far the data set is."""
+    metrics: dict[str, float] = {
+        "visited": visit.num_planned,
+        "written": visit.num_written,
+        "throttled": visit.num_throttled,
+        "bytes": visit.num_bytes,
+        "seconds": visit.seconds,
+        "clips_per_s": visit.num_decided / visit.seconds if visit.seconds else 0.0,
+        "shards_not_made": len(visit.errors),
+    }
+    metrics |= {f"failed/{kind}": 0 for kind in Kind}
+    for reason, count in visit.failures.items():
+        metrics[f"failed/{reason.kind}"] += count
+        metrics[f"reason/{reason}"] = count
+    for split, book in snapshot.manifest["books"].items():
+        metrics[f"yield/{split}"] = book["written"] / book["planned"]
+        metrics[f"clips/{split}"] = book["written"]
+    tracker.log_metrics(metrics, step=0)
+    tracker.log_data(snapshot, "preprocessing")
+    if visit.failures:
+        with tempfile.TemporaryDirectory() as folder:
+            plot_failures(visit.failures, visit.num_written).savefig(f"{folder}/failures.png", dpi=90)
+            tracker.log_files(Path(folder), "failures")

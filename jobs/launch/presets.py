@@ -1,0 +1,32 @@
+"""The recipes on AudioSet as presets of a job: the same names and workers in each."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from ast_model import recipes
+from ast_model.recipes import Recipe
+from jobs.launch.ray_train import RayConfig
+
+Config = TypeVar("Config")
+
+WORKERS = {
+    "demo": RayConfig(),
+    "audioset_balanced": RayConfig("1", use_gpu=True),
+    "audioset_full": RayConfig("4", use_gpu=True),
+    "audioset_modern": RayConfig("4", use_gpu=True),
+}
+
+
+def make_presets(make: Callable[[str, Recipe, RayConfig], Config]) -> dict[str, Callable[[], Config]]:
+    """Return a preset for each recipe, documented as the recipe is; `make` gives a job's config its settings."""
+    return {name: _preset(name, make) for name in WORKERS}
+
+
+def _preset(name: str, make: Callable[[str, Recipe, RayConfig], Config]) -> Callable[[], Config]:
+    recipe: Callable[[], Recipe] = getattr(recipes, name)
+
+    def preset() -> Config:
+        return make(name, recipe(), WORKERS[name])
+
+    preset.__doc__ = recipe.__doc__
+    return preset

@@ -1,0 +1,97 @@
+"""From recordings to a snapshot and trainings on it: what the jobs for other data than AudioSet share."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import tyro
+
+from ast_model.config import TrainConfig
+from ast_model.model import ASTConfig
+from ast_model.tracking.run import TrackedRun
+from ast_model.tracking.server import check_server, tracking_uri
+from ast_model.training.reporter import Metrics
+from jobs.launch.preprocessing import preprocess_tracked
+from jobs.launch.ray_train import RayConfig, train_on_ray
+from jobs.launch.runs import RunConfig, RunSettings, begin_run, ending_tracked, new_run_name, resume_run
+from pipeline.config import PreprocessConfig
+from pipeline.recordings.download import fetch_archive, unpack
+from pipeline.recordings.tables import MEDIA_TABLE, Recording, write_tables
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
+
+log = logging.getLogger(__name__)
+
+CLIPS_PER_SHARD = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedConfig:
+    """Settings of a job for a published set of recordings."""
+
+    preset: tyro.conf.Suppress[str]
+    data: str = ""
+    """The official folder, unpacked; empty to fetch it."""
+    archive: str
+    """Where the set is fetched from."""
+    digest: str
+    """sha256 or md5 of the archive; nothing is compared if empty."""
+    root: str
+    """Folder of the store. A relative one is taken from the current folder, in a Ray job from ~/audioset-ast."""
+    resume: str = ""
+    """Run to go on with, by the same command otherwise; empty for a new one."""
+    model: ASTConfig = field(default_factory=ASTConfig)
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
+
+
+class RayRunConfig(RunConfig, Protocol):
+    """What a job's config has for a run on Ray."""
+
+    @property
+    def resume(self) -> str: ...
+    @property
+    def ray(self) -> RayConfig: ...
+
+
+def official_folder(config: PublishedConfig, store: Store, mark: str) -> Path:
+    """Return the set's folder, after fetching it if need be: the one that has the file `mark`."""
+    if config.data:
+        return Path(config.data)
+    home = Path(store.path("download")) if store.is_local else Path.home() / ".cache/audioset-ast"
+    archive = fetch_archive(config.archive, home / config.archive.rsplit("/", 1)[-1], config.digest)
+    folder = unpack(archive, home / config.preset)
+    return next((found.parents[mark.count("/")] for found in folder.rglob(mark)), folder)
+
+
+def convert(recordings: Sequence[Recording], classes: Sequence[str], store: Store) -> Snapshot:
+    """Write the tables of recordings and take them the way of AudioSet; say what could not be read."""
+    check_server(tracking_uri(store))
+    folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())
+    splits = write_tables(recordings, classes, folder)
+    config = PreprocessConfig(
+        metadata=str(folder), media=str(folder / MEDIA_TABLE), splits=splits, clips_per_shard=CLIPS_PER_SHARD
+    )
+    snapshot, _ = preprocess_tracked(config, store, new_run_name("preprocess"))
+    for split, book in snapshot.manifest["books"].items():
+        failed = ", ".join(f"{count} {reason}" for reason, count in book["failed"].items())
+        log.info("%s: %d clips of %d%s", split, book["written"], book["planned"], f" ({failed})" if failed else "")
+    return snapshot
+
+
+def train_tracked(
+    config: RayRunConfig, snapshot: Snapshot, run: str = "", parent: TrackedRun | None = None
+) -> tuple[RunSettings, list[Metrics]]:
+    """Train a new run, of a new name unless one is given, or go on with `config.resume`; needs a running Ray.
+
+    Returns it with the metrics of each epoch.
+    """
+    if config.resume:
+        settings, _ = resume_run(config.resume, snapshot.store, config)
+    else:
+        settings = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
+    with ending_tracked(settings):
+        return settings, train_on_ray(settings, config.ray)

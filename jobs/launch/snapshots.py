@@ -1,0 +1,69 @@
+"""The commands about snapshots: list, diff, prune."""
+
+from dataclasses import dataclass
+
+from ast_model.tracking.lineage import snapshots_in_use
+from jobs.launch.cli import resolve_root
+from pipeline.errors import ConfigError
+from pipeline.snapshots.history import diff_snapshots, list_snapshots, prune_snapshots
+from pipeline.snapshots.snapshot import load_snapshot
+from pipeline.store.storage import Store
+
+
+@dataclass(frozen=True)
+class ListSnapshots:
+    """List the snapshots, the latest last, and the runs in the store that refer to them."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+
+
+@dataclass(frozen=True)
+class DiffSnapshots:
+    """Say which clips came and went between two snapshots, per split and class."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    old: str = ""
+    """Snapshot to compare from."""
+    new: str = ""
+    """Snapshot to compare with; unset the latest."""
+
+
+@dataclass(frozen=True)
+class PruneSnapshots:
+    """Remove snapshots that are not the latest and that no run refers to, in the store or in MLflow. Shards stay."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    keep: tuple[str, ...] = ()
+    """Snapshots to keep all the same."""
+    track: bool = True
+    """Ask MLflow which runs there are."""
+    dry_run: bool = False
+    """Only say which would be removed."""
+
+
+def print_snapshots(command: ListSnapshots) -> None:
+    for entry in list_snapshots(Store(resolve_root(command.root))):
+        clips = ", ".join(f"{count} {split}" for split, count in entry.num_clips.items())
+        runs = f"; runs {', '.join(entry.runs)}" if entry.runs else ""
+        print(f"{entry.snapshot_id}  {clips}{'  (latest)' if entry.is_latest else ''}{runs}")
+
+
+def print_difference(command: DiffSnapshots) -> None:
+    if not command.old:
+        raise ConfigError("expected --old SNAPSHOT to compare from, found none; `snapshots list` shows them")
+    store = Store(resolve_root(command.root))
+    old, new = load_snapshot(store, command.old), load_snapshot(store, command.new or None)
+    table = diff_snapshots(old, new)
+    print(
+        table.to_string(index=False) if len(table) else f"{old.snapshot_id} and {new.snapshot_id} hold the same clips"
+    )
+
+
+def remove_snapshots(command: PruneSnapshots) -> None:
+    store = Store(resolve_root(command.root))
+    in_use = snapshots_in_use(store) if command.track else set()
+    gone = prune_snapshots(store, command.keep, in_use, dry_run=command.dry_run)
+    print(f"{'would remove' if command.dry_run else 'removed'} {', '.join(gone) or 'none'}")

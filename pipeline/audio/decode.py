@@ -1,0 +1,166 @@
+"""Decode media into waveforms: mono, 16 kHz, cut to the sample, the clip's mean removed.
+
+Channels are averaged. The resampler is libswresample's windowed sinc (Kaiser, beta 9) of 128 taps a phase at the
+lower rate. Measured from 48, 44.1, 32 and 22.05 kHz: flat within 0.1 dB to 7.4 kHz, −0.7 dB at 7.6 kHz, below −79 dB
+from 8.1 kHz on, no delay.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.error import FFmpegError
+
+from pipeline.audio.container import BrokenMediaError, Track, is_cut_riff, open_media
+from pipeline.errors import InputError
+from pipeline.fbank import FRAME_LENGTH, SAMPLE_RATE_HZ
+from pipeline.records import Failure, Media, Reason
+
+SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000
+RESAMPLER_OPTIONS = {"filter_size": "128", "cutoff": "0.97", "filter_type": "kaiser", "kaiser_beta": "9"}
+
+SEEK_MARGIN_MS = 1_000
+"""Decoding starts this long before the segment: decoders need a run-up, containers round."""
+CUT_MARGIN_MS = 20
+"""Resampled with the segment on both sides, so that the filter sees what lies around it."""
+CUT_GRID_MS = 40
+"""Times that fall on whole samples at all usual rates, such as 11,025 Hz; the cut is taken from there."""
+END_TOLERANCE_S = 0.5
+"""A file that ends less than this before its stated end is whole."""
+MAX_FILE_MS = 3_600_000
+"""The longest file that is decoded as a whole."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """The audio of a segment."""
+
+    waveform: np.ndarray
+    """(S,) float32 in [-1, 1], mono, 16 kHz, its mean removed, never padded at the end."""
+    is_short: bool
+    """The media ended before the segment did."""
+
+
+def decode_segment(media: Media, start_ms: int, end_ms: int) -> Clip | Failure:
+    """Decode the segment from `start_ms` to `end_ms` of the video.
+
+    The clip has exactly 16 samples a millisecond where the media reaches that far. Time counts from the
+    container's own start plus `media.offset_ms`. Packets that can't be decoded and stretches that the stream
+    leaves out are silent, as long as at least half of the clip is real.
+    """
+    start_ms, end_ms = start_ms - media.offset_ms, end_ms - media.offset_ms
+    try:
+        if start_ms < 0:
+            raise BrokenMediaError(Reason.OUT_OF_RANGE, f"the segment starts {-start_ms} ms before the file")
+        waveform, track = _read(media.content, start_ms, end_ms)
+        is_short = len(waveform) < (end_ms - start_ms) * SAMPLES_PER_MS
+        if is_short and track.is_read_out:
+            _check_whole(media.content, track, start_ms)
+        _check_real(waveform, track)
+    except BrokenMediaError as error:
+        return error.failure
+    waveform = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
+    waveform.clip(-1, 1, out=waveform)
+    return Clip(waveform, is_short)
+
+
+def decode_file(content: bytes | str) -> np.ndarray:
+    """Decode a whole file (its bytes, or a path), at most an hour long → (S,) float32, like a clip's waveform.
+
+    Raises InputError if it can't be read, has no audio, breaks off, or is longer.
+    """
+    name = content if isinstance(content, str) else f"a file of {len(content)} bytes"
+    try:
+        clip = decode_segment(Media(content, name), 0, MAX_FILE_MS)
+    except OSError as error:
+        raise InputError(f"expected a file with audio, but {name} can't be read: {error.strerror}") from error
+    if isinstance(clip, Failure):
+        raise InputError(f"expected audio, but {name} can't be decoded ({clip.reason}): {clip.detail}")
+    if not clip.is_short:
+        raise InputError(f"{name} is longer than {MAX_FILE_MS // 60_000} minutes: cut it into parts first")
+    return clip.waveform
+
+
+def encode_flac(waveform: np.ndarray) -> bytes:
+    """Encode (S,) float32 at 16 kHz as 16-bit FLAC; the same samples give the same bytes."""
+    pcm = np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
+    file = BytesIO()
+    with av.open(file, "w", format="flac", container_options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono", options={"flags": "+bitexact"})
+        frame = AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE_HZ
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def decode_flac(content: bytes) -> np.ndarray:
+    """Decode what `encode_flac` made → (S,) int16. Raises InputError if it is something else, or damaged."""
+    try:
+        with av.open(BytesIO(content), "r", format="flac") as container:
+            frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
+            stream = container.streams.audio[0]
+            num_samples = stream.duration
+    except FFmpegError as error:
+        raise InputError(f"expected 16 kHz mono FLAC, found {len(content)} bytes that can't be decoded") from error
+    waveform = np.concatenate(frames) if frames else np.zeros(0, np.int16)
+    if waveform.dtype != np.int16 or stream.rate != SAMPLE_RATE_HZ or len(waveform) != num_samples:
+        raise InputError(
+            f"expected {num_samples} samples of 16-bit FLAC at {SAMPLE_RATE_HZ} Hz, found {len(waveform)} of"
+            f" {waveform.dtype} at {stream.rate} Hz"
+        )
+    return waveform
+
+
+def _read(content: bytes | str, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:
+    """Decode, resample and cut → (S,) float32, empty if there is nothing, and what is known of the file."""
+    window_start_ms = max(start_ms - CUT_MARGIN_MS, 0) // CUT_GRID_MS * CUT_GRID_MS
+    # The second try reads from the file's start: some files have a wrong index, or none.
+    for first_ms in (start_ms - SEEK_MARGIN_MS, 0):
+        with open_media(content) as container:
+            track = Track(container, window_start_ms, end_ms + CUT_MARGIN_MS)
+            waveform = _resample(track, first_ms)
+        if first_ms <= 0 or not track.starts_late:
+            break
+    skip = (start_ms - window_start_ms) * SAMPLES_PER_MS
+    return waveform[skip : skip + (end_ms - start_ms) * SAMPLES_PER_MS], track
+
+
+def _resample(track: Track, first_ms: int) -> np.ndarray:
+    resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE_HZ, options=RESAMPLER_OPTIONS)
+    parts = [np.zeros(0, np.float32)]
+    for block in track.blocks(first_ms):
+        if not np.isfinite(block).all():
+            raise BrokenMediaError(Reason.NOT_MEDIA, "some samples are no numbers")
+        block.clip(-1, 1, out=block)
+        if track.rate_hz == SAMPLE_RATE_HZ:
+            parts.append(block)
+            continue
+        frame = AudioFrame.from_ndarray(block[None], format="flt", layout="mono")
+        frame.sample_rate = track.rate_hz
+        parts += [resampled.to_ndarray()[0] for resampled in resampler.resample(frame)]
+    parts += [resampled.to_ndarray()[0] for resampled in resampler.resample(None)]
+    return np.concatenate(parts)
+
+
+def _check_whole(content: bytes | str, track: Track, start_ms: int) -> None:
+    """Tell a file that breaks off from one that is shorter than the segment."""
+    stated_s = track.stated_end_s or 0.0
+    if start_ms < stated_s * 1000 and track.end_s < stated_s - END_TOLERANCE_S:
+        detail = f"the file ends at {track.end_s:.1f} s, its header says {stated_s:.1f} s {track.error}"
+        raise BrokenMediaError(Reason.TRUNCATED, detail.rstrip())
+    if track.is_broken_off or is_cut_riff(content):
+        raise BrokenMediaError(Reason.TRUNCATED, track.error or "the file has fewer bytes than it says")
+
+
+def _check_real(waveform: np.ndarray, track: Track) -> None:
+    """Refuse a clip that has less than one frame, or that is mostly silence in place of broken packets."""
+    num_samples = track.position or 0
+    is_mostly_broken = track.error != "" and 2 * track.num_decoded <= num_samples
+    if is_mostly_broken or (track.position is None and track.end_s == 0):
+        raise BrokenMediaError(Reason.NOT_MEDIA, track.error or "the audio stream is empty")
+    if track.num_decoded == 0 or len(waveform) < FRAME_LENGTH:
+        detail = f"{len(waveform)} samples of the segment exist, at least {FRAME_LENGTH} are needed"
+        raise BrokenMediaError(Reason.OUT_OF_RANGE, f"{detail}; the file ends at {track.end_s:.3f} s")

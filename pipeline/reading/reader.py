@@ -1,0 +1,131 @@
+"""Single clips of a snapshot by (shard, offset, length): from local disk, a node's cache, or the store itself."""
+
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.audio.decode import decode_flac
+from pipeline.errors import CorruptError, InputError
+from pipeline.reading.prefetch import FetchAhead
+from pipeline.shards.format import FRAME_BYTES
+from pipeline.snapshots.snapshot import Snapshot
+
+MAX_OPEN_SHARDS = 256
+"""Of a local store. Those of a cache are opened for each clip: open, they would keep their space when evicted."""
+NPY_MAGIC = b"\x93NUMPY"
+
+
+class ClipReader:
+    """Reads members of shards. Safe to use from several threads.
+
+    The tar's header before a member is read with it and its name compared with the clip's key, so another shard under
+    the name of the indexed one is noticed at the first clip.
+    """
+
+    def __init__(self, snapshot: Snapshot, fetch_ahead: FetchAhead | None = None):
+        index = snapshot.index
+        self.store = snapshot.store
+        self.fetch_ahead = fetch_ahead
+        self._keys = index["key"].combine_chunks()
+        self.shard_names: list[str] = index["shard"].combine_chunks().dictionary.to_pylist()
+        self._shard = index["shard"].combine_chunks().indices.to_numpy()
+        columns = ("offset", "length", "num_frames", "audio_offset", "audio_length")
+        self._offset, self._length, self.num_frames, self._audio_offset, self._audio_length = (
+            index[name].to_numpy() for name in columns
+        )
+        self._open = lru_cache(MAX_OPEN_SHARDS)(_OpenShard)
+
+    def shards_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the place of each row's shard in `shard_names`."""
+        return self._shard[rows]
+
+    def read_fbank(self, row: int, out_TM: np.ndarray) -> int:
+        """Read a clip's fbank into float16 (T, 128), as many frames as fit, and return their number.
+
+        Raises CorruptError if the shard is not the indexed one.
+        """
+        num_frames = int(self.num_frames[row])
+        num_read = min(num_frames, len(out_TM))
+        npy_header_bytes = int(self._length[row]) - num_frames * FRAME_BYTES
+        head = bytearray(tarfile.BLOCKSIZE + max(npy_header_bytes, 0))
+        self._read(row, int(self._offset[row]), "fbank.npy", head, out_TM[:num_read])
+        if head[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + len(NPY_MAGIC)] != NPY_MAGIC:
+            raise CorruptError(
+                f"{self._where(row)}: expected an .npy of {num_frames} frames, found"
+                f" {bytes(head[tarfile.BLOCKSIZE :][:8])!r}; the shard and the snapshot don't belong together"
+            )
+        return num_read
+
+    def read_audio(self, row: int) -> np.ndarray:
+        """Read a clip's waveform (S,) int16. Raises InputError if it was not kept, CorruptError as `read_fbank`."""
+        if not self._audio_length[row]:
+            raise InputError(
+                f"clip {self._keys[row]} has no audio in {self._where(row)}; preprocess with keep_audio, or train on"
+                " features=fbank"
+            )
+        head, flac = bytearray(tarfile.BLOCKSIZE), np.empty(int(self._audio_length[row]), np.uint8)
+        self._read(row, int(self._audio_offset[row]), "flac", head, flac)
+        try:
+            return decode_flac(flac.tobytes())
+        except InputError as error:
+            raise CorruptError(f"{self._where(row)}: {error}") from error
+
+    def _read(self, row: int, offset: int, extension: str, head: bytearray, out: np.ndarray) -> None:
+        """Read the tar's header, the first bytes of the member and `out`, one behind the other."""
+        member = f"{self._keys[row]}.{extension}"
+        found, num_read = b"", 0
+        for read in self._ways_to(self.shard_names[self._shard[row]]):
+            num_read = read(offset - tarfile.BLOCKSIZE, head, out)
+            found = bytes(head[: tarfile.LENGTH_NAME]).rstrip(b"\0")
+            if num_read == len(head) + out.nbytes and found == member.encode():
+                return
+        what = f"{num_read} bytes of {found!r}" if num_read else "the end of the file"
+        raise CorruptError(
+            f"{self._where(row)}: expected {member} of {len(head) + out.nbytes} bytes, found {what}; the shard and the"
+            " snapshot don't belong together"
+        )
+
+    def _ways_to(self, name: str) -> Iterator[Callable[[int, bytearray, np.ndarray], int]]:
+        """Yield ways to read from a shard; the next is for when the one before read something else."""
+        if self.store.is_local:
+            yield self._open(self.store.path(name)).read_into
+            return
+        if self.fetch_ahead and (file := self.fetch_ahead.find(name)):
+            with suppress(CorruptError):  # evicted in between
+                yield _OpenShard(str(file)).read_into
+                self.fetch_ahead.cache.drop(name)
+        yield partial(self._read_from_store, name)
+
+    def _read_from_store(self, name: str, offset: int, head: bytearray, out: np.ndarray) -> int:
+        content = self.store.read_range(name, offset, len(head) + out.nbytes)
+        if len(content) == len(head) + out.nbytes:
+            head[:] = content[: len(head)]
+            out.view(np.uint8).reshape(-1)[:] = np.frombuffer(content, np.uint8, offset=len(head))
+        return len(content)
+
+    def _where(self, row: int) -> str:
+        return f"{self.store.url(self.shard_names[self._shard[row]])} at byte {self._offset[row]}"
+
+
+class _OpenShard:
+    """An open tar; it is closed when no reader holds it any more."""
+
+    def __init__(self, path: str):
+        try:
+            self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115
+        except FileNotFoundError as error:
+            raise CorruptError(
+                f"the shard {path} is in the snapshot but not on disk; restore it or preprocess"
+            ) from error
+
+    def read_into(self, offset: int, head: bytearray, out: np.ndarray) -> int:
+        return os.preadv(self._file.fileno(), [head, out.data], offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()

@@ -1,0 +1,84 @@
+"""Reread shards against their sidecars: what is there, its digests, where each clip lies and what it says of itself."""
+
+import hashlib
+import json
+import mmap
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+from pipeline.errors import CorruptError, StoreError
+from pipeline.shards.format import FAILED, WRITTEN, read_sidecar, seal_of, sidecar_seal
+from pipeline.store.storage import Store
+
+TAR, SIDECAR = ".tar", ".parquet"
+
+
+def audit_shard(shard: str, store: Store) -> list[str]:
+    """Return what is wrong with a shard, named without extension; nothing if it is sound."""
+    try:
+        sidecar = read_sidecar(store, shard + SIDECAR)
+    except (CorruptError, StoreError) as error:
+        return [str(error)]
+    rows = sidecar.to_pylist()
+    wrong = _audit_rows(shard, rows)
+    written = [row for row in rows if row["status"] == WRITTEN]
+    if not written:
+        return wrong
+    if not store.exists(shard + TAR):
+        return [*wrong, f"{shard}{TAR} is missing; its sidecar has {len(written)} clips"]
+    with ExitStack() as stack:
+        if store.is_local:
+            tar = Path(store.path(shard + TAR))
+        else:
+            tar = stack.enter_context(store.scratch()) / "shard.tar"
+            store.fetch(shard + TAR, tar)
+        found, expected = seal_of(tar), sidecar_seal(sidecar)
+        if found != expected:
+            what = f"{found.num_bytes} bytes and the digest {found.digest[:16]}"
+            wrong.append(f"{shard}{TAR}: expected {expected.num_bytes} bytes and {expected.digest[:16]}, found {what}")
+        return wrong + _audit_clips(tar, shard, written)
+
+
+def _audit_rows(shard: str, rows: list[dict]) -> list[str]:
+    wrong = []
+    if strange := {row["status"] for row in rows} - {WRITTEN, FAILED}:
+        wrong.append(f"{shard}{SIDECAR}: expected the status written or failed, found {', '.join(sorted(strange))}")
+    if twice := [key for key, count in Counter(row["key"] for row in rows).items() if count > 1]:
+        wrong.append(f"{shard}{SIDECAR}: {twice[0]} and {len(twice) - 1} others stand twice")
+    return wrong
+
+
+def _audit_clips(tar: Path, shard: str, rows: list[dict]) -> list[str]:
+    bad = []
+    with tar.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for row in rows:
+            fbank = content[row["fbank_offset"] : row["fbank_offset"] + row["fbank_bytes"]]
+            text = content[row["json_offset"] : row["json_offset"] + row["json_bytes"]]
+            if hashlib.sha256(fbank).hexdigest() != row["digest"] or not _agrees(text, row):
+                bad.append(row["key"])
+    return [f"{shard}{TAR}: {len(bad)} clips are not what their rows say, such as {bad[0]}"] if bad else []
+
+
+def _agrees(text: bytes, row: dict) -> bool:
+    """Whether a clip's description in the tar says the same as its row."""
+    try:
+        description = json.loads(text)
+    except ValueError:
+        return False
+    names = ("key", "ytid", "start_ms", "end_ms", "num_frames")
+    return description["labels"] == row["labels"] and all(description[name] == row[name] for name in names)
+
+
+def remove_shard(shard: str, store: Store) -> None:
+    """Remove a shard, so that the next run makes it anew. The sidecar goes first: it is what makes a shard count."""
+    for name in (shard + SIDECAR, shard + TAR):
+        if store.exists(name):
+            store.remove(name)
+
+
+def orphans(store: Store) -> list[str]:
+    """List tars without a sidecar: what runs left that were killed between the two."""
+    names = {name.rpartition(".")[0]: name for name in store.list("shards", TAR)}
+    done = {name.rpartition(".")[0] for name in store.list("shards", SIDECAR)}
+    return [shard for shard in names if shard not in done]

@@ -1,0 +1,207 @@
+"""A shard: a WebDataset tar of clips, and its sidecar, a table with a row for each planned segment.
+
+The sidecar is published after the tar, so a shard is there if its sidecar is. It is named by a digest of what
+was planned, so two runs that plan the same write the same, and others never meet.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from webdataset.writer import TarWriter
+
+from pipeline.errors import CorruptError
+from pipeline.fbank import FBANK_SETTINGS, NUM_MEL_BINS
+from pipeline.records import Segment
+from pipeline.store.storage import Store
+
+FORMAT_VERSION = 1
+FBANK_DTYPE = np.dtype("<f2")
+FRAME_BYTES = NUM_MEL_BINS * FBANK_DTYPE.itemsize
+WRITTEN = "written"
+FAILED = "failed"
+
+
+def digest_of(value: Any) -> str:
+    """Digest of a JSON value, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def shard_settings(keep_audio: bool) -> dict[str, Any]:
+    """Settings that change a shard's bytes; their digest is the data's fingerprint."""
+    return {"format": FORMAT_VERSION, "fbank": FBANK_SETTINGS, "keep_audio": keep_audio}
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarRow:
+    """What became of a planned segment."""
+
+    key: str
+    ytid: str
+    start_ms: int
+    end_ms: int
+    split: str
+    labels: tuple[str, ...]
+    status: str
+    """`written` or `failed`."""
+    reason: str = ""
+    detail: str = ""
+    """Of a failure: the original message. Of a written clip: empty, or what is remarkable, such as `short`."""
+    attempts: int = 0
+    """In all runs so far."""
+    source: str = ""
+    num_frames: int = 0
+    fbank_offset: int = 0
+    """Byte at which the member's content starts in the tar."""
+    fbank_bytes: int = 0
+    json_offset: int = 0
+    json_bytes: int = 0
+    audio_offset: int = 0
+    audio_bytes: int = 0
+    digest: str = ""
+    """SHA-256 of the fbank member."""
+    fbank_sum: float = 0.0
+    """Over all frames and bins, for the statistics."""
+    fbank_sum_squares: float = 0.0
+
+
+ARROW_TYPES: dict[Any, pa.DataType] = {
+    int: pa.int64(),
+    str: pa.string(),
+    float: pa.float64(),
+    tuple[str, ...]: pa.list_(pa.string()),
+}
+SIDECAR_METADATA = {b"fingerprint", b"tar_bytes", b"tar_digest"}
+SIDECAR_SCHEMA = pa.schema([(field.name, ARROW_TYPES[field.type]) for field in dataclasses.fields(SidecarRow)])
+
+
+def shard_name(split: str, shard_id: str, extension: str) -> str:
+    return f"shards/{split}/{shard_id}.{extension}"
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What a tar is known by, byte for byte."""
+
+    num_bytes: int
+    digest: str
+    """SHA-256 of the whole tar."""
+
+
+def seal_of(tar: Path) -> Seal:
+    """Seal a complete local tar."""
+    with tar.open("rb") as stream:
+        return Seal(tar.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+class ShardWriter:
+    """Writes the clips of a shard to a local tar and tells where each member lies."""
+
+    def __init__(self, file: Path):
+        self._stream = file.open("wb")
+        self._tar = TarWriter(self._stream, mtime=0)
+
+    def write(self, segment: Segment, fbank_TM: np.ndarray, audio: bytes | None, source: str) -> dict[str, Any]:
+        """Add a clip: fbank (T, 128), optional FLAC. Return the fields of its sidecar row that follow from it."""
+        fbank_TM = np.ascontiguousarray(fbank_TM, dtype=FBANK_DTYPE)
+        description = {
+            "key": segment.key,
+            "ytid": segment.ytid,
+            "start_ms": segment.start_ms,
+            "end_ms": segment.end_ms,
+            "labels": list(segment.labels),
+            "source": PurePosixPath(source).name,  # the same bytes from whichever host
+            "num_frames": len(fbank_TM),
+        }
+        members = {
+            "fbank.npy": _npy_bytes(fbank_TM),
+            "json": json.dumps(description, sort_keys=True).encode(),
+        }
+        if audio is not None:
+            members["flac"] = audio
+        offsets = self._write_members(segment.key, members)
+        values = fbank_TM.astype(np.float64)
+        return {
+            "num_frames": len(fbank_TM),
+            "fbank_offset": offsets["fbank.npy"],
+            "fbank_bytes": len(members["fbank.npy"]),
+            "json_offset": offsets["json"],
+            "json_bytes": len(members["json"]),
+            "audio_offset": offsets.get("flac", 0),
+            "audio_bytes": len(members.get("flac", b"")),
+            "digest": hashlib.sha256(members["fbank.npy"]).hexdigest(),
+            "fbank_sum": float(values.sum()),
+            "fbank_sum_squares": float(np.square(values).sum()),
+        }
+
+    def _write_members(self, key: str, members: Mapping[str, bytes]) -> dict[str, int]:
+        offsets = {}
+        for extension, content in members.items():
+            self._tar.write({"__key__": key, extension: content})
+            padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            offsets[extension] = self._tar.tarstream.offset - padded
+        return offsets
+
+    def close(self) -> None:
+        self._tar.close()
+        self._stream.close()
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()
+
+
+def parse_fbank(member: bytes | memoryview, num_frames: int) -> np.ndarray:
+    """View the `.fbank.npy` member of a clip as float16 (T, 128), without a copy.
+
+    The values are the last `num_frames` rows of the bytes, whatever the header's length.
+    """
+    expected = num_frames * FRAME_BYTES
+    if len(member) < expected or bytes(member[:6]) != b"\x93NUMPY":
+        raise CorruptError(
+            f"expected an .npy of {num_frames} frames ({expected} bytes and a header), found {len(member)} bytes"
+            f" that start with {bytes(member[:6])!r}: the shard is not the one that was indexed"
+        )
+    return np.frombuffer(member, FBANK_DTYPE, offset=len(member) - expected).reshape(num_frames, NUM_MEL_BINS)
+
+
+def write_sidecar(store: Store, name: str, rows: list[SidecarRow], fingerprint: str, seal: Seal) -> None:
+    """Publish a shard's sidecar; the shard counts as done from then on."""
+    columns = {name: [getattr(row, name) for row in rows] for name in SIDECAR_SCHEMA.names}
+    table = pa.Table.from_pydict(columns, schema=SIDECAR_SCHEMA)
+    metadata = {"fingerprint": fingerprint, "tar_bytes": str(seal.num_bytes), "tar_digest": seal.digest}
+    out = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), out, compression="zstd")
+    store.write_bytes(name, out.getvalue())
+
+
+def sidecar_seal(sidecar: pa.Table) -> Seal:
+    """Return the seal of the tar that a sidecar, as `read_sidecar` returns it, belongs to."""
+    metadata = sidecar.schema.metadata
+    return Seal(int(metadata[b"tar_bytes"]), metadata[b"tar_digest"].decode())
+
+
+def read_sidecar(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a sidecar; the fingerprint and the tar's seal are in the schema's metadata."""
+    try:
+        table = pq.read_table(io.BytesIO(store.read_bytes(name)), columns=columns)
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise CorruptError(f"{store.url(name)} is no sidecar: {error}; remove it and run again") from error
+    missing = set(columns or SIDECAR_SCHEMA.names) - set(table.column_names)
+    missing |= {key.decode() for key in SIDECAR_METADATA - (table.schema.metadata or {}).keys()}
+    if missing:
+        raise CorruptError(
+            f"{store.url(name)} is no sidecar of this version: it lacks {sorted(missing)}; remove it and run again"
+        )
+    return table

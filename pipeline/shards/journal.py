@@ -1,0 +1,93 @@
+"""The journal of a shard in the making: what is decided is kept in small parts, so that a kill costs little.
+
+A part is published whole, under a number that counts the clips before it. The folder goes once the shard is there.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import CorruptError
+from pipeline.records import Segment
+from pipeline.shards.format import ARROW_TYPES
+from pipeline.store.storage import Store
+
+FOLDER = "parts"
+CLIPS_PER_PART = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a segment, with its content if that is good."""
+
+    segment: Segment
+    status: str
+    attempts: int
+    reason: str = ""
+    detail: str = ""
+    source: str = ""
+    fbank: bytes = b""
+    """float16 (T, 128)."""
+    audio: bytes = b""
+
+
+SEGMENT_NAMES = [field.name for field in fields(Segment)]
+OUTCOME_FIELDS = [field for field in fields(Outcome) if field.name != "segment"]
+SCHEMA = pa.schema(
+    [(field.name, ARROW_TYPES[field.type]) for field in fields(Segment)]
+    + [(field.name, pa.binary() if field.type is bytes else ARROW_TYPES[field.type]) for field in OUTCOME_FIELDS]
+)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The parts of one shard."""
+
+    store: Store
+    fingerprint: str
+    split: str
+    shard_id: str
+
+    @property
+    def folder(self) -> str:
+        return f"{FOLDER}/{self.fingerprint}/{self.split}/{self.shard_id}"
+
+    def append(self, first: int, outcomes: Sequence[Outcome]) -> None:
+        """Keep outcomes, of which the first is the shard's clip number `first`."""
+        rows = [
+            {name: getattr(outcome.segment, name) for name in SEGMENT_NAMES}
+            | {field.name: getattr(outcome, field.name) for field in OUTCOME_FIELDS}
+            for outcome in outcomes
+        ]
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, SCHEMA) as writer:
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        self.store.write_bytes(f"{self.folder}/{first:06d}.arrow", sink.getvalue().to_pybytes())
+
+    def read(self) -> Iterator[Outcome]:
+        """Yield the outcomes that are kept, in order, up to a gap."""
+        num_read = 0
+        for name in self.store.list(self.folder, ".arrow"):
+            if not name.endswith(f"/{num_read:06d}.arrow"):
+                return
+            try:
+                table = pa.ipc.open_file(self.store.read_bytes(name)).read_all()
+            except pa.ArrowInvalid as error:
+                raise CorruptError(f"{self.store.url(name)} is no part of a shard: {error}; remove it") from error
+            for row in table.to_pylist():
+                about: dict[str, Any] = {name: row.pop(name) for name in SEGMENT_NAMES}
+                about["labels"] = tuple(about["labels"])
+                yield Outcome(Segment(**about), **row)
+            num_read += len(table)
+
+    def clear(self) -> None:
+        if self.store.list(self.folder):
+            self.store.remove(self.folder)
+
+
+def unfinished(store: Store, fingerprint: str) -> list[Journal]:
+    """List the journals that killed runs left behind."""
+    shards = sorted({tuple(name.split("/")[2:4]) for name in store.list(f"{FOLDER}/{fingerprint}", ".arrow")})
+    return [Journal(store, fingerprint, split, shard_id) for split, shard_id in shards]

@@ -1,0 +1,117 @@
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from ast_model.checkpoints.checkpoint import (
+    Checkpoint,
+    Position,
+    list_checkpoints,
+    newest_checkpoint,
+    read_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+)
+from pipeline.errors import CorruptError, MismatchError
+from pipeline.store.storage import Store
+
+FOLDER = "runs/one/checkpoints"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def save_epochs(store: Store, num_epochs: int) -> list[str]:
+    return [
+        save_checkpoint(store, FOLDER, Checkpoint(Position(epoch), {"weight": torch.full((3,), float(epoch))}))
+        for epoch in range(num_epochs)
+    ]
+
+
+def test_a_checkpoint_comes_back_as_it_was(store: Store) -> None:
+    parts = {part: {"weight": torch.randn(3, 2)} for part in ("model", "raw", "optimizer", "average")}
+    saved = Checkpoint(Position(2, 5), **parts, num_averaged=3, description={"history": [{"loss": 0.1}]})
+    read = read_checkpoint(store, save_checkpoint(store, FOLDER, saved))
+    assert (read.position, read.num_averaged) == (Position(2, 5), 3)
+    assert read.description["history"] == [{"loss": 0.1}]
+    for part in parts:
+        torch.testing.assert_close(getattr(read, part), getattr(saved, part), rtol=0, atol=0)
+    assert read.trained["weight"].equal(parts["raw"]["weight"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}      "),
+        ("model.safetensors", b""),
+        ("checkpoint.json", b'{"format": 1, "posit'),
+        ("checkpoint.json", b""),
+    ],
+)
+def test_a_broken_newest_one_is_said_and_the_one_before_is_taken(
+    store: Store, caplog: pytest.LogCaptureFixture, file: str, content: bytes
+) -> None:
+    newest = save_epochs(store, 3)[-1]
+    Path(store.path(f"{newest}/{file}")).write_bytes(content)
+    with pytest.raises(CorruptError, match=f"epoch-0002.*{file}"):
+        read_checkpoint(store, newest)
+    with caplog.at_level(logging.WARNING):
+        found = newest_checkpoint(store, FOLDER)
+    assert found is not None
+    assert found.position == Position(1)
+    assert f"epoch-0002-step-00000000/{file}" in caplog.text
+    assert "going back to the checkpoint before" in caplog.text
+
+
+def test_one_flipped_bit_is_found(store: Store) -> None:
+    file = Path(store.path(f"{save_epochs(store, 1)[0]}/model.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CorruptError, match="its digest differs"):
+        read_checkpoint(store, f"{FOLDER}/{Position().name}")
+
+
+def test_a_checkpoint_without_description_does_not_count(store: Store) -> None:
+    # As a run that was killed while saving leaves it.
+    names = save_epochs(store, 2)
+    store.remove(f"{names[-1]}/checkpoint.json")
+    assert list_checkpoints(store, FOLDER) == names[:1]
+
+
+def test_none_is_no_error(store: Store) -> None:
+    assert newest_checkpoint(store, FOLDER) is None
+
+
+def test_a_file_that_is_gone_is_said(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    newest = save_epochs(store, 2)[-1]
+    store.remove(f"{newest}/model.safetensors")
+    found = newest_checkpoint(store, FOLDER)
+    assert found is not None
+    assert found.position == Position(0)
+    assert "expected model.safetensors, found none" in caplog.text
+
+
+def test_a_removed_one_leaves_nothing(store: Store) -> None:
+    names = save_epochs(store, 2)
+    remove_checkpoint(store, names[0])
+    assert store.list(FOLDER) == [f"{names[1]}/{file}" for file in ("checkpoint.json", "model.safetensors")]
+
+
+def test_another_format_is_refused(store: Store) -> None:
+    name = save_epochs(store, 1)[0]
+    file = Path(store.path(f"{name}/checkpoint.json"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+    with pytest.raises(MismatchError, match="expected a checkpoint of format 1, found 99"):
+        newest_checkpoint(store, FOLDER)
+
+
+def test_names_sort_by_position() -> None:
+    positions = [Position(epoch, step) for epoch in (0, 9, 10, 100) for step in (0, 99, 100_000)]
+    assert [position.name for position in positions] == sorted(position.name for position in positions)
+    assert dataclasses.asdict(positions[1]) == {"epoch": 0, "step": 99}

@@ -1,0 +1,181 @@
+import http.server
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from ast_model.tracking import delivery as tracking_delivery
+from ast_model.tracking.run import TrackedRun, continue_run, start_run
+from ast_model.tracking.server import check_server
+from pipeline.errors import TrackingError
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its tables, whose making takes seconds."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking_delivery, "OUTBOXES", tmp_path / "outboxes")
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    return Store(str(tmp_path))
+
+
+def rows(store: Store, query: str) -> list[tuple]:
+    with sqlite3.connect(store.path("mlflow.db")) as database:
+        found = database.execute(query).fetchall()
+    database.close()
+    return found
+
+
+def steps(store: Store, key: str) -> list[int]:
+    return [step for (step,) in rows(store, f"select step from metrics where key = '{key}' order by step")]
+
+
+def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp_path: Path) -> None:
+    """Counted in the database, as a person would look."""
+    code = (
+        "import os, signal, pathlib; from pipeline.store.storage import Store\n"
+        "from ast_model import tracking, tracking_delivery\n"
+        f"tracking_delivery.OUTBOXES = pathlib.Path({str(tmp_path / 'outboxes')!r})\n"
+        f"run = tracking.start_run(Store({store.root!r}), 'a training', {{'preset': 'demo'}})\n"
+        "for step in range(1, 31): run.log_metrics({'train/loss': 1 / step}, step)\n"
+        "run.close()\n"
+        "for step in range(31, 41): run.log_metrics({'train/loss': 1 / step}, step)\n"  # may or may not arrive
+        "print(run.run_id, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert killed.returncode < 0, killed.stderr
+    assert rows(store, "select status from runs") == [("RUNNING",)]
+
+    run = continue_run(store, killed.stdout.strip())
+    assert rows(store, "select status from runs") == [("RUNNING",)]
+    for step in range(21, 61):  # from a checkpoint at step 20
+        run.log_metrics({"train/loss": 1 / step}, step)
+    run.end("FINISHED")
+    assert rows(store, "select status from runs") == [("FINISHED",)]
+    assert steps(store, "train/loss") == list(range(1, 61))
+
+
+def test_a_run_whose_process_was_killed_does_not_stay_running(store: Store) -> None:
+    dead, other = start_run(store, "dead", {}), start_run(store, "alive", {})
+    gone = '{"machine": "elsewhere", "pid": 1, "started": 0.0}'
+    dead.log_tags({"owner.process": gone, "owner.seen_at": "1000.0"})
+    start_run(store, "next", {}).end("FINISHED")
+    assert dict(rows(store, "select name, status from runs")) == {
+        "dead": "FAILED",
+        "alive": "RUNNING",
+        "next": "FINISHED",
+    }
+    assert rows(store, "select end_time from runs where name = 'dead'") == [(1_000_000,)]
+    other.end("KILLED")
+
+
+def test_a_run_that_is_worked_on_elsewhere_is_refused(store: Store) -> None:
+    run = start_run(store, "busy", {})
+    tags = {"owner.process": '{"machine": "elsewhere", "pid": 1, "started": 0.0}'}
+    run.log_tags(tags)
+    with pytest.raises(TrackingError, match=r"expected nobody to work on run busy, found .*elsewhere"):
+        continue_run(store, run.run_id)
+    run.end("KILLED")
+
+
+def test_a_run_of_another_experiment_is_refused(store: Store) -> None:
+    run = start_run(store, "x", {}, experiment="others")
+    run.end("FINISHED")
+    with pytest.raises(TrackingError, match="found it in 'others'"):
+        continue_run(store, run.run_id)
+    with pytest.raises(TrackingError, match="can't go on with run 0123"):
+        continue_run(store, "0123")
+
+
+def test_a_deleted_experiment_is_named_with_its_cure(store: Store) -> None:
+    run = start_run(store, "x", {})
+    run.end("FINISHED")
+    run.client.delete_experiment(run.client.get_run(run.run_id).info.experiment_id)
+    with pytest.raises(TrackingError, match=r"found it deleted. Restore it: .*experiments restore --experiment-id 1"):
+        start_run(store, "y", {})
+
+
+def test_a_checkpoint_becomes_one_model_with_metrics_and_data(store: Store, snapshot: Snapshot) -> None:
+    run = start_run(store, "x", {})
+    run.log_data(snapshot, "training")
+    for _ in range(2):  # a resumed training may tell of it again
+        run.log_checkpoint("epoch-0001", "/store/epoch-0001", {"epoch": 1.0, "eval/mAP": 0.25})
+    run.end("FINISHED")
+    experiment = run.client.get_run(run.run_id).info.experiment_id
+    (model,) = run.client.search_logged_models([experiment])
+    assert model.tags["checkpoint"] == "/store/epoch-0001"
+    assert [(m.key, m.value, m.step, m.dataset_name, m.dataset_digest) for m in model.metrics or []] == [
+        ("eval/mAP", 0.25, 1, "store", snapshot.snapshot_id)
+    ]
+    inputs = run.client.get_run(run.run_id).inputs
+    (data,) = inputs.dataset_inputs if inputs else []
+    assert mlflow.data.get_source(data).uri == snapshot.store.url(f"snapshots/{snapshot.snapshot_id}")  # pyright: ignore
+    assert steps(store, "eval/mAP") == [1]
+
+
+def test_a_child_run_is_found_under_its_parent(store: Store) -> None:
+    parent = start_run(store, "five folds", {})
+    child = start_run(store, "fold 1", {}, parent=parent)
+    found = child.client.search_runs(
+        [child.client.get_run(child.run_id).info.experiment_id], f"tags.mlflow.parentRunId = '{parent.run_id}'"
+    )
+    assert [run.info.run_name for run in found] == ["fold 1"]
+    child.end("FINISHED")
+    parent.end("FINISHED")
+
+
+def test_parameters_that_change_on_resume_are_kept_beside_the_first(store: Store) -> None:
+    run = start_run(store, "x", {})
+    run.log_params({"train.num_epochs": "5"})
+    run.log_params({"train.num_epochs": "8", "train.seed": "0"})
+    data = run.client.get_run(run.run_id).data
+    assert (data.params, data.tags["resumed.train.num_epochs"]) == ({"train.num_epochs": "5", "train.seed": "0"}, "8")
+    run.end("FINISHED")
+
+
+@pytest.fixture
+def other_server() -> Iterator[str]:
+    """Something that answers, but is no MLflow."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_address_that_answers_with_something_else_is_refused(other_server: str) -> None:
+    with pytest.raises(TrackingError, match=r"expected an MLflow server at .*, found HTTP 404"):
+        check_server(other_server)
+    with pytest.raises(TrackingError, match=r"found .*refused"):
+        check_server("http://127.0.0.1:1")
+
+
+def test_a_metric_name_that_mlflow_rejects_stops_nothing(store: Store, tmp_path: Path) -> None:
+    run: TrackedRun = start_run(store, "x", {})
+    run.log_metrics({"eval/Speech, (male) & female": 1.0}, 1)
+    assert run._outbox is not None and run._outbox.flush(20)
+    run.log_metrics({"train/loss": 1.0}, 1)
+    run.end("FINISHED")
+    assert steps(store, "train/loss") == [1]
+    assert len(list((tmp_path / "outboxes").rglob("*.refused"))) == 1

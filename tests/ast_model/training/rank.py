@@ -1,0 +1,59 @@
+"""Train as one rank of those that the environment names, and write what the main rank logged: `rank.py JOB OUT`.
+
+The last rank asks to stop after as many steps as the job says.
+"""
+
+import json
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ast_model.distributed import join_world
+from ast_model.training.job import Job, Watch
+from ast_model.training.trainer import Trainer
+from pipeline.errors import StoppedError
+from pipeline.snapshots.snapshot import load_snapshot
+
+
+class Recorder:
+    """Keeps the step metrics that it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.steps.append({"step": step, **metrics})
+
+    def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
+        pass
+
+
+class StopAt(Watch):
+    def __init__(self, num_steps: int) -> None:
+        self.num_left = num_steps
+
+    def is_stopping(self) -> bool:
+        self.num_left -= 1
+        return self.num_left == 0
+
+
+def main(job_file: Path, out_file: Path) -> None:
+    torch.set_num_threads(1)
+    config, model, store, snapshot_id, run, stop_at = pickle.loads(job_file.read_bytes())
+    recorder = Recorder()
+    with join_world() as world:
+        job = Job(config, model, load_snapshot(store, snapshot_id), run, recorder)
+        watch = StopAt(stop_at) if world.rank == world.size - 1 else None
+        try:
+            history = Trainer(job, world, watch).run()
+        except StoppedError:
+            history = []
+        if world.is_main:
+            out_file.write_text(json.dumps({"world_size": world.size, "steps": recorder.steps, "history": history}))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,110 @@
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from ast_model.checkpoints.checkpoint import State, newest_checkpoint
+from ast_model.config import CheckpointConfig, RegulariseConfig
+from ast_model.distributed import World
+from ast_model.training.job import Job, Watch
+from ast_model.training.schedule import ScheduleConfig
+from ast_model.training.trainer import Trainer
+from pipeline.errors import ConfigError, MismatchError, StoppedError
+
+ALONE = World(0, 1, torch.device("cpu"))
+NUM_STEPS = 6
+"""Per epoch."""
+MakeJob = Callable[..., Job]
+
+
+@dataclass
+class StopAt(Watch):
+    """Asks to stop when the training has taken so many steps."""
+
+    num_steps: int
+    num_asked: int = 0
+
+    def is_stopping(self) -> bool:
+        self.num_asked += 1
+        return self.num_asked >= self.num_steps
+
+
+def train(job: Job, watch: Watch | None = None) -> tuple[Trainer, list[dict[str, float]]]:
+    trainer = Trainer(job, ALONE, watch)
+    return trainer, trainer.run()
+
+
+def final_state(job: Job) -> dict[str, State]:
+    checkpoint = newest_checkpoint(job.snapshot.store, job.folder)
+    assert checkpoint is not None
+    return {part: getattr(checkpoint, part) for part in ("model", "raw", "optimizer", "average")}
+
+
+PAST_THE_PAPER: dict[str, Any] = {
+    "ema_decay": 0.9,
+    "layer_decay": 0.7,
+    "regularise": RegulariseConfig(patchout_freq=2, patchout_time=8, drop_path=0.3),
+    "schedule": ScheduleConfig("cosine", num_warmup_steps=2, num_steps_per_stair=1),
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stop_at"),
+    [
+        *(({"average_from_epoch": 1}, stop_at) for stop_at in (1, 4, NUM_STEPS, NUM_STEPS + 3)),
+        (PAST_THE_PAPER, 4),
+        ({"precision": "fp16"}, 4),
+    ],
+)
+def test_stop_and_resume_equals_no_stop_bit_for_bit(make_job: MakeJob, overrides: dict[str, Any], stop_at: int) -> None:
+    whole, stopped = (make_job(run, **overrides) for run in ("whole", "stopped"))
+    _, history = train(whole)
+    with pytest.raises(StoppedError, match="go on with --resume stopped"):
+        train(stopped, StopAt(stop_at))
+    resumed = make_job("stopped", **overrides)
+    trainer = Trainer(resumed, ALONE)
+    assert trainer.position.epoch * NUM_STEPS + trainer.position.step == stop_at
+    resumed_history = trainer.run()
+    torch.testing.assert_close(final_state(resumed), final_state(whole), rtol=0, atol=0)
+    assert [epoch.keys() for epoch in resumed_history] == [epoch.keys() for epoch in history]
+    for epoch, expected in zip(resumed_history, history, strict=True):
+        assert epoch == pytest.approx(expected, rel=1e-6, nan_ok=True)
+
+
+def test_a_kill_loses_the_steps_since_the_last_checkpoint(make_job: MakeJob) -> None:
+    @dataclass
+    class KillAt(StopAt):
+        def is_stopping(self) -> bool:
+            if super().is_stopping():
+                raise KeyboardInterrupt
+            return False
+
+    every_two = {"checkpoints": CheckpointConfig(every_steps=2, every_minutes=None)}
+    whole, killed = (make_job(run, **every_two) for run in ("whole", "killed"))
+    train(whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(killed, KillAt(NUM_STEPS + 5))
+    trainer = Trainer(killed, ALONE)
+    assert trainer.position.epoch == 1
+    assert trainer.position.step >= 2  # that of step 4 may still have been waiting
+    trainer.run()
+    torch.testing.assert_close(final_state(killed), final_state(whole), rtol=0, atol=0)
+
+
+def test_what_does_not_belong_together_is_refused(make_job: MakeJob) -> None:
+    job = make_job()
+    with pytest.raises(StoppedError):
+        train(job, StopAt(1))
+    wider = dataclasses.replace(job, model=dataclasses.replace(job.model, width=32))
+    with pytest.raises(MismatchError, match=r"trains another model .width: 16 then, 32 now"):
+        Trainer(wider, ALONE)
+    other = dataclasses.replace(job, snapshot=dataclasses.replace(job.snapshot, snapshot_id="other"))
+    with pytest.raises(MismatchError, match="was trained on snapshot"):
+        Trainer(other, ALONE)
+    with pytest.raises(ConfigError, match="at least one sample per rank, found 4 for 5 ranks"):
+        Trainer(job, World(0, 5, torch.device("cpu")))
+    with pytest.raises(MismatchError, match=r"expected a model of \d+ classes"):
+        Trainer(dataclasses.replace(job, model=dataclasses.replace(job.model, num_classes=3)), ALONE)

@@ -1,0 +1,161 @@
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ast_model.checkpoints.checkpoint import State, newest_checkpoint
+from ast_model.config import AugmentConfig, CheckpointConfig, RegulariseConfig
+from ast_model.data.loader import Batch
+from ast_model.distributed import World
+from ast_model.training.job import Job, Watch
+from ast_model.training.schedule import ScheduleConfig
+from ast_model.training.step import Stepper
+from ast_model.training.trainer import Trainer
+from pipeline.errors import TrainingError
+
+ALONE = World(0, 1, torch.device("cpu"))
+NUM_STEPS = 6
+"""Per epoch."""
+MakeJob = Callable[..., Job]
+
+
+def train(job: Job, watch: Watch | None = None) -> tuple[Trainer, list[dict[str, float]]]:
+    trainer = Trainer(job, ALONE, watch)
+    return trainer, trainer.run()
+
+
+def final_state(job: Job) -> dict[str, State]:
+    checkpoint = newest_checkpoint(job.snapshot.store, job.folder)
+    assert checkpoint is not None
+    return {part: getattr(checkpoint, part) for part in ("model", "raw", "optimizer", "average")}
+
+
+def test_micro_batches_and_the_fused_step_equal_torchs_plain_adam(make_job: MakeJob) -> None:
+    job = make_job(micro_batch_size=1, schedule=ScheduleConfig(num_warmup_steps=0), weight_decay=0.01)
+    trainer = Trainer(job, ALONE)
+    whole = Trainer(dataclasses.replace(job, config=dataclasses.replace(job.config, micro_batch_size=4)), ALONE)
+    plain = torch.optim.Adam(whole.model.parameters(), 1e-3, (0.95, 0.999), weight_decay=0.01, foreach=False)
+    parts, wholes = (each.data.batches(0, range(3), ALONE) for each in (trainer, whole))
+    for step in range(3):
+        report = trainer.stepper.take(0, step, lambda: next(parts))
+        plain.zero_grad()
+        loss = whole.stepper._backward(next(wholes), 0, step, slice(0, 4)).sum()
+        plain.step()
+        torch.testing.assert_close(report.loss, loss)
+    # A bias of the keys changes no attention: its gradient is rounding noise, of which Adam takes whole steps.
+    ours, theirs = (
+        {name: value for name, value in each.model.state_dict().items() if not name.endswith("qkv.bias")}
+        for each in (trainer, whole)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, rows: set[int]) -> None:
+    """Let batches hold NaN for some rows."""
+    move = Batch.to
+
+    def move_spoilt(self: Batch, device: torch.device) -> Batch:
+        batch = move(self, device)
+        clips = batch.clips.clone()
+        clips[[row in rows for row in batch.rows]] = math.nan
+        return dataclasses.replace(batch, clips=clips)
+
+    monkeypatch.setattr(Batch, "to", move_spoilt)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_that_is_not_finite_is_skipped_counted_and_named(
+    make_job: MakeJob, monkeypatch, caplog: pytest.LogCaptureFixture, precision: str
+) -> None:
+    draws = {"sampler": "uniform", "draws_per_epoch": 16, "augment": AugmentConfig(mixup_probability=0)}
+    job = make_job(num_epochs=1, precision=precision, **draws)
+    batches = list(Trainer(job, ALONE).data.batches(0, range(4), ALONE))
+    row = int(batches[3].rows[1])  # of the second step
+    spoil(monkeypatch, {row})
+    trainer, history = train(job)
+    steps = {value.item() for name, value in final_state(job)["optimizer"].items() if name.endswith("/step")}
+    assert steps == {3}
+    assert trainer.num_skipped == 1
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    assert math.isfinite(history[0]["train/epoch_loss"])
+    key = job.snapshot.index["key"][row].as_py()
+    assert f"epoch 1, step 2 skipped: samples whose loss is not finite: {key}" in caplog.text
+    notes: Any = job.tracker
+    assert notes.metrics[-1][1]["train/skipped_steps"] == 1
+
+
+def test_too_many_in_a_row_end_the_run_and_the_checkpoint_is_sound(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(max_bad_steps=3, checkpoints=CheckpointConfig(every_steps=2, every_minutes=None))
+    spoil(monkeypatch, set(range(len(job.snapshot.index))))
+    with pytest.raises(TrainingError, match=r"[34] steps in a row.*last checkpoint is sound.*precision=fp32"):
+        train(job)
+    state = final_state(job)
+    fresh = Trainer(make_job("fresh"), ALONE).model.state_dict()
+    torch.testing.assert_close(state["model"], dict(fresh), rtol=0, atol=0)
+
+
+def test_lower_precisions_come_near(make_job: MakeJob) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        job = make_job(precision, num_epochs=1, precision=precision)
+        losses[precision] = train(job)[1][0]["train/epoch_loss"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def test_recomputing_changes_no_number(make_job: MakeJob) -> None:
+    past = {"layer_decay": 0.7, "regularise": RegulariseConfig(patchout_freq=2, patchout_time=8, drop_path=0.3)}
+    kept, recomputed = (
+        make_job(run, recompute=run == "recomputed", num_epochs=1, **past) for run in ("kept", "recomputed")
+    )
+    train(kept)
+    train(recomputed)
+    torch.testing.assert_close(final_state(recomputed), final_state(kept), rtol=0, atol=0)
+
+
+def test_the_average_model_is_measured_and_the_ema_is_what_is_kept(make_job: MakeJob) -> None:
+    job = make_job(ema_decay=0.9)
+    trainer, history = train(job)
+    state = final_state(job)
+    torch.testing.assert_close(state["model"], trainer.ema, rtol=0, atol=0)
+    torch.testing.assert_close(state["raw"], dict(trainer.model.state_dict()), rtol=0, atol=0)
+    scores = trainer._evaluate(trainer._with_weights(trainer.ema)).metrics
+    assert history[-1]["eval/mAP"] == pytest.approx(scores.mAP)
+
+
+def test_out_of_memory_says_what_to_try(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer = Trainer(make_job(), ALONE)
+    monkeypatch.setattr(Stepper, "_take", run_out)
+    with pytest.raises(TrainingError, match=r"micro_batch_size=2; try micro_batch_size=1 .*or recompute=True"):
+        trainer.run()
+
+
+def test_the_loop_says_how_it_goes(make_job: MakeJob, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    job = make_job()
+    train(job)
+    notes: Any = job.tracker
+    assert [step for step, _ in notes.metrics] == [2, 4, 6, 8, 10, 12]
+    expected = {
+        "train/loss",
+        "train/learning_rate",
+        "train/grad_norm",
+        "train/skipped_steps",
+        "system/samples_per_s",
+        "system/data_wait_share",
+        "system/memory_peak_gib",
+        "system/num_ranks",
+    }
+    for _, metrics in notes.metrics:
+        assert metrics.keys() == expected
+        assert 0 <= metrics["system/data_wait_share"] < 1
+    assert notes.checkpoints == ["epoch-0001-step-00000000", "epoch-0002-step-00000000"]

@@ -1,0 +1,303 @@
+import dataclasses
+import json
+import logging
+import math
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as nnf
+
+from ast_model.checkpoints.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
+from ast_model.config import AugmentConfig, TrainConfig
+from ast_model.distributed import World
+from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, load_scores, scores_name
+from ast_model.model import ASTConfig
+from ast_model.training.job import Job, Watch
+from ast_model.training.reporter import Metrics
+from ast_model.training.schedule import ScheduleConfig
+from ast_model.training.step import clip_losses
+from ast_model.training.trainer import Trainer
+from pipeline.errors import MismatchError, NoClipsError, TrainingError
+from pipeline.snapshots.snapshot import Snapshot
+
+ALONE = World(0, 1, torch.device("cpu"))
+MODEL = ASTConfig(
+    num_classes=15,
+    num_frames=256,
+    patch_freq=32,
+    patch_time=32,
+    freq_stride=32,
+    time_stride=32,
+    width=16,
+    depth=1,
+    num_heads=2,
+)
+CONFIG = TrainConfig(
+    num_epochs=3,
+    global_batch_size=6,
+    micro_batch_size=4,
+    learning_rate=3e-3,
+    schedule=ScheduleConfig(num_warmup_steps=2, num_steps_per_stair=1, num_epochs_before_decay=2),
+    augment=AugmentConfig(max_freq_mask_bins=16, max_time_mask_frames=40),
+    average_from_epoch=2,
+    log_every_steps=1,
+)
+
+
+class Recorder:
+    """Keeps what a training tells."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, dict[str, float]] = {}
+        self.checkpoints: dict[str, str] = {}
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        assert step not in self.steps, "a step is logged once"
+        self.steps[step] = dict(metrics)
+
+    def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
+        self.checkpoints[name] = address
+
+
+def make_job(snapshot: Snapshot, run: str, **changes) -> Job:
+    return Job(dataclasses.replace(CONFIG, **changes), MODEL, snapshot, run, Recorder())
+
+
+def curve(job: Job, name: str = "train/loss") -> list[float]:
+    assert isinstance(job.tracker, Recorder)
+    return [metrics[name] for metrics in job.tracker.steps.values()]
+
+
+class LostError(Exception):
+    """Stands for a machine that goes away."""
+
+
+class LoseIt(Watch):
+    """Loses the machine at the start of the epoch after the next one."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_left = num_steps
+
+    def is_stopping(self) -> bool:
+        if self.num_left == 0:
+            raise LostError
+        self.num_left -= 1
+        return False
+
+
+def train_an_epoch(job: Job) -> None:
+    """Train until an epoch's checkpoint is written, and lose the machine."""
+    trainer = Trainer(job, ALONE)
+    trainer.watch = LoseIt(trainer.data.num_steps)
+    with pytest.raises(LostError):
+        trainer.run()
+
+
+@pytest.fixture(scope="module")
+def whole(snapshot: Snapshot) -> tuple[Job, list[Metrics]]:
+    """A training from start to end without a stop."""
+    job = make_job(snapshot, "whole")
+    return job, Trainer(job, ALONE).run()
+
+
+def test_it_learns_logs_and_measures(whole: tuple[Job, list[Metrics]]) -> None:
+    job, history = whole
+    assert isinstance(job.tracker, Recorder)
+    num_steps = len(job.snapshot.rows_of(CONFIG.train_splits)) // CONFIG.global_batch_size
+    assert list(job.tracker.steps) == list(range(1, 3 * num_steps + 1))
+    assert curve(job)[-1] < 0.9 * curve(job)[0]
+    assert [metrics["epoch"] for metrics in history] == [1, 2, 3, 3]
+    assert all(0 < metrics["eval/mAP" if n < 3 else "eval/average/mAP"] <= 1 for n, metrics in enumerate(history))
+    kept = {name: load_scores(job.snapshot.store, scores_name(job.run, name)) for name in (BEST, LAST, AVERAGE)}
+    assert {scores.scores.shape for scores in kept.values()} == {(len(job.snapshot.rows_of(("eval",))), 15)}
+    assert kept[LAST].evaluation.metrics.mAP == history[2]["eval/mAP"]
+    assert kept[BEST].evaluation.metrics.mAP == max(metrics["eval/mAP"] for metrics in history[:3])
+    assert len(job.tracker.checkpoints) == 4
+    rates = [metrics["train/learning_rate"] for metrics in job.tracker.steps.values()]
+    assert rates[:3] == [0, CONFIG.learning_rate / 2, CONFIG.learning_rate]
+    assert rates[-1] == CONFIG.learning_rate / 2
+
+
+def test_a_training_that_was_stopped_goes_on_bit_for_bit(snapshot: Snapshot, whole: tuple[Job, list[Metrics]]) -> None:
+    expected_job, expected_history = whole
+    job = make_job(snapshot, "stopped")
+    for _ in range(2):
+        train_an_epoch(job)
+    assert Trainer(job, ALONE).run() == expected_history
+    assert curve(job) == curve(expected_job)
+    for folder in ("checkpoints", "average"):
+        found, expected = (newest_checkpoint(snapshot.store, f"runs/{run}/{folder}") for run in ("stopped", "whole"))
+        assert found is not None
+        assert expected is not None
+        assert found.position == expected.position
+        assert found.description["digests"] == expected.description["digests"]
+
+
+def test_a_broken_checkpoint_costs_an_epoch_and_nothing_else(
+    snapshot: Snapshot, whole: tuple[Job, list[Metrics]], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, expected_history = whole
+    for _ in range(2):
+        train_an_epoch(make_job(snapshot, "broken"))
+    newest = list_checkpoints(snapshot.store, "runs/broken/checkpoints")[-1]
+    file = Path(snapshot.store.path(f"{newest}/optimizer.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING):
+        assert Trainer(make_job(snapshot, "broken"), ALONE).run() == expected_history
+    assert "going back to the checkpoint before" in caplog.text
+
+
+def test_the_average_is_the_mean_of_the_epochs_weights(snapshot: Snapshot, whole: tuple[Job, list[Metrics]]) -> None:
+    epochs = [
+        read_checkpoint(snapshot.store, name) for name in list_checkpoints(snapshot.store, "runs/whole/checkpoints")
+    ]
+    epochs = [each for each in epochs if each.position.epoch > 1]  # the first is kept too if it was the best
+    assert [each.position.epoch for each in epochs] == [2, 3]
+    average = newest_checkpoint(snapshot.store, "runs/whole/average")
+    assert average is not None
+    for name, value in average.model.items():
+        torch.testing.assert_close(value, torch.stack([each.model[name] for each in epochs]).mean(dim=0))
+
+
+def test_micro_batches_add_up_to_the_global_batch(snapshot: Snapshot) -> None:
+    curves = []
+    for size in (6, 4, 1):
+        job = make_job(snapshot, f"micro-{size}", micro_batch_size=size, num_epochs=1, average_from_epoch=None)
+        Trainer(job, ALONE).run()
+        curves.append([curve(job), curve(job, "train/grad_norm")])
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+    np.testing.assert_allclose(curves[2], curves[0], rtol=1e-5)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def train_two(snapshot: Snapshot, run: str, folder: Path, stop_at: int = -1) -> dict:
+    """Train in two processes; return what the main one told."""
+    (folder / "job").write_bytes(pickle.dumps((CONFIG, MODEL, snapshot.store, snapshot.snapshot_id, run, stop_at)))
+    command = [sys.executable, str(Path(__file__).with_name("rank.py")), str(folder / "job"), str(folder / "out")]
+    # What torchrun would set, without the seconds that it takes.
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    ranks = [subprocess.Popen(command, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    return json.loads((folder / "out").read_text())
+
+
+def test_two_processes_learn_as_one(snapshot: Snapshot, whole: tuple[Job, list[Metrics]], tmp_path: Path) -> None:
+    out = train_two(snapshot, "two", tmp_path)
+    job, history = whole
+    assert out["world_size"] == 2
+    for name in ("train/loss", "train/grad_norm"):  # Adam hides a factor in the gradients from the loss
+        np.testing.assert_allclose([metrics[name] for metrics in out["steps"]], curve(job, name), rtol=1e-4)
+    for found, expected in zip(out["history"], history, strict=True):
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_two_processes_then_one_then_two_take_the_same_samples(
+    snapshot: Snapshot, whole: tuple[Job, list[Metrics]], tmp_path: Path
+) -> None:
+    first = train_two(snapshot, "changing", tmp_path, stop_at=1)
+    assert first["history"] == []
+    alone = make_job(snapshot, "changing")
+    trainer = Trainer(alone, ALONE)
+    assert trainer.position.step == 2, "the others learn a step later that one wants to stop"
+    trainer.watch = LoseIt(trainer.data.num_steps)
+    with pytest.raises(LostError):
+        trainer.run()
+    second = train_two(snapshot, "changing", tmp_path)
+    steps = {metrics["step"]: metrics["train/loss"] for metrics in first["steps"]}
+    assert isinstance(alone.tracker, Recorder)
+    steps |= {step: metrics["train/loss"] for step, metrics in alone.tracker.steps.items()}
+    steps |= {metrics["step"]: metrics["train/loss"] for metrics in second["steps"]}
+    job, history = whole
+    np.testing.assert_allclose([steps[step] for step in sorted(steps)], curve(job), rtol=1e-4)
+    for found, expected in zip(second["history"], history, strict=True):
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_classes_without_training_clips_are_named(snapshot: Snapshot) -> None:
+    job = make_job(snapshot, "empty", train_splits=("balanced_train",))
+    with pytest.raises(NoClipsError, match=r"of 15 classes have no training clip: .*Siren"):
+        Trainer(job, ALONE)
+    allowed = dataclasses.replace(job.config, allow_empty_classes=True, global_batch_size=1)
+    Trainer(dataclasses.replace(job, config=allowed), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"train_splits": ("mine",)}, NoClipsError, "no clip of mine"),
+        ({"eval_split": "mine"}, NoClipsError, "no clip of mine"),
+        ({"global_batch_size": 1000}, NoClipsError, "global batch of 1000 per epoch"),
+    ],
+)
+def test_nothing_to_learn_from_is_said(snapshot: Snapshot, changes: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Trainer(make_job(snapshot, "nothing", **changes), ALONE)
+
+
+def test_a_model_for_other_classes_is_refused(snapshot: Snapshot) -> None:
+    job = dataclasses.replace(make_job(snapshot, "other"), model=dataclasses.replace(MODEL, num_classes=7))
+    with pytest.raises(MismatchError, match=r"a model of 15 classes.* found one of 7"):
+        Trainer(job, ALONE)
+
+
+def test_features_that_do_not_fit_are_refused(snapshot: Snapshot) -> None:
+    wide = dataclasses.replace(make_job(snapshot, "wide"), model=dataclasses.replace(MODEL, num_mel_bins=64))
+    with pytest.raises(MismatchError, match="a model of 128 mel bins, as the fbanks have, found 64"):
+        Trainer(wide, ALONE)
+    settings = {**snapshot.manifest["settings"], "keep_audio": False}
+    silent = dataclasses.replace(snapshot, manifest={**snapshot.manifest, "settings": settings})
+    with pytest.raises(MismatchError, match=r"features=waveform needs audio, but snapshot .* was made without"):
+        Trainer(make_job(silent, "silent", features="waveform"), ALONE)
+
+
+def test_a_recipe_far_from_the_data_is_warned_about(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+    Trainer(make_job(snapshot, "near", mean=snapshot.mean + 0.1, std=snapshot.std), ALONE)
+    assert not caplog.records
+    Trainer(make_job(snapshot, "far", mean=snapshot.mean + 5, std=snapshot.std), ALONE)
+    assert f"the data's are {snapshot.mean:.2f} and {snapshot.std:.2f}" in caplog.text
+
+
+def test_kept_audio_teaches_what_stored_fbanks_do(snapshot: Snapshot) -> None:
+    changes = {"num_epochs": 1, "average_from_epoch": None, "group_draws": 20}
+    changes["augment"] = dataclasses.replace(CONFIG.augment, mixup_probability=0.0)
+    stored = make_job(snapshot, "stored", **changes)
+    kept = make_job(snapshot, "kept", **changes, features="waveform")
+    for job in (stored, kept):
+        Trainer(job, ALONE).run()
+    assert curve(kept) == pytest.approx(curve(stored), rel=1e-3)
+
+
+def test_a_run_is_not_resumed_on_other_data(snapshot: Snapshot, whole: tuple[Job, list[Metrics]]) -> None:
+    other = dataclasses.replace(snapshot, snapshot_id="another")
+    with pytest.raises(MismatchError, match=rf"trained on snapshot {snapshot.snapshot_id}, not on another"):
+        Trainer(make_job(other, "whole"), ALONE)
+
+
+def test_a_loss_that_stays_no_number_stops_the_run_with_its_step(snapshot: Snapshot) -> None:
+    job = make_job(snapshot, "nan", learning_rate=1e30, schedule=ScheduleConfig(num_warmup_steps=0), max_bad_steps=2)
+    with pytest.raises(TrainingError, match=r"steps in a row up to epoch \d, step \d+ had .*lower learning_rate"):
+        Trainer(job, ALONE).run()
+
+
+def test_losses_are_torchs() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits_BC, soft_BC = torch.randn(5, 7, generator=random), torch.rand(5, 7, generator=random)
+    bce = nnf.binary_cross_entropy_with_logits(logits_BC, soft_BC)
+    torch.testing.assert_close(clip_losses(logits_BC, soft_BC, "bce").mean(), bce)
+    classes = torch.tensor([0, 6, 3, 3, 1])
+    one_hot_BC = nnf.one_hot(classes, 7).float()
+    torch.testing.assert_close(clip_losses(logits_BC, one_hot_BC, "ce").mean(), nnf.cross_entropy(logits_BC, classes))
+    assert math.isfinite(float(bce))

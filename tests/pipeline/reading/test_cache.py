@@ -1,0 +1,123 @@
+import os
+import resource
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError, CorruptError, StoreError
+from pipeline.reading.cache import ShardCache
+from pipeline.shards.format import Seal, seal_of
+from pipeline.store.storage import Store
+
+SHARD_BYTES = 100_000
+NAMES = ("shards/train/0.tar", "shards/eval/0.tar", "shards/eval/1.tar", "shards/eval/2.tar")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(str(tmp_path / "store"))
+    for name in NAMES:
+        store.write_bytes(name, os.urandom(SHARD_BYTES))
+    return store
+
+
+def make_cache(store: Store, num_shards: float) -> ShardCache:
+    seals = {name: seal_of(Path(store.path(name))) for name in NAMES}
+    cache = ShardCache(Path(store.root).parent / "cache", int(num_shards * SHARD_BYTES), store, seals)
+    cache.check()
+    return cache
+
+
+def held(cache: ShardCache) -> set[str]:
+    return {name for name in NAMES if (cache.folder / f"{cache.seals[name].digest}.tar").exists()}
+
+
+def test_what_was_used_longest_ago_makes_room(store: Store) -> None:
+    cache = make_cache(store, num_shards=3.5)
+    for age, name in enumerate(NAMES[:3]):
+        os.utime(cache.fetch(name), (age, age))
+    assert cache.find(NAMES[0])  # a use
+    cache.fetch(NAMES[3])
+    assert held(cache) == {NAMES[0], NAMES[2], NAMES[3]}
+    for name in held(cache):
+        assert cache.fetch(name).read_bytes() == store.read_bytes(name)
+
+
+def test_readers_of_one_folder_fetch_a_shard_once_and_keep_to_the_limit(store: Store) -> None:
+    caches = [make_cache(store, num_shards=4) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        files = list(pool.map(lambda cache: cache.fetch(NAMES[0]).stat(), caches * 4))
+    assert len({file.st_ino for file in files}) == 1
+
+    small = make_cache(store, num_shards=2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(small.fetch, NAMES * 5))
+    assert 1 <= len(held(small)) <= 2
+
+
+def test_what_a_killed_reader_left_is_never_read(store: Store) -> None:
+    cache = make_cache(store, num_shards=2)
+    part = cache.folder / f"{cache.seals[NAMES[0]].digest}.part"
+    part.write_bytes(b"half")
+    assert cache.find(NAMES[0]) is None
+    assert cache.fetch(NAMES[0]).read_bytes() == store.read_bytes(NAMES[0])
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "edited", "swapped"])
+def test_a_shard_that_is_not_the_sealed_one_is_refused_and_not_kept(store: Store, damage: str) -> None:
+    cache = make_cache(store, num_shards=2)
+    file = Path(store.path(NAMES[0]))
+    content = file.read_bytes()
+    changed = {"cut": content[:-512], "edited": content[:-1] + b"!", "swapped": store.read_bytes(NAMES[1])}[damage]
+    file.write_bytes(changed)
+    expected = {"cut": "99488 bytes, expected 100000: it breaks off"}.get(damage, "was changed, or is another shard")
+    with pytest.raises(CorruptError, match=f"train/0.tar.*{expected}"):
+        cache.fetch(NAMES[0])
+    assert not held(cache)
+    assert not list(cache.folder.glob("*.part"))
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let the system refuse to write far into any file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_folder_that_cannot_be_used_is_said_before_anything_is_read(store: Store, tmp_path: Path) -> None:
+    with full_disk(), pytest.raises(ConfigError, match=r"can't write to the cache folder .*cache.folder"):
+        make_cache(store, num_shards=2)
+    (tmp_path / "file").touch()
+    cache = ShardCache(tmp_path / "file" / "cache", SHARD_BYTES, store, {NAMES[0]: Seal(SHARD_BYTES, "")})
+    with pytest.raises(ConfigError, match="can't write to the cache folder"):
+        cache.check()
+    with pytest.raises(ConfigError, match="may hold 50000 bytes, but the largest shard has 100000"):
+        make_cache(store, num_shards=0.5)
+
+
+def test_a_disk_that_fills_up_later_is_an_error_of_the_store(store: Store) -> None:
+    cache = make_cache(store, num_shards=2)
+    with full_disk(), pytest.raises(StoreError, match=r"can't keep shards/train/0\.tar in the cache folder"):
+        cache.fetch(NAMES[0])
+    assert cache.find(NAMES[0]) is None
+    assert cache.fetch(NAMES[0]).stat().st_size == SHARD_BYTES
+
+
+def test_many_shards_come_at_once_without_a_hitch(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    names = [f"shards/train/{number}.tar" for number in range(150)]
+    for name in names:
+        store.write_bytes(name, name.encode())
+    seals = {name: seal_of(Path(store.path(name))) for name in names}
+    cache = ShardCache(tmp_path / "cache", 10**6, store, seals)
+    cache.check()
+    with ThreadPoolExecutor(8) as pool:
+        assert [file.read_bytes().decode() for file in pool.map(cache.fetch, names)] == names

@@ -1,0 +1,133 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import MismatchError
+from pipeline.records import Kind, Reason, Segment, ShardPlan
+from pipeline.segments import table_of
+from pipeline.shards.format import FAILED, WRITTEN, Seal, SidecarRow, shard_name, write_sidecar
+from pipeline.shards.ledger import plan_shards, read_books, read_ledger
+from pipeline.store.storage import Store
+
+FINGERPRINT = "print"
+SEGMENTS = [
+    Segment(f"{split[0]}{number:010d}", 0, 10_000, ("/m/1",), split)
+    for split, count in (("train", 10), ("eval", 4))
+    for number in range(count)
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def plan(store: Store, **options) -> list[ShardPlan]:
+    return list(plan_shards(table_of(SEGMENTS), read_books(store, FINGERPRINT), 3, **options))
+
+
+def visit(store: Store, plan: ShardPlan, failures: dict[str, Reason] | None = None) -> None:
+    """Make the sidecar of a shard whose clips were written, save those in `failures`, by id."""
+    rows = []
+    for segment, attempts in zip(plan.segments, plan.attempts, strict=True):
+        reason = (failures or {}).get(segment.ytid)
+        fields = {name: getattr(segment, name) for name in ("key", "ytid", "start_ms", "end_ms", "split", "labels")}
+        status = FAILED if reason else WRITTEN
+        rows.append(SidecarRow(**fields, status=status, reason=reason or "", attempts=attempts + 1))
+    write_sidecar(store, shard_name(plan.split, plan.shard_id, "parquet"), rows, FINGERPRINT, Seal(0, ""))
+
+
+def ids(plans: list[ShardPlan]) -> list[str]:
+    return [plan.shard_id for plan in plans]
+
+
+def segments_of(plans: list[ShardPlan]) -> list[Segment]:
+    return [segment for plan in plans for segment in plan.segments]
+
+
+def test_all_segments_are_planned_once_in_their_order(store: Store) -> None:
+    plans = plan(store)
+    assert segments_of(plans) == SEGMENTS
+    assert [(plan.split, len(plan.segments)) for plan in plans] == [
+        ("train", 3),
+        ("train", 3),
+        ("train", 3),
+        ("train", 1),
+        ("eval", 3),
+        ("eval", 1),
+    ]
+    assert {attempts for plan in plans for attempts in plan.attempts} == {0}
+    assert len(set(ids(plans))) == 6
+    assert plan(store) == plans
+
+
+def test_a_run_that_was_cut_off_goes_on_with_the_blocks_that_are_left(store: Store) -> None:
+    plans = plan(store)
+    for done in (plans[1], plans[4]):
+        visit(store, done)
+    assert plan(store) == [plans[0], plans[2], plans[3], plans[5]]
+
+
+def test_nothing_is_due_when_all_is_written(store: Store) -> None:
+    for each in plan(store):
+        visit(store, each)
+    assert plan(store) == []
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_only_what_may_work_the_next_time_is_visited_again(store: Store, reason: Reason) -> None:
+    plans = plan(store)
+    visit(store, plans[0], {plans[0].segments[1].ytid: reason})
+    again = [plan for plan in plan(store) if plan.attempts != (0,) * len(plan.segments)]
+    if reason.kind in (Kind.THROTTLED, Kind.TRANSIENT):
+        assert [(plan.segments, plan.attempts) for plan in again] == [(plans[0].segments[1:2], (1,))]
+    else:
+        assert again == []
+    assert plans[0].segments[1] in segments_of(plan(store, retry=[reason.kind]))
+
+
+def test_fresh_blocks_are_planned_as_before_beside_clips_to_try_again(store: Store) -> None:
+    plans = plan(store)
+    visit(store, plans[0], {plans[0].segments[0].ytid: Reason.TIMED_OUT})
+    visit(store, plans[2], {plans[2].segments[2].ytid: Reason.SERVER_ERROR})
+    found = plan(store)
+    assert found[:2] == [plans[1], plans[3]]
+    assert (found[2].segments, found[2].attempts) == ((plans[0].segments[0], plans[2].segments[2]), (1, 1))
+    assert found[3:] == plans[4:]
+
+
+def test_each_try_of_the_same_clips_is_another_shard(store: Store) -> None:
+    # The clip fails over and over; its shards must not be taken for one that is there.
+    seen: set[str] = set()
+    for _ in range(4):
+        due = next(each for each in plan(store) if SEGMENTS[0] in each.segments)
+        assert due.shard_id not in seen
+        seen.add(due.shard_id)
+        visit(store, due, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
+    books = read_ledger(store, FINGERPRINT).set_index("key")
+    assert books.loc[SEGMENTS[0].key, "attempts"] == 4
+
+
+def test_the_last_visit_counts_unless_an_earlier_one_wrote_the_clip(store: Store) -> None:
+    first = ShardPlan("f", "train", tuple(SEGMENTS[:2]), (0, 0))
+    later = ShardPlan("a", "train", tuple(SEGMENTS[:2]), (1, 1))
+    visit(store, first, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
+    visit(store, later, {SEGMENTS[0].ytid: Reason.REMOVED, SEGMENTS[1].ytid: Reason.REMOVED})
+    books = read_ledger(store, FINGERPRINT).set_index("key")
+    lost, kept = books.loc[SEGMENTS[0].key], books.loc[SEGMENTS[1].key]
+    assert (lost["status"], lost["reason"], lost["shard"]) == (FAILED, "removed", "shards/train/a")
+    assert (kept["status"], kept["shard"]) == (WRITTEN, "shards/train/f")
+    assert len(books) == 2
+
+
+def test_an_empty_store_has_empty_books(store: Store) -> None:
+    books = read_ledger(store, FINGERPRINT)
+    assert len(books) == 0
+    assert set(books) == {field.name for field in dataclasses.fields(SidecarRow)} | {"shard"}
+
+
+def test_shards_of_other_settings_are_refused(store: Store) -> None:
+    visit(store, plan(store)[0])
+    with pytest.raises(MismatchError, match=r"train/\w+.parquet was made with other settings \(fingerprint print\)"):
+        read_ledger(store, "other")

@@ -1,0 +1,135 @@
+import dataclasses
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from webdataset.compat import WebDataset
+
+from pipeline.errors import CorruptError, InputError, MismatchError, NoClipsError
+from pipeline.labels import Labels
+from pipeline.miniature import Miniature
+from pipeline.records import Reason, ShardReport
+from pipeline.shards.format import Seal, SidecarRow, digest_of, shard_settings, write_sidecar
+from pipeline.snapshots.snapshot import Snapshot, build_snapshot, check_fingerprint, load_snapshot
+from pipeline.store.storage import Store
+
+TRAIN_SPLITS = ("balanced_train", "unbalanced_train")
+
+
+@pytest.fixture
+def copy(snapshot: Snapshot, tmp_path: Path) -> Store:
+    """The small store again, to be changed."""
+    shutil.copytree(snapshot.store.root, tmp_path / "copy")
+    return Store(str(tmp_path / "copy"))
+
+
+def test_the_same_shards_give_the_same_snapshot_wherever_they_lie(snapshot: Snapshot, copy: Store) -> None:
+    files = {file: file.stat().st_mtime_ns for file in Path(copy.root).rglob("*")}
+    assert build_snapshot(copy, snapshot.labels, keep_audio=True).snapshot_id == snapshot.snapshot_id
+    assert {file: file.stat().st_mtime_ns for file in Path(copy.root).rglob("*")} == files
+    copy.remove("snapshots")
+    copy.remove("latest.json")
+    assert build_snapshot(copy, snapshot.labels, keep_audio=True).snapshot_id == snapshot.snapshot_id
+    loaded = load_snapshot(copy)
+    assert loaded == dataclasses.replace(snapshot, store=copy)
+
+
+def test_it_holds_what_could_be_had(snapshot: Snapshot, miniature: Miniature, reports: list[ShardReport]) -> None:
+    had = [clip.segment for clip in miniature.clips if not (clip.fault and clip.fault.reason)]
+    keys = [segment.key for segment in sorted(had, key=lambda segment: (segment.split, segment.key))]
+    assert snapshot.index["key"].to_pylist() == keys
+    expected = {segment.key: set(segment.labels) for segment in had}
+    for key, indices in zip(keys, snapshot.index["labels"].to_pylist(), strict=True):
+        assert {snapshot.labels.mids[index] for index in indices} == expected[key]
+    books = snapshot.manifest["books"]
+    assert sum(book["planned"] for book in books.values()) == len(miniature.clips)
+    assert sum(book["written"] for book in books.values()) == len(keys)
+    for split, book in books.items():
+        failures = {reason: n for report in reports if report.split == split for reason, n in report.failures.items()}
+        assert book["failed"].keys() == {str(reason) for reason in failures}
+        assert book["planned"] == book["written"] + sum(book["failed"].values())
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open
+def test_statistics_are_numpys_over_all_training_fbanks(snapshot: Snapshot) -> None:
+    tars = [
+        snapshot.store.path(tar) for split in TRAIN_SPLITS for tar in snapshot.store.list(f"shards/{split}", ".tar")
+    ]
+    samples = WebDataset(tars, shardshuffle=False, empty_check=False)
+    values = np.concatenate([np.load(io.BytesIO(sample["fbank.npy"])) for sample in samples]).astype(np.float64)
+    assert snapshot.mean == pytest.approx(values.mean(), abs=1e-9)
+    assert snapshot.std == pytest.approx(values.std(), abs=1e-9)
+
+
+def test_weights_are_class_balanced_over_the_training_clips(snapshot: Snapshot) -> None:
+    rows = snapshot.rows_of(TRAIN_SPLITS)
+    label_lists = snapshot.index["labels"].to_pylist()
+    counts = np.bincount(np.concatenate([label_lists[row] for row in rows]), minlength=len(snapshot.labels))
+    np.testing.assert_array_equal(snapshot.class_counts(TRAIN_SPLITS), counts)
+    expected = np.zeros(len(label_lists))
+    expected[rows] = [sum(1000 / (counts[index] + 0.01) for index in label_lists[row]) for row in rows]
+    np.testing.assert_allclose(snapshot.index["weight"].to_numpy(), expected)
+    assert (expected[snapshot.rows_of(("eval",))] == 0).all()
+    np.testing.assert_array_equal(
+        snapshot.targets(rows).toarray(), snapshot.labels.multi_hot([label_lists[row] for row in rows])
+    )
+
+
+def test_a_split_without_clips_is_said(snapshot: Snapshot) -> None:
+    with pytest.raises(NoClipsError, match="no clip of mine; it has balanced_train, eval, unbalanced_train"):
+        snapshot.rows_of(("mine",))
+
+
+@pytest.mark.parametrize("file", ["index.parquet", "labels.csv", "stats.json", "shards.parquet"])
+def test_an_edited_file_is_noticed(snapshot: Snapshot, copy: Store, file: str) -> None:
+    path = Path(copy.path(f"snapshots/{snapshot.snapshot_id}/{file}"))
+    content = path.read_bytes()
+    changes = {"labels.csv": (b"Siren", b"Sired"), "stats.json": (b'"fbank_std": ', b'"fbank_std": 1')}
+    path.write_bytes(content.replace(*changes[file]) if file in changes else content + b" ")
+    assert path.read_bytes() != content
+    with pytest.raises(CorruptError, match=f"{snapshot.snapshot_id}.*edited"):
+        load_snapshot(copy)
+
+
+def test_new_clips_make_a_new_snapshot_and_leave_the_old_one(snapshot: Snapshot, copy: Store) -> None:
+    sidecar = copy.list("shards/eval", ".parquet")[0]
+    removed = copy.read_bytes(sidecar)
+    copy.remove(sidecar)
+    fewer = build_snapshot(copy, snapshot.labels, keep_audio=True)
+    assert fewer.snapshot_id != snapshot.snapshot_id
+    assert load_snapshot(copy).snapshot_id == fewer.snapshot_id
+    assert load_snapshot(copy, snapshot.snapshot_id).index.equals(snapshot.index)
+    copy.write_bytes(sidecar, removed)
+    assert build_snapshot(copy, snapshot.labels, keep_audio=True).snapshot_id == snapshot.snapshot_id
+    assert load_snapshot(copy).snapshot_id == snapshot.snapshot_id
+
+
+def test_labels_that_are_no_class_are_named(snapshot: Snapshot, copy: Store) -> None:
+    fewer = Labels(snapshot.labels.mids[1:], snapshot.labels.names[1:])
+    with pytest.raises(InputError, match=f"1 labels .* not among the 14 classes: {snapshot.labels.mids[0]}"):
+        build_snapshot(copy, fewer, keep_audio=True)
+
+
+def test_a_store_without_any_clip_is_refused_with_the_reasons(tmp_path: Path, labels: Labels) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(NoClipsError, match="no segment was visited"):
+        build_snapshot(store, labels, keep_audio=False)
+    rows = [
+        SidecarRow(f"{n}_0", str(n), 0, 1000, "eval", labels.mids[:1], "failed", reason)
+        for n, reason in enumerate([Reason.NOT_FOUND, Reason.TIMED_OUT, Reason.NOT_FOUND])
+    ]
+    write_sidecar(store, "shards/eval/x.parquet", rows, digest_of(shard_settings(keep_audio=False)), Seal(0, ""))
+    with pytest.raises(NoClipsError, match=r"3 segments failed \(2 not_found, 1 timed_out\)"):
+        build_snapshot(store, labels, keep_audio=False)
+    with pytest.raises(NoClipsError, match="preprocess first"):
+        load_snapshot(store)
+
+
+def test_a_snapshot_of_another_fbank_is_refused(snapshot: Snapshot) -> None:
+    check_fingerprint(snapshot)
+    settings = {**snapshot.manifest["settings"], "fbank": {"num_mel_bins": 64}}
+    other = dataclasses.replace(snapshot, manifest={**snapshot.manifest, "settings": settings})
+    with pytest.raises(MismatchError, match=r"made with other settings \(fbank: expected .*found {'num_mel_bins': 64}"):
+        check_fingerprint(other)

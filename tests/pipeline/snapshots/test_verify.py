@@ -1,0 +1,53 @@
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import CorruptError
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.snapshots.verify import check_sizes
+from pipeline.store.storage import Store
+
+Damage = Callable[[Path, Path], object]
+
+
+def swap(one: Path, other: Path) -> None:
+    content = one.read_bytes()
+    shutil.copy(other, one)
+    other.write_bytes(content)
+
+
+@pytest.fixture
+def copy(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
+    shutil.copytree(snapshot.store.root, tmp_path / "copy")
+    return load_snapshot(Store(str(tmp_path / "copy")))
+
+
+def test_whole_shards_pass_on_disk_and_on_s3(snapshot: Snapshot, s3_store: Store) -> None:
+    check_sizes(snapshot)
+    for name in [*snapshot.seals, *snapshot.store.list("snapshots"), "latest.json"]:
+        s3_store.write_bytes(name, snapshot.store.read_bytes(name))
+    on_s3 = load_snapshot(s3_store)
+    check_sizes(on_s3)
+    s3_store.write_bytes(next(iter(on_s3.seals)), b"short")
+    with pytest.raises(CorruptError, match=r"1 of .* shards .*s3://.*5 bytes, expected"):
+        check_sizes(on_s3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda one, _: os.truncate(one, 10_000), "10000 bytes, expected .* it breaks off"),
+        (lambda one, _: one.unlink(), "is missing"),
+        (swap, "expected .* another file"),
+    ],
+    ids=["cut", "missing", "swapped"],
+)
+def test_a_bad_shard_is_named(copy: Snapshot, damage: Damage, found: str) -> None:
+    small, large = sorted(copy.seals, key=lambda name: copy.seals[name].num_bytes)[:: len(copy.seals) - 1]
+    file = Path(copy.store.path(small))
+    damage(file, Path(copy.store.path(large)))
+    with pytest.raises(CorruptError, match=f"of {len(copy.seals)} shards .*{file.name}.*{found}"):
+        check_sizes(copy)

@@ -1,0 +1,94 @@
+import multiprocessing
+import os
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import CorruptError, LeaseError
+from pipeline.store.lock import FOLDER, Lease, hold_lease
+from pipeline.store.storage import Store
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return request.getfixturevalue("s3_store") if request.param == "s3" else Store(str(tmp_path / "store"))
+
+
+def test_one_works_and_the_other_is_told_who(store: Store) -> None:
+    with hold_lease(store) as holder:
+        with pytest.raises(LeaseError, match=rf"alone in .*process {os.getpid()}.* wait") as error, hold_lease(store):
+            pass
+        assert error.value.exit_code == 75
+        holder.renew()
+        holder.check()
+    with hold_lease(store):
+        pass
+    assert len(store.list(FOLDER)) == 1
+
+
+def hold(store: Store, held) -> None:
+    with hold_lease(store):
+        held.set()
+        time.sleep(60)
+
+
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=hold, args=(store, held))
+    process.start()
+    assert held.wait(60)
+    with pytest.raises(LeaseError), hold_lease(store):
+        pass
+    process.kill()
+    process.join()
+    with hold_lease(store):
+        pass
+
+
+def test_one_on_another_host_is_taken_over_once_it_expired_and_is_told_so(store: Store) -> None:
+    with hold_lease(store) as first:
+        away = replace(first.lease, host="elsewhere")
+        store.write_json(first.name, asdict(away))
+        with pytest.raises(LeaseError, match="elsewhere"), hold_lease(store):
+            pass
+        store.write_json(first.name, asdict(replace(away, expires=time.time() - 1)))
+        with hold_lease(store) as second:
+            first.renew()
+            with pytest.raises(LeaseError, match="lost its lease"):
+                first.check()
+            second.renew()
+            second.check()
+    # The first one's end must not take the lease from whoever has it now.
+    assert [Lease(**store.read_json(name)).token for name in store.list(FOLDER)] == [second.lease.token]
+
+
+def compete(root: str, wins, all_tried) -> None:
+    try:
+        with hold_lease(Store(root)):
+            wins.put(os.getpid())
+            all_tried.wait(60)
+    except LeaseError:
+        all_tried.wait(60)
+
+
+def test_of_many_that_start_at_once_one_wins(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    wins = context.SimpleQueue()
+    arguments = (str(tmp_path), wins, context.Barrier(8))
+    processes = [context.Process(target=compete, args=arguments) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert isinstance(wins.get(), int)
+    assert wins.empty()
+
+
+def test_a_lease_that_is_none_is_named(store: Store) -> None:
+    store.write_json(f"{FOLDER}/00000001.json", {"who": "me"})
+    with pytest.raises(CorruptError, match=r"00000001.json is no lease"), hold_lease(store):
+        pass

@@ -1,0 +1,135 @@
+import pickle
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import pytest
+
+from pipeline.errors import CorruptError, StoreError
+from pipeline.store.storage import Store
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return request.getfixturevalue("s3_store") if request.param == "s3" else Store(str(tmp_path / "new" / "store"))
+
+
+def test_what_is_written_is_read_listed_and_removed(store: Store) -> None:
+    store.write_bytes("shards/eval/-a_b.tar", b"0123456789")
+    store.write_json("shards/eval/c.json", {"b": [1, 2], "a": "é"})
+    assert store.read_bytes("shards/eval/-a_b.tar") == b"0123456789"
+    assert store.read_range("shards/eval/-a_b.tar", 3, 4) == b"3456"
+    assert store.read_json("shards/eval/c.json") == {"a": "é", "b": [1, 2]}
+    assert store.size("shards/eval/-a_b.tar") == 10
+    assert store.list("") == ["shards/eval/-a_b.tar", "shards/eval/c.json"]
+    assert store.list("shards", ".json") == ["shards/eval/c.json"]
+    assert store.list("nothing") == []
+    store.remove("shards/eval/c.json")
+    assert not store.exists("shards/eval/c.json")
+    assert store.exists("shards/eval/-a_b.tar")
+
+
+def test_a_copy_sent_to_another_process_is_the_same_store(store: Store) -> None:
+    store.write_bytes("a", b"1")
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy == store
+    assert copy.read_bytes("a") == b"1"
+
+
+def test_addresses_are_full(s3_store: Store, tmp_path: Path) -> None:
+    assert s3_store.url("a/b.tar") == "s3://bucket/store/a/b.tar"
+    assert Store(str(tmp_path)).url("a/b.tar") == str(tmp_path / "a/b.tar")
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    contents = [letter * 2**22 for letter in (b"a", b"b")]
+    store.write_bytes("latest", contents[0])
+    writes = threading.Thread(target=lambda: [store.write_bytes("latest", contents[n % 2]) for n in range(1, 20)])
+    writes.start()
+    num_reads = 0
+    while writes.is_alive():
+        assert store.read_bytes("latest") in contents
+        num_reads += 1
+    writes.join()
+    assert num_reads > 5
+
+
+@contextmanager
+def full_disk(free_bytes: int) -> Iterator[None]:
+    """Let the system refuse to write further than so many bytes into any file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_no_rest(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write_bytes("latest.json", b"old")
+    with full_disk(free_bytes=1000), pytest.raises(StoreError, match=r"can't write .*latest.json: OSError"):
+        store.write_bytes("latest.json", b"new" * 1000)
+    assert store.read_bytes("latest.json") == b"old"
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["latest.json"]
+
+
+def test_a_killed_write_leaves_nothing_under_its_name(store: Store, tmp_path: Path) -> None:
+    with store.scratch() as folder:
+        (folder / "shard.tar").write_bytes(b"half")
+        assert store.list("") == []
+    assert not folder.exists()
+    with pytest.raises(StoreError, match=r"can't write .*eval/x.tar: FileNotFoundError"):
+        store.publish(folder / "shard.tar", "shards/eval/x.tar")
+    assert not store.exists("shards/eval/x.tar")
+
+
+def test_publishing_moves_the_whole_file(store: Store) -> None:
+    with store.scratch() as folder:
+        (folder / "shard.tar").write_bytes(b"whole")
+        store.publish(folder / "shard.tar", "shards/eval/x.tar")
+    assert store.read_bytes("shards/eval/x.tar") == b"whole"
+
+
+def test_what_is_missing_is_named(store: Store) -> None:
+    for read in (
+        store.read_bytes,
+        store.size,
+        store.read_json,
+        store.remove,
+        lambda name: store.read_range(name, 0, 1),
+    ):
+        with pytest.raises(StoreError, match=r"can't .*store/shards/x.tar: FileNotFoundError"):
+            read("shards/x.tar")
+
+
+def test_json_that_was_cut_is_corrupt(store: Store) -> None:
+    store.write_bytes("latest.json", b'{"snapshot": "ab')
+    with pytest.raises(CorruptError, match=r"expected JSON in .*latest.json"):
+        store.read_json("latest.json")
+
+
+@pytest.mark.parametrize("root", ["{file}/store", "/proc/store", "nosuch://bucket/store", "s3://nosuchbucket/store"])
+def test_a_root_that_cannot_be_written_is_named(root: str, s3_store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    root = root.format(file=tmp_path / "file")
+    with pytest.raises(StoreError, match=f"can't (write|open) {root}"):
+        Store(root).write_bytes("a", b"")
+
+
+def test_missing_credentials_are_said(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    with pytest.raises(StoreError, match=r"can't write s3://bucket/store/.*credentials"):
+        Store(s3_store.root).write_bytes("a", b"")
+
+
+def test_s3_holds_the_same_bytes_for_other_clients(s3_store: Store) -> None:
+    s3_store.write_bytes("shards/x.tar", b"bytes")
+    assert boto3.client("s3").get_object(Bucket="bucket", Key="store/shards/x.tar")["Body"].read() == b"bytes"
