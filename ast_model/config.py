@@ -3,13 +3,141 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ast_model.training.schedule import ScheduleConfig
 from pipeline.errors import ConfigError
 
 Sampler = Literal["uniform", "balanced", "without_replacement"]
 Features = Literal["fbank", "waveform"]
 Loss = Literal["bce", "ce"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
+"""Of AudioSet's fbanks, as AST was trained with them."""
+Grid = tuple[int, int]
+"""Number of patches along frequency and along time."""
+
+NUM_EXTRA_TOKENS = 2
+"""The class token and the distillation token stand before the patches."""
+
+
+@dataclass(frozen=True)
+class ASTConfig:
+    """Shape of the model; the defaults are the paper's."""
+
+    num_classes: int = 527
+    """Number of classes, the length of the logits."""
+    num_frames: int = 1024
+    """Frames (of 10 ms) of the fbank that the positions are made for; other lengths adapt them."""
+    num_mel_bins: int = 128
+    """Mel bins of the fbank."""
+    patch_freq: int = 16
+    """Height of a patch in mel bins."""
+    patch_time: int = 16
+    """Length of a patch in frames."""
+    freq_stride: int = 10
+    """Mel bins from one patch to the next; smaller than the patch means overlap."""
+    time_stride: int = 10
+    """Frames from one patch to the next."""
+    width: int = 768
+    """Size of a token."""
+    depth: int = 12
+    """Number of blocks."""
+    num_heads: int = 12
+    """Attention heads per block; must divide the width."""
+    mlp_ratio: int = 4
+    """Size of the hidden layer of a block's MLP, in widths."""
+    norm_eps: float = 1e-6
+    """Epsilon of the LayerNorms in and after the blocks."""
+    head_norm_eps: float = 1e-5
+    """Epsilon of the head's LayerNorm."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ConfigError(f"model.{name} must be positive, but is {value}.")
+        if self.width % self.num_heads:
+            raise ConfigError(f"model.num_heads must divide width {self.width}, but is {self.num_heads}.")
+        if self.num_mel_bins < self.patch_freq or self.num_frames < self.patch_time:
+            raise ConfigError(
+                f"A patch of {self.patch_freq} bins × {self.patch_time} frames must fit into the fbank of "
+                f"{self.num_mel_bins} bins × {self.num_frames} frames; make the one smaller or the other larger."
+            )
+
+    @classmethod
+    def tiny(cls, **overrides) -> "ASTConfig":
+        """Size of DeiT-tiny: 5.5 M parameters."""
+        return cls(**{"width": 192, "num_heads": 3, **overrides})
+
+    @classmethod
+    def small(cls, **overrides) -> "ASTConfig":
+        """Size of DeiT-small: 22 M parameters."""
+        return cls(**{"width": 384, "num_heads": 6, **overrides})
+
+    @classmethod
+    def base(cls, **overrides) -> "ASTConfig":
+        """Size of DeiT-base, the paper's: 87 M parameters."""
+        return cls(**overrides)
+
+    @property
+    def grid(self) -> Grid:
+        return self.grid_for(self.num_frames)
+
+    def grid_for(self, num_frames: int) -> Grid:
+        num_freq = (self.num_mel_bins - self.patch_freq) // self.freq_stride + 1
+        num_time = (num_frames - self.patch_time) // self.time_stride + 1
+        return num_freq, num_time
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_patches + NUM_EXTRA_TOKENS
+
+    @property
+    def num_forward_flops(self) -> int:
+        """Count the operations in the matrix products of a forward, per sample, two per multiply-add.
+
+        A training step takes three times as many.
+        """
+        return self.flops_with(self.num_patches)
+
+    def flops_with(self, num_patches_kept: int) -> int:
+        """Count the operations of a forward whose blocks see only some of the patches."""
+        num_tokens = num_patches_kept + NUM_EXTRA_TOKENS
+        linear = (4 + 2 * self.mlp_ratio) * num_tokens * self.width**2
+        attention = 2 * num_tokens**2 * self.width
+        patches = self.num_patches * self.width * self.patch_freq * self.patch_time
+        return 2 * (self.depth * (linear + attention) + patches + self.width * self.num_classes)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes; the defaults are those of the full AudioSet."""
+
+    shape: Literal["steps", "cosine"] = "steps"
+    """After the warm-up: a decay every few epochs (AST), or half a cosine down to 0 at the end of the run."""
+    num_warmup_steps: int = 1000
+    """Steps over which the learning rate climbs from 0; 0 for no warm-up."""
+    num_steps_per_stair: int = 50
+    """Steps of the warm-up for which the learning rate stays the same."""
+    num_epochs_before_decay: int = 2
+    """Epochs before the learning rate decays for the first time."""
+    num_epochs_per_decay: int = 1
+    """Epochs from one decay to the next."""
+    decay_factor: float = 0.5
+    """What each decay multiplies the learning rate by."""
+    max_decays: int | None = None
+    """Decays after which the learning rate stays the same; none: it decays to the end."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_steps_per_stair, self.num_epochs_before_decay, self.num_epochs_per_decay) < 1:
+            raise ConfigError(f"A stair and the epochs to and between decays must be at least 1, but found {self}.")
+        if self.num_warmup_steps < 0 or (self.max_decays is not None and self.max_decays < 0):
+            raise ConfigError(f"num_warmup_steps and max_decays can't be negative, but found {self}.")
+        if not 0 < self.decay_factor <= 1:
+            raise ConfigError(f"decay_factor must be above 0 and at most 1, but is {self.decay_factor}.")
 
 
 @dataclass(frozen=True)
@@ -149,7 +277,7 @@ class TrainConfig:
     """Arithmetic of the forward pass: auto is bf16 on a GPU and fp32 on a CPU; fp16 scales the loss."""
     compile: bool = False
     """Compile the model's blocks; the first step then takes about a minute longer."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Keep only the blocks' inputs for the backward and compute the rest again: less memory, a third more time."""
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     layer_decay: float = 1.0
@@ -158,7 +286,7 @@ class TrainConfig:
     """Keep an exponential moving average of the weights with this decay per step, measure it after each epoch and
     keep it as the checkpoint's model; none: the weights themselves."""
     teachers: tuple[str, ...] = ()
-    """Scores of the training clips whose mean is learnt from besides the labels, by their names in the store, such as
+    """Predictions for the training clips, by name in the store, from whose mean it learns beside the labels, such as
     evaluations/FOLDER/scores.npz of jobs/evaluate.py; one for each model, or ensemble, and training split."""
     teacher_share: float = 0.5
     """The teachers' part in the targets."""

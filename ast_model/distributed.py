@@ -74,7 +74,7 @@ class World:
         dist.all_gather(parts, value)
         return parts
 
-    def share(self, value: T | None) -> T:
+    def broadcast_object(self, value: T | None) -> T:
         """Return the main rank's value on all ranks."""
         values = [value]
         if self.size > 1:
@@ -87,7 +87,7 @@ class World:
             dist.all_reduce(torch.zeros(1))
 
 
-class Vote:
+class AnyRankFlag:
     """Lets all ranks know at the same step that one of them raised its hand, without waiting for each other.
 
     The hands travel while the step is taken, so the answer is that to the question of the step before.

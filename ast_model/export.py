@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ast_model.model import AST
-from ast_model.pretrained.files import CONFIG_KEY, TAGGING_KEY
+from ast_model.pretrained.files import CONFIG_KEY, METADATA_KEY
 from ast_model.pretrained.hugging_face import describe_config, describe_features
 from ast_model.pretrained.layouts import HUGGING_FACE, to_layout
 from ast_model.pretrained.load import load_pretrained
-from ast_model.pretrained.metadata import Tagging
+from ast_model.pretrained.metadata import ModelMetadata
 from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
 
 LOGITS_TOLERANCE = 1e-4
@@ -34,16 +34,16 @@ LOGITS_TOLERANCE = 1e-4
 _HUGGING_FACE_PREFIX = "audio_spectrogram_transformer."
 
 
-def export_hugging_face(model: AST, tagging: Tagging, folder: Path) -> None:
+def export_hugging_face(model: AST, metadata: ModelMetadata, folder: Path) -> None:
     """Write a folder that transformers' AutoModelForAudioClassification and AutoFeatureExtractor load.
 
     Its logits are the model's. Its embeddings are as many times smaller as `_with_one_epsilon` says.
     """
     original = _ready(model)
     model = _with_one_epsilon(original)
-    _check_labels(tagging.labels, model.config.num_classes)
-    config = describe_config(model.config, tagging.labels, tagging.loss)
-    features = describe_features(model.config, tagging.mean, tagging.std)
+    _check_labels(metadata.labels, model.config.num_classes)
+    config = describe_config(model.config, metadata.labels, metadata.loss)
+    features = describe_features(model.config, metadata.mean, metadata.std)
     tensors = to_layout(model.state_dict(), HUGGING_FACE, model.config.depth, _HUGGING_FACE_PREFIX)
     with _published(folder) as aside:
         aside.mkdir()
@@ -53,25 +53,25 @@ def export_hugging_face(model: AST, tagging: Tagging, folder: Path) -> None:
         _check_read_back(model, original, aside)
 
 
-def export_safetensors(model: AST, file: Path, tagging: Tagging | None = None) -> None:
-    """Write one file with our own names and, in its metadata, config and tagging; `Tagger.load` needs no more."""
+def export_safetensors(model: AST, file: Path, metadata: ModelMetadata | None = None) -> None:
+    """Write one file with our own names and, in its header, config and metadata; `Tagger.load` needs no more."""
     model = _ready(model)
-    metadata = {"format": "pt", CONFIG_KEY: json.dumps(asdict(model.config))}
-    if tagging is not None:
-        _check_labels(tagging.labels, model.config.num_classes)
-        metadata[TAGGING_KEY] = json.dumps(asdict(tagging))
+    header = {"format": "pt", CONFIG_KEY: json.dumps(asdict(model.config))}
+    if metadata is not None:
+        _check_labels(metadata.labels, model.config.num_classes)
+        header[METADATA_KEY] = json.dumps(asdict(metadata))
     with _published(file) as aside:
-        save_file(model.state_dict(), aside, metadata)
+        save_file(model.state_dict(), aside, header)
         _check_read_back(model, model, aside)
 
 
-def export_onnx(model: AST, tagging: Tagging, file: Path) -> None:
+def export_onnx(model: AST, metadata: ModelMetadata, file: Path) -> None:
     """Write an ONNX file: `fbank` (batch, num_frames, num_mel_bins), normalised, to `logits` (batch, num_classes).
 
     The batch is free. Labels, mean and std are in the file's metadata, as JSON; `Tagger.load` reads it back.
     """
     model = _ready(model)
-    _check_labels(tagging.labels, model.config.num_classes)
+    _check_labels(metadata.labels, model.config.num_classes)
     try:
         import onnxruntime  # pyright: ignore[reportMissingImports]
         import onnxscript  # noqa: F401 # pyright: ignore[reportMissingImports] - torch's exporter needs it
@@ -79,8 +79,8 @@ def export_onnx(model: AST, tagging: Tagging, file: Path) -> None:
         raise ConfigError(f"ONNX needs packages that are not installed ({error}): pip install '.[onnx]'") from error
     with _published(file) as aside:
         program = _trace(model)
-        metadata = {**asdict(tagging), TAGGING_KEY: asdict(tagging), CONFIG_KEY: asdict(model.config)}
-        program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
+        props = {**asdict(metadata), METADATA_KEY: asdict(metadata), CONFIG_KEY: asdict(model.config)}
+        program.model.metadata_props.update({name: json.dumps(value) for name, value in props.items()})
         program.save(aside)
         session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
         for batch_size in (1, 3):

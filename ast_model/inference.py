@@ -13,7 +13,7 @@ from ast_model.data.augment import normalise
 from ast_model.model import AST
 from ast_model.pretrained.files import read_weights
 from ast_model.pretrained.load import fit_weights
-from ast_model.pretrained.metadata import Tagging, read_tagging, scores_of
+from ast_model.pretrained.metadata import ModelMetadata, read_metadata, scores_from_logits
 from pipeline.audio.decode import decode_file
 from pipeline.errors import ConfigError, InputError
 from pipeline.fbank import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
@@ -27,12 +27,14 @@ FRAMES_PER_S = 1000 // FRAME_SHIFT_MS
 
 
 class Tagger:
-    """Scores audio of any length, window by window of the model's own length, as in training."""
+    """Tag audio of any length, window by window of the model's own length, as in training."""
 
-    def __init__(self, model: AST, tagging: Tagging, device: str | torch.device | None = None, batch_size: int = 8):
+    def __init__(
+        self, model: AST, metadata: ModelMetadata, device: str | torch.device | None = None, batch_size: int = 8
+    ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.tagging = tagging
+        self.metadata = metadata
         self.batch_size = batch_size
 
     @classmethod
@@ -48,11 +50,11 @@ class Tagger:
             labels = read_labels(str(labels))
         file = read_weights(source)
         model = fit_weights(file, source)
-        return cls(model, read_tagging(file, model.config.num_classes, labels), device)
+        return cls(model, read_metadata(file, model.config.num_classes, labels), device)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(self.tagging.labels)
+        return tuple(self.metadata.labels)
 
     def tag(self, audio: Audio, top_k: int = 5) -> list[tuple[str, float]]:
         """Return the best classes with their scores, best first."""
@@ -65,14 +67,14 @@ class Tagger:
 
         Audio longer than the model's windows has the mean of theirs, weighted by how much of each is filled.
         """
-        return self._pool(audios, lambda fbank_BTM: scores_of(self.model(fbank_BTM), self.tagging.loss))
+        return self._pool(audios, lambda fbank_BTM: scores_from_logits(self.model(fbank_BTM), self.metadata.loss))
 
     def scores_of_fbank(self, fbank_TM: np.ndarray) -> np.ndarray:
         """Return scores (C,) of features (T, 128) as `compute_fbank` returns them: neither padded nor normalised."""
         if fbank_TM.ndim != 2 or fbank_TM.shape[1] != NUM_MEL_BINS or not len(fbank_TM):
             raise InputError(f"expected features of shape (frames, {NUM_MEL_BINS}), found {fbank_TM.shape}")
         frames_TM = torch.from_numpy(fbank_TM.astype(np.float32)).to(self.device)
-        return self._pool_fbank(frames_TM, lambda batch: scores_of(self.model(batch), self.tagging.loss))
+        return self._pool_fbank(frames_TM, lambda batch: scores_from_logits(self.model(batch), self.metadata.loss))
 
     def embed(self, audios: Iterable[Audio]) -> np.ndarray:
         """Return embeddings (N, D) float32: the mean of the class and the distillation token, pooled as scores are."""
@@ -89,7 +91,9 @@ class Tagger:
             raise ConfigError(f"hop_s must be at least {1 / FRAMES_PER_S}, found {hop_s}")
         fbank_TM = self._fbank(audio)
         starts = _starts(len(fbank_TM), window, hop)
-        scores = self._run(fbank_TM, starts, window, lambda batch: scores_of(self.model(batch), self.tagging.loss))
+        scores = self._run(
+            fbank_TM, starts, window, lambda batch: scores_from_logits(self.model(batch), self.metadata.loss)
+        )
         index = pd.Index(np.asarray(starts) / FRAMES_PER_S, name="start_s")
         return pd.DataFrame(scores, index=index, columns=pd.Index(self.labels))
 
@@ -125,7 +129,7 @@ class Tagger:
             for padded_TM, start in zip(fbank_BTM, batch_starts, strict=True):
                 window_TM = fbank_TM[start : start + window]
                 padded_TM[: len(window_TM)] = window_TM
-            yield normalise(fbank_BTM, self.tagging.mean, self.tagging.std)
+            yield normalise(fbank_BTM, self.metadata.mean, self.metadata.std)
 
     def _window_of(self, window_s: float | None) -> int:
         longest = self.model.config.num_frames

@@ -14,109 +14,12 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.errors import ConfigError, InputError
-
-Grid = tuple[int, int]
-"""Number of patches along frequency and along time."""
-
-NUM_EXTRA_TOKENS = 2
-"""The class token and the distillation token stand before the patches."""
+from ast_model.config import NUM_EXTRA_TOKENS, ASTConfig, Grid
+from pipeline.errors import InputError
 
 
 @dataclass(frozen=True)
-class ASTConfig:
-    """Shape of the model; the defaults are the paper's."""
-
-    num_classes: int = 527
-    """Number of classes, the length of the logits."""
-    num_frames: int = 1024
-    """Frames (of 10 ms) of the fbank that the positions are made for; other lengths adapt them."""
-    num_mel_bins: int = 128
-    """Mel bins of the fbank."""
-    patch_freq: int = 16
-    """Height of a patch in mel bins."""
-    patch_time: int = 16
-    """Length of a patch in frames."""
-    freq_stride: int = 10
-    """Mel bins from one patch to the next; smaller than the patch means overlap."""
-    time_stride: int = 10
-    """Frames from one patch to the next."""
-    width: int = 768
-    """Size of a token."""
-    depth: int = 12
-    """Number of blocks."""
-    num_heads: int = 12
-    """Attention heads per block; must divide the width."""
-    mlp_ratio: int = 4
-    """Size of the hidden layer of a block's MLP, in widths."""
-    norm_eps: float = 1e-6
-    """Epsilon of the LayerNorms in and after the blocks."""
-    head_norm_eps: float = 1e-5
-    """Epsilon of the head's LayerNorm."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise ConfigError(f"model.{name} must be positive, but is {value}.")
-        if self.width % self.num_heads:
-            raise ConfigError(f"model.num_heads must divide width {self.width}, but is {self.num_heads}.")
-        if self.num_mel_bins < self.patch_freq or self.num_frames < self.patch_time:
-            raise ConfigError(
-                f"A patch of {self.patch_freq} bins × {self.patch_time} frames must fit into the fbank of "
-                f"{self.num_mel_bins} bins × {self.num_frames} frames; make the one smaller or the other larger."
-            )
-
-    @classmethod
-    def tiny(cls, **overrides) -> "ASTConfig":
-        """Size of DeiT-tiny: 5.5 M parameters."""
-        return cls(**{"width": 192, "num_heads": 3, **overrides})
-
-    @classmethod
-    def small(cls, **overrides) -> "ASTConfig":
-        """Size of DeiT-small: 22 M parameters."""
-        return cls(**{"width": 384, "num_heads": 6, **overrides})
-
-    @classmethod
-    def base(cls, **overrides) -> "ASTConfig":
-        """Size of DeiT-base, the paper's: 87 M parameters."""
-        return cls(**overrides)
-
-    @property
-    def grid(self) -> Grid:
-        return self.grid_for(self.num_frames)
-
-    def grid_for(self, num_frames: int) -> Grid:
-        num_freq = (self.num_mel_bins - self.patch_freq) // self.freq_stride + 1
-        num_time = (num_frames - self.patch_time) // self.time_stride + 1
-        return num_freq, num_time
-
-    @property
-    def num_patches(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def num_tokens(self) -> int:
-        return self.num_patches + NUM_EXTRA_TOKENS
-
-    @property
-    def num_forward_flops(self) -> int:
-        """Count the operations in the matrix products of a forward, per sample, two per multiply-add.
-
-        A training step takes three times as many.
-        """
-        return self.flops_with(self.num_patches)
-
-    def flops_with(self, num_patches_kept: int) -> int:
-        """Count the operations of a forward whose blocks see only some of the patches."""
-        num_tokens = num_patches_kept + NUM_EXTRA_TOKENS
-        linear = (4 + 2 * self.mlp_ratio) * num_tokens * self.width**2
-        attention = 2 * num_tokens**2 * self.width
-        patches = self.num_patches * self.width * self.patch_freq * self.patch_time
-        return 2 * (self.depth * (linear + attention) + patches + self.width * self.num_classes)
-
-
-@dataclass(frozen=True)
-class Noise:
+class DropMasks:
     """What regularises one batch's forward while training. Letters: K kept patches, L branches (two per block)."""
 
     kept_BK: Tensor | None = None
@@ -128,7 +31,7 @@ class Noise:
 class AST(nn.Module):
     """Tag an fbank, normalised as (x - mean) / (2 · std) after padding."""
 
-    recomputes_blocks = False
+    activation_checkpointing = False
     """Keep only the blocks' inputs in the forward of a training, and compute the rest again in the backward."""
 
     def __init__(self, config: ASTConfig) -> None:
@@ -146,26 +49,26 @@ class AST(nn.Module):
             nn.init.trunc_normal_(token, std=0.02)
         self.apply(_init_linear)
 
-    def forward(self, fbank_BTM: Tensor, noise: Noise | None = None) -> Tensor:
+    def forward(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
         """Return the logits (B, C)."""
-        return self.head(self.embed(fbank_BTM, noise))
+        return self.head(self.embed(fbank_BTM, drop_masks))
 
-    def embed(self, fbank_BTM: Tensor, noise: Noise | None = None) -> Tensor:
+    def embed(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
         """Return one embedding per clip (B, D): the mean of the class and the distillation token."""
-        return self.tokens(fbank_BTM, noise)[:, :NUM_EXTRA_TOKENS].mean(dim=1)
+        return self.tokens(fbank_BTM, drop_masks)[:, :NUM_EXTRA_TOKENS].mean(dim=1)
 
-    def tokens(self, fbank_BTM: Tensor, noise: Noise | None = None) -> Tensor:
+    def tokens(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
         """Return all tokens after the last LayerNorm (B, N, D), patches frequency by frequency.
 
         Raises InputError if the fbank has other mel bins than the config, or is shorter than a patch.
         """
         tokens_BND = self._embed_patches(fbank_BTM)
-        noise = noise or Noise()
-        if noise.kept_BK is not None:
-            tokens_BND = _keep_patches(tokens_BND, noise.kept_BK)
+        drop_masks = drop_masks or DropMasks()
+        if drop_masks.kept_BK is not None:
+            tokens_BND = _keep_patches(tokens_BND, drop_masks.kept_BK)
         for number, block in enumerate(self.blocks):
-            scale_B2 = None if noise.scale_BL is None else noise.scale_BL[:, 2 * number : 2 * number + 2]
-            if self.recomputes_blocks and torch.is_grad_enabled():
+            scale_B2 = None if drop_masks.scale_BL is None else drop_masks.scale_BL[:, 2 * number : 2 * number + 2]
+            if self.activation_checkpointing and torch.is_grad_enabled():
                 tokens_BND = checkpoint(block, tokens_BND, scale_B2, use_reentrant=False)
             else:
                 tokens_BND = block(tokens_BND, scale_B2)

@@ -8,10 +8,15 @@ try it at full size. Costs are computed at 45 % of an H200's bf16 peak, not meas
 
 from dataclasses import dataclass
 
-from ast_model.config import AugmentConfig, RegulariseConfig, TrainConfig
-from ast_model.model import ASTConfig
-from ast_model.pretrained.metadata import AUDIOSET_MEAN, AUDIOSET_STD
-from ast_model.training.schedule import ScheduleConfig
+from ast_model.config import (
+    AUDIOSET_MEAN,
+    AUDIOSET_STD,
+    ASTConfig,
+    AugmentConfig,
+    RegulariseConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 
 @dataclass(frozen=True)

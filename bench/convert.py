@@ -43,7 +43,7 @@ R = TypeVar("R")
 
 
 def make_sound(seed: int) -> np.ndarray:
-    """Noise below 6 kHz that never repeats (S,) at 48 kHz."""
+    """DropMasks below 6 kHz that never repeats (S,) at 48 kHz."""
     noise = np.fft.rfft(np.random.default_rng(seed).standard_normal(FILE_S * RATE_HZ))
     noise[np.fft.rfftfreq(FILE_S * RATE_HZ, 1 / RATE_HZ) > 6_000] = 0
     sound = np.fft.irfft(noise)

@@ -16,11 +16,11 @@ import pyarrow as pa
 from torch.utils.data import WeightedRandomSampler
 
 from ast_model.config import AugmentConfig, CacheConfig, Sampler
-from ast_model.data.loader import Collator, open_reader
-from ast_model.data.sampling import Draws, group_by_shard, num_steps_of, plan_epoch, share_of_rank
+from ast_model.data.loader import BatchReader, open_reader
+from ast_model.data.sampling import Draws, group_by_shard, num_steps_of, plan_epoch, rank_slice
 from bench.lines import print_line
 from pipeline.labels import Labels
-from pipeline.shards.format import Seal, shard_settings
+from pipeline.shards.format import Checksum, shard_settings
 from pipeline.snapshots.snapshot import INDEX_SCHEMA, Snapshot, load_snapshot, publish_snapshot
 from pipeline.store.storage import Store
 from pipeline.weights import class_balanced_weights
@@ -56,9 +56,9 @@ def make_snapshot(store: Store) -> None:
     labels = Labels(tuple(f"/m/{n}" for n in range(NUM_CLASSES)), tuple(f"Class {n}" for n in range(NUM_CLASSES)))
     stats = {"fbank_mean": -4.27, "fbank_std": 4.57}
     manifest = {"settings": shard_settings(keep_audio=False)}
-    seals = {name: Seal(257_536_000, f"{number:064x}") for number, name in enumerate(names)}
+    checksums = {name: Checksum(257_536_000, f"{number:064x}") for number, name in enumerate(names)}
     index = pa.table(columns).cast(INDEX_SCHEMA)
-    publish_snapshot(Snapshot(store, "", index, labels, stats, manifest, seals), made_of="bench")
+    publish_snapshot(Snapshot(store, "", index, labels, stats, manifest, checksums), made_of="bench")
 
 
 def measure(name: str, function: Callable[[], object], peer: tuple[str, float] | None = None, **rest: Any) -> float:
@@ -79,10 +79,10 @@ def start_in_the_middle(store: Store) -> None:
     rows = snapshot.rows_of(("unbalanced_train",))
     targets = snapshot.targets(rows)
     weights = class_balanced_weights(targets)
-    Collator(open_reader(snapshot, CacheConfig()), rows, targets, 1024)
+    BatchReader(open_reader(snapshot, CacheConfig()), rows, targets, 1024)
     draws = plan_epoch(weights, len(rows), "balanced", AugmentConfig(), (snapshot.snapshot_id, 0, EPOCH))
     assert num_steps_of(len(draws), GLOBAL_BATCH_SIZE) > STEP
-    assert len(draws[share_of_rank(STEP, GLOBAL_BATCH_SIZE, 0, 1)]) == GLOBAL_BATCH_SIZE
+    assert len(draws[rank_slice(STEP, GLOBAL_BATCH_SIZE, 0, 1)]) == GLOBAL_BATCH_SIZE
 
 
 def main() -> None:

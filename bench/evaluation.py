@@ -16,12 +16,12 @@ from statistics import median
 import numpy as np
 import torch
 
-from ast_model.config import CacheConfig
+from ast_model.config import ASTConfig, CacheConfig
 from ast_model.data.augment import prepare
-from ast_model.data.loader import Collator, open_reader, split_evenly
+from ast_model.data.loader import BatchReader, open_reader, split_evenly
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Normalisation, evaluate, evaluating
-from ast_model.model import AST, ASTConfig
+from ast_model.model import AST
 from bench.lines import print_line
 from bench.stores import NUM_CLASSES, make_store
 from bench.train_step import wait
@@ -58,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         snapshot = make_store(Store(folder), 1, num_clips)
         rows = np.arange(num_clips)
-        clips = Collator(open_reader(snapshot, CacheConfig()), rows, snapshot.targets(rows), config.num_frames)
+        clips = BatchReader(open_reader(snapshot, CacheConfig()), rows, snapshot.targets(rows), config.num_frames)
         ready = [
             prepare(clips.plain(positions).to(world.device), NORMAL.mean, NORMAL.std)
             for positions in split_evenly(num_clips, 0, 1, size)

@@ -20,13 +20,11 @@ import tyro
 
 from ast_model import recipes
 from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.config import AugmentConfig, Sampler, TrainConfig
+from ast_model.config import ASTConfig, AugmentConfig, Sampler, ScheduleConfig, TrainConfig
 from ast_model.distributed import World
-from ast_model.evaluation.predictions import AVERAGE, LAST, load_scores, scores_name
-from ast_model.model import ASTConfig
+from ast_model.evaluation.predictions import AVERAGE, LAST, load_predictions, predictions_name
 from ast_model.training.job import Job
 from ast_model.training.reporter import Metrics
-from ast_model.training.schedule import ScheduleConfig
 from ast_model.training.trainer import Trainer
 from bench.words import make_words
 from jobs.speechcommands import read_speech_commands
@@ -35,7 +33,7 @@ from pipeline.convert import Conversion, convert_shard
 from pipeline.labels import read_labels
 from pipeline.recordings.tables import MEDIA_TABLE, write_tables
 from pipeline.segments import join_tables, read_segment_table
-from pipeline.shards.ledger import plan_shards, read_books
+from pipeline.shards.ledger import plan_shards, read_sidecar_table
 from pipeline.snapshots.snapshot import Snapshot, build_snapshot, load_snapshot
 from pipeline.sources.table import ListedSource
 from pipeline.store.storage import Store
@@ -79,7 +77,7 @@ def compare_samplers(snapshot: Snapshot, seeds: Iterable[int], work: str) -> dic
             more = AS_MANY_DRAWS if sampler == "uniform" else {}
             train(snapshot, run, recipe.model, dataclasses.replace(recipe.train, sampler=sampler, seed=seed, **more))
             for name in (LAST, AVERAGE):
-                metrics = load_scores(snapshot.store, scores_name(run, name)).evaluation.metrics
+                metrics = load_predictions(snapshot.store, predictions_name(run, name)).evaluation.metrics
                 found[f"{sampler} {name} all"].append(metrics.mAP)
                 found[f"{sampler} {name} rare"].append(float(metrics.average_precision[rare].mean()))
             say(seed=seed, **{key: values[-1] for key, values in found.items() if key.startswith(sampler)})
@@ -122,7 +120,7 @@ def convert_words(folder: Path) -> Snapshot:
     store = Store(str(folder / "store"))
     conversion = Conversion(store, ListedSource(str(tables / MEDIA_TABLE), fetch), fetch, keep_audio=False)
     segments = join_tables([read_segment_table(str(tables / f"{split}_segments.csv")) for split in splits])
-    for plan in plan_shards(segments, read_books(store, conversion.fingerprint), 200):
+    for plan in plan_shards(segments, read_sidecar_table(store, conversion.fingerprint), 200):
         convert_shard(plan, conversion)
     return build_snapshot(store, read_labels(str(tables / "class_labels_indices.csv")), keep_audio=False)
 

@@ -20,7 +20,7 @@ from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import SimpleShardList
 
 from ast_model.config import AugmentConfig, Sampler
-from ast_model.data.loader import Collator, read_ahead
+from ast_model.data.loader import BatchReader, prefetch_batches
 from ast_model.data.sampling import plan_epoch
 from bench.lines import print_line
 from bench.stores import make_store
@@ -39,18 +39,18 @@ NUM_SHARDS, CLIPS_PER_SHARD = 4, 500
 def own_batches(snapshot: Snapshot, mixup_probability: float, sampler: Sampler) -> Iterator[int]:
     """Yield the clips read for each batch: partners count too."""
     rows = snapshot.rows_of(("balanced_train",))
-    collator = Collator(ClipReader(snapshot), rows, snapshot.targets(rows), NUM_FRAMES)
+    collator = BatchReader(ClipReader(snapshot), rows, snapshot.targets(rows), NUM_FRAMES)
     weights = snapshot.index["weight"].to_numpy()[rows]
     augment = AugmentConfig(mixup_probability=mixup_probability)
     draws = plan_epoch(weights, len(rows), sampler, augment, (snapshot.snapshot_id, 0, 0))
     works = (draws[start : start + BATCH_SIZE] for start in range(0, len(draws), BATCH_SIZE))
-    for batch in read_ahead(collator.drawn, works, num_threads=1):
+    for batch in prefetch_batches(collator.drawn, works, num_threads=1):
         yield len(batch.clips) + len(batch.partners)
 
 
 def webdataset_batches(snapshot: Snapshot) -> Iterator[int]:
     """Do the same with webdataset: decode the .npy and .json members, pad, batch, in the order of the shards."""
-    shards = [snapshot.store.path(name) for name in sorted(snapshot.seals)]
+    shards = [snapshot.store.path(name) for name in sorted(snapshot.checksums)]
     index_of = snapshot.labels.index_of
 
     def decode(sample: dict[str, bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -44,7 +44,7 @@ def read_sounds(folders: Sequence[Path]) -> list[np.ndarray]:
     return sounds
 
 
-def make_batches(one: np.ndarray, other: np.ndarray, lam: float) -> tuple[Batch, Batch]:
+def make_batches(one: np.ndarray, other: np.ndarray, mixup_lambda: float) -> tuple[Batch, Batch]:
     """Make the batches of one mixed clip that the loader makes of kept audio, and of stored fbanks."""
     waveforms = [torch.from_numpy(sound)[None] for sound in (one, other)]
     num_samples = [torch.tensor([len(sound)]) for sound in (one, other)]
@@ -58,7 +58,7 @@ def make_batches(one: np.ndarray, other: np.ndarray, lam: float) -> tuple[Batch,
         mixed=torch.zeros(1, dtype=torch.int64),
         partners=waveforms[1],
         partner_lengths_Q=num_samples[1],
-        lam_Q=torch.tensor([lam], dtype=torch.float32),
+        lambda_Q=torch.tensor([mixup_lambda], dtype=torch.float32),
         uniforms=torch.zeros(1, 6),
     )
     fbanks = [_stored(waveform[0]) for waveform in waveforms]
@@ -86,13 +86,13 @@ def mix_linearly(batch: Batch) -> Tensor:
     silence = float(np.log(np.finfo(np.float32).eps))
     partner_QTM = batch.partners.float().clone()
     partner_QTM[:, int(batch.partner_lengths_Q) :] = silence
-    lam = float(batch.lam_Q)
-    return lam * batch.clips.float() + (1 - lam) * partner_QTM
+    mixup_lambda = float(batch.lambda_Q)
+    return mixup_lambda * batch.clips.float() + (1 - mixup_lambda) * partner_QTM
 
 
-def measure(one: np.ndarray, other: np.ndarray, lam: float) -> dict[str, float]:
+def measure(one: np.ndarray, other: np.ndarray, mixup_lambda: float) -> dict[str, float]:
     """Return mean absolute differences to the true mixture, in nats, and the bias of mixing powers."""
-    audio, stored = make_batches(one, other, lam)
+    audio, stored = make_batches(one, other, mixup_lambda)
     num_frames = int(stored.lengths_B)
     true_TM = mix_waveforms(audio)[0, :num_frames]
     power_TM = mix_power(stored)[0, :num_frames] - true_TM
@@ -116,9 +116,9 @@ def main() -> None:
     sounds = read_sounds(arguments.folders)
     random = np.random.default_rng(0)
     found = []
-    for lam in random.beta(10, 10, arguments.num_pairs).tolist():
+    for mixup_lambda in random.beta(10, 10, arguments.num_pairs).tolist():
         one, other = random.choice(len(sounds), 2, replace=False)
-        found.append(measure(sounds[one], sounds[other], lam))
+        found.append(measure(sounds[one], sounds[other], mixup_lambda))
     columns = {name: np.array([row[name] for row in found]) for name in found[0]}
     rest: dict[str, float] = {f"{name}_90_percent": np.quantile(columns[name], 0.9) for name in ("power", "linear")}
     rest |= {name: float(np.nanmean(columns[name])) for name in ("power_bias", "power_edge")}

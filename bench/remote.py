@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ast_model.config import AugmentConfig, CacheConfig
-from ast_model.data.loader import Collator, open_reader
+from ast_model.data.loader import BatchReader, open_reader
 from ast_model.data.sampling import group_by_shard, plan_epoch
 from bench.lines import print_line
 from bench.stores import make_store
@@ -69,15 +69,15 @@ def read_plainly(snapshot: Snapshot, keep_in: Path | None = None) -> int:
         return len(content)
 
     with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
-        num_bytes = sum(pool.map(read, [(name, seal.num_bytes) for name, seal in snapshot.seals.items()]))
-    assert num_bytes == sum(seal.num_bytes for seal in snapshot.seals.values())
+        num_bytes = sum(pool.map(read, [(name, checksum.num_bytes) for name, checksum in snapshot.checksums.items()]))
+    assert num_bytes == sum(checksum.num_bytes for checksum in snapshot.checksums.values())
     return snapshot.index.num_rows
 
 
 def read_through_cold_cache(snapshot: Snapshot, folder: Path, is_grouped: bool) -> int:
     reader = open_reader(snapshot, CacheConfig(str(folder), max_gb=10, num_threads=NUM_CONNECTIONS))
     rows = snapshot.rows_of(("balanced_train",))
-    collator = Collator(reader, rows, snapshot.targets(rows), NUM_FRAMES)
+    collator = BatchReader(reader, rows, snapshot.targets(rows), NUM_FRAMES)
     seed = (snapshot.snapshot_id, 0, 0)
     draws = plan_epoch(np.ones(len(rows)), len(rows), "uniform", AugmentConfig(mixup_probability=0), seed)
     if is_grouped:

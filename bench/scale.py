@@ -24,7 +24,7 @@ from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion
 from pipeline.preprocess import preprocess
 from pipeline.records import Reason, ShardPlan, ShardReport
-from pipeline.shards.format import Seal, SidecarRow, shard_name, write_sidecar
+from pipeline.shards.format import Checksum, SidecarRow, shard_name, write_sidecar
 from pipeline.sources.rate_limit import Wait
 from pipeline.store.storage import Store
 
@@ -85,7 +85,7 @@ def write_rows(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
         more: dict[str, Any] = content if is_written else {}
         rows.append(SidecarRow(key=segment.key, **asdict(segment), **about, attempts=1, source="stub", **more))
     name = shard_name(plan.split, plan.shard_id, "parquet")
-    write_sidecar(conversion.store, name, rows, conversion.fingerprint, Seal(len(rows) * FBANK_BYTES, "0" * 64))
+    write_sidecar(conversion.store, name, rows, conversion.fingerprint, Checksum(len(rows) * FBANK_BYTES, "0" * 64))
     num_written = sum(row.status == "written" for row in rows)
     failures = {Reason.NOT_FOUND: len(rows) - num_written}
     return ShardReport(plan.shard_id, plan.split, len(rows), num_written, failures, 0, is_new=True)

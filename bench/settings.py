@@ -22,13 +22,12 @@ import torch
 import tyro
 
 from ast_model import recipes
-from ast_model.config import RegulariseConfig, TrainConfig
-from ast_model.data.loader import Collator
+from ast_model.config import RegulariseConfig, ScheduleConfig, TrainConfig
+from ast_model.data.loader import BatchReader
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import evaluate
-from ast_model.evaluation.predictions import keep_scores, scores_name
+from ast_model.evaluation.predictions import predictions_name, save_predictions
 from ast_model.training.job import Job
-from ast_model.training.schedule import ScheduleConfig
 from ast_model.training.trainer import Trainer
 from bench.lines import print_line
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
@@ -105,10 +104,10 @@ def keep_teacher(trainer: Trainer) -> tuple[str, ...]:
     job, names = trainer.job, []
     for split in job.config.train_splits:
         rows = job.snapshot.rows_of((split,))
-        clips = Collator(trainer.data.clips.reader, rows, job.snapshot.targets(rows), job.model.num_frames)
+        clips = BatchReader(trainer.data.clips.reader, rows, job.snapshot.targets(rows), job.model.num_frames)
         evaluation = evaluate(trainer.model, clips, ALONE, job.normalisation, batch_size=16)
-        names.append(scores_name(job.run, split))
-        keep_scores(evaluation, job.snapshot, (job.config.train_splits, split), names[-1], job.config.num_epochs)
+        names.append(predictions_name(job.run, split))
+        save_predictions(evaluation, job.snapshot, (job.config.train_splits, split), names[-1], job.config.num_epochs)
     return tuple(names)
 
 

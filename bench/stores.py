@@ -11,8 +11,8 @@ from pipeline.shards.format import (
     WRITTEN,
     ShardWriter,
     SidecarRow,
+    checksum_of,
     digest_of,
-    seal_of,
     shard_name,
     shard_settings,
     write_sidecar,
@@ -63,6 +63,6 @@ def _write_shard(
         ]
         writer.close()
         split, fingerprint = segments[0].split, digest_of(shard_settings(audio is not None))
-        seal = seal_of(folder / "shard.tar")
+        checksum = checksum_of(folder / "shard.tar")
         store.publish(folder / "shard.tar", shard_name(split, shard_id, "tar"))
-        write_sidecar(store, shard_name(split, shard_id, "parquet"), rows, fingerprint, seal)
+        write_sidecar(store, shard_name(split, shard_id, "parquet"), rows, fingerprint, checksum)

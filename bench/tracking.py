@@ -57,7 +57,7 @@ def start(store: Store) -> tuple[TrackedRun, float]:
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        tracking_delivery.OUTBOXES = Path(folder) / "outboxes"
+        tracking_delivery.QUEUES = Path(folder) / "outboxes"
         store = Store(folder)
         run, new_s = start(store)
         run.end("FINISHED")

@@ -5,7 +5,7 @@
 
 Prints a JSON line for each cell of the issue's table: samples a second (median of rounds), the peer's, their ratio.
 Contenders: ours, the only one to augment its batch, too; ours compiled; ours with PaSST's patchout; ours fed by the
-real loader from local shards (of noise, unless `--store ROOT` names a store) instead of one batch on the device;
+real loader from local shards (of drop_masks, unless `--store ROOT` names a store) instead of one batch on the device;
 transformers' AST with SDPA and fused Adam; and the official arithmetic, written out: softmax attention as products,
 fp16 autocast with a scaler on a GPU, Adam one parameter at a time.
 """
@@ -26,12 +26,12 @@ from torch.amp.grad_scaler import GradScaler
 from transformers import ASTConfig as TheirConfig
 from transformers import ASTForAudioClassification
 
-from ast_model.config import AugmentConfig, RegulariseConfig, TrainConfig
+from ast_model.config import ASTConfig, AugmentConfig, RegulariseConfig, TrainConfig
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Normalisation
-from ast_model.model import AST, ASTConfig, Attention
+from ast_model.model import AST, Attention
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
 from ast_model.training.optimizer import ADAM_BETAS
@@ -49,7 +49,7 @@ Step = Callable[[], object]
 
 
 def make_batch(config: ASTConfig, size: int, device: torch.device) -> Batch:
-    """Return clips of noise, half of them mixed."""
+    """Return clips of drop_masks, half of them mixed."""
     random = np.random.default_rng(0)
     shape = (size, config.num_frames, config.num_mel_bins)
     clips = torch.from_numpy(random.normal(-4, 4, shape).astype(np.float16))
@@ -65,7 +65,7 @@ def make_batch(config: ASTConfig, size: int, device: torch.device) -> Batch:
         mixed=mixed,
         partners=clips[mixed],
         partner_lengths_Q=lengths[mixed],
-        lam_Q=torch.full((len(mixed),), 0.5),
+        lambda_Q=torch.full((len(mixed),), 0.5),
         uniforms=torch.rand(size, NUM_UNIFORMS),
     ).to(device)
 

@@ -13,20 +13,19 @@ from typing import Annotated
 
 import tyro
 
-from ast_model.config import TrainConfig
-from ast_model.model import ASTConfig
+from ast_model.config import ASTConfig, TrainConfig
 from ast_model.recipes import Recipe
 from ast_model.tracking.server import check_server, tracking_uri
 from ast_model.training.checks import check_ranks
 from jobs.launch.cli import resolve_root, run_job
-from jobs.launch.preprocessing import MINIATURE, media_at_hand, preprocess_tracked
+from jobs.launch.preprocessing import MINIATURE, preprocess_tracked, with_miniature_media
 from jobs.launch.presets import make_presets
 from jobs.launch.ray_train import RayConfig, train_on_ray
-from jobs.launch.report import Outcome, print_report
+from jobs.launch.report import RunSummary, print_report
 from jobs.launch.runs import begin_run, ending_tracked, new_run_name, resume_run
 from pipeline.cluster import ray_session
 from pipeline.config import PreprocessConfig
-from pipeline.preprocess import Visit
+from pipeline.preprocess import PreprocessReport
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
@@ -72,15 +71,15 @@ def audioset(config: AudioSetConfig) -> None:
     with ray_session():
         if config.resume:
             settings, snapshot = resume_run(config.resume, store, config)
-            visit = Visit()
+            visit = PreprocessReport()
         else:
             run = new_run_name(config.preset)
-            with media_at_hand(config.data, store) as data:
+            with with_miniature_media(config.data, store) as data:
                 snapshot, visit = preprocess_tracked(data, store, run)
             settings = begin_run(config, snapshot, run)
         with ending_tracked(settings):
             history = train_on_ray(settings, config.ray)
-    print_report(Outcome(snapshot, visit, settings.run, history, config.train.eval_split, tracking_uri(store)))
+    print_report(RunSummary(snapshot, visit, settings.run, history, config.train.eval_split, tracking_uri(store)))
 
 
 if __name__ == "__main__":

@@ -10,25 +10,19 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
 import pandas as pd
-import torch
 import tyro
 
-from ast_model.config import CacheConfig
-from ast_model.data.loader import Collator, open_reader
-from ast_model.distributed import join_world
-from ast_model.evaluation.evaluate import Evaluation, Normalisation, evaluate
+from ast_model.evaluation.ensemble import score_each
+from ast_model.evaluation.evaluate import Evaluation
 from ast_model.evaluation.plots import class_table, plot_average_precision, plot_precision_recall
 from ast_model.metrics import mean_average_precision_interval, tagging_metrics
-from ast_model.pretrained.files import read_weights
-from ast_model.pretrained.load import fit_weights
-from ast_model.pretrained.metadata import read_tagging
 from jobs.launch.cli import resolve_root, run_job
 from pipeline.errors import ConfigError
 from pipeline.labels import Labels
@@ -81,7 +75,9 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     check_classes(config.classes, snapshot.labels)
     mean: Evaluation | None = None
     rows = []
-    for number, (name, evaluation) in enumerate(score_each(config, snapshot), start=1):
+    for number, (name, evaluation) in enumerate(
+        score_each(config.checkpoints, snapshot, config.split, config.batch_size), start=1
+    ):
         mean = _add(mean, evaluation, number)
         rows.append({"checkpoint": name, **evaluation.figures, **_prefixed(mean.figures, "mean_so_far_")})
         print(f"{name}\n  alone   {_line(evaluation.figures)}" + (f"\n  mean    {_line(mean.figures)}" * (number > 1)))
@@ -117,25 +113,6 @@ def _add(mean: Evaluation | None, evaluation: Evaluation, number: int) -> Evalua
         return evaluation
     scores = mean.scores + (evaluation.scores - mean.scores) / number
     return Evaluation(scores, evaluation.targets, tagging_metrics(scores, evaluation.targets))
-
-
-def score_each(config: EvaluateConfig, snapshot: Snapshot) -> Iterator[tuple[str, Evaluation]]:
-    """Yield each checkpoint's name and scores. Raises MismatchError if its classes are not the snapshot's, in order."""
-    rows = snapshot.rows_of((config.split,))
-    targets, reader = snapshot.targets(rows), open_reader(snapshot, CacheConfig())
-    with join_world() as world:
-        for source in config.checkpoints:
-            file = read_weights(source)
-            model = fit_weights(file, source)
-            tagging = read_tagging(file, model.config.num_classes, snapshot.labels)
-            clips = Collator(reader, rows, targets, model.config.num_frames)
-            norm = Normalisation(tagging.mean, tagging.std)
-            yield (
-                source,
-                evaluate(model.to(world.device), clips, world, norm, config.batch_size, tagging.loss),
-            )
-            del model
-            torch.cuda.empty_cache()
 
 
 def write_results(folder: Path, config: EvaluateConfig, snapshot: Snapshot, evaluation: Evaluation) -> None:

@@ -15,7 +15,7 @@ import tyro
 from ast_model.export import LOGITS_TOLERANCE, export_hugging_face, export_onnx, export_safetensors
 from ast_model.inference import Tagger
 from ast_model.model import AST
-from ast_model.pretrained.metadata import Tagging
+from ast_model.pretrained.metadata import ModelMetadata
 from jobs.launch.cli import run_job
 
 
@@ -47,9 +47,9 @@ def onnx() -> ExportConfig:
     return ExportConfig("onnx", checkpoint=tyro.MISSING, output=tyro.MISSING)
 
 
-FORMATS: dict[str, Callable[[AST, Tagging, Path], None]] = {
+FORMATS: dict[str, Callable[[AST, ModelMetadata, Path], None]] = {
     "hugging_face": export_hugging_face,
-    "safetensors": lambda model, tagging, file: export_safetensors(model, file, tagging),
+    "safetensors": lambda model, metadata, file: export_safetensors(model, file, metadata),
     "onnx": export_onnx,
 }
 
@@ -58,7 +58,7 @@ def export(config: ExportConfig) -> None:
     """Export a checkpoint and say what was written."""
     tagger = Tagger.load(config.checkpoint, config.labels or None, device="cpu")
     output = Path(config.output)
-    FORMATS[config.format](tagger.model, tagger.tagging, output)
+    FORMATS[config.format](tagger.model, tagger.metadata, output)
     files = sorted(output.iterdir()) if output.is_dir() else [output]
     print("\n".join(f"{file}  {file.stat().st_size:,} bytes" for file in files))
     print(f"read back: the same weights, and logits within {LOGITS_TOLERANCE} of the checkpoint's")

@@ -22,11 +22,9 @@ import tyro
 
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.config import AugmentConfig, TrainConfig
-from ast_model.model import ASTConfig
+from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.reporter import Metrics
-from ast_model.training.schedule import ScheduleConfig
 from jobs.launch.cli import resolve_root, run_job
 from jobs.launch.ray_train import RayConfig
 from jobs.launch.recordings import convert, train_tracked

@@ -19,7 +19,7 @@ import tyro
 from ast_model.tracking.comparison import find_run
 from ast_model.tracking.lineage import describe_versions
 from ast_model.tracking.publish import publish
-from ast_model.tracking.registry import CHAMPION, difference, download, find_version, promote, scores_of
+from ast_model.tracking.registry import CHAMPION, difference, download, find_version, predictions_of, promote
 from ast_model.tracking.run import tracked_run_of
 from ast_model.tracking.server import check_server, open_client, tracking_uri
 from jobs.launch.cli import resolve_root, run_job
@@ -96,7 +96,7 @@ def list_models(command: List) -> None:
 def compare(command: Compare) -> None:
     client = command.client()
     new, old = (find_version(client, version) for version in (command.version, command.against))
-    change = difference(*(scores_of(client, str(each.run_id), each.tags["kind"]) for each in (new, old)))
+    change = difference(*(predictions_of(client, str(each.run_id), each.tags["kind"]) for each in (new, old)))
     print(f"version {new.version} less version {old.version}: mAP {change}")
 
 

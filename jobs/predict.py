@@ -17,9 +17,9 @@ import tyro
 
 from ast_model.inference import Tagger
 from jobs.launch.cli import run_job
+from pipeline.audio.container import EXTENSIONS
 from pipeline.errors import AudioTaggingError, ConfigError, InputError
 from pipeline.progress import show_progress
-from pipeline.sources.index import EXTENSIONS
 
 log = logging.getLogger(__name__)
 

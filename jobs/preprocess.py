@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from jobs.launch.cli import resolve_root, run_job
-from jobs.launch.preprocessing import media_at_hand, preprocess_tracked
+from jobs.launch.preprocessing import preprocess_tracked, with_miniature_media
 from jobs.launch.snapshots import (
     DiffSnapshots,
     ListSnapshots,
@@ -28,15 +28,15 @@ from pipeline.config import PreprocessConfig
 from pipeline.errors import CorruptError, NoClipsError
 from pipeline.estimate import CostConfig, Estimate
 from pipeline.labels import read_labels
-from pipeline.preprocess import LABELS_FILE, Visit, clips_per_hour, preprocess, read_metadata
+from pipeline.preprocess import LABELS_FILE, PreprocessReport, clips_per_hour, load_metadata, preprocess
 from pipeline.progress import show_progress
-from pipeline.records import Kind
+from pipeline.records import FailureCategory
 from pipeline.segments import join_tables, read_segment_table
-from pipeline.shards.audit import audit_shard, orphans, remove_shard
 from pipeline.shards.format import digest_of, shard_settings
-from pipeline.shards.ledger import plan_shards, read_books
+from pipeline.shards.ledger import plan_shards, read_sidecar_table
+from pipeline.shards.verify import orphans, remove_shard, verify_shard
 from pipeline.snapshots.snapshot import Snapshot
-from pipeline.snapshots.status import count_classes, count_reasons, due, outcomes
+from pipeline.snapshots.status import count_classes, count_reasons, due, segment_statuses
 from pipeline.sources import open_source
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
@@ -47,7 +47,7 @@ NUM_NAMED = 20
 
 @dataclass(frozen=True)
 class Run:
-    """Visit what is missing or failed in a way that may pass, and publish a snapshot if something changed.
+    """Fetch and convert what is missing or failed in a way that may pass, and publish a snapshot if something changed.
 
     Exit codes: 0 done; 75 another run holds the store, try later; 1 an error, whose message says what to do.
     """
@@ -87,21 +87,21 @@ class Verify:
     root: str = "data/audioset"
     """Folder or s3:// address of the store."""
     data: Data = field(default_factory=PreprocessConfig)
-    mend: bool = False
+    repair: bool = False
     """Remove the shards that are wrong and fetch their clips again."""
 
 
 def run(command: Run) -> None:
     store = Store(resolve_root(command.root))
-    with media_at_hand(command.data, store) as data:
+    with with_miniature_media(command.data, store) as data:
         if command.track:
             snapshot, visit = preprocess_tracked(data, store, f"preprocess-{time.strftime('%Y%m%d-%H%M%S')}")
         else:
             snapshot, visit = preprocess(data, store)
-    print_visit(snapshot, visit)
+    print_summary(snapshot, visit)
 
 
-def print_visit(snapshot: Snapshot, visit: Visit) -> None:
+def print_summary(snapshot: Snapshot, visit: PreprocessReport) -> None:
     if not visit.num_planned:
         print(f"nothing was due; the snapshot is {snapshot.snapshot_id}")
         return
@@ -116,12 +116,12 @@ def print_visit(snapshot: Snapshot, visit: Visit) -> None:
 
 def plan(command: Plan) -> None:
     store, data = Store(resolve_root(command.root)), command.data
-    with media_at_hand(data, store) as data:
+    with with_miniature_media(data, store) as data:
         if data.media:
             open_source(data)  # says what is wrong with it
-        _, segments = read_metadata(data)
+        _, segments = load_metadata(data)
     fingerprint = digest_of(shard_settings(data.keep_audio))
-    visits = plan_shards(segments, read_books(store, fingerprint), data.clips_per_shard, data.retry)
+    visits = plan_shards(segments, read_sidecar_table(store, fingerprint), data.clips_per_shard, data.retry)
     print(f"{len(segments)} segments, {visits.num_segments} to be visited in {len(visits)} shards")
     per_hour = clips_per_hour(data)
     estimate = Estimate(visits.num_segments, per_hour, data.clips_per_shard, data.keep_audio, command.costs)
@@ -137,12 +137,12 @@ def status(command: Status) -> None:
         )
     labels = read_labels(store.url(f"metadata/{LABELS_FILE}"))
     segments = join_tables([read_segment_table(store.url(name)).slice(0, data.limit) for name in names])
-    fates = outcomes(segments, read_books(store, digest_of(shard_settings(data.keep_audio))))
+    fates = segment_statuses(segments, read_sidecar_table(store, digest_of(shard_settings(data.keep_audio))))
     print(count_reasons(fates).to_string(index=False))
     if command.num_classes:
         print(f"\n{count_classes(fates, segments, labels).head(command.num_classes).to_string(index=False)}")
-    num_due, num_more = due(fates, data.retry), due(fates, tuple(Kind))
-    more = f", with --retry {' '.join(Kind)} {num_more}" if num_more > num_due else ""
+    num_due, num_more = due(fates, data.retry), due(fates, tuple(FailureCategory))
+    more = f", with --retry {' '.join(FailureCategory)} {num_more}" if num_more > num_due else ""
     print(f"\na rerun would visit {num_due} of {len(fates)}{more}")
 
 
@@ -151,7 +151,7 @@ def verify(command: Verify) -> None:
     shards = [name.removesuffix(".parquet") for name in store.list("shards", ".parquet")]
     wrong: dict[str, list[str]] = {}
     with ray_session(), show_progress("verify", len(shards), "shards") as progress:
-        for shard, found in run_tasks(audit_shard, shards, store, max_in_flight=command.data.max_in_flight):
+        for shard, found in run_tasks(verify_shard, shards, store, max_in_flight=command.data.max_in_flight):
             if isinstance(found, Exception):
                 raise found
             if found:
@@ -162,19 +162,19 @@ def verify(command: Verify) -> None:
     print(
         f"{len(shards) - len(wrong)} of {len(shards)} shards are sound, {len(orphans(store))} tars have no sidecar yet"
     )
-    if wrong and not command.mend:
-        raise CorruptError(f"{len(wrong)} shards of {store.root} are wrong; --mend fetches their clips again")
+    if wrong and not command.repair:
+        raise CorruptError(f"{len(wrong)} shards of {store.root} are wrong; --repair fetches their clips again")
     if wrong:
-        mend(sorted(wrong), store, command)
+        repair(sorted(wrong), store, command)
 
 
-def mend(shards: list[str], store: Store, command: Verify) -> None:
+def repair(shards: list[str], store: Store, command: Verify) -> None:
     """Remove shards and make them anew; a snapshot that names them finds them again if the same bytes come."""
-    with media_at_hand(command.data, store) as data:
+    with with_miniature_media(command.data, store) as data:
         with hold_lease(store):
             for shard in shards:
                 remove_shard(shard, store)
-        print_visit(*preprocess(data, store))
+        print_summary(*preprocess(data, store))
 
 
 COMMANDS: dict[type, Callable[[Any], None]] = {

@@ -15,8 +15,8 @@ import tyro
 from ast_model import recipes
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
+from ast_model.evaluation.ensemble import score_each
 from ast_model.training.reporter import Metrics
-from jobs.evaluate import EvaluateConfig, score_each
 from jobs.launch.cli import resolve_root, run_job
 from jobs.launch.recordings import PublishedConfig, convert, official_folder, train_tracked
 from jobs.launch.runs import RunSettings
@@ -95,8 +95,7 @@ def test(
     best = best_checkpoint(snapshot.store, folder)
     chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each["eval/accuracy"])
     name = best[0] if best and config.choose != "last" else list_checkpoints(snapshot.store, folder)[-1]
-    wanted = EvaluateConfig((snapshot.store.url(name),), split="test", batch_size=config.train.micro_batch_size)
-    ((_, evaluation),) = score_each(wanted, snapshot)
+    ((_, evaluation),) = score_each((snapshot.store.url(name),), snapshot, "test", config.train.micro_batch_size)
     return {
         "valid": chosen["eval/accuracy"],
         "test": evaluation.figures["accuracy"],

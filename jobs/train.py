@@ -13,13 +13,12 @@ from typing import Annotated
 
 import tyro
 
-from ast_model.config import TrainConfig
+from ast_model.config import ASTConfig, TrainConfig
 from ast_model.distributed import join_world
-from ast_model.model import ASTConfig
 from ast_model.recipes import Recipe
 from ast_model.tracking.server import check_server, tracking_uri
 from ast_model.training.checks import check_ranks
-from ast_model.training.job import Watch
+from ast_model.training.job import StopSignal
 from ast_model.training.reporter import Metrics
 from jobs.launch.cli import resolve_root, run_job
 from jobs.launch.presets import make_presets
@@ -70,9 +69,9 @@ def train(config: TrainJobConfig) -> None:
 
 def _train_here(config: TrainJobConfig) -> list[Metrics]:
     """Train as one of torchrun's ranks; only the main one returns the history."""
-    watch = SignalWatch()
+    watch = SigtermStopSignal()
     with join_world() as world:
-        settings = world.share(_open_run(config) if world.is_main else None)
+        settings = world.broadcast_object(_open_run(config) if world.is_main else None)
         if not world.is_main:
             train_rank(settings, world, watch)
             return []
@@ -80,7 +79,7 @@ def _train_here(config: TrainJobConfig) -> list[Metrics]:
             return train_rank(settings, world, watch)
 
 
-class SignalWatch(Watch):
+class SigtermStopSignal(StopSignal):
     """Hears SIGTERM in this process."""
 
     def __init__(self) -> None:

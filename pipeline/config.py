@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
-from pipeline.records import Kind
+from pipeline.records import FailureCategory
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class PreprocessConfig:
     fetching (about 214 KB per clip)."""
     already_cut: bool = False
     """The media hold the segment alone, not the whole video. Those in tars and parquet files always do."""
-    retry: tuple[Kind, ...] = (Kind.THROTTLED, Kind.TRANSIENT)
+    retry: tuple[FailureCategory, ...] = (FailureCategory.THROTTLED, FailureCategory.TRANSIENT)
     """Kinds of failure that a rerun visits again."""
     max_in_flight: int = 64
     """Shard tasks handed to Ray at a time."""

@@ -19,21 +19,21 @@ from pipeline.audio.decode import decode_segment, encode_flac
 from pipeline.config import FetchConfig
 from pipeline.errors import StoreError
 from pipeline.fbank import NUM_MEL_BINS, compute_fbank
-from pipeline.records import Failure, Kind, Media, Reason, Segment, ShardPlan, ShardReport
+from pipeline.records import Failure, FailureCategory, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards.format import (
     FAILED,
     FBANK_DTYPE,
     WRITTEN,
     ShardWriter,
     SidecarRow,
+    checksum_of,
     digest_of,
     read_sidecar,
-    seal_of,
     shard_name,
     shard_settings,
     write_sidecar,
 )
-from pipeline.shards.journal import CLIPS_PER_PART, SEGMENT_NAMES, Journal, Outcome
+from pipeline.shards.journal import CLIPS_PER_PART, SEGMENT_NAMES, ClipResult, Journal
 from pipeline.sources import Source, fetch_within
 from pipeline.sources.rate_limit import LocalPacer, Pacer, Wait
 from pipeline.store.storage import Store
@@ -72,24 +72,24 @@ def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait
         journal.clear()
         return report
     rest: list[Wait] = []
-    report = _write_shard(plan, conversion, _outcomes(plan, conversion, journal, rest), rest)
+    report = _write_shard(plan, conversion, _clip_results(plan, conversion, journal, rest), rest)
     if report is None:
         return rest[0]
     journal.clear()
     return report
 
 
-def finish_journal(journal: Journal, conversion: Conversion) -> ShardReport | None:
+def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardReport | None:
     """Make a shard of what a killed run had decided of one; None if there is one already, or nothing to make it of."""
     is_there = conversion.store.exists(shard_name(journal.split, journal.shard_id, "parquet"))
-    outcomes = [] if is_there else list(journal.read())
-    if not outcomes:  # it was killed while it cleared its parts, or the first one was lost
+    results = [] if is_there else list(journal.read())
+    if not results:  # it was killed while it cleared its parts, or the first one was lost
         journal.clear()
         return None
-    segments = tuple(outcome.segment for outcome in outcomes)
+    segments = tuple(result.segment for result in results)
     shard_id = digest_of([[segment.key, segment.end_ms, journal.folder] for segment in segments])
     plan = ShardPlan(shard_id, segments[0].split, segments, (0,) * len(segments))
-    report = _report_of_existing(plan, conversion.store) or _write_shard(plan, conversion, iter(outcomes), [])
+    report = _report_of_existing(plan, conversion.store) or _write_shard(plan, conversion, iter(results), [])
     assert report is not None, "nothing is fetched, so nothing rests"
     journal.clear()
     return report
@@ -104,52 +104,52 @@ def _report_of_existing(plan: ShardPlan, store: Store) -> ShardReport | None:
 
 
 def _write_shard(
-    plan: ShardPlan, conversion: Conversion, outcomes: Iterator[Outcome], rest: list[Wait]
+    plan: ShardPlan, conversion: Conversion, results: Iterator[ClipResult], rest: list[Wait]
 ) -> ShardReport | None:
-    """Write the shard; None if the outcomes ended early, with a rest."""
+    """Write the shard; None if the results ended early, with a rest."""
     store = conversion.store
     with store.scratch() as folder:
         tar = folder / "shard.tar"
-        rows = _write_clips(tar, outcomes)
+        rows = _write_clips(tar, results)
         if rest:
             return None
-        seal = seal_of(tar)
+        checksum = checksum_of(tar)
         if any(row.status == WRITTEN for row in rows):
             store.publish(tar, shard_name(plan.split, plan.shard_id, "tar"))
-        write_sidecar(store, shard_name(plan.split, plan.shard_id, "parquet"), rows, conversion.fingerprint, seal)
-    return _report(plan, [(row.status, row.reason) for row in rows], seal.num_bytes, is_new=True)
+        write_sidecar(store, shard_name(plan.split, plan.shard_id, "parquet"), rows, conversion.fingerprint, checksum)
+    return _report(plan, [(row.status, row.reason) for row in rows], checksum.num_bytes, is_new=True)
 
 
-def _write_clips(tar: Path, outcomes: Iterator[Outcome]) -> list[SidecarRow]:
+def _write_clips(tar: Path, results: Iterator[ClipResult]) -> list[SidecarRow]:
     rows = []
     try:
         with closing(ShardWriter(tar)) as writer:
-            for outcome in outcomes:
-                rows.append(_write_clip(writer, outcome))
+            for result in results:
+                rows.append(_write_clip(writer, result))
     except OSError as error:
         raise StoreError(f"can't write {tar}: {type(error).__name__}: {error}; is the disk full?") from error
     return rows
 
 
-def _write_clip(writer: ShardWriter, outcome: Outcome) -> SidecarRow:
-    segment = outcome.segment
+def _write_clip(writer: ShardWriter, result: ClipResult) -> SidecarRow:
+    segment = result.segment
     fields: dict[str, Any] = {}
-    if outcome.status == WRITTEN:
-        fbank_TM = np.frombuffer(outcome.fbank, FBANK_DTYPE).reshape(-1, NUM_MEL_BINS)
-        fields = writer.write(segment, fbank_TM, outcome.audio or None, outcome.source)
+    if result.status == WRITTEN:
+        fbank_TM = np.frombuffer(result.fbank, FBANK_DTYPE).reshape(-1, NUM_MEL_BINS)
+        fields = writer.write(segment, fbank_TM, result.audio or None, result.source)
     about = {name: getattr(segment, name) for name in SEGMENT_NAMES}
-    about |= {name: getattr(outcome, name) for name in ("status", "reason", "detail", "attempts", "source")}
+    about |= {name: getattr(result, name) for name in ("status", "reason", "detail", "attempts", "source")}
     return SidecarRow(key=segment.key, **about, **fields)
 
 
-def _outcomes(plan: ShardPlan, conversion: Conversion, journal: Journal, rest: list[Wait]) -> Iterator[Outcome]:
+def _clip_results(plan: ShardPlan, conversion: Conversion, journal: Journal, rest: list[Wait]) -> Iterator[ClipResult]:
     """Yield what is kept of each segment, then what is fetched, which is kept too; end early if all rests."""
     num_done = 0
-    for outcome in journal.read():
-        yield outcome
+    for result in journal.read():
+        yield result
         num_done += 1
-    pending: list[Outcome] = []
-    for segment, earlier, fetched in _fetch_ahead(plan, num_done, conversion):
+    pending: list[ClipResult] = []
+    for segment, earlier, fetched in _prefetch_clips(plan, num_done, conversion):
         if isinstance(fetched, Wait):
             rest.append(fetched)
             break
@@ -164,22 +164,24 @@ def _outcomes(plan: ShardPlan, conversion: Conversion, journal: Journal, rest: l
         journal.append(num_done, pending)
 
 
-def _convert(segment: Segment, media: Media | Failure, attempts: int, keep_audio: bool) -> Outcome:
+def _convert(segment: Segment, media: Media | Failure, attempts: int, keep_audio: bool) -> ClipResult:
     clip = media if isinstance(media, Failure) else decode_segment(media, segment.start_ms, segment.end_ms)
     source = media.source if isinstance(media, Media) else ""
     if isinstance(clip, Failure):
-        return Outcome(segment, FAILED, attempts, clip.reason.value, clip.detail, source)
+        return ClipResult(segment, FAILED, attempts, clip.reason.value, clip.detail, source)
     fbank_TM = compute_fbank(torch.from_numpy(clip.waveform)).numpy().astype(FBANK_DTYPE)
     audio = encode_flac(clip.waveform) if keep_audio else b""
     detail = SHORT if clip.is_short else ""
-    return Outcome(segment, WRITTEN, attempts, "", detail, source, fbank_TM.tobytes(), audio)
+    return ClipResult(segment, WRITTEN, attempts, "", detail, source, fbank_TM.tobytes(), audio)
 
 
 Fetched = tuple[Media | Failure, int]
 
 
-def _fetch_ahead(plan: ShardPlan, start: int, conversion: Conversion) -> Iterator[tuple[Segment, int, Fetched | Wait]]:
-    """Yield each segment from `start` on, its earlier attempts and the outcome of fetching it, in order."""
+def _prefetch_clips(
+    plan: ShardPlan, start: int, conversion: Conversion
+) -> Iterator[tuple[Segment, int, Fetched | Wait]]:
+    """Yield each segment from `start` on, its earlier attempts and the result of fetching it, in order."""
     pool = ThreadPoolExecutor(conversion.fetch.num_threads)
     window: deque[tuple[Segment, int, Future[Fetched | Wait]]] = deque()
     due = islice(zip(plan.segments, plan.attempts, strict=True), start, None)
@@ -196,9 +198,9 @@ def _fetch_ahead(plan: ShardPlan, start: int, conversion: Conversion) -> Iterato
 
 
 def fetch_clip(segment: Segment, conversion: Conversion) -> Fetched | Wait:
-    """Fetch, at the address's pace, again while the failure is transient; return the outcome and the attempts.
+    """Fetch, at the address's pace, again while the failure is transient; return the result and the attempts.
 
-    An answer that asks for patience counts as no attempt; it becomes the outcome only if it stays the same.
+    An answer that asks for patience counts as no attempt; it becomes the result only if it stays the same.
     """
     config, pacer = conversion.fetch, conversion.pacer
     attempts = 1
@@ -211,26 +213,26 @@ def fetch_clip(segment: Segment, conversion: Conversion) -> Fetched | Wait:
             continue
         proxy = turn.address if "://" in turn.address else None
         media = fetch_within(conversion.source, segment, proxy, config.deadline_s)
-        kind = media.reason.kind if isinstance(media, Failure) else None
-        if isinstance(media, Failure) and kind is Kind.THROTTLED:
+        kind = media.reason.category if isinstance(media, Failure) else None
+        if isinstance(media, Failure) and kind is FailureCategory.THROTTLED:
             if pacer.throttle(turn, segment.key, media.retry_after_s) >= config.max_attempts:
                 return media, attempts
             continue
         pacer.succeed(turn)
-        if kind is not Kind.TRANSIENT or attempts == config.max_attempts:
+        if kind is not FailureCategory.TRANSIENT or attempts == config.max_attempts:
             return media, attempts
         pause_s = min(MAX_BACKOFF_S, config.backoff_s * 2 ** (attempts - 1))
         time.sleep(pause_s * random.uniform(0.5, 1.5))
         attempts += 1
 
 
-def _report(plan: ShardPlan, outcomes: list[tuple[str, str]], num_bytes: int, is_new: bool) -> ShardReport:
-    failures = Counter(Reason(reason) for status, reason in outcomes if status == FAILED)
+def _report(plan: ShardPlan, results: list[tuple[str, str]], num_bytes: int, is_new: bool) -> ShardReport:
+    failures = Counter(Reason(reason) for status, reason in results if status == FAILED)
     return ShardReport(
         shard_id=plan.shard_id,
         split=plan.split,
         num_planned=len(plan.segments),
-        num_written=len(outcomes) - failures.total(),
+        num_written=len(results) - failures.total(),
         failures=dict(failures),
         num_bytes=num_bytes,
         is_new=is_new,

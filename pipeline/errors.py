@@ -18,7 +18,7 @@ Each message says what was expected, what was found, where, and what to do.
 
 
 class AudioTaggingError(Exception):
-    """Base of all errors that a person can mend; a command prints its message and exits with `exit_code`."""
+    """Base of all errors that a person can repair; a command prints its message and exits with `exit_code`."""
 
     exit_code = 1
 

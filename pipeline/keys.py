@@ -21,7 +21,7 @@ def has_repeats(keys: pa.ChunkedArray) -> bool:
     return bool((hashes[1:] == hashes[:-1]).any())
 
 
-def places_of(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
+def positions_of(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
     """Return the row of each key (N,) in `among`, where each stands once; -1 where it isn't there."""
     if not len(among):
         return np.full(len(keys), -1)
@@ -34,11 +34,11 @@ def places_of(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
     for start in range(0, len(matched), BATCH_ROWS):
         block = matched[start : start + BATCH_ROWS]
         if not keys.take(pa.array(block)).equals(among.take(pa.array(rows[block]))):
-            return _places_by_name(keys, among)
+            return _positions_by_name(keys, among)
     return rows
 
 
-def _places_by_name(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
+def _positions_by_name(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
     """Do the same with the keys themselves: two of them have one hash."""
     place = {key: row for row, key in enumerate(among.to_pylist())}
     return np.array([place.get(key, -1) for key in keys.to_pylist()])

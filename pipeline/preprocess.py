@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.cluster import ray_session, run_tasks, start_pacer
 from pipeline.config import PreprocessConfig
-from pipeline.convert import Conversion, convert_shard, finish_journal
+from pipeline.convert import Conversion, convert_shard, recover_partial_shard
 from pipeline.errors import AudioTaggingError, InputError, StoreError
 from pipeline.keys import has_repeats
 from pipeline.labels import Labels, read_labels
@@ -23,9 +23,9 @@ from pipeline.progress import Progress, show_progress
 from pipeline.records import Reason, ShardPlan, ShardReport
 from pipeline.segments import join_tables, read_segment_table
 from pipeline.shards.format import digest_of, shard_settings
-from pipeline.shards.journal import Journal, unfinished
-from pipeline.shards.ledger import VisitPlan, plan_shards, read_books
-from pipeline.shards.leftovers import clear_leftovers
+from pipeline.shards.journal import Journal, partial_shards
+from pipeline.shards.ledger import PreprocessPlan, plan_shards, read_sidecar_table
+from pipeline.shards.leftovers import remove_orphaned_files
 from pipeline.snapshots.snapshot import Snapshot, build_snapshot, load_current
 from pipeline.sources import YOUTUBE, open_source, read_proxies
 from pipeline.store.lock import Holder, hold_lease
@@ -39,7 +39,7 @@ MAX_REFUSED_SHARDS = 3
 
 
 @dataclass
-class Visit:
+class PreprocessReport:
     """What one run of the preprocessing did."""
 
     num_planned: int = 0
@@ -64,38 +64,38 @@ class Visit:
         return self.num_written + self.failures.total()
 
 
-def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Visit]:
-    """Visit what is missing or failed in a retryable way, and freeze all that is there into a snapshot.
+def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, PreprocessReport]:
+    """Fetch and convert what is missing or failed in a retryable way, and freeze all that is there into a snapshot.
 
     Joins or starts Ray only if there is something to do. Raises InputError for bad tables, LeaseError if another
     run holds the store, StoreError if shards can't be written.
     """
     with hold_lease(store) as lease:
-        clear_leftovers(store)
-        labels, segments = read_metadata(config, keep_in=store)
+        remove_orphaned_files(store)
+        labels, segments = load_metadata(config, keep_in=store)
         fingerprint = digest_of(shard_settings(config.keep_audio))
-        visit = Visit()
+        visit = PreprocessReport()
         started = time.monotonic()
-        left_behind = unfinished(store, fingerprint)
-        plan = plan_shards(segments, read_books(store, fingerprint), config.clips_per_shard, config.retry)
+        left_behind = partial_shards(store, fingerprint)
+        plan = plan_shards(segments, read_sidecar_table(store, fingerprint), config.clips_per_shard, config.retry)
         if left_behind or len(plan):
             with ray_session():
                 conversion = open_conversion(config, store)
                 if left_behind:
-                    finish_all(left_behind, conversion, config.max_in_flight, visit)
+                    recover_partial_shards(left_behind, conversion, config.max_in_flight, visit)
                     visit.num_planned = visit.num_decided
-                    books = read_books(store, fingerprint)
-                    plan = plan_shards(segments, books, config.clips_per_shard, config.retry)
+                    sidecar_table = read_sidecar_table(store, fingerprint)
+                    plan = plan_shards(segments, sidecar_table, config.clips_per_shard, config.retry)
                 log.info("%d segments, %d to be visited in %d shards", len(segments), plan.num_segments, len(plan))
                 visit.num_planned += plan.num_segments
                 convert_all(plan, conversion, config, visit, lease)
                 if not visit.is_complete:
-                    finish_all(unfinished(store, fingerprint), conversion, config.max_in_flight, visit)
+                    recover_partial_shards(partial_shards(store, fingerprint), conversion, config.max_in_flight, visit)
         visit.seconds = time.monotonic() - started
         return load_current(store, labels, config.keep_audio) or build_snapshot(store, labels, config.keep_audio), visit
 
 
-def read_metadata(config: PreprocessConfig, keep_in: Store | None = None) -> tuple[Labels, pa.Table]:
+def load_metadata(config: PreprocessConfig, keep_in: Store | None = None) -> tuple[Labels, pa.Table]:
     """Read labels and the segments of all splits, and keep their files in a store.
 
     Raises InputError if segments have labels that are no class.
@@ -170,10 +170,12 @@ def clips_per_hour(config: PreprocessConfig) -> int:
     return default if config.pace.clips_per_hour is None else config.pace.clips_per_hour
 
 
-def finish_all(journals: list[Journal], conversion: Conversion, max_in_flight: int, visit: Visit) -> None:
+def recover_partial_shards(
+    journals: list[Journal], conversion: Conversion, max_in_flight: int, visit: PreprocessReport
+) -> None:
     """Make shards of what was decided for shards that were not finished."""
     log.info("%d shards were left unfinished; what they have becomes shards", len(journals))
-    for journal, outcome in run_tasks(finish_journal, journals, conversion, max_in_flight=max_in_flight):
+    for journal, outcome in run_tasks(recover_partial_shard, journals, conversion, max_in_flight=max_in_flight):
         if isinstance(outcome, Exception):
             raise StoreError(f"can't finish {journal.folder}: {outcome}") from outcome
         if outcome:
@@ -181,10 +183,10 @@ def finish_all(journals: list[Journal], conversion: Conversion, max_in_flight: i
 
 
 def convert_all(
-    plans: VisitPlan | Sequence[ShardPlan],
+    plans: PreprocessPlan | Sequence[ShardPlan],
     conversion: Conversion,
     config: PreprocessConfig,
-    visit: Visit,
+    visit: PreprocessReport,
     lease: Holder | None,
 ) -> None:
     """Convert shards as Ray tasks. A shard that can't be made is left for the next run.
@@ -219,7 +221,7 @@ def convert_all(
         )
 
 
-def _count(shard: ShardPlan, outcome: ShardReport | Exception, visit: Visit, progress: Progress) -> None:
+def _count(shard: ShardPlan, outcome: ShardReport | Exception, visit: PreprocessReport, progress: Progress) -> None:
     if isinstance(outcome, Exception):
         if not isinstance(outcome, AudioTaggingError):
             log.error("shard %s was not made: %s: %s", shard.shard_id, type(outcome).__name__, outcome)
@@ -229,7 +231,7 @@ def _count(shard: ShardPlan, outcome: ShardReport | Exception, visit: Visit, pro
     progress.advance(len(shard.segments), f"{visit.failures.total()} failed")
 
 
-def _stopped(visit: Visit) -> StoreError:
+def _stopped(visit: PreprocessReport) -> StoreError:
     first = next(iter(visit.errors.values()))
     return StoreError(
         f"{len(visit.errors)} shards could not be made, so the run ends; {visit.num_written} clips of"

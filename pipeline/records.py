@@ -20,7 +20,7 @@ class Segment:
         return f"{self.ytid}_{self.start_ms}"
 
 
-class Kind(StrEnum):
+class FailureCategory(StrEnum):
     """What a failure means for the next run."""
 
     PERMANENT = "permanent"
@@ -34,41 +34,41 @@ class Kind(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a clip could not be had, with its kind."""
+    """Why a clip could not be had, with its category."""
 
-    kind: Kind
+    category: FailureCategory
 
-    def __new__(cls, value: str, kind: Kind) -> "Reason":
+    def __new__(cls, value: str, category: FailureCategory) -> "Reason":
         reason = str.__new__(cls, value)
         reason._value_ = value
-        reason.kind = kind
+        reason.category = category
         return reason
 
-    NOT_FOUND = "not_found", Kind.PERMANENT
-    REMOVED = "removed", Kind.PERMANENT
-    PRIVATE = "private", Kind.PERMANENT
-    ACCOUNT_TERMINATED = "account_terminated", Kind.PERMANENT
-    COPYRIGHT = "copyright", Kind.PERMANENT
-    NOT_MEDIA = "not_media", Kind.PERMANENT
-    NO_AUDIO = "no_audio", Kind.PERMANENT
-    OUT_OF_RANGE = "out_of_range", Kind.PERMANENT
+    NOT_FOUND = "not_found", FailureCategory.PERMANENT
+    REMOVED = "removed", FailureCategory.PERMANENT
+    PRIVATE = "private", FailureCategory.PERMANENT
+    ACCOUNT_TERMINATED = "account_terminated", FailureCategory.PERMANENT
+    COPYRIGHT = "copyright", FailureCategory.PERMANENT
+    NOT_MEDIA = "not_media", FailureCategory.PERMANENT
+    NO_AUDIO = "no_audio", FailureCategory.PERMANENT
+    OUT_OF_RANGE = "out_of_range", FailureCategory.PERMANENT
     """The media ends before the segment starts, or holds less than one fbank frame of it."""
-    TOO_LARGE = "too_large", Kind.PERMANENT
+    TOO_LARGE = "too_large", FailureCategory.PERMANENT
 
-    AGE_RESTRICTED = "age_restricted", Kind.POLICY
-    COUNTRY_BLOCKED = "country_blocked", Kind.POLICY
-    LOGIN_REQUIRED = "login_required", Kind.POLICY
-    FORBIDDEN = "forbidden", Kind.POLICY
+    AGE_RESTRICTED = "age_restricted", FailureCategory.POLICY
+    COUNTRY_BLOCKED = "country_blocked", FailureCategory.POLICY
+    LOGIN_REQUIRED = "login_required", FailureCategory.POLICY
+    FORBIDDEN = "forbidden", FailureCategory.POLICY
 
-    RATE_LIMITED = "rate_limited", Kind.THROTTLED
-    BOT_CHECK = "bot_check", Kind.THROTTLED
+    RATE_LIMITED = "rate_limited", FailureCategory.THROTTLED
+    BOT_CHECK = "bot_check", FailureCategory.THROTTLED
 
-    TIMED_OUT = "timed_out", Kind.TRANSIENT
-    CONNECTION = "connection", Kind.TRANSIENT
-    SERVER_ERROR = "server_error", Kind.TRANSIENT
-    TRUNCATED = "truncated", Kind.TRANSIENT
+    TIMED_OUT = "timed_out", FailureCategory.TRANSIENT
+    CONNECTION = "connection", FailureCategory.TRANSIENT
+    SERVER_ERROR = "server_error", FailureCategory.TRANSIENT
+    TRUNCATED = "truncated", FailureCategory.TRANSIENT
     """Fewer bytes came than were promised, or the media breaks off before its own end."""
-    UNKNOWN = "unknown", Kind.TRANSIENT
+    UNKNOWN = "unknown", FailureCategory.TRANSIENT
 
 
 @dataclass(frozen=True, slots=True)

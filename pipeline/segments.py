@@ -170,7 +170,7 @@ def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, 
         refuse(f"{len(cells)} columns")
     ytid, start, end = cells[:3]
     if not ID.fullmatch(ytid):
-        refuse(f"the id {ytid!r} (letters, digits, - and _ only)")
+        refuse(f"the id {ytid!r} (events, digits, - and _ only)")
     try:
         start_ms, end_ms = round(float(start) * 1000), round(float(end) * 1000)
     except (ValueError, OverflowError):

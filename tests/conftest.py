@@ -16,7 +16,7 @@ from pipeline.labels import Labels, read_labels
 from pipeline.miniature import Miniature, make_miniature, serve_miniature
 from pipeline.records import ShardPlan, ShardReport
 from pipeline.segments import join_tables, read_segment_table
-from pipeline.shards.ledger import plan_shards, read_books
+from pipeline.shards.ledger import plan_shards, read_sidecar_table
 from pipeline.snapshots.snapshot import Snapshot, build_snapshot
 from pipeline.sources import HttpSource
 from pipeline.store.storage import Store
@@ -57,8 +57,8 @@ def plans(miniature: Miniature, conversion: Conversion) -> list[ShardPlan]:
     splits = ("balanced_train", "unbalanced_train", "eval")
     tables = [read_segment_table(str(miniature.metadata_folder / f"{split}_segments.csv")) for split in splits]
     segments = join_tables(tables)
-    books = read_books(Store(f"{conversion.store.root}/empty"), conversion.fingerprint)
-    return list(plan_shards(segments, books, CLIPS_PER_SHARD))
+    sidecar_table = read_sidecar_table(Store(f"{conversion.store.root}/empty"), conversion.fingerprint)
+    return list(plan_shards(segments, sidecar_table, CLIPS_PER_SHARD))
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,9 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.config import AugmentConfig, CacheConfig, CheckpointConfig, TrainConfig
+from ast_model.config import ASTConfig, AugmentConfig, CacheConfig, CheckpointConfig, TrainConfig
 from ast_model.distributed import World
-from ast_model.model import ASTConfig
-from ast_model.training.job import Watch
+from ast_model.training.job import StopSignal
 from ast_model.training.step import NextBatch, Stepper
 from ast_model.training.step_metrics import StepReport
 from jobs.launch import ray_train
@@ -133,8 +132,8 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
     found = convert(s3_store, miniature, media_address, cluster)
     check_fingerprint(found)
     assert found.index["key"] == snapshot.index["key"], "the clips are those of a conversion that nobody disturbed"
-    books = found.manifest["books"]
-    assert all(book["planned"] == book["written"] + sum(book["failed"].values()) for book in books.values())
+    sidecar_table = found.manifest["split_counts"]
+    assert all(book["planned"] == book["written"] + sum(book["failed"].values()) for book in sidecar_table.values())
 
     train = TrainConfig(
         num_epochs=3,
@@ -164,7 +163,7 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
     assert num_ranks(disturbed) == [2, 1, 2]
     quiet = begin_run(replace(config, preset="quiet"), found, new_run_name("quiet"))
     with ending_tracked(quiet):
-        expected = train_rank(quiet, World(0, 1, torch.device("cpu")), Watch())
+        expected = train_rank(quiet, World(0, 1, torch.device("cpu")), StopSignal())
     assert [metrics["epoch"] for metrics in history] == [1, 2, 3]
     for one, other in zip(history, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-2, abs=5e-3)  # a d' may be about 0

@@ -64,7 +64,7 @@ def mix_power(batch: Batch) -> Tensor:
     clip_QTM = fbank_BTM[batch.mixed]
     partner_QTM = batch.partners.float()
     partner_QTM = torch.where(_is_within(batch.partner_lengths_Q, num_frames)[..., None], partner_QTM, silence)
-    lam_Q11 = batch.lam_Q.view(-1, 1, 1)
+    lam_Q11 = batch.lambda_Q.view(-1, 1, 1)
     mixed_QTM = torch.logaddexp(clip_QTM + 2 * lam_Q11.log(), partner_QTM + 2 * torch.log1p(-lam_Q11))
     is_clip = _is_within(batch.lengths_B[batch.mixed], num_frames)[..., None]
     fbank_BTM[batch.mixed] = torch.where(is_clip, mixed_QTM.clamp(min=silence.item()), 0.0)
@@ -72,7 +72,7 @@ def mix_power(batch: Batch) -> Tensor:
 
 
 def mix_waveforms(batch: Batch) -> Tensor:
-    """Mix waveforms and compute their fbanks on the batch's device, to the letter as AST does.
+    """Mix waveforms and compute their fbanks on the batch's device, exactly as AST does.
 
     The mean is removed from each waveform over its whole length, the partner is then padded with 0 or cut to the
     clip's length, and the mean of the mixture is removed again. Source: https://github.com/YuanGongND/ast,
@@ -83,7 +83,7 @@ def mix_waveforms(batch: Batch) -> Tensor:
         partner_QS = _remove_mean(batch.partners.float() / FULL_SCALE, batch.partner_lengths_Q)
         num_samples = waveform_BS.shape[1]
         partner_QS = nnf.pad(partner_QS, (0, max(0, num_samples - partner_QS.shape[1])))[:, :num_samples]
-        lam_Q1 = batch.lam_Q[:, None]
+        lam_Q1 = batch.lambda_Q[:, None]
         mixed_QS = lam_Q1 * waveform_BS[batch.mixed] + (1 - lam_Q1) * partner_QS
         waveform_BS[batch.mixed] = _remove_mean(mixed_QS, batch.lengths_B[batch.mixed])
     fbank_BTM = compute_fbank(waveform_BS[:, : FRAME_LENGTH + (batch.num_frames - 1) * FRAME_SHIFT])

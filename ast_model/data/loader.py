@@ -20,7 +20,7 @@ from ast_model.config import CacheConfig, Features
 from ast_model.data.sampling import NO_PARTNER, Draws
 from pipeline.fbank import NUM_MEL_BINS
 from pipeline.reading.cache import ShardCache
-from pipeline.reading.prefetch import FetchAhead
+from pipeline.reading.prefetch import ShardPrefetcher
 from pipeline.reading.reader import ClipReader
 from pipeline.snapshots.snapshot import Snapshot
 
@@ -48,7 +48,7 @@ class Batch:
     partners: Tensor
     """As `clips`, (Q, …)."""
     partner_lengths_Q: Tensor
-    lam_Q: Tensor
+    lambda_Q: Tensor
     uniforms: Tensor
     """(B, NUM_UNIFORMS), for the augmentation; (B, 0) without one."""
 
@@ -60,7 +60,7 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
-def undrawn(positions: np.ndarray) -> Draws:
+def without_augmentation(positions: np.ndarray) -> Draws:
     """Take clips as they are: without partners and random numbers."""
     num_clips = len(positions)
     nobody = np.full(num_clips, NO_PARTNER)
@@ -75,11 +75,11 @@ def open_reader(snapshot: Snapshot, cache: CacheConfig) -> ClipReader:
     if snapshot.store.is_local or not cache.folder:
         return ClipReader(snapshot)
     folder, max_bytes = Path(cache.folder).expanduser(), int(cache.max_gb * 1e9)
-    shards = ShardCache(folder, max_bytes, snapshot.store, snapshot.seals)
-    return ClipReader(snapshot, FetchAhead(shards, cache.num_threads))
+    shards = ShardCache(folder, max_bytes, snapshot.store, snapshot.checksums)
+    return ClipReader(snapshot, ShardPrefetcher(shards, cache.num_threads))
 
 
-class Collator:
+class BatchReader:
     """Makes batches of `num_frames` frames: longer clips are cut, shorter ones padded with 0."""
 
     def __init__(
@@ -99,7 +99,7 @@ class Collator:
 
     def expect(self, draws: Draws, is_grouped: bool) -> None:
         """Have the shards of coming draws brought to the node, where they are remote."""
-        if self.reader.fetch_ahead is None:
+        if self.reader.prefetcher is None:
             return
         shards = self.reader.shards_of(self.rows[draws.clip])
         if is_grouped:
@@ -109,33 +109,33 @@ class Collator:
             partner = np.where(draws.partner == NO_PARTNER, draws.clip, draws.partner)
             both = np.stack([shards, self.reader.shards_of(self.rows[partner])], axis=1).ravel()
             order = both[np.sort(np.unique(both, return_index=True)[1])]
-        self.reader.fetch_ahead.start([self.reader.shard_names[shard] for shard in order.tolist()], is_grouped)
+        self.reader.prefetcher.start([self.reader.shard_names[shard] for shard in order.tolist()], is_grouped)
 
     def stream(self, works: Iterable[Draws], num_threads: int) -> Iterator[Batch]:
         """Yield a batch for each work, in order, made ahead by threads."""
-        return read_ahead(self.drawn, self._announced(works), num_threads)
+        return prefetch_batches(self.drawn, self._announced(works), num_threads)
 
     def _announced(self, works: Iterable[Draws]) -> Iterator[Draws]:
         for draws in works:
-            if self.reader.fetch_ahead is not None:
+            if self.reader.prefetcher is not None:
                 shards = self.reader.shards_of(self.rows[draws.clip]).tolist()
-                self.reader.fetch_ahead.reach(self.reader.shard_names[shard] for shard in shards)
+                self.reader.prefetcher.reach(self.reader.shard_names[shard] for shard in shards)
             yield draws
 
     def plain(self, positions: np.ndarray) -> Batch:
         """Batch of clips as they are, for evaluation."""
-        return self.drawn(undrawn(positions))
+        return self.drawn(without_augmentation(positions))
 
     def drawn(self, draws: Draws) -> Batch:
         """Batch of draws, with the partners to mix in."""
         mixed = np.flatnonzero(draws.partner != NO_PARTNER)
-        partner, lam_Q = draws.partner[mixed], draws.lam[mixed]
+        partner, lambda_Q = draws.partner[mixed], draws.mixup_lambda[mixed]
         rows = self.rows[draws.clip]
         clips, lengths_B = self._read(rows)
         partners, partner_lengths_Q = self._read(self.rows[partner])
         targets_BC = self._targets(draws.clip)
-        targets_BC[mixed] *= lam_Q[:, None]
-        targets_BC[mixed] += (1 - lam_Q[:, None]) * self._targets(partner)
+        targets_BC[mixed] *= lambda_Q[:, None]
+        targets_BC[mixed] += (1 - lambda_Q[:, None]) * self._targets(partner)
         return Batch(
             features=self.features,
             num_frames=self.num_frames,
@@ -146,7 +146,7 @@ class Collator:
             mixed=torch.from_numpy(mixed),
             partners=partners,
             partner_lengths_Q=partner_lengths_Q,
-            lam_Q=torch.from_numpy(lam_Q),
+            lambda_Q=torch.from_numpy(lambda_Q),
             uniforms=torch.from_numpy(draws.uniforms),
         )
 
@@ -179,7 +179,7 @@ class Collator:
         return targets_BC
 
 
-def read_ahead(make: Callable[[Work], Batch], works: Iterable[Work], num_threads: int) -> Iterator[Batch]:
+def prefetch_batches(make: Callable[[Work], Batch], works: Iterable[Work], num_threads: int) -> Iterator[Batch]:
     """Yield `make(work)` for each work, in order, made ahead by threads; memory holds a bounded number."""
     with ThreadPoolExecutor(num_threads) as pool:
         window: deque[Future[Batch]] = deque()

@@ -25,7 +25,7 @@ class Draws:
     """(N,) int64, position among the training clips."""
     partner: np.ndarray
     """(N,) int64, position of the clip to mix with, or `NO_PARTNER`."""
-    lam: np.ndarray
+    mixup_lambda: np.ndarray
     """(N,) float32, share of the clip in the mixture; 1 without a partner."""
     uniforms: np.ndarray
     """(N, NUM_UNIFORMS) float32 in [0, 1), for the augmentation."""
@@ -34,7 +34,7 @@ class Draws:
         return len(self.clip)
 
     def __getitem__(self, part: slice | np.ndarray) -> "Draws":
-        return Draws(self.clip[part], self.partner[part], self.lam[part], self.uniforms[part])
+        return Draws(self.clip[part], self.partner[part], self.mixup_lambda[part], self.uniforms[part])
 
 
 def plan_epoch(
@@ -49,8 +49,10 @@ def plan_epoch(
     clip = _draw_clips(rng, weights, num_draws, sampler)
     is_mixed = rng.random(num_draws) < augment.mixup_probability
     partner = np.where(is_mixed, rng.integers(len(weights), size=num_draws), NO_PARTNER)
-    lam = np.where(is_mixed, rng.beta(augment.mixup_alpha, augment.mixup_alpha, num_draws), 1.0).astype(np.float32)
-    return Draws(clip, partner, lam, rng.random((num_draws, NUM_UNIFORMS), dtype=np.float32))
+    mixup_lambda = np.where(is_mixed, rng.beta(augment.mixup_alpha, augment.mixup_alpha, num_draws), 1.0).astype(
+        np.float32
+    )
+    return Draws(clip, partner, mixup_lambda, rng.random((num_draws, NUM_UNIFORMS), dtype=np.float32))
 
 
 def group_by_shard(draws: Draws, shard_of_clip: np.ndarray, window: int, seed: tuple[str, int, int]) -> Draws:
@@ -119,7 +121,7 @@ def num_steps_of(num_draws: int, global_batch_size: int) -> int:
     return num_steps
 
 
-def share_of_rank(step: int, global_batch_size: int, rank: int, world_size: int) -> slice:
+def rank_slice(step: int, global_batch_size: int, rank: int, world_size: int) -> slice:
     """Return where in the epoch's draws a rank's share of a step's global batch lies; shares differ by at most one."""
     if world_size > global_batch_size:
         raise ConfigError(

@@ -10,10 +10,10 @@ from torch import nn
 
 from ast_model.config import Loss
 from ast_model.data.augment import prepare
-from ast_model.data.loader import Collator, read_ahead, split_evenly, undrawn
+from ast_model.data.loader import BatchReader, prefetch_batches, split_evenly, without_augmentation
 from ast_model.distributed import World
 from ast_model.metrics import TaggingMetrics, accuracy, tagging_metrics
-from ast_model.pretrained.metadata import scores_of
+from ast_model.pretrained.metadata import scores_from_logits
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Evaluation:
     def figures(self) -> dict[str, float]:
         """Metrics by name, the main one first."""
         metrics = self.metrics
-        tagging = {"mAP": metrics.mAP, "auc": metrics.auc, "d_prime": metrics.d_prime}
+        metadata = {"mAP": metrics.mAP, "auc": metrics.auc, "d_prime": metrics.d_prime}
         if self.main_metric == "accuracy":
-            return {"accuracy": accuracy(self.scores, self.targets), **tagging}
-        return tagging
+            return {"accuracy": accuracy(self.scores, self.targets), **metadata}
+        return metadata
 
 
 @contextmanager
@@ -60,17 +60,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    model: nn.Module, clips: Collator, world: World, normalisation: Normalisation, batch_size: int, loss: Loss = "bce"
+    model: nn.Module,
+    clips: BatchReader,
+    world: World,
+    normalisation: Normalisation,
+    batch_size: int,
+    loss: Loss = "bce",
 ) -> Evaluation:
     """Score all clips of `clips`; every rank returns the same. `loss`: what the model was trained with."""
-    clips.expect(undrawn(np.arange(len(clips.rows))), is_grouped=False)
+    clips.expect(without_augmentation(np.arange(len(clips.rows))), is_grouped=False)
     targets = clips.targets.toarray().astype(bool)
     works = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
     parts = []
     with evaluating(model):
-        for batch in read_ahead(clips.plain, works, num_threads=1):
+        for batch in prefetch_batches(clips.plain, works, num_threads=1):
             fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)
-            parts.append(scores_of(model(fbank_BTM), loss))
+            parts.append(scores_from_logits(model(fbank_BTM), loss))
         own = torch.cat(parts) if parts else torch.empty((0, targets.shape[1]), device=world.device)
         scores = world.gather_rows(own).numpy()
     return Evaluation(scores, targets, tagging_metrics(scores, targets))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import rankdata
 
-from ast_model.evaluation.predictions import Scores
+from ast_model.evaluation.predictions import Predictions
 from pipeline.fbank import FRAME_SHIFT_MS, NUM_MEL_BINS
 from pipeline.reading.reader import ClipReader
 from pipeline.snapshots.snapshot import Snapshot
@@ -30,7 +30,7 @@ img { max-width: 100% }
 """
 
 
-def rank_quality(scores: Scores) -> np.ndarray:
+def rank_quality(scores: Predictions) -> np.ndarray:
     """Rate how well each clip's own tags are ranked (N,): the mean over them of the precision at their rank."""
     quality = np.full(len(scores.keys), np.nan)
     for row, (values_C, are_true_C) in enumerate(zip(scores.scores, scores.targets, strict=True)):
@@ -40,7 +40,7 @@ def rank_quality(scores: Scores) -> np.ndarray:
     return quality
 
 
-def clip_page(scores: Scores, snapshot: Snapshot, title: str) -> str:
+def clip_page(scores: Predictions, snapshot: Snapshot, title: str) -> str:
     """Return a self-contained HTML page of the clips whose tags are ranked best and worst."""
     quality = rank_quality(scores)
     order = np.argsort(-quality, kind="stable")[: np.isfinite(quality).sum()]
@@ -67,7 +67,7 @@ def png_tag(figure: Figure, name: str) -> str:
     return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
 
-def _figure(scores: Scores, n: int, quality: float, reader: ClipReader, row: int) -> str:
+def _figure(scores: Predictions, n: int, quality: float, reader: ClipReader, row: int) -> str:
     are_true, values = scores.targets[n], scores.scores[n]
     top = np.argsort(-values, kind="stable")[:NUM_TAGS]
     predicted = ", ".join(

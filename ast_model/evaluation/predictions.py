@@ -1,4 +1,4 @@
-"""Scores of an evaluation, kept: what pictures, comparisons and intervals are made of."""
+"""Predictions of an evaluation: what pictures, comparisons and intervals are made of."""
 
 import dataclasses
 import io
@@ -19,7 +19,7 @@ BEST, LAST, AVERAGE = "best", "last", "average"
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Predictions:
     """Scores (N, C) and targets (N, C) of clips, by key (N,) and by class (C,)."""
 
     keys: np.ndarray
@@ -31,7 +31,7 @@ class Scores:
     """(C,) clips that were learnt from."""
     epoch: int
 
-    def among(self, keys: np.ndarray) -> "Scores":
+    def among(self, keys: np.ndarray) -> "Predictions":
         """Take the clips of some keys, in their order."""
         row_of = {key: row for row, key in enumerate(self.keys)}
         rows = [row_of[key] for key in keys]
@@ -46,12 +46,12 @@ class Scores:
         return Evaluation(self.scores, self.targets, tagging_metrics(self.scores, self.targets))
 
 
-def scores_name(run: str, name: str) -> str:
+def predictions_name(run: str, name: str) -> str:
     """Return where a run keeps the scores of an evaluation."""
     return f"runs/{run}/evaluations/{name}.npz"
 
 
-def keep_scores(
+def save_predictions(
     evaluation: Evaluation, snapshot: Snapshot, splits: tuple[tuple[str, ...], str], name: str, epoch: int
 ) -> None:
     """Write an evaluation's scores to the store; `splits` are those of training and evaluation."""
@@ -71,22 +71,22 @@ def keep_scores(
     snapshot.store.write_bytes(name, out.getvalue())
 
 
-def parse_scores(data: bytes, where: str) -> Scores:
-    """Read what `keep_scores` wrote. Raises CorruptError."""
+def parse_predictions(data: bytes, where: str) -> Predictions:
+    """Read what `save_predictions` wrote. Raises CorruptError."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return Scores(
+            return Predictions(
                 **{name: arrays[name] for name in arrays.files if name != "epoch"}, epoch=int(arrays["epoch"])
             )
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise CorruptError(f"{where} holds no scores of an evaluation: {error}; evaluate again") from error
 
 
-def load_scores(store: Store, name: str) -> Scores:
-    return parse_scores(store.read_bytes(name), store.url(name))
+def load_predictions(store: Store, name: str) -> Predictions:
+    return parse_predictions(store.read_bytes(name), store.url(name))
 
 
-def in_common(first: Scores, second: Scores) -> tuple[Scores, Scores]:
+def in_common(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
     """Cut both to the clips that both have. Raises MismatchError if there are none, or the classes differ."""
     if list(first.names) != list(second.names):
         raise MismatchError(

@@ -24,7 +24,7 @@ DESCRIPTION_FILES = ("checkpoint.json", "config.json")
 FEATURES_FILE = "preprocessor_config.json"
 CONFIG_KEY = "ast_config"
 """Under it our own safetensors carry the model's config, in case they travel alone."""
-TAGGING_KEY = "tagging"
+METADATA_KEY = "metadata"
 """Under it they carry classes, normalisation and activation."""
 
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".onnx")
@@ -68,8 +68,8 @@ def _read_local(path: Path) -> WeightFile:
 
 def _find_description(file: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
     if CONFIG_KEY in metadata:
-        tagging = {TAGGING_KEY: json.loads(metadata[TAGGING_KEY])} if TAGGING_KEY in metadata else {}
-        return {"model": json.loads(metadata[CONFIG_KEY]), **tagging}
+        metadata = {METADATA_KEY: json.loads(metadata[METADATA_KEY])} if METADATA_KEY in metadata else {}
+        return {"model": json.loads(metadata[CONFIG_KEY]), **metadata}
     # What lies beside an official .pth is not about it.
     for name in DESCRIPTION_FILES if file.suffix in (".safetensors", ".bin") else ():
         if (file.parent / name).exists():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ast_model.model import ASTConfig
+from ast_model.config import ASTConfig
 from pipeline.errors import ConfigError, WeightsError
 
 MODEL_TYPE = "audio-spectrogram-transformer"

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ast_model.model import AST, NUM_EXTRA_TOKENS, ASTConfig, Grid, adapt_positions
+from ast_model.config import NUM_EXTRA_TOKENS, ASTConfig, Grid
+from ast_model.model import AST, adapt_positions
 from ast_model.pretrained import hugging_face
 from ast_model.pretrained.files import WeightFile, read_weights
 from ast_model.pretrained.layouts import Names, find_layout, from_layout
-from ast_model.pretrained.metadata import described_tagging
+from ast_model.pretrained.metadata import stored_metadata
 from pipeline.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def _config_of(weights: Weights, depth: int, described: ASTConfig | None) -> AST
 
 def _match_head(weights: Weights, file: WeightFile, labels: Sequence[str] | None) -> list[str]:
     """Give the head the rows of `labels`, in place, or drop one that is of other classes; return what was done."""
-    described = described_tagging(file)
+    described = stored_metadata(file)
     found = list(described.labels) if described else []
     if not labels or not found or found == list(labels) or "head.linear.weight" not in weights:
         return []

@@ -9,19 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ast_model.config import Loss
-from ast_model.pretrained.files import TAGGING_KEY, WeightFile
+from ast_model.config import AUDIOSET_MEAN, AUDIOSET_STD, Loss
+from ast_model.pretrained.files import METADATA_KEY, WeightFile
 from ast_model.pretrained.hugging_face import MODEL_TYPE
 from pipeline.errors import InputError, MismatchError, WeightsError
 from pipeline.labels import Labels
 
 log = logging.getLogger(__name__)
 
-AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
-
 
 @dataclass(frozen=True)
-class Tagging:
+class ModelMetadata:
     """Classes, normalisation and activation of a model."""
 
     labels: Sequence[str]
@@ -34,34 +32,34 @@ class Tagging:
     """What it was trained with: scores are a sigmoid per class, or with `ce` a softmax over classes."""
 
 
-def scores_of(logits_BC: Tensor, loss: Loss) -> Tensor:
+def scores_from_logits(logits_BC: Tensor, loss: Loss) -> Tensor:
     """Turn logits into scores between 0 and 1 (float32)."""
     return logits_BC.float().softmax(dim=1) if loss == "ce" else torch.sigmoid(logits_BC.float())
 
 
-def read_tagging(file: WeightFile, num_classes: int, labels: Labels | None = None) -> Tagging:
+def read_metadata(file: WeightFile, num_classes: int, labels: Labels | None = None) -> ModelMetadata:
     """Take from a checkpoint what it says of itself.
 
     labels: needed where it names no classes (official `.pth` files); elsewhere they are held against its own.
     Raises InputError without any labels, MismatchError if they are others, or not as many as the model has classes.
     """
-    tagging = described_tagging(file)
-    if tagging is None:
+    metadata = stored_metadata(file)
+    if metadata is None:
         log.warning(
             "these weights don't say their mean and std; AudioSet's %s are taken", (AUDIOSET_MEAN, AUDIOSET_STD)
         )
-        tagging = Tagging((), AUDIOSET_MEAN, AUDIOSET_STD)
-    if not tagging.labels and labels is None:
+        metadata = ModelMetadata((), AUDIOSET_MEAN, AUDIOSET_STD)
+    if not metadata.labels and labels is None:
         raise InputError(
             "expected the names of the classes, but this file does not hold any: give the class_labels_indices.csv"
             " that it was trained with as `labels`"
         )
-    if tagging.labels and labels is not None:
-        check_labels(labels.names, tagging.labels, "the checkpoint", "the given labels")
-    names = tuple(tagging.labels) or (labels.names if labels else ())
+    if metadata.labels and labels is not None:
+        check_labels(labels.names, metadata.labels, "the checkpoint", "the given labels")
+    names = tuple(metadata.labels) or (labels.names if labels else ())
     if len(names) != num_classes:
         raise MismatchError(f"expected {num_classes} labels, one for each class of the model, found {len(names)}")
-    return dataclasses.replace(tagging, labels=names)
+    return dataclasses.replace(metadata, labels=names)
 
 
 def check_labels(found: Sequence[str], expected: Sequence[str], ours: str, theirs: str) -> None:
@@ -78,25 +76,25 @@ def check_labels(found: Sequence[str], expected: Sequence[str], ours: str, their
     raise MismatchError(f"expected the classes of {ours} and of {theirs} to be the same, found {what}")
 
 
-def described_tagging(file: WeightFile) -> Tagging | None:
+def stored_metadata(file: WeightFile) -> ModelMetadata | None:
     """Return what the files say, None if they say nothing. Raises WeightsError if that makes no sense."""
     description = file.description
     try:
-        if TAGGING_KEY in description:
-            return Tagging(**description[TAGGING_KEY])
+        if METADATA_KEY in description:
+            return ModelMetadata(**description[METADATA_KEY])
         if "labels" in description and "mean" in description:
             loss = description.get("train", {}).get("loss", "bce")
-            return Tagging(tuple(description["labels"]["names"]), description["mean"], description["std"], loss)
+            return ModelMetadata(tuple(description["labels"]["names"]), description["mean"], description["std"], loss)
         if description.get("model_type") == MODEL_TYPE:
-            return _hugging_face_tagging(description, file.features)
+            return _hugging_face_metadata(description, file.features)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"expected labels, mean and std beside the weights, found a wrong one: {error!r}") from error
     return None
 
 
-def _hugging_face_tagging(config: Mapping[str, Any], features: Mapping[str, Any]) -> Tagging:
+def _hugging_face_metadata(config: Mapping[str, Any], features: Mapping[str, Any]) -> ModelMetadata:
     """Without a preprocessor_config.json, or a value in it, theirs has AudioSet's statistics too."""
     names = {int(index): name for index, name in config.get("id2label", {}).items()}
     labels = tuple(names[index] for index in range(len(names)))
     loss: Loss = "ce" if config.get("problem_type") == "single_label_classification" else "bce"
-    return Tagging(labels, features.get("mean", AUDIOSET_MEAN), features.get("std", AUDIOSET_STD), loss)
+    return ModelMetadata(labels, features.get("mean", AUDIOSET_MEAN), features.get("std", AUDIOSET_STD), loss)

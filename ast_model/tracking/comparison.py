@@ -13,9 +13,9 @@ from mlflow.tracking import MlflowClient
 
 from ast_model.evaluation.html import html_page, png_tag, table_tag
 from ast_model.evaluation.plots import plot_changes
-from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Scores, in_common
+from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Predictions, in_common
 from ast_model.metrics import mean_average_precision_interval
-from ast_model.tracking.registry import difference, scores_of
+from ast_model.tracking.registry import difference, predictions_of
 from ast_model.tracking.server import EXPERIMENT, tracking_errors
 from pipeline.errors import MismatchError, TrackingError
 
@@ -52,12 +52,12 @@ def find_run(client: MlflowClient, text: str) -> Run:
     return found[0]
 
 
-def best_scores(client: MlflowClient, run: Run) -> tuple[str, Scores] | None:
+def best_scores(client: MlflowClient, run: Run) -> tuple[str, Predictions] | None:
     """Return a run's evaluation with the highest mAP, and which it is."""
     found = []
     for kind in (BEST, AVERAGE, LAST):
         try:
-            found.append((kind, scores_of(client, run.info.run_id, kind)))
+            found.append((kind, predictions_of(client, run.info.run_id, kind)))
         except TrackingError:
             continue
     return max(found, key=lambda each: each[1].evaluation.metrics.mAP, default=None)
@@ -111,7 +111,7 @@ def _data(run: Run) -> dict[str, Any]:
     return found
 
 
-def _figures(letters: str, evaluations: Sequence[tuple[str, Scores] | None]) -> Section:
+def _figures(letters: str, evaluations: Sequence[tuple[str, Predictions] | None]) -> Section:
     rows: Rows = []
     for letter, found in zip(letters, evaluations, strict=True):
         if found is None:
@@ -129,7 +129,7 @@ def _figures(letters: str, evaluations: Sequence[tuple[str, Scores] | None]) -> 
     return Section("Figures", header, rows, note)
 
 
-def _against(first: tuple[str, Scores] | None, other: tuple[str, Scores]) -> str:
+def _against(first: tuple[str, Predictions] | None, other: tuple[str, Predictions]) -> str:
     if first is None or first is other:
         return ""
     try:
@@ -138,7 +138,7 @@ def _against(first: tuple[str, Scores] | None, other: tuple[str, Scores]) -> str
         return f"not comparable: {error}"
 
 
-def _classes(first: str, second: str, old: Scores, new: Scores) -> Section:
+def _classes(first: str, second: str, old: Predictions, new: Predictions) -> Section:
     title = f"Classes: {first} → {second}"
     header = ["class", f"AP {first}", f"AP {second}", "change", "training clips", "evaluation clips"]
     try:

@@ -1,4 +1,4 @@
-"""What is said of a run while it trains, on its way from the outbox to the server."""
+"""What is said of a run while it trains, on its way from the queue to the server."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ast_model.tracking.queue import Letter, Outbox, RefusedError
+from ast_model.tracking.queue import Event, MetricsQueue, RefusedError
 from pipeline.errors import TrackingError
 
-OUTBOXES = Path("~/.cache/audioset-ast/tracking")
+QUEUES = Path("~/.cache/audioset-ast/tracking")
 CHECKPOINT_TAG, SNAPSHOT_TAG = "checkpoint", "snapshot"
 MODEL_TYPE = "AST"
 MAX_METRICS_PER_BATCH = 1000
@@ -21,26 +21,26 @@ PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EX
 
 
 class Delivery:
-    """Brings letters of a run to the server, each step once, however often it is called."""
+    """Brings events of a run to the server, each step once, however often it is called."""
 
     def __init__(self, client: MlflowClient, run_id: str):
         self.client, self.run_id = client, run_id
         self._run: Run | None = None
         self._reached: dict[str, int] = {}
 
-    def __call__(self, letters: Sequence[Letter]) -> None:
+    def __call__(self, events: Sequence[Event]) -> None:
         try:
             self._run = self._run or self.client.get_run(self.run_id)
             metrics: list[Metric] = []
-            for letter in letters:
-                if letter["kind"] == "metrics":
-                    metrics += self._new_metrics(letter)
+            for event in events:
+                if event["kind"] == "metrics":
+                    metrics += self._new_metrics(event)
                     continue
                 metrics = self._send(metrics)
-                if letter["kind"] == "checkpoint":
-                    self._log_checkpoint(letter)
+                if event["kind"] == "checkpoint":
+                    self._log_checkpoint(event)
                 else:
-                    self.client.set_terminated(self.run_id, letter["status"], end_time=letter["time_ms"])
+                    self.client.set_terminated(self.run_id, event["status"], end_time=event["time_ms"])
             self._send(metrics)
         except MlflowException as error:
             if error.error_code in PASSING_ERRORS:
@@ -54,9 +54,9 @@ class Delivery:
             self._reached[metric.key] = max(metric.step, self._reached.get(metric.key, metric.step))
         return []
 
-    def _new_metrics(self, letter: Letter, **more: str) -> list[Metric]:
-        step, time_ms = letter["step"], letter["time_ms"]
-        values = {key: value for key, value in letter["values"].items() if step > self._step_reached(key)}
+    def _new_metrics(self, event: Event, **more: str) -> list[Metric]:
+        step, time_ms = event["step"], event["time_ms"]
+        values = {key: value for key, value in event["values"].items() if step > self._step_reached(key)}
         return [Metric(key, value, time_ms, step, run_id=self.run_id, **more) for key, value in values.items()]
 
     def _step_reached(self, key: str) -> int:
@@ -68,16 +68,16 @@ class Delivery:
             self._reached[key] = max((metric.step for metric in history), default=-1)
         return self._reached[key]
 
-    def _log_checkpoint(self, letter: Letter) -> None:
+    def _log_checkpoint(self, event: Event) -> None:
         assert self._run is not None
         experiment_id = self._run.info.experiment_id
-        model = find_model(self.client, experiment_id, self.run_id, letter["name"])
+        model = find_model(self.client, experiment_id, self.run_id, event["name"])
         if model is None:
-            tags = {CHECKPOINT_TAG: letter["address"], SNAPSHOT_TAG: letter["snapshot"], "epoch": str(letter["step"])}
+            tags = {CHECKPOINT_TAG: event["address"], SNAPSHOT_TAG: event["snapshot"], "epoch": str(event["step"])}
             model = self.client.create_logged_model(
-                experiment_id, letter["name"], self.run_id, tags, model_type=MODEL_TYPE
+                experiment_id, event["name"], self.run_id, tags, model_type=MODEL_TYPE
             )
-        self._send(self._new_metrics(letter, model_id=model.model_id, **data_of(self._run)))
+        self._send(self._new_metrics(event, model_id=model.model_id, **data_of(self._run)))
         if model.status != LoggedModelStatus.READY:
             self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
@@ -96,16 +96,16 @@ def data_of(run: Run) -> dict[str, str]:
     return {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
 
 
-def outbox_folder(uri: str) -> Path:
+def queue_folder(uri: str) -> Path:
     """Return where on this machine entries for a server wait."""
-    return OUTBOXES.expanduser() / hashlib.sha256(uri.encode()).hexdigest()[:12]
+    return QUEUES.expanduser() / hashlib.sha256(uri.encode()).hexdigest()[:12]
 
 
 def deliver_left(client: MlflowClient, uri: str) -> None:
     """Deliver what processes that are gone had not; runs that are being worked on are left alone."""
-    for file in sorted(outbox_folder(uri).glob("*.jsonl")):
+    for file in sorted(queue_folder(uri).glob("*.jsonl")):
         try:
-            outbox = Outbox(file.parent, file.stem, Delivery(client, file.stem))
+            queue = MetricsQueue(file.parent, file.stem, Delivery(client, file.stem))
         except TrackingError:
             continue
-        outbox.close(LEFT_TIMEOUT_S)
+        queue.close(LEFT_TIMEOUT_S)

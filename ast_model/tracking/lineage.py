@@ -4,7 +4,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from ast_model.tracking.delivery import SNAPSHOT_TAG
-from ast_model.tracking.registry import CHAMPION, KIND_TAG, champion, versions
+from ast_model.tracking.registry import CHAMPION, VARIANT_TAG, champion, versions
 from ast_model.tracking.server import (
     EXPERIMENT,
     PREPROCESSING,
@@ -33,7 +33,7 @@ def _describe_version(client: MlflowClient, version: ModelVersion, best: ModelVe
     is_best = best is not None and best.version == version.version
     return {
         "version": f"{version.version}{is_best * f' {CHAMPION}'}",
-        "kind": f"{tags[KIND_TAG]}, epoch {tags['epoch']}",
+        "kind": f"{tags[VARIANT_TAG]}, epoch {tags['epoch']}",
         "mAP": "{mAP:.4f} [{mAP_low:.4f}, {mAP_high:.4f}]".format(**figures) if has_interval else "?",
         "run": run.data.tags.get("run", run.info.run_name or ""),
         "snapshot": tags.get(SNAPSHOT_TAG, ""),

@@ -20,11 +20,11 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, TensorSpec
 
 from ast_model.checkpoints.checkpoint import DESCRIPTION
-from ast_model.evaluation.predictions import AVERAGE, Scores
+from ast_model.evaluation.predictions import AVERAGE, Predictions
 from ast_model.metrics import mean_average_precision_interval
 from ast_model.tracking.delivery import CHECKPOINT_TAG, MODEL_TYPE, SNAPSHOT_TAG, find_model
 from ast_model.tracking.pyfunc import CHECKPOINT, TOP_K
-from ast_model.tracking.registry import KIND_TAG, register
+from ast_model.tracking.registry import VARIANT_TAG, register
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import tracking_errors
 from pipeline.errors import TrackingError
@@ -73,7 +73,9 @@ def requirements() -> list[str]:
     return [f"{name}=={importlib.metadata.version(name)}" for name in REQUIRED]
 
 
-def log_served_model(tracked: TrackedRun, kind: str, store: Store, checkpoint: str, scores: Scores) -> ModelVersion:
+def log_served_model(
+    tracked: TrackedRun, kind: str, store: Store, checkpoint: str, scores: Predictions
+) -> ModelVersion:
     """Let a checkpoint's model be loaded and served, and make it a version in the registry.
 
     What is there already stays as it is. Raises TrackingError if the server or its registry refuses.
@@ -85,16 +87,16 @@ def log_served_model(tracked: TrackedRun, kind: str, store: Store, checkpoint: s
         model = find_model(client, experiment_id, tracked.run_id, name)
         if model is None:  # the server was away when the checkpoint was told of
             model = client.create_logged_model(experiment_id, name, tracked.run_id, tags, model_type=MODEL_TYPE)
-        if KIND_TAG not in model.tags:
+        if VARIANT_TAG not in model.tags:
             with tempfile.TemporaryDirectory() as folder:
                 _save(Path(folder), store, checkpoint, (tracked.run_id, model.model_id))
                 client.log_model_artifacts(model.model_id, f"{folder}/model")
             client.log_outputs(tracked.run_id, [LoggedModelOutput(model.model_id, scores.epoch)])
             _log_interval(client, tracked, model.model_id, kind, scores)
-            client.set_logged_model_tags(model.model_id, {KIND_TAG: kind})
+            client.set_logged_model_tags(model.model_id, {VARIANT_TAG: kind})
         if model.status != LoggedModelStatus.READY:
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        return register(client, tracked.run_id, model, tags | {KIND_TAG: kind})
+        return register(client, tracked.run_id, model, tags | {VARIANT_TAG: kind})
     except MlflowException as error:
         raise TrackingError(
             f"the {kind} model of run {tracked.run_id} is not in the registry of {tracked.uri}: {error.message}; its"
@@ -109,7 +111,7 @@ def forget_removed(tracked: TrackedRun, store: Store, run: str) -> None:
         experiment_id = client.get_run(tracked.run_id).info.experiment_id
         for model in client.search_logged_models([experiment_id], f"source_run_id = '{tracked.run_id}'"):
             place = f"runs/{run}/checkpoints/{model.name}/{DESCRIPTION}"
-            if model.name != AVERAGE and KIND_TAG not in model.tags and not store.exists(place):
+            if model.name != AVERAGE and VARIANT_TAG not in model.tags and not store.exists(place):
                 client.delete_logged_model(model.model_id)
 
 
@@ -133,7 +135,7 @@ def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> 
         )
 
 
-def _log_interval(client: MlflowClient, tracked: TrackedRun, model_id: str, kind: str, scores: Scores) -> None:
+def _log_interval(client: MlflowClient, tracked: TrackedRun, model_id: str, kind: str, scores: Predictions) -> None:
     low, high = mean_average_precision_interval(scores.scores, scores.targets)
     now_ms, prefix = int(time.time() * 1000), f"eval/{AVERAGE}" if kind == AVERAGE else "eval"
     values = {f"{prefix}/mAP_low": low, f"{prefix}/mAP_high": high}

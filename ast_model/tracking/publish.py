@@ -8,10 +8,10 @@ from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.evaluation.html import clip_page
 from ast_model.evaluation.plots import class_table, plot_average_precision, plot_precision_recall, plot_training
-from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Scores, load_scores, scores_name
+from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Predictions, load_predictions, predictions_name
 from ast_model.metrics import mean_average_precision_interval
 from ast_model.tracking.models import forget_removed, log_served_model
-from ast_model.tracking.registry import crown
+from ast_model.tracking.registry import promote_if_better
 from ast_model.tracking.run import TrackedRun
 from pipeline.errors import AudioTaggingError
 from pipeline.snapshots.snapshot import Snapshot
@@ -43,7 +43,7 @@ def publish(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind, scores in found.items():
             write_evaluation(Path(folder) / "evaluations" / kind, scores, snapshot, f"{run}: {kind}")
-            data = snapshot.store.read_bytes(scores_name(run, kind))
+            data = snapshot.store.read_bytes(predictions_name(run, kind))
             (Path(folder) / "evaluations" / kind / "scores.npz").write_bytes(data)
         plot_training({key: tracked.series(key) for key in CURVES}).savefig(f"{folder}/curves.png", dpi=90)
         tracked.log_files(Path(folder), "")
@@ -52,22 +52,22 @@ def publish(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
         lines.append(f"- {kind} (epoch {scores.epoch}): {describe_scores(scores)}")
         if checkpoint := find_checkpoint(snapshot.store, run, kind):
             version = log_served_model(tracked, kind, snapshot.store, checkpoint, scores)
-            decision = crown(tracked.client, version, scores)
+            decision = promote_if_better(tracked.client, version, scores)
             lines[-1] += f"; version {version.version} in the registry, champion? {decision}"
     forget_removed(tracked, snapshot.store, run)
     tracked.describe(tracked.description.split(RESULT)[0] + "\n".join(lines))
 
 
-def read_evaluations(store: Store, run: str) -> dict[str, Scores]:
+def read_evaluations(store: Store, run: str) -> dict[str, Predictions]:
     """Return a run's evaluations; the last one only if it is not the best."""
-    kinds = [kind for kind in (BEST, AVERAGE, LAST) if store.exists(scores_name(run, kind))]
-    found = {kind: load_scores(store, scores_name(run, kind)) for kind in kinds}
+    kinds = [kind for kind in (BEST, AVERAGE, LAST) if store.exists(predictions_name(run, kind))]
+    found = {kind: load_predictions(store, predictions_name(run, kind)) for kind in kinds}
     if LAST in found and BEST in found and found[LAST].epoch == found[BEST].epoch:
         del found[LAST]
     return found
 
 
-def write_evaluation(folder: Path, scores: Scores, snapshot: Snapshot, title: str) -> None:
+def write_evaluation(folder: Path, scores: Predictions, snapshot: Snapshot, title: str) -> None:
     """Write the table of classes, the plots and the page of clips."""
     folder.mkdir(parents=True)
     table = class_table(scores.evaluation, scores.labels, scores.num_train_clips)
@@ -77,7 +77,7 @@ def write_evaluation(folder: Path, scores: Scores, snapshot: Snapshot, title: st
     (folder / "clips.html").write_text(clip_page(scores, snapshot, title), encoding="utf-8")
 
 
-def describe_scores(scores: Scores) -> str:
+def describe_scores(scores: Predictions) -> str:
     low, high = mean_average_precision_interval(scores.scores, scores.targets)
     metrics = scores.evaluation.metrics
     return (

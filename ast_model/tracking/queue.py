@@ -1,7 +1,7 @@
 """What waits to be delivered: kept on disk first, sent by a thread, so that whoever has something to say never waits.
 
-{folder}/{name}.jsonl     letters that are not delivered yet, one JSON object a line
-{folder}/{name}.refused   letters that the receiver will never take, with its reason
+{folder}/{name}.jsonl     events that are not delivered yet, one JSON object a line
+{folder}/{name}.refused   events that the receiver will never take, with its reason
 """
 
 import fcntl
@@ -17,25 +17,25 @@ from pipeline.errors import TrackingError
 
 log = logging.getLogger(__name__)
 
-Letter = dict[str, Any]
-MAX_LETTERS_PER_DELIVERY = 100
+Event = dict[str, Any]
+MAX_EVENTS_PER_DELIVERY = 100
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 
 
 class RefusedError(Exception):
-    """The receiver will not take these letters, however often it is asked."""
+    """The receiver will not take these events, however often it is asked."""
 
 
-class Outbox:
+class MetricsQueue:
     """Letters in the order in which they were written, each delivered at least once.
 
-    `deliver` takes some letters whole, or raises: RefusedError to have them set aside, anything else to be called
+    `deliver` takes some events whole, or raises: RefusedError to have them set aside, anything else to be called
     again later. Letters that another process left undelivered under the same name come first.
     """
 
-    def __init__(self, folder: Path, name: str, deliver: Callable[[Sequence[Letter]], None]):
-        """Raises TrackingError if another process has the same outbox open."""
+    def __init__(self, folder: Path, name: str, deliver: Callable[[Sequence[Event]], None]):
+        """Raises TrackingError if another process has the same queue open."""
         folder.mkdir(parents=True, exist_ok=True)
         self.file, self._deliver = folder / f"{name}.jsonl", deliver
         self._stream = self.file.open("a+", encoding="utf-8")
@@ -49,22 +49,22 @@ class Outbox:
         self._waiting = self._read_left()
         self._changed = threading.Condition()
         self._is_closing = False
-        self._thread = threading.Thread(target=self._run, name=f"outbox {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"queue {name}", daemon=True)
         self._thread.start()
 
-    def _read_left(self) -> list[Letter]:
-        """Read what is there; cut off a last line that a killed process left unfinished."""
+    def _read_left(self) -> list[Event]:
+        """Read what is there; cut off a last line that a killed process left incomplete."""
         self._stream.seek(0)
         lines = [line for line in self._stream.readlines() if line.endswith("\n")]
         self._stream.truncate(sum(len(line.encode()) for line in lines))
         return [json.loads(line) for line in lines]
 
-    def put(self, letter: Letter) -> None:
-        """Keep a letter on disk, and go on."""
+    def put(self, event: Event) -> None:
+        """Keep an event on disk, and go on."""
         with self._changed:
-            self._stream.write(json.dumps(letter) + "\n")
+            self._stream.write(json.dumps(event) + "\n")
             self._stream.flush()
-            self._waiting.append(letter)
+            self._waiting.append(event)
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> bool:
@@ -99,11 +99,11 @@ class Outbox:
                     self._changed.wait_for(lambda: self._is_closing, pause_s)
                 if self._is_closing:
                     return
-                letters = self._waiting[:MAX_LETTERS_PER_DELIVERY]
+                events = self._waiting[:MAX_EVENTS_PER_DELIVERY]
             try:
-                self._deliver(letters)
+                self._deliver(events)
             except RefusedError as error:
-                self._set_aside(letters, error)
+                self._set_aside(events, error)
             except Exception as error:
                 if not pause_s:
                     log.warning("MLflow does not answer (%s); entries are kept in %s", _short(error), self.file)
@@ -112,17 +112,17 @@ class Outbox:
             if pause_s:
                 log.warning("MLflow answers again")
             pause_s = 0.0
-            self._strike(len(letters))
+            self._strike(len(events))
 
-    def _set_aside(self, letters: Sequence[Letter], error: RefusedError) -> None:
+    def _set_aside(self, events: Sequence[Event], error: RefusedError) -> None:
         refused = self.file.with_suffix(".refused")
-        log.warning("MLflow refused %d entries (%s); they are in %s", len(letters), _short(error), refused)
+        log.warning("MLflow refused %d entries (%s); they are in %s", len(events), _short(error), refused)
         with refused.open("a", encoding="utf-8") as stream:
-            for letter in letters:
-                stream.write(json.dumps({"reason": str(error), "at": time.time(), "letter": letter}) + "\n")
+            for event in events:
+                stream.write(json.dumps({"reason": str(error), "at": time.time(), "event": event}) + "\n")
 
     def _strike(self, num: int) -> None:
-        """Forget the first letters, on disk too once none is left."""
+        """Forget the first events, on disk too once none is left."""
         with self._changed:
             del self._waiting[:num]
             if not self._waiting:

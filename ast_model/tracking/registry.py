@@ -11,13 +11,13 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ast_model.evaluation.predictions import Scores, in_common, parse_scores
+from ast_model.evaluation.predictions import Predictions, in_common, parse_predictions
 from ast_model.metrics import mean_average_precision_change
 from ast_model.tracking.server import tracking_errors
 from pipeline.errors import MismatchError, TrackingError
 
 REGISTERED = "audioset-ast"
-CHAMPION, KIND_TAG = "champion", "kind"
+CHAMPION, VARIANT_TAG = "champion", "kind"
 """The alias that we set; MLflow itself keeps `latest` for the newest version."""
 
 
@@ -74,7 +74,7 @@ def champion(client: MlflowClient) -> ModelVersion | None:
         return None
 
 
-def scores_of(client: MlflowClient, run_id: str, kind: str) -> Scores:
+def predictions_of(client: MlflowClient, run_id: str, kind: str) -> Predictions:
     """Fetch the scores of a run's evaluation. Raises TrackingError if it has none."""
     address = f"evaluations/{kind}/scores.npz"
     try:
@@ -82,17 +82,17 @@ def scores_of(client: MlflowClient, run_id: str, kind: str) -> Scores:
             data = Path(client.download_artifacts(run_id, address, folder)).read_bytes()
     except (MlflowException, OSError) as error:
         raise TrackingError(f"expected {address} among the artifacts of run {run_id}, found none ({error})") from error
-    return parse_scores(data, address)
+    return parse_predictions(data, address)
 
 
-def difference(new: Scores, old: Scores) -> Difference:
+def difference(new: Predictions, old: Predictions) -> Difference:
     """Compare two evaluations on the clips that both have. Raises MismatchError."""
     new, old = in_common(new, old)
     change = mean_average_precision_change(old.scores, new.scores, old.targets)
     return Difference(*change, num_clips=len(new.keys))
 
 
-def crown(client: MlflowClient, version: ModelVersion, scores: Scores) -> str:
+def promote_if_better(client: MlflowClient, version: ModelVersion, scores: Predictions) -> str:
     """Make a version the champion if it is better than the one there is; return what was decided, which is noted."""
     before = champion(client)
     if before is None:
@@ -101,7 +101,7 @@ def crown(client: MlflowClient, version: ModelVersion, scores: Scores) -> str:
         return "is the champion already"
     else:
         try:
-            change = difference(scores, scores_of(client, before.run_id or "", before.tags[KIND_TAG]))
+            change = difference(scores, predictions_of(client, before.run_id or "", before.tags[VARIANT_TAG]))
             decision, is_better = f"{change} against version {before.version}", change.value > 0
         except (MismatchError, TrackingError) as error:
             decision, is_better = f"not compared with version {before.version}: {error}", False
@@ -114,7 +114,9 @@ def crown(client: MlflowClient, version: ModelVersion, scores: Scores) -> str:
 def promote(client: MlflowClient, version: ModelVersion) -> str:
     """Make a version the champion by hand; return what is noted of it."""
     before = champion(client)
-    decision = crown(client, version, scores_of(client, version.run_id or "", version.tags[KIND_TAG]))
+    decision = promote_if_better(
+        client, version, predictions_of(client, version.run_id or "", version.tags[VARIANT_TAG])
+    )
     if before is not None and before.version != version.version:
         decision = f"promoted by hand ({decision})"
         client.set_model_version_tag(REGISTERED, version.version, "champion_by", decision)

@@ -10,7 +10,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from ast_model.tracking.delivery import SNAPSHOT_TAG, Delivery, deliver_left, outbox_folder
+from ast_model.tracking.delivery import SNAPSHOT_TAG, Delivery, deliver_left, queue_folder
 from ast_model.tracking.heartbeat import (
     BEAT_TAG,
     PROCESS_TAG,
@@ -20,7 +20,7 @@ from ast_model.tracking.heartbeat import (
     is_ours,
     sign_of_life,
 )
-from ast_model.tracking.queue import Letter, Outbox
+from ast_model.tracking.queue import Event, MetricsQueue
 from ast_model.tracking.server import (
     EXPERIMENT,
     check_server,
@@ -53,14 +53,14 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
 class TrackedRun:
     """A run on a tracking server. It is picklable: whoever has it logs to the same run.
 
-    What is logged while training goes through an outbox on this machine: nothing waits for the server, and no step is
+    What is logged while training goes through a queue on this machine: nothing waits for the server, and no step is
     logged twice.
     """
 
     def __init__(self, uri: str, run_id: str, snapshot_id: str = ""):
         self.uri, self.run_id, self.snapshot_id = uri, run_id, snapshot_id
         self.client = open_client(uri)
-        self._outbox: Outbox | None = None
+        self._outbox: MetricsQueue | None = None
         self._heartbeat: Heartbeat | None = None
 
     def __reduce__(self):
@@ -94,8 +94,8 @@ class TrackedRun:
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
         """Record a kept checkpoint as a model with its metrics, against the epoch, and its place."""
         values = {key: value for key, value in metrics.items() if key != "epoch"}
-        letter = {"kind": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
-        self._post({**letter, "step": int(metrics["epoch"]), "values": values})
+        event = {"kind": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
+        self._post({**event, "step": int(metrics["epoch"]), "values": values})
 
     def log_data(self, snapshot: Snapshot, context: str) -> None:
         """Name the snapshot as the run's data, with counts, statistics and place."""
@@ -126,7 +126,7 @@ class TrackedRun:
             history = sorted(self.client.get_metric_history(self.run_id, key), key=lambda metric: metric.step)
         return [metric.step for metric in history], [metric.value for metric in history]
 
-    def show_life(self) -> None:
+    def heartbeat(self) -> None:
         """Say from now on that this process works on the run."""
         self._heartbeat = Heartbeat(self.client, self.run_id)
 
@@ -140,13 +140,13 @@ class TrackedRun:
     def close(self, timeout_s: float = END_TIMEOUT_S) -> None:
         """Wait until all that was logged here is delivered, or for as long as that."""
         if self._outbox is not None:
-            outbox, self._outbox = self._outbox, None
-            outbox.close(timeout_s)
+            queue, self._outbox = self._outbox, None
+            queue.close(timeout_s)
 
-    def _post(self, letter: Letter) -> None:
+    def _post(self, event: Event) -> None:
         if self._outbox is None:
-            self._outbox = Outbox(outbox_folder(self.uri), self.run_id, Delivery(self.client, self.run_id))
-        self._outbox.put({**letter, "time_ms": int(time.time() * 1000)})
+            self._outbox = MetricsQueue(queue_folder(self.uri), self.run_id, Delivery(self.client, self.run_id))
+        self._outbox.put({**event, "time_ms": int(time.time() * 1000)})
 
 
 def start_run(
@@ -168,7 +168,7 @@ def start_run(
     except MlflowException as error:
         raise TrackingError(f"can't start a run at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
     tracked = TrackedRun(uri, run.info.run_id)
-    tracked.show_life()
+    tracked.heartbeat()
     return tracked
 
 
@@ -201,7 +201,7 @@ def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> Tra
     client.update_run(run_id, status="RUNNING")
     tracked = tracked_run_of(uri, run)
     tracked.log_tags(owner_tags)
-    tracked.show_life()
+    tracked.heartbeat()
     return tracked
 
 

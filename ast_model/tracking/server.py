@@ -34,7 +34,7 @@ def tracking_uri(store: Store) -> str:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """Return a client that gives up soon: what may wait for a server that is away waits in the outbox.
+    """Return a client that gives up soon: what may wait for a server that is away waits in the queue.
 
     Raises TrackingError if the database can't be opened.
     """
@@ -47,7 +47,7 @@ def open_client(uri: str) -> MlflowClient:
         return MlflowClient(uri)
     except SQLAlchemyError as error:  # MLflow makes the tables, and lets through what the database says
         reason = getattr(error, "orig", error)
-        raise TrackingError(f"can't open {uri}: {reason}; make room, or mend MLFLOW_TRACKING_URI") from error
+        raise TrackingError(f"can't open {uri}: {reason}; make room, or repair MLFLOW_TRACKING_URI") from error
 
 
 def check_server(uri: str) -> None:
@@ -62,8 +62,8 @@ def check_server(uri: str) -> None:
         found, is_mlflow = str(error), False
     if not is_mlflow:
         raise TrackingError(
-            f"expected an MLflow server at {uri}, found {found}. Start one (make mlflow), mend MLFLOW_TRACKING_URI, or"
-            " unset it to use a local database"
+            f"expected an MLflow server at {uri}, found {found}. Start one (make mlflow), correct MLFLOW_TRACKING_URI,"
+            " or unset it to use a local database"
         )
 
 

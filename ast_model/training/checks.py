@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ast_model.config import TrainConfig
+from ast_model.config import ASTConfig, TrainConfig
 from ast_model.data.sampling import check_num_draws, num_steps_of
-from ast_model.model import ASTConfig
 from ast_model.training.job import Job
 from ast_model.training.regularise import num_kept_patches
 from pipeline.errors import ConfigError, MismatchError, NoClipsError
 from pipeline.fbank import NUM_MEL_BINS
 from pipeline.snapshots.snapshot import Snapshot, check_fingerprint
-from pipeline.snapshots.verify import check_sizes
+from pipeline.snapshots.verify import verify_sizes
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def check_training(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) ->
             f"features=waveform needs audio, but snapshot {snapshot.snapshot_id} was made without; preprocess with"
             " keep_audio, or train with features=fbank"
         )
-    check_sizes(snapshot)
+    verify_sizes(snapshot)
 
 
 def _check_model(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> None:

@@ -6,15 +6,15 @@ from typing import TypeVar
 import numpy as np
 from scipy import sparse
 
-from ast_model.data.loader import Batch, Collator, open_reader
+from ast_model.data.loader import Batch, BatchReader, open_reader
 from ast_model.data.sampling import Draws, group_by_shard, num_steps_of, plan_epoch
 from ast_model.distributed import World
 from ast_model.training.job import Job
 from ast_model.training.step import micro_batches
-from ast_model.training.teacher import TaughtCollator, load_teacher
+from ast_model.training.teacher import DistillationBatchReader, load_teacher
 from pipeline.weights import class_balanced_weights
 
-Kind = TypeVar("Kind", bound=Collator)
+Reader = TypeVar("Reader", bound=BatchReader)
 
 
 class TrainingData:
@@ -28,13 +28,13 @@ class TrainingData:
         self.weights = class_balanced_weights(targets, config.weight_count_offset)
         self.num_draws = config.draws_per_epoch or len(train_rows)
         self.num_steps = num_steps_of(self.num_draws, config.global_batch_size)
-        self.clips = self._collator(Collator, train_rows, targets)
-        self.eval_clips = self._collator(Collator, eval_rows, snapshot.targets(eval_rows))
+        self.clips = self._batch_reader(BatchReader, train_rows, targets)
+        self.eval_clips = self._batch_reader(BatchReader, eval_rows, snapshot.targets(eval_rows))
         if config.teachers:
-            self.clips = self._collator(TaughtCollator, train_rows, targets)
+            self.clips = self._batch_reader(DistillationBatchReader, train_rows, targets)
             self.clips.teach(load_teacher(snapshot, train_rows, config), config.teacher_share)
 
-    def _collator(self, kind: type[Kind], rows: np.ndarray, targets: sparse.csr_array) -> Kind:
+    def _batch_reader(self, kind: type[Reader], rows: np.ndarray, targets: sparse.csr_array) -> Reader:
         reader = open_reader(self.job.snapshot, self.config.cache)
         return kind(reader, rows, targets, self.job.model.num_frames, self.config.features)
 

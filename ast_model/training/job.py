@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from ast_model.config import TrainConfig
+from ast_model.config import ASTConfig, TrainConfig
 from ast_model.evaluation.evaluate import Normalisation
-from ast_model.model import ASTConfig
 from pipeline.snapshots.snapshot import Snapshot
 
 
@@ -18,14 +17,14 @@ class Tracker(Protocol):
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None: ...
 
 
-class Watch:
+class StopSignal:
     """What a training is told from outside. This one is never told anything."""
 
     def is_stopping(self) -> bool:
         """Whether to save and leave. Asked on each rank at each step; one that says so is enough."""
         return False
 
-    def is_in_danger(self) -> bool:
+    def preemption_imminent(self) -> bool:
         """Whether a rank will be lost soon, so that it is time to save. Asked on all ranks with each line of
         metrics; it should say so once."""
         return False

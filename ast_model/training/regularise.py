@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_model.config import RegulariseConfig
-from ast_model.model import ASTConfig, Grid, Noise
+from ast_model.config import ASTConfig, Grid, RegulariseConfig
+from ast_model.model import DropMasks
 from pipeline.errors import ConfigError
 
 NUM_BRANCHES_PER_BLOCK = 2
@@ -31,15 +31,15 @@ def num_kept_patches(grid: Grid, config: RegulariseConfig) -> int:
     return num_freq * num_time
 
 
-class NoiseSource:
-    """Draws the noise of any part of any step."""
+class DropMaskSampler:
+    """Draws the drop_masks of any part of any step."""
 
     def __init__(self, config: RegulariseConfig, model: ASTConfig, global_batch_size: int, seed: int):
         num_kept_patches(model.grid, config)
         self.config, self.grid, self.depth = config, model.grid, model.depth
         self.global_batch_size, self.seed = global_batch_size, seed
 
-    def draw(self, epoch: int, step: int, part: slice, device: torch.device) -> Noise:
+    def draw(self, epoch: int, step: int, part: slice, device: torch.device) -> DropMasks:
         """Draw for samples `part` of a step's global batch."""
         config = self.config
         rng = np.random.default_rng((self.seed, epoch, step))
@@ -50,7 +50,7 @@ class NoiseSource:
             kept = torch.from_numpy(self._keep(uniforms[:, :num_lines])).to(device, non_blocking=True)
         if config.drop_path:
             scale = self._scale(torch.from_numpy(uniforms[:, num_lines:])).to(device, non_blocking=True)
-        return Noise(kept, scale)
+        return DropMasks(kept, scale)
 
     def _keep(self, uniforms: np.ndarray) -> np.ndarray:
         """Return the numbers of the patches in the rows and columns that stay (B, K)."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ast_model.checkpoints.async_writer import Saved
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Evaluation
-from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, keep_scores, scores_name
+from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, predictions_name, save_predictions
 from ast_model.training.job import Job
 from ast_model.training.regularise import num_kept_patches
 from ast_model.training.step_metrics import FLOPS_PER_FORWARD, Figures, StepReport, memory_peak_gib, peak_flops
@@ -68,9 +68,9 @@ class Reporter:
         log.info("epoch %d: %s", epoch, _line(history[-1]))
         *before, score = (metrics[f"eval/{evaluation.main_metric}"] for metrics in history)
         if score > max(before, default=-math.inf):
-            self._keep_scores(BEST, evaluation, epoch)
+            self._save_predictions(BEST, evaluation, epoch)
         if epoch == self.job.config.num_epochs:
-            self._keep_scores(LAST, evaluation, epoch)
+            self._save_predictions(LAST, evaluation, epoch)
 
     def tell_average(self, history: Sequence[Metrics], evaluation: Evaluation, num_averaged: int) -> None:
         """Tell of the averaged weights, with whose figures the history ends, and keep their scores."""
@@ -78,12 +78,12 @@ class Reporter:
             return
         last = self.job.config.num_epochs
         log.info("average of epochs %d to %d: %s", last - num_averaged + 1, last, _line(history[-1]))
-        self._keep_scores(AVERAGE, evaluation, last)
+        self._save_predictions(AVERAGE, evaluation, last)
 
-    def _keep_scores(self, name: str, evaluation: Evaluation, epoch: int) -> None:
+    def _save_predictions(self, name: str, evaluation: Evaluation, epoch: int) -> None:
         """Keep what pictures and comparisons are made of."""
         splits = self.job.config.train_splits, self.job.config.eval_split
-        keep_scores(evaluation, self.job.snapshot, splits, scores_name(self.job.run, name), epoch)
+        save_predictions(evaluation, self.job.snapshot, splits, predictions_name(self.job.run, name), epoch)
 
     def tell_checkpoint(self, saved: Saved | None) -> None:
         """Tell the tracker of a checkpoint that has reached the storage, if an evaluation belongs to it."""

@@ -15,12 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ast_model.config import TrainConfig
 from ast_model.data.augment import augment
 from ast_model.data.loader import Batch
-from ast_model.data.sampling import share_of_rank
+from ast_model.data.sampling import rank_slice
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST
 from ast_model.training.optimizer import make_optimizer
-from ast_model.training.regularise import NoiseSource
+from ast_model.training.regularise import DropMaskSampler
 from ast_model.training.step_metrics import StepReport
 from pipeline.errors import TrainingError
 
@@ -29,7 +29,7 @@ NextBatch = Callable[[], Batch]
 
 def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slice]:
     """Yield this rank's micro-batches of a step, as places in the epoch's draws."""
-    share = share_of_rank(step, config.global_batch_size, world.rank, world.size)
+    share = rank_slice(step, config.global_batch_size, world.rank, world.size)
     for start in range(share.start, share.stop, config.micro_batch_size):
         yield slice(start, min(start + config.micro_batch_size, share.stop))
 
@@ -41,9 +41,9 @@ class Stepper:
         self.model, self.config, self.normalisation, self.world = model, config, normalisation, world
         self.optimizer = make_optimizer(model, config)
         self.scaler = GradScaler(world.device.type, enabled=world.resolve(config.precision) == "fp16")
-        self.noise = NoiseSource(config.regularise, model.config, config.global_batch_size, config.seed)
+        self.drop_masks = DropMaskSampler(config.regularise, model.config, config.global_batch_size, config.seed)
         self.num_bad_in_row = torch.zeros((), device=world.device)
-        model.recomputes_blocks = config.recompute
+        model.activation_checkpointing = config.activation_checkpointing
         if config.compile:
             for block in model.blocks:
                 block.compile()
@@ -85,9 +85,9 @@ class Stepper:
         config, device = self.config, self.world.device
         batch = batch.to(device)
         fbank_BTM = augment(batch, config.augment, self.normalisation.mean, self.normalisation.std)
-        noise = self.noise.draw(epoch, step, part, device)
+        drop_masks = self.drop_masks.draw(epoch, step, part, device)
         with self.world.autocast(config.precision):
-            logits_BC = self.ranked_model(fbank_BTM, noise)
+            logits_BC = self.ranked_model(fbank_BTM, drop_masks)
         losses_B = clip_losses(logits_BC.float(), batch.targets_BC, config.loss) / config.global_batch_size
         loss = losses_B.sum()
         # Gradients of a loss that is infinite may well be finite: this makes them NaN, so that every rank sees it.
@@ -117,8 +117,8 @@ class Stepper:
             advice = f"try micro_batch_size={micro // 2} (the result is the same, gradients add up)"
         else:
             advice = "a smaller micro_batch_size there is not: try a smaller model"
-        if not self.config.recompute:
-            advice += ", or recompute=True"
+        if not self.config.activation_checkpointing:
+            advice += ", or activation_checkpointing=True"
         return TrainingError(f"out of memory on {self.world.device} with micro_batch_size={micro}; {advice}")
 
 

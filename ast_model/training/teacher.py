@@ -3,20 +3,20 @@
 Binary cross-entropy is linear in its targets. So a share of the teacher's scores in the targets is the same as that
 share of a second loss against the teacher, and mixup mixes both as one.
 
-Source: Schmid, Koutini and Widmer, "Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge
+Source: Schmid, Koutini and Widmer, "Efficient Large-Scale Audio ModelMetadata via Transformer-to-CNN Knowledge
 Distillation", ICASSP 2023 (stored ensemble scores).
 """
 
 import numpy as np
 
 from ast_model.config import TrainConfig
-from ast_model.data.loader import Collator
-from ast_model.evaluation.predictions import load_scores
+from ast_model.data.loader import BatchReader
+from ast_model.evaluation.predictions import load_predictions
 from pipeline.errors import MismatchError
 from pipeline.snapshots.snapshot import Snapshot
 
 
-class TaughtCollator(Collator):
+class DistillationBatchReader(BatchReader):
     """Makes batches whose targets are partly a teacher's scores."""
 
     def teach(self, scores: np.ndarray, share: float) -> None:
@@ -37,7 +37,7 @@ def load_teacher(snapshot: Snapshot, rows: np.ndarray, config: TrainConfig) -> n
     mean = np.zeros((len(keys), len(snapshot.labels)), np.float32)
     counts = np.zeros(len(keys), int)
     for name in config.teachers:
-        scores = load_scores(snapshot.store, name)
+        scores = load_predictions(snapshot.store, name)
         if list(scores.mids) != list(snapshot.labels.mids):
             where = snapshot.store.url(name)
             raise MismatchError(f"expected in {where} the {len(snapshot.labels)} classes of the snapshot, found others")

@@ -13,7 +13,7 @@ from torch import nn
 from ast_model.checkpoints.async_writer import Saver
 from ast_model.checkpoints.checkpoint import Checkpoint, Position, State, newest_checkpoint, read_checkpoint
 from ast_model.data.loader import Batch
-from ast_model.distributed import Vote, World
+from ast_model.distributed import AnyRankFlag, World
 from ast_model.evaluation.evaluate import Evaluation, evaluate
 from ast_model.evaluation.predictions import AVERAGE
 from ast_model.model import AST
@@ -21,7 +21,7 @@ from ast_model.pretrained.load import load_pretrained
 from ast_model.training.averages import start_ema, update_average, update_ema
 from ast_model.training.checks import check_ranks, check_same_job, check_training, warn_of_normalisation
 from ast_model.training.data import TrainingData
-from ast_model.training.job import Job, Watch
+from ast_model.training.job import Job, StopSignal
 from ast_model.training.optimizer import load_optimizer_state, optimizer_state, set_learning_rate
 from ast_model.training.reporter import Metrics, Reporter, eval_metrics
 from ast_model.training.schedule import learning_rate_factor
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 class Trainer:
     """One rank's part of a training."""
 
-    def __init__(self, job: Job, world: World, watch: Watch | None = None):
+    def __init__(self, job: Job, world: World, watch: StopSignal | None = None):
         """Make ready, from the run's newest checkpoint if there is one."""
         check_ranks(job.config, world.size)
         check_training(job.config, job.model, job.snapshot)
         if world.is_main:
             warn_of_normalisation(job)
-        self.job, self.config, self.world, self.watch = job, job.config, world, watch or Watch()
+        self.job, self.config, self.world, self.watch = job, job.config, world, watch or StopSignal()
         self.data = TrainingData(job)
         self.model = _initial_model(job).to(world.device)
         self.job = dataclasses.replace(job, model=self.model.config)  # weights bring their own epsilons
@@ -87,7 +87,7 @@ class Trainer:
         epoch, num_steps = self.position.epoch, self.data.num_steps
         steps = range(self.position.step, num_steps)
         batches = self.data.batches(epoch, steps, self.world)
-        meter, vote = Meter(self.world, self.config.global_batch_size), Vote(self.world)
+        meter, vote = Meter(self.world, self.config.global_batch_size), AnyRankFlag(self.world)
         pending: Stretch | None = None
         self.stepper.ranked_model.train()
         for step in steps:
@@ -109,8 +109,8 @@ class Trainer:
         self._log(pending)
 
     def _is_saving(self, step: int) -> bool:
-        is_in_danger = self.watch.is_in_danger()  # asked on every rank, whatever the others say
-        return is_in_danger or (self.saver.is_due(self._num_done) and step + 1 < self.data.num_steps)
+        preemption_imminent = self.watch.preemption_imminent()  # asked on every rank, whatever the others say
+        return preemption_imminent or (self.saver.is_due(self._num_done) and step + 1 < self.data.num_steps)
 
     def _step(self, epoch: int, step: int, batches: Iterator[Batch], meter: Meter) -> StepReport:
         def next_batch() -> Batch:
@@ -221,7 +221,7 @@ class Trainer:
         if self.world.is_main:
             checkpoint = newest_checkpoint(store, self.job.folder)
         # The main rank chooses: others may see another newest one while files come and go.
-        name = self.world.share(checkpoint.position.name if checkpoint else "")
+        name = self.world.broadcast_object(checkpoint.position.name if checkpoint else "")
         if not name:
             return
         checkpoint = checkpoint or read_checkpoint(store, f"{self.job.folder}/{name}")

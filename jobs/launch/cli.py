@@ -28,7 +28,7 @@ def run_job(
 ) -> int:
     """Run a job with the config that the command line names; return its exit code.
 
-    The command line is `[PRESET] [--FLAG VALUE]…`. An error that a person can mend is printed without its stack trace.
+    The command line is `[PRESET] [--FLAG VALUE]…`. An error that the user can fix is printed without a traceback.
     """
     configure_logging()
     try:

@@ -10,9 +10,9 @@ from ast_model.tracking.run import TrackedRun, flatten, start_run
 from ast_model.tracking.server import PREPROCESSING, ROOT_TAG
 from pipeline.config import PreprocessConfig
 from pipeline.miniature import make_miniature, serve_miniature
-from pipeline.preprocess import Visit, preprocess
+from pipeline.preprocess import PreprocessReport, preprocess
 from pipeline.progress import show_progress
-from pipeline.records import Kind
+from pipeline.records import FailureCategory
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import plot_failures
 from pipeline.store.storage import Store
@@ -21,7 +21,7 @@ MINIATURE = "miniature"
 
 
 @contextmanager
-def media_at_hand(data: PreprocessConfig, store: Store) -> Iterator[PreprocessConfig]:
+def with_miniature_media(data: PreprocessConfig, store: Store) -> Iterator[PreprocessConfig]:
     """Make and serve the miniature if it is asked for; else the media are where the config says."""
     if data.metadata != MINIATURE:
         yield data
@@ -33,14 +33,14 @@ def media_at_hand(data: PreprocessConfig, store: Store) -> Iterator[PreprocessCo
         yield replace(data, metadata=str(miniature.metadata_folder), media=data.media or server.media_address)
 
 
-def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, Visit]:
+def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, PreprocessReport]:
     """Preprocess as a tracked run in an experiment of its own, which ends with a status whatever happens."""
     tracker = start_run(store, run, {ROOT_TAG: store.root}, PREPROCESSING)
     status = "FAILED"
     try:
         tracker.log_params(flatten(config))
         snapshot, visit = preprocess(config, store)
-        log_visit(tracker, snapshot, visit)
+        log_preprocessing(tracker, snapshot, visit)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -50,7 +50,7 @@ def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tupl
     return snapshot, visit
 
 
-def log_visit(tracker: TrackedRun, snapshot: Snapshot, visit: Visit) -> None:
+def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, visit: PreprocessReport) -> None:
     """Log what a run did, and how far the data set is."""
     metrics: dict[str, float] = {
         "visited": visit.num_planned,
@@ -61,11 +61,11 @@ def log_visit(tracker: TrackedRun, snapshot: Snapshot, visit: Visit) -> None:
         "clips_per_s": visit.num_decided / visit.seconds if visit.seconds else 0.0,
         "shards_not_made": len(visit.errors),
     }
-    metrics |= {f"failed/{kind}": 0 for kind in Kind}
+    metrics |= {f"failed/{kind}": 0 for kind in FailureCategory}
     for reason, count in visit.failures.items():
-        metrics[f"failed/{reason.kind}"] += count
+        metrics[f"failed/{reason.category}"] += count
         metrics[f"reason/{reason}"] = count
-    for split, book in snapshot.manifest["books"].items():
+    for split, book in snapshot.manifest["split_counts"].items():
         metrics[f"yield/{split}"] = book["written"] / book["planned"]
         metrics[f"clips/{split}"] = book["written"]
     tracker.log_metrics(metrics, step=0)

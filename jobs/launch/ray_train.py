@@ -19,7 +19,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_model.distributed import BACKENDS, World, join_world
-from ast_model.training.job import Watch
+from ast_model.training.job import StopSignal
 from ast_model.training.reporter import Metrics
 from jobs.launch.cli import configure_logging
 from jobs.launch.runs import RunSettings, history_name, train_rank
@@ -70,7 +70,7 @@ class RayConfig:
 
 
 @ray.remote(num_cpus=0)
-class Board:
+class DriverMailbox:
     """Where driver and workers leave each other notes."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Board:
         return self._error
 
 
-class RayWatch(Watch):
+class RayStopSignal(StopSignal):
     """Hears of the driver's wish to stop, and of nodes that will be taken away."""
 
     def __init__(self, board: Any, world: World, is_watching: bool):
@@ -109,7 +109,7 @@ class RayWatch(Watch):
             self._asked, self._answer = time.monotonic(), self.board.is_stopping.remote()
         return False
 
-    def is_in_danger(self) -> bool:
+    def preemption_imminent(self) -> bool:
         if not self.is_watching:
             return False
         danger = ray.train.get_preemption_info()
@@ -125,7 +125,7 @@ def train_on_ray(settings: RunSettings, config: RayConfig) -> list[Metrics]:
     """
     _wait_for_workers(config)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = Board.options(scheduling_strategy=here).remote()  # pyright: ignore[reportFunctionMemberAccess]
+    board: Any = DriverMailbox.options(scheduling_strategy=here).remote()  # pyright: ignore[reportFunctionMemberAccess]
     trainer = _trainer(settings, config, board)
     try:
         with _stopping_on_sigterm(board):
@@ -216,14 +216,14 @@ def _stopping_on_sigterm(board: Any) -> Iterator[None]:
 
 
 def _train_worker(loop_config: Mapping[str, Any]) -> None:
-    """Join a run. An error that a person can mend is posted, so that the workers don't try it over and over."""
+    """Join a run. An error that a person can repair is posted, so that the workers don't try it over and over."""
     configure_logging()
     settings, board = loop_config["settings"], loop_config["board"]
     if ray.get(board.error.remote()) is not None:
         return
     try:
         with join_world() as world:
-            train_rank(settings, world, RayWatch(board, world, loop_config["is_watching"]))
+            train_rank(settings, world, RayStopSignal(board, world, loop_config["is_watching"]))
     except StoreError:
         raise  # storage may come back
     except AudioTaggingError as error:

@@ -9,8 +9,7 @@ from typing import Annotated, Protocol
 
 import tyro
 
-from ast_model.config import TrainConfig
-from ast_model.model import ASTConfig
+from ast_model.config import ASTConfig, TrainConfig
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import check_server, tracking_uri
 from ast_model.training.reporter import Metrics
@@ -76,7 +75,7 @@ def convert(recordings: Sequence[Recording], classes: Sequence[str], store: Stor
         metadata=str(folder), media=str(folder / MEDIA_TABLE), splits=splits, clips_per_shard=CLIPS_PER_SHARD
     )
     snapshot, _ = preprocess_tracked(config, store, new_run_name("preprocess"))
-    for split, book in snapshot.manifest["books"].items():
+    for split, book in snapshot.manifest["split_counts"].items():
         failed = ", ".join(f"{count} {reason}" for reason, count in book["failed"].items())
         log.info("%s: %d clips of %d%s", split, book["written"], book["planned"], f" ({failed})" if failed else "")
     return snapshot

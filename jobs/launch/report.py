@@ -5,41 +5,41 @@ from dataclasses import dataclass
 import numpy as np
 
 from ast_model.training.reporter import Metrics
-from pipeline.preprocess import Visit
+from pipeline.preprocess import PreprocessReport
 from pipeline.snapshots.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunSummary:
     """What the main job made."""
 
     snapshot: Snapshot
-    visit: Visit
+    visit: PreprocessReport
     run: str
     history: list[Metrics]
     eval_split: str
     tracking: str
 
 
-def print_report(outcome: Outcome) -> None:
+def print_report(summary: RunSummary) -> None:
     for title, lines in (
-        ("Clips", _clips(outcome)),
-        ("Training", _training(outcome)),
-        ("Where things are", _places(outcome)),
-        ("Next", _next_steps(outcome)),
+        ("Clips", _clips(summary)),
+        ("Training", _training(summary)),
+        ("Where things are", _places(summary)),
+        ("Next", _next_steps(summary)),
     ):
         print(f"\n{title}")
         print("\n".join(f"  {line}" for line in lines))
 
 
-def _clips(outcome: Outcome) -> list[str]:
+def _clips(summary: RunSummary) -> list[str]:
     lines = []
-    for split, book in outcome.snapshot.manifest["books"].items():
+    for split, book in summary.snapshot.manifest["split_counts"].items():
         failed = sum(book["failed"].values())
         reasons = ", ".join(f"{count} {reason}" for reason, count in book["failed"].items())
         line = f"{split:18} {book['planned']} planned = {book['written']} written + {failed} failed"
         lines.append(line + (f" ({reasons})" if reasons else ""))
-    visit = outcome.visit
+    visit = summary.visit
     if visit.num_planned:
         rate = visit.num_planned / visit.seconds
         lines.append(f"this run visited {visit.num_planned} in {visit.seconds:.0f} s: {rate:.1f} clips/s")
@@ -50,16 +50,16 @@ def _clips(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _training(outcome: Outcome) -> list[str]:
+def _training(summary: RunSummary) -> list[str]:
     lines = []
-    for metrics in outcome.history:
+    for metrics in summary.history:
         if "eval/mAP" in metrics:
             name, prefix = f"epoch {metrics['epoch']:.0f}", "eval"
         else:
             name, prefix = "average of the last", "eval/average"
         values = (metrics[f"{prefix}/{key}"] for key in ("mAP", "auc", "d_prime"))
         lines.append("{:20} mAP {:.3f}   AUC {:.3f}   d' {:.2f}".format(name, *values))
-    lines.append(f"{'chance':20} mAP {chance_level(outcome.snapshot, outcome.eval_split):.3f}   AUC 0.500   d' 0.00")
+    lines.append(f"{'chance':20} mAP {chance_level(summary.snapshot, summary.eval_split):.3f}   AUC 0.500   d' 0.00")
     return lines
 
 
@@ -69,19 +69,19 @@ def chance_level(snapshot: Snapshot, eval_split: str) -> float:
     return float(np.mean(counts[counts > 0]) / snapshot.stats["num_clips"][eval_split])
 
 
-def _places(outcome: Outcome) -> list[str]:
-    store, run = outcome.snapshot.store, outcome.run
+def _places(summary: RunSummary) -> list[str]:
+    store, run = summary.snapshot.store, summary.run
     return [
         f"shards       {store.url('shards')}",
-        f"snapshot     {store.url(f'snapshots/{outcome.snapshot.snapshot_id}')}",
+        f"snapshot     {store.url(f'snapshots/{summary.snapshot.snapshot_id}')}",
         f"checkpoints  {store.url(f'runs/{run}')}",
-        f"MLflow run   {run} in {outcome.tracking}",
+        f"MLflow run   {run} in {summary.tracking}",
     ]
 
 
-def _next_steps(outcome: Outcome) -> list[str]:
+def _next_steps(summary: RunSummary) -> list[str]:
     return [
-        f"see the run:       make ui ROOT={outcome.snapshot.store.root}",
+        f"see the run:       make ui ROOT={summary.snapshot.store.root}",
         "use your media:    python jobs/audioset.py --metadata CSV_FOLDER --media MEDIA_FOLDER --root FOLDER",
         "see all settings:  python jobs/audioset.py --help; docs/real-input.md shows a run on recorded sounds",
     ]

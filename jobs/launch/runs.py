@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ast_model.config import TrainConfig
+from ast_model.config import ASTConfig, TrainConfig
 from ast_model.distributed import World
-from ast_model.model import ASTConfig
 from ast_model.tracking.publish import publish_or_say_how
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.checks import check_training
-from ast_model.training.job import Job, Watch
+from ast_model.training.job import Job, StopSignal
 from ast_model.training.reporter import Metrics
 from ast_model.training.trainer import Trainer
 from jobs.launch.provenance import provenance
@@ -159,7 +158,7 @@ def ending(tracker: TrackedRun) -> Iterator[None]:
         tracker.end(status)
 
 
-def train_rank(settings: RunSettings, world: World, watch: Watch) -> list[Metrics]:
+def train_rank(settings: RunSettings, world: World, watch: StopSignal) -> list[Metrics]:
     """Take one rank's part in a run, from its newest checkpoint if it has one."""
     snapshot = load_snapshot(settings.store, settings.snapshot_id)
     job = Job(settings.train, settings.model, snapshot, settings.run, settings.tracker)

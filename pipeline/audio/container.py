@@ -38,6 +38,8 @@ MAX_RUN_UP_S = 3_600
 
 FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,voc,w64,wav,wv"
 """What FFmpeg may take a file for. No playlists: those name other files and addresses."""
+EXTENSIONS = frozenset("aac aif aiff avi flac m4a mka mkv mp3 mp4 mov oga ogg opus wav webm wma".split())
+"""What media files are called."""
 ESTIMATING_FORMATS = ("aac", "ac3", "eac3", "amr")
 """Formats without a stated length: FFmpeg guesses it from the bit rate."""
 MAGICS = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"RIFF", b"ID3")
@@ -124,14 +126,14 @@ class Track:
         """Where the next samples belong: samples after the window's start, gaps included."""
         self.num_decoded = 0
         """Samples within the window, without gaps."""
-        self.starts_late = True
+        self.missed_start = True
         """Nothing was decoded that lies before the window or at its start."""
         self.stated_end_s = _stated_end_s(container, stream)
         self.error = ""
         """What the demultiplexer or decoder said last."""
-        self.is_read_out = False
+        self.reached_eof = False
         """There are no more packets: `end_s` is where the file ends."""
-        self.is_broken_off = False
+        self.is_truncated = False
         """That is because the demultiplexer could not go on."""
 
     @property
@@ -181,10 +183,10 @@ class Track:
                 packet = next(packets)
             except (StopIteration, IndexError):
                 # PyAV looks up a stream that came up late, at the end of the file only: IndexError.
-                self.is_read_out = True
+                self.reached_eof = True
                 return
             except FFmpegError as error:
-                self.error, self.is_read_out, self.is_broken_off = str(error), True, True
+                self.error, self.reached_eof, self.is_truncated = str(error), True, True
                 return
             self._num_stalled += 1
             if self._num_stalled > MAX_STALLED_PACKETS:
@@ -212,7 +214,7 @@ class Track:
         self._num_stalled = 0
         num_wanted = ceil(self._window_s * self.rate_hz)
         position, start = self.position or 0, self._start_of(frame)
-        self.starts_late = self.starts_late and start > 0
+        self.missed_start = self.missed_start and start > 0
         self.position = start + frame.samples
         yield from _silence(min(start, num_wanted) - max(position, 0))
         if self.position > 0 and start < num_wanted:

@@ -56,7 +56,7 @@ def decode_segment(media: Media, start_ms: int, end_ms: int) -> Clip | Failure:
             raise BrokenMediaError(Reason.OUT_OF_RANGE, f"the segment starts {-start_ms} ms before the file")
         waveform, track = _read(media.content, start_ms, end_ms)
         is_short = len(waveform) < (end_ms - start_ms) * SAMPLES_PER_MS
-        if is_short and track.is_read_out:
+        if is_short and track.reached_eof:
             _check_whole(media.content, track, start_ms)
         _check_real(waveform, track)
     except BrokenMediaError as error:
@@ -122,7 +122,7 @@ def _read(content: bytes | str, start_ms: int, end_ms: int) -> tuple[np.ndarray,
         with open_media(content) as container:
             track = Track(container, window_start_ms, end_ms + CUT_MARGIN_MS)
             waveform = _resample(track, first_ms)
-        if first_ms <= 0 or not track.starts_late:
+        if first_ms <= 0 or not track.missed_start:
             break
     skip = (start_ms - window_start_ms) * SAMPLES_PER_MS
     return waveform[skip : skip + (end_ms - start_ms) * SAMPLES_PER_MS], track
@@ -151,7 +151,7 @@ def _check_whole(content: bytes | str, track: Track, start_ms: int) -> None:
     if start_ms < stated_s * 1000 and track.end_s < stated_s - END_TOLERANCE_S:
         detail = f"the file ends at {track.end_s:.1f} s, its header says {stated_s:.1f} s {track.error}"
         raise BrokenMediaError(Reason.TRUNCATED, detail.rstrip())
-    if track.is_broken_off or is_cut_riff(content):
+    if track.is_truncated or is_cut_riff(content):
         raise BrokenMediaError(Reason.TRUNCATED, track.error or "the file has fewer bytes than it says")
 
 

@@ -1,7 +1,7 @@
 """Shards of a remote store on the node's own disk, shared by the node's processes.
 
-A shard is named by its digest, fetched by one process at a time, compared with its seal and only then renamed to the
-name under which it is read. So what a killed process leaves behind is never read.
+A shard is named by its digest, fetched by one process at a time, compared with its checksum and only then renamed to
+the name under which it is read. So what a killed process leaves behind is never read.
 """
 
 import fcntl
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.shards.format import Seal
-from pipeline.snapshots.verify import check_seal
+from pipeline.shards.format import Checksum
+from pipeline.snapshots.verify import verify_checksum
 from pipeline.store.storage import Store
 
 
@@ -25,11 +25,11 @@ class ShardCache:
     folder: Path
     max_bytes: int
     store: Store
-    seals: Mapping[str, Seal]
+    checksums: Mapping[str, Checksum]
 
     def check(self) -> None:
         """Make the folder. Raises ConfigError if it can't be used, or holds less than one shard."""
-        largest = max(seal.num_bytes for seal in self.seals.values())
+        largest = max(checksum.num_bytes for checksum in self.checksums.values())
         if self.max_bytes < largest:
             raise ConfigError(
                 f"the cache may hold {self.max_bytes} bytes, but the largest shard has {largest}; raise"
@@ -64,7 +64,7 @@ class ShardCache:
         if found := self.find(name):
             return found
         try:
-            with self._lock(self.seals[name].digest):
+            with self._lock(self.checksums[name].digest):
                 return self.find(name) or self._download(name)
         except OSError as error:
             raise StoreError(f"can't keep {name} in the cache folder {self.folder}: {error}") from error
@@ -74,29 +74,29 @@ class ShardCache:
         self._file(name).unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
-        return self.folder / f"{self.seals[name].digest}.tar"
+        return self.folder / f"{self.checksums[name].digest}.tar"
 
     def _download(self, name: str) -> Path:
-        seal, target = self.seals[name], self._file(name)
+        checksum, target = self.checksums[name], self._file(name)
         part = target.with_suffix(".part")
         try:
-            self._make_room(part, seal.num_bytes)
-            check_seal(self._copy(name, part), seal, self.store.url(name))
+            self._make_room(part, checksum.num_bytes)
+            verify_checksum(self._copy(name, part), checksum, self.store.url(name))
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
         return target
 
-    def _copy(self, name: str, part: Path) -> Seal:
-        """Copy a shard to its claimed place, down to the device, and return the seal of what came."""
+    def _copy(self, name: str, part: Path) -> Checksum:
+        """Copy a shard to its claimed place, down to the device, and return the checksum of what came."""
         digest, num_bytes = hashlib.sha256(), 0
         with part.open("r+b") as stream:
-            for piece in self.store.read_pieces(name, self.seals[name].num_bytes):
+            for piece in self.store.read_pieces(name, self.checksums[name].num_bytes):
                 digest.update(piece)
                 num_bytes += stream.write(piece)
             stream.flush()
             os.fsync(stream.fileno())
-        return Seal(num_bytes, digest.hexdigest())
+        return Checksum(num_bytes, digest.hexdigest())
 
     def _make_room(self, part: Path, num_bytes: int) -> None:
         """Remove the shards that were longest without use, then claim the space with an empty file of full size."""

@@ -14,7 +14,7 @@ SHARE_AHEAD = 0.5
 """Part of the cache that may be filled with what was not read yet; the rest holds what is being read."""
 
 
-class FetchAhead:
+class ShardPrefetcher:
     """Fills a cache by threads. Safe to use from several threads.
 
     A shard that is coming is waited for. One that is not in the order, or was evicted, is not brought: its clips are
@@ -86,4 +86,4 @@ class FetchAhead:
             self._num_asked += 1
 
     def _size(self, name: str) -> int:
-        return self.cache.seals[name].num_bytes
+        return self.cache.checksums[name].num_bytes

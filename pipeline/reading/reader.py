@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.audio.decode import decode_flac
 from pipeline.errors import CorruptError, InputError
-from pipeline.reading.prefetch import FetchAhead
+from pipeline.reading.prefetch import ShardPrefetcher
 from pipeline.shards.format import FRAME_BYTES
 from pipeline.snapshots.snapshot import Snapshot
 
@@ -27,10 +27,10 @@ class ClipReader:
     the name of the indexed one is noticed at the first clip.
     """
 
-    def __init__(self, snapshot: Snapshot, fetch_ahead: FetchAhead | None = None):
+    def __init__(self, snapshot: Snapshot, prefetcher: ShardPrefetcher | None = None):
         index = snapshot.index
         self.store = snapshot.store
-        self.fetch_ahead = fetch_ahead
+        self.prefetcher = prefetcher
         self._keys = index["key"].combine_chunks()
         self.shard_names: list[str] = index["shard"].combine_chunks().dictionary.to_pylist()
         self._shard = index["shard"].combine_chunks().indices.to_numpy()
@@ -95,10 +95,10 @@ class ClipReader:
         if self.store.is_local:
             yield self._open(self.store.path(name)).read_into
             return
-        if self.fetch_ahead and (file := self.fetch_ahead.find(name)):
+        if self.prefetcher and (file := self.prefetcher.find(name)):
             with suppress(CorruptError):  # evicted in between
                 yield _OpenShard(str(file)).read_into
-                self.fetch_ahead.cache.drop(name)
+                self.prefetcher.cache.drop(name)
         yield partial(self._read_from_store, name)
 
     def _read_from_store(self, name: str, offset: int, head: bytearray, out: np.ndarray) -> int:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import av
 
+from pipeline.audio.container import EXTENSIONS
 from pipeline.errors import InputError
 from pipeline.recordings.splits import split_groups
 from pipeline.recordings.tables import Recording
-from pipeline.sources.index import EXTENSIONS
 
 log = logging.getLogger(__name__)
 
@@ -152,4 +152,4 @@ def _check_leaks(clips: Sequence[Recording]) -> None:
     counts = Counter(clip.split for clip in clips)
     missing = [what for what, splits in (("train", ("train",)), ("measure", SPLITS[1:])) if not counts.keys() & splits]
     if missing:
-        raise InputError(f"expected clips to {' and '.join(missing)} on, found {dict(counts)}: mend the column split")
+        raise InputError(f"expected clips to {' and '.join(missing)} on, found {dict(counts)}: repair the column split")

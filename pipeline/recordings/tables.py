@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import InputError
 from pipeline.labels import Labels
 
 MEDIA_TABLE = "media.csv"
@@ -46,18 +45,6 @@ def write_tables(recordings: Sequence[Recording], classes: Sequence[str], folder
         lines = [_segment_line(each, id_of[each.path], mid_of) for each in recordings if each.split == split]
         (folder / f"{split}_segments.csv").write_text("".join(lines), encoding="utf-8")
     return splits
-
-
-def read_media_table(path: str) -> dict[str, str]:
-    """Read where each id's file lies. Raises InputError if the table is none."""
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file)
-        if header == ["id", "path"] and rows:
-            return {name: place for name, place in rows}
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"can't read the table of media {path}: {error}") from error
-    raise InputError(f"{path}: expected the header id,path and rows, found {header} and {len(rows)} rows")
 
 
 def make_labels(classes: Sequence[str]) -> Labels:

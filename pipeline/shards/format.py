@@ -89,7 +89,7 @@ def shard_name(split: str, shard_id: str, extension: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Seal:
+class Checksum:
     """What a tar is known by, byte for byte."""
 
     num_bytes: int
@@ -97,10 +97,10 @@ class Seal:
     """SHA-256 of the whole tar."""
 
 
-def seal_of(tar: Path) -> Seal:
-    """Seal a complete local tar."""
+def checksum_of(tar: Path) -> Checksum:
+    """Compute the checksum of a complete local tar."""
     with tar.open("rb") as stream:
-        return Seal(tar.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+        return Checksum(tar.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 class ShardWriter:
@@ -176,24 +176,24 @@ def parse_fbank(member: bytes | memoryview, num_frames: int) -> np.ndarray:
     return np.frombuffer(member, FBANK_DTYPE, offset=len(member) - expected).reshape(num_frames, NUM_MEL_BINS)
 
 
-def write_sidecar(store: Store, name: str, rows: list[SidecarRow], fingerprint: str, seal: Seal) -> None:
+def write_sidecar(store: Store, name: str, rows: list[SidecarRow], fingerprint: str, checksum: Checksum) -> None:
     """Publish a shard's sidecar; the shard counts as done from then on."""
     columns = {name: [getattr(row, name) for row in rows] for name in SIDECAR_SCHEMA.names}
     table = pa.Table.from_pydict(columns, schema=SIDECAR_SCHEMA)
-    metadata = {"fingerprint": fingerprint, "tar_bytes": str(seal.num_bytes), "tar_digest": seal.digest}
+    metadata = {"fingerprint": fingerprint, "tar_bytes": str(checksum.num_bytes), "tar_digest": checksum.digest}
     out = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), out, compression="zstd")
     store.write_bytes(name, out.getvalue())
 
 
-def sidecar_seal(sidecar: pa.Table) -> Seal:
-    """Return the seal of the tar that a sidecar, as `read_sidecar` returns it, belongs to."""
+def sidecar_checksum(sidecar: pa.Table) -> Checksum:
+    """Return the checksum of the tar that a sidecar, as `read_sidecar` returns it, belongs to."""
     metadata = sidecar.schema.metadata
-    return Seal(int(metadata[b"tar_bytes"]), metadata[b"tar_digest"].decode())
+    return Checksum(int(metadata[b"tar_bytes"]), metadata[b"tar_digest"].decode())
 
 
 def read_sidecar(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a sidecar; the fingerprint and the tar's seal are in the schema's metadata."""
+    """Read a sidecar; the fingerprint and the tar's checksum are in the schema's metadata."""
     try:
         table = pq.read_table(io.BytesIO(store.read_bytes(name)), columns=columns)
     except (pa.ArrowInvalid, KeyError) as error:

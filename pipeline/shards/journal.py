@@ -19,7 +19,7 @@ CLIPS_PER_PART = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ClipResult:
     """What became of a segment, with its content if that is good."""
 
     segment: Segment
@@ -34,10 +34,10 @@ class Outcome:
 
 
 SEGMENT_NAMES = [field.name for field in fields(Segment)]
-OUTCOME_FIELDS = [field for field in fields(Outcome) if field.name != "segment"]
+RESULT_FIELDS = [field for field in fields(ClipResult) if field.name != "segment"]
 SCHEMA = pa.schema(
     [(field.name, ARROW_TYPES[field.type]) for field in fields(Segment)]
-    + [(field.name, pa.binary() if field.type is bytes else ARROW_TYPES[field.type]) for field in OUTCOME_FIELDS]
+    + [(field.name, pa.binary() if field.type is bytes else ARROW_TYPES[field.type]) for field in RESULT_FIELDS]
 )
 
 
@@ -54,20 +54,20 @@ class Journal:
     def folder(self) -> str:
         return f"{FOLDER}/{self.fingerprint}/{self.split}/{self.shard_id}"
 
-    def append(self, first: int, outcomes: Sequence[Outcome]) -> None:
-        """Keep outcomes, of which the first is the shard's clip number `first`."""
+    def append(self, first: int, results: Sequence[ClipResult]) -> None:
+        """Keep results, of which the first is the shard's clip number `first`."""
         rows = [
-            {name: getattr(outcome.segment, name) for name in SEGMENT_NAMES}
-            | {field.name: getattr(outcome, field.name) for field in OUTCOME_FIELDS}
-            for outcome in outcomes
+            {name: getattr(result.segment, name) for name in SEGMENT_NAMES}
+            | {field.name: getattr(result, field.name) for field in RESULT_FIELDS}
+            for result in results
         ]
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, SCHEMA) as writer:
             writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
         self.store.write_bytes(f"{self.folder}/{first:06d}.arrow", sink.getvalue().to_pybytes())
 
-    def read(self) -> Iterator[Outcome]:
-        """Yield the outcomes that are kept, in order, up to a gap."""
+    def read(self) -> Iterator[ClipResult]:
+        """Yield the results that are kept, in order, up to a gap."""
         num_read = 0
         for name in self.store.list(self.folder, ".arrow"):
             if not name.endswith(f"/{num_read:06d}.arrow"):
@@ -79,7 +79,7 @@ class Journal:
             for row in table.to_pylist():
                 about: dict[str, Any] = {name: row.pop(name) for name in SEGMENT_NAMES}
                 about["labels"] = tuple(about["labels"])
-                yield Outcome(Segment(**about), **row)
+                yield ClipResult(Segment(**about), **row)
             num_read += len(table)
 
     def clear(self) -> None:
@@ -87,7 +87,7 @@ class Journal:
             self.store.remove(self.folder)
 
 
-def unfinished(store: Store, fingerprint: str) -> list[Journal]:
+def partial_shards(store: Store, fingerprint: str) -> list[Journal]:
     """List the journals that killed runs left behind."""
     shards = sorted({tuple(name.split("/")[2:4]) for name in store.list(f"{FOLDER}/{fingerprint}", ".arrow")})
     return [Journal(store, fingerprint, split, shard_id) for split, shard_id in shards]

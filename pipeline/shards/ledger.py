@@ -1,4 +1,4 @@
-"""The books: what the sidecars say of each segment, and what is still to be visited."""
+"""What the sidecars say of each segment, and what is still to be fetched."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported.
@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import MismatchError
-from pipeline.keys import has_repeats, places_of
-from pipeline.records import Kind, Reason, ShardPlan
+from pipeline.keys import has_repeats, positions_of
+from pipeline.records import FailureCategory, Reason, ShardPlan
 from pipeline.segments import segments_of
-from pipeline.shards.format import SIDECAR_SCHEMA, WRITTEN, Seal, digest_of, read_sidecar, sidecar_seal
+from pipeline.shards.format import SIDECAR_SCHEMA, WRITTEN, Checksum, digest_of, read_sidecar, sidecar_checksum
 from pipeline.store.storage import Store
 
 NUM_READERS = 16
-BOOK_COLUMNS = ["key", "status", "reason", "attempts"]
+SIDECAR_COLUMNS = ["key", "status", "reason", "attempts"]
 REPETITIVE = ["split", "status", "reason", "shard"]
 
 
-def read_books(store: Store, fingerprint: str, columns: Sequence[str] = BOOK_COLUMNS) -> pa.Table:
+def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_COLUMNS) -> pa.Table:
     """Read all sidecars into one table with a row per key; the column `shard` is added.
 
     A key that was visited more than once counts as written if it was written, else by its last visit. Raises
@@ -47,34 +47,35 @@ def read_books(store: Store, fingerprint: str, columns: Sequence[str] = BOOK_COL
         schema = pa.schema([*(SIDECAR_SCHEMA.field(name) for name in columns), ("shard", pa.string())])
         return schema.empty_table()
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        books = pa.concat_tables(pool.map(read, names)).unify_dictionaries()
-    return _latest_visits(books)
+        sidecar_table = pa.concat_tables(pool.map(read, names)).unify_dictionaries()
+    return _latest_attempts(sidecar_table)
 
 
-def _latest_visits(books: pa.Table) -> pa.Table:
-    if not has_repeats(books["key"]):
-        return books
-    visits = books.select(["key", "attempts", "shard"]).to_pandas()
+def _latest_attempts(sidecar_table: pa.Table) -> pa.Table:
+    if not has_repeats(sidecar_table["key"]):
+        return sidecar_table
+    visits = sidecar_table.select(["key", "attempts", "shard"]).to_pandas()
     visits["shard"] = visits["shard"].astype(str)
-    visits["written"] = pc.equal(books["status"].cast(pa.string()), WRITTEN).to_numpy()
+    visits["written"] = pc.equal(sidecar_table["status"].cast(pa.string()), WRITTEN).to_numpy()
     visits = visits.sort_values(["key", "written", "attempts", "shard"], kind="stable")
     kept = visits.index[~visits["key"].duplicated(keep="last")]
-    return books.take(pa.array(np.sort(kept)))
+    return sidecar_table.take(pa.array(np.sort(kept)))
 
 
 def read_ledger(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_SCHEMA.names) -> pd.DataFrame:
-    """Read all sidecars as `read_books` does."""
-    books = read_books(store, fingerprint, columns)
+    """Read all sidecars as `read_sidecar_table` does."""
+    sidecar_table = read_sidecar_table(store, fingerprint, columns)
     plain = [
-        (name, books[name].cast(pa.string()) if name in REPETITIVE else books[name]) for name in books.column_names
+        (name, sidecar_table[name].cast(pa.string()) if name in REPETITIVE else sidecar_table[name])
+        for name in sidecar_table.column_names
     ]
     return pa.table(dict(plain)).to_pandas()
 
 
-def read_seals(store: Store, shards: Sequence[str]) -> list[Seal]:
+def read_checksums(store: Store, shards: Sequence[str]) -> list[Checksum]:
     """Read from the sidecars of shards, named without extension, what their tars are known by."""
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        return list(pool.map(lambda shard: sidecar_seal(read_sidecar(store, f"{shard}.parquet", ["key"])), shards))
+        return list(pool.map(lambda shard: sidecar_checksum(read_sidecar(store, f"{shard}.parquet", ["key"])), shards))
 
 
 def _check_fingerprint(table: pa.Table, fingerprint: str, where: str) -> None:
@@ -87,7 +88,7 @@ def _check_fingerprint(table: pa.Table, fingerprint: str, where: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class VisitPlan:
+class PreprocessPlan:
     """What is to be visited. The shard plans are made one by one, when they are asked for."""
 
     segments: pa.Table
@@ -113,24 +114,24 @@ class VisitPlan:
 
 def plan_shards(
     segments: pa.Table,
-    books: pa.Table,
+    sidecar_table: pa.Table,
     clips_per_shard: int,
-    retry: Collection[Kind] = (Kind.THROTTLED, Kind.TRANSIENT),
-) -> VisitPlan:
+    retry: Collection[FailureCategory] = (FailureCategory.THROTTLED, FailureCategory.TRANSIENT),
+) -> PreprocessPlan:
     """Plan shards for the segments that were never visited, or failed in a way of the kinds in `retry`.
 
-    segments: of `SEGMENT_SCHEMA`. books: the ledger's columns `BOOK_COLUMNS`. Never-visited segments come first, in
-    their order, in full shards: those of a run that was cut off are planned as they were before.
+    segments: of `SEGMENT_SCHEMA`. sidecar_table: with `SIDECAR_COLUMNS`. Segments that were never attempted come first,
+    in their order, in full shards: those of an interrupted run are planned as they were before.
     """
-    place = places_of(segments["key"], books["key"])
+    place = positions_of(segments["key"], sidecar_table["key"])
     is_known = place >= 0
-    again = pa.array([reason.value for reason in Reason if reason.kind in retry], pa.string())
+    again = pa.array([reason.value for reason in Reason if reason.category in retry], pa.string())
     is_due = pc.and_(
-        pc.is_in(books["reason"].cast(pa.string()), value_set=again),
-        pc.not_equal(books["status"].cast(pa.string()), WRITTEN),
+        pc.is_in(sidecar_table["reason"].cast(pa.string()), value_set=again),
+        pc.not_equal(sidecar_table["status"].cast(pa.string()), WRITTEN),
     ).to_numpy()
     attempts = np.zeros(len(segments), np.int32)
-    attempts[is_known] = books["attempts"].to_numpy()[place[is_known]]
+    attempts[is_known] = sidecar_table["attempts"].to_numpy()[place[is_known]]
     is_again = is_known.copy()
     is_again[is_known] = is_due[place[is_known]]
     split = segments["split"].combine_chunks().indices.to_numpy() if len(segments) else np.zeros(0, np.int32)
@@ -139,4 +140,4 @@ def plan_shards(
         for wanted in (~is_known, is_again):
             rows = np.flatnonzero(wanted & (split == code))
             shards += [rows[start : start + clips_per_shard] for start in range(0, len(rows), clips_per_shard)]
-    return VisitPlan(segments, attempts, shards)
+    return PreprocessPlan(segments, attempts, shards)

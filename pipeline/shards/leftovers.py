@@ -3,18 +3,18 @@
 from contextlib import suppress
 
 from pipeline.errors import StoreError
-from pipeline.shards.audit import TAR, orphans
+from pipeline.shards.verify import TAR, orphans
 from pipeline.store.scratch import ABANDONED_S
 from pipeline.store.storage import Store
 
 
-def clear_leftovers(store: Store) -> None:
+def remove_orphaned_files(store: Store) -> None:
     """Remove scratch folders of dead processes, and what waits for a day to be finished.
 
     That are uploads to S3, tars without a sidecar, snapshots without a manifest. What can't be removed stays.
     """
     with suppress(StoreError):
-        store.clear_leftovers()
+        store.remove_orphaned_files()
         for name in [*(shard + TAR for shard in orphans(store)), *_files_of_unfinished_snapshots(store)]:
             if store.age_s(name) > ABANDONED_S:
                 store.remove(name)

@@ -21,7 +21,7 @@ class Entry:
 
     snapshot_id: str
     num_clips: dict[str, int]
-    books: dict[str, Any]
+    sidecar_table: dict[str, Any]
     is_latest: bool
     runs: tuple[str, ...]
     """Training runs in the store that refer to it."""
@@ -36,9 +36,9 @@ def list_snapshots(store: Store) -> list[Entry]:
     for name in names:
         snapshot_id = name.split("/")[1]
         num_clips = store.read_json(f"{FOLDER}/{snapshot_id}/stats.json")["num_clips"]
-        books = store.read_json(name)["books"]
+        sidecar_table = store.read_json(name)["split_counts"]
         used_by = tuple(sorted(runs.get(snapshot_id, ())))
-        entries.append(Entry(snapshot_id, num_clips, books, snapshot_id == latest, used_by))
+        entries.append(Entry(snapshot_id, num_clips, sidecar_table, snapshot_id == latest, used_by))
     return sorted(entries, key=lambda entry: (entry.is_latest, sum(entry.num_clips.values()), entry.snapshot_id))
 
 

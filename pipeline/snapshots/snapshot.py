@@ -18,8 +18,8 @@ from scipy import sparse
 from pipeline.errors import CorruptError, InputError, MismatchError, NoClipsError
 from pipeline.fbank import NUM_MEL_BINS
 from pipeline.labels import Labels, parse_labels
-from pipeline.shards.format import FAILED, WRITTEN, Seal, digest_of, shard_settings
-from pipeline.shards.ledger import read_ledger, read_seals
+from pipeline.shards.format import FAILED, WRITTEN, Checksum, digest_of, shard_settings
+from pipeline.shards.ledger import read_checksums, read_ledger
 from pipeline.store.storage import Store
 from pipeline.weights import class_balanced_weights
 
@@ -53,7 +53,7 @@ class Snapshot:
     labels: Labels
     stats: Mapping[str, Any]
     manifest: Mapping[str, Any]
-    seals: Mapping[str, Seal]
+    checksums: Mapping[str, Checksum]
     """Of each shard, by its name with extension."""
 
     @property
@@ -105,12 +105,12 @@ def build_snapshot(store: Store, labels: Labels, keep_audio: bool) -> Snapshot:
     """
     settings = shard_settings(keep_audio)
     made_of = _made_of(store, labels, settings)
-    books = read_ledger(store, digest_of(settings))
-    clips = books[books["status"] == WRITTEN].sort_values(["split", "key"], ignore_index=True)
+    sidecar_table = read_ledger(store, digest_of(settings))
+    clips = sidecar_table[sidecar_table["status"] == WRITTEN].sort_values(["split", "key"], ignore_index=True)
     if clips.empty:
         raise NoClipsError(
-            f"expected clips in {store.root}, found none: {_describe_failures(books)}. Look at `media` and at the"
-            " failures above; nothing was trained"
+            f"expected clips in {store.root}, found none: {_describe_failures(sidecar_table)}. Look at --media and at"
+            " the failures above; nothing was trained"
         )
     is_train = ~clips["split"].isin(HELD_OUT_SPLITS).to_numpy()
     targets, label_lists = _label_indices(clips["labels"], labels)
@@ -119,8 +119,8 @@ def build_snapshot(store: Store, labels: Labels, keep_audio: bool) -> Snapshot:
         weights[is_train] = class_balanced_weights(targets[is_train])
     index = _index_table(clips, label_lists, weights)
     stats = _statistics(clips, targets, is_train)
-    manifest = {"fingerprint": digest_of(settings), "settings": settings, "books": balance_books(books)}
-    unnamed = Snapshot(store, "", index, labels, stats, manifest, _read_seals(store, index))
+    manifest = {"fingerprint": digest_of(settings), "settings": settings, "split_counts": split_counts(sidecar_table)}
+    unnamed = Snapshot(store, "", index, labels, stats, manifest, _read_checksums(store, index))
     return publish_snapshot(unnamed, made_of)
 
 
@@ -138,21 +138,24 @@ def load_current(store: Store, labels: Labels, keep_audio: bool) -> Snapshot | N
     return load_snapshot(store)
 
 
-def _read_seals(store: Store, index: pa.Table) -> dict[str, Seal]:
+def _read_checksums(store: Store, index: pa.Table) -> dict[str, Checksum]:
     names = sorted(index["shard"].combine_chunks().dictionary.to_pylist())
-    return dict(zip(names, read_seals(store, [name.removesuffix(".tar") for name in names]), strict=True))
+    return dict(zip(names, read_checksums(store, [name.removesuffix(".tar") for name in names]), strict=True))
 
 
-def _seal_table(seals: Mapping[str, Seal]) -> pa.Table:
-    rows = [{"shard": name, "num_bytes": seal.num_bytes, "digest": seal.digest} for name, seal in seals.items()]
+def _checksum_table(checksums: Mapping[str, Checksum]) -> pa.Table:
+    rows = [
+        {"shard": name, "num_bytes": checksum.num_bytes, "digest": checksum.digest}
+        for name, checksum in checksums.items()
+    ]
     return pa.Table.from_pylist(rows)
 
 
-def _describe_failures(books: pd.DataFrame) -> str:
-    if books.empty:
+def _describe_failures(sidecar_table: pd.DataFrame) -> str:
+    if sidecar_table.empty:
         return "no segment was visited"
-    reasons = books.loc[books["status"] == FAILED, "reason"].value_counts()
-    return f"{len(books)} segments failed (" + ", ".join(f"{n} {reason}" for reason, n in reasons.items()) + ")"
+    reasons = sidecar_table.loc[sidecar_table["status"] == FAILED, "reason"].value_counts()
+    return f"{len(sidecar_table)} segments failed (" + ", ".join(f"{n} {reason}" for reason, n in reasons.items()) + ")"
 
 
 def _label_indices(labels_of_clips: pd.Series, labels: Labels) -> tuple[sparse.csr_array, pa.ListArray]:
@@ -204,10 +207,10 @@ def _statistics(clips: pd.DataFrame, targets: sparse.csr_array, is_train: np.nda
     }
 
 
-def balance_books(books: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def split_counts(sidecar_table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Per split: how many segments were planned and written, and how many failed by reason."""
     balance = {}
-    for split, rows in books.groupby("split"):
+    for split, rows in sidecar_table.groupby("split"):
         failures = rows.loc[rows["status"] == FAILED, "reason"].value_counts().sort_index()
         balance[str(split)] = {
             "planned": len(rows),
@@ -228,7 +231,7 @@ def publish_snapshot(unnamed: Snapshot, made_of: str) -> Snapshot:
     parts = {
         "index.parquet": _parquet_bytes(unnamed.index),
         "labels.csv": unnamed.labels.to_csv().encode(),
-        "shards.parquet": _parquet_bytes(_seal_table(unnamed.seals)),
+        "shards.parquet": _parquet_bytes(_checksum_table(unnamed.checksums)),
     }
     snapshot = dataclasses.replace(unnamed, snapshot_id=_id_of(parts, unnamed.stats))
     store, folder = snapshot.store, f"snapshots/{snapshot.snapshot_id}"
@@ -270,8 +273,8 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
     index = pq.read_table(io.BytesIO(files["index.parquet"]))
     labels = parse_labels(files["labels.csv"].decode(), f"{folder}/labels.csv")
     shards = pq.read_table(io.BytesIO(files["shards.parquet"])).to_pylist()
-    seals = {row["shard"]: Seal(row["num_bytes"], row["digest"]) for row in shards}
-    return Snapshot(store, snapshot_id, index, labels, stats, store.read_json(f"{folder}/manifest.json"), seals)
+    checksums = {row["shard"]: Checksum(row["num_bytes"], row["digest"]) for row in shards}
+    return Snapshot(store, snapshot_id, index, labels, stats, store.read_json(f"{folder}/manifest.json"), checksums)
 
 
 def check_fingerprint(snapshot: Snapshot) -> None:

@@ -17,30 +17,32 @@ from pipeline.shards.format import WRITTEN
 MISSING = "not visited"
 
 
-def outcomes(segments: pa.Table, books: pa.Table) -> pd.DataFrame:
+def segment_statuses(segments: pa.Table, sidecar_table: pa.Table) -> pd.DataFrame:
     """Return a row per planned segment: split, and what became of it: `written`, a reason, or `not visited`."""
-    fate = pc.if_else(
-        pc.equal(books["status"].cast(pa.string()), WRITTEN), pa.scalar(WRITTEN), books["reason"].cast(pa.string())
+    status = pc.if_else(
+        pc.equal(sidecar_table["status"].cast(pa.string()), WRITTEN),
+        pa.scalar(WRITTEN),
+        sidecar_table["reason"].cast(pa.string()),
     )
-    place = pc.index_in(segments["key"], value_set=books["key"].combine_chunks())
-    found = pc.fill_null(fate.take(place), MISSING) if len(books) else pa.array([MISSING] * len(segments))
+    place = pc.index_in(segments["key"], value_set=sidecar_table["key"].combine_chunks())
+    found = pc.fill_null(status.take(place), MISSING) if len(sidecar_table) else pa.array([MISSING] * len(segments))
     split = segments["split"].cast(pa.string()).to_pandas().astype("category")
-    return pd.DataFrame({"split": split, "fate": found.to_pandas().astype("category")})
+    return pd.DataFrame({"split": split, "status": found.to_pandas().astype("category")})
 
 
 def count_reasons(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row per split, kind and reason with the number of segments."""
-    counts = table.value_counts(["split", "fate"], sort=False).rename("segments").reset_index()
+    counts = table.value_counts(["split", "status"], sort=False).rename("segments").reset_index()
     counts = counts[counts["segments"] > 0]
-    kind_of = {reason.value: reason.kind.value for reason in Reason}
-    counts.insert(1, "kind", counts["fate"].astype(str).map(kind_of).fillna(""))
+    kind_of = {reason.value: reason.category.value for reason in Reason}
+    counts.insert(1, "kind", counts["status"].astype(str).map(kind_of).fillna(""))
     return counts.sort_values(["split", "kind", "segments"], ascending=[True, True, False], ignore_index=True)
 
 
 def count_classes(table: pd.DataFrame, segments: pa.Table, labels: Labels) -> pd.DataFrame:
     """Return a row per class, those with the least yield first: planned, written, yield."""
     combined = segments["labels"].combine_chunks()
-    written = pd.Series(table["fate"].eq(WRITTEN).to_numpy())
+    written = pd.Series(table["status"].eq(WRITTEN).to_numpy())
     by_code = written.groupby(combined.indices.to_numpy()).agg(["size", "sum"])
     planned, kept = pd.Series(0, index=labels.mids), pd.Series(0, index=labels.mids)
     for code, mids in enumerate(combined.dictionary.to_pylist()):
@@ -56,8 +58,8 @@ def count_classes(table: pd.DataFrame, segments: pa.Table, labels: Labels) -> pd
 
 def due(table: pd.DataFrame, retry: Sequence[str]) -> int:
     """Count what a rerun would visit that tries the kinds in `retry` again."""
-    again = {reason.value for reason in Reason if reason.kind in retry} | {MISSING}
-    return int(table["fate"].isin(again).sum())
+    again = {reason.value for reason in Reason if reason.category in retry} | {MISSING}
+    return int(table["status"].isin(again).sum())
 
 
 def plot_failures(failed: Mapping[Reason, int], num_written: int) -> Figure:

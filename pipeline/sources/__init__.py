@@ -51,7 +51,7 @@ def read_proxies(config: FetchConfig) -> tuple[str, ...]:
     try:
         found = tuple(Path(config.proxies).expanduser().read_text().split())
     except OSError as error:
-        raise ConfigError(f"can't read the proxies {config.proxies}: {error.strerror}; mend fetch.proxies") from error
+        raise ConfigError(f"can't read the proxies {config.proxies}: {error.strerror}; repair fetch.proxies") from error
     if not found or not all("://" in address for address in found):
         raise ConfigError(f"{config.proxies}: expected an address such as http://host:3128 per line, found another one")
     return found

@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
+from pipeline.audio.container import EXTENSIONS
 from pipeline.records import Segment
 
-EXTENSIONS = frozenset("aac aif aiff avi flac m4a mka mkv mp3 mp4 mov oga ogg opus wav webm wma".split())
 SCHEMA = pa.schema(
     [
         ("stem", pa.string()),

@@ -81,11 +81,11 @@ class Pace:
     def ask(self, addresses: Sequence[str], now_s: float) -> Permit | Wait:
         """Give leave to the address that may ask soonest, or say when to ask again."""
         with self._lock:
-            books = [(self._addresses[name], name) for name in addresses]
-            book, address = min(books, key=lambda pair: max(pair[0].next_s, pair[0].rests_until_s))
+            sidecar_table = [(self._addresses[name], name) for name in addresses]
+            book, address = min(sidecar_table, key=lambda pair: max(pair[0].next_s, pair[0].rests_until_s))
             wait_s = max(book.next_s, book.rests_until_s) - now_s
             if wait_s > 0:
-                is_rest = all(book.rests_until_s > now_s for book, _ in books)
+                is_rest = all(book.rests_until_s > now_s for book, _ in sidecar_table)
                 return Wait(min(wait_s, PROBE_POLL_S) if book.num_rests and not is_rest else wait_s, is_rest)
             if book.num_rests:
                 book.next_s = now_s + PROBE_S

@@ -1,9 +1,10 @@
 """Media whose places are listed in a table of id and path."""
 
+import csv
 from pathlib import Path
 
 from pipeline.config import FetchConfig
-from pipeline.recordings.tables import read_media_table
+from pipeline.errors import InputError
 from pipeline.records import Failure, Media, Reason, Segment
 
 
@@ -21,3 +22,15 @@ class ListedSource:
         if (num_bytes := Path(path).stat().st_size) > self.config.max_media_bytes:
             return Failure(Reason.TOO_LARGE, f"{path}: {num_bytes} bytes, the limit is {self.config.max_media_bytes}")
         return Media(path, source=path)
+
+
+def read_media_table(path: str) -> dict[str, str]:
+    """Read where each id's file lies. Raises InputError if the table is none."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        if header == ["id", "path"] and rows:
+            return {name: place for name, place in rows}
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"can't read the table of media {path}: {error}") from error
+    raise InputError(f"{path}: expected the header id,path and rows, found {header} and {len(rows)} rows")

@@ -159,4 +159,4 @@ def _read(path: str) -> str:
     try:
         return Path(path).expanduser().read_text() if path else ""
     except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}; mend the setting that names it") from error
+        raise ConfigError(f"can't read {path}: {error.strerror}; repair the setting that names it") from error

@@ -176,7 +176,7 @@ class Store:
     def scratch_home(self) -> Path:
         return Path(self.base) / ".scratch" if self.is_local else Path(tempfile.gettempdir())
 
-    def clear_leftovers(self) -> None:
+    def remove_orphaned_files(self) -> None:
         """Remove what dead processes were writing when they died: scratch folders, and uploads to S3 of a day ago."""
         if self.is_local:
             clear_scratch(self.scratch_home)

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from ast_model.config import AugmentConfig, CheckpointConfig, TrainConfig
-from ast_model.model import ASTConfig
+from ast_model.config import ASTConfig, AugmentConfig, CheckpointConfig, ScheduleConfig, TrainConfig
 from ast_model.training.job import Job
-from ast_model.training.schedule import ScheduleConfig
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 

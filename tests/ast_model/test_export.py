@@ -10,15 +10,16 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from ast_model.export import Tagging, export_hugging_face, export_onnx, export_safetensors
+from ast_model.config import ASTConfig
+from ast_model.export import ModelMetadata, export_hugging_face, export_onnx, export_safetensors
 from ast_model.inference import Tagger
-from ast_model.model import AST, ASTConfig
+from ast_model.model import AST
 from ast_model.pretrained.load import load_pretrained
 from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError, WeightsError
 
 transformers.utils.logging.disable_progress_bar()
 
-TAGGING = Tagging(labels=("Speech", "Dog, barking", "Rain"), mean=-5.5, std=3.25)
+TAGGING = ModelMetadata(labels=("Speech", "Dog, barking", "Rain"), mean=-5.5, std=3.25)
 
 
 def small_model(stride: int = 16, num_frames: int = 128, **overrides: Any) -> AST:
@@ -74,7 +75,7 @@ def test_an_export_of_a_hugging_face_model_is_that_model_again(tmp_path: Path) -
     )
     theirs = transformers.ASTForAudioClassification(config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    export_hugging_face(load_pretrained(tmp_path / "theirs"), Tagging(("a", "b"), -4, 4), tmp_path / "ours")
+    export_hugging_face(load_pretrained(tmp_path / "theirs"), ModelMetadata(("a", "b"), -4, 4), tmp_path / "ours")
     again = transformers.ASTForAudioClassification.from_pretrained(tmp_path / "ours").eval()
     fbank = torch.randn(1, 128, 128)
     with torch.inference_mode():
@@ -102,7 +103,7 @@ def test_onnxruntime_gives_our_logits_for_any_batch(tmp_path: Path) -> None:
     assert json.loads(metadata["labels"]) == list(TAGGING.labels)
     assert json.loads(metadata["mean"]) == -5.5
     again = Tagger.load(tmp_path / "ast.onnx", device="cpu")
-    assert (again.tagging, again.model.config) == (TAGGING, ours.config)
+    assert (again.metadata, again.model.config) == (TAGGING, ours.config)
     assert torch.equal(again.model(fbank), ours(fbank))
     whole = (tmp_path / "ast.onnx").read_bytes()
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
@@ -130,9 +131,9 @@ def test_an_export_that_does_not_read_back_is_not_published(
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match=r"expected 3 labels, .* found 2"):
-        export_hugging_face(small_model(), Tagging(("a", "b"), 0, 1), tmp_path / "ast")
+        export_hugging_face(small_model(), ModelMetadata(("a", "b"), 0, 1), tmp_path / "ast")
     with pytest.raises(InputError, match="found 'a' twice"):
-        export_hugging_face(small_model(), Tagging(("a", "b", "a"), 0, 1), tmp_path / "ast")
+        export_hugging_face(small_model(), ModelMetadata(("a", "b", "a"), 0, 1), tmp_path / "ast")
     with pytest.raises(ConfigError, match="square patches"):
         export_hugging_face(small_model(patch_time=32), TAGGING, tmp_path / "ast")
     export_safetensors(small_model(), tmp_path / "ast.safetensors")

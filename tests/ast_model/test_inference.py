@@ -8,12 +8,13 @@ import torch
 import transformers
 
 from ast_model.checkpoints.checkpoint import Checkpoint, Position, save_checkpoint
+from ast_model.config import ASTConfig
 from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
-from ast_model.model import AST, ASTConfig
+from ast_model.model import AST
 from ast_model.pretrained.layouts import TIMM, to_layout
 from ast_model.pretrained.load import load_pretrained
-from ast_model.pretrained.metadata import Tagging
+from ast_model.pretrained.metadata import ModelMetadata
 from pipeline.audio.decode import encode_flac
 from pipeline.errors import AudioTaggingError, ConfigError, InputError, MismatchError
 from pipeline.labels import Labels
@@ -23,7 +24,7 @@ transformers.utils.logging.disable_progress_bar()
 
 NAMES = ("Speech", "Dog, barking", "Rain")
 LABELS = Labels(("/m/1", "/m/2", "/m/3"), NAMES)
-TAGGING = Tagging(NAMES, mean=-5.5, std=3.25)
+TAGGING = ModelMetadata(NAMES, mean=-5.5, std=3.25)
 
 
 def make_model(**overrides: Any) -> AST:
@@ -35,7 +36,7 @@ def make_model(**overrides: Any) -> AST:
 
 
 def make_sound(num_samples: int, seed: int = 0) -> np.ndarray:
-    """Noise that swells, on the grid of 16-bit samples and without a mean."""
+    """DropMasks that swells, on the grid of 16-bit samples and without a mean."""
     noise = np.random.default_rng(seed).uniform(-0.5, 0.5, num_samples) * np.linspace(0.01, 1, num_samples)
     return (np.rint((noise - noise.mean()) * 32768) / 32768).astype(np.float32)
 
@@ -102,7 +103,7 @@ def test_a_checkpoint_brings_labels_normalisation_and_loss(tmp_path: Path, loss:
     checkpoint = Checkpoint(Position(1), model.state_dict(), description=description)
     folder = save_checkpoint(Store(str(tmp_path)), "run", checkpoint)
     tagger = Tagger.load(tmp_path / folder, device="cpu")
-    assert tagger.tagging == Tagging(NAMES, -5.5, 3.25, loss)  # pyright: ignore[reportArgumentType]
+    assert tagger.metadata == ModelMetadata(NAMES, -5.5, 3.25, loss)  # pyright: ignore[reportArgumentType]
     scores = tagger.scores([make_sound(9_000)])
     assert scores.sum() == pytest.approx(total) if total else scores.sum() != pytest.approx(1, abs=1e-3)
     with pytest.raises(MismatchError, match="the same 3, but in another order"):
@@ -127,7 +128,7 @@ def test_an_official_file_needs_labels(tmp_path: Path) -> None:
     torch.save({f"module.{name}": tensor for name, tensor in official.items()}, tmp_path / "audioset.pth")
     (tmp_path / "labels.csv").write_text(LABELS.to_csv())
     tagger = Tagger.load(tmp_path / "audioset.pth", labels=tmp_path / "labels.csv", device="cpu")
-    assert (tagger.labels, tagger.tagging.mean) == (NAMES, -4.2677393)
+    assert (tagger.labels, tagger.metadata.mean) == (NAMES, -4.2677393)
     with pytest.raises(InputError, match=r"names of the classes.* class_labels_indices\.csv"):
         Tagger.load(tmp_path / "audioset.pth")
     with pytest.raises(MismatchError, match=r"expected 3 labels, .* found 2"):

@@ -7,7 +7,8 @@ import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ast_model.model import AST, ASTConfig, adapt_positions
+from ast_model.config import ASTConfig
+from ast_model.model import AST, adapt_positions
 from pipeline.errors import ConfigError, InputError
 
 SMALL = ASTConfig(num_classes=7, num_frames=128, width=24, depth=2, num_heads=3)

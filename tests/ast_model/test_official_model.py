@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from ast_model.model import ASTConfig
+from ast_model.config import ASTConfig
 from ast_model.pretrained.load import load_pretrained
 
 NUM_CLASSES = 5

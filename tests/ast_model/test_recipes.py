@@ -10,7 +10,7 @@ from ast_model import recipes
 from ast_model.config import TrainConfig
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.metrics import tagging_metrics
-from ast_model.pretrained.metadata import scores_of
+from ast_model.pretrained.metadata import scores_from_logits
 from ast_model.recipes import Recipe
 from ast_model.training.checks import check_training
 from ast_model.training.step import clip_losses
@@ -68,5 +68,5 @@ def test_accuracy_is_the_main_metric_where_each_clip_has_one_class() -> None:
 
 def test_scores_are_a_softmax_where_classes_exclude_each_other() -> None:
     logits_BC = torch.tensor([[1.0, 2.0, 3.0]])
-    assert scores_of(logits_BC, "ce").sum() == pytest.approx(1)
-    torch.testing.assert_close(scores_of(logits_BC, "bce"), torch.sigmoid(logits_BC))
+    assert scores_from_logits(logits_BC, "ce").sum() == pytest.approx(1)
+    torch.testing.assert_close(scores_from_logits(logits_BC, "bce"), torch.sigmoid(logits_BC))

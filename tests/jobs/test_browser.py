@@ -16,18 +16,18 @@ from ast_model.tracking.lineage import PREPROCESSING, ROOT_TAG, describe_version
 from ast_model.tracking.registry import REGISTERED, champion, versions
 from ast_model.tracking.run import start_run
 from ast_model.tracking.server import open_client
-from ast_model.training.job import Watch
+from ast_model.training.job import StopSignal
 from jobs.compare import main as compare
-from jobs.launch.preprocessing import log_visit
+from jobs.launch.preprocessing import log_preprocessing
 from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
 from jobs.models import main as models
 from jobs.train import TrainJobConfig
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.miniature import make_miniature, serve_miniature
-from pipeline.preprocess import Visit, read_metadata
+from pipeline.preprocess import PreprocessReport, load_metadata
 from pipeline.records import ShardReport
-from pipeline.shards.ledger import plan_shards, read_books
+from pipeline.shards.ledger import plan_shards, read_sidecar_table
 from pipeline.snapshots.snapshot import Snapshot, build_snapshot
 from pipeline.sources import HttpSource
 from pipeline.store.storage import Store
@@ -59,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server = Server(tmp_path_factory.mktemp("server"))
         server.start()
         patch.setenv("MLFLOW_TRACKING_URI", server.address)
-        patch.setattr("ast_model.tracking.delivery.OUTBOXES", server.folder / "outboxes")
+        patch.setattr("ast_model.tracking.delivery.QUEUES", server.folder / "outboxes")
         yield server
         server.stop()
 
@@ -67,20 +67,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def data(server: Server) -> Snapshot:
     """A third of the demo's data, and the run that made them."""
-    store, visit = Store(str(server.folder / "miniature")), Visit()
+    store, visit = Store(str(server.folder / "miniature")), PreprocessReport()
     tracker = start_run(store, "preprocess-miniature", {ROOT_TAG: store.root}, PREPROCESSING)
     miniature = make_miniature(server.folder / "made", num_train=140, num_eval=60)
     config = PreprocessConfig(str(miniature.metadata_folder))
     with serve_miniature(miniature.folder) as media:
         fetch = FetchConfig(deadline_s=5)
         conversion = Conversion(store, HttpSource(media.media_address, fetch), fetch, keep_audio=False)
-        labels, segments = read_metadata(config)
-        for plan in plan_shards(segments, read_books(store, conversion.fingerprint), clips_per_shard=40):
+        labels, segments = load_metadata(config)
+        for plan in plan_shards(segments, read_sidecar_table(store, conversion.fingerprint), clips_per_shard=40):
             report = convert_shard(plan, conversion)
             assert isinstance(report, ShardReport)
             visit.add(report)
     snapshot = build_snapshot(store, labels, conversion.keep_audio)
-    log_visit(tracker, snapshot, visit)
+    log_preprocessing(tracker, snapshot, visit)
     tracker.end("FINISHED")
     return snapshot
 
@@ -91,7 +91,7 @@ def trainings(data: Snapshot) -> list[RunSettings]:
     for train in RECIPES:
         settings = begin_run(TrainJobConfig("demo", model=DEMO.model, train=train), data, new_run_name("demo"))
         with join_world() as world, ending_tracked(settings):
-            train_rank(settings, world, Watch())
+            train_rank(settings, world, StopSignal())
         trained.append(settings)
     return trained
 

@@ -8,7 +8,8 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from ast_model.checkpoints.checkpoint import Checkpoint, Position, save_checkpoint
-from ast_model.model import AST, ASTConfig
+from ast_model.config import ASTConfig
+from ast_model.model import AST
 from jobs.evaluate import evaluate_checkpoints, score
 from jobs.launch.cli import run_job
 from pipeline.labels import Labels

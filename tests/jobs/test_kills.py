@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from pipeline.audio.decode import encode_flac
-from pipeline.shards.audit import audit_shard
 from pipeline.shards.format import read_sidecar
+from pipeline.shards.verify import verify_shard
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
 from tests.mirror import Handler, Mirror
@@ -104,9 +104,9 @@ def test_kills_of_drivers_and_workers_at_any_moment_change_nothing(
     assert mirror.num_requests.total() - NUM_CLIPS <= PER_KILL * num_kills
     snapshot, expected = load_snapshot(store), load_snapshot(quiet)
     assert snapshot.index["key"] == expected.index["key"], "every clip once"
-    assert snapshot.manifest["books"] == {"eval": {"planned": NUM_CLIPS, "written": NUM_CLIPS, "failed": {}}}
+    assert snapshot.manifest["split_counts"] == {"eval": {"planned": NUM_CLIPS, "written": NUM_CLIPS, "failed": {}}}
     sidecars = store.list("shards", ".parquet")
-    assert [message for name in sidecars for message in audit_shard(name.removesuffix(".parquet"), store)] == []
+    assert [message for name in sidecars for message in verify_shard(name.removesuffix(".parquet"), store)] == []
     assert digests_in(store) == digests_in(quiet)
     both = set(store.list("shards", ".tar")) & set(quiet.list("shards", ".tar"))
     assert all(store.read_bytes(name) == quiet.read_bytes(name) for name in both)

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from ast_model.checkpoints.checkpoint import Checkpoint, Position, save_checkpoint
-from ast_model.evaluation.predictions import Scores
+from ast_model.config import ASTConfig
+from ast_model.evaluation.predictions import Predictions
 from ast_model.inference import Tagger
 from ast_model.metrics import mean_average_precision_change, tagging_metrics
-from ast_model.model import AST, ASTConfig
+from ast_model.model import AST
 from ast_model.tracking import delivery as tracking_delivery
 from ast_model.tracking.models import example, log_served_model
-from ast_model.tracking.registry import champion, crown, difference
+from ast_model.tracking.registry import champion, difference, promote_if_better
 from ast_model.tracking.run import start_run
 from jobs.compare import main as compare
 from jobs.models import main as models
@@ -27,15 +28,15 @@ from pipeline.store.storage import Store
 NAMES = ("Male speech, man & (singing)", "Siren", "Music")
 
 
-def make_scores(noise: float) -> Scores:
+def make_scores(noise: float) -> Predictions:
     random = np.random.default_rng(0)
     targets = random.random((60, len(NAMES))) < 0.3
     values = targets + noise * random.normal(size=targets.shape)
     keys = np.array([f"clip_{n}" for n in range(len(targets))])
-    return Scores(keys, np.array(NAMES), np.array(NAMES), values, targets, np.arange(len(NAMES)), 1)
+    return Predictions(keys, np.array(NAMES), np.array(NAMES), values, targets, np.arange(len(NAMES)), 1)
 
 
-def keep(scores: Scores, folder: Path) -> None:
+def keep(scores: Predictions, folder: Path) -> None:
     out = io.BytesIO()
     np.savez(out, **{field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)})
     folder.mkdir(exist_ok=True)
@@ -61,7 +62,7 @@ def checkpoint(store: Store) -> str:
 def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking_delivery, "OUTBOXES", tmp_path / "outboxes")
+    monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "outboxes")
     decisions, best = [], []
     for noise in (0.8, 2.0, 0.2):
         run = start_run(store, f"noise {noise}", {})
@@ -71,7 +72,7 @@ def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
         run.log_files(tmp_path / "scores", "evaluations/best")
         version = log_served_model(run, "best", store, checkpoint, scores)
         assert log_served_model(run, "best", store, checkpoint, scores).version == version.version
-        decisions.append(crown(run.client, version, scores))
+        decisions.append(promote_if_better(run.client, version, scores))
         now = champion(run.client)
         assert now is not None
         best.append(int(now.version))
@@ -140,7 +141,7 @@ def test_two_runs_are_compared_in_one_file(store: Store, tmp_path: Path, capsys:
 def test_a_registry_that_refuses_is_said_with_the_checkpoint_s_place(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking_delivery, "OUTBOXES", tmp_path / "outboxes")
+    monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "outboxes")
     run = start_run(store, "no permission", {})
 
     def refuse(*args, **kwargs) -> None:

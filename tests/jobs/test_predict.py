@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
+from ast_model.config import ASTConfig
 from ast_model.export import export_hugging_face
-from ast_model.model import AST, ASTConfig
-from ast_model.pretrained.metadata import Tagging
+from ast_model.model import AST
+from ast_model.pretrained.metadata import ModelMetadata
 from jobs.launch.cli import run_job
 from jobs.predict import predict, tag_files
 from pipeline.audio.decode import encode_flac
@@ -20,7 +21,7 @@ SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, d
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "ast"
     torch.manual_seed(0)
-    export_hugging_face(AST(SHAPE), Tagging(("Speech", "Dog, barking", "Rain"), -5, 4), folder)
+    export_hugging_face(AST(SHAPE), ModelMetadata(("Speech", "Dog, barking", "Rain"), -5, 4), folder)
     return folder
 
 

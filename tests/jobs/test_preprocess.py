@@ -11,8 +11,8 @@ from pipeline.cluster import run_tasks
 from pipeline.config import FetchConfig, PaceConfig, PreprocessConfig
 from pipeline.errors import InputError, LeaseError, StoreError
 from pipeline.miniature import Miniature
-from pipeline.preprocess import preprocess, read_metadata
-from pipeline.records import Failure, Kind, Media, Reason, Segment
+from pipeline.preprocess import load_metadata, preprocess
+from pipeline.records import Failure, FailureCategory, Media, Reason, Segment
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.sources import FolderSource
 from pipeline.store.lock import hold_lease
@@ -51,7 +51,9 @@ def test_a_second_run_visits_only_what_may_work_now(
     files = {name: Path(store.path(name)).stat().st_mtime_ns for name in store.list("shards")}
     once = dataclasses.replace(config.fetch, max_attempts=1)
     second, again = preprocess(dataclasses.replace(config, fetch=once), store)
-    retried = {reason for reason in visit.failures if reason.kind in (Kind.TRANSIENT, Kind.THROTTLED)}
+    retried = {
+        reason for reason in visit.failures if reason.category in (FailureCategory.TRANSIENT, FailureCategory.THROTTLED)
+    }
     assert again.num_planned == sum(visit.failures[reason] for reason in retried)
     assert again.failures.keys() == retried
     assert second.snapshot_id == first.snapshot_id
@@ -123,7 +125,7 @@ def test_a_segment_in_two_splits_is_refused(config: PreprocessConfig, miniature:
     with (folder / "balanced_train_segments.csv").open("a") as file:
         file.write(rows[-1] + "\n")
     with pytest.raises(InputError, match="each segment in one split, found 1 in several"):
-        read_metadata(dataclasses.replace(config, metadata=str(folder)))
+        load_metadata(dataclasses.replace(config, metadata=str(folder)))
 
 
 def test_a_root_that_cannot_be_written_is_said_first(config: PreprocessConfig) -> None:
@@ -145,7 +147,7 @@ def test_the_same_run_on_s3_gives_the_same_digests(
     config = dataclasses.replace(config, metadata=s3_store.url("csv"), media=s3_store.url("media"))
     there, visit_there = preprocess(config, s3_store)
     assert there.snapshot_id == here.snapshot_id
-    assert there.seals == here.seals
+    assert there.checksums == here.checksums
     assert (visit_there.num_written, visit_there.failures) == (visit.num_written, visit.failures)
     assert visit.num_planned == visit.num_decided
     assert s3_store.list("parts") == []
@@ -203,7 +205,7 @@ def test_a_run_that_is_throttled_for_good_says_so_and_ends_with_what_it_has(
         second, visit = preprocess(config, store)
     assert visit.is_complete
     assert len(second.index) > len(first.index)
-    assert sum(book["planned"] for book in second.manifest["books"].values()) == len(miniature.clips)
+    assert sum(book["planned"] for book in second.manifest["split_counts"].values()) == len(miniature.clips)
 
 
 def test_two_at_once_are_told_apart(config: PreprocessConfig, tmp_path: Path) -> None:

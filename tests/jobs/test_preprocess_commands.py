@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from ast_model.tracking.server import PREPROCESSING
 from jobs.preprocess import main
 from pipeline.miniature import Miniature
-from pipeline.records import Kind
+from pipeline.records import FailureCategory
 from pipeline.shards.format import read_sidecar
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
@@ -41,7 +41,7 @@ def test_plan_and_status_say_what_a_rerun_would_visit_and_touch_nothing(
     names = store.list("shards", ".parquet")
     rows = [row for name in names for row in read_sidecar(store, name).to_pylist()]
     faults = [clip.fault.reason for clip in miniature.clips if clip.fault and clip.fault.reason]
-    num_due = sum(reason.kind in (Kind.TRANSIENT, Kind.THROTTLED) for reason in faults)
+    num_due = sum(reason.category in (FailureCategory.TRANSIENT, FailureCategory.THROTTLED) for reason in faults)
     assert main(["plan", *flags(store, miniature)]) == 0
     printed = capsys.readouterr().out
     assert f"{len(rows)} segments, {num_due} to be visited in " in printed
@@ -86,7 +86,7 @@ def test_verify_names_what_is_wrong_and_mends_it(
     ):
         assert what in printed.out.replace(store.root + "/", "")
     assert "3 shards" in printed.err
-    assert main(["verify", *flags(store, miniature, "--mend")]) == 0
+    assert main(["verify", *flags(store, miniature, "--repair")]) == 0
     assert main(["verify", *flags(store, miniature)]) == 0
 
 
@@ -107,7 +107,7 @@ def test_reruns_are_tracked_and_snapshots_listed_compared_and_pruned(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["written"] == len(new.index) - len(old.index)
     assert run.data.metrics["visited"] == run.data.metrics["written"] + sum(
-        run.data.metrics[f"failed/{kind}"] for kind in Kind
+        run.data.metrics[f"failed/{kind}"] for kind in FailureCategory
     )
     assert run.inputs
     assert run.inputs.dataset_inputs[0].dataset.digest == new.snapshot_id

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import FetchConfig, PaceConfig
-from pipeline.convert import Conversion, convert_shard, finish_journal
+from pipeline.convert import Conversion, convert_shard, recover_partial_shard
 from pipeline.miniature import Fault, Miniature
 from pipeline.records import Failure, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards.format import read_sidecar, shard_name
-from pipeline.shards.journal import CLIPS_PER_PART, unfinished
+from pipeline.shards.journal import CLIPS_PER_PART, partial_shards
 from pipeline.sources import FolderSource
 from pipeline.sources.rate_limit import LocalPacer, Wait
 from pipeline.store.storage import Store
@@ -173,7 +173,7 @@ def test_kills_at_any_moment_cost_at_most_sixteen_clips_each(tmp_path: Path) -> 
     assert len(asked) - len(segments) <= 16 * num_kills
     assert set(asked) == {segment.ytid for segment in segments}
     assert list(rows_of(store)) == [segment.key for segment in segments]
-    assert unfinished(store, conversion.fingerprint) == []
+    assert partial_shards(store, conversion.fingerprint) == []
 
 
 def test_what_a_killed_run_had_decided_becomes_a_shard_of_its_own(
@@ -196,8 +196,8 @@ def test_what_a_killed_run_had_decided_becomes_a_shard_of_its_own(
     )
     with pytest.raises(SystemExit):
         convert_shard(long, here)
-    (journal,) = unfinished(here.store, here.fingerprint)
-    report = finish_journal(journal, here)
+    (journal,) = partial_shards(here.store, here.fingerprint)
+    report = recover_partial_shard(journal, here)
     assert report
     num_kept = (len(segments) - 1) // CLIPS_PER_PART * CLIPS_PER_PART
     assert report.num_planned == num_kept
@@ -208,7 +208,7 @@ def test_what_a_killed_run_had_decided_becomes_a_shard_of_its_own(
     written = [key for key, row in rows.items() if row["status"] == in_one_go[key]["status"] == "written"]
     assert written
     assert all(rows[key]["digest"] == in_one_go[key]["digest"] for key in written)
-    assert unfinished(here.store, here.fingerprint) == []
+    assert partial_shards(here.store, here.fingerprint) == []
 
 
 def test_a_throttled_shard_is_given_back_and_goes_on_where_it_was(

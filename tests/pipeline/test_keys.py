@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import keys
-from pipeline.keys import has_repeats, places_of
+from pipeline.keys import has_repeats, positions_of
 
 
 @pytest.mark.parametrize("collide", [False, True])
@@ -15,8 +15,8 @@ def test_places_are_those_that_arrow_finds(collide: bool, monkeypatch: pytest.Mo
     among = pa.chunked_array([[f"id_{number}" for number in random.permutation(200)[:150]]])
     wanted = pa.chunked_array([[f"id_{number}" for number in random.permutation(200)[:90]], ["", "id_7"]])
     expected = pa.compute.index_in(wanted, among.combine_chunks()).fill_null(-1).to_numpy()  # pyright: ignore
-    np.testing.assert_array_equal(places_of(wanted, among), expected)
-    np.testing.assert_array_equal(places_of(wanted, pa.chunked_array([[]], pa.string())), -1)
+    np.testing.assert_array_equal(positions_of(wanted, among), expected)
+    np.testing.assert_array_equal(positions_of(wanted, pa.chunked_array([[]], pa.string())), -1)
 
 
 def test_repeats_are_seen() -> None:

@@ -52,7 +52,7 @@ def make_batch(
         mixed=torch.tensor(mixed, dtype=torch.int64),
         partners=clips(list(partner_frames), seed + 1),
         partner_lengths_Q=torch.tensor(partner_frames, dtype=torch.int64),
-        lam_Q=torch.from_numpy(random.beta(10, 10, len(mixed)).astype(np.float32)),
+        lambda_Q=torch.from_numpy(random.beta(10, 10, len(mixed)).astype(np.float32)),
         uniforms=torch.from_numpy(random.random((len(num_frames), NUM_UNIFORMS), dtype=np.float32)),
     )
 
@@ -63,7 +63,7 @@ def test_powers_are_mixed_as_the_formula_says() -> None:
     expected_BTM = batch.clips.double()
     power_QTM = batch.partners.double().exp()
     power_QTM[1, 25:] = LOG_FLOOR
-    lam_Q11 = batch.lam_Q.double().view(-1, 1, 1)
+    lam_Q11 = batch.lambda_Q.double().view(-1, 1, 1)
     mixed_QTM = lam_Q11.square() * expected_BTM[batch.mixed].exp() + (1 - lam_Q11).square() * power_QTM
     expected_BTM[batch.mixed] = mixed_QTM.clamp(min=LOG_FLOOR).log()
     expected_BTM[3, 30:] = 0
@@ -125,7 +125,7 @@ def test_a_draw_gives_the_same_sample_in_any_batch() -> None:
         rows=whole.rows[2:],
         mixed=torch.tensor([1]),
         **{name: getattr(whole, name)[2:] for name in ("clips", "lengths_B", "targets_BC", "uniforms")},
-        **{name: getattr(whole, name)[1:] for name in ("partners", "partner_lengths_Q", "lam_Q")},
+        **{name: getattr(whole, name)[1:] for name in ("partners", "partner_lengths_Q", "lambda_Q")},
     )
     expected_BTM = augment(whole, config, AST_MEAN, AST_STD)[2:]
     torch.testing.assert_close(augment(part, config, AST_MEAN, AST_STD), expected_BTM, rtol=0, atol=0)

@@ -10,8 +10,8 @@ from torchaudio.compliance import kaldi
 
 from ast_model.config import AugmentConfig, CacheConfig, Features
 from ast_model.data.augment import mix
-from ast_model.data.loader import Batch, Collator, open_reader, read_ahead, split_evenly, undrawn
-from ast_model.data.sampling import NO_PARTNER, Draws, group_by_shard, num_steps_of, plan_epoch, share_of_rank
+from ast_model.data.loader import Batch, BatchReader, open_reader, prefetch_batches, split_evenly, without_augmentation
+from ast_model.data.sampling import NO_PARTNER, Draws, group_by_shard, num_steps_of, plan_epoch, rank_slice
 from pipeline.errors import CorruptError
 from pipeline.shards.format import read_sidecar
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
@@ -23,13 +23,13 @@ WITHOUT_CACHE = CacheConfig(folder="")
 TRAIN_SPLITS = ("balanced_train", "unbalanced_train")
 
 
-def make_collator(snapshot: Snapshot, cache: CacheConfig = WITHOUT_CACHE, features: Features = "fbank") -> Collator:
+def make_collator(snapshot: Snapshot, cache: CacheConfig = WITHOUT_CACHE, features: Features = "fbank") -> BatchReader:
     rows = snapshot.rows_of(TRAIN_SPLITS)
-    return Collator(open_reader(snapshot, cache), rows, snapshot.targets(rows), NUM_FRAMES, features)
+    return BatchReader(open_reader(snapshot, cache), rows, snapshot.targets(rows), NUM_FRAMES, features)
 
 
 @pytest.fixture
-def collator(snapshot: Snapshot) -> Collator:
+def collator(snapshot: Snapshot) -> BatchReader:
     return make_collator(snapshot)
 
 
@@ -46,7 +46,9 @@ def fbanks(snapshot: Snapshot) -> dict[str, np.ndarray]:
     return found
 
 
-def test_clips_are_cut_or_padded_with_0(snapshot: Snapshot, collator: Collator, fbanks: dict[str, np.ndarray]) -> None:
+def test_clips_are_cut_or_padded_with_0(
+    snapshot: Snapshot, collator: BatchReader, fbanks: dict[str, np.ndarray]
+) -> None:
     batch = collator.plain(np.arange(len(collator.rows)))
     assert batch.clips.shape == (len(collator.rows), NUM_FRAMES, 128)
     assert batch.clips.dtype == torch.float16
@@ -62,7 +64,7 @@ def test_clips_are_cut_or_padded_with_0(snapshot: Snapshot, collator: Collator, 
     assert not len(batch.mixed)
 
 
-def test_targets_are_mixed_and_a_shared_label_reaches_1(snapshot: Snapshot, collator: Collator) -> None:
+def test_targets_are_mixed_and_a_shared_label_reaches_1(snapshot: Snapshot, collator: BatchReader) -> None:
     targets = snapshot.targets(collator.rows).toarray()
     shared = targets @ targets.T
     np.fill_diagonal(shared, 0)
@@ -70,7 +72,7 @@ def test_targets_are_mixed_and_a_shared_label_reaches_1(snapshot: Snapshot, coll
     draws = Draws(
         clip=np.array([5, one, 7]),
         partner=np.array([NO_PARTNER, other, 2]),
-        lam=np.array([1, 0.3, 0.6], np.float32),
+        mixup_lambda=np.array([1, 0.3, 0.6], np.float32),
         uniforms=np.zeros((3, 6), np.float32),
     )
     batch = collator.drawn(draws)
@@ -81,23 +83,23 @@ def test_targets_are_mixed_and_a_shared_label_reaches_1(snapshot: Snapshot, coll
     torch.testing.assert_close(batch.partners, collator.plain(np.array([other, 2])).clips)
 
 
-def global_batches(collator: Collator, world_size: int, num_threads: int) -> Iterator[tuple[torch.Tensor, ...]]:
+def global_batches(collator: BatchReader, world_size: int, num_threads: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield each global batch of an epoch, put together from the ranks' parts."""
     weights = np.arange(1.0, len(collator.rows) + 1)
     draws = plan_epoch(weights, 40, "balanced", AugmentConfig(), SEED)
     steps = range(num_steps_of(40, 6))
     ranks = [
-        read_ahead(collator.drawn, [draws[share_of_rank(step, 6, rank, world_size)] for step in steps], num_threads)
+        prefetch_batches(collator.drawn, [draws[rank_slice(step, 6, rank, world_size)] for step in steps], num_threads)
         for rank in range(world_size)
     ]
     for parts in zip(*ranks, strict=True):
-        fields = ("clips", "lengths_B", "targets_BC", "partners", "lam_Q", "uniforms")
+        fields = ("clips", "lengths_B", "targets_BC", "partners", "lambda_Q", "uniforms")
         yield tuple(torch.cat([getattr(part, field) for part in parts]) for field in fields)
 
 
 @pytest.mark.parametrize(("world_size", "num_threads"), [(1, 4), (2, 1), (2, 3), (4, 2)])
 def test_any_number_of_ranks_and_threads_gives_the_same_global_batches(
-    collator: Collator, world_size: int, num_threads: int
+    collator: BatchReader, world_size: int, num_threads: int
 ) -> None:
     expected = list(global_batches(collator, world_size=1, num_threads=1))
     assert len(expected) == 6
@@ -112,7 +114,7 @@ def on_s3(snapshot: Snapshot, s3_store: Store) -> Snapshot:
     return load_snapshot(s3_store)
 
 
-def test_a_store_on_s3_gives_the_same_batches(on_s3: Snapshot, collator: Collator) -> None:
+def test_a_store_on_s3_gives_the_same_batches(on_s3: Snapshot, collator: BatchReader) -> None:
     found = make_collator(on_s3).plain(np.arange(4))
     torch.testing.assert_close(found.clips, collator.plain(np.arange(4)).clips, rtol=0, atol=0)
 
@@ -120,9 +122,9 @@ def test_a_store_on_s3_gives_the_same_batches(on_s3: Snapshot, collator: Collato
 @pytest.mark.parametrize("num_shards_held", [2, 100])
 @pytest.mark.parametrize("is_grouped", [False, True])
 def test_a_cache_of_any_size_gives_the_same_batches(
-    on_s3: Snapshot, collator: Collator, tmp_path: Path, num_shards_held: int, is_grouped: bool
+    on_s3: Snapshot, collator: BatchReader, tmp_path: Path, num_shards_held: int, is_grouped: bool
 ) -> None:
-    max_bytes = num_shards_held * max(seal.num_bytes for seal in on_s3.seals.values())
+    max_bytes = num_shards_held * max(checksum.num_bytes for checksum in on_s3.checksums.values())
     cached = make_collator(on_s3, CacheConfig(str(tmp_path / "cache"), max_bytes / 1e9, num_threads=2))
     draws = plan_epoch(np.ones(len(collator.rows)), 40, "balanced", AugmentConfig(), SEED)
     if is_grouped:
@@ -137,10 +139,10 @@ def test_a_cache_of_any_size_gives_the_same_batches(
 
 
 def test_a_shard_that_was_damaged_in_the_cache_is_done_without(
-    on_s3: Snapshot, collator: Collator, tmp_path: Path
+    on_s3: Snapshot, collator: BatchReader, tmp_path: Path
 ) -> None:
     cached = make_collator(on_s3, CacheConfig(str(tmp_path / "cache"), 1.0, num_threads=1))
-    cached.expect(undrawn(np.arange(1)), is_grouped=False)
+    cached.expect(without_augmentation(np.arange(1)), is_grouped=False)
     cached.plain(np.arange(1))
     (file,) = (tmp_path / "cache").glob("*.tar")
     file.write_bytes(b"!" * file.stat().st_size)
@@ -150,11 +152,11 @@ def test_a_shard_that_was_damaged_in_the_cache_is_done_without(
 
 
 def test_a_cache_that_fills_up_is_done_without(
-    on_s3: Snapshot, collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    on_s3: Snapshot, collator: BatchReader, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cached = make_collator(on_s3, CacheConfig(str(tmp_path / "cache"), 1.0, num_threads=1))
     shutil.rmtree(tmp_path / "cache")  # as if its disk had gone
-    cached.expect(undrawn(np.arange(4)), is_grouped=False)
+    cached.expect(without_augmentation(np.arange(4)), is_grouped=False)
     torch.testing.assert_close(cached.plain(np.arange(4)).clips, collator.plain(np.arange(4)).clips, rtol=0, atol=0)
     assert "without the cache" in caplog.text
 
@@ -183,7 +185,7 @@ def test_reading_ahead_is_bounded_and_ends_with_its_reader() -> None:
         started.append(work)
         return batch
 
-    batches = read_ahead(make, range(1000), num_threads=2)
+    batches = prefetch_batches(make, range(1000), num_threads=2)
     next(batches)
     assert isinstance(batches, Generator)
     batches.close()
@@ -196,7 +198,7 @@ def test_an_error_of_a_reader_thread_reaches_the_loop() -> None:
         raise CorruptError(f"clip {work}")
 
     with pytest.raises(CorruptError, match="clip 0"):
-        list(read_ahead(make, range(5), num_threads=3))
+        list(prefetch_batches(make, range(5), num_threads=3))
 
 
 @pytest.mark.parametrize(("num_clips", "world_size"), [(10, 1), (10, 3), (7, 4), (2, 4)])
@@ -207,7 +209,9 @@ def test_an_evaluation_visits_each_clip_once_in_order(num_clips: int, world_size
     assert all(len(batch) <= 2 for batches in parts for batch in batches)
 
 
-def asts_fbank(waveform: torch.Tensor, partner: torch.Tensor | None, lam: float, target_length: int) -> torch.Tensor:
+def asts_fbank(
+    waveform: torch.Tensor, partner: torch.Tensor | None, mixup_lambda: float, target_length: int
+) -> torch.Tensor:
     """Do what `_wav2fbank` of AST's data loader does, step by step: (1, S) each → (target_length, 128)."""
     mixed = waveform - waveform.mean()
     if partner is not None:
@@ -215,7 +219,7 @@ def asts_fbank(waveform: torch.Tensor, partner: torch.Tensor | None, lam: float,
         aligned = torch.zeros_like(mixed)
         shorter = min(mixed.shape[1], partner.shape[1])
         aligned[:, :shorter] = partner[:, :shorter]
-        mixed = lam * mixed + (1 - lam) * aligned
+        mixed = mixup_lambda * mixed + (1 - mixup_lambda) * aligned
         mixed = mixed - mixed.mean()
     fbank_TM = kaldi.fbank(
         mixed,
@@ -239,15 +243,15 @@ def test_kept_audio_is_mixed_to_the_letter_as_asts_loader_does(snapshot: Snapsho
     assert collator.reader.num_frames[collator.rows[[short, long]]].tolist() == [808, 998]
     clip = np.array([long, short, long, short, long])
     partner = np.array([short, long, other_long, NO_PARTNER, NO_PARTNER])
-    lam = np.random.default_rng(0).beta(10, 10, len(clip)).astype(np.float32)
-    batch = collator.drawn(Draws(clip, partner, lam, np.zeros((len(clip), 6), np.float32)))
+    mixup_lambda = np.random.default_rng(0).beta(10, 10, len(clip)).astype(np.float32)
+    batch = collator.drawn(Draws(clip, partner, mixup_lambda, np.zeros((len(clip), 6), np.float32)))
     found_BTM = mix(batch)
     assert found_BTM.shape == (len(clip), num_frames, 128)
 
     def waveform(position: int) -> torch.Tensor:
         return torch.from_numpy(collator.reader.read_audio(int(collator.rows[position])) / 32768).float()[None]
 
-    for found_TM, one, other, share in zip(found_BTM, clip, partner, lam, strict=True):
+    for found_TM, one, other, share in zip(found_BTM, clip, partner, mixup_lambda, strict=True):
         mixed_in = None if other == NO_PARTNER else waveform(other)
         expected_TM = asts_fbank(waveform(one), mixed_in, float(share), 1024)[:num_frames]
         torch.testing.assert_close(found_TM, expected_TM, rtol=0, atol=5e-4)  # float32 near the floor

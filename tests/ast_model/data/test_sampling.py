@@ -14,7 +14,7 @@ from ast_model.data.sampling import (
     group_by_shard,
     num_steps_of,
     plan_epoch,
-    share_of_rank,
+    rank_slice,
 )
 from pipeline.errors import ConfigError, NoClipsError
 
@@ -45,7 +45,7 @@ def chance_of_one_source(counts: np.ndarray) -> float:
 def test_ranks_share_each_global_batch_in_order(world_size: int, global_batch_size: int) -> None:
     draws = plan(50)
     for step in range(num_steps_of(50, global_batch_size)):
-        shares = [share_of_rank(step, global_batch_size, rank, world_size) for rank in range(world_size)]
+        shares = [rank_slice(step, global_batch_size, rank, world_size) for rank in range(world_size)]
         sizes = [len(draws[share]) for share in shares]
         assert max(sizes) - min(sizes) <= 1
         taken = np.concatenate([draws[share].clip for share in shares])
@@ -104,9 +104,9 @@ def test_partners_are_uniform_and_shares_beta() -> None:
     draws = plan(20_000, mixup_probability=0.3, mixup_alpha=10.0)
     is_mixed = draws.partner != NO_PARTNER
     assert stats.binomtest(int(is_mixed.sum()), len(draws), 0.3).pvalue > CERTAIN
-    assert (draws.lam[~is_mixed] == 1).all()
+    assert (draws.mixup_lambda[~is_mixed] == 1).all()
     assert stats.chisquare(np.bincount(draws.partner[is_mixed], minlength=len(WEIGHTS))).pvalue > CERTAIN
-    assert stats.kstest(draws.lam[is_mixed], stats.beta(10, 10).cdf).pvalue > CERTAIN
+    assert stats.kstest(draws.mixup_lambda[is_mixed], stats.beta(10, 10).cdf).pvalue > CERTAIN
     assert draws.uniforms.shape == (20_000, NUM_UNIFORMS)
     assert stats.kstest(draws.uniforms.ravel(), stats.uniform.cdf).pvalue > CERTAIN
 
@@ -133,7 +133,7 @@ def test_batches_that_cannot_be_filled_are_said() -> None:
     with pytest.raises(NoClipsError, match="global batch of 12 per epoch, found 11 draws"):
         num_steps_of(11, 12)
     with pytest.raises(ConfigError, match="found 2 for 4 ranks"):
-        share_of_rank(0, 2, 0, 4)
+        rank_slice(0, 2, 0, 4)
 
 
 def test_grouping_keeps_every_draw_and_brings_shards_together() -> None:

@@ -11,7 +11,8 @@ import transformers
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from ast_model.model import AST, ASTConfig, adapt_positions
+from ast_model.config import ASTConfig
+from ast_model.model import AST, adapt_positions
 from ast_model.pretrained.load import load_pretrained
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.store.storage import Store

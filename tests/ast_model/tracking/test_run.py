@@ -31,7 +31,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracking_delivery, "OUTBOXES", tmp_path / "outboxes")
+    monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "outboxes")
     (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
     return Store(str(tmp_path))
 
@@ -52,7 +52,7 @@ def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp
     code = (
         "import os, signal, pathlib; from pipeline.store.storage import Store\n"
         "from ast_model import tracking, tracking_delivery\n"
-        f"tracking_delivery.OUTBOXES = pathlib.Path({str(tmp_path / 'outboxes')!r})\n"
+        f"tracking_delivery.QUEUES = pathlib.Path({str(tmp_path / 'outboxes')!r})\n"
         f"run = tracking.start_run(Store({store.root!r}), 'a training', {{'preset': 'demo'}})\n"
         "for step in range(1, 31): run.log_metrics({'train/loss': 1 / step}, step)\n"
         "run.close()\n"

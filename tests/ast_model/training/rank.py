@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ast_model.distributed import join_world
-from ast_model.training.job import Job, Watch
+from ast_model.training.job import Job, StopSignal
 from ast_model.training.trainer import Trainer
 from pipeline.errors import StoppedError
 from pipeline.snapshots.snapshot import load_snapshot
@@ -31,7 +31,7 @@ class Recorder:
         pass
 
 
-class StopAt(Watch):
+class StopAt(StopSignal):
     def __init__(self, num_steps: int) -> None:
         self.num_left = num_steps
 

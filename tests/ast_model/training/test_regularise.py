@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from ast_model.config import RegulariseConfig, TrainConfig
-from ast_model.model import AST, ASTConfig, Noise
+from ast_model.config import ASTConfig, RegulariseConfig, ScheduleConfig, TrainConfig
+from ast_model.model import AST, DropMasks
 from ast_model.training.averages import start_ema, update_average, update_ema
 from ast_model.training.optimizer import make_optimizer, set_learning_rate
-from ast_model.training.regularise import NoiseSource, num_kept_patches
-from ast_model.training.schedule import ScheduleConfig, learning_rate_factor
+from ast_model.training.regularise import DropMaskSampler, num_kept_patches
+from ast_model.training.schedule import learning_rate_factor
 from pipeline.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def test_patchout_leaves_as_many_tokens_as_passts() -> None:
 
 
 def test_patchout_drops_whole_rows_and_columns_each_clip_its_own() -> None:
-    source = NoiseSource(RegulariseConfig(patchout_freq=3, patchout_time=2), TINY, 6, seed=0)
+    source = DropMaskSampler(RegulariseConfig(patchout_freq=3, patchout_time=2), TINY, 6, seed=0)
     kept_BK = source.draw(0, 0, slice(0, 6), CPU).kept_BK
     assert kept_BK is not None
     num_freq, num_time = TINY.grid
@@ -42,16 +42,16 @@ def test_a_model_sees_the_kept_patches_alone() -> None:
     model = AST(TINY).eval()
     fbank_BTM = torch.randn(2, 128, 128)
     every_BK = torch.arange(TINY.num_patches).expand(2, -1)
-    torch.testing.assert_close(model(fbank_BTM, Noise(every_BK)), model(fbank_BTM))
+    torch.testing.assert_close(model(fbank_BTM, DropMasks(every_BK)), model(fbank_BTM))
     changed_BTM = fbank_BTM.clone()
     changed_BTM[:, 16:32, :16] += 1  # the second patch
     without_BK = every_BK[:, every_BK[0] != 1]
-    torch.testing.assert_close(model(changed_BTM, Noise(without_BK)), model(fbank_BTM, Noise(without_BK)))
+    torch.testing.assert_close(model(changed_BTM, DropMasks(without_BK)), model(fbank_BTM, DropMasks(without_BK)))
     assert not torch.allclose(model(changed_BTM), model(fbank_BTM))
 
 
 def test_a_dropped_path_leaves_the_tokens_as_they_are_and_the_mean_stays() -> None:
-    source = NoiseSource(RegulariseConfig(drop_path=0.4), TINY, 4000, seed=0)
+    source = DropMaskSampler(RegulariseConfig(drop_path=0.4), TINY, 4000, seed=0)
     scale_BL = source.draw(1, 2, slice(0, 4000), CPU).scale_BL
     assert scale_BL is not None
     np.testing.assert_allclose(scale_BL.mean(dim=0), np.ones(6), atol=0.06)
@@ -59,23 +59,23 @@ def test_a_dropped_path_leaves_the_tokens_as_they_are_and_the_mean_stays() -> No
     model = AST(TINY).eval()
     fbank_BTM = torch.randn(1, 128, 128)
     torch.testing.assert_close(
-        model.tokens(fbank_BTM, Noise(scale_BL=torch.zeros(1, 6))), model.norm(model._embed_patches(fbank_BTM))
+        model.tokens(fbank_BTM, DropMasks(scale_BL=torch.zeros(1, 6))), model.norm(model._embed_patches(fbank_BTM))
     )
 
 
 def test_noise_depends_on_the_place_in_the_global_batch_alone() -> None:
     config = RegulariseConfig(patchout_freq=2, patchout_time=2, drop_path=0.5)
-    whole = NoiseSource(config, TINY, 8, seed=3).draw(2, 7, slice(0, 8), CPU)
-    part = NoiseSource(config, TINY, 8, seed=3).draw(2, 7, slice(5, 8), CPU)
+    whole = DropMaskSampler(config, TINY, 8, seed=3).draw(2, 7, slice(0, 8), CPU)
+    part = DropMaskSampler(config, TINY, 8, seed=3).draw(2, 7, slice(5, 8), CPU)
     for name in ("kept_BK", "scale_BL"):
         assert torch.equal(getattr(part, name), getattr(whole, name)[5:])
-    other = NoiseSource(config, TINY, 8, seed=3).draw(2, 8, slice(0, 8), CPU)
+    other = DropMaskSampler(config, TINY, 8, seed=3).draw(2, 8, slice(0, 8), CPU)
     assert not torch.equal(other.kept_BK, whole.kept_BK)  # pyright: ignore[reportArgumentType]
 
 
 def test_patchout_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="8 rows and 8 columns of patches, found patchout_freq=8"):
-        NoiseSource(RegulariseConfig(patchout_freq=8), TINY, 8, seed=0)
+        DropMaskSampler(RegulariseConfig(patchout_freq=8), TINY, 8, seed=0)
 
 
 def test_the_learning_rate_falls_from_block_to_block() -> None:
@@ -126,5 +126,5 @@ def test_nothing_of_this_is_in_the_papers_settings() -> None:
     config = TrainConfig()
     assert config.regularise == RegulariseConfig(0, 0, 0.0)
     assert (config.layer_decay, config.ema_decay, config.teachers, config.schedule.shape) == (1.0, None, (), "steps")
-    noise = NoiseSource(config.regularise, TINY, 4, 0).draw(0, 0, slice(0, 4), CPU)
-    assert dataclasses.astuple(noise) == (None, None)
+    drop_masks = DropMaskSampler(config.regularise, TINY, 4, 0).draw(0, 0, slice(0, 4), CPU)
+    assert dataclasses.astuple(drop_masks) == (None, None)

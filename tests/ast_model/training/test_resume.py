@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from ast_model.checkpoints.checkpoint import State, newest_checkpoint
-from ast_model.config import CheckpointConfig, RegulariseConfig
+from ast_model.config import CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.distributed import World
-from ast_model.training.job import Job, Watch
-from ast_model.training.schedule import ScheduleConfig
+from ast_model.training.job import Job, StopSignal
 from ast_model.training.trainer import Trainer
 from pipeline.errors import ConfigError, MismatchError, StoppedError
 
@@ -21,7 +20,7 @@ MakeJob = Callable[..., Job]
 
 
 @dataclass
-class StopAt(Watch):
+class StopAt(StopSignal):
     """Asks to stop when the training has taken so many steps."""
 
     num_steps: int
@@ -32,7 +31,7 @@ class StopAt(Watch):
         return self.num_asked >= self.num_steps
 
 
-def train(job: Job, watch: Watch | None = None) -> tuple[Trainer, list[dict[str, float]]]:
+def train(job: Job, watch: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
     trainer = Trainer(job, ALONE, watch)
     return trainer, trainer.run()
 

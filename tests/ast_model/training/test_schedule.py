@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from ast_model import recipes
-from ast_model.training.schedule import ScheduleConfig, learning_rate_factor
+from ast_model.config import ScheduleConfig
+from ast_model.training.schedule import learning_rate_factor
 from pipeline.errors import ConfigError
 
 BALANCED = recipes.audioset_balanced().train.schedule

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from ast_model.checkpoints.checkpoint import State, newest_checkpoint
-from ast_model.config import AugmentConfig, CheckpointConfig, RegulariseConfig
+from ast_model.config import AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.data.loader import Batch
 from ast_model.distributed import World
-from ast_model.training.job import Job, Watch
-from ast_model.training.schedule import ScheduleConfig
+from ast_model.training.job import Job, StopSignal
 from ast_model.training.step import Stepper
 from ast_model.training.trainer import Trainer
 from pipeline.errors import TrainingError
@@ -23,7 +22,7 @@ NUM_STEPS = 6
 MakeJob = Callable[..., Job]
 
 
-def train(job: Job, watch: Watch | None = None) -> tuple[Trainer, list[dict[str, float]]]:
+def train(job: Job, watch: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
     trainer = Trainer(job, ALONE, watch)
     return trainer, trainer.run()
 
@@ -46,7 +45,7 @@ def test_micro_batches_and_the_fused_step_equal_torchs_plain_adam(make_job: Make
         loss = whole.stepper._backward(next(wholes), 0, step, slice(0, 4)).sum()
         plain.step()
         torch.testing.assert_close(report.loss, loss)
-    # A bias of the keys changes no attention: its gradient is rounding noise, of which Adam takes whole steps.
+    # A bias of the keys changes no attention: its gradient is rounding drop_masks, of which Adam takes whole steps.
     ours, theirs = (
         {name: value for name, value in each.model.state_dict().items() if not name.endswith("qkv.bias")}
         for each in (trainer, whole)
@@ -112,7 +111,8 @@ def test_lower_precisions_come_near(make_job: MakeJob) -> None:
 def test_recomputing_changes_no_number(make_job: MakeJob) -> None:
     past = {"layer_decay": 0.7, "regularise": RegulariseConfig(patchout_freq=2, patchout_time=8, drop_path=0.3)}
     kept, recomputed = (
-        make_job(run, recompute=run == "recomputed", num_epochs=1, **past) for run in ("kept", "recomputed")
+        make_job(run, activation_checkpointing=run == "recomputed", num_epochs=1, **past)
+        for run in ("kept", "recomputed")
     )
     train(kept)
     train(recomputed)
@@ -135,7 +135,9 @@ def test_out_of_memory_says_what_to_try(make_job: MakeJob, monkeypatch: pytest.M
 
     trainer = Trainer(make_job(), ALONE)
     monkeypatch.setattr(Stepper, "_take", run_out)
-    with pytest.raises(TrainingError, match=r"micro_batch_size=2; try micro_batch_size=1 .*or recompute=True"):
+    with pytest.raises(
+        TrainingError, match=r"micro_batch_size=2; try micro_batch_size=1 .*or activation_checkpointing=True"
+    ):
         trainer.run()
 
 

@@ -7,7 +7,7 @@ import torch
 from ast_model.config import AugmentConfig
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Evaluation
-from ast_model.evaluation.predictions import keep_scores
+from ast_model.evaluation.predictions import save_predictions
 from ast_model.metrics import tagging_metrics
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
@@ -24,7 +24,7 @@ def keep_teacher(job: Job, split: str, name: str, seed: int) -> dict[int, np.nda
     rows = job.snapshot.rows_of((split,))
     scores = np.random.default_rng(seed).random((len(rows), len(job.snapshot.labels)))
     targets = job.snapshot.targets(rows).toarray().astype(bool)
-    keep_scores(Evaluation(scores, targets, tagging_metrics(scores, targets)), job.snapshot, ((), split), name, 1)
+    save_predictions(Evaluation(scores, targets, tagging_metrics(scores, targets)), job.snapshot, ((), split), name, 1)
     return dict(zip(rows.tolist(), scores, strict=True))
 
 

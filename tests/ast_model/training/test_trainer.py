@@ -16,13 +16,11 @@ import torch
 import torch.nn.functional as nnf
 
 from ast_model.checkpoints.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
-from ast_model.config import AugmentConfig, TrainConfig
+from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
 from ast_model.distributed import World
-from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, load_scores, scores_name
-from ast_model.model import ASTConfig
-from ast_model.training.job import Job, Watch
+from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, load_predictions, predictions_name
+from ast_model.training.job import Job, StopSignal
 from ast_model.training.reporter import Metrics
-from ast_model.training.schedule import ScheduleConfig
 from ast_model.training.step import clip_losses
 from ast_model.training.trainer import Trainer
 from pipeline.errors import MismatchError, NoClipsError, TrainingError
@@ -80,7 +78,7 @@ class LostError(Exception):
     """Stands for a machine that goes away."""
 
 
-class LoseIt(Watch):
+class LoseIt(StopSignal):
     """Loses the machine at the start of the epoch after the next one."""
 
     def __init__(self, num_steps: int) -> None:
@@ -116,7 +114,9 @@ def test_it_learns_logs_and_measures(whole: tuple[Job, list[Metrics]]) -> None:
     assert curve(job)[-1] < 0.9 * curve(job)[0]
     assert [metrics["epoch"] for metrics in history] == [1, 2, 3, 3]
     assert all(0 < metrics["eval/mAP" if n < 3 else "eval/average/mAP"] <= 1 for n, metrics in enumerate(history))
-    kept = {name: load_scores(job.snapshot.store, scores_name(job.run, name)) for name in (BEST, LAST, AVERAGE)}
+    kept = {
+        name: load_predictions(job.snapshot.store, predictions_name(job.run, name)) for name in (BEST, LAST, AVERAGE)
+    }
     assert {scores.scores.shape for scores in kept.values()} == {(len(job.snapshot.rows_of(("eval",))), 15)}
     assert kept[LAST].evaluation.metrics.mAP == history[2]["eval/mAP"]
     assert kept[BEST].evaluation.metrics.mAP == max(metrics["eval/mAP"] for metrics in history[:3])

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from ast_model.checkpoints.checkpoint import list_checkpoints, newest_checkpoint
-from ast_model.config import CheckpointConfig, RegulariseConfig, TrainConfig
+from ast_model.config import ASTConfig, CheckpointConfig, RegulariseConfig, TrainConfig
 from ast_model.data.augment import AugmentConfig
 from ast_model.distributed import World
-from ast_model.model import ASTConfig
-from ast_model.training.job import Watch
+from ast_model.training.job import StopSignal
 from jobs.launch.ray_train import RayConfig, train_on_ray
 from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
 from jobs.train import TrainJobConfig, train
@@ -91,7 +90,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(own: Snapshot
     thread.join()
     assert [metrics["epoch"] for metrics in history] == [1, 2]
     whole = begin(make_config(), own)
-    expected = train_rank(whole, World(0, 1, torch.device("cpu")), Watch())
+    expected = train_rank(whole, World(0, 1, torch.device("cpu")), StopSignal())
     for found, metrics in zip(history, expected, strict=True):
         assert found == pytest.approx(metrics, rel=1e-2)
 

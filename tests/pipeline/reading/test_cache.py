@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import ConfigError, CorruptError, StoreError
 from pipeline.reading.cache import ShardCache
-from pipeline.shards.format import Seal, seal_of
+from pipeline.shards.format import Checksum, checksum_of
 from pipeline.store.storage import Store
 
 SHARD_BYTES = 100_000
@@ -25,14 +25,14 @@ def store(tmp_path: Path) -> Store:
 
 
 def make_cache(store: Store, num_shards: float) -> ShardCache:
-    seals = {name: seal_of(Path(store.path(name))) for name in NAMES}
-    cache = ShardCache(Path(store.root).parent / "cache", int(num_shards * SHARD_BYTES), store, seals)
+    checksums = {name: checksum_of(Path(store.path(name))) for name in NAMES}
+    cache = ShardCache(Path(store.root).parent / "cache", int(num_shards * SHARD_BYTES), store, checksums)
     cache.check()
     return cache
 
 
 def held(cache: ShardCache) -> set[str]:
-    return {name for name in NAMES if (cache.folder / f"{cache.seals[name].digest}.tar").exists()}
+    return {name for name in NAMES if (cache.folder / f"{cache.checksums[name].digest}.tar").exists()}
 
 
 def test_what_was_used_longest_ago_makes_room(store: Store) -> None:
@@ -60,7 +60,7 @@ def test_readers_of_one_folder_fetch_a_shard_once_and_keep_to_the_limit(store: S
 
 def test_what_a_killed_reader_left_is_never_read(store: Store) -> None:
     cache = make_cache(store, num_shards=2)
-    part = cache.folder / f"{cache.seals[NAMES[0]].digest}.part"
+    part = cache.folder / f"{cache.checksums[NAMES[0]].digest}.part"
     part.write_bytes(b"half")
     assert cache.find(NAMES[0]) is None
     assert cache.fetch(NAMES[0]).read_bytes() == store.read_bytes(NAMES[0])
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_used_is_said_before_anything_is_read(store: Sto
     with full_disk(), pytest.raises(ConfigError, match=r"can't write to the cache folder .*cache.folder"):
         make_cache(store, num_shards=2)
     (tmp_path / "file").touch()
-    cache = ShardCache(tmp_path / "file" / "cache", SHARD_BYTES, store, {NAMES[0]: Seal(SHARD_BYTES, "")})
+    cache = ShardCache(tmp_path / "file" / "cache", SHARD_BYTES, store, {NAMES[0]: Checksum(SHARD_BYTES, "")})
     with pytest.raises(ConfigError, match="can't write to the cache folder"):
         cache.check()
     with pytest.raises(ConfigError, match="may hold 50000 bytes, but the largest shard has 100000"):
@@ -116,8 +116,8 @@ def test_many_shards_come_at_once_without_a_hitch(tmp_path: Path) -> None:
     names = [f"shards/train/{number}.tar" for number in range(150)]
     for name in names:
         store.write_bytes(name, name.encode())
-    seals = {name: seal_of(Path(store.path(name))) for name in names}
-    cache = ShardCache(tmp_path / "cache", 10**6, store, seals)
+    checksums = {name: checksum_of(Path(store.path(name))) for name in names}
+    cache = ShardCache(tmp_path / "cache", 10**6, store, checksums)
     cache.check()
     with ThreadPoolExecutor(8) as pool:
         assert [file.read_bytes().decode() for file in pool.map(cache.fetch, names)] == names

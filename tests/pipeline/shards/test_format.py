@@ -11,13 +11,13 @@ from webdataset.compat import WebDataset
 from pipeline.errors import CorruptError
 from pipeline.records import Segment
 from pipeline.shards.format import (
-    Seal,
+    Checksum,
     ShardWriter,
+    checksum_of,
     parse_fbank,
     read_sidecar,
-    seal_of,
     shard_name,
-    sidecar_seal,
+    sidecar_checksum,
     write_sidecar,
 )
 from pipeline.store.storage import Store
@@ -39,7 +39,7 @@ def test_plain_webdataset_and_the_sidecars_offsets_read_the_same(small_store: St
     for tar in tars:
         rows = written_rows(small_store, tar)
         samples = list(WebDataset(small_store.path(tar), shardshuffle=False, empty_check=False))
-        assert seal_of(Path(small_store.path(tar))) == sidecar_seal(read_sidecar(small_store, sidecar_of(tar)))
+        assert checksum_of(Path(small_store.path(tar))) == sidecar_checksum(read_sidecar(small_store, sidecar_of(tar)))
         assert [sample["__key__"] for sample in samples] == [row["key"] for row in rows]
         for row, sample in zip(rows, samples, strict=True):
             fbank_TM = np.load(io.BytesIO(sample["fbank.npy"]))
@@ -128,6 +128,6 @@ def test_a_sidecar_of_another_form_is_named(sidecar: tuple[Store, str]) -> None:
 
 def test_a_shard_without_rows_reads_back_empty(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    write_sidecar(store, shard_name("eval", "abc", "parquet"), [], "print", Seal(0, "digest"))
+    write_sidecar(store, shard_name("eval", "abc", "parquet"), [], "print", Checksum(0, "digest"))
     sidecar = read_sidecar(store, "shards/eval/abc.parquet")
-    assert (sidecar.num_rows, sidecar_seal(sidecar)) == (0, Seal(0, "digest"))
+    assert (sidecar.num_rows, sidecar_checksum(sidecar)) == (0, Checksum(0, "digest"))

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import MismatchError
-from pipeline.records import Kind, Reason, Segment, ShardPlan
+from pipeline.records import FailureCategory, Reason, Segment, ShardPlan
 from pipeline.segments import table_of
-from pipeline.shards.format import FAILED, WRITTEN, Seal, SidecarRow, shard_name, write_sidecar
-from pipeline.shards.ledger import plan_shards, read_books, read_ledger
+from pipeline.shards.format import FAILED, WRITTEN, Checksum, SidecarRow, shard_name, write_sidecar
+from pipeline.shards.ledger import plan_shards, read_ledger, read_sidecar_table
 from pipeline.store.storage import Store
 
 FINGERPRINT = "print"
@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def plan(store: Store, **options) -> list[ShardPlan]:
-    return list(plan_shards(table_of(SEGMENTS), read_books(store, FINGERPRINT), 3, **options))
+    return list(plan_shards(table_of(SEGMENTS), read_sidecar_table(store, FINGERPRINT), 3, **options))
 
 
 def visit(store: Store, plan: ShardPlan, failures: dict[str, Reason] | None = None) -> None:
@@ -35,7 +35,7 @@ def visit(store: Store, plan: ShardPlan, failures: dict[str, Reason] | None = No
         fields = {name: getattr(segment, name) for name in ("key", "ytid", "start_ms", "end_ms", "split", "labels")}
         status = FAILED if reason else WRITTEN
         rows.append(SidecarRow(**fields, status=status, reason=reason or "", attempts=attempts + 1))
-    write_sidecar(store, shard_name(plan.split, plan.shard_id, "parquet"), rows, FINGERPRINT, Seal(0, ""))
+    write_sidecar(store, shard_name(plan.split, plan.shard_id, "parquet"), rows, FINGERPRINT, Checksum(0, ""))
 
 
 def ids(plans: list[ShardPlan]) -> list[str]:
@@ -80,11 +80,11 @@ def test_only_what_may_work_the_next_time_is_visited_again(store: Store, reason:
     plans = plan(store)
     visit(store, plans[0], {plans[0].segments[1].ytid: reason})
     again = [plan for plan in plan(store) if plan.attempts != (0,) * len(plan.segments)]
-    if reason.kind in (Kind.THROTTLED, Kind.TRANSIENT):
+    if reason.category in (FailureCategory.THROTTLED, FailureCategory.TRANSIENT):
         assert [(plan.segments, plan.attempts) for plan in again] == [(plans[0].segments[1:2], (1,))]
     else:
         assert again == []
-    assert plans[0].segments[1] in segments_of(plan(store, retry=[reason.kind]))
+    assert plans[0].segments[1] in segments_of(plan(store, retry=[reason.category]))
 
 
 def test_fresh_blocks_are_planned_as_before_beside_clips_to_try_again(store: Store) -> None:
@@ -105,8 +105,8 @@ def test_each_try_of_the_same_clips_is_another_shard(store: Store) -> None:
         assert due.shard_id not in seen
         seen.add(due.shard_id)
         visit(store, due, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
-    books = read_ledger(store, FINGERPRINT).set_index("key")
-    assert books.loc[SEGMENTS[0].key, "attempts"] == 4
+    sidecar_table = read_ledger(store, FINGERPRINT).set_index("key")
+    assert sidecar_table.loc[SEGMENTS[0].key, "attempts"] == 4
 
 
 def test_the_last_visit_counts_unless_an_earlier_one_wrote_the_clip(store: Store) -> None:
@@ -114,17 +114,17 @@ def test_the_last_visit_counts_unless_an_earlier_one_wrote_the_clip(store: Store
     later = ShardPlan("a", "train", tuple(SEGMENTS[:2]), (1, 1))
     visit(store, first, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
     visit(store, later, {SEGMENTS[0].ytid: Reason.REMOVED, SEGMENTS[1].ytid: Reason.REMOVED})
-    books = read_ledger(store, FINGERPRINT).set_index("key")
-    lost, kept = books.loc[SEGMENTS[0].key], books.loc[SEGMENTS[1].key]
+    sidecar_table = read_ledger(store, FINGERPRINT).set_index("key")
+    lost, kept = sidecar_table.loc[SEGMENTS[0].key], sidecar_table.loc[SEGMENTS[1].key]
     assert (lost["status"], lost["reason"], lost["shard"]) == (FAILED, "removed", "shards/train/a")
     assert (kept["status"], kept["shard"]) == (WRITTEN, "shards/train/f")
-    assert len(books) == 2
+    assert len(sidecar_table) == 2
 
 
 def test_an_empty_store_has_empty_books(store: Store) -> None:
-    books = read_ledger(store, FINGERPRINT)
-    assert len(books) == 0
-    assert set(books) == {field.name for field in dataclasses.fields(SidecarRow)} | {"shard"}
+    sidecar_table = read_ledger(store, FINGERPRINT)
+    assert len(sidecar_table) == 0
+    assert set(sidecar_table) == {field.name for field in dataclasses.fields(SidecarRow)} | {"shard"}
 
 
 def test_shards_of_other_settings_are_refused(store: Store) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from pipeline.shards.leftovers import clear_leftovers
+from pipeline.shards.leftovers import remove_orphaned_files
 from pipeline.store.scratch import ABANDONED_S, PREFIX, clear_scratch, make_scratch
 from pipeline.store.storage import Store
 
@@ -49,10 +49,10 @@ def test_what_was_never_finished_goes_after_a_day(store: Store, monkeypatch: pyt
     done = ["shards/eval/c.parquet", "shards/eval/c.tar", "snapshots/d/index.parquet", "snapshots/d/manifest.json"]
     for name in (*names, *done):
         store.write_bytes(name, b"")
-    clear_leftovers(store)
+    remove_orphaned_files(store)
     assert store.list("") == sorted([*names, *done])
     monkeypatch.setattr("pipeline.shards.leftovers.ABANDONED_S", -1.0)
-    clear_leftovers(store)
+    remove_orphaned_files(store)
     assert store.list("") == done
 
 
@@ -62,9 +62,9 @@ def test_uploads_that_broke_off_go_after_a_day(s3_store: Store, monkeypatch: pyt
         upload = client.create_multipart_upload(Bucket="bucket", Key=key)
         client.upload_part(Bucket="bucket", Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"half")
     monkeypatch.setattr("pipeline.store.storage.ABANDONED_S", 1e12)  # moto says of each that it was begun in 2010
-    clear_leftovers(s3_store)
+    remove_orphaned_files(s3_store)
     assert len(client.list_multipart_uploads(Bucket="bucket")["Uploads"]) == 2
     monkeypatch.setattr("pipeline.store.storage.ABANDONED_S", ABANDONED_S)
-    clear_leftovers(s3_store)
+    remove_orphaned_files(s3_store)
     (left,) = client.list_multipart_uploads(Bucket="bucket")["Uploads"]
     assert left["Key"] == "elsewhere/b"

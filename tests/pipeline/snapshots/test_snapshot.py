@@ -11,7 +11,7 @@ from pipeline.errors import CorruptError, InputError, MismatchError, NoClipsErro
 from pipeline.labels import Labels
 from pipeline.miniature import Miniature
 from pipeline.records import Reason, ShardReport
-from pipeline.shards.format import Seal, SidecarRow, digest_of, shard_settings, write_sidecar
+from pipeline.shards.format import Checksum, SidecarRow, digest_of, shard_settings, write_sidecar
 from pipeline.snapshots.snapshot import Snapshot, build_snapshot, check_fingerprint, load_snapshot
 from pipeline.store.storage import Store
 
@@ -43,10 +43,10 @@ def test_it_holds_what_could_be_had(snapshot: Snapshot, miniature: Miniature, re
     expected = {segment.key: set(segment.labels) for segment in had}
     for key, indices in zip(keys, snapshot.index["labels"].to_pylist(), strict=True):
         assert {snapshot.labels.mids[index] for index in indices} == expected[key]
-    books = snapshot.manifest["books"]
-    assert sum(book["planned"] for book in books.values()) == len(miniature.clips)
-    assert sum(book["written"] for book in books.values()) == len(keys)
-    for split, book in books.items():
+    sidecar_table = snapshot.manifest["split_counts"]
+    assert sum(book["planned"] for book in sidecar_table.values()) == len(miniature.clips)
+    assert sum(book["written"] for book in sidecar_table.values()) == len(keys)
+    for split, book in sidecar_table.items():
         failures = {reason: n for report in reports if report.split == split for reason, n in report.failures.items()}
         assert book["failed"].keys() == {str(reason) for reason in failures}
         assert book["planned"] == book["written"] + sum(book["failed"].values())
@@ -120,7 +120,7 @@ def test_a_store_without_any_clip_is_refused_with_the_reasons(tmp_path: Path, la
         SidecarRow(f"{n}_0", str(n), 0, 1000, "eval", labels.mids[:1], "failed", reason)
         for n, reason in enumerate([Reason.NOT_FOUND, Reason.TIMED_OUT, Reason.NOT_FOUND])
     ]
-    write_sidecar(store, "shards/eval/x.parquet", rows, digest_of(shard_settings(keep_audio=False)), Seal(0, ""))
+    write_sidecar(store, "shards/eval/x.parquet", rows, digest_of(shard_settings(keep_audio=False)), Checksum(0, ""))
     with pytest.raises(NoClipsError, match=r"3 segments failed \(2 not_found, 1 timed_out\)"):
         build_snapshot(store, labels, keep_audio=False)
     with pytest.raises(NoClipsError, match="preprocess first"):

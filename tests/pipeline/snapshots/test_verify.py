@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import CorruptError
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
-from pipeline.snapshots.verify import check_sizes
+from pipeline.snapshots.verify import verify_sizes
 from pipeline.store.storage import Store
 
 Damage = Callable[[Path, Path], object]
@@ -26,14 +26,14 @@ def copy(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
 
 
 def test_whole_shards_pass_on_disk_and_on_s3(snapshot: Snapshot, s3_store: Store) -> None:
-    check_sizes(snapshot)
-    for name in [*snapshot.seals, *snapshot.store.list("snapshots"), "latest.json"]:
+    verify_sizes(snapshot)
+    for name in [*snapshot.checksums, *snapshot.store.list("snapshots"), "latest.json"]:
         s3_store.write_bytes(name, snapshot.store.read_bytes(name))
     on_s3 = load_snapshot(s3_store)
-    check_sizes(on_s3)
-    s3_store.write_bytes(next(iter(on_s3.seals)), b"short")
+    verify_sizes(on_s3)
+    s3_store.write_bytes(next(iter(on_s3.checksums)), b"short")
     with pytest.raises(CorruptError, match=r"1 of .* shards .*s3://.*5 bytes, expected"):
-        check_sizes(on_s3)
+        verify_sizes(on_s3)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_whole_shards_pass_on_disk_and_on_s3(snapshot: Snapshot, s3_store: Store
     ids=["cut", "missing", "swapped"],
 )
 def test_a_bad_shard_is_named(copy: Snapshot, damage: Damage, found: str) -> None:
-    small, large = sorted(copy.seals, key=lambda name: copy.seals[name].num_bytes)[:: len(copy.seals) - 1]
+    small, large = sorted(copy.checksums, key=lambda name: copy.checksums[name].num_bytes)[:: len(copy.checksums) - 1]
     file = Path(copy.store.path(small))
     damage(file, Path(copy.store.path(large)))
-    with pytest.raises(CorruptError, match=f"of {len(copy.seals)} shards .*{file.name}.*{found}"):
-        check_sizes(copy)
+    with pytest.raises(CorruptError, match=f"of {len(copy.checksums)} shards .*{file.name}.*{found}"):
+        verify_sizes(copy)

@@ -46,7 +46,7 @@ def test_addresses_are_full(s3_store: Store, tmp_path: Path) -> None:
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    contents = [letter * 2**22 for letter in (b"a", b"b")]
+    contents = [event * 2**22 for event in (b"a", b"b")]
     store.write_bytes("latest", contents[0])
     writes = threading.Thread(target=lambda: [store.write_bytes("latest", contents[n % 2]) for n in range(1, 20)])
     writes.start()

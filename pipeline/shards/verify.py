@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.errors import CorruptError, StoreError
-from pipeline.shards.format import FAILED, WRITTEN, read_sidecar, seal_of, sidecar_seal
+from pipeline.shards.format import FAILED, WRITTEN, checksum_of, read_sidecar, sidecar_checksum
 from pipeline.store.storage import Store
 
 TAR, SIDECAR = ".tar", ".parquet"
 
 
-def audit_shard(shard: str, store: Store) -> list[str]:
+def verify_shard(shard: str, store: Store) -> list[str]:
     """Return what is wrong with a shard, named without extension; nothing if it is sound."""
     try:
         sidecar = read_sidecar(store, shard + SIDECAR)
@@ -33,7 +33,7 @@ def audit_shard(shard: str, store: Store) -> list[str]:
         else:
             tar = stack.enter_context(store.scratch()) / "shard.tar"
             store.fetch(shard + TAR, tar)
-        found, expected = seal_of(tar), sidecar_seal(sidecar)
+        found, expected = checksum_of(tar), sidecar_checksum(sidecar)
         if found != expected:
             what = f"{found.num_bytes} bytes and the digest {found.digest[:16]}"
             wrong.append(f"{shard}{TAR}: expected {expected.num_bytes} bytes and {expected.digest[:16]}, found {what}")
