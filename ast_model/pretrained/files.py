@@ -60,16 +60,16 @@ def read_weights(source: str | Path) -> WeightFile:
 
 def _read_local(path: Path) -> WeightFile:
     file = _find_file(path)
-    content, metadata = _read_file(file)
+    content, header = _read_file(file)
     tensors = {name: tensor.float() for name, tensor in _unwrap(content, file).items()}
     features = file.parent / FEATURES_FILE
-    return WeightFile(tensors, _find_description(file, metadata), _read_json(features) if features.exists() else {})
+    return WeightFile(tensors, _find_description(file, header), _read_json(features) if features.exists() else {})
 
 
-def _find_description(file: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    if CONFIG_KEY in metadata:
-        metadata = {METADATA_KEY: json.loads(metadata[METADATA_KEY])} if METADATA_KEY in metadata else {}
-        return {"model": json.loads(metadata[CONFIG_KEY]), **metadata}
+def _find_description(file: Path, header: Mapping[str, str]) -> Mapping[str, Any]:
+    if CONFIG_KEY in header:
+        metadata = {METADATA_KEY: json.loads(header[METADATA_KEY])} if METADATA_KEY in header else {}
+        return {"model": json.loads(header[CONFIG_KEY]), **metadata}
     # What lies beside an official .pth is not about it.
     for name in DESCRIPTION_FILES if file.suffix in (".safetensors", ".bin") else ():
         if (file.parent / name).exists():

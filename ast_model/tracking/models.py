@@ -125,7 +125,7 @@ def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> 
         warnings.simplefilter("ignore")  # of type hints, which the signature replaces
         save_model(
             folder / "model",
-            python_model=str(root / "ast_model" / "tracking_pyfunc.py"),
+            python_model=str(root / "ast_model" / "tracking" / "pyfunc.py"),
             artifacts={CHECKPOINT: str(folder / CHECKPOINT)},
             code_paths=[str(root / package) for package in PACKAGES],
             mlflow_model=Model(run_id=run_id, model_id=model_id),

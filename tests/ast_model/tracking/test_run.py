@@ -51,8 +51,8 @@ def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp
     """Counted in the database, as a person would look."""
     code = (
         "import os, signal, pathlib; from pipeline.store.storage import Store\n"
-        "from ast_model import tracking, tracking_delivery\n"
-        f"tracking_delivery.QUEUES = pathlib.Path({str(tmp_path / 'outboxes')!r})\n"
+        "from ast_model.tracking import delivery, run as tracking\n"
+        f"delivery.QUEUES = pathlib.Path({str(tmp_path / 'outboxes')!r})\n"
         f"run = tracking.start_run(Store({store.root!r}), 'a training', {{'preset': 'demo'}})\n"
         "for step in range(1, 31): run.log_metrics({'train/loss': 1 / step}, step)\n"
         "run.close()\n"
