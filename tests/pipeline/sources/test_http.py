@@ -95,7 +95,7 @@ def test_what_a_bad_mirror_sends_becomes_named_failures_in_little_memory(mirror:
 
 @pytest.mark.parametrize("ytid", ["mute", "trickle"])
 def test_the_deadline_holds(mirror: Mirror, ytid: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.GRACE_S", 0.3)
+    monkeypatch.setattr("pipeline.sources.source.GRACE_S", 0.3)
     source = HttpSource(mirror.address + "/{ytid}.flac", replace(FETCH, deadline_s=0.5))
     started = time.monotonic()
     failure = fetch_within(source, segment(ytid), None, 0.5)

@@ -115,7 +115,7 @@ def test_an_attempt_that_never_returns_is_left_behind(monkeypatch: pytest.Monkey
             time.sleep(2)
             os.write(2, b"")
 
-    monkeypatch.setattr("pipeline.sources.GRACE_S", 0.1)
+    monkeypatch.setattr("pipeline.sources.source.GRACE_S", 0.1)
     started = time.monotonic()
     failure = fetch_within(Hanging(), segment("any"), None, deadline_s=0.2)  # pyright: ignore[reportArgumentType]
     assert time.monotonic() - started < 1

@@ -1,0 +1,78 @@
+"""The protocol of a source, and how one is opened and asked within a deadline."""
+
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.config import FetchConfig, PreprocessConfig
+from pipeline.errors import ConfigError
+from pipeline.records import Failure, Media, Reason, Segment
+from pipeline.sources.archives import ParquetSource, TarSource
+from pipeline.sources.folder import FolderSource
+from pipeline.sources.http import HttpSource
+from pipeline.sources.table import ListedSource
+from pipeline.sources.youtube import YouTubeSource
+
+YOUTUBE = "youtube"
+GRACE_S = 5.0
+"""Added to the deadline of a source's own, before an attempt that still goes on is left behind."""
+
+
+class Source(Protocol):
+    def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+        """Make one attempt at the media of a segment, within the deadline. May be called from several threads."""
+        ...
+
+
+def open_source(config: PreprocessConfig) -> Source:
+    """Return the source that `config.media` names."""
+    media = config.media
+    if not media:
+        raise ConfigError(
+            "media is not set: name youtube, a folder of media files, tars or parquet files, or an address with {ytid}"
+        )
+    if media == YOUTUBE:
+        return YouTubeSource(config.youtube, config.fetch)
+    if media.endswith(".tar"):
+        return TarSource(media, config.fetch)
+    if media.endswith(".csv"):
+        return ListedSource(media, config.fetch)
+    if media.endswith(".parquet"):
+        return ParquetSource(media, config.fetch)
+    if media.startswith(("http://", "https://")):
+        return HttpSource(media, config.fetch, already_cut=config.already_cut)
+    return FolderSource(media, config.fetch, already_cut=config.already_cut)
+
+
+def read_proxies(config: FetchConfig) -> tuple[str, ...]:
+    """Read the addresses of the proxies, such as http://user:secret@host:3128."""
+    if not config.proxies:
+        return ()
+    try:
+        found = tuple(Path(config.proxies).expanduser().read_text().split())
+    except OSError as error:
+        raise ConfigError(f"can't read the proxies {config.proxies}: {error.strerror}; repair fetch.proxies") from error
+    if not found or not all("://" in address for address in found):
+        raise ConfigError(f"{config.proxies}: expected an address such as http://host:3128 per line, found another one")
+    return found
+
+
+def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s: float) -> Media | Failure:
+    """Make one attempt that ends at the deadline, whatever the source waits on; what is late is left behind."""
+    outcome: list[Media | Failure | BaseException] = []
+
+    def attempt() -> None:
+        try:
+            outcome.append(source.fetch(segment, proxy))
+        except BaseException as error:
+            outcome.append(error)
+
+    # A daemon: one that hangs for good must not keep the process from ending.
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(deadline_s + GRACE_S)
+    if not outcome:
+        return Failure(Reason.TIMED_OUT, f"{segment.key}: no answer within {deadline_s} s")
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
