@@ -1,5 +1,6 @@
 """What clusters are made from, checked without a cloud: by Ray's own validation, and against the project's locks."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from deploy.check_node import MIN_DRIVER_OF_CUDA
 from jobs.audioset import PRESETS
 from jobs.launch.cli import parse_config
 
@@ -66,10 +68,59 @@ def test_every_node_asks_for_the_token_and_has_the_pinned_image(cluster: dict[st
     assert "-v /mnt/cache:/mnt/cache" in cluster["docker"]["run_options"]
 
 
+def test_images_are_named_and_have_a_driver_for_cuda_13() -> None:
+    aws = [node["node_config"]["ImageId"] for node in read("cluster.yaml")["available_node_types"].values()]
+    assert {name.split("/latest/")[0] for name in aws} == {
+        "resolve:ssm:/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04"
+    }
+    disks = [node["node_config"]["disks"] for node in read("cluster-gcp.yaml")["available_node_types"].values()]
+    boots = [disk["initializeParams"] for node in disks for disk in node if disk.get("boot")]
+    assert len(boots) == 3
+    for boot in boots:
+        driver = re.search(r"-nvidia-(\d+)$", boot["sourceImage"])
+        assert driver
+        assert int(driver[1]) >= MIN_DRIVER_OF_CUDA["13"]
+        assert boot["diskType"].endswith("/pd-balanced")
+
+
+def test_nodes_are_checked_and_spot_nodes_hear_notices(cluster: dict[str, Any]) -> None:
+    assert "deploy/check_node.py" in " ".join(cluster["setup_commands"])
+    cloud = cluster["provider"]["type"]
+    assert any(f"deploy/spot_drain.py {cloud}" in command for command in cluster["worker_start_ray_commands"])
+    assert not any("spot_drain" in command for command in cluster["head_start_ray_commands"])
+
+
+def test_google_s_training_nodes_ask_for_their_local_disks() -> None:
+    disks = read("cluster-gcp.yaml")["available_node_types"]["train"]["node_config"]["disks"]
+    assert [disk.get("interface") for disk in disks] == [None, "NVME", "NVME", "NVME", "NVME"]
+
+
+def test_the_policy_names_what_the_launcher_needs() -> None:
+    statements = json.loads((ROOT / "deploy/aws-iam-policy.json").read_text())["Statement"]
+    actions = {
+        action
+        for each in statements
+        for action in ([each["Action"]] if isinstance(each["Action"], str) else each["Action"])
+    }
+    assert {"ec2:RunInstances", "iam:PassRole", "ssm:GetParameters", "s3:PutObject"} <= actions
+    assert not any(action == "*" for action in actions)
+
+
 def pods() -> dict[str, dict[str, Any]]:
     spec = read("deploy/raycluster.yaml")["spec"]
     groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
     return {name: group["template"]["spec"] for name, group in ({"head": spec["headGroupSpec"]} | groups).items()}
+
+
+def test_pods_have_more_time_to_end_than_ray_drains() -> None:
+    (drain_s,) = {
+        int(variable["value"])
+        for pod in pods().values()
+        for variable in pod["containers"][0]["env"]
+        if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+    }
+    graces = [pod["terminationGracePeriodSeconds"] for name, pod in pods().items() if name != "head"]
+    assert min(graces) > drain_s
 
 
 def test_the_kubernetes_cluster_is_as_the_others() -> None:

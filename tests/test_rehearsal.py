@@ -1,6 +1,7 @@
 """Several Ray nodes on one machine, a store on S3, and nodes that are taken away: `make rehearsal`."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ from pipeline.miniature import Miniature
 from pipeline.preprocess import preprocess
 from pipeline.snapshots.snapshot import Snapshot, check_fingerprint
 from pipeline.store.storage import Store
+from tests.metadata_service import MetadataService, serve_metadata
 
 pytestmark = [pytest.mark.rehearsal, pytest.mark.filterwarnings("ignore")]  # Ray's cluster utility is no clean code
 
@@ -61,6 +63,12 @@ def cluster(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture
+def service() -> Iterator[MetadataService]:
+    with serve_metadata() as server:
+        yield server
 
 
 def losing_a_node(
@@ -167,3 +175,20 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
     assert [metrics["epoch"] for metrics in history] == [1, 2, 3]
     for one, other in zip(history, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-2, abs=5e-3)  # a d' may be about 0
+
+
+def test_a_spot_notice_drains_the_node_it_came_to(cluster: Cluster, service: MetadataService) -> None:
+    """The daemon of `deploy/spot_drain.py` against Ray itself: a drained node that has nothing to do ends."""
+    service.notices[:] = [404, 200]
+    node_id = cluster.worker_nodes.copy().pop().node_id
+    command = [sys.executable, "-m", "deploy.spot_drain", "aws", "--service", service.address, "--poll-s", "0.1"]
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where `ray` is
+    environment = {**os.environ, "PATH": path}
+    further = ["--address", cluster.address, "--node-id", node_id]
+    subprocess.run([*command, *further], cwd=root, env=environment, check=True, timeout=120)
+    deadline = time.monotonic() + 60
+    while is_alive := next(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
+        assert time.monotonic() < deadline, "the node is still there"
+        time.sleep(0.2)
+    assert not is_alive
