@@ -1,7 +1,8 @@
 """Settings of a training. The docstring under a field is its `--help` text; presets are in `ast_model.recipes`."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 
@@ -321,3 +322,19 @@ class TrainConfig:
         first = self.average_from_epoch
         if first is not None and not 1 <= first <= self.num_epochs:
             raise ConfigError(f"average_from_epoch must be between 1 and num_epochs={self.num_epochs}, found {first}")
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
+    """Turn nested settings into text by dotted name: `train.augment.noise` → `True`.
+
+    Takes a dataclass, or a mapping such as its JSON: both of the same settings give the same result, so that what was
+    recorded can be compared with what is asked for now.
+    """
+    named = settings if isinstance(settings, Mapping) else {f.name: getattr(settings, f.name) for f in fields(settings)}
+    flat: dict[str, str] = {}
+    for name, value in named.items():
+        if isinstance(value, Mapping) or is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return flat

@@ -1,11 +1,9 @@
 """MLflow: one run per training, with its parameters, metrics, data and end, whatever happens to its processes."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -36,18 +34,6 @@ from pipeline.store.storage import Store
 END_TIMEOUT_S = 120.0
 """How long the end of a run waits for a server that is away."""
 NOTE_TAG, PARENT_TAG = "mlflow.note.content", "mlflow.parentRunId"
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, str]:
-    """Turn nested dataclasses into flat parameters such as `train.augment.noise`."""
-    flat: dict[str, str] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{field.name}.")
-        else:
-            flat[prefix + field.name] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return flat
 
 
 class TrackedRun:

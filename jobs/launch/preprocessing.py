@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ast_model.tracking.run import TrackedRun, flatten, start_run
+from ast_model.config import flatten
+from ast_model.tracking.run import TrackedRun, start_run
 from ast_model.tracking.server import PREPROCESSING, ROOT_TAG
 from pipeline.config import PreprocessConfig
 from pipeline.miniature import make_miniature, serve_miniature

@@ -4,8 +4,7 @@ import dataclasses
 from typing import Protocol
 
 from ast_model import recipes
-from ast_model.config import ASTConfig, TrainConfig
-from ast_model.tracking.run import flatten
+from ast_model.config import ASTConfig, TrainConfig, flatten
 from jobs.launch.provenance import command
 from pipeline.snapshots.snapshot import Snapshot
 

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch.nn.functional as nnf
 from sklearn.metrics import accuracy_score
 
 from ast_model import recipes
-from ast_model.config import TrainConfig
+from ast_model.config import TrainConfig, flatten
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.metrics import tagging_metrics
 from ast_model.pretrained.metadata import scores_from_logits
@@ -70,3 +71,11 @@ def test_scores_are_a_softmax_where_classes_exclude_each_other() -> None:
     logits_BC = torch.tensor([[1.0, 2.0, 3.0]])
     assert scores_from_logits(logits_BC, "ce").sum() == pytest.approx(1)
     torch.testing.assert_close(scores_from_logits(logits_BC, "bce"), torch.sigmoid(logits_BC))
+
+
+def test_settings_and_their_json_are_flattened_to_the_same_text() -> None:
+    train = dataclasses.replace(recipes.audioset_full().train, teachers=("a", "b"))
+    flat = flatten(train, "train.")
+    assert flat == flatten({"train": json.loads(json.dumps(dataclasses.asdict(train)))})
+    assert (flat["train.teachers"], flat["train.augment.noise"]) == ("a,b", "False")
+    assert flat["train.learning_rate"] == "1e-05"
