@@ -50,7 +50,7 @@ class Tagger:
             labels = read_labels(str(labels))
         file = read_weights(source)
         model = fit_weights(file, source)
-        return cls(model, read_metadata(file, model.config.num_classes, labels), device)
+        return cls(model, read_metadata(file, model.config, labels), device)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -95,10 +95,10 @@ def test(
     best = best_checkpoint(snapshot.store, folder)
     chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each["eval/accuracy"])
     name = best[0] if best and config.choose != "last" else list_checkpoints(snapshot.store, folder)[-1]
-    ((_, evaluation),) = score_each((snapshot.store.url(name),), snapshot, "test", config.train.micro_batch_size)
+    (member,) = score_each((snapshot.store.url(name),), snapshot, "test", config.train.micro_batch_size)
     return {
         "valid": chosen["eval/accuracy"],
-        "test": evaluation.figures["accuracy"],
+        "test": member.evaluation.figures["accuracy"],
         "how": f"epoch {chosen['epoch']:.0f} of {len(epochs)}, {config.choose}",
         "checkpoint": name,
         "snapshot": snapshot.snapshot_id,

@@ -1,6 +1,7 @@
 """Score checkpoints one after the other, and average their scores."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -8,28 +9,60 @@ from ast_model.config import CacheConfig
 from ast_model.data.loader import BatchReader, open_reader
 from ast_model.distributed import join_world
 from ast_model.evaluation.evaluate import Evaluation, Normalisation, evaluate
+from ast_model.metrics import tagging_metrics
+from ast_model.model import AST
 from ast_model.pretrained.files import read_weights
 from ast_model.pretrained.load import fit_weights
-from ast_model.pretrained.metadata import read_metadata
+from ast_model.pretrained.metadata import ModelMetadata, check_labels, find_labels, read_metadata
+from pipeline.labels import Labels
 from pipeline.snapshots.snapshot import Snapshot
 
 
-def score_each(
-    checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int
-) -> Iterator[tuple[str, Evaluation]]:
-    """Yield each checkpoint's name and its scores on a split.
+@dataclass(frozen=True)
+class EnsembleMember:
+    """An evaluated checkpoint of an ensemble."""
 
-    Raises MismatchError if the classes of a checkpoint are not the snapshot's, in order.
+    checkpoint: str
+    evaluation: Evaluation
+    """Of this checkpoint alone."""
+    ensemble: Evaluation
+    """Of the mean of its scores and those of all checkpoints before it."""
+
+
+def score_each(checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int) -> Iterator[EnsembleMember]:
+    """Score each checkpoint on a split; the last one's `ensemble` is that of all.
+
+    Classes are matched by name. Raises MismatchError if a checkpoint has others than the snapshot.
     """
     rows = snapshot.rows_of((split,))
     targets, reader = snapshot.targets(rows), open_reader(snapshot, CacheConfig())
+    mean = None
     with join_world() as world:
-        for source in checkpoints:
-            file = read_weights(source)
-            model = fit_weights(file, source)
-            metadata = read_metadata(file, model.config.num_classes, snapshot.labels)
+        for number, source in enumerate(checkpoints, start=1):
+            model, metadata = _load_for_classes(source, snapshot.labels)
             clips = BatchReader(reader, rows, targets, model.config.num_frames)
             norm = Normalisation(metadata.mean, metadata.std)
-            yield source, evaluate(model.to(world.device), clips, world, norm, batch_size, metadata.loss)
+            evaluation = evaluate(model.to(world.device), clips, world, norm, batch_size, metadata.loss)
+            mean = _add_to_mean(mean, evaluation, number) if mean else evaluation
+            yield EnsembleMember(source, evaluation, mean)
+            # Two models of an ensemble never share the GPU's memory.
             del model
             torch.cuda.empty_cache()
+
+
+def _load_for_classes(source: str, labels: Labels) -> tuple[AST, ModelMetadata]:
+    """Load a checkpoint whose logits are in the order of `labels`, which stand in where it names no classes."""
+    file = read_weights(source)
+    model = fit_weights(file, source)
+    found = find_labels(file, model.config)
+    metadata = read_metadata(file, model.config, None if found else labels)
+    if sorted(found) == sorted(labels.names) and found != labels.names:
+        return fit_weights(file, source, labels=labels.names), metadata
+    check_labels(labels.names, metadata.labels, "the checkpoint", "the snapshot")
+    return model, metadata
+
+
+def _add_to_mean(mean: Evaluation, evaluation: Evaluation, number: int) -> Evaluation:
+    """Return the mean of `number` evaluations, of which this is the last."""
+    scores = mean.scores + (evaluation.scores - mean.scores) / number
+    return Evaluation(scores, evaluation.targets, tagging_metrics(scores, evaluation.targets))

@@ -41,10 +41,10 @@ class Evaluation:
     def figures(self) -> dict[str, float]:
         """Metrics by name, the main one first."""
         metrics = self.metrics
-        metadata = {"mAP": metrics.mAP, "auc": metrics.auc, "d_prime": metrics.d_prime}
+        figures = {"mAP": metrics.mAP, "auc": metrics.auc, "d_prime": metrics.d_prime}
         if self.main_metric == "accuracy":
-            return {"accuracy": accuracy(self.scores, self.targets), **metadata}
-        return metadata
+            return {"accuracy": accuracy(self.scores, self.targets), **figures}
+        return figures
 
 
 @contextmanager

@@ -70,6 +70,23 @@ def plot_precision_recall(evaluation: Evaluation, labels: Labels, classes: Seque
     return figure
 
 
+def plot_confusion(evaluation: Evaluation, labels: Labels) -> Figure:
+    """Draw how often each class (row) is taken for each (column), as a share of the row. Clips have one class each."""
+    num_classes = len(labels)
+    counts = np.zeros((num_classes, num_classes))
+    np.add.at(counts, (evaluation.targets.argmax(axis=1), evaluation.scores.argmax(axis=1)), 1)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    side = 3 + 0.2 * num_classes
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    names = [_plain(name) for name in labels.names]
+    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(num_classes), names, fontsize=7)
+    axes.set(xlabel="predicted", ylabel="true")
+    return figure
+
+
 def plot_training(series: Mapping[str, Series]) -> Figure:
     """Draw how a training went: loss and learning rate against steps, what was measured against epochs."""
     panels = [

@@ -51,15 +51,13 @@ def predictions_name(run: str, name: str) -> str:
     return f"runs/{run}/evaluations/{name}.npz"
 
 
-def save_predictions(
-    evaluation: Evaluation, snapshot: Snapshot, splits: tuple[tuple[str, ...], str], name: str, epoch: int
-) -> None:
-    """Write an evaluation's scores to the store; `splits` are those of training and evaluation."""
+def make_predictions(
+    evaluation: Evaluation, snapshot: Snapshot, splits: tuple[tuple[str, ...], str], epoch: int
+) -> Predictions:
+    """Give an evaluation the keys and classes of its clips; `splits` are those of training and evaluation."""
     train_splits, eval_split = splits
     rows = snapshot.rows_of((eval_split,))
-    out = io.BytesIO()
-    np.savez(
-        out,
+    return Predictions(
         keys=np.asarray(snapshot.index["key"].take(rows).to_pylist()),
         mids=np.asarray(snapshot.labels.mids),
         names=np.asarray(snapshot.labels.names),
@@ -68,11 +66,24 @@ def save_predictions(
         num_train_clips=snapshot.class_counts(train_splits),
         epoch=epoch,
     )
-    snapshot.store.write_bytes(name, out.getvalue())
+
+
+def encode_predictions(predictions: Predictions) -> bytes:
+    """Return the content of an `.npz` file, an array per field."""
+    out = io.BytesIO()
+    np.savez(out, **{field.name: getattr(predictions, field.name) for field in dataclasses.fields(predictions)})
+    return out.getvalue()
+
+
+def save_predictions(
+    evaluation: Evaluation, snapshot: Snapshot, splits: tuple[tuple[str, ...], str], name: str, epoch: int
+) -> None:
+    """Write an evaluation's predictions to the store; `splits` are those of training and evaluation."""
+    snapshot.store.write_bytes(name, encode_predictions(make_predictions(evaluation, snapshot, splits, epoch)))
 
 
 def parse_predictions(data: bytes, where: str) -> Predictions:
-    """Read what `save_predictions` wrote. Raises CorruptError."""
+    """Read what `encode_predictions` returned. Raises CorruptError."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return Predictions(

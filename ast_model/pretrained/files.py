@@ -1,6 +1,7 @@
-"""Where weights come from: a file, a folder, an address or a name on the Hugging Face hub. Only tensors are read."""
+"""Sources of weights: a file, a folder, an address or a name on the Hugging Face hub. Only tensors are read."""
 
 import json
+import os.path
 import pickle
 import re
 import tempfile
@@ -30,9 +31,9 @@ METADATA_KEY = "metadata"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".onnx")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WRAPPERS = ("module.", "_orig_mod.")
-"""What torch puts before each name when a model is made parallel or compiled."""
+"""Prefixes that torch gives each name when a model is made parallel or compiled."""
 _NESTS = ("model", "state_dict")
-"""Under which key training code keeps the tensors, beside other things."""
+"""Keys under which training code keeps the tensors, beside other things."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def read_weights(source: str | Path) -> WeightFile:
             return _read_local(_fetch_from_store(str(source), Path(folder)))
     if _HUB_NAME.fullmatch(str(source)):
         return _read_local(_fetch_from_hub(str(source)))
-    raise WeightsError(f"expected weights at {path.absolute()}, found nothing there; it is no name on the hub either")
+    raise WeightsError(
+        f"expected weights at {os.path.normpath(path.absolute())}, found nothing there; it is no name on the hub either"
+    )
 
 
 def _read_local(path: Path) -> WeightFile:
@@ -93,7 +96,7 @@ def _find_file(path: Path) -> Path:
 
 
 def _read_file(file: Path) -> tuple[Any, Mapping[str, str]]:
-    """Return what the file holds and its metadata, going by its first bytes."""
+    """Return what the file holds and the strings in its header, going by its first bytes."""
     with file.open("rb") as stream:
         start = stream.read(16)
     try:

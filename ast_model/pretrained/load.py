@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -14,15 +14,14 @@ from ast_model.model import AST, adapt_positions
 from ast_model.pretrained import hugging_face
 from ast_model.pretrained.files import WeightFile, read_weights
 from ast_model.pretrained.layouts import Names, find_layout, from_layout
-from ast_model.pretrained.metadata import stored_metadata
+from ast_model.pretrained.metadata import find_labels
+from ast_model.pretrained.published import STRIDES, published_shapes
 from pipeline.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
 
-_PUBLISHED_STRIDES = (10, 12, 14, 16)
-"""Of the official AudioSet models, the same along both axes, each for 1,024 frames of 128 bins."""
 _WIDTH_OF_DEITS_HEADS = 64
 
 
@@ -32,8 +31,9 @@ def load_pretrained(source: str | Path, config: ASTConfig | None = None, labels:
     source: a file (.pth, .bin or .safetensors), a folder, the address of one in a store, or a name on the Hugging Face
     hub. It may hold our own checkpoint, the official AST, Hugging Face's, or a distilled DeiT.
     config: without it the model is shaped as the source. An AST's own epsilons, where they are known, stay with it.
-    labels: names of the classes. The head's rows are picked by them if the source names all of them too; if it names
-    others, the head is new. Where the source names none, the head stays if the number of classes does.
+    labels: names of the classes. The head's rows are picked by them if the source has all of them too; if it has
+    others, the head is new. Official `.pth` files name none, but have the known order of their data set, if the number
+    of classes and the length are its own; other weights without names keep their head if the number of classes fits.
     Raises WeightsError, naming the tensor, its expected and its found shape, if they don't fit.
     """
     return fit_weights(read_weights(source), source, config, labels)
@@ -58,13 +58,18 @@ def _fit(file: WeightFile, config: ASTConfig | None, labels: Sequence[str] | Non
     names = layout.tensor_names(depth, prefix)
     _check_names(tensors, names, {start for unused in layout.unused for start in (unused, prefix + unused)})
     weights = from_layout(tensors, names)
-    config = config or _config_of(weights, depth, described)
+    source_config = _source_config(weights, depth, described)
+    config = config or source_config or _refuse_unknown_shape(weights)
     if depth != config.depth or (described and described.num_heads != config.num_heads):
         found = f"{depth} blocks" + (f" of {described.num_heads} heads" if described else "")
         raise WeightsError(f"expected {config.depth} blocks of {config.num_heads} heads, found {found}")
     if described:
         config = dataclasses.replace(config, norm_eps=described.norm_eps, head_norm_eps=described.head_norm_eps)
-    notes = [layout.title, *_match_head(weights, file, labels), *_adapt(weights, described, config)]
+    notes = [
+        layout.title,
+        *_match_head(weights, find_labels(file, source_config), labels),
+        *_adapt(weights, described, config),
+    ]
     model = AST(config)
     _check_shapes(weights, model, names)
     model.load_state_dict(weights, strict=False)
@@ -83,31 +88,40 @@ def _read_description(description: Mapping[str, Any]) -> ASTConfig | None:
         ) from error
 
 
-def _config_of(weights: Weights, depth: int, described: ASTConfig | None) -> ASTConfig:
-    """Return the config of an AST, if need be going by its tensors, as far as published models go."""
+def _source_config(weights: Weights, depth: int, described: ASTConfig | None) -> ASTConfig | None:
+    """Return the config of an AST, if need be going by its tensors, as far as published shapes go."""
     if "head.linear.weight" not in weights:
-        raise ConfigError("these weights have no head of an AST, so the model's config must be given")
+        return None
     num_classes = len(weights["head.linear.weight"])
     if described:
         return dataclasses.replace(described, num_classes=num_classes)
     width = weights["class_token"].shape[2]
     shape = ASTConfig(num_classes, width=width, depth=depth, num_heads=max(1, width // _WIDTH_OF_DEITS_HEADS))
-    for stride in _PUBLISHED_STRIDES:
-        config = dataclasses.replace(shape, freq_stride=stride, time_stride=stride)
-        if config.num_tokens == weights["positions"].shape[1]:
-            return config
-    raise ConfigError("these weights don't tell their strides and length, so the model's config must be given")
+    num_tokens = weights["positions"].shape[1]
+    return next((config for config in published_shapes(shape) if config.num_tokens == num_tokens), None)
 
 
-def _match_head(weights: Weights, file: WeightFile, labels: Sequence[str] | None) -> list[str]:
-    """Give the head the rows of `labels`, in place, or drop one that is of other classes; return what was done."""
-    described = stored_metadata(file)
-    found = list(described.labels) if described else []
-    if not labels or not found or found == list(labels) or "head.linear.weight" not in weights:
+def _refuse_unknown_shape(weights: Weights) -> NoReturn:
+    if "head.linear.weight" not in weights:
+        raise ConfigError("these weights have no head of an AST, so the model's config must be given")
+    num_patches = weights["positions"].shape[1] - NUM_EXTRA_TOKENS
+    raise ConfigError(
+        f"expected positions of a published length (1024, 512 or 128 frames) and stride ({', '.join(map(str, STRIDES))}"
+        f"), found {num_patches} patches and no config.json. Load them once with their shape, load_pretrained(source, "
+        "ASTConfig(…)), and write them with export_safetensors, which keeps it"
+    )
+
+
+def _match_head(weights: Weights, found: Sequence[str], labels: Sequence[str] | None) -> list[str]:
+    """Give the head the rows of `labels`, in place, or drop one that is of other classes; return what was done.
+
+    found: names of the head's rows, as far as they are known.
+    """
+    if not labels or not found or list(found) == list(labels) or "head.linear.weight" not in weights:
         return []
-    place_of = {name: place for place, name in enumerate(found)}
-    if set(labels) <= place_of.keys():
-        rows = [place_of[name] for name in labels]
+    row_of = {name: row for row, name in enumerate(found)}
+    if set(labels) <= row_of.keys():
+        rows = [row_of[name] for name in labels]
         for name in ("head.linear.weight", "head.linear.bias"):
             weights[name] = weights[name][rows]
         return [f"the head's {len(rows)} classes picked from {len(found)} by name"]
@@ -145,7 +159,7 @@ def _find_grid(weights: Weights, described: ASTConfig | None, config: ASTConfig)
     """
     num_patches = weights["positions"].shape[1] - NUM_EXTRA_TOKENS
     side, num_rows = math.isqrt(num_patches), config.grid[0]
-    published = [ASTConfig(freq_stride=stride, time_stride=stride).grid for stride in _PUBLISHED_STRIDES]
+    published = [shape.grid for shape in published_shapes(ASTConfig())]
     if described:
         candidates = [described.grid]
     elif _is_of_images(weights):

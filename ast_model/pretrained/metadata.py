@@ -1,4 +1,4 @@
-"""What a user must know, beside a model's weights, to tag audio with it: classes, normalisation, activation."""
+"""Metadata that a model's weights need before they can tag audio: classes, normalisation, activation."""
 
 import dataclasses
 import logging
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ast_model.config import AUDIOSET_MEAN, AUDIOSET_STD, Loss
+from ast_model.config import AUDIOSET_MEAN, AUDIOSET_STD, ASTConfig, Loss
 from ast_model.pretrained.files import METADATA_KEY, WeightFile
 from ast_model.pretrained.hugging_face import MODEL_TYPE
+from ast_model.pretrained.published import find_published
 from pipeline.errors import InputError, MismatchError, WeightsError
 from pipeline.labels import Labels
 
@@ -37,29 +38,56 @@ def scores_from_logits(logits_BC: Tensor, loss: Loss) -> Tensor:
     return logits_BC.float().softmax(dim=1) if loss == "ce" else torch.sigmoid(logits_BC.float())
 
 
-def read_metadata(file: WeightFile, num_classes: int, labels: Labels | None = None) -> ModelMetadata:
-    """Take from a checkpoint what it says of itself.
+def read_metadata(file: WeightFile, config: ASTConfig, labels: Labels | None = None) -> ModelMetadata:
+    """Return what a checkpoint says of itself, or what is known of the official `.pth` files, which say nothing.
 
-    labels: needed where it names no classes (official `.pth` files); elsewhere they are held against its own.
-    Raises InputError without any labels, MismatchError if they are others, or not as many as the model has classes.
+    config: shape of the checkpoint's model.
+    labels: needed where the classes are unknown; elsewhere they must be the checkpoint's own, in the same order.
+    Raises InputError if the classes are unknown, MismatchError if `labels` are others, or not as many as the model has.
     """
-    metadata = stored_metadata(file)
-    if metadata is None:
-        log.warning(
-            "these weights don't say their mean and std; AudioSet's %s are taken", (AUDIOSET_MEAN, AUDIOSET_STD)
-        )
-        metadata = ModelMetadata((), AUDIOSET_MEAN, AUDIOSET_STD)
+    metadata = stored_metadata(file) or _published_metadata(config, labels)
     if not metadata.labels and labels is None:
         raise InputError(
-            "expected the names of the classes, but this file does not hold any: give the class_labels_indices.csv"
-            " that it was trained with as `labels`"
+            "expected the names of the classes, found none in these weights, and no published list is of"
+            f" {config.num_classes} classes and {config.num_frames} frames: give their class_labels_indices.csv with"
+            " --labels"
         )
     if metadata.labels and labels is not None:
         check_labels(labels.names, metadata.labels, "the checkpoint", "the given labels")
     names = tuple(metadata.labels) or (labels.names if labels else ())
-    if len(names) != num_classes:
-        raise MismatchError(f"expected {num_classes} labels, one for each class of the model, found {len(names)}")
+    if len(names) != config.num_classes:
+        raise MismatchError(
+            f"expected {config.num_classes} labels, one for each class of the model, found {len(names)}"
+        )
     return dataclasses.replace(metadata, labels=names)
+
+
+def _published_metadata(config: ASTConfig, labels: Labels | None) -> ModelMetadata:
+    data = find_published(config, labels.names if labels else ())
+    if data is None:
+        log.warning(
+            "these weights don't say their mean and std; AudioSet's %s are taken", (AUDIOSET_MEAN, AUDIOSET_STD)
+        )
+        return ModelMetadata((), AUDIOSET_MEAN, AUDIOSET_STD)
+    log.info(
+        "these weights say nothing of themselves; with %d classes and %d frames they are taken for the official ones of"
+        " %s: %smean %s, std %s, loss %s",
+        *(config.num_classes, config.num_frames, data.title),
+        "its order of classes, " if data.labels else "",
+        *(data.mean, data.std, data.loss),
+    )
+    return ModelMetadata(data.labels, data.mean, data.std, data.loss)
+
+
+def find_labels(file: WeightFile, config: ASTConfig | None) -> tuple[str, ...]:
+    """Return the names of a checkpoint's classes, also of an official one; empty if they are unknown.
+
+    config: shape of the checkpoint's model, if that is known.
+    """
+    if metadata := stored_metadata(file):
+        return tuple(metadata.labels)
+    data = find_published(config) if config else None
+    return data.labels if data else ()
 
 
 def check_labels(found: Sequence[str], expected: Sequence[str], ours: str, theirs: str) -> None:

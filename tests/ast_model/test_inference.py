@@ -36,7 +36,7 @@ def make_model(**overrides: Any) -> AST:
 
 
 def make_sound(num_samples: int, seed: int = 0) -> np.ndarray:
-    """DropMasks that swells, on the grid of 16-bit samples and without a mean."""
+    """Noise that swells, on the grid of 16-bit samples and without a mean."""
     noise = np.random.default_rng(seed).uniform(-0.5, 0.5, num_samples) * np.linspace(0.01, 1, num_samples)
     return (np.rint((noise - noise.mean()) * 32768) / 32768).astype(np.float32)
 

@@ -59,6 +59,7 @@ def test_an_ensemble_is_the_mean_of_the_scores(snapshot: Snapshot, tmp_path: Pat
     assert running["mean_so_far_mAP"].tolist() == pytest.approx([running["mAP"][0], expected], abs=1e-6)
     assert (tmp_path / "both" / "classes.png").stat().st_size > 1000
     assert (tmp_path / "both" / "precision_recall.png").stat().st_size > 1000
+    assert str(both["keys"][0]) in (tmp_path / "both" / "clips.html").read_text()
 
 
 def test_a_class_that_is_not_there_is_said_before_anything_is_scored(
@@ -69,10 +70,17 @@ def test_a_class_that_is_not_there_is_said_before_anything_is_scored(
     assert f"found {name[:-1]!r}" in (shown := capsys.readouterr().err) and repr(name) in shown
 
 
-def test_labels_in_another_order_are_refused(
+def test_classes_are_matched_by_name_and_others_refused(
     snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     turned = Labels(snapshot.labels.mids[::-1], snapshot.labels.names[::-1])
-    checkpoint = save_model(tmp_path, turned, 16, 128)
-    assert run_evaluate("--checkpoints", checkpoint, "--root", snapshot.store.root, "--output", tmp_path / "out") == 1
-    assert "MismatchError" in (shown := capsys.readouterr().err) and "in another order" in shown
+    others = Labels(snapshot.labels.mids, ("something else", *snapshot.labels.names[1:]))
+    scores = []
+    for name, labels in (("same", snapshot.labels), ("turned", turned), ("others", others)):
+        checkpoint = save_model(tmp_path / name, labels, 16, 128)
+        flags = ("--root", snapshot.store.root, "--output", tmp_path / name)
+        assert run_evaluate("--checkpoints", checkpoint, *flags) == int(name == "others")
+        if name != "others":
+            scores.append(np.load(tmp_path / name / "scores.npz")["scores"])
+    np.testing.assert_allclose(scores[1], scores[0][:, ::-1], atol=1e-6)
+    assert "MismatchError" in (shown := capsys.readouterr().err) and "class 0 is 'something else'" in shown
