@@ -1,0 +1,163 @@
+"""Embeddings of a snapshot's clips: computed once for each model, kept in the store, read by heads and searches.
+
+embeddings/{name}/
+    model.safetensors       the model that embeds, with its config and normalisation
+    {first row}.npy         float32 (rows, views, D) of consecutive rows of the snapshot's index
+
+`name` is a digest of all that the values follow from: snapshot, weights, normalisation, and how views are made. So a
+second head on the same sounds reads what is there, and an interrupted run computes only the chunks that are missing.
+
+Letters: N clips, V views, B clips of a batch, T frames, M mel bins, D embedding size.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+from ast_model.config import AugmentConfig, CacheConfig
+from ast_model.data.augment import augment, prepare
+from ast_model.data.loader import BatchReader, open_reader
+from ast_model.data.sampling import NO_PARTNER, NUM_UNIFORMS, Draws
+from ast_model.evaluation.evaluate import Normalisation, evaluating
+from ast_model.model import AST
+from ast_model.pretrained.files import read_weights
+from ast_model.pretrained.load import fit_weights
+from pipeline.errors import CorruptError
+from pipeline.shards.format import digest_of
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.storage import Store
+
+FOLDER = "embeddings"
+CHUNK_CLIPS = 128
+"""Clips of one task: what a kill costs at most, and what progress counts by."""
+BATCH_CLIPS = 8
+VIEW_AUGMENT = AugmentConfig(
+    mixup_probability=0.0, max_freq_mask_bins=24, max_time_mask_frames=48, noise=True, max_roll_frames=10
+)
+"""Views after the first: masked, shifted and noisy, never mixed, since a view keeps its clip's labels."""
+
+
+@dataclass(frozen=True)
+class EmbeddingPlan:
+    """All that a worker needs to embed any chunk; small, and picklable."""
+
+    store: Store
+    snapshot_id: str
+    name: str
+    num_clips: int
+    num_views: int
+    normalisation: Normalisation
+
+    @property
+    def folder(self) -> str:
+        return f"{FOLDER}/{self.name}"
+
+    @property
+    def model_name(self) -> str:
+        return f"{self.folder}/model.safetensors"
+
+    @property
+    def chunks(self) -> list[int]:
+        """First rows of all chunks."""
+        return list(range(0, self.num_clips, CHUNK_CLIPS))
+
+    def chunk_name(self, first: int) -> str:
+        return f"{self.folder}/{first:09d}.npy"
+
+    def missing_chunks(self) -> list[int]:
+        there = set(self.store.list(self.folder, ".npy"))
+        return [first for first in self.chunks if self.chunk_name(first) not in there]
+
+
+def weights_digest(model: AST) -> str:
+    """Return a digest of all weights that an embedding follows from; the head is not among them."""
+    digest = hashlib.sha256(
+        repr(sorted(asdict(model.config).items() - {("num_classes", model.config.num_classes)})).encode()
+    )
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith("head."):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def plan_embeddings(snapshot: Snapshot, model: AST, normalisation: Normalisation, num_views: int = 1) -> EmbeddingPlan:
+    """Plan the embeddings of all clips of a snapshot. `num_views`: 1 is the clip as it is; more are augmented."""
+    made_of = {
+        "snapshot": snapshot.snapshot_id,
+        "weights": weights_digest(model),
+        "normalisation": asdict(normalisation),
+        "num_views": num_views,
+        "views": asdict(VIEW_AUGMENT) if num_views > 1 else None,
+    }
+    num_clips = len(snapshot.index)
+    return EmbeddingPlan(snapshot.store, snapshot.snapshot_id, digest_of(made_of), num_clips, num_views, normalisation)
+
+
+def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = None) -> None:
+    """Embed the clips of a chunk and publish them. May be repeated at any time."""
+    device = device or torch.device("cpu")
+    model, reader = _open(plan, device)
+    rows = np.arange(first, min(first + CHUNK_CLIPS, plan.num_clips))
+    parts = []
+    with evaluating(model):
+        for start in range(0, len(rows), BATCH_CLIPS):
+            positions = rows[start : start + BATCH_CLIPS]
+            views = [model.embed(fbank_BTM) for fbank_BTM in _views(reader, positions, plan, device)]
+            parts.append(torch.stack(views, dim=1).float().cpu().numpy())
+    out = io.BytesIO()
+    np.save(out, np.concatenate(parts), allow_pickle=False)
+    plan.store.write_bytes(plan.chunk_name(first), out.getvalue())
+
+
+def _views(
+    reader: BatchReader, positions: np.ndarray, plan: EmbeddingPlan, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Yield the clips as the model takes them (B, T, M): as they are, then augmented."""
+    norm = plan.normalisation
+    yield prepare(reader.plain(positions).to(device), norm.mean, norm.std)
+    nobody, whole = np.full(len(positions), NO_PARTNER), np.ones(len(positions), np.float32)
+    for view in range(1, plan.num_views):
+        # Seeded by clip, so that a chunk gives the same bytes whenever and wherever it is computed.
+        uniforms = [np.random.default_rng((view, position)).random(NUM_UNIFORMS) for position in positions.tolist()]
+        draws = Draws(positions, nobody, whole, np.asarray(uniforms, np.float32))
+        yield augment(reader.drawn(draws).to(device), VIEW_AUGMENT, norm.mean, norm.std)
+
+
+@cache
+def _open(plan: EmbeddingPlan, device: torch.device) -> tuple[AST, BatchReader]:
+    """Load the model and open the clips, once for all chunks that a process is given."""
+    snapshot = load_snapshot(plan.store, plan.snapshot_id)
+    address = plan.store.url(plan.model_name)
+    model = fit_weights(read_weights(address), address).to(device)
+    rows = np.arange(plan.num_clips)
+    reader = BatchReader(open_reader(snapshot, CacheConfig()), rows, snapshot.targets(rows), model.config.num_frames)
+    return model, reader
+
+
+def read_embeddings(plan: EmbeddingPlan) -> np.ndarray:
+    """Read all embeddings (N, V, D). Raises CorruptError if chunks are missing or cut short."""
+    if missing := plan.missing_chunks():
+        raise CorruptError(
+            f"expected {len(plan.chunks)} chunks in {plan.store.url(plan.folder)}, {len(missing)} are missing"
+        )
+    parts = []
+    for first in plan.chunks:
+        name = plan.chunk_name(first)
+        try:
+            part = np.load(io.BytesIO(plan.store.read_bytes(name)), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise CorruptError(f"{plan.store.url(name)} is damaged ({error}); remove it and run again") from error
+        parts.append(part)
+    found = np.concatenate(parts)
+    if found.shape[:2] != (plan.num_clips, plan.num_views):
+        raise CorruptError(
+            f"expected embeddings of {plan.num_clips} clips in {plan.num_views} views in"
+            f" {plan.store.url(plan.folder)}, found {found.shape}; remove the folder and run again"
+        )
+    return found

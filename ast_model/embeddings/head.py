@@ -1,0 +1,169 @@
+"""A linear head on frozen embeddings: logistic regression whose penalty is chosen by cross-validation.
+
+It trains in seconds, since the features are computed once. One full-batch solver serves both cases: one label per clip
+(multinomial) and several (one binary problem per class, all solved at once).
+
+Letters: N clips, D embedding size, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from ast_model.config import Loss
+from ast_model.metrics import accuracy, tagging_metrics
+from pipeline.errors import InputError
+
+PENALTIES = tuple(float(10**exponent) for exponent in np.arange(0.0, -5.5, -0.5))
+"""Strongest first, so that each solution starts from the one before it."""
+MAX_ITERATIONS = 300
+TOLERANCE = 1e-7
+MAX_CROSS_VALIDATION_CLIPS = 20_000
+"""More clips than this tell nothing new about the penalty."""
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Weights of a head on embeddings as they are."""
+
+    weight_CD: np.ndarray
+    bias_C: np.ndarray
+    penalty: float
+    score_of_penalty: dict[float, float]
+    """Cross-validated accuracy, or mAP, by penalty; empty if the penalty was given."""
+
+    def logits(self, embeddings_ND: np.ndarray) -> np.ndarray:
+        return embeddings_ND @ self.weight_CD.T + self.bias_C
+
+
+def fit_head(
+    embeddings_ND: np.ndarray,
+    targets_NC: np.ndarray,
+    loss: Loss,
+    *,
+    groups_N: Sequence[str] | None = None,
+    penalty: float | None = None,
+    is_balanced: bool = True,
+    num_folds: int = 5,
+    seed: int = 0,
+) -> LinearHead:
+    """Fit a head, with the penalty that cross-validation finds best unless it is given.
+
+    groups_N: clips with the same group, such as the windows of a recording, stay in one fold; each clip its own unless
+    given. is_balanced: classes weigh the same however many clips they have, as scikit-learn's
+    `class_weight="balanced"`.
+    Raises InputError for embeddings that are not finite, or fewer than two clips.
+    """
+    if len(embeddings_ND) < 2 or not np.isfinite(embeddings_ND).all():
+        raise InputError(f"expected at least two finite embeddings, found {len(embeddings_ND)}, finite or not")
+    scores = {}
+    if penalty is None:
+        groups = np.arange(len(embeddings_ND)) if groups_N is None else np.unique(groups_N, return_inverse=True)[1]
+        scores = _cross_validate(embeddings_ND, targets_NC, loss, groups, is_balanced, num_folds, seed)
+        penalty = max(scores, key=lambda each: scores[each])
+    problem = _Problem(embeddings_ND, targets_NC, loss, is_balanced)
+    weight_CD, bias_C = problem.solve(penalty)
+    return LinearHead(weight_CD, bias_C, penalty, scores)
+
+
+def _cross_validate(
+    embeddings_ND: np.ndarray,
+    targets_NC: np.ndarray,
+    loss: Loss,
+    groups: np.ndarray,
+    is_balanced: bool,
+    num_folds: int,
+    seed: int,
+) -> dict[float, float]:
+    """Return the score of each penalty: all clips are scored by a head that did not see their group."""
+    rng = np.random.default_rng(seed)
+    num_folds = min(num_folds, int(groups.max()) + 1)
+    fold_of_group = rng.permutation(int(groups.max()) + 1) % num_folds
+    fold_N = fold_of_group[groups]
+    chosen = rng.permutation(len(groups))[:MAX_CROSS_VALIDATION_CLIPS]
+    fold_N, embeddings_ND, targets_NC = fold_N[chosen], embeddings_ND[chosen], targets_NC[chosen]
+    logits_of = {penalty: np.zeros(targets_NC.shape) for penalty in PENALTIES}
+    for fold in range(num_folds):
+        is_test = fold_N == fold
+        if is_test.all() or not is_test.any():
+            continue
+        problem = _Problem(embeddings_ND[~is_test], targets_NC[~is_test], loss, is_balanced)
+        for penalty in PENALTIES:
+            weight_CD, bias_C = problem.solve(penalty)
+            logits_of[penalty][is_test] = embeddings_ND[is_test] @ weight_CD.T + bias_C
+    return {penalty: _score(logits, targets_NC, loss) for penalty, logits in logits_of.items()}
+
+
+def _score(logits_NC: np.ndarray, targets_NC: np.ndarray, loss: Loss) -> float:
+    if loss == "ce":
+        return accuracy(logits_NC, targets_NC)
+    return tagging_metrics(logits_NC, targets_NC).mAP
+
+
+class _Problem:
+    """Logistic regression on standardised embeddings; each call of `solve` starts from the solution before it.
+
+    Minimises the weighted mean of the loss + penalty/2 · ‖W‖², without a penalty on the bias: what scikit-learn's
+    LogisticRegression minimises with C = 1 / (penalty · sum of weights).
+    """
+
+    def __init__(self, embeddings_ND: np.ndarray, targets_NC: np.ndarray, loss: Loss, is_balanced: bool):
+        # Standardised, so that one penalty suits all dimensions; folded into the weights at the end.
+        self.mean_D = embeddings_ND.mean(axis=0, dtype=np.float64)
+        std_D = embeddings_ND.std(axis=0, dtype=np.float64)
+        self.std_D = np.where(std_D > 0, std_D, 1.0)
+        # Double precision: in single, the line search stalls long before scikit-learn's optimum.
+        self.features_ND = torch.from_numpy((embeddings_ND - self.mean_D) / self.std_D)
+        self.targets_NC = torch.from_numpy(targets_NC.astype(np.float64))
+        self.loss: Loss = loss
+        self.weights = _loss_weights(self.targets_NC, loss) if is_balanced else torch.ones(1)
+        num_classes, num_dimensions = targets_NC.shape[1], embeddings_ND.shape[1]
+        self.weight_CD = torch.zeros(num_classes, num_dimensions, dtype=torch.float64, requires_grad=True)
+        self.bias_C = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+
+    def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights (C, D) and biases (C,) for embeddings that are not standardised."""
+        parameters = [self.weight_CD, self.bias_C]
+        solver = torch.optim.LBFGS(
+            parameters,
+            max_iter=MAX_ITERATIONS,
+            tolerance_grad=TOLERANCE,
+            tolerance_change=1e-12,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+
+        def objective() -> Tensor:
+            solver.zero_grad()
+            value = self._mean_loss() + 0.5 * penalty * self.weight_CD.square().sum()
+            value.backward()
+            return value
+
+        solver.step(objective)  # pyright: ignore[reportArgumentType] (LBFGS takes tensors; the stub says float)
+        weight_CD = self.weight_CD.detach().numpy() / self.std_D
+        return weight_CD.astype(np.float32), (self.bias_C.detach().numpy() - weight_CD @ self.mean_D).astype(np.float32)
+
+    def _mean_loss(self) -> Tensor:
+        logits_NC = nnf.linear(self.features_ND, self.weight_CD, self.bias_C)
+        if self.loss == "ce":
+            losses = nnf.cross_entropy(logits_NC, self.targets_NC, reduction="none")
+            return (losses * self.weights).mean()
+        losses = nnf.binary_cross_entropy_with_logits(logits_NC, self.targets_NC, reduction="none")
+        # Each class is a problem of its own: a sum over classes keeps the penalty's meaning.
+        return (losses * self.weights).mean(dim=0).sum()
+
+
+def _loss_weights(targets_NC: Tensor, loss: Loss) -> Tensor:
+    """Return scikit-learn's "balanced" weights: (N,) for one label per clip, (N, C) for a binary problem per class."""
+    num_clips = len(targets_NC)
+    counts_C = targets_NC.sum(dim=0)
+    if loss == "ce":
+        num_present = (counts_C > 0).sum()
+        return (num_clips / (num_present * counts_C.clamp(min=1)))[targets_NC.argmax(dim=1)]
+    positive_C = num_clips / (2 * counts_C.clamp(min=1))
+    negative_C = num_clips / (2 * (num_clips - counts_C).clamp(min=1))
+    return torch.where(targets_NC > 0, positive_C, negative_C)
