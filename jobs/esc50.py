@@ -5,47 +5,11 @@ python jobs/esc50.py --init MIT/ast-finetuned-audioset-10-10-0.4593     fetches 
 python jobs/esc50.py … --resume RUN                                     goes on with the folds that are left
 """
 
-import csv
-import dataclasses
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-import tyro
 
 from ast_model import recipes
-from jobs.launch.cli import resolve_root, run_job
-from jobs.launch.folds import choose_epoch, describe_result, log_result, open_parent, train_fold
-from jobs.launch.recordings import PublishedConfig, convert, official_folder
-from jobs.launch.runs import ending
-from pipeline.cluster import ray_session
-from pipeline.errors import ConfigError, InputError, NoClipsError
-from pipeline.recordings.tables import Recording
-from pipeline.snapshots.snapshot import Snapshot
-from pipeline.store.storage import Store
-
-CLIP_MS = 5_000
-FOLDS = (1, 2, 3, 4, 5)
-TABLE = "meta/esc50.csv"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ESC50Config(PublishedConfig):
-    """All settings of the job. GitHub packs the archive on demand, so there is no official digest."""
-
-    preset: tyro.conf.Suppress[str] = "esc50"
-    archive: str = "https://github.com/karoldvl/ESC-50/archive/master.zip"
-    digest: str = ""
-    root: str = "data/esc50"
-    folds: tuple[int, ...] = FOLDS
-    """Folds to test on, each after training on the others."""
-    choose: Literal["last", "best_on_test"] = "last"
-    """Epoch that counts: the last one, or, as in the paper, the one whose mean accuracy on the test folds is best."""
-
-    def __post_init__(self) -> None:
-        if not self.folds or not set(self.folds) <= set(FOLDS) or len(set(self.folds)) != len(self.folds):
-            raise ConfigError(f"folds must be some of {FOLDS}, each once, found {self.folds}")
+from jobs.config import ESC50Config
+from jobs.launch.cli import CommandLine
 
 
 def preset() -> ESC50Config:
@@ -55,66 +19,8 @@ def preset() -> ESC50Config:
 
 preset.__doc__ = recipes.esc50.__doc__
 
-
-def esc50(config: ESC50Config) -> None:
-    """Train and test on each fold, and say the accuracy of each and their mean."""
-    store = Store(resolve_root(config.root))
-    recordings, classes = read_esc50(official_folder(config, store, TABLE))
-    with ray_session():
-        snapshot = convert(recordings, classes, store)
-        check_folds(snapshot, config)
-        run, parent = open_parent(config, snapshot)
-        with ending(parent):
-            histories = [train_fold(config_of_fold(config, fold), snapshot, run, parent) for fold in config.folds]
-            result = {"folds": config.folds, **choose_epoch(histories, config.choose)}
-            store.write_json("esc50.json", result | {"run": run, "snapshot": snapshot.snapshot_id})
-            log_result(parent, result)
-    print("\n".join(describe_result(result)))
-
-
-def read_esc50(folder: Path) -> tuple[list[Recording], list[str]]:
-    """Read the official folder; each fold is a split. Raises InputError if it is another."""
-    try:
-        with (folder / TABLE).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        name_of = {int(row["target"]): row["category"] for row in rows}
-        recordings = [
-            Recording(folder / "audio" / row["filename"], (row["category"],), f"fold{int(row['fold'])}", 0, CLIP_MS)
-            for row in rows
-        ]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"expected ESC-50's {TABLE} with filename,fold,target,category in {folder}, found: {error!r}"
-        ) from error
-    missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
-    if missing or not recordings:
-        raise InputError(
-            f"{folder / TABLE} names {len(recordings)} files; {len(missing)} are not in {folder / 'audio'}"
-            f" ({', '.join(missing[:3])}): unpack the archive anew"
-        )
-    return recordings, [name_of[target] for target in sorted(name_of)]
-
-
-def config_of_fold(config: ESC50Config, fold: int) -> ESC50Config:
-    """Return the settings of one fold: test on it, learn from the others."""
-    others = tuple(f"fold{other}" for other in FOLDS if other != fold)
-    train = dataclasses.replace(config.train, train_splits=others, eval_split=f"fold{fold}")
-    return dataclasses.replace(config, train=train)
-
-
-def check_folds(snapshot: Snapshot, config: ESC50Config) -> None:
-    """Raise NoClipsError, before the first fold is trained, if one of them leaves a class without training clips."""
-    if config.train.allow_empty_classes:
-        return
-    for fold in config.folds:
-        counts = snapshot.class_counts(config_of_fold(config, fold).train.train_splits)
-        empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
-        if empty:
-            raise NoClipsError(
-                f"fold {fold} can't be tested: all clips of {', '.join(empty[:5])} are in it, so none is left to learn"
-                " from. Spread them over the folds, leave the fold out of --folds, or set --allow-empty-classes"
-            )
+COMMAND_LINE = CommandLine("jobs.launch.esc50:esc50", {"esc50": preset})
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(esc50, {"esc50": preset}, default_preset="esc50"))
+    sys.exit(COMMAND_LINE.main(sys.argv[1:]))

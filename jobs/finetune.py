@@ -7,186 +7,10 @@ sounds.csv has the columns path,labels (separated by ;) and, if wanted, start,en
 eval, test). Without splits a fifth of the files is kept for measuring.
 """
 
-import dataclasses
-import logging
-import math
 import sys
-import tempfile
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
-
-from ast_model.checkpoints.async_writer import best_checkpoint
-from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
-from ast_model.pretrained.load import load_pretrained
-from ast_model.training.reporter import Metrics
-from jobs.launch.cli import resolve_root, run_job
-from jobs.launch.ray_train import RayConfig
-from jobs.launch.recordings import convert, train_tracked
-from pipeline.cluster import ray_session
-from pipeline.errors import ConfigError
-from pipeline.fbank import SAMPLE_RATE_HZ, num_frames_of
-from pipeline.recordings.own_sounds import SPLITS, CutConfig, read_sounds
-from pipeline.recordings.tables import Recording, digest_of_tables, write_tables
-from pipeline.store.storage import Store
-
-log = logging.getLogger(__name__)
-
-SIZES = {"tiny": ASTConfig.tiny, "small": ASTConfig.small, "base": ASTConfig.base}
-FRAME_GRID = 16
-"""The model's length is a multiple of a patch."""
-MIN_FRAMES = 32
-NUM_SAMPLES_AIMED_AT = 4_000
-"""Samples that a training of few clips takes, as far as that many epochs make sense."""
-
-PUBLISHED = "MIT/ast-finetuned-audioset-10-10-0.4593"
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """All settings of the job. What is not set follows from the data."""
-
-    preset: tyro.conf.Suppress[str] = "finetune"
-    data: str = ""
-    """A table with the columns path,labels, or a folder that holds a folder of files for each class."""
-    init: str = ""
-    """Weights to start from: a checkpoint, a Hugging Face name, an official .pth, or DeiT's; empty for random ones."""
-    size: Literal["tiny", "small", "base"] = "base"
-    """Size of the model; that of an AST that is started from counts more."""
-    root: str = "data/own"
-    """Folder below which each set of sounds has a store of its own."""
-    clip_s: float = 10.0
-    """Longest clip; longer files are cut into several, which all have the file's labels."""
-    eval_share: float = 0.2
-    """Share of the files that is kept for measuring, if there are no splits."""
-    num_epochs: int | None = None
-    """Unless set: 5 for many clips, up to 40 for few."""
-    batch_size: int | None = None
-    """Samples per step. Unless set: 8 for few clips, up to 48 for many."""
-    learning_rate: float | None = None
-    """Unless set: 5e-5 from weights, 5e-4 from random ones."""
-    mixup_probability: float = 0.5
-    """Share of samples that are mixed with another."""
-    seed: int = 0
-    """Seed of splits, weights, draws and augmentation."""
-    resume: str = ""
-    """Run to go on with, by the same command otherwise; empty for a new one."""
-    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
-
-    def __post_init__(self) -> None:
-        if not 0.1 <= self.clip_s <= 600:
-            raise ConfigError(f"clip_s must be between 0.1 and 600 s, found {self.clip_s}")
-        if not 0 < self.eval_share < 1:
-            raise ConfigError(f"eval_share must be between 0 and 1, found {self.eval_share}")
-
-
-@dataclass(frozen=True)
-class FinetuneRun:
-    """A run's settings, as they follow from the data."""
-
-    preset: str
-    data: str
-    model: ASTConfig
-    train: TrainConfig
-    resume: str
-    ray: RayConfig
-
-
-def finetune(config: FinetuneConfig) -> None:
-    """Learn own sounds, and say how well and where the model is."""
-    if not config.data:
-        raise ConfigError("data is not set: name a table with the columns path,labels, or a folder of folders")
-    clips, classes = read_sounds(Path(config.data), CutConfig(config.clip_s, config.eval_share, config.seed))
-    say_counts(clips, classes)
-    if not config.init and (num_clips := sum(clip.split == "train" for clip in clips)) < NUM_SAMPLES_AIMED_AT:
-        log.warning("%d clips teach random weights little; start from an AST's: --init %s", num_clips, PUBLISHED)
-    model = plan_model(config, clips, len(classes))
-    run = FinetuneRun(config.preset, config.data, model, plan_training(config, clips), config.resume, config.ray)
-    store = Store(f"{resolve_root(config.root)}/{_digest(clips, classes)}")
-    with ray_session():
-        snapshot = convert(clips, classes, store)
-        settings, history = train_tracked(run, snapshot)
-    for metrics in history:
-        print(_line(metrics))
-    best = best_checkpoint(store, f"runs/{settings.run}/checkpoints")
-    average = list_checkpoints(store, f"runs/{settings.run}/average")
-    for name, address in (("best epoch", best[0] if best else ""), ("average", average[-1] if average else "")):
-        if address:
-            print(f"{name:12} {store.url(address)}")
-    print("tag with     python jobs/predict.py --checkpoint FOLDER_ABOVE --audio FILES")
-
-
-def _line(metrics: Metrics) -> str:
-    values = (f"{name} {value:.4f}" for name, value in sorted(metrics.items()) if name != "epoch")
-    return f"epoch {metrics['epoch']:3.0f}   " + "   ".join(values)
-
-
-def say_counts(clips: Sequence[Recording], classes: Sequence[str]) -> None:
-    counts = Counter((clip.split, label) for clip in clips for label in clip.labels)
-    splits = [split for split in SPLITS if any(clip.split == split for clip in clips)]
-    for name in classes:
-        log.info("%-30s %s", name, ", ".join(f"{counts[split, name]} {split}" for split in splits))
-
-
-def plan_model(config: FinetuneConfig, clips: Sequence[Recording], num_classes: int) -> ASTConfig:
-    """Return a shape as long as the longest clip, otherwise that of an AST that is started from."""
-    longest_ms = max(clip.end_ms - clip.start_ms for clip in clips)
-    num_frames = num_frames_of(longest_ms * SAMPLE_RATE_HZ // 1000)
-    num_frames = max(MIN_FRAMES, math.ceil(num_frames / FRAME_GRID) * FRAME_GRID)
-    shape = SIZES[config.size]()
-    if config.init:
-        try:
-            shape = load_pretrained(config.init).config
-        except ConfigError:  # DeiT's weights fit any AST of their size
-            log.info("%s is no AST, so its shape is that of size=%s", config.init, config.size)
-    return dataclasses.replace(shape, num_classes=num_classes, num_frames=max(num_frames, shape.patch_time))
-
-
-def plan_training(config: FinetuneConfig, clips: Sequence[Recording]) -> TrainConfig:
-    """Return a training that suits the number of clips, and their kind: one label each, or several."""
-    num_clips = sum(clip.split == "train" for clip in clips)
-    has_one_label = all(len(clip.labels) == 1 for clip in clips)
-    batch_size = config.batch_size or (8 if num_clips < 400 else 16 if num_clips < 4_000 else 48)
-    batch_size = min(batch_size, num_clips)
-    num_epochs = config.num_epochs or min(40, max(5, math.ceil(NUM_SAMPLES_AIMED_AT / num_clips)))
-    num_steps = num_epochs * (num_clips // batch_size)
-    longest_s = max(clip.end_ms - clip.start_ms for clip in clips) / 1000
-    return TrainConfig(
-        train_splits=("train",),
-        eval_split=next(split for split in SPLITS[1:] if any(clip.split == split for clip in clips)),
-        init=config.init,
-        num_epochs=num_epochs,
-        sampler="balanced",
-        global_batch_size=batch_size,
-        micro_batch_size=batch_size,
-        learning_rate=config.learning_rate or (5e-5 if config.init else 5e-4),
-        schedule=ScheduleConfig(
-            num_warmup_steps=num_steps // 10,
-            num_steps_per_stair=max(1, num_steps // 100),
-            num_epochs_before_decay=max(1, num_epochs // 2),
-            num_epochs_per_decay=max(1, num_epochs // 10),
-        ),
-        augment=AugmentConfig(
-            mixup_probability=config.mixup_probability,
-            max_freq_mask_bins=24,
-            max_time_mask_frames=round(20 * longest_s),
-        ),
-        loss="ce" if has_one_label else "bce",
-        average_from_epoch=num_epochs - num_epochs // 4,
-        seed=config.seed,
-        log_every_steps=max(1, min(20, num_steps // 20)),
-    )
-
-
-def _digest(clips: Sequence[Recording], classes: Sequence[str]) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        write_tables(clips, classes, Path(folder))
-        return digest_of_tables(Path(folder))
+from jobs.config import FinetuneConfig
+from jobs.launch.cli import CommandLine
 
 
 def preset() -> FinetuneConfig:
@@ -199,5 +23,8 @@ def preset() -> FinetuneConfig:
     return FinetuneConfig()
 
 
+COMMAND_LINE = CommandLine("jobs.launch.finetune:finetune", {"finetune": preset})
+
+
 if __name__ == "__main__":
-    sys.exit(run_job(finetune, {"finetune": preset}, default_preset="finetune"))
+    sys.exit(COMMAND_LINE.main(sys.argv[1:]))

@@ -5,55 +5,12 @@ python jobs/predict.py --checkpoint MIT/ast-finetuned-audioset-10-10-0.4593 --au
 python jobs/predict.py --checkpoint audioset_10_10_0.4593.pth --labels class_labels_indices.csv --audio a.wav
 """
 
-import logging
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-import pandas as pd
 import tyro
 
-from ast_model.inference import Tagger
-from jobs.launch.cli import run_job
-from pipeline.audio.container import EXTENSIONS
-from pipeline.errors import AudioTaggingError, ConfigError, InputError
-from pipeline.progress import show_progress
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """What to tag, with what."""
-
-    checkpoint: str
-    """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
-    audio: tuple[str, ...]
-    """Files, and folders that are searched at any depth."""
-    labels: str = ""
-    """The class_labels_indices.csv of an official .pth, which names no classes."""
-    top_k: int = 5
-    """Classes shown of each file or window."""
-    timeline: bool = False
-    """Tag windows of each file instead of the whole."""
-    window_s: float | None = None
-    """Length of a window; the model's unless set."""
-    hop_s: float | None = None
-    """From one window's start to the next; half a window unless set."""
-    format: Literal["text", "csv", "json"] = "text"
-    """How the table is written."""
-    output: str = ""
-    """File to write to; the terminal unless set."""
-    device: str = ""
-    """cpu or cuda; a GPU if there is one unless set."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.top_k, int) and self.top_k < 1:
-            raise ConfigError(f"top_k must be at least 1, found {self.top_k}")
-        if not self.timeline and (self.window_s is not None or self.hop_s is not None):
-            raise ConfigError("window_s and hop_s are of the timeline: add --timeline, or leave them out")
+from jobs.config import PredictConfig
+from jobs.launch.cli import CommandLine
 
 
 def tag_files() -> PredictConfig:
@@ -61,73 +18,8 @@ def tag_files() -> PredictConfig:
     return PredictConfig(checkpoint=tyro.MISSING, audio=tyro.MISSING)
 
 
-def predict(config: PredictConfig) -> None:
-    """Tag each file; those that can't be read are named at the end, and make the job fail."""
-    files = list(find_audio(config.audio))
-    tagger = Tagger.load(config.checkpoint, config.labels or None, config.device or None)
-    tables, errors = [], []
-    with show_progress("tag", len(files), "files") as progress:
-        for file in files:
-            try:
-                tables.append(tag_file(tagger, file, config))
-            except AudioTaggingError as error:
-                errors.append(f"{file}: {error}")
-            progress.advance(1, f"{len(errors)} failed" if errors else "")
-    if tables:
-        write_table(pd.concat(tables, ignore_index=True), config)
-    if errors:
-        raise InputError(f"{len(errors)} of {len(files)} files could not be tagged:\n  " + "\n  ".join(errors[:20]))
-
-
-def find_audio(paths: tuple[str, ...]) -> Iterator[str]:
-    """Yield files as given, and those of folders by name. Raises InputError for a path that holds no audio."""
-    for path in paths:
-        if not Path(path).is_dir():
-            yield path
-            continue
-        found = sorted(str(file) for file in Path(path).rglob("*") if file.suffix[1:].lower() in EXTENSIONS)
-        if not found:
-            raise InputError(f"expected audio files in {path}, found none ({', '.join(sorted(EXTENSIONS))})")
-        yield from found
-
-
-def tag_file(tagger: Tagger, file: str, config: PredictConfig) -> pd.DataFrame:
-    """Return a row for each window, or the whole file, and each of its best classes."""
-    if config.timeline:
-        scores = tagger.timeline(file, config.window_s, config.hop_s)
-    else:
-        scores = pd.DataFrame(tagger.scores([file]), index=pd.Index([0.0]), columns=pd.Index(tagger.labels))
-    rows = [
-        (file, start_s, rank, name, score)
-        for start_s, row in scores.iterrows()
-        for rank, (name, score) in enumerate(row.nlargest(config.top_k).items(), start=1)
-    ]
-    return pd.DataFrame(rows, columns=pd.Index(["file", "start_s", "rank", "name", "score"]))
-
-
-def write_table(table: pd.DataFrame, config: PredictConfig) -> None:
-    text = {"text": _as_text, "csv": _as_csv, "json": _as_json}[config.format](table)
-    if config.output:
-        Path(config.output).write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
-
-
-def _as_text(table: pd.DataFrame) -> str:
-    lines = []
-    for (file, start_s), tags in table.groupby(["file", "start_s"], sort=False):
-        lines.append(f"{file}" if table["start_s"].eq(0).all() else f"{file}  {start_s:.2f} s")
-        lines += [f"  {score:.3f}  {name}" for name, score in zip(tags["name"], tags["score"], strict=True)]
-    return "\n".join(lines) + "\n"
-
-
-def _as_csv(table: pd.DataFrame) -> str:
-    return table.to_csv(index=False, float_format="%.6g")
-
-
-def _as_json(table: pd.DataFrame) -> str:
-    return table.to_json(orient="records", indent=1, force_ascii=False) + "\n"
+COMMAND_LINE = CommandLine("jobs.launch.predict:predict", {"tag_files": tag_files})
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(predict, {"tag_files": tag_files}, default_preset="tag_files"))
+    sys.exit(COMMAND_LINE.main(sys.argv[1:]))

@@ -5,42 +5,10 @@ python jobs/speechcommands.py --init …                                  fetche
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import tyro
 
 from ast_model import recipes
-from ast_model.checkpoints.async_writer import best_checkpoint
-from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.evaluation.ensemble import score_each
-from ast_model.training.reporter import Metrics
-from jobs.launch.cli import resolve_root, run_job
-from jobs.launch.recordings import PublishedConfig, convert, official_folder, train_tracked
-from jobs.launch.runs import RunSettings
-from pipeline.cluster import ray_session
-from pipeline.errors import InputError
-from pipeline.recordings.tables import Recording
-from pipeline.snapshots.snapshot import Snapshot
-from pipeline.store.storage import Store
-
-CLIP_MS = 1_000
-LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
-NOISE_FOLDER = "_background_noise_"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeechCommandsConfig(PublishedConfig):
-    """All settings of the job. The default digest is the one that torchaudio checks."""
-
-    preset: tyro.conf.Suppress[str] = "speechcommands"
-    archive: str = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
-    digest: str = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
-    root: str = "data/speechcommands"
-    choose: Literal["best_on_valid", "last"] = "best_on_valid"
-    """Epoch that is tested on the testing list."""
+from jobs.config import SpeechCommandsConfig
+from jobs.launch.cli import CommandLine
 
 
 def preset() -> SpeechCommandsConfig:
@@ -50,60 +18,8 @@ def preset() -> SpeechCommandsConfig:
 
 preset.__doc__ = recipes.speechcommands.__doc__
 
-
-def speechcommands(config: SpeechCommandsConfig) -> None:
-    """Train, choose an epoch on the validation list, and say its accuracy on the testing list."""
-    store = Store(resolve_root(config.root))
-    recordings, words = read_speech_commands(official_folder(config, store, "testing_list.txt"))
-    with ray_session():
-        snapshot = convert(recordings, words, store)
-        settings, history = train_tracked(config, snapshot)
-    result = test(config, settings, snapshot, history)
-    store.write_json("speechcommands.json", result)
-    print(f"validation accuracy {result['valid']:.4f}\ntesting    accuracy {result['test']:.4f}   ({result['how']})")
-
-
-def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:
-    """Read the official folder: what is in neither list is for training. Raises InputError if it is another."""
-    split_of: dict[str, str] = {}
-    for name, split in LISTS.items():
-        try:
-            lines = (folder / name).read_text(encoding="utf-8").split()
-        except OSError as error:
-            raise InputError(f"expected Speech Commands' {name} in {folder}, found: {error}") from error
-        split_of |= dict.fromkeys(lines, split)
-    names = [file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/*.wav"))]
-    names = [name for name in names if not name.startswith(NOISE_FOLDER)]
-    if missing := sorted(split_of.keys() - set(names)):
-        raise InputError(
-            f"{folder}: {len(missing)} of {len(split_of)} listed files are not there, such as {missing[0]}; unpack the"
-            " archive anew"
-        )
-    if len(names) == len(split_of):
-        raise InputError(f"{folder}: expected files that are in neither list, to learn from; found none")
-    words = sorted({name.split("/")[0] for name in names})
-    return [
-        Recording(folder / name, (name.split("/")[0],), split_of.get(name, "train"), 0, CLIP_MS) for name in names
-    ], words
-
-
-def test(
-    config: SpeechCommandsConfig, settings: RunSettings, snapshot: Snapshot, history: Sequence[Metrics]
-) -> dict[str, Any]:
-    """Score the testing list with the chosen epoch's checkpoint."""
-    folder, epochs = f"runs/{settings.run}/checkpoints", [each for each in history if "eval/accuracy" in each]
-    best = best_checkpoint(snapshot.store, folder)
-    chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each["eval/accuracy"])
-    name = best[0] if best and config.choose != "last" else list_checkpoints(snapshot.store, folder)[-1]
-    (member,) = score_each((snapshot.store.url(name),), snapshot, "test", config.train.micro_batch_size)
-    return {
-        "valid": chosen["eval/accuracy"],
-        "test": member.evaluation.figures["accuracy"],
-        "how": f"epoch {chosen['epoch']:.0f} of {len(epochs)}, {config.choose}",
-        "checkpoint": name,
-        "snapshot": snapshot.snapshot_id,
-    }
+COMMAND_LINE = CommandLine("jobs.launch.speechcommands:speechcommands", {"speechcommands": preset})
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(speechcommands, {"speechcommands": preset}, default_preset="speechcommands"))
+    sys.exit(COMMAND_LINE.main(sys.argv[1:]))

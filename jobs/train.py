@@ -5,45 +5,12 @@ python jobs/train.py audioset_full --root s3://bucket/audioset --resume RUN
 torchrun --nproc-per-node 8 jobs/train.py audioset_full --root /data/audioset
 """
 
-import os
-import signal
 import sys
-from dataclasses import dataclass, field
-from typing import Annotated
 
-import tyro
-
-from ast_model.config import ASTConfig, TrainConfig
-from ast_model.distributed import join_world
 from ast_model.recipes import Recipe
-from ast_model.tracking.server import check_server, tracking_uri
-from ast_model.training.checks import check_ranks
-from ast_model.training.job import StopSignal
-from ast_model.training.reporter import Metrics
-from jobs.launch.cli import resolve_root, run_job
+from jobs.config import RayConfig, TrainJobConfig
+from jobs.launch.cli import CommandLine
 from jobs.launch.presets import make_presets
-from jobs.launch.ray_train import RayConfig, train_on_ray
-from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
-from pipeline.cluster import ray_session
-from pipeline.snapshots.snapshot import load_snapshot
-from pipeline.store.storage import Store
-
-
-@dataclass(frozen=True)
-class TrainJobConfig:
-    """All settings of a training."""
-
-    preset: tyro.conf.Suppress[str] = "demo"
-    root: str = "data/demo"
-    """Folder or s3:// address of the store. A relative one is taken from the current folder, in a Ray job from
-    ~/audioset-ast."""
-    snapshot: str = ""
-    """Snapshot to learn from; the latest unless named."""
-    resume: str = ""
-    """Run to go on with, by the same command otherwise; empty for a new one."""
-    model: ASTConfig = field(default_factory=ASTConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
 
 
 def make_config(name: str, recipe: Recipe, ray: RayConfig) -> TrainJobConfig:
@@ -52,54 +19,8 @@ def make_config(name: str, recipe: Recipe, ray: RayConfig) -> TrainJobConfig:
 
 
 PRESETS = make_presets(make_config)
-
-
-def train(config: TrainJobConfig) -> None:
-    """Train a new run, or go on with one."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        history = _train_here(config)
-    else:
-        check_ranks(config.train, config.ray.num_workers[1])
-        settings = _open_run(config)
-        with ray_session(), ending_tracked(settings):
-            history = train_on_ray(settings, config.ray)
-    if history:
-        print(f"\n{history[-1]}")
-
-
-def _train_here(config: TrainJobConfig) -> list[Metrics]:
-    """Train as one of torchrun's ranks; only the main one returns the history."""
-    watch = SigtermStopSignal()
-    with join_world() as world:
-        settings = world.broadcast_object(_open_run(config) if world.is_main else None)
-        if not world.is_main:
-            train_rank(settings, world, watch)
-            return []
-        with ending_tracked(settings):
-            return train_rank(settings, world, watch)
-
-
-class SigtermStopSignal(StopSignal):
-    """Hears SIGTERM in this process."""
-
-    def __init__(self) -> None:
-        self._is_stopping = False
-        signal.signal(signal.SIGTERM, self._stop)
-
-    def _stop(self, signum: int, frame: object) -> None:
-        self._is_stopping = True
-
-    def is_stopping(self) -> bool:
-        return self._is_stopping
-
-
-def _open_run(config: TrainJobConfig) -> RunSettings:
-    store = Store(resolve_root(config.root))
-    check_server(tracking_uri(store))
-    if config.resume:
-        return resume_run(config.resume, store, config)[0]
-    return begin_run(config, load_snapshot(store, config.snapshot or None), new_run_name(config.preset))
+COMMAND_LINE = CommandLine("jobs.launch.train:train", PRESETS, default="demo")
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(train, PRESETS, default_preset="demo"))
+    sys.exit(COMMAND_LINE.main(sys.argv[1:]))

@@ -11,8 +11,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from deploy.check_node import MIN_DRIVER_OF_CUDA
-from jobs.audioset import PRESETS
-from jobs.launch.cli import parse_config
+from jobs.audioset import COMMAND_LINE
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = ["cluster.yaml", "cluster-gcp.yaml"]
@@ -154,7 +153,7 @@ def test_the_jobs_command_is_one_that_the_job_takes() -> None:
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": read("deploy/raycluster.yaml")["metadata"]["name"]}
     python, script, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert (python, script) == ("python", "jobs/audioset.py")
-    config = parse_config(PRESETS, "demo", arguments)
+    config = COMMAND_LINE.parse(arguments)
     assert config.ray.num_workers == (4, 32)
     assert config.ray.use_gpu
     assert config.train.cache.folder == "/mnt/cache"

@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.launch.cli import parse_config
-from jobs.preprocess import NAMES, Run
+from jobs.config import RunCommand
+from jobs.preprocess import COMMAND_LINE
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 CRON = r"^(\S+ ){4}\S+$"
@@ -94,8 +94,8 @@ def test_only_fields_that_the_schemas_know_are_set(name: str) -> None:
 def check_command(arguments: list[str]) -> None:
     python, script, *rest = arguments
     assert (python.rpartition("/")[2], script) == ("python", "jobs/preprocess.py")
-    command = parse_config(NAMES, "run", rest)
-    assert isinstance(command, Run)
+    command = COMMAND_LINE.parse(rest)
+    assert isinstance(command, RunCommand)
     assert command.data.media == "youtube"
 
 

@@ -21,7 +21,7 @@ ROOMS = """
         training tracking
 
     jobs:
-        launch
+        config launch
         audioset preprocess train evaluate predict export models compare esc50 speechcommands finetune
 """
 """A room is a folder, or a module that lies flat. A module that imports none of its neighbours may stand anywhere above

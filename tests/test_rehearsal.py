@@ -23,10 +23,10 @@ from ast_model.distributed import World
 from ast_model.training.job import StopSignal
 from ast_model.training.step import NextBatch, Stepper
 from ast_model.training.step_metrics import StepReport
+from jobs.config import RayConfig, TrainJobConfig
 from jobs.launch import ray_train
-from jobs.launch.ray_train import RayConfig, train_on_ray
+from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
-from jobs.train import TrainJobConfig
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.miniature import Miniature
 from pipeline.preprocess import preprocess

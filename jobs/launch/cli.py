@@ -1,14 +1,20 @@
-"""Preset + overrides → config; logging; exit codes. Every job starts here."""
+"""The command line of every job: preset or command + flags → config; logging; exit codes.
+
+A file of `jobs/` says what its job takes: the settings are in `jobs/config.py`, the presets or commands in its
+`COMMAND_LINE`. The job itself is in `jobs/launch/` and is named by a string, `module:function`, so that it is imported
+only once the command line is known to be right: `--help` and a misspelt flag answer at once, without PyTorch and Ray.
+"""
 
 import difflib
 import inspect
 import logging
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -20,28 +26,41 @@ log = logging.getLogger(__name__)
 EXIT_INTERRUPTED = 130
 
 
-def run_job(
-    job: Callable[[Config], None],
-    presets: Mapping[str, Callable[[], Config]],
-    default_preset: str,
-    argv: list[str] | None = None,
-) -> int:
-    """Run a job with the config that the command line names; return its exit code.
+class CommandLine:
+    """`[WORD] [--FLAG VALUE]…`, where the word is a preset, or one of several commands.
 
-    The command line is `[PRESET] [--FLAG VALUE]…`. An error that the user can fix is printed without a traceback.
+    `job` is the function that takes the config, as `module:function`, or one for each type of config.
     """
-    configure_logging()
-    try:
-        config = parse_config(presets, default_preset, sys.argv[1:] if argv is None else argv)
-        job(config)
-    except AudioTaggingError as error:
-        log.debug("", exc_info=True)
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+
+    def __init__(
+        self, job: str | Mapping[type, str], presets: Mapping[str, Callable[[], Any]], default: str | None = None
+    ):
+        self.job, self.presets, self.default = job, presets, default or next(iter(presets))
+
+    def parse(self, argv: list[str]) -> Any:
+        """Return the config that a command line names, with nothing run."""
+        if " ".join(argv[:2]) in self.presets:
+            argv = [" ".join(argv[:2]), *argv[2:]]
+        return parse_config(self.presets, self.default, argv)
+
+    def load(self, config: Any) -> Callable[[Any], None]:
+        """Import the function that takes the config."""
+        return pkgutil.resolve_name(self.job if isinstance(self.job, str) else self.job[type(config)])
+
+    def main(self, argv: list[str]) -> int:
+        """Run the job; return its exit code. An error that the user can fix is printed without a traceback."""
+        configure_logging()
+        try:
+            config = self.parse(argv)
+            self.load(config)(config)
+        except AudioTaggingError as error:
+            log.debug("", exc_info=True)
+            print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        return 0
 
 
 def parse_config(presets: Mapping[str, Callable[[], Config]], default_preset: str, argv: list[str]) -> Config:

@@ -9,8 +9,9 @@ import numpy as np
 
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.reporter import Metrics
+from jobs.config import PublishedConfig
 from jobs.launch.provenance import provenance
-from jobs.launch.recordings import PublishedConfig, train_tracked
+from jobs.launch.recordings import train_tracked
 from jobs.launch.runs import history_name, new_run_name, was_begun
 from jobs.launch.titles import run_params, run_title
 from pipeline.errors import ConfigError, MismatchError

@@ -9,6 +9,7 @@ from pathlib import Path
 from ast_model.config import flatten
 from ast_model.tracking.run import TrackedRun, start_run
 from ast_model.tracking.server import PREPROCESSING, ROOT_TAG
+from jobs.config import MINIATURE
 from pipeline.config import PreprocessConfig
 from pipeline.miniature import make_miniature, serve_miniature
 from pipeline.preprocess import PreprocessReport, preprocess
@@ -17,8 +18,6 @@ from pipeline.records import FailureCategory
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import plot_failures
 from pipeline.store.storage import Store
-
-MINIATURE = "miniature"
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,9 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ast_model.distributed import BACKENDS, World, join_world
 from ast_model.training.job import StopSignal
 from ast_model.training.reporter import Metrics
+from jobs.config import RayConfig
 from jobs.launch.cli import configure_logging
 from jobs.launch.runs import RunSettings, history_name, train_rank
-from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreError, TrainingError
+from pipeline.errors import AudioTaggingError, StoppedError, StoreError, TrainingError
 
 log = logging.getLogger(__name__)
 
@@ -34,39 +34,6 @@ GROW_EVERY_S = 60.0
 """How long a training with fewer workers than it may have goes on before it looks for more."""
 GROUP_START_TIMEOUT_S = "30"
 """How long Ray Train waits for its workers before it looks again at what the cluster has."""
-
-
-@dataclass(frozen=True)
-class RayConfig:
-    """Who trains."""
-
-    workers: str = "2"
-    """Ranks, each with one CPU or one GPU: a number, or 2:8 to go on with what is left when nodes are lost and to
-    grow again when they come back."""
-    use_gpu: bool = False
-    """Give each rank a GPU."""
-    max_failures: int = 10
-    """How often the training starts again from its newest checkpoint after a worker was lost; nodes that announce
-    their end don't count."""
-    start_timeout_s: float = 600.0
-    """Seconds to wait for the cluster to have the (least) workers."""
-
-    def __post_init__(self) -> None:
-        fewest, most = self.num_workers
-        if not 1 <= fewest <= most:
-            raise ConfigError(f"workers must be a number above 0, or two such as 2:8, found {self.workers}")
-
-    @property
-    def num_workers(self) -> tuple[int, int]:
-        """The fewest and the most."""
-        parts = self.workers.split(":")
-        if not (len(parts) in (1, 2) and all(part.isdecimal() for part in parts)):
-            raise ConfigError(f"workers must be a number, or two such as 2:8, found {self.workers!r}")
-        return int(parts[0]), int(parts[-1])
-
-    @property
-    def worker_resources(self) -> dict[str, float]:
-        return {"CPU": 1, "GPU": 1} if self.use_gpu else {"CPU": 1}
 
 
 @ray.remote(num_cpus=0)

@@ -3,18 +3,15 @@
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Protocol
 
-import tyro
-
-from ast_model.config import ASTConfig, TrainConfig
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import check_server, tracking_uri
 from ast_model.training.reporter import Metrics
+from jobs.config import PublishedConfig, RayConfig
 from jobs.launch.preprocessing import preprocess_tracked
-from jobs.launch.ray_train import RayConfig, train_on_ray
+from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import RunConfig, RunSettings, begin_run, ending_tracked, new_run_name, resume_run
 from pipeline.config import PreprocessConfig
 from pipeline.recordings.download import fetch_archive, unpack
@@ -25,26 +22,6 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 
 CLIPS_PER_SHARD = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedConfig:
-    """Settings of a job for a published set of recordings."""
-
-    preset: tyro.conf.Suppress[str]
-    data: str = ""
-    """The official folder, unpacked; empty to fetch it."""
-    archive: str
-    """Where the set is fetched from."""
-    digest: str
-    """sha256 or md5 of the archive; nothing is compared if empty."""
-    root: str
-    """Folder of the store. A relative one is taken from the current folder, in a Ray job from ~/audioset-ast."""
-    resume: str = ""
-    """Run to go on with, by the same command otherwise; empty for a new one."""
-    model: ASTConfig = field(default_factory=ASTConfig)
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
-    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
 
 
 class RayRunConfig(RunConfig, Protocol):

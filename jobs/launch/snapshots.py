@@ -1,47 +1,12 @@
 """The commands about snapshots: list, diff, prune."""
 
-from dataclasses import dataclass
-
 from ast_model.tracking.lineage import snapshots_in_use
+from jobs.config import DiffSnapshots, ListSnapshots, PruneSnapshots
 from jobs.launch.cli import resolve_root
 from pipeline.errors import ConfigError
 from pipeline.snapshots.history import diff_snapshots, list_snapshots, prune_snapshots
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
-
-
-@dataclass(frozen=True)
-class ListSnapshots:
-    """List the snapshots, the latest last, and the runs in the store that refer to them."""
-
-    root: str = "data/audioset"
-    """Folder or s3:// address of the store."""
-
-
-@dataclass(frozen=True)
-class DiffSnapshots:
-    """Say which clips came and went between two snapshots, per split and class."""
-
-    root: str = "data/audioset"
-    """Folder or s3:// address of the store."""
-    old: str = ""
-    """Snapshot to compare from."""
-    new: str = ""
-    """Snapshot to compare with; unset the latest."""
-
-
-@dataclass(frozen=True)
-class PruneSnapshots:
-    """Remove snapshots that are not the latest and that no run refers to, in the store or in MLflow. Shards stay."""
-
-    root: str = "data/audioset"
-    """Folder or s3:// address of the store."""
-    keep: tuple[str, ...] = ()
-    """Snapshots to keep all the same."""
-    track: bool = True
-    """Ask MLflow which runs there are."""
-    dry_run: bool = False
-    """Only say which would be removed."""
 
 
 def print_snapshots(command: ListSnapshots) -> None:

@@ -18,10 +18,10 @@ from ast_model.tracking.run import start_run
 from ast_model.tracking.server import open_client
 from ast_model.training.job import StopSignal
 from jobs.compare import main as compare
+from jobs.config import TrainJobConfig
 from jobs.launch.preprocessing import log_preprocessing
 from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
-from jobs.models import main as models
-from jobs.train import TrainJobConfig
+from jobs.models import COMMAND_LINE as MODELS
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.miniature import make_miniature, serve_miniature
@@ -151,7 +151,7 @@ def test_the_registry_shows_the_champion_and_where_it_comes_from(
     snapshot_id = trainings[0].snapshot_id
     rows = describe_versions(client, snapshot_id)
     for settings in trainings:
-        assert models(["publish", "--run", settings.run, "--root", settings.store.root]) == 0
+        assert MODELS.main(["publish", "--run", settings.run, "--root", settings.store.root]) == 0
     assert len(versions(client)) == 4, "what is there already stays as it is"
     assert len(rows) == 4 and all(row["made by"] == "preprocess-miniature" for row in rows)
     assert describe_versions(client, "another") == []

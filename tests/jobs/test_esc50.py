@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.esc50 import check_folds, config_of_fold, preset, read_esc50
+from jobs.esc50 import preset
+from jobs.launch.esc50 import check_folds, config_of_fold, read_esc50
 from jobs.launch.folds import choose_epoch
 from pipeline.errors import InputError, NoClipsError
 from pipeline.snapshots.snapshot import Snapshot

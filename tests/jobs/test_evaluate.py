@@ -10,8 +10,7 @@ from sklearn.metrics import average_precision_score
 from ast_model.checkpoints.checkpoint import Checkpoint, Position, save_checkpoint
 from ast_model.config import ASTConfig
 from ast_model.model import AST
-from jobs.evaluate import evaluate_checkpoints, score
-from jobs.launch.cli import run_job
+from jobs.evaluate import COMMAND_LINE
 from pipeline.labels import Labels
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
@@ -35,7 +34,7 @@ def save_model(folder: Path, labels: Labels, stride: int, num_frames: int) -> st
 
 
 def run_evaluate(*argv: object) -> int:
-    return run_job(evaluate_checkpoints, {"score": score}, "score", [str(word) for word in argv])
+    return COMMAND_LINE.main([str(word) for word in argv])
 
 
 def test_an_ensemble_is_the_mean_of_the_scores(snapshot: Snapshot, tmp_path: Path) -> None:

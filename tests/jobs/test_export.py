@@ -8,10 +8,8 @@ from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
-from jobs.export import export, hugging_face, safetensors
-from jobs.launch.cli import run_job
+from jobs.export import COMMAND_LINE
 
-PRESETS = {"hugging_face": hugging_face, "safetensors": safetensors}
 SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)
 
 
@@ -19,9 +17,9 @@ SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, d
 def test_an_export_tags_as_its_source(tmp_path: Path, name: str, target: str) -> None:
     export_hugging_face(AST(SHAPE), ModelMetadata(("Speech", "Dog, barking", "Rain"), -5, 4, "ce"), tmp_path / "source")
     flags = ["--checkpoint", str(tmp_path / "source"), "--output", str(tmp_path / target)]
-    assert run_job(export, PRESETS, "hugging_face", [name, *flags]) == 0
+    assert COMMAND_LINE.main([name, *flags]) == 0
     source, exported = (Tagger.load(tmp_path / place, device="cpu") for place in ("source", target))
     sound = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000)
     assert exported.metadata == source.metadata
     np.testing.assert_allclose(exported.scores([sound]), source.scores([sound]), atol=1e-6)
-    assert run_job(export, PRESETS, "hugging_face", [name, *flags]) == 1  # nothing is overwritten
+    assert COMMAND_LINE.main([name, *flags]) == 1  # nothing is overwritten

@@ -19,7 +19,7 @@ from ast_model.tracking.models import example, log_served_model
 from ast_model.tracking.registry import champion, difference, promote_if_better
 from ast_model.tracking.run import start_run
 from jobs.compare import main as compare
-from jobs.models import main as models
+from jobs.models import COMMAND_LINE as MODELS
 from pipeline.audio.decode import decode_file
 from pipeline.errors import TrackingError
 from pipeline.fbank import compute_fbank
@@ -101,7 +101,7 @@ def test_versions_are_listed_compared_promoted_and_fetched(
     """Of the versions that the test before made."""
 
     def say(*words: str) -> str:
-        assert models([*words, "--root", store.root]) == 0
+        assert MODELS.main([*words, "--root", store.root]) == 0
         return capsys.readouterr().out
 
     assert [line.split()[:2] for line in say("list").splitlines()[1:]] == [
@@ -118,8 +118,8 @@ def test_versions_are_listed_compared_promoted_and_fetched(
     assert say("promote", "--version", "2").startswith("version 2 is the champion: promoted by hand (-")
     say("fetch", "--to", str(tmp_path / "model"))
     assert (tmp_path / "model" / "artifacts" / "checkpoint" / "model.safetensors").is_file()
-    assert models(["fetch", "--to", str(tmp_path / "model"), "--root", store.root]) == 1
-    assert models(["compare", "--version", "7", "--root", store.root]) == 1
+    assert MODELS.main(["fetch", "--to", str(tmp_path / "model"), "--root", store.root]) == 1
+    assert MODELS.main(["compare", "--version", "7", "--root", store.root]) == 1
     assert "found '7'; there are: 3, 2, 1" in capsys.readouterr().err
 
 

@@ -10,8 +10,7 @@ from ast_model.config import ASTConfig
 from ast_model.export import export_hugging_face
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
-from jobs.launch.cli import run_job
-from jobs.predict import predict, tag_files
+from jobs.predict import COMMAND_LINE
 from pipeline.audio.decode import encode_flac
 
 SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)
@@ -36,7 +35,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_predict(*argv: object) -> int:
-    return run_job(predict, {"tag_files": tag_files}, "tag_files", [str(word) for word in argv])
+    return COMMAND_LINE.main([str(word) for word in argv])
 
 
 def test_a_folder_becomes_a_table(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:

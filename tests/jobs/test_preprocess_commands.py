@@ -8,7 +8,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ast_model.tracking.server import PREPROCESSING
-from jobs.preprocess import main
+from jobs.preprocess import COMMAND_LINE
 from pipeline.miniature import Miniature
 from pipeline.records import FailureCategory
 from pipeline.shards.format import read_sidecar
@@ -42,11 +42,11 @@ def test_plan_and_status_say_what_a_rerun_would_visit_and_touch_nothing(
     rows = [row for name in names for row in read_sidecar(store, name).to_pylist()]
     faults = [clip.fault.reason for clip in miniature.clips if clip.fault and clip.fault.reason]
     num_due = sum(reason.category in (FailureCategory.TRANSIENT, FailureCategory.THROTTLED) for reason in faults)
-    assert main(["plan", *flags(store, miniature)]) == 0
+    assert COMMAND_LINE.main(["plan", *flags(store, miniature)]) == 0
     printed = capsys.readouterr().out
     assert f"{len(rows)} segments, {num_due} to be visited in " in printed
     assert "$" in printed
-    assert main(["status", *flags(store, miniature)]) == 0
+    assert COMMAND_LINE.main(["status", *flags(store, miniature)]) == 0
     printed = capsys.readouterr().out
     assert f"a rerun would visit {num_due} of {len(rows)}" in printed
     table = [line.split() for line in printed.split("\n\n")[0].splitlines()[1:]]
@@ -59,7 +59,7 @@ def test_plan_and_status_say_what_a_rerun_would_visit_and_touch_nothing(
 
 
 def test_status_of_an_empty_store_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--root", str(tmp_path)]) == 1
+    assert COMMAND_LINE.main(["status", "--root", str(tmp_path)]) == 1
     assert "metadata/eval_segments.csv" in capsys.readouterr().err
 
 
@@ -67,7 +67,7 @@ def test_status_of_an_empty_store_says_what_is_missing(tmp_path: Path, capsys: p
 def test_verify_names_what_is_wrong_and_mends_it(
     ray: None, store: Store, miniature: Miniature, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["verify", *flags(store, miniature)]) == 0
+    assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 0
     assert f"{len(store.list('shards', '.parquet'))} of" in capsys.readouterr().out
     flipped, gone, edited = (name for name in store.list("shards", ".tar")[:3])
     content = bytearray(store.read_bytes(flipped))
@@ -76,7 +76,7 @@ def test_verify_names_what_is_wrong_and_mends_it(
     store.remove(gone)
     sidecar = edited.replace(".tar", ".parquet")
     store.write_bytes(sidecar, store.read_bytes(sidecar)[:-100])
-    assert main(["verify", *flags(store, miniature)]) == 1
+    assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 1
     printed = capsys.readouterr()
     for what in (
         f"{flipped}: expected",
@@ -86,8 +86,8 @@ def test_verify_names_what_is_wrong_and_mends_it(
     ):
         assert what in printed.out.replace(store.root + "/", "")
     assert "3 shards" in printed.err
-    assert main(["verify", *flags(store, miniature, "--repair")]) == 0
-    assert main(["verify", *flags(store, miniature)]) == 0
+    assert COMMAND_LINE.main(["verify", *flags(store, miniature, "--repair")]) == 0
+    assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 0
 
 
 @pytest.mark.ray
@@ -97,7 +97,7 @@ def test_reruns_are_tracked_and_snapshots_listed_compared_and_pruned(
     uri = f"sqlite:///{store.path('mlflow.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     old = load_snapshot(store)
-    assert main(["run", *flags(store, miniature, "--retry", "transient", "permanent")]) == 0
+    assert COMMAND_LINE.main(["run", *flags(store, miniature, "--retry", "transient", "permanent")]) == 0
     new = load_snapshot(store)
     assert len(new.index) > len(old.index)
     client = MlflowClient(uri)
@@ -113,20 +113,20 @@ def test_reruns_are_tracked_and_snapshots_listed_compared_and_pruned(
     assert run.inputs.dataset_inputs[0].dataset.digest == new.snapshot_id
 
     capsys.readouterr()
-    assert main(["snapshots", "list", "--root", store.root]) == 0
+    assert COMMAND_LINE.main(["snapshots", "list", "--root", store.root]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [old.snapshot_id, new.snapshot_id]
     assert "(latest)" in lines[1]
-    assert main(["snapshots", "diff", "--root", store.root, "--old", old.snapshot_id]) == 0
+    assert COMMAND_LINE.main(["snapshots", "diff", "--root", store.root, "--old", old.snapshot_id]) == 0
     table = [line.rsplit(maxsplit=4)[1:] for line in capsys.readouterr().out.splitlines()[1:]]
     assert table
     assert all(int(before) + int(came) - int(went) == int(after) for before, came, went, after in table)
     assert sum(int(row[2]) for row in table) == 0
 
     store.write_json("runs/some-run/epoch-1/description.json", {"snapshot": old.snapshot_id})
-    assert main(["snapshots", "prune", "--root", store.root]) == 0
+    assert COMMAND_LINE.main(["snapshots", "prune", "--root", store.root]) == 0
     assert len(store.list("snapshots", "/manifest.json")) == 2
     store.remove("runs")
-    assert main(["snapshots", "prune", "--root", store.root]) == 0
+    assert COMMAND_LINE.main(["snapshots", "prune", "--root", store.root]) == 0
     assert [name.split("/")[1] for name in store.list("snapshots", "/manifest.json")] == [new.snapshot_id]
     assert json.loads(store.read_bytes("latest.json"))["snapshot"] == new.snapshot_id

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.audioset import PRESETS, audioset
-from jobs.launch.cli import parse_config
+from jobs.audioset import COMMAND_LINE
+from jobs.launch.audioset import audioset
 from pipeline.shards.format import read_sidecar
 from pipeline.store.storage import Store
 
@@ -24,7 +24,7 @@ needs_sounds = pytest.mark.skipif(
 def test_main_job_learns_from_recorded_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = f"--metadata {TABLES} --media {SOUNDS} --splits balanced_train eval --root {tmp_path}"
     training = "--train.num-epochs 2 --train.average-from-epoch 1 --train.draws-per-epoch 16"
-    audioset(parse_config(PRESETS, "demo", f"{flags} {training}".split()))
+    audioset(COMMAND_LINE.parse(f"{flags} {training}".split()))
 
     said = capsys.readouterr().out
     assert "balanced_train     13 planned = 13 written + 0 failed" in said

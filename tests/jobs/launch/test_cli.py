@@ -1,11 +1,12 @@
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from jobs import audioset
-from jobs.launch.cli import configure_logging, parse_config, resolve_root, run_job
+from jobs.launch.cli import CommandLine, configure_logging, parse_config, resolve_root
 from pipeline.errors import ConfigError, InputError, LeaseError
 
 
@@ -28,12 +29,23 @@ class Config:
 PRESETS = {"demo": Config, "audioset_full": lambda: Config("full", Inner(5))}
 
 
-def run(argv: list[str], error: BaseException | None = None) -> int:
-    def job(config: Config) -> None:
-        if error:
-            raise error
+class FailingCommandLine(CommandLine):
+    """Of a job that ends with an error, if there is one."""
 
-    return run_job(job, PRESETS, "demo", argv)
+    error: BaseException | None = None
+
+    def load(self, config: Config) -> Callable[[Config], None]:
+        def job(config: Config) -> None:
+            if self.error:
+                raise self.error
+
+        return job
+
+
+def run(argv: list[str], error: BaseException | None = None) -> int:
+    command_line = FailingCommandLine("", PRESETS)
+    command_line.error = error
+    return command_line.main(argv)
 
 
 def test_flags_override_the_preset() -> None:

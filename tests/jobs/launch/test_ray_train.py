@@ -15,9 +15,10 @@ from ast_model.config import ASTConfig, CheckpointConfig, RegulariseConfig, Trai
 from ast_model.data.augment import AugmentConfig
 from ast_model.distributed import World
 from ast_model.training.job import StopSignal
-from jobs.launch.ray_train import RayConfig, train_on_ray
+from jobs.config import RayConfig, TrainJobConfig
+from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
-from jobs.train import TrainJobConfig, train
+from jobs.launch.train import train
 from pipeline.errors import AudioTaggingError, ConfigError, MismatchError, NoClipsError, StoppedError, TrainingError
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store

@@ -13,7 +13,7 @@ from scipy.io import wavfile
 
 import jobs.launch.recordings
 from jobs import esc50, finetune, speechcommands
-from jobs.launch.cli import parse_config
+from jobs.launch.cli import CommandLine
 from jobs.launch.runs import RunSettings
 from pipeline.errors import ConfigError, StoppedError
 
@@ -35,6 +35,11 @@ def write_tone(file: Path, pitch_hz: float, seconds: float, rate_hz: int, seed: 
     file.parent.mkdir(parents=True, exist_ok=True)
     tone += 0.02 * random.standard_normal(len(time_s))
     wavfile.write(file, rate_hz, (tone * 32767).astype(np.int16))
+
+
+def run_job(command_line: CommandLine, argv: list[str]) -> None:
+    config = command_line.parse(argv)
+    command_line.load(config)(config)
 
 
 @pytest.fixture
@@ -101,7 +106,7 @@ def test_the_folds_of_esc50_are_children_of_one_run_also_after_a_stop(
     flags = f"--data {esc50_folder} --root {root} --folds 1 2 3 {SMALL}".split()
 
     def run(*more: str) -> None:
-        esc50.esc50(parse_config({"esc50": esc50.preset}, "esc50", [*flags, *more]))
+        run_job(esc50.COMMAND_LINE, [*flags, *more])
 
     stop_once(monkeypatch, "-fold2")
     with pytest.raises(StoppedError) as stopped:
@@ -128,7 +133,7 @@ def test_speech_commands_are_chosen_on_one_list_and_tested_on_the_other(
 ) -> None:
     root = tmp_path / "store"
     flags = f"--data {words_folder} --root {root} {SMALL}".split()
-    speechcommands.speechcommands(parse_config({"": speechcommands.preset}, "", flags))
+    run_job(speechcommands.COMMAND_LINE, flags)
     result = json.loads((root / "speechcommands.json").read_text())
     assert result["test"] > 0.6
     assert f"testing    accuracy {result['test']:.4f}" in capsys.readouterr().out
@@ -150,7 +155,7 @@ def test_own_sounds_are_learnt_and_the_model_is_named(
         with data.open("w", newline="") as table:
             csv.writer(table).writerows([("path", "labels"), *rows])
     flags = f"--data {data} --root {tmp_path}/own --no-use-gpu --size tiny --num-epochs 2 --learning-rate 1e-3".split()
-    finetune.finetune(parse_config({"": finetune.preset}, "", flags))
+    run_job(finetune.COMMAND_LINE, flags)
     said = capsys.readouterr().out
     assert ("eval/accuracy" in said) == (form == "folder")
     best = next(line.split()[-1] for line in said.splitlines() if line.startswith("best epoch"))

@@ -1,0 +1,391 @@
+"""Settings of the jobs. The docstring under a field is its `--help` text; what is heavy to import stays out of here."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from ast_model.config import ASTConfig, TrainConfig
+from pipeline.config import PreprocessConfig
+from pipeline.errors import ConfigError
+from pipeline.estimate import CostConfig
+
+MINIATURE = "miniature"
+FOLDS = (1, 2, 3, 4, 5)
+"""Of ESC-50."""
+Data = Annotated[PreprocessConfig, tyro.conf.arg(name=""), tyro.conf.EnumChoicesFromValues]
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Who trains."""
+
+    workers: str = "2"
+    """Ranks, each with one CPU or one GPU: a number, or 2:8 to go on with what is left when nodes are lost and to
+    grow again when they come back."""
+    use_gpu: bool = False
+    """Give each rank a GPU."""
+    max_failures: int = 10
+    """How often the training starts again from its newest checkpoint after a worker was lost; nodes that announce
+    their end don't count."""
+    start_timeout_s: float = 600.0
+    """Seconds to wait for the cluster to have the (least) workers."""
+
+    def __post_init__(self) -> None:
+        fewest, most = self.num_workers
+        if not 1 <= fewest <= most:
+            raise ConfigError(f"workers must be a number above 0, or two such as 2:8, found {self.workers}")
+
+    @property
+    def num_workers(self) -> tuple[int, int]:
+        """The fewest and the most."""
+        parts = self.workers.split(":")
+        if not (len(parts) in (1, 2) and all(part.isdecimal() for part in parts)):
+            raise ConfigError(f"workers must be a number, or two such as 2:8, found {self.workers!r}")
+        return int(parts[0]), int(parts[-1])
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        return {"CPU": 1, "GPU": 1} if self.use_gpu else {"CPU": 1}
+
+
+@dataclass(frozen=True)
+class AudioSetConfig:
+    """All settings of the main job."""
+
+    preset: tyro.conf.Suppress[str] = "audioset_full"
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store: metadata, shards, snapshots, runs. A relative one is taken from the
+    current folder, in a Ray job from ~/audioset-ast."""
+    data: Data = field(default_factory=PreprocessConfig)
+    model: ASTConfig = field(default_factory=ASTConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
+    resume: str = ""
+    """Run to go on with, on its own snapshot and by the same command otherwise; empty for a new one."""
+
+
+@dataclass(frozen=True)
+class TrainJobConfig:
+    """All settings of a training."""
+
+    preset: tyro.conf.Suppress[str] = "demo"
+    root: str = "data/demo"
+    """Folder or s3:// address of the store. A relative one is taken from the current folder, in a Ray job from
+    ~/audioset-ast."""
+    snapshot: str = ""
+    """Snapshot to learn from; the latest unless named."""
+    resume: str = ""
+    """Run to go on with, by the same command otherwise; empty for a new one."""
+    model: ASTConfig = field(default_factory=ASTConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """Fetch and convert what is missing or failed in a way that may pass, and publish a snapshot if something changed.
+
+    Exit codes: 0 done; 75 another run holds the store, try later; 1 an error, whose message says what to do.
+    """
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    track: bool = True
+    """Log the run to MLflow."""
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """Say what a run would visit and what that costs. Touches nothing."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    costs: CostConfig = field(default_factory=CostConfig)
+
+
+@dataclass(frozen=True)
+class StatusCommand:
+    """Say how far the store is, per split, reason and class. Touches nothing."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    num_classes: int = 20
+    """Classes to show, those with the least yield first."""
+
+
+@dataclass(frozen=True)
+class VerifyCommand:
+    """Reread all shards and compare them with their sidecars."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    repair: bool = False
+    """Remove the shards that are wrong and fetch their clips again."""
+
+
+@dataclass(frozen=True)
+class ListSnapshots:
+    """List the snapshots, the latest last, and the runs in the store that refer to them."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+
+
+@dataclass(frozen=True)
+class DiffSnapshots:
+    """Say which clips came and went between two snapshots, per split and class."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    old: str = ""
+    """Snapshot to compare from."""
+    new: str = ""
+    """Snapshot to compare with; unset the latest."""
+
+
+@dataclass(frozen=True)
+class PruneSnapshots:
+    """Remove snapshots that are not the latest and that no run refers to, in the store or in MLflow. Shards stay."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    keep: tuple[str, ...] = ()
+    """Snapshots to keep all the same."""
+    track: bool = True
+    """Ask MLflow which runs there are."""
+    dry_run: bool = False
+    """Only say which would be removed."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to score, on what."""
+
+    checkpoints: tuple[str, ...]
+    """Folders, files or hub names, of any strides and lengths. Several are an ensemble: the mean of their scores."""
+    root: str = "data/demo"
+    """Folder or s3:// address of the store."""
+    snapshot: str = ""
+    """Snapshot to take clips from; the latest unless named."""
+    split: str = "eval"
+    """Split to score."""
+    output: str = ""
+    """Folder for scores, tables and plots; a new one in ROOT/evaluations, or ./evaluations for s3://, unless set."""
+    classes: tuple[str, ...] = ()
+    """Classes to draw precision against recall of, by name; those with the most clips unless named."""
+    bootstrap: int = 0
+    """Resamples for the 95 % interval of mAP; 0 for none."""
+    batch_size: int = 16
+    """Clips scored at a time."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.bootstrap < 0:
+            raise ConfigError(
+                f"batch_size must be at least 1 and bootstrap not negative, found {self.batch_size}, {self.bootstrap}"
+            )
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What to tag, with what."""
+
+    checkpoint: str
+    """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
+    audio: tuple[str, ...]
+    """Files, and folders that are searched at any depth."""
+    labels: str = ""
+    """The class_labels_indices.csv of an official .pth, which names no classes."""
+    top_k: int = 5
+    """Classes shown of each file or window."""
+    timeline: bool = False
+    """Tag windows of each file instead of the whole."""
+    window_s: float | None = None
+    """Length of a window; the model's unless set."""
+    hop_s: float | None = None
+    """From one window's start to the next; half a window unless set."""
+    format: Literal["text", "csv", "json"] = "text"
+    """How the table is written."""
+    output: str = ""
+    """File to write to; the terminal unless set."""
+    device: str = ""
+    """cpu or cuda; a GPU if there is one unless set."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.top_k, int) and self.top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, found {self.top_k}")
+        if not self.timeline and (self.window_s is not None or self.hop_s is not None):
+            raise ConfigError("window_s and hop_s are of the timeline: add --timeline, or leave them out")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export, and where to."""
+
+    format: tyro.conf.Suppress[str]
+    checkpoint: str
+    """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
+    output: str
+    """The folder or file to write; nothing may be there."""
+    labels: str = ""
+    """The class_labels_indices.csv of an official .pth, which names no classes."""
+
+
+@dataclass(frozen=True)
+class ModelsCommand:
+    """Where the models are."""
+
+    root: str = "data/demo"
+    """Folder or s3:// address of the store; MLFLOW_TRACKING_URI names the server unless its own database is meant."""
+
+
+@dataclass(frozen=True)
+class ListModels(ModelsCommand):
+    """Print all versions, newest first, with run, snapshot, preprocessing runs and mAP."""
+
+    snapshot: str = ""
+    """Only those trained on this snapshot."""
+
+
+@dataclass(frozen=True)
+class CompareVersions(ModelsCommand):
+    """Print by how much a version is better than another, on the clips that both were measured on."""
+
+    version: str = "latest"
+    """Number, champion or latest."""
+    against: str = "champion"
+    """Number, champion or latest."""
+
+
+@dataclass(frozen=True)
+class PromoteVersion(ModelsCommand):
+    """Make a version the champion, whatever the figures say; what they say is noted."""
+
+    version: str = tyro.MISSING
+    """Number or latest."""
+
+
+@dataclass(frozen=True)
+class FetchModel(ModelsCommand):
+    """Copy a model to a folder, as MLflow loads and serves it; its checkpoint is in artifacts/checkpoint."""
+
+    version: str = "champion"
+    """Number, champion or latest."""
+    to: str = "model"
+    """Folder to make."""
+
+
+@dataclass(frozen=True)
+class PublishRun(ModelsCommand):
+    """Bring a finished run's pictures, tables and models to MLflow, where that failed before."""
+
+    run: str = tyro.MISSING
+    """MLflow's id, the run's name there, or its folder in the store."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What to compare."""
+
+    runs: tuple[str, ...] = ()
+    """Runs, named first on the command line; each is compared with the first."""
+    root: str = "data/demo"
+    """Folder or s3:// address of the store; MLFLOW_TRACKING_URI names the server unless its own database is meant."""
+    output: str = "comparison.html"
+    """File to write the page to."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.runs)) < 2:
+            raise ConfigError(f"expected at least two runs to compare, found {', '.join(self.runs) or 'none'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedConfig:
+    """Settings of a job for a published set of recordings."""
+
+    preset: tyro.conf.Suppress[str]
+    data: str = ""
+    """The official folder, unpacked; empty to fetch it."""
+    archive: str
+    """Where the set is fetched from."""
+    digest: str
+    """sha256 or md5 of the archive; nothing is compared if empty."""
+    root: str
+    """Folder of the store. A relative one is taken from the current folder, in a Ray job from ~/audioset-ast."""
+    resume: str = ""
+    """Run to go on with, by the same command otherwise; empty for a new one."""
+    model: ASTConfig = field(default_factory=ASTConfig)
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ESC50Config(PublishedConfig):
+    """All settings of the job. GitHub packs the archive on demand, so there is no official digest."""
+
+    preset: tyro.conf.Suppress[str] = "esc50"
+    archive: str = "https://github.com/karoldvl/ESC-50/archive/master.zip"
+    digest: str = ""
+    root: str = "data/esc50"
+    folds: tuple[int, ...] = FOLDS
+    """Folds to test on, each after training on the others."""
+    choose: Literal["last", "best_on_test"] = "last"
+    """Epoch that counts: the last one, or, as in the paper, the one whose mean accuracy on the test folds is best."""
+
+    def __post_init__(self) -> None:
+        if not self.folds or not set(self.folds) <= set(FOLDS) or len(set(self.folds)) != len(self.folds):
+            raise ConfigError(f"folds must be some of {FOLDS}, each once, found {self.folds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechCommandsConfig(PublishedConfig):
+    """All settings of the job. The default digest is the one that torchaudio checks."""
+
+    preset: tyro.conf.Suppress[str] = "speechcommands"
+    archive: str = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
+    digest: str = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
+    root: str = "data/speechcommands"
+    choose: Literal["best_on_valid", "last"] = "best_on_valid"
+    """Epoch that is tested on the testing list."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """All settings of the job. What is not set follows from the data."""
+
+    preset: tyro.conf.Suppress[str] = "finetune"
+    data: str = ""
+    """A table with the columns path,labels, or a folder that holds a folder of files for each class."""
+    init: str = ""
+    """Weights to start from: a checkpoint, a Hugging Face name, an official .pth, or DeiT's; empty for random ones."""
+    size: Literal["tiny", "small", "base"] = "base"
+    """Size of the model; that of an AST that is started from counts more."""
+    root: str = "data/own"
+    """Folder below which each set of sounds has a store of its own."""
+    clip_s: float = 10.0
+    """Longest clip; longer files are cut into several, which all have the file's labels."""
+    eval_share: float = 0.2
+    """Share of the files that is kept for measuring, if there are no splits."""
+    num_epochs: int | None = None
+    """Unless set: 5 for many clips, up to 40 for few."""
+    batch_size: int | None = None
+    """Samples per step. Unless set: 8 for few clips, up to 48 for many."""
+    learning_rate: float | None = None
+    """Unless set: 5e-5 from weights, 5e-4 from random ones."""
+    mixup_probability: float = 0.5
+    """Share of samples that are mixed with another."""
+    seed: int = 0
+    """Seed of splits, weights, draws and augmentation."""
+    resume: str = ""
+    """Run to go on with, by the same command otherwise; empty for a new one."""
+    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.clip_s <= 600:
+            raise ConfigError(f"clip_s must be between 0.1 and 600 s, found {self.clip_s}")
+        if not 0 < self.eval_share < 1:
+            raise ConfigError(f"eval_share must be between 0 and 1, found {self.eval_share}")

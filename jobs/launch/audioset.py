@@ -1,0 +1,32 @@
+"""The main job: preprocess what is missing, train on all that is there, and report."""
+
+from ast_model.tracking.server import check_server, tracking_uri
+from ast_model.training.checks import check_ranks
+from jobs.config import AudioSetConfig
+from jobs.launch.cli import resolve_root
+from jobs.launch.preprocessing import preprocess_tracked, with_miniature_media
+from jobs.launch.ray_train import train_on_ray
+from jobs.launch.report import RunSummary, print_report
+from jobs.launch.runs import begin_run, ending_tracked, new_run_name, resume_run
+from pipeline.cluster import ray_session
+from pipeline.preprocess import PreprocessReport
+from pipeline.store.storage import Store
+
+
+def audioset(config: AudioSetConfig) -> None:
+    """Preprocess what is missing, train on all that is there, and report."""
+    check_ranks(config.train, config.ray.num_workers[1])
+    store = Store(resolve_root(config.root))
+    check_server(tracking_uri(store))
+    with ray_session():
+        if config.resume:
+            settings, snapshot = resume_run(config.resume, store, config)
+            visit = PreprocessReport()
+        else:
+            run = new_run_name(config.preset)
+            with with_miniature_media(config.data, store) as data:
+                snapshot, visit = preprocess_tracked(data, store, run)
+            settings = begin_run(config, snapshot, run)
+        with ending_tracked(settings):
+            history = train_on_ray(settings, config.ray)
+    print_report(RunSummary(snapshot, visit, settings.run, history, config.train.eval_split, tracking_uri(store)))

@@ -1,0 +1,60 @@
+"""The commands about models in the registry: list, compare, promote, fetch, publish."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ast_model.tracking.comparison import find_run
+from ast_model.tracking.lineage import describe_versions
+from ast_model.tracking.publish import publish
+from ast_model.tracking.registry import CHAMPION, difference, download, find_version, predictions_of, promote
+from ast_model.tracking.run import tracked_run_of
+from ast_model.tracking.server import check_server, open_client, tracking_uri
+from jobs.config import CompareVersions, FetchModel, ListModels, ModelsCommand, PromoteVersion, PublishRun
+from jobs.launch.cli import resolve_root
+from pipeline.snapshots.snapshot import load_snapshot
+from pipeline.store.storage import Store
+
+
+def _store(command: ModelsCommand) -> Store:
+    return Store(resolve_root(command.root))
+
+
+def _client(command: ModelsCommand):
+    uri = tracking_uri(_store(command))
+    check_server(uri)
+    return open_client(uri)
+
+
+def list_models(command: ListModels) -> None:
+    rows = describe_versions(_client(command), command.snapshot)
+    print(pd.DataFrame(rows).to_string(index=False) if rows else "no model yet")
+
+
+def compare(command: CompareVersions) -> None:
+    client = _client(command)
+    new, old = (find_version(client, version) for version in (command.version, command.against))
+    change = difference(*(predictions_of(client, str(each.run_id), each.tags["kind"]) for each in (new, old)))
+    print(f"version {new.version} less version {old.version}: mAP {change}")
+
+
+def promote_model(command: PromoteVersion) -> None:
+    client = _client(command)
+    version = find_version(client, command.version)
+    print(f"version {version.version} is the {CHAMPION}: {promote(client, version)}")
+
+
+def fetch(command: FetchModel) -> None:
+    client = _client(command)
+    version = find_version(client, command.version)
+    download(client, version, Path(command.to))
+    print(f"version {version.version}: {Path(command.to).resolve()}")
+
+
+def publish_run(command: PublishRun) -> None:
+    client = _client(command)
+    run = find_run(client, command.run)
+    tracked = tracked_run_of(tracking_uri(_store(command)), run)
+    snapshot = load_snapshot(_store(command), tracked.snapshot_id)
+    publish(tracked, snapshot, run.data.tags["run"])
+    list_models(ListModels(command.root, snapshot=tracked.snapshot_id))
