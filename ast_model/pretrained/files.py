@@ -1,7 +1,6 @@
 """Sources of weights: a file, a folder, an address or a name on the Hugging Face hub. Only tensors are read."""
 
 import json
-import os.path
 import pickle
 import re
 import tempfile
@@ -29,7 +28,8 @@ METADATA_KEY = "metadata"
 """Under it they carry classes, normalisation and activation."""
 
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".onnx")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""Not `../folder`."""
 _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that torch gives each name when a model is made parallel or compiled."""
 _NESTS = ("model", "state_dict")
@@ -46,19 +46,23 @@ class WeightFile:
     """Of Hugging Face's models: how the fbank is made."""
 
 
-def read_weights(source: str | Path) -> WeightFile:
-    """Read tensors from wherever `source` points; see `pretrained.load_pretrained`. Raises WeightsError."""
+def locate_weights(source: str | Path) -> str:
+    """Return an absolute path, an address or a hub's name, which any process can open. Raises WeightsError."""
     path = Path(source).expanduser()
     if path.exists():
-        return _read_local(path)
-    if "://" in str(source):
+        return str(path.resolve())
+    if "://" in str(source) or _HUB_NAME.fullmatch(str(source)):
+        return str(source)
+    raise WeightsError(f"expected weights at {path.resolve()}, found nothing there; it is no hub's name either")
+
+
+def read_weights(source: str | Path) -> WeightFile:
+    """Read tensors from wherever `source` points; see `pretrained.load_pretrained`. Raises WeightsError."""
+    located = locate_weights(source)
+    if "://" in located:
         with tempfile.TemporaryDirectory() as folder:
-            return _read_local(_fetch_from_store(str(source), Path(folder)))
-    if _HUB_NAME.fullmatch(str(source)):
-        return _read_local(_fetch_from_hub(str(source)))
-    raise WeightsError(
-        f"expected weights at {os.path.normpath(path.absolute())}, found nothing there; it is no name on the hub either"
-    )
+            return _read_local(_fetch_from_store(located, Path(folder)))
+    return _read_local(Path(located) if Path(located).is_absolute() else _fetch_from_hub(located))
 
 
 def _read_local(path: Path) -> WeightFile:

@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,12 +44,24 @@ def fit_weights(
     file: WeightFile, source: str | Path, config: ASTConfig | None = None, labels: Sequence[str] | None = None
 ) -> AST:
     """Do `load_pretrained` with a file that was read; `source` names it in messages."""
-    try:
+    with _naming(source):
         model, notes = _fit(file, config, labels)
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from error
     log.info("loaded %s: %s", source, "; ".join(notes))
     return model
+
+
+def check_weights(source: str | Path, config: ASTConfig) -> None:
+    """Raise WeightsError unless `load_pretrained` makes a model of this shape from `source`."""
+    with _naming(source):
+        _fit(read_weights(source), config, None)
+
+
+@contextmanager
+def _naming(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except WeightsError as error:
+        raise error if str(source) in str(error) else WeightsError(f"{source}: {error}") from error
 
 
 def _fit(file: WeightFile, config: ASTConfig | None, labels: Sequence[str] | None) -> tuple[AST, list[str]]:

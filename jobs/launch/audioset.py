@@ -1,9 +1,12 @@
 """The main job: preprocess what is missing, train on all that is there, and report."""
 
+import dataclasses
+
 from ast_model.tracking.server import check_server, tracking_uri
 from ast_model.training.checks import check_ranks
 from jobs.config import AudioSetConfig
 from jobs.launch.cli import resolve_root
+from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.preprocessing import preprocess_tracked, with_miniature_media
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.report import RunSummary, print_report
@@ -18,6 +21,7 @@ def audioset(config: AudioSetConfig) -> None:
     check_ranks(config.train, config.ray.num_workers[1])
     store = Store(resolve_root(config.root))
     check_server(tracking_uri(store))
+    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     with ray_session():
         if config.resume:
             settings, snapshot = resume_run(config.resume, store, config)

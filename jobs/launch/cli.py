@@ -98,9 +98,13 @@ def configure_logging() -> None:
 
 
 def resolve_root(root: str) -> str:
-    """Make a root absolute. In a Ray job the working folder is temporary, so there it is taken from home."""
+    """Make a root absolute, without `..` in it.
+
+    In a Ray job the working folder is temporary, so there a relative one is taken from home.
+    """
     if "://" in root:
         return root
     in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     base = Path.home() / "audioset-ast" if in_ray_job else Path.cwd()
-    return str(base / Path(root).expanduser())
+    path = base / Path(root).expanduser()
+    return str(path.resolve() if ".." in path.parts else path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from jobs.config import FOLDS, ESC50Config
 from jobs.launch.cli import resolve_root
 from jobs.launch.folds import choose_epoch, describe_result, log_result, open_parent, train_fold
+from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.recordings import convert, official_folder
 from jobs.launch.runs import ending
 from pipeline.cluster import ray_session
@@ -21,6 +22,7 @@ TABLE = "meta/esc50.csv"
 
 def esc50(config: ESC50Config) -> None:
     """Train and test on each fold, and say the accuracy of each and their mean."""
+    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store = Store(resolve_root(config.root))
     recordings, classes = read_esc50(official_folder(config, store, TABLE))
     with ray_session():

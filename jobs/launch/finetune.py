@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ from pathlib import Path
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
+from ast_model.pretrained.files import locate_weights
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.reporter import Metrics
 from jobs.config import FinetuneConfig, RayConfig
 from jobs.launch.cli import resolve_root
+from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.recordings import convert, train_tracked
 from pipeline.cluster import ray_session
 from pipeline.errors import ConfigError
@@ -52,12 +55,15 @@ def finetune(config: FinetuneConfig) -> None:
     """Learn own sounds, and say how well and where the model is."""
     if not config.data:
         raise ConfigError("data is not set: name a table with the columns path,labels, or a folder of folders")
+    if config.init:
+        config = dataclasses.replace(config, init=locate_weights(config.init))
     clips, classes = read_sounds(Path(config.data), CutConfig(config.clip_s, config.eval_share, config.seed))
     say_counts(clips, classes)
     if not config.init and (num_clips := sum(clip.split == "train" for clip in clips)) < NUM_SAMPLES_AIMED_AT:
         log.warning("%d clips teach random weights little; start from an AST's: --init %s", num_clips, PUBLISHED)
     model = plan_model(config, clips, len(classes))
-    run = FinetuneRun(config.preset, config.data, model, plan_training(config, clips), config.resume, config.ray)
+    train = open_initial_weights(plan_training(config, clips), model, config.resume)
+    run = FinetuneRun(config.preset, config.data, model, train, config.resume, config.ray)
     store = Store(f"{resolve_root(config.root)}/{_digest(clips, classes)}")
     with ray_session():
         snapshot = convert(clips, classes, store)
@@ -66,10 +72,13 @@ def finetune(config: FinetuneConfig) -> None:
         print(_line(metrics))
     best = best_checkpoint(store, f"runs/{settings.run}/checkpoints")
     average = list_checkpoints(store, f"runs/{settings.run}/average")
-    for name, address in (("best epoch", best[0] if best else ""), ("average", average[-1] if average else "")):
-        if address:
-            print(f"{name:12} {store.url(address)}")
-    print("tag with     python jobs/predict.py --checkpoint FOLDER_ABOVE --audio FILES")
+    checkpoints = {"best epoch": best[0] if best else "", "average": average[-1] if average else ""}
+    checkpoints = {name: store.url(checkpoint) for name, checkpoint in checkpoints.items() if checkpoint}
+    for name, address in checkpoints.items():
+        print(f"{name:12} {address}")
+    # The average comes last, and is usually the better one.
+    for address in list(checkpoints.values())[-1:]:
+        print(f"tag with     {shlex.join(('python', 'jobs/predict.py', '--checkpoint', address, '--audio'))} FILES")
 
 
 def _line(metrics: Metrics) -> str:

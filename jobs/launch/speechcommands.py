@@ -1,5 +1,6 @@
 """Speech Commands V2: a training, tested on the official testing list."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ast_model.evaluation.ensemble import score_each
 from ast_model.training.reporter import Metrics
 from jobs.config import SpeechCommandsConfig
 from jobs.launch.cli import resolve_root
+from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.recordings import convert, official_folder, train_tracked
 from jobs.launch.runs import RunSettings
 from pipeline.cluster import ray_session
@@ -25,6 +27,7 @@ NOISE_FOLDER = "_background_noise_"
 
 def speechcommands(config: SpeechCommandsConfig) -> None:
     """Train, choose an epoch on the validation list, and say its accuracy on the testing list."""
+    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store = Store(resolve_root(config.root))
     recordings, words = read_speech_commands(official_folder(config, store, "testing_list.txt"))
     with ray_session():

@@ -1,5 +1,6 @@
 """Training on a snapshot that is there, on Ray Train or as one of torchrun's ranks."""
 
+import dataclasses
 import os
 import signal
 
@@ -10,6 +11,7 @@ from ast_model.training.job import StopSignal
 from ast_model.training.reporter import Metrics
 from jobs.config import TrainJobConfig
 from jobs.launch.cli import resolve_root
+from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
 from pipeline.cluster import ray_session
@@ -59,6 +61,7 @@ class SigtermStopSignal(StopSignal):
 def _open_run(config: TrainJobConfig) -> RunSettings:
     store = Store(resolve_root(config.root))
     check_server(tracking_uri(store))
+    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     if config.resume:
         return resume_run(config.resume, store, config)[0]
     return begin_run(config, load_snapshot(store, config.snapshot or None), new_run_name(config.preset))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mlflow.entities import Run
 from scipy.io import wavfile
 
 import jobs.launch.recordings
+from ast_model.inference import Tagger
 from jobs import esc50, finetune, speechcommands
 from jobs.launch.cli import CommandLine
 from jobs.launch.runs import RunSettings
@@ -154,10 +156,16 @@ def test_own_sounds_are_learnt_and_the_model_is_named(
         rows[1] = (rows[1][0], "silence;tone")
         with data.open("w", newline="") as table:
             csv.writer(table).writerows([("path", "labels"), *rows])
-    flags = f"--data {data} --root {tmp_path}/own --no-use-gpu --size tiny --num-epochs 2 --learning-rate 1e-3".split()
+    root = f"{tmp_path}/elsewhere/../own"
+    flags = f"--data {data} --root {root} --no-use-gpu --size tiny --num-epochs 2 --learning-rate 1e-3".split()
     run_job(finetune.COMMAND_LINE, flags)
     said = capsys.readouterr().out
     assert ("eval/accuracy" in said) == (form == "folder")
     best = next(line.split()[-1] for line in said.splitlines() if line.startswith("best epoch"))
+    (command,) = [line for line in said.splitlines() if "jobs/predict.py" in line]
+    assert ".." not in command
+    words = shlex.split(command.removeprefix("tag with"))
+    assert words[:3] == ["python", "jobs/predict.py", "--checkpoint"] and words[-1] == "FILES"
+    assert Tagger.load(words[3], device="cpu").labels
     labels = json.loads((Path(best) / "checkpoint.json").read_text())["labels"]["names"]
     assert labels == (["no", "up", "yes"] if form == "folder" else ["no", "silence", "tone", "up", "yes"])
