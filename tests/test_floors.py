@@ -17,7 +17,7 @@ ROOMS = """
 
     ast_model:
         config metrics model distributed
-        data pretrained recipes checkpoints evaluation embeddings inference export
+        data pretrained recipes checkpoints evaluation embeddings inference export review
         training tracking
 
     jobs:
