@@ -163,12 +163,12 @@ def read_audio(audio: Audio) -> np.ndarray:
     return waveform - waveform.mean(dtype=np.float64).astype(np.float32)
 
 
-def _content(path: str) -> bytes | str:
+def _content(path: str) -> bytes | Path:
     """Return a local path as it is, and the bytes behind an address."""
     if "://" not in path:
         if not Path(path).is_file():
             raise InputError(f"expected an audio file at {Path(path).absolute()}, found none")
-        return path
+        return Path(path)
     try:
         with fsspec.open(path, "rb") as file:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]

@@ -74,7 +74,7 @@ def measure_cuts(folder: Path) -> dict[str, float]:
         original = sound[:: RATE_HZ // CLIP_RATE_HZ]  # nothing above 8 kHz, so nothing folds
         worst[codec] = 0.0
         for start_ms in random.integers(0, (FILE_S - 11) * 1000, NUM_CUTS_PER_CODEC):
-            clip = decode_segment(Media(str(path), codec), int(start_ms), int(start_ms) + 1000)
+            clip = decode_segment(Media(path, codec), int(start_ms), int(start_ms) + 1000)
             assert isinstance(clip, Clip), clip
             margin = CLIP_RATE_HZ // 10
             first = int(start_ms) * CLIP_RATE_HZ // 1000 - margin

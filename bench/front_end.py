@@ -103,7 +103,7 @@ def write_media(path: Path, codec: str, rate: int) -> None:
 
 
 def decode(path: Path) -> np.ndarray:
-    clip = decode_segment(Media(str(path), "bench"), START_S * 1000, (START_S + CLIP_S) * 1000)
+    clip = decode_segment(Media(path, "bench"), START_S * 1000, (START_S + CLIP_S) * 1000)
     assert isinstance(clip, Clip), clip
     return clip.waveform
 

@@ -34,7 +34,7 @@ def read_sounds(folders: Sequence[Path]) -> list[np.ndarray]:
     sounds = []
     for file in files:
         try:
-            waveform = decode_file(str(file))[:MAX_SAMPLES]
+            waveform = decode_file(file)[:MAX_SAMPLES]
         except InputError:
             continue
         if len(waveform) >= MIN_SAMPLES and np.abs(waveform).max() > 0:

@@ -13,8 +13,12 @@
     ├── StoppedError       asked to stop, and all is saved
     └── TrackingError      the tracking server can't be used
 
-Each message says what was expected, what was found, where, and what to do.
+Each message says what was expected, what was found, where, and what to do. What comes from a file, a server or a
+library goes into it through `quote` or `describe`.
 """
+
+MAX_QUOTED_CHARS = 200
+"""Of foreign text in a message: a table without line breaks is one field of many megabytes."""
 
 
 class AudioTaggingError(Exception):
@@ -69,3 +73,15 @@ class StoppedError(AudioTaggingError):
 
 class TrackingError(AudioTaggingError):
     pass
+
+
+def quote(text: object, limit: int = MAX_QUOTED_CHARS) -> str:
+    """Quote foreign text for a message: its first `limit` characters, with control characters escaped."""
+    text = str(text)
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text):,} characters)"
+
+
+def describe(error: BaseException, limit: int = MAX_QUOTED_CHARS) -> str:
+    """Describe a library's error on one line: its type, and the first `limit` characters of its message."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:limit]}" + "…" * (len(message) > limit)

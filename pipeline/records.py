@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,9 @@ class Failure:
 class Media:
     """An encoded file that holds a segment, as a source delivered it."""
 
-    content: bytes | str
-    """The bytes, or the path of a local file."""
+    content: bytes | Path
+    """The bytes, or a local file that the source itself chose. Never text: a name out of a foreign table must not
+    become a file that is read."""
     source: str
     """Where it came from, for the record."""
     offset_ms: int = 0

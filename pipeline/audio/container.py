@@ -1,7 +1,8 @@
 """Read a stretch of audio out of a media file that nobody vouches for.
 
-Memory and time stay bounded whatever the file says: only the wanted stretch is decoded and handed on in blocks,
-and a file that doesn't advance is given up. Only FFmpeg's own errors are caught.
+Memory and time stay bounded whatever the file says: only the wanted stretch is decoded and handed on in blocks, and
+reading ends where a file stops advancing. FFmpeg is handed bytes or an open file, never a name, and may open nothing
+itself. Only FFmpeg's own errors are caught.
 """
 
 from collections.abc import Iterator
@@ -55,18 +56,19 @@ class BrokenMediaError(Exception):
 
 
 @contextmanager
-def open_media(content: bytes | str) -> Iterator[InputContainer]:
-    """Open the bytes, or the local file of that path; raises BrokenMediaError if it is no media."""
+def open_media(content: bytes | Path) -> Iterator[InputContainer]:
+    """Open bytes or a local file. Raises BrokenMediaError if it is not media, OSError if the file can't be read."""
     # Always a file object: FFmpeg would take a string for an address of any protocol.
     with _open_file(content) as file:
         head = file.read(12)
         file.seek(0)
+        # Without a protocol, a playlist or a reference inside a container leads nowhere.
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
         if head[8:] == b"WAVE":
-            # Else 5 MB are searched for other codecs that hide in PCM, which takes longer than the decoding.
+            # Otherwise FFmpeg searches 5 MB for other codecs that hide in PCM, which takes longer than the decoding.
             options["probesize"] = "32768"
         try:
-            # Tags are in any encoding.
+            # Tags come in any encoding; strict decoding would refuse a file for its artist's name.
             container = av.open(file, "r", options=options, metadata_errors="replace")
         except FFmpegError as error:
             raise BrokenMediaError(_reason_of(head), str(error)) from error
@@ -76,16 +78,44 @@ def open_media(content: bytes | str) -> Iterator[InputContainer]:
             yield container
 
 
-def is_cut_riff(content: bytes | str) -> bool:
-    """Tell whether a WAV or AVI file has fewer bytes than it says; FFmpeg believes the bytes."""
+def is_truncated_riff(content: bytes | Path) -> bool:
+    """Tell whether a WAV or AVI file is shorter than its header says; FFmpeg itself takes the bytes at hand as all."""
     with _open_file(content) as file:
         head = file.read(8)
         num_stated = 8 + int.from_bytes(head[4:], "little")
         return head[:4] == b"RIFF" and num_stated < 1 << 32 and file.seek(0, SEEK_END) < num_stated
 
 
-def _open_file(content: bytes | str) -> BinaryIO:
-    return BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb")
+def measure_length_ms(content: bytes | Path) -> int:
+    """Return how long a file's audio is; 0 if it has none, or is not media. Raises OSError if it can't be read."""
+    try:
+        with open_media(content) as container:
+            stream = container.streams.best("audio")
+            if stream is None or stream.time_base is None:
+                return 0
+            if container.format.name not in ESTIMATING_FORMATS:
+                if stream.duration is not None:
+                    return int(stream.duration * stream.time_base * 1000)
+                if container.duration:
+                    return container.duration * 1000 // av.time_base
+            # Browsers record WebM without a length; its packets have time stamps all the same.
+            times = [
+                packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None
+            ]
+            return int((max(times) - (stream.start_time or 0)) * stream.time_base * 1000) if times else 0
+    except (BrokenMediaError, FFmpegError):
+        return 0
+
+
+def _open_file(content: bytes | Path) -> BinaryIO:
+    if isinstance(content, bytes):
+        return BytesIO(content)
+    if not isinstance(content, Path):  # pyright would refuse it; a value out of a foreign table has no type
+        raise TypeError(f"expected bytes or a Path, found {type(content).__name__}")
+    # A named pipe or a device in a folder of media would block, or never end.
+    if not content.is_file() and content.exists():
+        raise BrokenMediaError(Reason.NOT_MEDIA, "it is not a regular file")
+    return content.open("rb")
 
 
 def _reason_of(head: bytes) -> Reason:

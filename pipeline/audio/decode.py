@@ -7,14 +7,15 @@ from 8.1 kHz on, no delay.
 
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.error import FFmpegError
 
-from pipeline.audio.container import BrokenMediaError, Track, is_cut_riff, open_media
-from pipeline.errors import InputError
+from pipeline.audio.container import BrokenMediaError, Track, is_truncated_riff, open_media
+from pipeline.errors import InputError, describe
 from pipeline.fbank import FRAME_LENGTH, SAMPLE_RATE_HZ
 from pipeline.records import Failure, Media, Reason
 
@@ -48,36 +49,34 @@ def decode_segment(media: Media, start_ms: int, end_ms: int) -> Clip | Failure:
 
     The clip has exactly 16 samples a millisecond where the media reaches that far. Time counts from the
     container's own start plus `media.offset_ms`. Packets that can't be decoded and stretches that the stream
-    leaves out are silent, as long as at least half of the clip is real.
+    leaves out are silent, as long as at least half of the clip is real. A file that can't be read is a failure too:
+    one clip's permissions must not end a shard.
     """
     start_ms, end_ms = start_ms - media.offset_ms, end_ms - media.offset_ms
     try:
         if start_ms < 0:
             raise BrokenMediaError(Reason.OUT_OF_RANGE, f"the segment starts {-start_ms} ms before the file")
-        waveform, track = _read(media.content, start_ms, end_ms)
-        is_short = len(waveform) < (end_ms - start_ms) * SAMPLES_PER_MS
-        if is_short and track.reached_eof:
-            _check_whole(media.content, track, start_ms)
-        _check_real(waveform, track)
+        return _decode(media.content, start_ms, end_ms)
     except BrokenMediaError as error:
         return error.failure
-    waveform = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
-    waveform.clip(-1, 1, out=waveform)
-    return Clip(waveform, is_short)
+    except OSError as error:
+        return Failure(Reason.CONNECTION, f"can't read {media.source}: {describe(error)}")
 
 
-def decode_file(content: bytes | str) -> np.ndarray:
-    """Decode a whole file (its bytes, or a path), at most an hour long → (S,) float32, like a clip's waveform.
+def decode_file(content: bytes | Path) -> np.ndarray:
+    """Decode a whole file, at most an hour long → (S,) float32, like a clip's waveform.
 
-    Raises InputError if it can't be read, has no audio, breaks off, or is longer.
+    Raises InputError if it can't be read, has no audio, is truncated, or is longer.
     """
-    name = content if isinstance(content, str) else f"a file of {len(content)} bytes"
+    name = str(content) if isinstance(content, Path) else f"a file of {len(content)} bytes"
     try:
-        clip = decode_segment(Media(content, name), 0, MAX_FILE_MS)
+        clip = _decode(content, 0, MAX_FILE_MS)
+    except BrokenMediaError as error:
+        raise InputError(
+            f"expected audio, but {name} can't be decoded ({error.failure.reason}): {error.failure.detail}"
+        ) from error
     except OSError as error:
         raise InputError(f"expected a file with audio, but {name} can't be read: {error.strerror}") from error
-    if isinstance(clip, Failure):
-        raise InputError(f"expected audio, but {name} can't be decoded ({clip.reason}): {clip.detail}")
     if not clip.is_short:
         raise InputError(f"{name} is longer than {MAX_FILE_MS // 60_000} minutes: cut it into parts first")
     return clip.waveform
@@ -114,7 +113,20 @@ def decode_flac(content: bytes) -> np.ndarray:
     return waveform
 
 
-def _read(content: bytes | str, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:
+def _decode(content: bytes | Path, start_ms: int, end_ms: int) -> Clip:
+    """Decode a stretch of a file, in the file's own time."""
+    waveform, track = _read(content, start_ms, end_ms)
+    is_short = len(waveform) < (end_ms - start_ms) * SAMPLES_PER_MS
+    if is_short and track.reached_eof:
+        _check_whole(content, track, start_ms)
+    _check_real(waveform, track)
+    # The resampler's overshoot and the removed mean may carry samples a little past ±1.
+    waveform = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
+    waveform.clip(-1, 1, out=waveform)
+    return Clip(waveform, is_short)
+
+
+def _read(content: bytes | Path, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:
     """Decode, resample and cut → (S,) float32, empty if there is nothing, and what is known of the file."""
     window_start_ms = max(start_ms - CUT_MARGIN_MS, 0) // CUT_GRID_MS * CUT_GRID_MS
     # The second try reads from the file's start: some files have a wrong index, or none.
@@ -145,13 +157,13 @@ def _resample(track: Track, first_ms: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _check_whole(content: bytes | str, track: Track, start_ms: int) -> None:
+def _check_whole(content: bytes | Path, track: Track, start_ms: int) -> None:
     """Tell a file that breaks off from one that is shorter than the segment."""
     stated_s = track.stated_end_s or 0.0
     if start_ms < stated_s * 1000 and track.end_s < stated_s - END_TOLERANCE_S:
         detail = f"the file ends at {track.end_s:.1f} s, its header says {stated_s:.1f} s {track.error}"
         raise BrokenMediaError(Reason.TRUNCATED, detail.rstrip())
-    if track.is_truncated or is_cut_riff(content):
+    if track.is_truncated or is_truncated_riff(content):
         raise BrokenMediaError(Reason.TRUNCATED, track.error or "the file has fewer bytes than it says")
 
 

@@ -1,16 +1,22 @@
 """Media from a folder, local or `s3://`, in the naming schemes that are in use."""
 
+from pathlib import Path
+
 from pipeline.config import FetchConfig
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import InputError, StoreError, describe
 from pipeline.records import Failure, Media, Reason, Segment
 from pipeline.sources.index import Entry, MediaIndex
 from pipeline.store.storage import Store
 
 
 class FolderSource:
-    """Finds media files by name at any depth. `{ytid}.*` holds the whole video unless `already_cut`."""
+    """Media files by name, at any depth. `{ytid}.*` holds the whole video unless `already_cut`."""
 
     def __init__(self, folder: str, config: FetchConfig, *, already_cut: bool = False):
+        try:
+            folder.encode()
+        except UnicodeEncodeError as error:  # its name would go into sidecars
+            raise InputError(f"expected a folder whose name is UTF-8, found {describe(error)}; rename it") from error
         self.store = Store(folder)
         self.config = config
         self.already_cut = already_cut
@@ -34,7 +40,7 @@ class FolderSource:
             if num_bytes > self.config.max_media_bytes:
                 limit = self.config.max_media_bytes
                 return Failure(Reason.TOO_LARGE, f"{name}: {num_bytes} bytes, the limit is {limit}")
-            content = self.store.path(name) if self.store.is_local else self.store.read_bytes(name)
+            content = Path(self.store.path(name)) if self.store.is_local else self.store.read_bytes(name)
         except StoreError as error:
             return Failure(Reason.CONNECTION, str(error))
         return Media(content, source=self.store.url(name), offset_ms=offset_ms)

@@ -1,15 +1,17 @@
-"""Media whose places are listed in a table of id and path."""
+"""Media files that a table lists by id."""
 
 import csv
 from pathlib import Path
 
 from pipeline.config import FetchConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, describe, quote
 from pipeline.records import Failure, Media, Reason, Segment
+
+HEADER = ["id", "path"]
 
 
 class ListedSource:
-    """Finds `{ytid}` in the table; each file is whole, so a segment's times are those of its file."""
+    """Media as a table of id and path lists them; each file is whole, so a segment's times are those of its file."""
 
     def __init__(self, table: str, config: FetchConfig):
         self.table, self.config = table, config
@@ -17,20 +19,38 @@ class ListedSource:
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
         path = self.path_of.get(segment.ytid)
-        if path is None or not Path(path).is_file():
-            return Failure(Reason.NOT_FOUND, f"{segment.ytid}: no file at {path} of {self.table}")
-        if (num_bytes := Path(path).stat().st_size) > self.config.max_media_bytes:
+        if path is None:
+            return Failure(Reason.NOT_FOUND, f"no row of {segment.ytid} in {self.table}")
+        try:
+            if not path.is_file():
+                return Failure(Reason.NOT_FOUND, f"no file at {quote(path)}, which {self.table} names")
+            num_bytes = path.stat().st_size
+        except OSError as error:  # such as a name that is too long
+            return Failure(Reason.NOT_FOUND, f"{segment.ytid} of {self.table}: {describe(error)}")
+        if num_bytes > self.config.max_media_bytes:
             return Failure(Reason.TOO_LARGE, f"{path}: {num_bytes} bytes, the limit is {self.config.max_media_bytes}")
-        return Media(path, source=path)
+        return Media(path, source=str(path))
 
 
-def read_media_table(path: str) -> dict[str, str]:
-    """Read where each id's file lies. Raises InputError if the table is none."""
+def read_media_table(path: str) -> dict[str, Path]:
+    """Read where the file of each id lies; relative paths count from the table's folder.
+
+    Raises InputError, with the line, if it is not a table of id and path.
+    """
+    path_of: dict[str, Path] = {}
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file)
-        if header == ["id", "path"] and rows:
-            return {name: place for name, place in rows}
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"can't read the table of media {path}: {error}") from error
-    raise InputError(f"{path}: expected the header id,path and rows, found {header} and {len(rows)} rows")
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            header = next(rows, [])
+            if header != HEADER:
+                raise InputError(f"{path}: expected the header {','.join(HEADER)}, found {quote(','.join(header))}")
+            for row in rows:
+                if len(row) != len(HEADER):
+                    found = quote(",".join(row))
+                    raise InputError(f"{path}, line {rows.line_num}: expected an id and a path, found {found}")
+                path_of[row[0]] = Path(path).parent / row[1]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"can't read the table of media {path}: {describe(error)}") from error
+    if not path_of:
+        raise InputError(f"{path}: expected a row for each media file, found none")
+    return path_of

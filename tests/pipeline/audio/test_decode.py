@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.audio import container as media
 from pipeline.audio import decode as audio
+from pipeline.audio.container import measure_length_ms
 from pipeline.audio.decode import Clip, decode_file, decode_segment, encode_flac
 from pipeline.errors import InputError
 from pipeline.records import Failure, Media, Reason
@@ -39,13 +40,19 @@ MARKER_MS, MARKER_S = 24_567, 0.05
 
 
 def encode(
-    samples: np.ndarray, rate: int, container: str = "wav", codec: str = "pcm_s16le", start_s: float = 0
+    samples: np.ndarray,
+    rate: int,
+    container: str = "wav",
+    codec: str = "pcm_s16le",
+    start_s: float = 0,
+    is_live: bool = False,
 ) -> bytes:
     """Encode (S,) or (C, S) floats."""
     samples = np.atleast_2d(samples).astype(np.float32)
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(samples)]
     file = BytesIO()
-    with av.open(file, "w", format=container) as output:
+    options = {"live": "1"} if is_live else {}
+    with av.open(file, "w", format=container, options=options) as output:
         stream: Any = output.add_stream(codec, rate=rate, layout=layout)
         frame = AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
@@ -75,7 +82,7 @@ def marker_error_ms(waveform: np.ndarray, start_ms: int) -> float:
     return (int(match.argmax()) / 16) + start_ms - MARKER_MS
 
 
-def clip_of(content: bytes | str, start_ms: int, end_ms: int, offset_ms: int = 0) -> Clip:
+def clip_of(content: bytes | Path, start_ms: int, end_ms: int, offset_ms: int = 0) -> Clip:
     clip = decode_segment(Media(content, "test", offset_ms), start_ms, end_ms)
     assert isinstance(clip, Clip), clip
     assert clip.waveform.dtype == np.float32
@@ -83,7 +90,7 @@ def clip_of(content: bytes | str, start_ms: int, end_ms: int, offset_ms: int = 0
     return clip
 
 
-def reason_of(content: bytes | str, start_ms: int = 10_000, end_ms: int = 20_000) -> Reason:
+def reason_of(content: bytes | Path, start_ms: int = 10_000, end_ms: int = 20_000) -> Reason:
     failure = decode_segment(Media(content, "test"), start_ms, end_ms)
     assert isinstance(failure, Failure) and failure.detail
     return failure.reason
@@ -115,10 +122,10 @@ def test_time_counts_from_the_start_of_the_container(container: str, codec: str,
 def test_a_cut_file_starts_at_its_offset(tmp_path: Path) -> None:
     path = tmp_path / "cut.flac"
     path.write_bytes(encode(with_marker(16_000)[20 * 16_000 :], 16_000, "flac", "flac"))
-    clip = clip_of(str(path), 20_000, 30_000, offset_ms=20_000)
+    clip = clip_of(path, 20_000, 30_000, offset_ms=20_000)
     assert not clip.is_short
     assert marker_error_ms(clip.waveform, 20_000) == 0
-    failure = decode_segment(Media(str(path), "test", 20_000), 19_000, 29_000)
+    failure = decode_segment(Media(path, "test", 20_000), 19_000, 29_000)
     assert isinstance(failure, Failure) and failure.reason is Reason.OUT_OF_RANGE
 
 
@@ -252,6 +259,39 @@ def test_a_truncated_file_still_gives_what_lies_before_its_end() -> None:
     assert not clip_of(_truncated("webm", "libopus"), 1_000, 5_000).is_short
 
 
+def test_text_is_never_taken_for_a_name(tmp_path: Path) -> None:
+    """A cell of a foreign table that reached the decoder would name a file of this machine, or an address."""
+    path = tmp_path / "secret.wav"
+    path.write_bytes(encode(tone(440, 16_000, 30), 16_000))
+    for name in (str(path), path.as_uri(), "http://127.0.0.1:9/a.wav"):
+        for function in (
+            decode_file,
+            measure_length_ms,
+            lambda content: decode_segment(Media(content, "row"), 0, 1_000),
+        ):
+            with pytest.raises(TypeError, match="expected bytes or a Path, found str"):
+                function(name)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_file_that_can_not_be_read_is_a_failure(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")  # opening it would wait for a writer, for ever
+    for path, reason in {
+        tmp_path / "pipe.wav": Reason.NOT_MEDIA,
+        Path("/dev/zero"): Reason.NOT_MEDIA,
+        tmp_path: Reason.NOT_MEDIA,
+        tmp_path / "gone.wav": Reason.CONNECTION,
+        tmp_path / ("x" * 300): Reason.CONNECTION,
+    }.items():
+        assert reason_of(path) is reason
+
+
+def test_length_is_that_of_the_packets_where_the_header_has_none() -> None:
+    whole, live = (encode(tone(440, 48_000, 3.3), 48_000, "webm", "libopus", is_live=each) for each in (False, True))
+    assert measure_length_ms(whole) == pytest.approx(3_300, abs=20)
+    assert measure_length_ms(live) == pytest.approx(3_300, abs=20)
+    assert measure_length_ms(_video_only()) == measure_length_ms(b"<html>") == measure_length_ms(b"") == 0
+
+
 def test_playlists_open_no_other_file(tmp_path: Path) -> None:
     target = tmp_path / "secret.wav"
     target.write_bytes(encode(tone(440, 16_000, 30), 16_000))
@@ -259,7 +299,8 @@ def test_playlists_open_no_other_file(tmp_path: Path) -> None:
     for name, text in {"a.m3u8": hls, "a.ffconcat": f"ffconcat version 1.0\nfile '{target}'\n"}.items():
         (tmp_path / name).write_text(text)
         assert reason_of(text.encode()) is Reason.NOT_MEDIA
-        assert reason_of(str(tmp_path / name)) is Reason.NOT_MEDIA
+        assert reason_of(tmp_path / name) is Reason.NOT_MEDIA
+        assert measure_length_ms(tmp_path / name) == 0
 
 
 def test_ten_hours_of_silence_cost_no_more_than_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,11 +400,11 @@ def test_flac_round_trip() -> None:
 def test_decode_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "whole.webm"
     path.write_bytes(encode(tone(440, 48_000, 3.5), 48_000, "webm", "libopus"))
-    assert abs(len(decode_file(str(path))) - 56_000) < 16 * 20
+    assert abs(len(decode_file(path)) - 56_000) < 16 * 20
     with pytest.raises(InputError, match=r"can't be decoded \(not_media\)"):
         decode_file(b"<html>")
     with pytest.raises(InputError, match=r"none.wav can't be read: No such file"):
-        decode_file("none.wav")
+        decode_file(Path("none.wav"))
     monkeypatch.setattr(audio, "MAX_FILE_MS", 3_000)
     with pytest.raises(InputError, match=r"whole.webm is longer than"):
-        decode_file(str(path))
+        decode_file(path)
