@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import BinaryIO, cast
 import fsspec
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, describe, quote
 
 HEADER = ["index", "mid", "display_name"]
 
@@ -47,31 +48,38 @@ class Labels:
 
 
 def read_labels(path: str) -> Labels:
-    """Read a `class_labels_indices.csv` from a path or address."""
+    """Read a `class_labels_indices.csv` from a path or address. Raises InputError if it can't be read."""
     try:
         with fsspec.open(path, "rb") as file:
             text = cast(BinaryIO, file).read().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't read the labels {path}: {type(error).__name__}: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+    ) as error:  # fsspec's, for a scheme that it doesn't know or has no package for
+        raise InputError(f"can't read the labels {path}: {describe(error)}") from error
     return parse_labels(text, str(path))
 
 
 def parse_labels(text: str, where: str) -> Labels:
     """Parse the text of a `class_labels_indices.csv`; `where` names it in errors."""
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    except csv.Error as error:  # such as a field above csv's limit: a quote that is never closed
+        raise InputError(f"{where}: expected CSV, found {describe(error)}") from error
     if not rows or [cell.strip() for cell in rows[0]] != HEADER:
         found = ",".join(rows[0]) if rows else "nothing"
-        raise InputError(f"{where}: expected the header {','.join(HEADER)}, found {found!r}")
+        raise InputError(f"{where}: expected the header {','.join(HEADER)}, found {quote(found)}")
     mids: list[str] = []
     names: list[str] = []
     for position, row in enumerate(rows[1:]):
         if len(row) != 3 or row[0].strip() != str(position):
-            raise InputError(f"{where}: expected index {position}, mid and display name, found {row!r}")
+            raise InputError(f"{where}: expected index {position}, mid and display name, found {quote(','.join(row))}")
         mids.append(row[1].strip())
         names.append(row[2].strip())
     if not mids:
         raise InputError(f"{where}: expected at least one class, found none")
     if len(set(mids)) != len(mids):
-        twice = sorted({mid for mid in mids if mids.count(mid) > 1})
-        raise InputError(f"{where}: each mid must stand once, found twice: {', '.join(twice)}")
+        twice = sorted(mid for mid, count in Counter(mids).items() if count > 1)
+        raise InputError(f"{where}: expected each mid once, found several times: {quote(', '.join(twice))}")
     return Labels(tuple(mids), tuple(names))

@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, describe, quote
 from pipeline.keys import has_repeats
 from pipeline.records import Segment
 
@@ -56,8 +56,12 @@ def read_segment_table(path: str, split: str | None = None, where: str = "") -> 
     try:
         with fsspec.open(str(path), "rt", encoding="utf-8-sig", newline="") as file:
             lines, table = _to_table(_parse(file, where), split)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't read the segments {where}: {type(error).__name__}: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+    ) as error:  # fsspec's, for a scheme that it doesn't know or has no package for
+        raise InputError(f"can't read the segments {where}: {describe(error)}") from error
     return _without_repeats(table, lines, where)
 
 
@@ -114,7 +118,7 @@ def _to_table(rows: Iterator[Row], split: str) -> tuple[np.ndarray, pa.Table]:
 
 
 def _without_repeats(table: pa.Table, lines: np.ndarray, where: str) -> pa.Table:
-    """Drop rows that stand above already. Raises InputError if they contradict each other."""
+    """Drop repeated rows. Raises InputError if two of one key contradict each other."""
     if not has_repeats(table["key"]):
         return table
     keys = table["key"].to_pandas()
@@ -124,8 +128,8 @@ def _without_repeats(table: pa.Table, lines: np.ndarray, where: str) -> pa.Table
         values = tuple(table[name][int(row)].as_py() for name in SEGMENT_SCHEMA.names)
         if first_of.setdefault(values[0], values) != values:
             raise InputError(
-                f"{where}, line {lines[row]}: the segment {values[0]} stands above with another end or other labels;"
-                " remove one of the two rows"
+                f"{where}, line {lines[row]}: the segment {values[0]} appears above with a different end or different"
+                " labels; remove one of the two rows"
             )
     return table.filter(pa.array(~repeated)).combine_chunks()
 
@@ -144,7 +148,7 @@ def _parse(lines: Iterable[str], where: str) -> Iterator[Row]:
                 continue
         cells = [cell.strip().strip('"').strip() for cell in line.split(",")]
         if cells[0].startswith("#"):
-            declared = re.search(r"num_segs=(\d+)", line)
+            declared = re.search(r"num_segs=(\d{1,18})\b", line, re.ASCII)
             num_segs = int(declared[1]) if declared else num_segs
             continue
         if not any(cells):
@@ -162,21 +166,21 @@ def _parse(lines: Iterable[str], where: str) -> Iterator[Row]:
 
 def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, str]:
     def refuse(what: str) -> NoReturn:
-        raise InputError(f'{where}: expected `YTID, start, end, "mid,mid,…"`, found {what} in {line.strip()!r}')
+        raise InputError(f'{where}: expected `YTID, start, end, "mid,mid,…"`, found {what} in {quote(line.strip())}')
 
     if line.count('"') % 2:
-        refuse("a quote that does not end")
+        refuse("an unclosed quote")
     if len(cells) < 4:
         refuse(f"{len(cells)} columns")
     ytid, start, end = cells[:3]
     if not ID.fullmatch(ytid):
-        refuse(f"the id {ytid!r} (events, digits, - and _ only)")
+        refuse(f"the id {quote(ytid)} (letters, digits, - and _ only, at most 64)")
     try:
         start_ms, end_ms = round(float(start) * 1000), round(float(end) * 1000)
     except (ValueError, OverflowError):
-        refuse(f"times {start!r} and {end!r}")
+        refuse(f"times {quote(start)} and {quote(end)}")
     if not 0 <= start_ms < end_ms <= MAX_MS:
-        refuse(f"a start of {start} s and an end of {end} s")
+        refuse(f"a start of {start[:20]} s and an end of {end[:20]} s")
     labels = ",".join(sorted({mid for mid in cells[3:] if mid}))
     if not labels:
         refuse("no labels")

@@ -1,4 +1,4 @@
-"""Audio files on disk → the tables that AudioSet comes in, so that they go the very same way.
+"""Audio files on disk → tables in AudioSet's form, so that they take the very same way.
 
 folder/
     class_labels_indices.csv
@@ -38,8 +38,10 @@ def write_tables(recordings: Sequence[Recording], classes: Sequence[str], folder
     labels = make_labels(classes)
     mid_of = dict(zip(labels.names, labels.mids, strict=True))
     id_of = {path: make_id(path) for path in dict.fromkeys(recording.path for recording in recordings)}
+    # Absolute: workers, on this machine or another, need not run in this process's folder.
+    paths = [(name, str(path.absolute())) for path, name in id_of.items()]
     (folder / "class_labels_indices.csv").write_text(labels.to_csv(), encoding="utf-8")
-    _write_rows(folder / MEDIA_TABLE, [("id", "path"), *((name, str(path)) for path, name in id_of.items())])
+    _write_rows(folder / MEDIA_TABLE, [("id", "path"), *paths])
     splits = tuple(sorted({recording.split for recording in recordings}))
     for split in splits:
         lines = [_segment_line(each, id_of[each.path], mid_of) for each in recordings if each.split == split]
@@ -48,7 +50,7 @@ def write_tables(recordings: Sequence[Recording], classes: Sequence[str], folder
 
 
 def make_labels(classes: Sequence[str]) -> Labels:
-    """Give each class an id that is safe in tables: `/c/` and its name."""
+    """Give each class an id that is safe in tables: `/c/` and its name, other characters replaced."""
     mids: dict[str, str] = {}
     for index, name in enumerate(classes):
         mid = "/c/" + re.sub(r"[^\w-]+", "_", name)
@@ -57,7 +59,7 @@ def make_labels(classes: Sequence[str]) -> Labels:
 
 
 def make_id(path: Path) -> str:
-    """Name a file: what it is called, and a digest of where it lies and whether it was changed."""
+    """Make a file's id: its name, and a digest of its path, size and time of change."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:MAX_STEM_CHARS]
     found = path.stat()
     return f"{stem}-{_digest(f'{path.absolute()}|{found.st_size}|{found.st_mtime_ns}')}"

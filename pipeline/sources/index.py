@@ -1,5 +1,6 @@
 """Where the media of a mirror lie: an index by name that is made once, and shared by all workers without a copy."""
 
+import logging
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,14 +9,17 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from pipeline.audio.container import EXTENSIONS
+from pipeline.errors import quote
 from pipeline.records import Segment
+
+log = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [
         ("stem", pa.string()),
         ("file", pa.dictionary(pa.int32(), pa.string())),
         ("extension", pa.dictionary(pa.int32(), pa.string())),
-        ("place", pa.int64()),
+        ("offset", pa.int64()),
         ("size", pa.int64()),
     ]
 )
@@ -29,30 +33,46 @@ class Entry:
     """Name without folder and extension."""
     file: str
     extension: str
-    place: int = 0
-    """Where it lies in its file; what that means is up to the source."""
+    offset: int = 0
+    """Where it lies in its file: in bytes, or in what else the source counts."""
     size: int = 0
 
     @staticmethod
-    def of(name: str, file: str, place: int = 0, size: int = 0) -> "Entry | None":
+    def of(name: str, file: str, offset: int = 0, size: int = 0) -> "Entry | None":
         """Return the entry of a name, None unless it is a media file's."""
         path = PurePosixPath(name)
         is_media = path.suffix[1:].lower() in EXTENSIONS
-        return Entry(path.stem, file, path.suffix, place, size) if is_media else None
+        return Entry(path.stem, file, path.suffix, offset, size) if is_media else None
+
+    @property
+    def is_utf8(self) -> bool:
+        """Whether its name can be stored. Python keeps a file system's other bytes as surrogates."""
+        try:
+            return bool((self.stem + self.file + self.extension).encode())
+        except UnicodeEncodeError:
+            return False
 
 
 class MediaIndex:
-    """Finds a segment's media by the naming schemes in use.
+    """Media by name, in the naming schemes in use.
 
     These are `{ytid}.*`, `Y{ytid}.*`, `id_{ytid}.*` and `{ytid}_{start}.*`, in seconds or milliseconds. Names with a
-    start, and those with `Y` (PANNs) or `id_` before them, hold the segment alone.
+    start, and those with `Y` (PANNs) or `id_` before them, hold the segment alone. Media whose names are not UTF-8 are
+    left out, with a warning: no segment's id is like that.
     """
 
     def __init__(self, entries: Iterable[Entry]):
         columns: dict[str, list] = {name: [] for name in SCHEMA.names}
+        left_out: list[Entry] = []
         for entry in entries:
+            if not entry.is_utf8:
+                left_out.append(entry)
+                continue
             for name, values in columns.items():
                 values.append(getattr(entry, name))
+        if left_out:
+            example = f"{left_out[0].stem}{left_out[0].extension}"
+            log.warning("left out %d media whose names are not UTF-8, such as %s", len(left_out), quote(example))
         table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in columns}, SCHEMA)
         self.table = table.sort_by("stem").combine_chunks()
 

@@ -34,7 +34,7 @@ def test_multi_hot_equals_scikit_learns() -> None:
         ("index,mid,display_name\n", "at least one class, found none"),
         ("index,mid,display_name\n1,/m/1,One\n", "expected index 0"),
         ("index,mid,display_name\n0,/m/1,One, with comma\n", "expected index 0"),
-        ("index,mid,display_name\n0,/m/1,One\n1,/m/1,Two\n", "found twice: /m/1"),
+        ("index,mid,display_name\n0,/m/1,One\n1,/m/1,Two\n", "found several times: '/m/1'"),
     ],
 )
 def test_bad_tables_are_refused(text: str, message: str) -> None:

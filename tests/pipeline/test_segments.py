@@ -85,10 +85,10 @@ def test_rows_that_are_missing_are_said(tmp_path: Path, caplog: pytest.LogCaptur
         ('abc, 0, inf, "/m/1"', "times '0' and 'inf'"),
         ('abc, zero, 5, "/m/1"', "times 'zero' and '5'"),
         ("abc, 0, 5, ,,", "no labels"),
-        ('abc, 0, 5, "/m/1', "a quote that does not end"),
-        ('abc, 0, 5, "/m/1\ndef, 0, 5, "/m/2"', "a quote that does not end"),
-        ('__p-iA312kg, 70.000, 80.000, "/m/02zsn"', "__p-iA312kg_70000 stands above with another end"),
-        ('__p-iA312kg, 70.000, 77.500, "/m/1"', "other labels"),
+        ('abc, 0, 5, "/m/1', "an unclosed quote"),
+        ('abc, 0, 5, "/m/1\ndef, 0, 5, "/m/2"', "an unclosed quote"),
+        ('__p-iA312kg, 70.000, 80.000, "/m/02zsn"', "__p-iA312kg_70000 appears above with a different end"),
+        ('__p-iA312kg, 70.000, 77.500, "/m/1"', "different labels"),
     ],
 )
 def test_a_malformed_row_is_named_by_its_line(tmp_path: Path, row: str, message: str) -> None:

@@ -1,3 +1,6 @@
+import os
+import wave
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,11 @@ from pipeline.sources.table import ListedSource
 CUT = CutConfig(clip_s=1.0)
 
 
-def write_sound(path: Path, seconds: float) -> None:
+def write_sound(path: Path, seconds: float, seed: int | None = None) -> None:
+    """Write noise: other noise for each path, unless a seed is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(0).uniform(-0.1, 0.1, round(seconds * 16_000))
+    seed = zlib.crc32(str(path).encode()) if seed is None else seed
+    noise = np.random.default_rng(seed).uniform(-0.1, 0.1, round(seconds * 16_000))
     path.write_bytes(encode_flac(noise.astype(np.float32)))
 
 
@@ -81,21 +86,75 @@ def test_a_table_says_labels_times_and_splits(sounds: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na.flac,dog\n", "expected the columns path,labels .* found file,label"),
+        ("filename,label\na.flac,dog\n", "found 'filename,label'; did you mean path for filename and labels for label"),
+        ("Path,labels\na.flac,dog\n", "did you mean path for Path"),
+        ("path;labels\na.flac;dog\n", "columns are separated by ';'; save it with commas"),
+        ("path\tlabels\na.flac\tdog\n", "columns are separated by '\\\\t'"),
+        ("path,labels\nMüller.flac,dog\n".encode("latin-1"), "not UTF-8 .*iconv -f LATIN1"),
+        ("path,labels\n" + "x" * 200_000 + ",dog\n", "field larger than field limit"),
+        ("path,labels\n" + "x" * 100_000 + ",dog\n", "File name too long"),
+        (
+            "path,labels,end\ndog/0.flac,dog," + "9" * 6_000 + "\n",
+            r"line 2: expected 0 ≤ start < end.*\(6,000 characters\)",
+        ),
+        ("path,labels,end\ndog/0.flac,dog,nan\n", "line 2: expected 0 ≤ start < end"),
         ("path,labels\ndog/0.flac,dog\nnowhere.flac,cat\n", r"line 3: expected an audio file at .*nowhere\.flac"),
         ("path,labels\ndog/0.flac, ;\n", "line 2: expected labels"),
         ("path,labels,start,end\ndog/0.flac,dog,0.5,0.2\n", "line 2: expected 0 ≤ start < end"),
         ("path,labels,start,end\ndog/0.flac,dog,soon,\n", "line 2: expected start and end in seconds"),
         ("path,labels,split\ndog/0.flac,dog,eval\ndog/1.flac,cat,\n", "a split in each row or in none"),
         ("path,labels,split\ndog/0.flac,dog,train\ndog/1.flac,cat,dev\n", "line 3: expected a split of train"),
-        ("path,labels,split\ndog/0.flac,dog,train\ndog/1.flac,cat,train\n", "expected clips to measure on"),
+        ("path,labels,split\ndog/0.flac,dog,train\ndog/1.flac,cat,train\n", "expected clips to evaluate on"),
         ("path,labels\ndog/0.flac,dog\ndog/1.flac,dog\n", "at least two classes"),
         ("path,labels\ndog/empty.wav,dog\ndog/empty.wav,cat\n", "none of 2 sounds has any audio"),
+        ("path,labels\ndog/empty.wav,owl\ndog/0.flac,dog\n", "no sound of the class 'owl' has any audio"),
+        (
+            "path,labels\ndog/0.flac,dog\ndog/0.flac,cat\n",
+            "one row for .*0.flac .*found 'dog to 0.7 s and cat to 0.7 s'",
+        ),
+        ("path,labels\ndog/0.flac,dog\ndog/1.flac,cat\n", "a class with at least two different files"),
         ("path,labels\n", "expected sounds, found none"),
     ],
 )
-def test_a_bad_table_is_refused_with_its_line(sounds: Path, text: str, message: str) -> None:
+def test_a_bad_table_is_refused_with_its_line(sounds: Path, text: str | bytes, message: str) -> None:
     table = sounds / "bad.csv"
-    table.write_text(text)
-    with pytest.raises(InputError, match=message):
+    table.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message) as caught:
         read_sounds(table, CUT)
+    assert len(str(caught.value)) < 1_000
+
+
+def test_copies_of_a_file_are_one_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("dog", "cat"):
+        for index in range(3):
+            write_sound(tmp_path / name / f"{index}.flac", 0.5)
+        write_sound(tmp_path / name / "copy.flac", 0.5, seed=1)
+    clips, _ = read_sounds(tmp_path, CUT)
+    assert "1 files have the same content as another one with different labels, such as" in caplog.text
+    assert len({clip.split for clip in clips if clip.path.name == "copy.flac"}) == 1  # one of each would be a leak
+    table = tmp_path / "sounds.csv"
+    table.write_text("path,labels,split\ncat/copy.flac,a,train\ncat/0.flac,b,train\ndog/copy.flac,a,eval\n")
+    read_sounds(table, CUT)
+    assert "1 files, or copies of them, are in more than one split" in caplog.text
+
+
+def test_odd_names_and_lengths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for index in range(2):
+        write_sound(tmp_path / 'a;b, "c"' / f"{index}.flac", 0.5)
+        write_sound(tmp_path / "d" / f"{index}.flac", 0.5)
+    write_sound(tmp_path / "d" / "short.flac", 0.02)
+    with wave.open(str(tmp_path / "d" / "hour.wav"), "wb") as hour:
+        hour.setparams((1, 2, 16_000, 3_600 * 16_000, "NONE", ""))
+        hour.writeframes(bytes(2 * 3_600 * 16_000))
+    Path(os.fsdecode(os.fsencode(tmp_path / "d") + b"/\xff.flac")).write_bytes(b"")
+    clips, classes = read_sounds(tmp_path, CutConfig(clip_s=10.0))
+    assert classes == ['a;b, "c"', "d"]
+    assert sum(clip.path.name == "hour.wav" for clip in clips) == 360
+    assert "short.flac has less than 25 ms of audio" in caplog.text
+    assert "left out 1 names that are not UTF-8" in caplog.text
+    table = tmp_path / "sounds.csv"
+    table.write_text("path,labels\nd/0.flac,dog/bark\nd/1.flac,dog bark\nd/hour.wav,dog/bark;dog bark\n")
+    clips, classes = read_sounds(table, CutConfig(clip_s=600.0))
+    splits = write_tables(clips, classes, tmp_path / "tables")
+    segments = [each for split in splits for each in read_segments(str(tmp_path / f"tables/{split}_segments.csv"))]
+    assert {label for each in segments for label in each.labels} == {"/c/dog_bark", "/c/dog_bark_1"}

@@ -1,7 +1,9 @@
 import io
+import os
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import boto3
 import fsspec
@@ -14,6 +16,7 @@ from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.errors import InputError
 from pipeline.records import Failure, Media, Reason
 from pipeline.sources import FolderSource, ParquetSource, Source, TarSource, open_source
+from pipeline.sources.table import ListedSource
 from pipeline.store.storage import Store
 from tests.mirror import Mirror, segment
 
@@ -134,7 +137,8 @@ def test_our_own_shards_are_a_source(small_store: Store) -> None:
     assert len(source.index) > 10
     entry = source.index.table.slice(0, 1).to_pylist()[0]
     ytid, _, start = entry["stem"].rpartition("_")
-    assert fetched(source, ytid, int(start)).content[:4] == b"fLaC"
+    content = fetched(source, ytid, int(start)).content
+    assert isinstance(content, bytes) and content[:4] == b"fLaC"
 
 
 def test_hugging_faces_parquet_is_a_source(tone: bytes, tmp_path: Path) -> None:
@@ -156,3 +160,109 @@ def test_hugging_faces_parquet_is_a_source(tone: bytes, tmp_path: Path) -> None:
     pq.write_table(table.drop(["audio"]), tmp_path / "01.parquet")
     with pytest.raises(InputError, match=r"01.parquet: expected the columns audio"):
         ParquetSource(str(tmp_path / "*.parquet"), FETCH)
+
+
+SECRET = "/etc/hostname"
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("audio", [SECRET]),
+        ("audio", [f"file://{SECRET}"]),
+        ("audio", [7]),
+        ("audio", [[1, 2]]),
+        ("audio", [{"path": SECRET}]),
+        ("audio", [{"bytes": SECRET, "path": SECRET}]),
+        ("audio", pa.array([None], pa.null())),
+        ("ytid", [7]),
+        ("ytid", [["1234567890a"]]),
+        ("ytid", pa.array([None], pa.null())),
+        ("audio" * 100_000, [b""]),
+    ],
+)
+def test_columns_of_other_types_are_refused_at_the_start(column: str, values: Any, tmp_path: Path) -> None:
+    table = pa.table({"ytid": ["1234567890a"], "audio": [b"abc"]} | {column: values})
+    if len(column) > 5:
+        table = table.drop(["audio"])
+    pq.write_table(table, tmp_path / "00.parquet")
+    with pytest.raises(InputError, match=r"00.parquet: expected the columns audio \(binary.* found '") as caught:
+        ParquetSource(str(tmp_path / "00.parquet"), FETCH)
+    assert len(str(caught.value)) < 1_000
+
+
+def test_rows_without_an_id_are_left_out_and_text_never_becomes_a_path(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "00.parquet"
+    pq.write_table(pa.table({"ytid": [None, "1234567890a", None], "audio": [b"x", b"abc", b"y"]}), file)
+    source = ParquetSource(str(file), FETCH)
+    assert "left out 2 rows without an id" in caplog.text
+    assert fetched(source, "1234567890a", 0).content == b"abc"
+    source = ParquetSource(str(file), FETCH)
+    pq.write_table(pa.table({"ytid": ["", "1234567890a"], "audio": ["", SECRET]}), file)  # replaced since it was listed
+    assert fetched(source, "1234567890a", 0).content == SECRET.encode()
+    pq.write_table(pa.table({"ytid": ["", "1234567890a"], "audio": [1, 2]}), file)
+    failure = ParquetSource.fetch(pickle.loads(pickle.dumps(source)), segment("1234567890a"))
+    assert isinstance(failure, Failure) and failure.reason is Reason.CONNECTION
+    pq.write_table(pa.table({"ytid": pa.array([], pa.string()), "audio": pa.array([], pa.binary())}), file)
+    with pytest.raises(InputError, match="expected rows with an id and audio"):
+        ParquetSource(str(file), FETCH)
+
+
+def test_names_that_are_not_utf8_are_left_out(tmp_path: Path, tone: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    folder = os.fsencode(tmp_path / "media")
+    Path(os.fsdecode(folder + b"/d\xff")).mkdir(parents=True)
+    for name in (b"/1234567890a.flac", b"/\xff.flac", b"/d\xff/1234567890b.flac"):
+        Path(os.fsdecode(folder + name)).write_bytes(tone)
+    source = FolderSource(os.fsdecode(folder), FETCH)
+    assert len(source.index) == 1
+    assert "left out 2 media whose names are not UTF-8" in caplog.text
+    with pytest.raises(InputError, match="expected a folder whose name is UTF-8"):
+        FolderSource(os.fsdecode(folder + b"/d\xff"), FETCH)
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(os.fsdecode(folder), arcname="")
+    assert fetched(TarSource(str(tmp_path / "a.tar"), FETCH), "1234567890b", 0).content == tone  # folders don't count
+
+
+@pytest.mark.parametrize("size", [-512, 2**70])
+def test_a_tar_of_impossible_sizes_is_refused(size: int, tmp_path: Path) -> None:
+    """After a member of -512 bytes comes its own header again."""
+    header = bytearray(tarfile.TarInfo("1234567890a.flac").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (size % 256**12 | (size > 0) << 95).to_bytes(12, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(InputError, match=r"a\.tar.*(impossible size|cannot fit)"):
+        TarSource(str(tmp_path / "a.tar"), FETCH)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,file\na,b\n", "expected the header id,path, found 'id,file'"),
+        ("id,path\n", "a row for each media file"),
+        ("id,path\na,b,c\n", "line 2: expected an id and a path"),
+        ("", "expected the header id,path, found ''"),
+        ("id,path\na," + "b" * 200_000, "field larger than field limit"),
+        ("x" * 100_000, "expected the header"),
+        (b"id,path\na,\xff\n", "UnicodeDecodeError"),
+    ],
+)
+def test_a_bad_table_of_media_is_refused(text: str | bytes, message: str, tmp_path: Path) -> None:
+    table = tmp_path / "media.csv"
+    table.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        ListedSource(str(table), FETCH)
+    assert len(str(caught.value)) < 1_000
+
+
+def test_a_table_of_media_names_files_relative_to_itself(tmp_path: Path, tone: bytes) -> None:
+    (tmp_path / "a.flac").write_bytes(tone)
+    (tmp_path / "media.csv").write_text(f"id,path\nhere,a.flac\ngone,b.flac\nodd,a\0b\nlong,{'x' * 5_000}\n")
+    source = ListedSource(str(tmp_path / "media.csv"), FETCH)
+    assert fetched(source, "here", 0).content == tmp_path / "a.flac"
+    for ytid in ("gone", "odd", "long", "unlisted"):
+        failure = source.fetch(segment(ytid))
+        assert isinstance(failure, Failure) and failure.reason is Reason.NOT_FOUND
+        assert len(failure.detail) < 500
