@@ -57,7 +57,7 @@ def start(store: Store) -> tuple[TrackedRun, float]:
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        tracking_delivery.QUEUES = Path(folder) / "outboxes"
+        tracking_delivery.QUEUES = Path(folder) / "queues"
         store = Store(folder)
         run, new_s = start(store)
         run.end("FINISHED")
@@ -73,7 +73,7 @@ def main() -> None:
 
             def train_and_deliver(log: Log = log) -> None:
                 train(log)
-                assert tracked._outbox is not None and tracked._outbox.flush(60)
+                assert tracked._queue is not None and tracked._queue.flush(60)
 
             own_s.append(processor_s(train_and_deliver))
             peer_s.append(processor_s(lambda: train(lambda line, step: None)))

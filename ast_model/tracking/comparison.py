@@ -17,6 +17,7 @@ from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Predictions, i
 from ast_model.metrics import mean_average_precision_interval
 from ast_model.tracking.registry import difference, predictions_of
 from ast_model.tracking.server import EXPERIMENT, tracking_errors
+from ast_model.tracking.tags import RUN_TAG
 from pipeline.errors import MismatchError, TrackingError
 
 NUM_CLASSES_SHOWN = 10
@@ -38,10 +39,10 @@ class Section:
 
 def find_run(client: MlflowClient, text: str) -> Run:
     """Return a training by MLflow's id, its name, or the name of its folder. Raises TrackingError if unclear."""
-    with tracking_errors("looking for runs"):
+    with tracking_errors(client):
         experiment = client.get_experiment_by_name(EXPERIMENT)
         runs = list(client.search_runs([experiment.experiment_id], max_results=5000)) if experiment else []
-    names = [(run, (run.info.run_id, run.info.run_name, run.data.tags.get("run"))) for run in runs]
+    names = [(run, (run.info.run_id, run.info.run_name, run.data.tags.get(RUN_TAG))) for run in runs]
     found = [run for run, own in names if text in own]
     if len(found) != 1:
         known = "; ".join(str(own[2] or own[1]) for _, own in names[:10]) or "none at all"
@@ -70,7 +71,7 @@ def compare_runs(client: MlflowClient, runs: Sequence[Run]) -> list[Section]:
         "Runs",
         ["", "name", "status", "folder", "id"],
         [
-            [letter, run.info.run_name, run.info.status, run.data.tags.get("run", ""), run.info.run_id]
+            [letter, run.info.run_name, run.info.status, run.data.tags.get(RUN_TAG, ""), run.info.run_id]
             for letter, run in zip(letters, runs, strict=True)
         ],
     )

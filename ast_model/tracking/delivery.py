@@ -9,10 +9,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from ast_model.tracking.queue import Event, MetricsQueue, RefusedError
+from ast_model.tracking.tags import CHECKPOINT_TAG, EPOCH_TAG, SNAPSHOT_TAG
 from pipeline.errors import TrackingError
 
 QUEUES = Path("~/.cache/audioset-ast/tracking")
-CHECKPOINT_TAG, SNAPSHOT_TAG = "checkpoint", "snapshot"
 MODEL_TYPE = "AST"
 MAX_METRICS_PER_BATCH = 1000
 LEFT_TIMEOUT_S = 5.0
@@ -33,11 +33,11 @@ class Delivery:
             self._run = self._run or self.client.get_run(self.run_id)
             metrics: list[Metric] = []
             for event in events:
-                if event["kind"] == "metrics":
+                if event["type"] == "metrics":
                     metrics += self._new_metrics(event)
                     continue
                 metrics = self._send(metrics)
-                if event["kind"] == "checkpoint":
+                if event["type"] == "checkpoint":
                     self._log_checkpoint(event)
                 else:
                     self.client.set_terminated(self.run_id, event["status"], end_time=event["time_ms"])
@@ -73,7 +73,7 @@ class Delivery:
         experiment_id = self._run.info.experiment_id
         model = find_model(self.client, experiment_id, self.run_id, event["name"])
         if model is None:
-            tags = {CHECKPOINT_TAG: event["address"], SNAPSHOT_TAG: event["snapshot"], "epoch": str(event["step"])}
+            tags = {CHECKPOINT_TAG: event["address"], SNAPSHOT_TAG: event["snapshot"], EPOCH_TAG: str(event["step"])}
             model = self.client.create_logged_model(
                 experiment_id, event["name"], self.run_id, tags, model_type=MODEL_TYPE
             )

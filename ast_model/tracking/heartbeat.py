@@ -1,56 +1,75 @@
-"""Which runs are being worked on. A run that nobody works on any more doesn't stay RUNNING."""
+"""Heartbeats of runs: who works on a run, so that one whose process was killed does not stay RUNNING for ever."""
 
 import json
 import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from mlflow.entities import RunStatus
 from mlflow.tracking import MlflowClient
 
+from ast_model.tracking.tags import ENDED_TAG, OWNER_TAG
 from pipeline.store.process import Owner, machine, this_process
 
 log = logging.getLogger(__name__)
 
-PROCESS_TAG, BEAT_TAG, ENDED_TAG = "owner.process", "owner.seen_at", "owner.ended"
 BEAT_EVERY_S = 20.0
 DEAD_AFTER_S = 120.0
-"""Without a sign of life, for processes that can't be looked for on this machine."""
+"""Six beats: a server that restarts, or a clock that is a minute off, kills no run. For processes of other machines."""
 
 
-def sign_of_life() -> dict[str, str]:
-    """Return the tags that say who works on a run."""
-    return {PROCESS_TAG: json.dumps(asdict(this_process())), BEAT_TAG: str(time.time())}
+@dataclass(frozen=True)
+class RunOwner:
+    """The process that works on a run, and the time of its last heartbeat in seconds since 1970."""
+
+    process: Owner
+    seen_at: float
+
+    @property
+    def is_this_process(self) -> bool:
+        return self.process == this_process()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is running; one of another machine can't be looked for, so its heartbeat counts."""
+        if self.process.machine == machine():
+            return not self.process.is_dead
+        return time.time() - self.seen_at < DEAD_AFTER_S
+
+    def __str__(self) -> str:
+        seen = time.strftime("%H:%M:%S", time.localtime(self.seen_at))
+        return f"process {self.process.pid} of {self.process.machine}, seen at {seen}"
 
 
-def is_ours(tags: Mapping[str, str]) -> bool:
-    """Whether this very process works on the run of these tags."""
-    return tags.get(PROCESS_TAG) == sign_of_life()[PROCESS_TAG]
+def owner_tag() -> dict[str, str]:
+    """Return the tag that names this process as a run's owner, alive now."""
+    return {OWNER_TAG: json.dumps({**asdict(this_process()), "seen_at": time.time()})}
 
 
-def is_alive(tags: Mapping[str, str]) -> bool:
-    """Whether someone still works on the run of these tags: the process is there, or was seen a short while ago."""
-    owner = Owner(**json.loads(tags[PROCESS_TAG]))
-    if owner.machine == machine():
-        return not owner.is_dead
-    return time.time() - float(tags[BEAT_TAG]) < DEAD_AFTER_S
+def read_owner(tags: Mapping[str, str]) -> RunOwner | None:
+    """Return a run's owner; None for runs that others' programs made."""
+    if OWNER_TAG not in tags:
+        return None
+    fields = json.loads(tags[OWNER_TAG])
+    return RunOwner(seen_at=fields.pop("seen_at"), process=Owner(**fields))
 
 
 def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:
-    """Set runs to FAILED whose process was killed. Runs that others made, without a sign of life, are left alone."""
+    """Set runs to FAILED whose process was killed. Runs without an owner, which others made, are left alone."""
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
-        tags = run.data.tags
-        if PROCESS_TAG in tags and not is_alive(tags):
-            seen_ms = int(float(tags[BEAT_TAG]) * 1000)
+        owner = read_owner(run.data.tags)
+        if owner is not None and not owner.is_alive:
             client.set_tag(run.info.run_id, ENDED_TAG, "its process was killed; found at the start of another run")
-            client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FAILED), end_time=seen_ms)
+            # The end is the last heartbeat, not now: a run that died at night did not take until the morning.
+            failed = RunStatus.to_string(RunStatus.FAILED)
+            client.set_terminated(run.info.run_id, failed, end_time=int(owner.seen_at * 1000))
             log.warning("run %s was left RUNNING by a process that is gone; it is FAILED now", run.info.run_name)
 
 
 class Heartbeat:
-    """Says now and then, from a thread, that a run is worked on."""
+    """A thread that renews a run's owner tag until it is stopped."""
 
     def __init__(self, client: MlflowClient, run_id: str):
         self._client, self._run_id = client, run_id
@@ -65,6 +84,6 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_EVERY_S):
             try:
-                self._client.set_tag(self._run_id, BEAT_TAG, str(time.time()))
-            except Exception as error:  # the server is away: the next beat tells
+                self._client.set_tag(self._run_id, OWNER_TAG, owner_tag()[OWNER_TAG])
+            except Exception as error:  # whatever a lost server raises: a training must not die of its heartbeat
                 log.debug("no heartbeat: %s", error)

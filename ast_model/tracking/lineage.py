@@ -1,44 +1,36 @@
-"""What came from what: from a model to its run, snapshot and preprocessing, and from a snapshot to its models."""
+"""Lineage: from a model to its run, snapshot and preprocessing, and from a snapshot to its models."""
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from ast_model.tracking.delivery import SNAPSHOT_TAG
-from ast_model.tracking.registry import CHAMPION, VARIANT_TAG, champion, versions
-from ast_model.tracking.server import (
-    EXPERIMENT,
-    PREPROCESSING,
-    ROOT_TAG,
-    check_server,
-    open_client,
-    tracking_errors,
-    tracking_uri,
-)
+from ast_model.tracking.registry import CHAMPION, champion, versions
+from ast_model.tracking.server import EXPERIMENT, PREPROCESSING, connect, tracking_errors
+from ast_model.tracking.tags import EPOCH_TAG, MODEL_ID_TAG, PROMOTION_TAG, ROOT_TAG, RUN_TAG, SNAPSHOT_TAG, VARIANT_TAG
 from pipeline.store.storage import Store
 
 
 def describe_versions(client: MlflowClient, snapshot_id: str = "") -> list[dict[str, str]]:
     """Return a row per version with where it comes from: run, snapshot, and the runs that made the snapshot."""
-    with tracking_errors("the registry"):
+    with tracking_errors(client):
         found = [each for each in versions(client) if snapshot_id in ("", each.tags.get(SNAPSHOT_TAG))]
         best = champion(client)
         return [_describe_version(client, each, best) for each in found]
 
 
 def _describe_version(client: MlflowClient, version: ModelVersion, best: ModelVersion | None) -> dict[str, str]:
-    tags, model = version.tags, client.get_logged_model(version.tags["model_id"])
+    tags, model = version.tags, client.get_logged_model(version.tags[MODEL_ID_TAG])
     figures = {metric.key.split("/")[-1]: metric.value for metric in model.metrics or []}
     run = client.get_run(version.run_id or "")
     has_interval = {"mAP", "mAP_low"} <= figures.keys()
     is_best = best is not None and best.version == version.version
     return {
         "version": f"{version.version}{is_best * f' {CHAMPION}'}",
-        "kind": f"{tags[VARIANT_TAG]}, epoch {tags['epoch']}",
+        "checkpoint": f"{tags[VARIANT_TAG]}, epoch {tags[EPOCH_TAG]}",
         "mAP": "{mAP:.4f} [{mAP_low:.4f}, {mAP_high:.4f}]".format(**figures) if has_interval else "?",
-        "run": run.data.tags.get("run", run.info.run_name or ""),
+        "run": run.data.tags.get(RUN_TAG, run.info.run_name or ""),
         "snapshot": tags.get(SNAPSHOT_TAG, ""),
         "made by": ", ".join(preprocessing_runs(client, tags.get(SNAPSHOT_TAG, ""))) or "none here",
-        "champion by": tags.get("champion_by", ""),
+        "champion by": tags.get(PROMOTION_TAG, ""),
     }
 
 
@@ -60,9 +52,7 @@ def preprocessing_runs(client: MlflowClient, snapshot_id: str) -> list[str]:
 
 def snapshots_in_use(store: Store) -> set[str]:
     """Return the snapshots that tracked runs name, whatever their state."""
-    uri = tracking_uri(store)
-    check_server(uri)
-    client = open_client(uri)
+    client = connect(store)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     found: set[str] = set()
     token: str | None = ""

@@ -22,11 +22,12 @@ from mlflow.types.schema import Array, TensorSpec
 from ast_model.checkpoints.checkpoint import DESCRIPTION
 from ast_model.evaluation.predictions import AVERAGE, Predictions
 from ast_model.metrics import mean_average_precision_interval
-from ast_model.tracking.delivery import CHECKPOINT_TAG, MODEL_TYPE, SNAPSHOT_TAG, find_model
+from ast_model.tracking.delivery import MODEL_TYPE, find_model
 from ast_model.tracking.pyfunc import CHECKPOINT, TOP_K
-from ast_model.tracking.registry import VARIANT_TAG, register
+from ast_model.tracking.registry import register
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import tracking_errors
+from ast_model.tracking.tags import CHECKPOINT_TAG, EPOCH_TAG, SNAPSHOT_TAG, VARIANT_TAG
 from pipeline.errors import TrackingError
 from pipeline.fbank import SAMPLE_RATE_HZ
 from pipeline.store.storage import Store
@@ -74,14 +75,14 @@ def requirements() -> list[str]:
 
 
 def log_served_model(
-    tracked: TrackedRun, kind: str, store: Store, checkpoint: str, scores: Predictions
+    tracked: TrackedRun, variant: str, store: Store, checkpoint: str, scores: Predictions
 ) -> ModelVersion:
     """Let a checkpoint's model be loaded and served, and make it a version in the registry.
 
     What is there already stays as it is. Raises TrackingError if the server or its registry refuses.
     """
-    client, name = tracked.client, AVERAGE if kind == AVERAGE else checkpoint.split("/")[-1]
-    tags = {CHECKPOINT_TAG: store.url(checkpoint), SNAPSHOT_TAG: tracked.snapshot_id, "epoch": str(scores.epoch)}
+    client, name = tracked.client, AVERAGE if variant == AVERAGE else checkpoint.split("/")[-1]
+    tags = {CHECKPOINT_TAG: store.url(checkpoint), SNAPSHOT_TAG: tracked.snapshot_id, EPOCH_TAG: str(scores.epoch)}
     try:
         experiment_id = client.get_run(tracked.run_id).info.experiment_id
         model = find_model(client, experiment_id, tracked.run_id, name)
@@ -92,14 +93,14 @@ def log_served_model(
                 _save(Path(folder), store, checkpoint, (tracked.run_id, model.model_id))
                 client.log_model_artifacts(model.model_id, f"{folder}/model")
             client.log_outputs(tracked.run_id, [LoggedModelOutput(model.model_id, scores.epoch)])
-            _log_interval(client, tracked, model.model_id, kind, scores)
-            client.set_logged_model_tags(model.model_id, {VARIANT_TAG: kind})
+            _log_interval(client, tracked, model.model_id, variant, scores)
+            client.set_logged_model_tags(model.model_id, {VARIANT_TAG: variant})
         if model.status != LoggedModelStatus.READY:
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        return register(client, tracked.run_id, model, tags | {VARIANT_TAG: kind})
+        return register(client, tracked.run_id, model, tags | {VARIANT_TAG: variant})
     except MlflowException as error:
         raise TrackingError(
-            f"the {kind} model of run {tracked.run_id} is not in the registry of {tracked.uri}: {error.message}; its"
+            f"the {variant} model of run {tracked.run_id} is not in the registry of {tracked.uri}: {error.message}; its"
             f" checkpoint is safe in {store.url(checkpoint)}"
         ) from error
 
@@ -107,7 +108,7 @@ def log_served_model(
 def forget_removed(tracked: TrackedRun, store: Store, run: str) -> None:
     """Remove from MLflow the models of checkpoints that were not kept; served ones have their own copy."""
     client = tracked.client
-    with tracking_errors(tracked.uri):
+    with tracking_errors(client):
         experiment_id = client.get_run(tracked.run_id).info.experiment_id
         for model in client.search_logged_models([experiment_id], f"source_run_id = '{tracked.run_id}'"):
             place = f"runs/{run}/checkpoints/{model.name}/{DESCRIPTION}"
@@ -135,9 +136,9 @@ def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> 
         )
 
 
-def _log_interval(client: MlflowClient, tracked: TrackedRun, model_id: str, kind: str, scores: Predictions) -> None:
+def _log_interval(client: MlflowClient, tracked: TrackedRun, model_id: str, variant: str, scores: Predictions) -> None:
     low, high = mean_average_precision_interval(scores.scores, scores.targets)
-    now_ms, prefix = int(time.time() * 1000), f"eval/{AVERAGE}" if kind == AVERAGE else "eval"
+    now_ms, prefix = int(time.time() * 1000), f"eval/{AVERAGE}" if variant == AVERAGE else "eval"
     values = {f"{prefix}/mAP_low": low, f"{prefix}/mAP_high": high}
     client.log_batch(
         tracked.run_id,

@@ -41,17 +41,17 @@ def publish(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
     """Bring a finished run's pictures, tables and models to MLflow. Raises TrackingError."""
     found = read_evaluations(snapshot.store, run)
     with tempfile.TemporaryDirectory() as folder:
-        for kind, scores in found.items():
-            write_evaluation(Path(folder) / "evaluations" / kind, scores, snapshot, f"{run}: {kind}")
-            data = snapshot.store.read_bytes(predictions_name(run, kind))
-            (Path(folder) / "evaluations" / kind / "scores.npz").write_bytes(data)
+        for variant, scores in found.items():
+            write_evaluation(Path(folder) / "evaluations" / variant, scores, snapshot, f"{run}: {variant}")
+            data = snapshot.store.read_bytes(predictions_name(run, variant))
+            (Path(folder) / "evaluations" / variant / "scores.npz").write_bytes(data)
         plot_training({key: tracked.series(key) for key in CURVES}).savefig(f"{folder}/curves.png", dpi=90)
         tracked.log_files(Path(folder), "")
     lines = [RESULT]
-    for kind, scores in found.items():
-        lines.append(f"- {kind} (epoch {scores.epoch}): {describe_scores(scores)}")
-        if checkpoint := find_checkpoint(snapshot.store, run, kind):
-            version = log_served_model(tracked, kind, snapshot.store, checkpoint, scores)
+    for variant, scores in found.items():
+        lines.append(f"- {variant} (epoch {scores.epoch}): {describe_scores(scores)}")
+        if checkpoint := find_checkpoint(snapshot.store, run, variant):
+            version = log_served_model(tracked, variant, snapshot.store, checkpoint, scores)
             decision = promote_if_better(tracked.client, version, scores)
             lines[-1] += f"; version {version.version} in the registry, champion? {decision}"
     forget_removed(tracked, snapshot.store, run)
@@ -60,8 +60,8 @@ def publish(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
 
 def read_evaluations(store: Store, run: str) -> dict[str, Predictions]:
     """Return a run's evaluations; the last one only if it is not the best."""
-    kinds = [kind for kind in (BEST, AVERAGE, LAST) if store.exists(predictions_name(run, kind))]
-    found = {kind: load_predictions(store, predictions_name(run, kind)) for kind in kinds}
+    variants = [variant for variant in (BEST, AVERAGE, LAST) if store.exists(predictions_name(run, variant))]
+    found = {variant: load_predictions(store, predictions_name(run, variant)) for variant in variants}
     if LAST in found and BEST in found and found[LAST].epoch == found[BEST].epoch:
         del found[LAST]
     return found
@@ -86,11 +86,11 @@ def describe_scores(scores: Predictions) -> str:
     )
 
 
-def find_checkpoint(store: Store, run: str, kind: str) -> str | None:
+def find_checkpoint(store: Store, run: str, variant: str) -> str | None:
     """Return the folder of the checkpoint that an evaluation is of, if it becomes a model of its own."""
-    if kind == BEST:
+    if variant == BEST:
         best = best_checkpoint(store, f"runs/{run}/checkpoints")
         return best[0] if best else None
-    if kind == AVERAGE:
+    if variant == AVERAGE:
         return next(reversed(list_checkpoints(store, f"runs/{run}/average")), None)
     return None

@@ -14,10 +14,11 @@ from mlflow.tracking import MlflowClient
 from ast_model.evaluation.predictions import Predictions, in_common, parse_predictions
 from ast_model.metrics import mean_average_precision_change
 from ast_model.tracking.server import tracking_errors
+from ast_model.tracking.tags import MODEL_ID_TAG, PROMOTION_TAG, VARIANT_TAG
 from pipeline.errors import MismatchError, TrackingError
 
 REGISTERED = "audioset-ast"
-CHAMPION, VARIANT_TAG = "champion", "kind"
+CHAMPION = "champion"
 """The alias that we set; MLflow itself keeps `latest` for the newest version."""
 
 
@@ -36,7 +37,7 @@ class Difference:
 
 def register(client: MlflowClient, run_id: str, model: LoggedModel, tags: Mapping[str, str]) -> ModelVersion:
     for version in versions(client):
-        if version.tags.get("model_id") == model.model_id:
+        if version.tags.get(MODEL_ID_TAG) == model.model_id:
             return version
     try:
         client.create_registered_model(REGISTERED, description="AST models; `champion` is the best one")
@@ -44,7 +45,7 @@ def register(client: MlflowClient, run_id: str, model: LoggedModel, tags: Mappin
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # Named by its place: an address such as models:/ID would be looked up on whichever server is MLflow's default.
-    source, all_tags = model.artifact_location, {**tags, "model_id": model.model_id}
+    source, all_tags = model.artifact_location, {**tags, MODEL_ID_TAG: model.model_id}
     return client.create_model_version(REGISTERED, source, run_id, all_tags, model_id=model.model_id)
 
 
@@ -74,9 +75,9 @@ def champion(client: MlflowClient) -> ModelVersion | None:
         return None
 
 
-def predictions_of(client: MlflowClient, run_id: str, kind: str) -> Predictions:
+def predictions_of(client: MlflowClient, run_id: str, variant: str) -> Predictions:
     """Fetch the scores of a run's evaluation. Raises TrackingError if it has none."""
-    address = f"evaluations/{kind}/scores.npz"
+    address = f"evaluations/{variant}/scores.npz"
     try:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(client.download_artifacts(run_id, address, folder)).read_bytes()
@@ -105,7 +106,7 @@ def promote_if_better(client: MlflowClient, version: ModelVersion, scores: Predi
             decision, is_better = f"{change} against version {before.version}", change.value > 0
         except (MismatchError, TrackingError) as error:
             decision, is_better = f"not compared with version {before.version}: {error}", False
-    client.set_model_version_tag(REGISTERED, version.version, "champion_by", decision)
+    client.set_model_version_tag(REGISTERED, version.version, PROMOTION_TAG, decision)
     if is_better:
         client.set_registered_model_alias(REGISTERED, CHAMPION, version.version)
     return decision
@@ -119,7 +120,7 @@ def promote(client: MlflowClient, version: ModelVersion) -> str:
     )
     if before is not None and before.version != version.version:
         decision = f"promoted by hand ({decision})"
-        client.set_model_version_tag(REGISTERED, version.version, "champion_by", decision)
+        client.set_model_version_tag(REGISTERED, version.version, PROMOTION_TAG, decision)
     client.set_registered_model_alias(REGISTERED, CHAMPION, version.version)
     return decision
 
@@ -129,7 +130,7 @@ def download(client: MlflowClient, version: ModelVersion, folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise TrackingError(f"expected {folder} to be empty or absent, found something there; name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tracking_errors(f"version {version.version}"), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model = client.get_logged_model(version.tags["model_id"])
+    with tracking_errors(client), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        model = client.get_logged_model(version.tags[MODEL_ID_TAG])
         found = download_artifacts(model.artifact_location, dst_path=scratch, tracking_uri=client.tracking_uri)
         Path(found).rename(folder)

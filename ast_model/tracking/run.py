@@ -7,33 +7,19 @@ from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
-from ast_model.tracking.delivery import SNAPSHOT_TAG, Delivery, deliver_left, queue_folder
-from ast_model.tracking.heartbeat import (
-    BEAT_TAG,
-    PROCESS_TAG,
-    Heartbeat,
-    close_dead_runs,
-    is_alive,
-    is_ours,
-    sign_of_life,
-)
+from ast_model.tracking.delivery import Delivery, deliver_left, queue_folder
+from ast_model.tracking.heartbeat import Heartbeat, close_dead_runs, owner_tag, read_owner
 from ast_model.tracking.queue import Event, MetricsQueue
-from ast_model.tracking.server import (
-    EXPERIMENT,
-    check_server,
-    open_client,
-    open_experiment,
-    tracking_errors,
-    tracking_uri,
-)
+from ast_model.tracking.server import EXPERIMENT, connect, open_client, open_experiment, tracking_errors
+from ast_model.tracking.tags import NOTE_TAG, PARENT_TAG, SNAPSHOT_TAG
 from pipeline.errors import TrackingError
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
 END_TIMEOUT_S = 120.0
 """How long the end of a run waits for a server that is away."""
-NOTE_TAG, PARENT_TAG = "mlflow.note.content", "mlflow.parentRunId"
 
 
 class TrackedRun:
@@ -46,7 +32,7 @@ class TrackedRun:
     def __init__(self, uri: str, run_id: str, snapshot_id: str = ""):
         self.uri, self.run_id, self.snapshot_id = uri, run_id, snapshot_id
         self.client = open_client(uri)
-        self._outbox: MetricsQueue | None = None
+        self._queue: MetricsQueue | None = None
         self._heartbeat: Heartbeat | None = None
 
     def __reduce__(self):
@@ -65,22 +51,22 @@ class TrackedRun:
 
     def describe(self, markdown: str) -> None:
         """Set the description that the run's page shows. Raises TrackingError."""
-        with tracking_errors(self.uri):
+        with tracking_errors(self.client):
             self.log_tags({NOTE_TAG: markdown})
 
     @property
     def description(self) -> str:
-        with tracking_errors(self.uri):
+        with tracking_errors(self.client):
             return self.client.get_run(self.run_id).data.tags.get(NOTE_TAG, "")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics, later and once: what is known of a step already stays as it is."""
-        self._post({"kind": "metrics", "step": step, "values": dict(metrics)})
+        self._post({"type": "metrics", "step": step, "values": dict(metrics)})
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
         """Record a kept checkpoint as a model with its metrics, against the epoch, and its place."""
         values = {key: value for key, value in metrics.items() if key != "epoch"}
-        event = {"kind": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
+        event = {"type": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
         self._post({**event, "step": int(metrics["epoch"]), "values": values})
 
     def log_data(self, snapshot: Snapshot, context: str) -> None:
@@ -103,36 +89,36 @@ class TrackedRun:
 
     def log_files(self, folder: Path, place: str) -> None:
         """Keep files as artifacts, now. Raises TrackingError."""
-        with tracking_errors(self.uri):
+        with tracking_errors(self.client):
             self.client.log_artifacts(self.run_id, str(folder), place)
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Return the steps and values of a metric that were delivered so far."""
-        with tracking_errors(self.uri):
+        with tracking_errors(self.client):
             history = sorted(self.client.get_metric_history(self.run_id, key), key=lambda metric: metric.step)
         return [metric.step for metric in history], [metric.value for metric in history]
 
-    def heartbeat(self) -> None:
-        """Say from now on that this process works on the run."""
+    def start_heartbeat(self) -> None:
+        """Tell others from now on that this process works on the run."""
         self._heartbeat = Heartbeat(self.client, self.run_id)
 
     def end(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED. With the server away it is set later."""
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        self._post({"kind": "end", "status": status})
+        self._post({"type": "end", "status": status})
         self.close(END_TIMEOUT_S)
 
     def close(self, timeout_s: float = END_TIMEOUT_S) -> None:
         """Wait until all that was logged here is delivered, or for as long as that."""
-        if self._outbox is not None:
-            queue, self._outbox = self._outbox, None
+        if self._queue is not None:
+            queue, self._queue = self._queue, None
             queue.close(timeout_s)
 
     def _post(self, event: Event) -> None:
-        if self._outbox is None:
-            self._outbox = MetricsQueue(queue_folder(self.uri), self.run_id, Delivery(self.client, self.run_id))
-        self._outbox.put({**event, "time_ms": int(time.time() * 1000)})
+        if self._queue is None:
+            self._queue = MetricsQueue(queue_folder(self.uri), self.run_id, Delivery(self.client, self.run_id))
+        self._queue.put({**event, "time_ms": int(time.time() * 1000)})
 
 
 def start_run(
@@ -142,57 +128,61 @@ def start_run(
 
     Runs of the experiment that were left RUNNING by processes that are gone are closed.
     """
-    uri = tracking_uri(store)
-    check_server(uri)
-    client = open_client(uri)
-    all_tags = {**tags, **sign_of_life()} | ({PARENT_TAG: parent.run_id} if parent else {})
+    client = connect(store)
+    all_tags = {**tags, **owner_tag()} | ({PARENT_TAG: parent.run_id} if parent else {})
     try:
-        experiment_id = open_experiment(client, uri, store, experiment)
-        deliver_left(client, uri)
-        close_dead_runs(client, experiment_id)
+        experiment_id = _open_experiment(client, store, experiment)
         run = client.create_run(experiment_id, run_name=name, tags=all_tags)
     except MlflowException as error:
+        uri = client.tracking_uri
         raise TrackingError(f"can't start a run at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
-    tracked = TrackedRun(uri, run.info.run_id)
-    tracked.heartbeat()
+    tracked = tracked_run_of(client, run)
+    tracked.start_heartbeat()
     return tracked
 
 
 def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> TrackedRun:
-    """Go on with a run. Raises TrackingError if it isn't there, is another experiment's, or is being worked on."""
-    uri = tracking_uri(store)
-    check_server(uri)
-    client = open_client(uri)
+    """Continue a run. Raises TrackingError if it isn't there, is another experiment's, or is being worked on."""
+    client = connect(store)
+    uri = client.tracking_uri
     try:
-        experiment_id = open_experiment(client, uri, store, experiment)
-        deliver_left(client, uri)
-        close_dead_runs(client, experiment_id)
+        experiment_id = _open_experiment(client, store, experiment)
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise TrackingError(f"can't go on with run {run_id} at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
+        raise TrackingError(f"can't continue run {run_id} at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
     if run.info.experiment_id != experiment_id:
         found = client.get_experiment(run.info.experiment_id).name
         raise TrackingError(
             f"expected run {run_id} in the experiment {experiment!r} of {uri}, found it in {found!r}: it is no training"
             " of this project; start a new run"
         )
-    tags = run.data.tags
-    owner_tags = sign_of_life()
-    if run.info.status == "RUNNING" and not is_ours(tags) and owner_tags.keys() <= tags.keys() and is_alive(tags):
-        seen = time.strftime("%H:%M:%S", time.localtime(float(tags[BEAT_TAG])))
+    owner = read_owner(run.data.tags)
+    # The process itself may come back to a run that it left RUNNING, for example after a failed attempt.
+    if run.info.status == "RUNNING" and owner is not None and not owner.is_this_process and owner.is_alive:
         raise TrackingError(
-            f"expected nobody to work on run {run.info.run_name}, found {tags[PROCESS_TAG]}, seen at {seen}: wait for"
-            " it, stop it, or start a new run"
+            f"expected nobody to work on run {run.info.run_name}, found {owner}: wait for it, stop it, or start a new"
+            " run"
         )
     client.update_run(run_id, status="RUNNING")
-    tracked = tracked_run_of(uri, run)
-    tracked.log_tags(owner_tags)
-    tracked.heartbeat()
+    tracked = tracked_run_of(client, run)
+    tracked.log_tags(owner_tag())
+    tracked.start_heartbeat()
     return tracked
 
 
-def tracked_run_of(uri: str, run: Run) -> TrackedRun:
-    return TrackedRun(uri, run.info.run_id, run.data.tags.get(SNAPSHOT_TAG, ""))
+def _open_experiment(client: MlflowClient, store: Store, name: str) -> str:
+    """Open an experiment, and first finish what killed processes left in it: metrics on their way, runs without an end.
+
+    In this order, because the end of a run may be among what is on its way.
+    """
+    experiment_id = open_experiment(client, store, name)
+    deliver_left(client, client.tracking_uri)
+    close_dead_runs(client, experiment_id)
+    return experiment_id
+
+
+def tracked_run_of(client: MlflowClient, run: Run) -> TrackedRun:
+    return TrackedRun(client.tracking_uri, run.info.run_id, run.data.tags.get(SNAPSHOT_TAG, ""))
 
 
 def data_name(store: Store) -> str:

@@ -4,21 +4,22 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from ast_model.tracking.relocate import ARTIFACTS, DATABASE, follow_store
 from pipeline.errors import TrackingError
 from pipeline.store.storage import Store
 
-EXPERIMENT = "audioset-ast"
-PREPROCESSING, ROOT_TAG = "audioset-preprocess", "root"
-"""The experiment of runs that make snapshots, and their tag that names the store."""
+EXPERIMENT, PREPROCESSING = "audioset-ast", "audioset-preprocess"
+"""The experiments: trainings, and runs that make snapshots."""
 HEALTH_TIMEOUT_S = 5.0
 logging.getLogger("mlflow").setLevel(logging.WARNING)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of a server that is away we tell ourselves, once
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the queue reports a lost server, once
 
 
 def tracking_uri(store: Store) -> str:
@@ -30,7 +31,16 @@ def tracking_uri(store: Store) -> str:
             f"expected MLFLOW_TRACKING_URI to name a tracking server, since {store.root} is no local folder; found"
             " nothing. Set it, for example to http://127.0.0.1:5000"
         )
-    return f"sqlite:///{store.path('mlflow.db')}"
+    return f"sqlite:///{store.path(DATABASE)}"
+
+
+def connect(store: Store) -> MlflowClient:
+    """Return a client of the server that a store's runs are tracked by. Raises TrackingError if it can't be used."""
+    uri = tracking_uri(store)
+    if store.is_local and uri == f"sqlite:///{store.path(DATABASE)}":
+        follow_store(Path(store.path("")))
+    check_server(uri)
+    return open_client(uri)
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -67,14 +77,16 @@ def check_server(uri: str) -> None:
         )
 
 
-def open_experiment(client: MlflowClient, uri: str, store: Store, name: str = EXPERIMENT) -> str:
+def open_experiment(client: MlflowClient, store: Store, name: str = EXPERIMENT) -> str:
     """Return the id of an experiment, made if it isn't there; raise TrackingError if it was deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        artifacts = store.url("mlartifacts") if uri.startswith("sqlite:") else None
-        # MLflow's pages else take it for one of language models.
+        # A server knows where its artifacts go. For a database, MLflow would take a folder in the working directory.
+        artifacts = store.url(ARTIFACTS) if client.tracking_uri.startswith("sqlite:") else None
+        # Without the tag MLflow's pages take it for an experiment with language models.
         return client.create_experiment(name, artifacts, tags={"mlflow.experimentKind": "custom_model_development"})
     if experiment.lifecycle_stage != "active":
+        uri = client.tracking_uri
         raise TrackingError(
             f"expected the experiment {name!r} at {uri}, found it deleted. Restore it:"
             f" MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {experiment.experiment_id}"
@@ -83,9 +95,16 @@ def open_experiment(client: MlflowClient, uri: str, store: Store, name: str = EX
 
 
 @contextmanager
-def tracking_errors(uri: str) -> Iterator[None]:
+def tracking_errors(client: MlflowClient) -> Iterator[None]:
     """Turn MLflow's errors into TrackingError."""
     try:
         yield
     except (MlflowException, requests.RequestException, OSError) as error:
-        raise TrackingError(f"{uri}: {error}; look at MLFLOW_TRACKING_URI and at the server's log") from error
+        raise TrackingError(f"{client.tracking_uri}: {error}; {advice(client.tracking_uri)}") from error
+
+
+def advice(uri: str) -> str:
+    """Return where to look when MLflow fails at an address."""
+    if uri.startswith(("http://", "https://")):
+        return "look at MLFLOW_TRACKING_URI and at the server's log"
+    return "no server is used, but this database and the files beside it: is the store's folder complete?"

@@ -3,16 +3,14 @@
 from pathlib import Path
 
 from ast_model.tracking.comparison import as_page, as_text, compare_runs, find_run
-from ast_model.tracking.server import check_server, open_client, tracking_uri
+from ast_model.tracking.server import connect
 from jobs.config import CompareConfig
 from jobs.launch.cli import resolve_root
 from pipeline.store.storage import Store
 
 
 def compare(config: CompareConfig) -> None:
-    uri = tracking_uri(Store(resolve_root(config.root)))
-    check_server(uri)
-    client = open_client(uri)
+    client = connect(Store(resolve_root(config.root)))
     sections = compare_runs(client, [find_run(client, run) for run in config.runs])
     print(as_text(sections))
     Path(config.output).write_text(as_page(sections, "Trainings compared"), encoding="utf-8")

@@ -9,7 +9,8 @@ from ast_model.tracking.lineage import describe_versions
 from ast_model.tracking.publish import publish
 from ast_model.tracking.registry import CHAMPION, difference, download, find_version, predictions_of, promote
 from ast_model.tracking.run import tracked_run_of
-from ast_model.tracking.server import check_server, open_client, tracking_uri
+from ast_model.tracking.server import connect
+from ast_model.tracking.tags import RUN_TAG, VARIANT_TAG
 from jobs.config import CompareVersions, FetchModel, ListModels, ModelsCommand, PromoteVersion, PublishRun
 from jobs.launch.cli import resolve_root
 from pipeline.snapshots.snapshot import load_snapshot
@@ -21,9 +22,7 @@ def _store(command: ModelsCommand) -> Store:
 
 
 def _client(command: ModelsCommand):
-    uri = tracking_uri(_store(command))
-    check_server(uri)
-    return open_client(uri)
+    return connect(_store(command))
 
 
 def list_models(command: ListModels) -> None:
@@ -34,7 +33,7 @@ def list_models(command: ListModels) -> None:
 def compare(command: CompareVersions) -> None:
     client = _client(command)
     new, old = (find_version(client, version) for version in (command.version, command.against))
-    change = difference(*(predictions_of(client, str(each.run_id), each.tags["kind"]) for each in (new, old)))
+    change = difference(*(predictions_of(client, str(each.run_id), each.tags[VARIANT_TAG]) for each in (new, old)))
     print(f"version {new.version} less version {old.version}: mAP {change}")
 
 
@@ -54,7 +53,7 @@ def fetch(command: FetchModel) -> None:
 def publish_run(command: PublishRun) -> None:
     client = _client(command)
     run = find_run(client, command.run)
-    tracked = tracked_run_of(tracking_uri(_store(command)), run)
+    tracked = tracked_run_of(client, run)
     snapshot = load_snapshot(_store(command), tracked.snapshot_id)
-    publish(tracked, snapshot, run.data.tags["run"])
+    publish(tracked, snapshot, run.data.tags[RUN_TAG])
     list_models(ListModels(command.root, snapshot=tracked.snapshot_id))

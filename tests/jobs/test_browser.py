@@ -12,10 +12,11 @@ import pytest
 from ast_model import recipes
 from ast_model.distributed import join_world
 from ast_model.tracking.comparison import find_run
-from ast_model.tracking.lineage import PREPROCESSING, ROOT_TAG, describe_versions
+from ast_model.tracking.lineage import describe_versions
 from ast_model.tracking.registry import REGISTERED, champion, versions
 from ast_model.tracking.run import start_run
-from ast_model.tracking.server import open_client
+from ast_model.tracking.server import PREPROCESSING, open_client
+from ast_model.tracking.tags import MODEL_ID_TAG, ROOT_TAG, VARIANT_TAG
 from ast_model.training.job import StopSignal
 from jobs.compare import main as compare
 from jobs.config import TrainJobConfig
@@ -59,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server = Server(tmp_path_factory.mktemp("server"))
         server.start()
         patch.setenv("MLFLOW_TRACKING_URI", server.address)
-        patch.setattr("ast_model.tracking.delivery.QUEUES", server.folder / "outboxes")
+        patch.setattr("ast_model.tracking.delivery.QUEUES", server.folder / "queues")
         yield server
         server.stop()
 
@@ -117,9 +118,9 @@ def test_the_pages_show_what_a_person_looks_for(trainings: list[RunSettings], se
 
     here = f"{experiment}/runs/{second.info.run_id}"
     (kept, *_) = [
-        each for each in versions(client) if each.run_id == second.info.run_id and each.tags["kind"] == "best"
+        each for each in versions(client) if each.run_id == second.info.run_id and each.tags[VARIANT_TAG] == "best"
     ]
-    model = client.get_logged_model(kept.tags["model_id"])
+    model = client.get_logged_model(kept.tags[MODEL_ID_TAG])
     browser.open(
         f"{here}?{KIND}", "learning_rate=0.0003", "Finished", "train/loss", "git.commit", "miniature (", model.name
     )
@@ -143,7 +144,7 @@ def test_the_registry_shows_the_champion_and_where_it_comes_from(
     client = open_client(server.address)
     best = champion(client)
     assert best is not None and len(versions(client)) == 4
-    model = client.get_logged_model(best.tags["model_id"])
+    model = client.get_logged_model(best.tags[MODEL_ID_TAG])
     browser.open(f"experiments/{model.experiment_id}/models?{KIND}", "average", model.name)
     place = f"experiments/{model.experiment_id}/models/{model.model_id}"
     browser.open(f"{place}?{KIND}", model.name, "eval/mAP_low", trainings[0].snapshot_id)
@@ -174,7 +175,7 @@ def test_two_trainings_are_compared_in_one_file(
 def test_a_server_that_is_away_for_a_while_misses_nothing(server: Server, data: Snapshot) -> None:
     run = start_run(data.store, "through an outage", {})
     run.log_metrics({"train/loss": 1.0}, 1)
-    assert run._outbox is not None and run._outbox.flush(30)
+    assert run._queue is not None and run._queue.flush(30)
     server.stop()
     started = time.perf_counter()
     for step in range(2, 200):

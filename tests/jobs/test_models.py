@@ -62,7 +62,7 @@ def checkpoint(store: Store) -> str:
 def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "outboxes")
+    monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "queues")
     decisions, best = [], []
     for noise in (0.8, 2.0, 0.2):
         run = start_run(store, f"noise {noise}", {})
@@ -141,7 +141,7 @@ def test_two_runs_are_compared_in_one_file(store: Store, tmp_path: Path, capsys:
 def test_a_registry_that_refuses_is_said_with_the_checkpoint_s_place(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "outboxes")
+    monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "queues")
     run = start_run(store, "no permission", {})
 
     def refuse(*args, **kwargs) -> None:

@@ -51,8 +51,8 @@ def test_a_killed_process_leaves_all_it_said(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, pathlib; from ast_model.tracking.queue import MetricsQueue\n"
         "def away(events): raise OSError('away')\n"
-        f"box = MetricsQueue(pathlib.Path({str(tmp_path)!r}), 'run', away)\n"
-        "for n in range(1000): box.put({'n': n})\n"
+        f"queue = MetricsQueue(pathlib.Path({str(tmp_path)!r}), 'run', away)\n"
+        "for n in range(1000): queue.put({'n': n})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False, stderr=subprocess.DEVNULL)
@@ -73,7 +73,7 @@ def test_what_is_refused_is_set_aside_and_holds_up_nothing(tmp_path: Path) -> No
     assert json.loads(line)["reason"] == "no such metric"
 
 
-def test_two_processes_do_not_share_an_outbox(tmp_path: Path) -> None:
+def test_two_processes_do_not_share_a_queue(tmp_path: Path) -> None:
     queue = MetricsQueue(tmp_path, "run", Receiver())
     with pytest.raises(TrackingError, match="another process logs to run"):
         MetricsQueue(tmp_path, "run", Receiver())

@@ -1,39 +1,25 @@
 import http.server
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
 
-from ast_model.tracking import delivery as tracking_delivery
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.tracking.server import check_server
+from ast_model.tracking.tags import OWNER_TAG
 from pipeline.errors import TrackingError
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables, whose making takes seconds."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture
-def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "outboxes")
-    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
-    return Store(str(tmp_path))
 
 
 def rows(store: Store, query: str) -> list[tuple]:
@@ -52,7 +38,7 @@ def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp
     code = (
         "import os, signal, pathlib; from pipeline.store.storage import Store\n"
         "from ast_model.tracking import delivery, run as tracking\n"
-        f"delivery.QUEUES = pathlib.Path({str(tmp_path / 'outboxes')!r})\n"
+        f"delivery.QUEUES = pathlib.Path({str(tmp_path / 'queues')!r})\n"
         f"run = tracking.start_run(Store({store.root!r}), 'a training', {{'preset': 'demo'}})\n"
         "for step in range(1, 31): run.log_metrics({'train/loss': 1 / step}, step)\n"
         "run.close()\n"
@@ -76,8 +62,7 @@ def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp
 
 def test_a_run_whose_process_was_killed_does_not_stay_running(store: Store) -> None:
     dead, other = start_run(store, "dead", {}), start_run(store, "alive", {})
-    gone = '{"machine": "elsewhere", "pid": 1, "started": 0.0}'
-    dead.log_tags({"owner.process": gone, "owner.seen_at": "1000.0"})
+    dead.log_tags({OWNER_TAG: '{"machine": "elsewhere", "pid": 1, "started": 0.0, "seen_at": 1000.0}'})
     start_run(store, "next", {}).end("FINISHED")
     assert dict(rows(store, "select name, status from runs")) == {
         "dead": "FAILED",
@@ -90,9 +75,9 @@ def test_a_run_whose_process_was_killed_does_not_stay_running(store: Store) -> N
 
 def test_a_run_that_is_worked_on_elsewhere_is_refused(store: Store) -> None:
     run = start_run(store, "busy", {})
-    tags = {"owner.process": '{"machine": "elsewhere", "pid": 1, "started": 0.0}'}
-    run.log_tags(tags)
-    with pytest.raises(TrackingError, match=r"expected nobody to work on run busy, found .*elsewhere"):
+    owner = {"machine": "elsewhere", "pid": 1, "started": 0.0, "seen_at": time.time()}
+    run.log_tags({OWNER_TAG: json.dumps(owner)})
+    with pytest.raises(TrackingError, match=r"expected nobody to work on run busy, found process 1 of elsewhere"):
         continue_run(store, run.run_id)
     run.end("KILLED")
 
@@ -102,7 +87,7 @@ def test_a_run_of_another_experiment_is_refused(store: Store) -> None:
     run.end("FINISHED")
     with pytest.raises(TrackingError, match="found it in 'others'"):
         continue_run(store, run.run_id)
-    with pytest.raises(TrackingError, match="can't go on with run 0123"):
+    with pytest.raises(TrackingError, match="can't continue run 0123"):
         continue_run(store, "0123")
 
 
@@ -174,8 +159,8 @@ def test_an_address_that_answers_with_something_else_is_refused(other_server: st
 def test_a_metric_name_that_mlflow_rejects_stops_nothing(store: Store, tmp_path: Path) -> None:
     run: TrackedRun = start_run(store, "x", {})
     run.log_metrics({"eval/Speech, (male) & female": 1.0}, 1)
-    assert run._outbox is not None and run._outbox.flush(20)
+    assert run._queue is not None and run._queue.flush(20)
     run.log_metrics({"train/loss": 1.0}, 1)
     run.end("FINISHED")
     assert steps(store, "train/loss") == [1]
-    assert len(list((tmp_path / "outboxes").rglob("*.refused"))) == 1
+    assert len(list((tmp_path / "queues").rglob("*.refused"))) == 1

@@ -1,0 +1,12 @@
+"""Tags of runs, models and versions. MLflow's pages hide the names that begin with `mlflow.` or `_mlflow_`."""
+
+NOTE_TAG, PARENT_TAG = "mlflow.note.content", "mlflow.parentRunId"
+"""MLflow's own: the description that a run's page shows, and the run that a run is shown under."""
+RUN_TAG, ROOT_TAG, SNAPSHOT_TAG = "run", "root", "snapshot"
+"""Folder of the run in the store, root of the store, and id of the snapshot."""
+CHECKPOINT_TAG, EPOCH_TAG = "checkpoint", "epoch"
+"""Of a model: address of its checkpoint, and the epoch after which it was written."""
+VARIANT_TAG, MODEL_ID_TAG, PROMOTION_TAG = "variant", "model_id", "champion_by"
+"""Of a version: best, average or last; the logged model that it is; and why it is the champion, or is not."""
+OWNER_TAG, ENDED_TAG = "_mlflow_owner", "ended"
+"""The process that works on a run, which is for programs to read, and why a run ended that did not end itself."""

@@ -1,0 +1,99 @@
+"""Stores that were moved or copied, with a real run, its artifacts and a registered model."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mlflow.entities import LoggedModelStatus
+
+from ast_model.tracking.registry import download, find_version, register
+from ast_model.tracking.run import start_run
+from ast_model.tracking.server import connect
+from ast_model.tracking.tags import CHECKPOINT_TAG, ROOT_TAG
+from pipeline.errors import TrackingError
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
+
+
+def log_run(root: Path, name: str, snapshot: Snapshot) -> str:
+    """Log a run with data, an artifact and a version in the registry, and return its id."""
+    store = Store(str(root))
+    run = start_run(store, name, {ROOT_TAG: store.root})
+    run.log_data(dataclasses.replace(snapshot, store=store), "training")
+    run.describe(f"checkpoints: `{store.url('runs')}/{name}`")
+    files = root / "pictures"
+    files.mkdir(exist_ok=True)
+    (files / "picture.png").write_bytes(name.encode())
+    run.log_files(files, "evaluations")
+    tags = {CHECKPOINT_TAG: store.url(f"runs/{name}/checkpoints/epoch-0001")}
+    experiment_id = run.client.get_run(run.run_id).info.experiment_id
+    model = run.client.create_logged_model(experiment_id, "epoch-0001", run.run_id, tags)
+    run.client.log_model_artifacts(model.model_id, str(files))
+    model = run.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    register(run.client, run.run_id, model, tags)
+    run.end("FINISHED")
+    return run.run_id
+
+
+def digests(folder: Path) -> dict[Path, str]:
+    return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("old_is_kept", [True, False], ids=["copied", "moved"])
+def test_a_store_works_from_its_new_place(old_is_kept: bool, store: Store, snapshot: Snapshot, tmp_path: Path) -> None:
+    old, new = Path(store.root), tmp_path / "new % place"
+    run_id = log_run(old, "first", snapshot)
+    shutil.copytree(old, new) if old_is_kept else old.rename(new)
+    before = digests(old)
+
+    client = connect(Store(str(new)))
+    assert Path(client.download_artifacts(run_id, "evaluations/picture.png", str(tmp_path))).read_bytes() == b"first"
+    download(client, find_version(client, "1"), tmp_path / "fetched")
+    assert (tmp_path / "fetched/picture.png").read_bytes() == b"first"
+    second = log_run(new, "second", snapshot)
+    assert (new / f"mlartifacts/{second}/artifacts/evaluations/picture.png").read_bytes() == b"second"
+
+    with closing(sqlite3.connect(new / "mlflow.db")) as database:
+        dump = "\n".join(database.iterdump()).replace("''", "'")
+    assert f"{new}/mlartifacts" in dump
+    assert f"{old}/" not in dump and f"{json.dumps(str(old))[1:-1]}/" not in dump
+    assert digests(old) == before
+
+
+def test_the_same_store_by_another_path_is_left_alone(store: Store, tmp_path: Path) -> None:
+    start_run(store, "first", {}).end("FINISHED")
+    before = digests(Path(store.root))
+    (tmp_path / "link").symlink_to(store.root)
+    connect(Store(str(tmp_path / "link")))
+    assert digests(Path(store.root)) == before
+
+
+def test_the_artifacts_of_a_store_without_a_database_stay_where_they_are(
+    store: Store, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stores, one of which uses the other's database."""
+    other = tmp_path / "other"
+    other.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store.path('mlflow.db')}")
+        run_id = log_run(other, "first", snapshot)
+    client = connect(store)
+    assert Path(client.download_artifacts(run_id, "evaluations/picture.png", str(tmp_path))).read_bytes() == b"first"
+
+
+def test_a_database_that_cannot_be_updated_is_named(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_run(store, "first", {}).end("FINISHED")
+    new = tmp_path / "new"
+    Path(store.root).rename(new)
+    monkeypatch.setattr("ast_model.tracking.relocate.LOCK_TIMEOUT_S", 0.0)
+    with closing(sqlite3.connect(new / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(TrackingError, match=r"expected to update the addresses in .*found: database is locked"):
+            connect(Store(str(new)))
