@@ -135,7 +135,8 @@ def _fit_temperature(logits_NC: np.ndarray, targets_NC: np.ndarray, loss: Loss) 
             return -float(log_softmax(scaled_NC, axis=1)[targets_NC].mean())
         return float(np.logaddexp(0, np.where(targets_NC, -scaled_NC, scaled_NC)).mean())
 
-    return float(np.exp(minimize_scalar(nll, bounds=(-4.0, 4.0), method="bounded").x))
+    found: Any = minimize_scalar(nll, bounds=(-4.0, 4.0), method="bounded")
+    return float(np.exp(found.x))
 
 
 def _fit_platt(logits_N: np.ndarray, targets_N: np.ndarray) -> tuple[float, float]:
@@ -150,7 +151,7 @@ def _fit_platt(logits_N: np.ndarray, targets_N: np.ndarray) -> tuple[float, floa
         return float(value), np.array([(residual_N * logits_N).mean(), residual_N.mean()])
 
     # A negative slope would turn the ranking round: better no help than a misleading score.
-    found = minimize(nll, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3), (None, None)])
+    found: Any = minimize(nll, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3), (None, None)])
     return float(found.x[0]), float(found.x[1])
 
 
