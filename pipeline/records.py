@@ -35,7 +35,7 @@ class FailureCategory(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a clip could not be had, with its category."""
+    """Why a clip is unavailable, with its category."""
 
     category: FailureCategory
 
@@ -60,25 +60,33 @@ class Reason(StrEnum):
     COUNTRY_BLOCKED = "country_blocked", FailureCategory.POLICY
     LOGIN_REQUIRED = "login_required", FailureCategory.POLICY
     FORBIDDEN = "forbidden", FailureCategory.POLICY
+    CLIENT_REFUSED = "client_refused", FailureCategory.POLICY
+    """Not for the player that yt-dlp pretends to be; another one of `--youtube.clients` may get it."""
 
     RATE_LIMITED = "rate_limited", FailureCategory.THROTTLED
     BOT_CHECK = "bot_check", FailureCategory.THROTTLED
+    BLOCKED = "blocked", FailureCategory.THROTTLED
+    """YouTube refuses this address for a while without saying why: its 403, mostly."""
 
     TIMED_OUT = "timed_out", FailureCategory.TRANSIENT
     CONNECTION = "connection", FailureCategory.TRANSIENT
     SERVER_ERROR = "server_error", FailureCategory.TRANSIENT
     TRUNCATED = "truncated", FailureCategory.TRANSIENT
     """Fewer bytes came than were promised, or the media breaks off before its own end."""
+    NOT_READY = "not_ready", FailureCategory.TRANSIENT
+    """A premiere, a live event to come, or an upload that is still processed."""
+    EXTRACTION_FAILED = "extraction_failed", FailureCategory.TRANSIENT
+    """yt-dlp did not understand the answer; many of these mean that a newer yt-dlp is needed."""
     UNKNOWN = "unknown", FailureCategory.TRANSIENT
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A clip that could not be had."""
+    """An unavailable clip."""
 
     reason: Reason
     detail: str
-    """The original message, word for word."""
+    """The original message, at most 200 characters of it."""
     retry_after_s: float | None = None
     """How long the other side asks to be left alone, if it says so."""
 

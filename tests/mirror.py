@@ -8,6 +8,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from typing import Any
+from urllib.parse import urlsplit
 
 import av
 import numpy as np
@@ -53,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        name = self.path.strip("/").removesuffix(".flac").removesuffix(".tar")
+        name = urlsplit(self.path).path.strip("/").removesuffix(".flac").removesuffix(".tar")
         self.mirror.num_requests[name] += 1
         with suppress(ConnectionError):
             getattr(self, f"send_{name.rstrip('0123456789')}", self.send_whole)(name)

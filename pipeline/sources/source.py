@@ -1,10 +1,9 @@
 """The protocol of a source, and how one is opened and asked within a deadline."""
 
 import threading
-from pathlib import Path
 from typing import Protocol
 
-from pipeline.config import FetchConfig, PreprocessConfig
+from pipeline.config import PreprocessConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Failure, Media, Reason, Segment
 from pipeline.sources.archives import ParquetSource, TarSource
@@ -32,7 +31,9 @@ def open_source(config: PreprocessConfig) -> Source:
             "media is not set: name youtube, a folder of media files, tars or parquet files, or an address with {ytid}"
         )
     if media == YOUTUBE:
-        return YouTubeSource(config.youtube, config.fetch)
+        youtube = YouTubeSource(config.youtube, config.fetch)
+        youtube.check()
+        return youtube
     if media.endswith(".tar"):
         return TarSource(media, config.fetch)
     if media.endswith(".csv"):
@@ -42,19 +43,6 @@ def open_source(config: PreprocessConfig) -> Source:
     if media.startswith(("http://", "https://")):
         return HttpSource(media, config.fetch, already_cut=config.already_cut)
     return FolderSource(media, config.fetch, already_cut=config.already_cut)
-
-
-def read_proxies(config: FetchConfig) -> tuple[str, ...]:
-    """Read the addresses of the proxies, such as http://user:secret@host:3128."""
-    if not config.proxies:
-        return ()
-    try:
-        found = tuple(Path(config.proxies).expanduser().read_text().split())
-    except OSError as error:
-        raise ConfigError(f"can't read the proxies {config.proxies}: {error.strerror}; repair fetch.proxies") from error
-    if not found or not all("://" in address for address in found):
-        raise ConfigError(f"{config.proxies}: expected an address such as http://host:3128 per line, found another one")
-    return found
 
 
 def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s: float) -> Media | Failure:

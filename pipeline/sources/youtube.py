@@ -1,31 +1,37 @@
-"""Media from YouTube through yt-dlp, in child processes that can be killed."""
+"""Media from YouTube through yt-dlp, in processes that can be killed."""
 
 import json
 import os
-import queue
 import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import FetchConfig, YouTubeConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.records import Failure, Media, Reason, Segment
+from pipeline.sources.proxies import host_of
+from pipeline.sources.youtube_check import check_youtube
 from pipeline.store.scratch import clear_scratch, make_scratch
 
 WATCH_PAGE = "https://www.youtube.com/watch?v={ytid}"
+IDLE_S = 12.0
+"""How long a process waits for the next video. It is the time between two of a guest session's 300 requests an hour, so
+about as many processes are alive as the rate limit keeps busy, however many threads and Ray workers there are."""
+RUN_ERRORS = {error.__name__: error for error in (ConfigError, StoreError)}
 
 
 class YouTubeSource:
-    """Fetches the smallest audio-only format of each video. A child fetches one video at a time.
+    """Fetches the smallest audio-only format of each video, one video at a time per process.
 
-    `address` and `extractors` are other sites' in tests.
+    `address` and `extractors` are those of other sites in tests.
     """
 
     def __init__(
@@ -42,29 +48,41 @@ class YouTubeSource:
         self.extractors = extractors
         self._cookies = _read(config.cookies)
         self._po_tokens = _read(config.po_tokens).split()
-        self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+        self._start_pool()
+
+    def _start_pool(self) -> None:
+        self._idle: list[YouTubeProcess] = []
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_idle"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_idle", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._idle = queue.SimpleQueue()
+        self._start_pool()
+
+    def check(self) -> None:
+        """Check what yt-dlp needs before the first request. Raises ConfigError with what to install or correct."""
+        check_youtube(self.config, self._cookies, self._po_tokens)
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+        """Fetch a video's audio. Raises ConfigError or StoreError if not the clip but the run is at fault."""
         address = self.address.format(ytid=segment.ytid)
-        with self._child() as child:
-            answer = child.ask(self._request(address, child, proxy), self.fetch_config.deadline_s)
+        with self._process() as process:
+            answer = process.request(self._request(address, process, proxy), self.fetch_config.deadline_s)
             if answer is None:
                 return Failure(Reason.TIMED_OUT, f"{address}: no answer within {self.fetch_config.deadline_s} s")
+            if "error" in answer:
+                through = f" through the proxy {host_of(proxy)}" if proxy else ""
+                raise RUN_ERRORS[answer["error"]](f"{address}{through}: {answer['detail']}")
             if "reason" in answer:
                 return Failure(Reason(answer["reason"]), answer["detail"])
             return Media(Path(answer["file"]).read_bytes(), source=answer["source"])
 
-    def _request(self, address: str, child: "_Child", proxy: str | None) -> dict[str, Any]:
+    def _request(self, address: str, process: "YouTubeProcess", proxy: str | None) -> dict[str, Any]:
         options: dict[str, Any] = {"proxy": proxy, "source_address": self.config.source_address or None}
-        if self._cookies:  # yt-dlp writes the file back, so each child has its own
-            options["cookiefile"] = str(child.cookies)
+        if self._cookies:
+            options["cookiefile"] = str(process.cookies)
         if self.config.js_runtime:
             name, _, path = self.config.js_runtime.partition(":")
             options["js_runtimes"] = {name: {"path": path} if path else {}}
@@ -78,67 +96,91 @@ class YouTubeSource:
         }
 
     @contextmanager
-    def _child(self) -> Iterator["_Child"]:
-        """Lend a child; one that is used up or that gave no answer is ended."""
+    def _process(self) -> Iterator["YouTubeProcess"]:
+        """Lend a process. One that died, or that fetched its share of videos, is ended: yt-dlp leaks memory."""
+        with self._lock:
+            # The last one that came back, so that those no longer needed stay idle and end.
+            process = self._idle.pop() if self._idle else None
+        process = process or YouTubeProcess(self._cookies)
         try:
-            child = self._idle.get_nowait()
-        except queue.Empty:
-            child = _Child(self._cookies)
-        try:
-            yield child
+            yield process
         finally:
-            if child.is_alive and child.num_asked < self.config.videos_per_process:
-                self._idle.put(child)
+            if process.is_alive and process.num_requests < self.config.videos_per_process:
+                self._keep(process)
             else:
-                child.end()
+                process.end()
+
+    def _keep(self, process: "YouTubeProcess") -> None:
+        with self._lock:
+            self._idle.append(process)
+        timer = threading.Timer(IDLE_S, self._end_if_idle, (process, process.num_requests))
+        timer.daemon = True
+        timer.start()
+
+    def _end_if_idle(self, process: "YouTubeProcess", num_requests: int) -> None:
+        with self._lock:
+            if process not in self._idle or process.num_requests != num_requests:
+                return
+            self._idle.remove(process)
+        process.end()
 
     def close(self) -> None:
-        with suppress(queue.Empty):
-            while True:
-                self._idle.get_nowait().end()
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for process in idle:
+            process.end()
 
 
-class _Child:
-    """A process of `youtube_child` with a folder of its own."""
+class YouTubeProcess:
+    """A process of `youtube_worker` with a folder of its own."""
 
     def __init__(self, cookies: str):
-        clear_scratch(Path(tempfile.gettempdir()))
-        self._home = make_scratch(Path(tempfile.gettempdir()))
-        self.cookies = self._home / "cookies.txt"
-        if cookies:
-            self.cookies.touch(mode=0o600)
-            self.cookies.write_text(cookies)
-        folder = self._home / "media"
-        folder.mkdir()
-        command = [sys.executable, "-m", "pipeline.sources.youtube_worker", str(folder)]
-        # A group of its own: what yt-dlp starts is killed with it.
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0
-        )
-        self.num_asked = 0
+        try:
+            clear_scratch(Path(tempfile.gettempdir()))
+            self._home = make_scratch(Path(tempfile.gettempdir()))
+            self.cookies = self._home / "cookies.txt"
+            if cookies:  # yt-dlp writes the file back, so no two processes may share one
+                self.cookies.touch(mode=0o600)
+                self.cookies.write_text(cookies)
+            folder = self._home / "media"
+            folder.mkdir()
+            command = [sys.executable, "-m", "pipeline.sources.youtube_worker", str(folder)]
+            # A group of its own: what yt-dlp starts is killed with it.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0
+            )
+        except OSError as error:
+            raise StoreError(
+                f"can't start a yt-dlp process in {tempfile.gettempdir()}: {error}; free space or memory there"
+            ) from error
+        self.num_requests = 0
 
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any] | None:
+    def request(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any] | None:
         """Return the answer; None, and the process is dead, if there was none in time."""
         assert self._process.stdin and self._process.stdout
-        self.num_asked += 1
+        self.num_requests += 1
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
             ready, _, _ = select.select([self._process.stdout], [], [], deadline_s)
-            line = self._process.stdout.readline() if ready else b""
+            if not ready:
+                self.end()
+                return None
+            line = self._process.stdout.readline()
         except BrokenPipeError:
             line = b""
         if line.endswith(b"\n"):
             return json.loads(line)
-        status = self._process.poll()
+        # Its end of the pipe closes a moment before the exit status is there.
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
         self.end()
-        if status is None:
-            return None
-        return {"reason": Reason.UNKNOWN, "detail": f"{request['address']}: yt-dlp's process ended with {status}"}
+        detail = f"{request['address']}: yt-dlp's process ended with {self._process.returncode}"
+        return {"reason": Reason.UNKNOWN, "detail": detail}
 
     def end(self) -> None:
         with suppress(ProcessLookupError):
@@ -151,12 +193,12 @@ class _Child:
         shutil.rmtree(self._home, ignore_errors=True)
 
     def __del__(self) -> None:
-        if self._process.returncode is None:
+        if hasattr(self, "_process") and self._process.returncode is None:
             self.end()
 
 
 def _read(path: str) -> str:
     try:
         return Path(path).expanduser().read_text() if path else ""
-    except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}; repair the setting that names it") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read {path}: {error}; correct the --youtube setting that names it") from error

@@ -1,6 +1,7 @@
-"""yt-dlp in a process of its own: reads requests from stdin, one JSON line each, and answers with one JSON line.
+"""A process that runs yt-dlp: reads requests from stdin, one JSON line each, and answers each with one JSON line.
 
-The parent kills it at a deadline, which holds against whatever yt-dlp waits on. It ends with its parent, by itself.
+yt-dlp waits on servers, on FFmpeg and on a JavaScript runtime, and not all of these waits have a limit. A thread can't
+be stopped, a process can: the parent kills this one at a deadline. It ends by itself when its parent is gone.
 """
 
 import json
@@ -14,15 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import yt_dlp
-from yt_dlp.utils import DownloadCancelled, DownloadError
+from yt_dlp.utils import DownloadCancelled
 from yt_dlp.version import __version__
 
+from pipeline.errors import AudioTaggingError
 from pipeline.records import Failure, Reason
 from pipeline.sources.reasons import failure_of
 
-FORMAT = "bestaudio[protocol^=http]/bestaudio/worst"
-FORMAT_SORT = ["+size", "+br"]
-"""The smallest comes first; yt-dlp puts the original language before that."""
+# `best` only for a video that has no audio-only format. "drc" marks audio whose dynamics YouTube has levelled.
+# No `download_ranges`: FFmpeg would fetch the stretch alone, but cuts at key frames, seconds away from where it was
+# asked to, and waits without a limit. The whole audio is fetched, and cut when it is decoded.
+FORMAT = "bestaudio[format_id!*=-drc]/bestaudio/best"
+# The first field counts most. `lang` is 10 for the original language, 5 for the default, -1 for a dubbed track and
+# -10 for an audio description; unless it is named here, yt-dlp sorts by it last. One file before many fragments, and
+# then the smallest: only the lower 8 kHz are used.
+FORMAT_SORT = ["lang", "proto", "+size", "+br"]
 SOCKET_TIMEOUT_S = 20
 
 
@@ -30,22 +37,28 @@ class TooLargeError(DownloadCancelled):
     pass
 
 
-class Silent:
-    """Takes yt-dlp's messages; the error itself comes as an exception."""
+class WarningRecorder:
+    """A logger for yt-dlp that keeps its warnings; errors come as exceptions."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, message: str) -> None:
+        self.warnings.append(message)
 
     def debug(self, message: str) -> None:
         pass
 
-    info = warning = error = debug
+    info = error = debug
 
 
-def options_of(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Say how yt-dlp is to fetch: one audio-only file, natively, nothing converted, no file written but that."""
-    limit = request["max_bytes"]
+def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return yt-dlp's options: one audio-only file, downloaded natively, nothing converted, no other file written."""
+    max_bytes = request["max_bytes"]
 
     def check_size(progress: dict[str, Any]) -> None:
-        if max(progress.get("downloaded_bytes") or 0, progress.get("total_bytes") or 0) > limit:
-            raise TooLargeError(f"more than {limit} bytes")
+        if max(progress.get("downloaded_bytes") or 0, progress.get("total_bytes") or 0) > max_bytes:
+            raise TooLargeError(f"more than {max_bytes} bytes")
 
     options = {
         "format": FORMAT,
@@ -55,38 +68,53 @@ def options_of(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         "noplaylist": True,
         "hls_prefer_native": True,
         "fixup": "never",
+        # The parent repeats whole attempts, at the pace of the address.
         "retries": 0,
         "fragment_retries": 1,
+        # A gap would shift all that follows it.
         "skip_unavailable_fragments": False,
         "socket_timeout": SOCKET_TIMEOUT_S,
         "progress_hooks": [check_size],
         "noprogress": True,
         "quiet": True,
-        "no_warnings": True,
         "no_color": True,
-        "logger": Silent(),
         "allowed_extractors": request["extractors"],
     }
     return options | request["options"]
 
 
 def fetch(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fetch one video, again if YouTube answers 403.
+
+    A 403 for the media is often that of one server or of an address that has expired; only if fresh ones are refused,
+    too, is it likely that YouTube blocks us.
+    """
+    answer = attempt(request, folder)
+    return attempt(request, folder) if answer.get("reason") == Reason.BLOCKED else answer
+
+
+def attempt(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return `file` and `source`, `reason` and `detail` of a failure, or `error` and `detail` if the run must end."""
     for file in folder.iterdir():
         file.unlink()
+    address, log = request["address"], WarningRecorder()
     try:
-        with yt_dlp.YoutubeDL(options_of(request, folder)) as youtube:  # pyright: ignore[reportArgumentType]
-            info: Any = youtube.extract_info(request["address"])
+        with yt_dlp.YoutubeDL(yt_dlp_options(request, folder) | {"logger": log}) as youtube:  # pyright: ignore[reportArgumentType]
+            info: Any = youtube.extract_info(address)
         files = [entry["filepath"] for entry in info.get("requested_downloads") or ()]
+        if not files or not Path(files[0]).exists():
+            return as_answer(Failure(Reason.UNKNOWN, f"{address}: yt-dlp left no file and no error"))
     except TooLargeError as error:
-        return {"reason": Reason.TOO_LARGE, "detail": f"{request['address']}: {error}"}
-    except (DownloadError, DownloadCancelled, OSError) as error:
-        return answer_of(failure_of(error))
-    if not files or not Path(files[0]).exists():
-        return {"reason": Reason.UNKNOWN, "detail": f"{request['address']}: yt-dlp left no file and no error"}
-    return {"file": files[0], "source": f"{request['address']} (format {info.get('format_id')}, yt-dlp {__version__})"}
+        return as_answer(Failure(Reason.TOO_LARGE, f"{address}: {error}"))
+    except Exception as error:  # yt-dlp lets some of its bugs through; they are this clip's failure
+        try:
+            return as_answer(failure_of(error, log.warnings))
+        except AudioTaggingError as run_error:
+            return {"error": type(run_error).__name__, "detail": str(run_error)}
+    return {"file": files[0], "source": f"{address} (format {info.get('format_id')}, yt-dlp {__version__})"}
 
 
-def answer_of(failure: Failure) -> dict[str, Any]:
+def as_answer(failure: Failure) -> dict[str, Any]:
     return {"reason": failure.reason, "detail": failure.detail}
 
 
@@ -102,6 +130,7 @@ def main(folder: Path) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else may write between the answers
     requests: queue.Queue[str] = queue.Queue()
+    # A thread, since the main one may wait on a server when the parent ends.
     threading.Thread(target=read_requests, args=(requests, folder.parent), daemon=True).start()
     while True:
         print(json.dumps(fetch(json.loads(requests.get()), folder)), file=answers, flush=True)

@@ -1,19 +1,40 @@
+import ast
+import errno
+import inspect
 import io
+import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from ssl import SSLCertVerificationError
+from types import ModuleType
 
 import pytest
+from yt_dlp import downloader
+from yt_dlp.extractor.youtube import _base, _video
 from yt_dlp.networking import Response
-from yt_dlp.networking.exceptions import HTTPError, IncompleteRead, ProxyError, SSLError, TransportError
+from yt_dlp.networking.exceptions import (
+    CertificateVerifyError,
+    HTTPError,
+    IncompleteRead,
+    ProxyError,
+    SSLError,
+    TransportError,
+)
+from yt_dlp.socks import Socks5Error
 from yt_dlp.utils import (
     ContentTooShortError,
     DownloadError,
     ExtractorError,
     GeoRestrictedError,
+    UnavailableVideoError,
     UnsupportedError,
 )
 
+from pipeline.errors import ConfigError, StoreError
 from pipeline.records import Reason
-from pipeline.sources.reasons import failure_of, reason_of_text
+from pipeline.sources.reasons import MAX_QUOTED, failure_of, reason_of_text
 
 LIMIT_HINT = "The current session has been rate-limited by YouTube for up to an hour."
 
@@ -59,12 +80,86 @@ TEXTS = [
     ("Video unavailable. This video isn't available anymore", Reason.NOT_FOUND),
     ("Video unavailable. This video is unavailable", Reason.NOT_FOUND),
     ("This video is not available", Reason.NOT_FOUND),
-    ("This video is DRM protected", Reason.FORBIDDEN),
-    ("Requested format is not available. Use --list-formats for a list of available formats", Reason.UNKNOWN),
+    ("Requested format is not available. Use --list-formats for a list of available formats", Reason.EXTRACTION_FAILED),
     ("[download] Got error: 1000 bytes read, 91616 more expected", Reason.TRUNCATED),
     ("[download] Got error: HTTP Error 429: Too Many Requests", Reason.RATE_LIMITED),
     ("[download] Got error: The read operation timed out", Reason.TIMED_OUT),
     ("[download] Got error: [Errno 104] Connection reset by peer", Reason.CONNECTION),
+    ("All player responses are invalid. Your IP is likely being blocked by Youtube", Reason.BLOCKED),
+    ("unable to download video data: HTTP Error 403: Forbidden", Reason.BLOCKED),
+    ("Our systems have detected unusual traffic from your computer network.", Reason.BOT_CHECK),
+    ("YouTube said: Unknown error", Reason.SERVER_ERROR),
+    ("An error occurred. Please try again later.", Reason.SERVER_ERROR),
+    ("Incomplete data received", Reason.SERVER_ERROR),
+    ("unable to download video data: HTTP Error 404: Not Found", Reason.SERVER_ERROR),
+    ("Premieres in 12 hours", Reason.NOT_READY),
+    ("Premiere will begin shortly", Reason.NOT_READY),
+    ("This live event will begin in a few moments.", Reason.NOT_READY),
+    ("We're processing this video. Check back later.", Reason.NOT_READY),
+    ("Video unavailable. Playback on other websites has been disabled by the video owner", Reason.CLIENT_REFUSED),
+    ("Video unavailable. This video is unavailable on this device.", Reason.CLIENT_REFUSED),
+    (
+        "The following content is not available on this app. Watch on the latest version of YouTube.",
+        Reason.CLIENT_REFUSED,
+    ),
+    ("YouTube is no longer supported in this application or device", Reason.CLIENT_REFUSED),
+    ("Watch video on YouTube. Error 153. Video player configuration error", Reason.CLIENT_REFUSED),
+    (
+        "Video unavailable. This video contains content from SME, who has blocked it from display on this website or"
+        " application",
+        Reason.CLIENT_REFUSED,
+    ),
+    ("This video is DRM protected", Reason.CLIENT_REFUSED),
+    (
+        "--PJHxphWEs: ios client https formats require a GVS PO Token which was not provided. They will be skipped as"
+        " they may yield HTTP Error 403.",
+        Reason.CLIENT_REFUSED,
+    ),
+    (
+        "Some tv client https formats have been skipped as they are missing a URL. YouTube may have enabled the"
+        " SABR-only streaming experiment for the current session.",
+        Reason.CLIENT_REFUSED,
+    ),
+    (
+        "Video unavailable. This video contains content from UMG, who has blocked it on copyright grounds",
+        Reason.COPYRIGHT,
+    ),
+    ("This video is no longer available due to a trademark claim by Nintendo", Reason.COPYRIGHT),
+    (
+        "This content is not available on this country domain due to a legal complaint from the government.",
+        Reason.COUNTRY_BLOCKED,
+    ),
+    ("This video is not available from your location due to geo restriction", Reason.COUNTRY_BLOCKED),
+    ("This video is no longer available due to a court order", Reason.REMOVED),
+    ("This YouTube account has been suspended.", Reason.ACCOUNT_TERMINATED),
+    (
+        "The following content has been identified by the YouTube community as inappropriate or offensive to some"
+        " audiences.",
+        Reason.AGE_RESTRICTED,
+    ),
+    ("Viewer discretion is advised. This video may contain suicide or self-harm topics", Reason.AGE_RESTRICTED),
+    ("This video is only available to Music Premium members", Reason.LOGIN_REQUIRED),
+    ("This video requires payment to watch", Reason.LOGIN_REQUIRED),
+    ("This video is only available for registered users", Reason.LOGIN_REQUIRED),
+    ("YouTube said: The caller does not have permission", Reason.LOGIN_REQUIRED),
+    (
+        "This video is restricted. Please check the Google Workspace administrator and/or the network administrator"
+        " restrictions.",
+        Reason.FORBIDDEN,
+    ),
+    ("This video does not exist.", Reason.NOT_FOUND),
+    ("Incomplete YouTube ID N_708QY7Ob. URL looks truncated.", Reason.NOT_FOUND),
+    ("This live stream recording is not available.", Reason.NOT_FOUND),
+    ("This live event has ended.", Reason.NOT_FOUND),
+    ("content too short (expected 100 bytes and served 10)", Reason.TRUNCATED),
+    ("fragment 3 not found, unable to continue", Reason.TRUNCATED),
+    ("unable to download video data: HTTP Error 416: Requested range not satisfiable", Reason.TRUNCATED),
+    ("Failed to extract any player response", Reason.EXTRACTION_FAILED),
+    ("No video formats found!", Reason.EXTRACTION_FAILED),
+    ("The page needs to be reloaded.", Reason.EXTRACTION_FAILED),
+    ("YouTube said: Precondition check failed.", Reason.EXTRACTION_FAILED),
+    ("An extractor error has occurred. (caused by KeyError('x')); please report this issue", Reason.EXTRACTION_FAILED),
+    ("Unable to download API page: HTTP Error 400: Bad Request", Reason.EXTRACTION_FAILED),
     ("Something that YouTube never said before", Reason.UNKNOWN),
 ]
 
@@ -74,8 +169,33 @@ def test_youtubes_texts(text: str, reason: Reason) -> None:
     error = ExtractorError(text, video_id="--PJHxphWEs", expected=True)
     failure = failure_of(wrapped(f"\x1b[0;31mERROR:\x1b[0m {error}", error))
     assert failure.reason is reason is reason_of_text(text)
-    assert failure.detail.endswith(str(error))
+    assert failure.detail == (str(error) if len(str(error)) < 190 else failure.detail[:199] + "…")
     assert "\x1b" not in failure.detail
+
+
+NOT_OF_A_VIDEO = r"OAuth|language code|Invalid URL|for comment|YouTube said: 1|Interrupted by user"
+"""Messages that the address of a single video doesn't lead to, and one that holds another."""
+
+
+def messages_of(module: ModuleType) -> Iterator[str]:
+    """Yield the texts that a module of yt-dlp gives to its errors, with a number for each value in them."""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        name = ast.unparse(node.func).rpartition(".")[2]
+        if name in ("ExtractorError", "raise_no_formats", "raise_login_required", "report_error"):
+            parts = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else [node.args[0]]
+            if any(isinstance(part, ast.Constant) for part in parts):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "1" for part in parts)
+
+
+def test_each_message_of_the_installed_yt_dlp_is_known() -> None:
+    modules = (_base, _video, downloader.http, downloader.fragment, downloader.hls, downloader.dash)
+    texts = [text for module in modules for text in messages_of(module) if not re.search(NOT_OF_A_VIDEO, text)]
+    assert len(texts) > 10
+    for text in texts:
+        with suppress(ConfigError, StoreError):  # those that every clip would meet
+            assert failure_of(ExtractorError(text, expected=True)).reason is not Reason.UNKNOWN, text
 
 
 def status(code: int) -> HTTPError:
@@ -86,9 +206,9 @@ def status(code: int) -> HTTPError:
     ("cause", "reason"),
     [
         (status(401), Reason.LOGIN_REQUIRED),
-        (status(403), Reason.FORBIDDEN),
-        (status(404), Reason.NOT_FOUND),
-        (status(410), Reason.REMOVED),
+        (status(403), Reason.BLOCKED),
+        (status(404), Reason.SERVER_ERROR),
+        (status(410), Reason.SERVER_ERROR),
         (status(429), Reason.RATE_LIMITED),
         (status(451), Reason.COUNTRY_BLOCKED),
         (status(503), Reason.SERVER_ERROR),
@@ -108,3 +228,52 @@ def test_yt_dlps_exceptions(cause: Exception, reason: Reason) -> None:
     assert failure_of(cause).reason is reason
     error = ExtractorError("Unable to download webpage", cause=cause)
     assert failure_of(wrapped("ERROR: Unable to download webpage", error)).reason is reason
+
+
+@pytest.mark.parametrize(
+    ("error", "error_type", "advice"),
+    [
+        (status(407), ConfigError, "--fetch.proxies"),
+        (
+            ProxyError(cause=OSError("Tunnel connection failed: 407 Proxy Authentication Required")),
+            ConfigError,
+            "--fetch.proxies",
+        ),
+        (ProxyError(cause=Socks5Error(0xFE)), ConfigError, "--fetch.proxies"),
+        (
+            CertificateVerifyError(
+                cause=SSLCertVerificationError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify")
+            ),
+            ConfigError,
+            "clock",
+        ),
+        (
+            UnavailableVideoError(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/media.webm.part")),
+            StoreError,
+            "TMPDIR",
+        ),
+        (DownloadError("ERROR: unable to open for writing: [Errno 13] Permission denied"), StoreError, "TMPDIR"),
+        (ExtractorError("No player clients have been requested", expected=True), ConfigError, "--youtube.clients"),
+    ],
+    ids=repr,
+)
+def test_what_every_clip_would_meet_ends_the_run(error: Exception, error_type: type[Exception], advice: str) -> None:
+    with pytest.raises(error_type, match=advice):
+        failure_of(wrapped(f"ERROR: {error}", error))
+
+
+def test_the_warnings_decide_where_the_error_only_says_that_no_client_is_left() -> None:
+    error = ExtractorError("Failed to extract any player response")
+    warnings = [
+        "[youtube] Unable to download API page: HTTP Error 403: Forbidden (caused by <HTTPError 403: Forbidden>)",
+        "Some tv client https formats have been skipped as they are missing a URL. YouTube may have enabled the",
+    ]
+    assert failure_of(error, warnings).reason is Reason.BLOCKED
+    assert failure_of(error, warnings[1:]).reason is Reason.CLIENT_REFUSED
+    assert failure_of(error, ["n challenge solving failed"]).reason is Reason.EXTRACTION_FAILED
+    with pytest.raises(ConfigError, match="pip install deno"):
+        failure_of(error, ["No supported JavaScript runtime could be found. Only deno is enabled by default"])
+
+
+def test_details_quote_the_beginning_of_a_long_message() -> None:
+    assert len(failure_of(ExtractorError("x" * 10**6)).detail) == MAX_QUOTED

@@ -5,16 +5,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from yt_dlp import YoutubeDL
 
 from pipeline.audio.decode import Clip, decode_segment
 from pipeline.config import FetchConfig, YouTubeConfig
-from pipeline.errors import ConfigError
-from pipeline.records import Failure, Media, Reason
+from pipeline.errors import ConfigError, StoreError
+from pipeline.records import Failure, FailureCategory, Media, Reason
 from pipeline.sources import fetch_within
 from pipeline.sources.youtube import YouTubeSource
+from pipeline.sources.youtube_worker import yt_dlp_options
 from tests.mirror import Mirror, segment
 
 FETCH = FetchConfig(deadline_s=20, max_media_bytes=2**20)
@@ -46,8 +49,8 @@ def test_the_whole_file_comes_with_the_version_that_fetched_it(source: YouTubeSo
 @pytest.mark.parametrize(
     ("ytid", "reason"),
     [
-        ("status403", Reason.FORBIDDEN),
-        ("status404", Reason.NOT_FOUND),
+        ("status403", Reason.BLOCKED),
+        ("status404", Reason.SERVER_ERROR),
         ("status429", Reason.RATE_LIMITED),
         ("status451", Reason.COUNTRY_BLOCKED),
         ("status503", Reason.SERVER_ERROR),
@@ -77,16 +80,28 @@ def test_the_deadline_holds_against_a_silent_server_and_leaves_no_process(mirror
 def test_processes_are_replaced_and_end_with_their_parent(mirror: Mirror) -> None:
     source = open_source(mirror, YouTubeConfig(videos_per_process=1))
     source.fetch(segment("status404"))
-    assert source._idle.empty()
+    assert not source._idle
     keeper = open_source(mirror)
     keeper.fetch(segment("status404"))
-    child = keeper._idle.get()
-    process = psutil.Process(child._process.pid)
-    assert child._process.stdin
-    child._process.stdin.close()  # as when the parent is killed
-    process.wait(5)
-    assert not child._home.exists()
-    child.end()
+    (process,) = keeper._idle
+    assert process._process.stdin
+    process._process.stdin.close()  # as when the parent is killed
+    process._process.wait(5)
+    assert not process._home.exists()
+    keeper.close()
+
+
+def test_an_idle_process_ends_and_the_next_video_gets_another(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(mirror)
+    source.fetch(segment("status503"))
+    (kept,) = source._idle
+    source.fetch(segment("status503"))
+    assert source._idle == [kept]
+    monkeypatch.setattr("pipeline.sources.youtube.IDLE_S", 0.01)
+    source.fetch(segment("status503"))
+    psutil.Process(kept._process.pid).wait(5)
+    assert isinstance(source.fetch(segment("whole")), Media)
+    source.close()
 
 
 def test_each_process_has_its_own_copy_of_the_cookies(mirror: Mirror, tmp_path: Path) -> None:
@@ -95,13 +110,128 @@ def test_each_process_has_its_own_copy_of_the_cookies(mirror: Mirror, tmp_path: 
     content = cookies.read_bytes()
     source = open_source(mirror, YouTubeConfig(cookies=str(cookies)))
     assert isinstance(source.fetch(segment("whole")), Media)
-    child = source._idle.get()
-    assert "name\tvalue" in child.cookies.read_text()
-    assert child.cookies.stat().st_mode & 0o077 == 0
+    (process,) = source._idle
+    assert "name\tvalue" in process.cookies.read_text()
+    assert process.cookies.stat().st_mode & 0o077 == 0
     assert cookies.read_bytes() == content
     assert "value" not in repr(source.config)
-    child.end()
-    assert not child.cookies.exists()
+    source.close()
+    assert not process.cookies.exists()
+
+
+def test_a_403_is_asked_again_once_before_the_address_counts_as_blocked(source: YouTubeSource, mirror: Mirror) -> None:
+    mirror.num_requests.clear()
+    failure = source.fetch(segment("status403"))
+    assert isinstance(failure, Failure)
+    assert failure.reason.category is FailureCategory.THROTTLED
+    num_blocked = mirror.num_requests["status403"]
+    source.fetch(segment("status503"))
+    assert num_blocked == 2 * mirror.num_requests["status503"]
+
+
+def test_a_proxy_that_wants_a_password_ends_the_run_and_the_message_holds_no_secret(
+    source: YouTubeSource, mirror: Mirror
+) -> None:
+    proxy = mirror.address.replace("://", "://user:secret@")
+    with pytest.raises(ConfigError, match=r"proxy 127.0.0.1:\d+: the proxy refuses .* --fetch.proxies") as raised:
+        source.fetch(segment("status407"), proxy)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_full_disk_ends_the_run(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/proc/self")  # a folder that takes no file
+    with pytest.raises(StoreError, match="can't start a yt-dlp process in /proc/self"):
+        open_source(mirror).fetch(segment("whole"))
+
+
+def audio(format_id: str, kbps: float, language: str | None = None, language_preference: int = -1, **more) -> dict:
+    """Describe an audio-only format as yt-dlp's YouTube extractor does."""
+    opus = format_id.startswith(("249", "250", "251", "600"))
+    quality = {"599": 0, "600": 0, "139": 1, "249": 1, "250": 1, "233": 1}.get(format_id[:3], 3)
+    return {
+        "format_id": format_id,
+        "url": f"https://media.invalid/{format_id}",
+        "ext": "webm" if opus else "m4a",
+        "acodec": "opus" if opus else "mp4a.40.2",
+        "vcodec": "none",
+        "protocol": "https",
+        "tbr": kbps,
+        "filesize": int(kbps * 30_000),
+        "quality": quality - ("drc" in format_id) / 2,
+        "language": language,
+        "language_preference": language_preference,
+        "source_preference": -1,
+    } | more
+
+
+def video(format_id: str, height: int, acodec: str = "none", **more) -> dict:
+    codecs = {"ext": "mp4", "acodec": acodec, "vcodec": "avc1.4d401e", "height": height, "quality": height / 40}
+    return audio(format_id, height * 2) | codecs | more
+
+
+def m3u8(format_id: str, *arguments, **more) -> dict:
+    return audio(format_id, *arguments, protocol="m3u8_native", filesize=None, **more)
+
+
+VIDEOS = [video("160", 144), video("18", 360, "mp4a.40.2"), video("136", 720)]
+PLAIN = [audio("139", 49), audio("249", 51), audio("250", 68), audio("140", 130), audio("251", 135), *VIDEOS]
+
+
+@pytest.mark.parametrize(
+    ("formats", "expected"),
+    [
+        pytest.param(PLAIN, "139", id="the smallest"),
+        pytest.param(
+            [audio("139-drc", 48), audio("249-drc", 50), *PLAIN],
+            "139",
+            id="not the one with levelled dynamics, though it is smaller",
+        ),
+        pytest.param(
+            [
+                *(audio(f"{itag}-es", kbps, "es") for itag, kbps in (("600", 31), ("139", 48), ("251", 120))),
+                *(audio(f"{itag}-0", kbps, "en", 10) for itag, kbps in (("139", 49), ("251", 135))),
+                audio("139-drc", 48, "en", 10),
+                audio("600-desc", 30, "en-desc", -10),
+                *VIDEOS,
+            ],
+            "139-0",
+            id="the original among dubbed and described tracks",
+        ),
+        pytest.param(
+            [audio("139-de", 40, "de"), audio("139-en", 49, "en", 5), *VIDEOS],
+            "139-en",
+            id="the default where none is called original",
+        ),
+        pytest.param(
+            [audio("139-es", 48, "es"), m3u8("233-0", 49, "en", 10), m3u8("233-1", 45, "es"), *VIDEOS],
+            "233-0",
+            id="the original, though it comes in fragments",
+        ),
+        pytest.param([m3u8("233", 40), *PLAIN], "139", id="one file rather than fragments"),
+        pytest.param([audio("600", 30, preference=-10), *PLAIN], "139", id="not the one that yt-dlp takes for damaged"),
+        pytest.param([audio("140-drc", 130), *VIDEOS], "140-drc", id="levelled rather than none"),
+        pytest.param(
+            [video("18", 360, "mp4a.40.2"), video("22", 720, "mp4a.40.2"), video("160", 144)],
+            "18",
+            id="the smallest with video where no audio stands alone",
+        ),
+    ],
+)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_yt_dlp_chooses_the_original_track(formats: list[dict], expected: str, reverse: bool, tmp_path: Path) -> None:
+    request = {"max_bytes": 1, "extractors": ["youtube"], "options": {}}
+    info = {
+        "id": "--PJHxphWEs",
+        "title": "title",
+        "extractor": "youtube",
+        "extractor_key": "Youtube",
+        "formats": [dict(format) for format in (reversed(formats) if reverse else formats)],
+        # As the extractor sets it: languages count only after quality, codecs and channels.
+        "_format_sort_fields": ("quality", "res", "fps", "hdr:12", "source", "vcodec", "channels", "acodec", "lang"),
+    }
+    options: Any = yt_dlp_options(request, tmp_path)
+    with YoutubeDL(options) as youtube:
+        assert youtube.process_ie_result(info, download=False)["format_id"] == expected
 
 
 def test_a_file_of_secrets_that_is_missing_is_named(mirror: Mirror) -> None:

@@ -1,0 +1,66 @@
+"""Proxies to ask through. Each is an address with a rate limit of its own."""
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from pipeline.config import FetchConfig
+from pipeline.errors import ConfigError
+
+DEFAULT_PORTS = {"http": 80, "https": 443, "socks4": 1080, "socks4a": 1080, "socks5": 1080, "socks5h": 1080}
+CONNECT_TIMEOUT_S = 5.0
+MAX_NAMED = 5
+
+
+def read_proxies(config: FetchConfig) -> tuple[str, ...]:
+    """Read the addresses of the proxies, such as http://user:secret@host:3128, and connect to each once.
+
+    Raises ConfigError if the file can't be read, a line is no such address, or a proxy can't be reached: all clips
+    asked for through it would fail.
+    """
+    if not config.proxies:
+        return ()
+    try:
+        proxies = tuple(Path(config.proxies).expanduser().read_text().split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read the proxies {config.proxies}: {error}; correct --fetch.proxies") from error
+    places = [_split(proxy) for proxy in proxies]
+    if not places or None in places:
+        bad_line = f"another text in line {places.index(None) + 1}" if places else "an empty file"
+        raise ConfigError(f"{config.proxies}: expected an address such as http://host:3128 per line, found {bad_line}")
+    with ThreadPoolExecutor(min(32, len(proxies))) as pool:
+        errors = list(pool.map(_connect, proxies))
+    lost = [f"{host_of(proxy)} ({error})" for proxy, error in zip(proxies, errors, strict=True) if error]
+    if lost:
+        more = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
+        raise ConfigError(
+            f"can't connect to {len(lost)} of the {len(proxies)} proxies in {config.proxies}:"
+            f" {', '.join(lost[:MAX_NAMED])}{more}; correct or remove them"
+        )
+    return proxies
+
+
+def host_of(proxy: str) -> str:
+    """Return host and port of a proxy, without the user and the password, for messages."""
+    parts = _split(proxy)
+    return f"{parts.hostname}:{parts.port or DEFAULT_PORTS[parts.scheme]}" if parts else "?"
+
+
+def _split(proxy: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(proxy)
+        is_address = parts.scheme in DEFAULT_PORTS and parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    return parts if is_address else None
+
+
+def _connect(proxy: str) -> str | None:
+    """Return what went wrong, None if the proxy takes connections."""
+    host, port = host_of(proxy).rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

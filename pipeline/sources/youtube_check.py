@@ -1,0 +1,99 @@
+"""Checks of what yt-dlp needs for YouTube, made once, before the first of the few requests an hour is spent."""
+
+import re
+
+from yt_dlp.dependencies import yt_dlp_ejs
+from yt_dlp.extractor.youtube._base import INNERTUBE_CLIENTS
+from yt_dlp.extractor.youtube.jsc._builtin.vendor import VERSION as EJS_VERSION
+from yt_dlp.globals import supported_js_runtimes
+from yt_dlp.version import __version__
+
+from pipeline.config import YouTubeConfig
+from pipeline.errors import ConfigError
+
+DEFAULT_RUNTIME = "deno"
+INSTALL_RUNTIME = "install one with: pip install deno"
+COOKIES_HEADER = r"#( Netscape)? HTTP Cookie File"
+NUM_COOKIE_FIELDS = 7
+CLIENT_SETS = ("default", "all")
+
+
+def check_youtube(config: YouTubeConfig, cookies: str, po_tokens: list[str]) -> None:
+    """Check that yt-dlp can run YouTube's JavaScript, and that it understands the settings and the files they name.
+
+    yt-dlp itself skips what it can't use, with a warning, and then fetches less than it could. Raises ConfigError.
+    """
+    check_js_runtime(config.js_runtime)
+    check_ejs()
+    check_clients(config.clients)
+    if config.cookies:
+        check_cookies(cookies, config.cookies)
+    for token in po_tokens:
+        if not re.fullmatch(r"[a-z_]+\.(gvs|player|subs)\+\S+", token):
+            raise ConfigError(
+                f"{config.po_tokens}: expected PO tokens as CLIENT.CONTEXT+TOKEN, such as web.gvs+XXX, found one that"
+                " is not of that form"
+            )
+
+
+def check_js_runtime(setting: str) -> None:
+    """Start the runtime once. yt-dlp ignores one that it does not know or can't start."""
+    name, _, path = (setting or DEFAULT_RUNTIME).partition(":")
+    runtimes = supported_js_runtimes.value
+    if name not in runtimes:
+        raise ConfigError(
+            f"--youtube.js-runtime: expected {', '.join(sorted(runtimes))}, or such a name and :PATH, found {setting!r}"
+        )
+    runtime = runtimes[name](path=path or None)
+    if runtime.info is None:
+        where = f"at {path}" if path else "on the path"
+        raise ConfigError(
+            f"found no JavaScript runtime {name} {where}, and YouTube's player has to be run; {INSTALL_RUNTIME}; or"
+            " name another with --youtube.js-runtime, such as node:/usr/bin/node"
+        )
+    if not runtime.info.supported:
+        minimum = ".".join(map(str, runtime.MIN_SUPPORTED_VERSION))
+        raise ConfigError(
+            f"expected {name} {minimum} or later for yt-dlp {__version__}, found {runtime.info.version} at"
+            f" {runtime.info.path}; {INSTALL_RUNTIME}"
+        )
+
+
+def check_ejs() -> None:
+    """Check the scripts that solve the player's challenges: yt-dlp takes those of its own minor version only."""
+    found = yt_dlp_ejs.version if yt_dlp_ejs else "none"
+    if found.split(".")[:2] != EJS_VERSION.split(".")[:2]:
+        raise ConfigError(
+            f"yt-dlp {__version__} needs yt-dlp-ejs {EJS_VERSION}, found {found}; install it with:"
+            f" pip install yt-dlp-ejs=={EJS_VERSION}"
+        )
+
+
+def check_clients(clients: tuple[str, ...]) -> None:
+    known = [name for name in INNERTUBE_CLIENTS if not name.startswith("_")]
+    for client in clients:
+        if client.removeprefix("-") not in (*known, *CLIENT_SETS):
+            raise ConfigError(f"--youtube.clients: expected of {', '.join(known)}, found {client!r}")
+
+
+def check_cookies(text: str, path: str) -> None:
+    """Check Netscape's form: yt-dlp skips lines of another form, and then asks as a guest."""
+    lines = text.splitlines()
+    cookies = [line for line in lines if line.strip() and (not line.startswith("#") or line.startswith("#HttpOnly_"))]
+    bad_rows = [
+        row for row, line in enumerate(lines, 1) if line in cookies and line.count("\t") != NUM_COOKIE_FIELDS - 1
+    ]
+    if text.lstrip()[:1] in ("[", "{"):
+        found = "JSON"
+    elif not re.match(COOKIES_HEADER, text):
+        found = "another first line"
+    elif bad_rows:
+        found = f"another number of fields in line {bad_rows[0]}"
+    elif not any("youtube.com" in cookie.split("\t")[0] for cookie in cookies):
+        found = "no cookie of youtube.com"
+    else:
+        return
+    raise ConfigError(
+        f"--youtube.cookies {path}: expected Netscape's form, which begins with '# Netscape HTTP Cookie File' and has"
+        f" {NUM_COOKIE_FIELDS} fields per line with tabs between, found {found}; export the cookies as cookies.txt"
+    )

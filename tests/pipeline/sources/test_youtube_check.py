@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import FetchConfig, PreprocessConfig, YouTubeConfig
+from pipeline.errors import ConfigError
+from pipeline.sources import open_source, read_proxies
+from pipeline.sources.youtube import YouTubeSource
+from tests.mirror import Mirror
+
+COOKIE = ".youtube.com\tTRUE\t/\tTRUE\t0\tSID\tsecret"
+HEADER = "# Netscape HTTP Cookie File"
+
+
+@pytest.fixture
+def deno(tmp_path: Path) -> str:
+    """A runtime that answers as deno does: what is tested is our check of it."""
+    program = tmp_path / "deno"
+    program.write_text("#!/bin/sh\necho deno 2.9.8\n")
+    program.chmod(0o755)
+    return f"deno:{program}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("rhino", "--youtube.js-runtime: expected bun, deno, node, quickjs, .* found 'rhino'"),
+        ("deno:/nowhere/deno", "found no JavaScript runtime deno at /nowhere/deno.*pip install deno"),
+        ("node:/etc/passwd", "found no JavaScript runtime node at /etc/passwd"),
+    ],
+)
+def test_a_runtime_that_can_not_be_started_is_named(setting: str, message: str) -> None:
+    config = PreprocessConfig(media="youtube", youtube=YouTubeConfig(js_runtime=setting))
+    with pytest.raises(ConfigError, match=message):
+        open_source(config)
+
+
+def test_a_runtime_that_is_too_old_is_named(tmp_path: Path) -> None:
+    program = tmp_path / "node"
+    program.write_text("#!/bin/sh\necho v18.19.0\n")
+    program.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"expected node 22.0.0 or later .* found 18.19.0 at .*pip install deno"):
+        YouTubeSource(YouTubeConfig(js_runtime=f"node:{program}"), FetchConfig()).check()
+
+
+def test_other_scripts_than_yt_dlp_was_made_for_are_named(deno: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = YouTubeSource(YouTubeConfig(js_runtime=deno), FetchConfig())
+    source.check()
+    monkeypatch.setattr("pipeline.sources.youtube_check.EJS_VERSION", "99.1.0")
+    with pytest.raises(ConfigError, match=r"needs yt-dlp-ejs 99.1.0, found .*pip install yt-dlp-ejs==99.1.0"):
+        source.check()
+    monkeypatch.setattr("pipeline.sources.youtube_check.yt_dlp_ejs", None)
+    with pytest.raises(ConfigError, match="found none"):
+        source.check()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (f"{HEADER}\n\n{COOKIE}\n#HttpOnly_{COOKIE}\n", None),
+        ('[{"domain": ".youtube.com"}]', "JSON"),
+        (COOKIE, "another first line"),
+        (f"{HEADER}\n{COOKIE}\n{COOKIE.replace(chr(9), ' ')}\n", "another number of fields in line 3"),
+        (f"{HEADER}\n{COOKIE.replace('youtube', 'elsewhere')}\n", "no cookie of youtube.com"),
+        (HEADER, "no cookie of youtube.com"),
+    ],
+)
+def test_cookies_are_in_netscapes_form(content: str, found: str | None, deno: str, tmp_path: Path) -> None:
+    path = tmp_path / "cookies.txt"
+    path.write_text(content)
+    source = YouTubeSource(YouTubeConfig(js_runtime=deno, cookies=str(path)), FetchConfig())
+    if found is None:
+        return source.check()
+    with pytest.raises(ConfigError, match=f"--youtube.cookies {path}: .* found {found}") as raised:
+        source.check()
+    assert "secret" not in str(raised.value)
+
+
+def test_clients_and_tokens_are_ones_that_yt_dlp_takes(deno: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("web.gvs+secret\n")
+    YouTubeSource(YouTubeConfig(js_runtime=deno, po_tokens=str(path), clients=("web", "-tv")), FetchConfig()).check()
+    with pytest.raises(ConfigError, match=r"--youtube.clients: expected of .*web.* found 'wbe'"):
+        YouTubeSource(YouTubeConfig(js_runtime=deno, clients=("wbe",)), FetchConfig()).check()
+    path.write_text("web:secret\n")
+    with pytest.raises(ConfigError, match=r"CLIENT.CONTEXT\+TOKEN") as raised:
+        YouTubeSource(YouTubeConfig(js_runtime=deno, po_tokens=str(path)), FetchConfig()).check()
+    assert "secret" not in str(raised.value)
+
+
+def test_proxies_are_connected_to(mirror: Mirror, tmp_path: Path) -> None:
+    path = tmp_path / "proxies"
+    reachable = mirror.address.replace("://", "://user:secret@")
+    path.write_text(f"{reachable}\n")
+    assert read_proxies(FetchConfig(proxies=str(path))) == (reachable,)
+    path.write_text(f"{reachable}\nhttp://user:secret@127.0.0.1:1\n")
+    with pytest.raises(ConfigError, match=r"1 of the 2 proxies in .*: 127.0.0.1:1 \(Connection refused\)") as raised:
+        read_proxies(FetchConfig(proxies=str(path)))
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("line", ["", "host:3128", "http://[::1", "http://host:99999", "ftp://host"])
+def test_a_line_that_is_no_proxy_is_named_by_its_number(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "proxies"
+    path.write_text(line)
+    with pytest.raises(ConfigError, match=r"expected an address such as http://host:3128 .* found (another|an empty)"):
+        read_proxies(FetchConfig(proxies=str(path)))
