@@ -21,7 +21,19 @@ def segment(ytid: str, start_ms: int = 0, end_ms: int = 10_000) -> Segment:
     return Segment(ytid, start_ms, end_ms, ("/m/1",), "eval")
 
 
+RETRY_AFTER = {"1": "7", "2": "soon", "3": "9" * 5_000, "4": "Fri, 01 Jan 99999 00:00:00 GMT", "5": "-1"}
 LATER = "Fri, 01 Jan 2100 00:00:00 GMT"
+
+
+BAD_LOCATIONS = [
+    "/café.flac",  # sent as Latin-1, where UTF-8 is expected
+    "http://[::1",
+    "http://[fe80::zz]/whole.flac",
+    "ftp://host/whole.flac",
+    "http://host:99999/",
+    f"http://{'a' * 300}/",
+    "/redirect6.flac",
+]
 
 
 @cache
@@ -78,7 +90,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_error(int(name.removeprefix("status")))
 
     def send_patience(self, name: str) -> None:
-        self.head(503 if name == "patience" else 429, 0, Retry_After={"1": "7", "2": "soon"}.get(name[-1], LATER))
+        self.head(503 if name == "patience" else 429, 0, Retry_After=RETRY_AFTER.get(name[-1], LATER))
+
+    def send_redirect(self, name: str) -> None:
+        """Redirect to what is no address, or to itself."""
+        self.head(302, 0, Location=BAD_LOCATIONS[int(name.removeprefix("redirect"))])
+
+    def send_length(self, name: str) -> None:
+        self.head(Content_Length="9" * 5_000)
 
     def send_cut(self, name: str) -> None:
         """Break off after a part; the rest comes if it is asked for by its range."""

@@ -1,4 +1,4 @@
-"""Media from an HTTP address with the segment's fields filled in."""
+"""Media from HTTP addresses made of a template and the segment's fields."""
 
 import queue
 import string
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -13,19 +14,23 @@ import urllib3
 from pipeline.config import FetchConfig
 from pipeline.errors import ConfigError
 from pipeline.records import Failure, Media, Reason, Segment
-from pipeline.sources.reasons import reason_of_status
+from pipeline.sources.proxies import host_of
+from pipeline.sources.reasons import quote, reason_of_status
 
 FIELDS = ("ytid", "start_ms", "end_ms", "split")
 CHUNK_BYTES = 2**16
 READ_TIMEOUT_S = 20.0
-"""A socket that says nothing for so long is given up, even if the deadline is further away."""
+"""Seconds without a byte after which a server counts as silent, even if the deadline is further away."""
+MAX_RETRY_AFTER_S = 24 * 3600.0
+MAX_LENGTH_DIGITS = 18
 PARTIAL_CONTENT = 206
+PROXY_AUTHENTICATION_REQUIRED = 407
 
 
 class HttpSource:
     """Fetches `template` with {ytid}, {start_ms}, {end_ms} and {split} filled in.
 
-    A body that breaks off is taken up where it broke off if the server allows ranges.
+    A body that breaks off is resumed where it broke off if the server allows ranges.
     """
 
     def __init__(self, template: str, config: FetchConfig, *, already_cut: bool = False):
@@ -56,78 +61,118 @@ class HttpSource:
             self._idle.put(session)
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+        """Fetch a file. Raises ConfigError if a proxy or a certificate is refused: every other clip would fail, too."""
         address = self.template.format(**{field: getattr(segment, field) for field in FIELDS})
         content = bytearray()
         deadline = time.monotonic() + self.config.deadline_s
         while True:
             num_before = len(content)
-            failure, can_go_on = self._read(address, content, deadline, proxy)
+            failure, can_resume = self._read(address, content, deadline, proxy)
             if failure is None:
                 break
-            if failure.reason is not Reason.TRUNCATED or not can_go_on or len(content) == num_before:
+            if failure.reason is not Reason.TRUNCATED or not can_resume or len(content) == num_before:
                 return failure
         return Media(bytes(content), source=address, offset_ms=segment.start_ms if self.already_cut else 0)
 
     def _read(
         self, address: str, content: bytearray, deadline: float, proxy: str | None
     ) -> tuple[Failure | None, bool]:
-        """Read the body, or what is missing of it; tell what went wrong and whether the rest can be asked for."""
+        """Append the body, or what is missing of it; return what went wrong and whether the rest can be asked for."""
         # Compressed bodies have no ranges, and hide their size.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={len(content)}-"} if content else {})
         proxies = {"http": proxy, "https": proxy} if proxy else None
         timeout_s = max(0.01, min(READ_TIMEOUT_S, deadline - time.monotonic()))
-        can_go_on = False
+        can_resume = False
         try:
             with (
                 self._session() as session,
                 session.get(address, stream=True, timeout=timeout_s, headers=headers, proxies=proxies) as response,
             ):
+                if response.status_code == PROXY_AUTHENTICATION_REQUIRED and proxy:
+                    raise _proxy_refusal(proxy)
                 if response.status_code != (PARTIAL_CONTENT if content else 200):
                     return _refusal(address, response), False
-                can_go_on = "bytes" in response.headers.get("Accept-Ranges", "")
-                return self._read_body(response, content, deadline), can_go_on
-        except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-            return Failure(Reason.TIMED_OUT, f"{address}: {error}"), False
-        except urllib3.exceptions.ProtocolError as error:
-            return Failure(Reason.TRUNCATED, f"{address}: {error}"), can_go_on
-        except (requests.ConnectionError, urllib3.exceptions.HTTPError) as error:
-            return Failure(Reason.CONNECTION, f"{address}: {error}"), False
-        except requests.RequestException as error:
-            return Failure(Reason.UNKNOWN, f"{address}: {type(error).__name__}: {error}"), False
+                can_resume = "bytes" in response.headers.get("Accept-Ranges", "")
+                return self._read_body(response, content, deadline), can_resume
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+            if proxy and f"{PROXY_AUTHENTICATION_REQUIRED} Proxy" in str(error):
+                raise _proxy_refusal(proxy) from error
+            if "CERTIFICATE_VERIFY_FAILED" in str(error) and _is_asked_for(address, error):
+                raise ConfigError(
+                    f"{address}: the server's certificate can't be verified; check this machine's clock, and whether a"
+                    f" proxy inspects TLS. The error was: {quote(error)}"
+                ) from error
+            reason = _reason_of_exception(error)
+            return Failure(reason, f"{address}: {quote(f'{type(error).__name__}: {error}')}"), can_resume
 
     def _read_body(self, response: requests.Response, content: bytearray, deadline: float) -> Failure | None:
         """Read the body as it comes, so that neither a trickle nor an endless stream outlives its limits."""
-        stated = response.headers.get("Content-Length", "")
-        expected = len(content) + (int(stated) if stated.isdecimal() else 0)
+        expected = len(content) + parse_content_length(response.headers.get("Content-Length", ""))
         limit = self.config.max_media_bytes
         while max(expected, len(content)) <= limit:
             if time.monotonic() > deadline:
                 detail = f"{len(content)} bytes within {self.config.deadline_s} s"
-                return Failure(Reason.TIMED_OUT, f"{response.url}: {detail}")
+                return Failure(Reason.TIMED_OUT, f"{quote(response.url)}: {detail}")
             chunk = response.raw.read1(CHUNK_BYTES, decode_content=True)
             if not chunk:
                 return None
             content += chunk
         found = max(expected, len(content))
-        return Failure(Reason.TOO_LARGE, f"{response.url}: {found} bytes or more, the limit is {limit}")
+        return Failure(Reason.TOO_LARGE, f"{quote(response.url)}: {found} bytes or more, the limit is {limit}")
+
+
+def parse_content_length(value: str) -> int:
+    """Return the bytes that a `Content-Length` header promises, 0 if it says nothing that can be used."""
+    # Python refuses to read thousands of digits, and no file needs more than these.
+    digits = value.strip()[:MAX_LENGTH_DIGITS]
+    return int(digits) if digits.isascii() and digits.isdecimal() else 0
+
+
+def parse_retry_after(value: str) -> float | None:
+    """Return the seconds that a `Retry-After` header asks for, as a number or a date; None if it is neither."""
+    value = value.strip()
+    if value.isascii() and value.isdecimal():
+        return min(float(value), MAX_RETRY_AFTER_S)
+    try:
+        wait_s = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(0.0, wait_s), MAX_RETRY_AFTER_S)
 
 
 def _refusal(address: str, response: requests.Response) -> Failure:
-    """Read an answer that is no success. One that says when to come again asks for patience, also if it is a 503."""
+    """Classify an answer that is no success. A 503 that says when to come again throttles, as a 429 does."""
     status = response.status_code
-    wait_s = _seconds_of(response.headers.get("Retry-After", "")) if status in (429, 503) else None
+    wait_s = parse_retry_after(response.headers.get("Retry-After", "")) if status in (429, 503) else None
     reason = reason_of_status(status) if wait_s is None else Reason.RATE_LIMITED
-    return Failure(reason, f"{address}: HTTP {status} {response.reason}", wait_s)
+    return Failure(reason, f"{address}: HTTP {status} {quote(response.reason)}", wait_s)
 
 
-def _seconds_of(retry_after: str) -> float | None:
-    """Read a `Retry-After` header: seconds, or a date; None if it is neither."""
-    if retry_after.isdecimal():
-        return float(retry_after)
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
-        return None
+def _proxy_refusal(proxy: str) -> ConfigError:
+    return ConfigError(
+        f"the proxy {host_of(proxy)} refuses the user or the password; correct them in the file of --fetch.proxies"
+    )
+
+
+def _is_asked_for(address: str, error: Exception) -> bool:
+    """Tell whether an error is about the host of the address itself, not about one that it was redirected to."""
+    request = getattr(error, "request", None)
+    return request is not None and urlsplit(request.url).netloc == urlsplit(address).netloc
+
+
+def _reason_of_exception(error: Exception) -> Reason:
+    match error:
+        case ValueError():  # a redirect to what is no address: Python's own parsers raise, too
+            return Reason.UNKNOWN
+        case requests.Timeout() | urllib3.exceptions.TimeoutError():
+            return Reason.TIMED_OUT
+        case urllib3.exceptions.ProtocolError():
+            return Reason.TRUNCATED
+        case requests.ConnectionError() | urllib3.exceptions.HTTPError():
+            return Reason.CONNECTION
+        case requests.TooManyRedirects():
+            return Reason.SERVER_ERROR
+    return Reason.UNKNOWN
 
 
 def _reopen(template: str, config: FetchConfig, already_cut: bool) -> HttpSource:

@@ -1,20 +1,28 @@
 import pickle
+import ssl
+import subprocess
+import threading
 import time
 import tracemalloc
 from dataclasses import replace
+from email.utils import format_datetime
+from http.server import HTTPServer
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.config import FetchConfig, PaceConfig
 from pipeline.convert import Conversion, convert_shard
-from pipeline.records import Failure, Media, Reason, ShardPlan, ShardReport
+from pipeline.errors import ConfigError
+from pipeline.records import Failure, FailureCategory, Media, Reason, ShardPlan, ShardReport
 from pipeline.shards.format import read_sidecar
 from pipeline.sources import fetch_within
-from pipeline.sources.http import HttpSource
+from pipeline.sources.http import MAX_RETRY_AFTER_S, HttpSource, parse_content_length, parse_retry_after
 from pipeline.sources.rate_limit import LocalPacer
 from pipeline.store.storage import Store
-from tests.mirror import Mirror, segment
+from tests.mirror import BAD_LOCATIONS, Handler, Mirror, segment
 
 FETCH = FetchConfig(deadline_s=10, max_media_bytes=2**20)
 
@@ -40,6 +48,7 @@ def test_a_body_that_breaks_off_is_taken_up_where_it_broke_off(source: HttpSourc
         ("status500", Reason.SERVER_ERROR),
         ("short", Reason.TRUNCATED),
         ("endless", Reason.TOO_LARGE),
+        ("length", Reason.TOO_LARGE),
     ],
 )
 def test_each_failure_has_its_name(source: HttpSource, ytid: str, reason: Reason) -> None:
@@ -50,13 +59,50 @@ def test_each_failure_has_its_name(source: HttpSource, ytid: str, reason: Reason
 
 def test_a_server_that_asks_for_patience_is_understood(source: HttpSource) -> None:
     waits = {}
-    for ytid in ("patience", "patience1", "patience2"):
+    for ytid in ("patience", *(f"patience{n}" for n in range(1, 6))):
         failure = source.fetch(segment(ytid))
         assert isinstance(failure, Failure)
         assert failure.reason is Reason.RATE_LIMITED, failure.detail
         waits[ytid] = failure.retry_after_s
-    assert waits.pop("patience") > 1e9  # a date in the year 2100, of a 503
-    assert waits == {"patience1": 7.0, "patience2": None}
+    assert list(waits.values()) == [MAX_RETRY_AFTER_S, 7.0, None, MAX_RETRY_AFTER_S, None, None]
+
+
+@given(st.text() | st.integers().map(str) | st.datetimes().map(format_datetime) | st.from_regex(r"\A\w+, \d+ \w+ \d+"))
+def test_any_header_is_read(value: str) -> None:
+    wait_s = parse_retry_after(value)
+    assert wait_s is None or 0 <= wait_s <= MAX_RETRY_AFTER_S
+    assert 0 <= parse_content_length(value) < 10**18
+
+
+@pytest.mark.parametrize("number", range(len(BAD_LOCATIONS)))
+def test_a_redirect_to_no_address_is_that_clips_failure(source: HttpSource, number: int) -> None:
+    failure = source.fetch(segment(f"redirect{number}"))
+    assert isinstance(failure, Failure)
+    assert failure.reason.category is FailureCategory.TRANSIENT, failure
+    assert len(failure.detail.removeprefix(source.template.format(ytid=f"redirect{number}") + ": ")) <= 200
+
+
+def test_a_proxy_that_wants_a_password_ends_the_run(source: HttpSource, mirror: Mirror) -> None:
+    proxy = mirror.address.replace("://", "://user:secret@")
+    with pytest.raises(ConfigError, match=r"proxy 127.0.0.1:\d+ refuses .* --fetch.proxies") as raised:
+        source.fetch(segment("status407"), proxy)
+    assert "secret" not in str(raised.value)
+    # Without a proxy it is one server's odd answer.
+    assert isinstance(source.fetch(segment("status407")), Failure)
+
+
+def test_a_certificate_that_can_not_be_verified_ends_the_run(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    subprocess.run([*openssl, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        template = f"https://127.0.0.1:{server.server_address[1]}/{{ytid}}.flac"
+        with pytest.raises(ConfigError, match=r"certificate can't be verified; check this machine's clock"):
+            HttpSource(template, FETCH).fetch(segment("whole"))
 
 
 def test_a_wrong_content_type_does_not_matter(source: HttpSource, mirror: Mirror) -> None:

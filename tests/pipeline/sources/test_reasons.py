@@ -11,7 +11,7 @@ from ssl import SSLCertVerificationError
 from types import ModuleType
 
 import pytest
-from yt_dlp import downloader
+from yt_dlp.downloader import dash, fragment, hls, http
 from yt_dlp.extractor.youtube import _base, _video
 from yt_dlp.networking import Response
 from yt_dlp.networking.exceptions import (
@@ -190,7 +190,7 @@ def messages_of(module: ModuleType) -> Iterator[str]:
 
 
 def test_each_message_of_the_installed_yt_dlp_is_known() -> None:
-    modules = (_base, _video, downloader.http, downloader.fragment, downloader.hls, downloader.dash)
+    modules = (_base, _video, http, fragment, hls, dash)
     texts = [text for module in modules for text in messages_of(module) if not re.search(NOT_OF_A_VIDEO, text)]
     assert len(texts) > 10
     for text in texts:
@@ -248,7 +248,7 @@ def test_yt_dlps_exceptions(cause: Exception, reason: Reason) -> None:
             "clock",
         ),
         (
-            UnavailableVideoError(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/media.webm.part")),
+            UnavailableVideoError(str(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/media.webm.part"))),
             StoreError,
             "TMPDIR",
         ),

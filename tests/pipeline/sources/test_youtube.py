@@ -220,7 +220,7 @@ PLAIN = [audio("139", 49), audio("249", 51), audio("250", 68), audio("140", 130)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_yt_dlp_chooses_the_original_track(formats: list[dict], expected: str, reverse: bool, tmp_path: Path) -> None:
     request = {"max_bytes": 1, "extractors": ["youtube"], "options": {}}
-    info = {
+    info: Any = {
         "id": "--PJHxphWEs",
         "title": "title",
         "extractor": "youtube",
@@ -231,7 +231,8 @@ def test_yt_dlp_chooses_the_original_track(formats: list[dict], expected: str, r
     }
     options: Any = yt_dlp_options(request, tmp_path)
     with YoutubeDL(options) as youtube:
-        assert youtube.process_ie_result(info, download=False)["format_id"] == expected
+        chosen: Any = youtube.process_ie_result(info, download=False)
+    assert chosen["format_id"] == expected
 
 
 def test_a_file_of_secrets_that_is_missing_is_named(mirror: Mirror) -> None:
