@@ -112,6 +112,14 @@ class ASTConfig:
         patches = self.num_patches * self.width * self.patch_freq * self.patch_time
         return 2 * (self.depth * (linear + attention) + patches + self.width * self.num_classes)
 
+    @property
+    def num_parameters(self) -> int:
+        width, hidden = self.width, self.mlp_ratio * self.width
+        norm = 2 * width
+        tokens = width * (self.patch_freq * self.patch_time + 1) + (NUM_EXTRA_TOKENS + self.num_tokens) * width
+        attention, mlp = 4 * (width + 1) * width, (width + 1) * hidden + (hidden + 1) * width
+        return tokens + self.depth * (attention + mlp + 2 * norm) + 2 * norm + (width + 1) * self.num_classes
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:

@@ -1,11 +1,11 @@
 """Presets: what to train, with the command, the expected cost and the expected result of each.
 
-They are the paper's settings, as far as the official code and logs tell them; `demo` is ours. A global batch has as
-many samples as there, on any number of ranks. For one that is k times larger, multiply the learning rate by √k (Adam's
-rule) and divide num_warmup_steps and num_steps_per_stair by k, so that the warm-up takes as many samples; we did not
-try it at full size. Costs are computed at 45 % of an H200's bf16 peak, not measured.
+They are the paper's settings, as far as the official code and logs tell them; `demo`, `audioset_full_scaled` and
+`audioset_modern` are ours. A global batch has as many samples as there, on any number of ranks. Costs are computed by
+`estimate_cost`, not measured; docs/cluster.md has more of them.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from ast_model.config import (
@@ -18,6 +18,9 @@ from ast_model.config import (
     TrainConfig,
 )
 
+FORWARDS_PER_STEP = 3
+"""A training step takes as many operations as three forwards: the backward counts twice."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -25,6 +28,86 @@ class Recipe:
 
     model: ASTConfig
     train: TrainConfig
+
+
+@dataclass(frozen=True)
+class Accelerators:
+    """GPUs that train together."""
+
+    count: int
+    flops_per_s: float
+    """Operations a second that one of them reaches."""
+    exchange_bytes_per_s: float
+    """Bytes a second that the slowest link between them carries each way."""
+
+
+H200 = Accelerators(1, 0.45 * 989e12, exchange_bytes_per_s=450e9)
+"""At 45 % of the bf16 peak; NVLink."""
+L40S_NODE = Accelerators(4, 0.40 * 362e12, exchange_bytes_per_s=20e9)
+"""The four GPUs of an AWS g6e.12xlarge, at 40 % of the bf16 peak; PCIe 4."""
+L40S_CLUSTER = Accelerators(32, 0.40 * 362e12, exchange_bytes_per_s=10e9)
+"""Eight of these nodes; 80 % of a node's 100 Gbit/s."""
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Time that a training takes, by computation."""
+
+    num_steps: int
+    flops_per_sample: float
+    compute_s: float
+    """Of a step, on the GPU with the most samples."""
+    exchange_s: float
+    """Of a step's gradients. DistributedDataParallel hides a part of it behind the backward, which is not counted."""
+    num_accelerators: int
+
+    @property
+    def hours(self) -> float:
+        return self.num_steps * (self.compute_s + self.exchange_s) / 3600
+
+    @property
+    def accelerator_hours(self) -> float:
+        return self.hours * self.num_accelerators
+
+
+def estimate_cost(recipe: Recipe, num_clips: int, accelerators: Accelerators) -> TrainingCost:
+    """Compute what a recipe costs on `num_clips` training clips; evaluations and reading are left out.
+
+    Gradients are float32 and go round a ring: each rank sends and receives them 2 (n - 1) / n times.
+    """
+    model, train, count = recipe.model, recipe.train, accelerators.count
+    num_freq, num_time = model.grid
+    num_kept = (num_freq - train.regularise.patchout_freq) * (num_time - train.regularise.patchout_time)
+    flops_per_sample = FORWARDS_PER_STEP * model.flops_with(num_kept)
+    samples_per_rank = -(-train.global_batch_size // count)
+    gradient_bytes = 4 * model.num_parameters
+    return TrainingCost(
+        num_steps=train.num_epochs * ((train.draws_per_epoch or num_clips) // train.global_batch_size),
+        flops_per_sample=flops_per_sample,
+        compute_s=samples_per_rank * flops_per_sample / accelerators.flops_per_s,
+        exchange_s=2 * (count - 1) / count * gradient_bytes / accelerators.exchange_bytes_per_s,
+        num_accelerators=count,
+    )
+
+
+def scale_batch(train: TrainConfig, factor: int) -> TrainConfig:
+    """Return settings for a global batch that is `factor` times larger, by the square-root rule for Adam.
+
+    The learning rate grows by √factor, and all that is counted in steps shrinks by factor, so that the warm-up takes as
+    many samples. Source: Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, 2022
+    (arXiv:2205.10287). Their rule also changes Adam's betas, which stay the paper's here.
+    """
+    schedule = dataclasses.replace(
+        train.schedule,
+        num_warmup_steps=round(train.schedule.num_warmup_steps / factor),
+        num_steps_per_stair=max(1, round(train.schedule.num_steps_per_stair / factor)),
+    )
+    return dataclasses.replace(
+        train,
+        global_batch_size=factor * train.global_batch_size,
+        learning_rate=factor**0.5 * train.learning_rate,
+        schedule=schedule,
+    )
 
 
 def demo() -> Recipe:
@@ -66,7 +149,7 @@ def audioset_balanced() -> Recipe:
 
     Command: python jobs/audioset.py audioset_balanced --media MEDIA_FOLDER \
         --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 554,000 samples of 783 GFLOP, by computation 20 minutes of an H200 at 45 % of its peak; and 42,000 clips.
+    Cost: 554,000 samples of 783 GFLOP, by computation 16 minutes of an H200 at 45 % of its peak; and 42,000 clips.
     Result: mAP 0.347 in the paper (0.350 with enhanced labels); not run by us.
     """
     return Recipe(
@@ -96,6 +179,22 @@ def audioset_full() -> Recipe:
         ASTConfig.base(),
         TrainConfig(mean=AUDIOSET_MEAN, std=AUDIOSET_STD, average_from_epoch=1),
     )
+
+
+def audioset_full_scaled() -> Recipe:
+    r"""The paper's full recipe for many GPUs: a global batch of 192, 16 times the paper's, by the square-root rule.
+
+    Learning rate and warm-up follow `scale_batch`. With the paper's batch of 12 more than 12 GPUs have nothing to do,
+    and gradients are exchanged 16 times as often, which then takes longer than computing them.
+
+    Command: python jobs/audioset.py audioset_full_scaled --media MEDIA_FOLDER --workers 4:32 \
+        --train.init facebook/deit-base-distilled-patch16-384
+    Cost: 10 million samples of 783 GFLOP, by computation 1.4 hours of 32 L40S, two thirds of it for gradients.
+    Result: none yet: it was never run. In small a batch of 48 by the same rule, from random weights, learnt less in as
+    many epochs (docs/recipes.md); from DeiT's weights that was not tried.
+    """
+    full = audioset_full()
+    return Recipe(full.model, dataclasses.replace(scale_batch(full.train, 16), micro_batch_size=48))
 
 
 def audioset_modern() -> Recipe:

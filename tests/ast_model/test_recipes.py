@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +10,12 @@ import torch.nn.functional as nnf
 from sklearn.metrics import accuracy_score
 
 from ast_model import recipes
-from ast_model.config import TrainConfig, flatten
+from ast_model.config import ASTConfig, TrainConfig, flatten
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.metrics import tagging_metrics
+from ast_model.model import AST
 from ast_model.pretrained.metadata import scores_from_logits
-from ast_model.recipes import Recipe
+from ast_model.recipes import H200, L40S_CLUSTER, L40S_NODE, Recipe, estimate_cost, scale_batch
 from ast_model.training.checks import check_training
 from ast_model.training.step import clip_losses
 from pipeline.errors import MismatchError
@@ -37,6 +40,38 @@ def test_presets_are_the_papers(name: str) -> None:
     assert (recipe.model.width, recipe.model.depth, train.weight_decay) == (768, 12, 5e-7)
     assert (train.sampler == "balanced") == (name == "audioset_full")
     assert all(word in str(getattr(recipes, name).__doc__) for word in ("Command:", "Cost:", "Result:"))
+
+
+def test_a_batch_of_192_follows_the_square_root_rule() -> None:
+    full, scaled = recipes.audioset_full(), recipes.audioset_full_scaled()
+    schedule = dataclasses.replace(full.train.schedule, num_warmup_steps=62, num_steps_per_stair=3)
+    settings = {"global_batch_size": 192, "micro_batch_size": 48, "learning_rate": 4e-5, "schedule": schedule}
+    assert scaled == Recipe(full.model, dataclasses.replace(full.train, **settings))
+    assert scale_batch(full.train, 1) == full.train
+
+
+@pytest.mark.parametrize("config", [ASTConfig.tiny(), recipes.demo().model, ASTConfig(50, 512, width=24, num_heads=2)])
+def test_parameters_are_counted(config: ASTConfig) -> None:
+    assert config.num_parameters == sum(parameter.numel() for parameter in AST(config).parameters())
+
+
+def test_the_documented_costs_are_the_computed_ones() -> None:
+    page = (Path(__file__).parents[2] / "docs/cluster.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+ × \w+) \| (.* ms) \| (.*) \| (.*) \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    machines = {"1 × H200": H200, "4 × L40S": L40S_NODE, "32 × L40S": L40S_CLUSTER}
+    for name, machine, step, num_steps, hours, accelerator_hours in rows:
+        cost = estimate_cost(getattr(recipes, name)(), 1_953_082, machines[machine])
+        assert step == f"{1000 * cost.compute_s:.0f} + {1000 * cost.exchange_s:.0f} ms"
+        assert num_steps == f"{cost.num_steps:,}"
+        assert (hours, accelerator_hours) == (f"{cost.hours:.1f}", f"{cost.accelerator_hours:.1f}")
+
+
+@pytest.mark.parametrize("name", [*PAPER, "audioset_full_scaled", "audioset_modern"])
+def test_a_preset_states_the_operations_of_a_sample(name: str) -> None:
+    recipe = getattr(recipes, name)
+    cost = estimate_cost(recipe(), 1_953_082, H200)
+    assert f"samples of {cost.flops_per_sample / 1e9:.0f} GFLOP" in " ".join(recipe.__doc__.split())
 
 
 def test_cross_entropy_takes_soft_targets() -> None:

@@ -1,0 +1,131 @@
+"""Every command that the documentation shows, parsed by its job and held against the checks that need no cluster."""
+
+import importlib
+import itertools
+import math
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from ast_model.training.checks import check_ranks
+from ast_model.training.regularise import num_kept_patches
+from jobs.launch.cli import CommandLine
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "Makefile", "deploy/crontab", "deploy/Dockerfile"]
+YAMLS = ["cluster.yaml", "cluster-gcp.yaml"]
+JOBS = sorted(file.stem for file in (ROOT / "jobs").glob("*.py") if file.stem not in ("__init__", "config"))
+
+COMMAND = re.compile(
+    r"(?P<launcher>\bpython|\btorchrun\b[^\n`|]*?)\s+(?P<job>jobs/\w+\.py)\b(?P<arguments>[^\n`]*)", re.MULTILINE
+)
+
+
+class Command(NamedTuple):
+    """A documented command."""
+
+    where: str
+    launcher: str
+    job: str
+    arguments: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.job} {' '.join(self.arguments)}"
+
+    @property
+    def num_torchrun_ranks(self) -> int:
+        counts = re.findall(r"--(?:nproc-per-node|nnodes)[ =](\d+)", self.launcher)
+        return math.prod(map(int, counts))
+
+
+def find_commands() -> Iterator[Command]:
+    for where, text in find_texts():
+        text = re.sub(r"\\\n\s*", " ", text)
+        for found in COMMAND.finditer(text):
+            for arguments in read_arguments(found["arguments"]):
+                yield Command(where, found["launcher"], found["job"], arguments)
+
+
+def find_texts() -> Iterator[tuple[str, str]]:
+    """Yield pages, strings of YAML files, and the docstrings of jobs and presets."""
+    docs = [str(file.relative_to(ROOT)) for file in sorted((ROOT / "docs").glob("*.md"))]
+    for name in [*TEXTS, *docs]:
+        yield name, (ROOT / name).read_text(encoding="utf-8")
+    for name in [*YAMLS, *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "deploy").glob("*.yaml")))]:
+        for document in yaml.safe_load_all((ROOT / name).read_text(encoding="utf-8")):
+            yield name, "\n".join(find_strings(document))
+    for job in JOBS:
+        module = importlib.import_module(f"jobs.{job}")
+        yield f"jobs/{job}.py", module.__doc__ or ""
+        for name, preset in (module.COMMAND_LINE.presets if hasattr(module, "COMMAND_LINE") else {}).items():
+            yield f"jobs/{job}.py {name}", textwrap.dedent(preset.__doc__ or "")
+
+
+def find_strings(node: Any) -> Iterator[str]:
+    """Yield the strings in a YAML document; a list of words is one command."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, list) and node and all(isinstance(each, str) for each in node):
+        yield "\n".join(node) if any(" " in each for each in node) else shlex.join(node)
+    elif isinstance(node, list | dict):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from find_strings(child)
+
+
+def read_arguments(text: str) -> Iterator[list[str]]:
+    """Yield the words of a command as a person types it, once for each of `alternatives|like|these`."""
+    # A remark, a redirection or an explanation in a column of its own ends the command.
+    text = re.split(r"\s#|\s{4,}(?![\s-])|\s\||\s>>?|\s2>", f" {text}")[0].replace("$(ROOT)", "ROOT")
+    # An ellipsis stands for a value after a flag, else for more of the same; what may be left out is tried, too.
+    text = re.sub(r"(--[\w.-]+) …", r"\1 VALUE", text)
+    words = shlex.split(re.sub(r"\[|\]|…|\.\.\.", " ", text))
+    words = [f"{word}-{number}" if word == "RUN" else word for number, word in enumerate(words)]
+    choices = [word.split("|") if re.fullmatch(r"\w+(\|\w+)+", word) else [word] for word in words]
+    yield from map(list, itertools.product(*choices))
+
+
+BY_NAME = {str(command): command for command in find_commands()}
+
+
+def parse(command: Command, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the config that the job would run with, by the job's own way in."""
+    module = importlib.import_module(command.job.removesuffix(".py").replace("/", "."))
+    parsed: list[Any] = []
+    monkeypatch.setattr(CommandLine, "load", lambda self, config: parsed.append)
+    main = module.main if hasattr(module, "main") else module.COMMAND_LINE.main
+    assert main(command.arguments) == 0
+    (config,) = parsed
+    return config
+
+
+@pytest.mark.parametrize("name", BY_NAME, ids=list(BY_NAME))
+def test_a_documented_command_is_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = BY_NAME[name]
+    if not command.arguments:
+        assert (ROOT / command.job).exists()  # only a name, in a sentence
+        return
+    config = parse(command, monkeypatch)
+    if hasattr(config, "train"):
+        fewest, most = config.ray.num_workers
+        ranks = {command.num_torchrun_ranks} if "torchrun" in command.launcher else {fewest, most}
+        for num_ranks in ranks:
+            check_ranks(config.train, num_ranks)
+        num_kept_patches(config.model.grid, config.train.regularise)
+
+
+def test_every_job_is_documented() -> None:
+    shown = {(command.job, bool(command.arguments)) for command in BY_NAME.values()}
+    assert {(f"jobs/{job}.py", True) for job in JOBS} <= shown
+
+
+def test_commands_are_found_wherever_they_stand() -> None:
+    found = {command.where.split()[0] for command in BY_NAME.values() if command.arguments}
+    assert {"README.md", "docs/cluster.md", "deploy/rayjob.yaml", "deploy/cronjob.yaml", "deploy/crontab"} <= found
+    assert any(command.num_torchrun_ranks == 8 for command in BY_NAME.values() if "torchrun" in command.launcher)
+    assert any("--workers 4:32" in name and name.startswith("docs/cluster.md") for name in BY_NAME)
