@@ -9,7 +9,7 @@ networks", ICML 2017 (temperature, expected calibration error).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -61,7 +61,9 @@ class Calibration:
     def from_json(cls, value: Mapping[str, Any]) -> "Calibration":
         """Undo `to_json`. Raises InputError for anything else."""
         try:
-            fields = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
+            fields: dict[str, Any] = {
+                name: tuple(item) if isinstance(item, list) else item for name, item in value.items()
+            }
             calibration = cls(**fields)
         except (TypeError, AttributeError) as error:
             raise InputError(
@@ -100,7 +102,7 @@ def calibrate(
         tuple(labels), loss, method, tuple(slopes), tuple(offsets), (0.0,) * len(labels), tuple(is_shared.tolist())
     )
     thresholds = _fit_thresholds(unfinished.apply(scores_NC), targets_NC, is_shared, precision)
-    return Calibration(**{**asdict(unfinished), "thresholds": tuple(thresholds)})
+    return replace(unfinished, thresholds=tuple(thresholds))
 
 
 def _logits(scores_NC: np.ndarray, loss: Loss) -> np.ndarray:
