@@ -5,20 +5,19 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.config import PaceConfig
+from pipeline.backoff import backoff
+from pipeline.config import RateLimitConfig
 from pipeline.errors import StoreError
-from pipeline.sources.rate_limit import LocalPacer, Permit, Wait
+from pipeline.sources.rate_limit import LimiterStatus, LocalRateLimiter, Permit, Wait
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -33,10 +32,11 @@ MAX_STORE_ERRORS = 3
 """Of a task; the last one counts."""
 STORE_PAUSE_S = 5.0
 """Before a task that the store refused is tried again; it doubles with each further time."""
+MAX_STORE_PAUSE_S = 60.0
 POLL_S = 10.0
+"""How often a run that waits asks whether it should stop."""
 FRESH_S = 1.0
-"""How long a permit without a limit is good."""
-ORDER = count()
+"""How long a permit without a limit is good, and a success worth reporting again."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
     else:
-        # Ray tells of its start and of the token that it made: nothing to do for the user.
+        # Ray reports its start and the token that it made: nothing to do for the user.
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         ray.init(
             address="local",
@@ -66,9 +66,9 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def _keep_cleaner_quiet() -> None:
-    """Let Ray Train's cleaner not complain that there is no dashboard, nor that others run a Ray here, too.
+    """Silence Ray Train's cleaner, which complains that there is no dashboard, or that others run a Ray here, too.
 
-    It is for clusters that outlive a run: this Ray ends with us, and with it all.
+    It is for clusters that outlive a run; this Ray ends with the run.
     """
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
     usual = threading.excepthook
@@ -80,64 +80,85 @@ def _keep_cleaner_quiet() -> None:
     threading.excepthook = hook
 
 
+@dataclass(order=True)
+class _Task(Generic[Item]):
+    """An item on its way: handed out, or waiting until it is handed out again."""
+
+    due_s: float
+    order: int
+    """Of tasks that are due at the same time."""
+    item: Item = field(compare=False)
+    num_refusals: int = field(default=0, compare=False)
+    """Times that the store refused it."""
+    pauses: Iterator[float] = field(
+        default_factory=lambda: backoff(STORE_PAUSE_S, MAX_STORE_PAUSE_S), compare=False, repr=False
+    )
+
+    def pause_after(self, result: object) -> float | None:
+        """Return the seconds until it is to be tried again; None if this result is the last."""
+        if isinstance(result, Wait):
+            return result.seconds
+        # Object stores refuse now and then, which passes; what they never take would be tried forever.
+        if isinstance(result, StoreError) and self.num_refusals + 1 < MAX_STORE_ERRORS:
+            self.num_refusals += 1
+            return next(self.pauses)
+        return None
+
+
 def run_tasks(
     function: Callable[[Item, Shared], Result | Wait],
     items: Iterable[Item],
     shared: Shared,
     *,
     max_in_flight: int,
-    give_up: Callable[[float], bool] = lambda wait_s: False,
+    should_stop: Callable[[float], bool] = lambda wait_s: False,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `function(item, shared)` for each item on the cluster and yield items and results as they finish.
 
     At most `max_in_flight` are handed out at a time, each on one CPU. A task whose worker died is repeated, so it
-    must be idempotent. One that gives back a Wait is handed out again later, and so is one that the store refused, a
-    few times. Any other that fails yields its exception. If all wait and `give_up(seconds to wait)` says so, the
+    must be idempotent. One that returns a Wait is handed out again later, and so is one that the store refused, a
+    few times. Any other that fails yields its exception. If all wait and `should_stop(seconds to wait)` says so, the
     rest is left undone.
     """
-    task = ray.remote(num_cpus=1, max_retries=NUM_TASK_RETRIES)(function)
-    shared_ref = ray.put(shared)
-    fresh = iter(items)
-    later: list[tuple[float, int, Item]] = []
-    running: dict[ray.ObjectRef, Item] = {}
-    num_errors: Counter[int] = Counter()
-    said_until_s = 0.0
+    remote = ray.remote(num_cpus=1, max_retries=NUM_TASK_RETRIES)(function)
+    shared_ref = ray.put(shared)  # once, not with each task
+    # Items are taken when there is room for them: two million segments are never planned at once.
+    fresh = (_Task(0.0, order, item) for order, item in enumerate(items))
+    waiting: list[_Task[Item]] = []  # a heap: the one that is due first comes first
+    running: dict[ray.ObjectRef, _Task[Item]] = {}
+    warned_until_s = 0.0
     while True:
-        while len(running) < max_in_flight and (item := _next_item(later, fresh)) is not None:
-            running[task.remote(item, shared_ref)] = item
-        if not running and not later:
+        while len(running) < max_in_flight:
+            # What waited goes first; while it still waits others may go on, perhaps on another node.
+            is_due = waiting and waiting[0].due_s <= time.monotonic()
+            task = heapq.heappop(waiting) if is_due else next(fresh, None)
+            if task is None:
+                break
+            running[remote.remote(task.item, shared_ref)] = task
+        if not running and not waiting:
             return
-        wait_s = later[0][0] - time.monotonic() if later else None
-        if not running and wait_s is not None and wait_s > 0:
-            if give_up(wait_s):
+        wait_s = max(0.0, waiting[0].due_s - time.monotonic()) if waiting else None
+        if not running and wait_s is not None:
+            if should_stop(wait_s):
                 return
             time.sleep(min(wait_s, POLL_S))
             continue
-        timeout_s = None if wait_s is None or len(running) >= max_in_flight else max(0.0, wait_s)
+        # Without a free place nothing that becomes due could be handed out, so only a result is worth waking up for.
+        timeout_s = wait_s if len(running) < max_in_flight else None
         for ref in ray.wait(list(running), num_returns=1, timeout=timeout_s)[0]:
-            item = running.pop(ref)
-            outcome = _get(ref)
-            pause_s = outcome.seconds if isinstance(outcome, Wait) else None
-            if isinstance(outcome, StoreError) and num_errors[id(item)] + 1 < MAX_STORE_ERRORS:
-                pause_s = STORE_PAUSE_S * 2 ** num_errors[id(item)]
-                num_errors[id(item)] += 1
-                if time.monotonic() > said_until_s:  # all that run now meet the same
-                    said_until_s = time.monotonic() + pause_s
-                    log.warning("trying again in %.0f s: %s", pause_s, outcome)
-            if pause_s is not None:
-                heapq.heappush(later, (time.monotonic() + pause_s, next(ORDER), item))
-            elif not isinstance(outcome, Wait):
-                yield item, outcome
+            task, result = running.pop(ref), _result_of(ref)
+            pause_s = task.pause_after(result)
+            if pause_s is None:
+                yield task.item, result
+                continue
+            task.due_s = time.monotonic() + pause_s
+            heapq.heappush(waiting, task)
+            if isinstance(result, StoreError) and time.monotonic() > warned_until_s:
+                warned_until_s = task.due_s  # all that run now meet the same refusal
+                log.warning("trying again in %.0f s: %s", pause_s, result)
 
 
-def _next_item(later: list[tuple[float, int, Item]], fresh: Iterator[Item]) -> Item | None:
-    """Return what waited long enough, else a fresh item, else None."""
-    if later and later[0][0] <= time.monotonic():
-        return heapq.heappop(later)[2]
-    return next(fresh, None)
-
-
-def _get(ref: ray.ObjectRef) -> Any:
+def _result_of(ref: ray.ObjectRef) -> Any:
     """Return a task's result, or what it raised where that is known."""
     try:
         return ray.get(ref)
@@ -146,50 +167,56 @@ def _get(ref: ray.ObjectRef) -> Any:
         return cause if isinstance(cause, Exception) else error
 
 
-class _Keeper(LocalPacer):
-    """The one `Pace` of a run, as an actor, for any addresses."""
-
-    def ask_for(self, addresses: Sequence[str]) -> Permit | Wait:
-        return self.pace.ask(addresses, time.monotonic())
-
-
 @dataclass
-class RayPacer:
-    """A worker's way to the pace. Without a limit per hour it asks and tells once a second only."""
+class RayRateLimiter:
+    """A worker's side of the run's one limiter, which is an actor.
+
+    An answer costs a message to it only where that matters: without a limit per hour once a second.
+    """
 
     actor: Any
     is_limited: bool
     proxies: tuple[str, ...] = ()
-    _told_s: float = field(default=0.0, compare=False)
-    _permit: tuple[Permit, float] | None = field(default=None, compare=False)
+    _permit: Permit | None = field(default=None, compare=False)
+    _acquired_s: float = field(default=0.0, compare=False)
+    _succeeded_s: float = field(default=0.0, compare=False)
+    _reported_s: float = field(default=0.0, compare=False)
 
-    def ask(self) -> Permit | Wait:
-        if self._permit and time.monotonic() - self._permit[1] < FRESH_S:
-            return self._permit[0]
+    def acquire(self) -> Permit | Wait:
+        now_s = time.monotonic()
+        if self._permit and now_s - self._acquired_s < FRESH_S:
+            return self._permit
         addresses = self.proxies or (ray.get_runtime_context().get_node_id(),)
-        turn: Any = ray.get(self.actor.ask_for.remote(addresses))
-        # With proxies the addresses take turns, so each is asked for.
-        reusable = isinstance(turn, Permit) and not self.is_limited and not self.proxies
-        self._permit = (turn, time.monotonic()) if reusable else None
+        turn: Any = ray.get(self.actor.acquire.remote(addresses))
+        # Proxies take turns, so that each of them has to be asked for.
+        is_reusable = isinstance(turn, Permit) and not self.is_limited and not self.proxies
+        self._permit, self._acquired_s = (turn if is_reusable else None), now_s
         return turn
 
-    def succeed(self, permit: Permit) -> None:
-        if self.is_limited or self.proxies or time.monotonic() - self._told_s > FRESH_S:
-            self._told_s = time.monotonic()
-            self.actor.succeed.remote(permit)
+    def report_success(self, permit: Permit) -> None:
+        now_s = self._succeeded_s = time.monotonic()
+        if self.is_limited or self.proxies or now_s - self._reported_s > FRESH_S:
+            self._reported_s = now_s
+            self.actor.report_success.remote(permit)
 
-    def throttle(self, permit: Permit, key: str, rest_s: float | None) -> int:
-        self._permit = None
-        self._told_s = 0.0
-        return ray.get(self.actor.throttle.remote(permit, key, rest_s))
+    def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None) -> int:
+        self._permit, self._reported_s = None, 0.0
+        return ray.get(self.actor.report_throttled.remote(permit, key, retry_after_s))
 
-    def idle(self) -> tuple[float, int]:
-        return ray.get(self.actor.idle.remote())
+    def report_outage(self, permit: Permit, key: str, detail: str) -> bool:
+        # Most successes are not reported, so the limiter can't tell "in a row"; but here it is known.
+        if not self.proxies and time.monotonic() - self._succeeded_s < FRESH_S:
+            return False
+        self._permit, self._reported_s = None, 0.0
+        return ray.get(self.actor.report_outage.remote(permit, key, detail))
+
+    def status(self) -> LimiterStatus:
+        return ray.get(self.actor.status.remote())
 
 
-def start_pacer(config: PaceConfig, clips_per_hour: int, proxies: tuple[str, ...]) -> RayPacer:
-    """Start the keeper of the pace; it ends with the run. It lives beside the driver: other nodes may be lost."""
+def start_rate_limiter(config: RateLimitConfig, clips_per_hour: int, proxies: tuple[str, ...]) -> RayRateLimiter:
+    """Start the run's limiter; it ends with the run. It lives beside the driver: other nodes may be lost."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    keeper: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Keeper)
-    actor = keeper.options(scheduling_strategy=here).remote(config, clips_per_hour)
-    return RayPacer(actor, clips_per_hour > 0, proxies)
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(LocalRateLimiter)
+    actor = remote.options(scheduling_strategy=here).remote(config, clips_per_hour)
+    return RayRateLimiter(actor, clips_per_hour > 0, proxies)

@@ -8,7 +8,7 @@ from pipeline.records import FailureCategory
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """How media are had."""
+    """How media are fetched."""
 
     deadline_s: float = 60.0
     """Seconds that one attempt at one clip may take, whatever the other side does."""
@@ -22,7 +22,7 @@ class FetchConfig:
     """Clips of a shard that are fetched at the same time, ahead of decoding. After a kill these are fetched again, and
     up to 8 that were not kept yet."""
     proxies: str = ""
-    """A file with the address of a proxy per line. Each counts as an address with a pace of its own."""
+    """A file with the address of a proxy per line. Each has a rate limit of its own."""
 
     def __post_init__(self) -> None:
         for name in ("deadline_s", "max_attempts", "max_media_bytes", "num_threads"):
@@ -33,25 +33,31 @@ class FetchConfig:
 
 
 @dataclass(frozen=True)
-class PaceConfig:
+class RateLimitConfig:
     """How often an address asks. An address is a node, or a proxy."""
 
     clips_per_hour: int | None = None
     """Clips that one address asks for in an hour, evenly spread with jitter; 0 is no limit. Unset it is 300 for
     YouTube, what a guest session is allowed, and no limit elsewhere."""
-    rest_s: float = 900.0
-    """How long an address rests once it was told that it asks too often; it doubles each time until a clip comes."""
-    max_rest_s: float = 3600.0
-    """The longest rest."""
-    give_up_s: float = 7200.0
-    """A run in which no clip was decided for so long ends with what it has."""
+    cooldown_s: float = 900.0
+    """How long an address asks for nothing once it was told that it asks too often; it doubles each time until a clip
+    comes."""
+    outage_cooldown_s: float = 30.0
+    """The same once different clips failed in a row as they do if the source is down: no connection, no answer in time,
+    server errors, access denied. Those clips are asked for again, and no attempt is counted."""
+    max_cooldown_s: float = 3600.0
+    """The longest cooldown, whatever the source asks for."""
+    max_idle_s: float = 7200.0
+    """A run in which every address is cooling down and no clip was decided for so long ends: with what it has if it was
+    throttled, with an error if the source is down."""
 
     def __post_init__(self) -> None:
         if (self.clips_per_hour or 0) < 0:
-            raise ConfigError(f"clips_per_hour must not be negative, found {self.clips_per_hour}")
-        for name in ("rest_s", "max_rest_s", "give_up_s"):
+            raise ConfigError(f"--rate-limit.clips-per-hour must not be negative, found {self.clips_per_hour}")
+        for name in ("cooldown_s", "outage_cooldown_s", "max_cooldown_s", "max_idle_s"):
             if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, found {getattr(self, name)}")
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--rate-limit.{flag} must be above 0, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class PreprocessConfig:
     max_in_flight: int = 64
     """Shard tasks handed to Ray at a time."""
     fetch: FetchConfig = field(default_factory=FetchConfig)
-    pace: PaceConfig = field(default_factory=PaceConfig)
+    rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig)
     youtube: YouTubeConfig = field(default_factory=YouTubeConfig)
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@
     ├── ConfigError        a setting that is impossible, or that contradicts another
     ├── InputError         a given file or table is not what its format says
     │   └── WeightsError   weights that don't fit the model
+    ├── SourceError        the source of the media as a whole doesn't answer
     ├── StoreError         the store can't be read or written
     │   ├── CorruptError   bytes that don't match their record
     │   └── LeaseError     another run holds the store
@@ -16,6 +17,8 @@
 Each message says what was expected, what was found, where, and what to do. What comes from a file, a server or a
 library goes into it through `quote` or `describe`.
 """
+
+import errno
 
 MAX_QUOTED_CHARS = 200
 """Of foreign text in a message: a table without line breaks is one field of many megabytes."""
@@ -36,6 +39,10 @@ class InputError(AudioTaggingError):
 
 
 class WeightsError(InputError):
+    pass
+
+
+class SourceError(AudioTaggingError):
     pass
 
 
@@ -85,3 +92,8 @@ def describe(error: BaseException, limit: int = MAX_QUOTED_CHARS) -> str:
     """Describe a library's error on one line: its type, and the first `limit` characters of its message."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:limit]}" + "…" * (len(message) > limit)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error is about the space on a disk, or a quota of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -13,10 +13,10 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 
-from pipeline.cluster import ray_session, run_tasks, start_pacer
+from pipeline.cluster import ray_session, run_tasks, start_rate_limiter
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion, convert_shard, recover_partial_shard
-from pipeline.errors import AudioTaggingError, InputError, StoreError
+from pipeline.errors import AudioTaggingError, ConfigError, InputError, SourceError, StoreError
 from pipeline.keys import has_repeats
 from pipeline.labels import Labels, read_labels
 from pipeline.progress import Progress, show_progress
@@ -51,7 +51,7 @@ class PreprocessReport:
     num_throttled: int = 0
     """Answers that an address asks too often."""
     is_complete: bool = True
-    """False if the run gave up because nothing came any more."""
+    """False if the run stopped because nothing came any more."""
     seconds: float = 0.0
 
     def add(self, report: ShardReport) -> None:
@@ -159,15 +159,15 @@ def _check_splits(segments: pa.Table, address: str) -> None:
 
 
 def open_conversion(config: PreprocessConfig, store: Store) -> Conversion:
-    """Open the source and start the keeper of the pace. Needs a running Ray."""
-    pacer = start_pacer(config.pace, clips_per_hour(config), read_proxies(config.fetch))
-    return Conversion(store, open_source(config), config.fetch, config.keep_audio, pacer)
+    """Open the source and start the rate limiter. Needs a running Ray."""
+    limiter = start_rate_limiter(config.rate_limit, clips_per_hour(config), read_proxies(config.fetch))
+    return Conversion(store, open_source(config), config.fetch, config.keep_audio, limiter)
 
 
 def clips_per_hour(config: PreprocessConfig) -> int:
     """Return what an address may ask for in an hour; 0 is no limit."""
     default = YOUTUBE_CLIPS_PER_HOUR if config.media == YOUTUBE else 0
-    return default if config.pace.clips_per_hour is None else config.pace.clips_per_hour
+    return default if config.rate_limit.clips_per_hour is None else config.rate_limit.clips_per_hour
 
 
 def recover_partial_shards(
@@ -191,34 +191,43 @@ def convert_all(
 ) -> None:
     """Convert shards as Ray tasks. A shard that can't be made is left for the next run.
 
-    Raises StoreError once the store refused several, or none could be made, LeaseError if another run took over.
+    Raises StoreError once the store refused several, or none could be made, SourceError if the source didn't answer for
+    `--rate-limit.max-idle-s`, LeaseError if another run took over.
     """
     num_done = 0
 
-    def give_up(wait_s: float) -> bool:
-        idle_s, _ = conversion.pacer.idle()
-        visit.is_complete = idle_s + wait_s <= config.pace.give_up_s
-        return not visit.is_complete
+    def should_stop(wait_s: float) -> bool:
+        return conversion.limiter.status().idle_s + wait_s > config.rate_limit.max_idle_s
 
     with show_progress("fetch and convert", visit.num_planned, "clips", start=visit.num_decided) as progress:
-        tasks = run_tasks(convert_shard, plans, conversion, max_in_flight=config.max_in_flight, give_up=give_up)
+        tasks = run_tasks(convert_shard, plans, conversion, max_in_flight=config.max_in_flight, should_stop=should_stop)
         for shard, outcome in tasks:
             if lease:
                 lease.check()
+            if isinstance(outcome, ConfigError):  # no other shard would fare better
+                raise outcome
             num_done += 1
             _count(shard, outcome, visit, progress)
             num_refused = sum(isinstance(error, StoreError) for error in visit.errors.values())
             if num_refused == MAX_REFUSED_SHARDS or len(visit.errors) == len(plans):
                 raise _stopped(visit)
-    _, visit.num_throttled = conversion.pacer.idle()
-    if not visit.is_complete:
-        log.warning(
-            "gave up: every address was told that it asks too often, and no clip came for %.0f s; %d of %d shards were"
-            " made. What is decided is kept; run again later, more slowly, or from other addresses",
-            config.pace.give_up_s,
-            num_done,
-            len(plans),
+    limiter = conversion.limiter.status()
+    visit.num_throttled = limiter.num_throttled
+    visit.is_complete = num_done == len(plans)
+    if visit.is_complete:
+        return
+    so_far = f"{num_done} of {len(plans)} shards were made, and what is decided is kept"
+    if limiter.outage:
+        raise SourceError(
+            f"{config.media} did not answer for {limiter.idle_s:.0f} s, the last time with: {limiter.outage}. {so_far};"
+            " once it answers the same command goes on from there"
         )
+    log.warning(
+        "stopped: every address was told that it asks too often, and no clip came for %.0f s; %s. Run again later, more"
+        " slowly, or from other addresses",
+        limiter.idle_s,
+        so_far,
+    )
 
 
 def _count(shard: ShardPlan, outcome: ShardReport | Exception, visit: PreprocessReport, progress: Progress) -> None:

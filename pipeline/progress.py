@@ -1,88 +1,79 @@
-"""Progress of long work: a bar in a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
 
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Display
+from rich.text import Text
 
 LINE_EVERY_S = 10.0
 
 
 class Progress(Protocol):
     def advance(self, amount: int, note: str = "") -> None:
-        """Say that `amount` more is done; `note` stands beside the bar."""
+        """Count `amount` more as done; `note` stands at the end of the line."""
         ...
 
     def reach(self, done: int, total: int) -> None:
-        """Say that `done` of `total` is done, where the total was not known before."""
+        """Count `done` of `total` as done, where the total was not known before."""
         ...
 
 
 @contextmanager
 def show_progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
     """Show how far `total` units of work are."""
-    if sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Bars(*columns, console=Console(stderr=True)) as bars:
-            yield _Bar(bars, what, total, start)
-    else:
-        lines = _Lines(what, total, unit, start)
-        yield lines
-        lines.finish()
+    bar = [BarColumn()] if sys.stderr.isatty() else []
+    columns = [
+        TextColumn(what),
+        *bar,
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        _Rate(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Display(*columns, console=Console(stderr=True), disable=not bar) as display:
+        display.add_task(what, total=total, completed=start, start_at=start, unit=unit, note="")
+        shown = _Shown(display)
+        yield shown
+        shown.write_line()
 
 
-class _Bar:
-    def __init__(self, bars: Bars, what: str, total: int, start: int):
-        self.bars = bars
-        self.task = bars.add_task(what, total=total, completed=start, note="")
+class _Rate(ProgressColumn):
+    """Average rate and the time left at it. Shards may come hours apart, so a moving average would often be none."""
 
-    def advance(self, amount: int, note: str = "") -> None:
-        self.bars.update(self.task, advance=amount, note=note)
-
-    def reach(self, done: int, total: int) -> None:
-        self.bars.update(self.task, completed=done, total=total)
+    def render(self, task: Task) -> Text:
+        elapsed_s = task.elapsed or 0.0
+        rate = (task.completed - task.fields["start_at"]) / elapsed_s if elapsed_s else 0.0
+        left = timedelta(seconds=round((task.remaining or 0.0) / rate)) if rate else "?"
+        return Text(f"in {timedelta(seconds=round(elapsed_s))}, {rate:.1f} {task.fields['unit']}/s, {left} left")
 
 
-class _Lines:
-    def __init__(self, what: str, total: int, unit: str, start: int):
-        self.what, self.total, self.unit = what, total, unit
-        self.start = self.done = self.said = start
-        self.note = ""
-        self.started = self.last_line = time.monotonic()
+class _Shown:
+    """A display of one task, whose columns are written as a line where there is no terminal."""
+
+    def __init__(self, display: Display):
+        self._display, self._task = display, display.tasks[0]
+        self._written, self._written_s = self._task.completed, time.monotonic()
 
     def advance(self, amount: int, note: str = "") -> None:
-        self.done += amount
-        self.note = note
-        if time.monotonic() - self.last_line >= LINE_EVERY_S:
-            self._write()
+        self._display.update(self._task.id, advance=amount, note=note)
+        self.write_line(LINE_EVERY_S)
 
     def reach(self, done: int, total: int) -> None:
-        self.total = total
-        self.advance(done - self.done)
+        self._display.update(self._task.id, completed=done, total=total)
+        self.write_line(LINE_EVERY_S)
 
-    def finish(self) -> None:
-        if self.said != self.done:
-            self._write()
-
-    def _write(self) -> None:
-        self.last_line = time.monotonic()
-        self.said = self.done
-        elapsed_s = self.last_line - self.started
-        rate = (self.done - self.start) / elapsed_s if elapsed_s > 0 else 0.0
-        line = f"{self.what}: {self.done}/{self.total} {self.unit}, {elapsed_s:.0f} s, {rate:.1f} {self.unit}/s"
-        # Not print, which Ray Train wraps in its workers and shows twice.
-        sys.stderr.write(line + (f", {self.note}\n" if self.note else "\n"))
-        sys.stderr.flush()
+    def write_line(self, min_pause_s: float = 0.0) -> None:
+        """Write a line to a log, unless it would say the same or the one before was written just now."""
+        is_new = self._task.completed != self._written
+        if self._display.disable and is_new and time.monotonic() - self._written_s >= min_pause_s:
+            self._written, self._written_s = self._task.completed, time.monotonic()
+            # Not print, which Ray Train wraps in its workers and shows twice.
+            sys.stderr.write(" ".join(str(column(self._task)) for column in self._display.columns).rstrip() + "\n")  # type: ignore[operator]
+            sys.stderr.flush()

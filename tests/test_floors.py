@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = """
     pipeline:
         errors records config
-        keys labels segments weights fbank progress
+        keys labels segments weights fbank backoff progress
         store audio sources shards snapshots reading recordings miniature
         cluster estimate convert preprocess
 
@@ -27,8 +27,8 @@ ROOMS = """
 """A room is a folder, or a module that lies flat. A module that imports none of its neighbours may stand anywhere above
 what it uses."""
 
-OPEN_TO_AST_MODEL = "errors records config labels audio fbank store shards snapshots reading weights progress"
-"""What ast_model may use of pipeline: what describes data, and progress."""
+OPEN_TO_AST_MODEL = "errors records config labels audio fbank store shards snapshots reading weights backoff progress"
+"""What ast_model may use of pipeline: what describes data, and two ways to wait."""
 
 ONLY_IN = {
     "ray": ("pipeline.cluster", "jobs."),

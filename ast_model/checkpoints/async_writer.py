@@ -9,6 +9,7 @@ from typing import Any
 
 from ast_model.checkpoints.checkpoint import Checkpoint, list_checkpoints, remove_checkpoint, save_checkpoint
 from ast_model.config import CheckpointConfig
+from pipeline.backoff import backoff
 from pipeline.errors import StoreError
 from pipeline.store.storage import Store
 
@@ -72,7 +73,7 @@ class Saver:
         self._pool.shutdown()
 
     def _write(self, checkpoint: Checkpoint, folder: str) -> Saved:
-        deadline, pause_s = time.monotonic() + self.config.patience_s, FIRST_PAUSE_S
+        deadline, pauses = time.monotonic() + self.config.patience_s, backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
                 name = save_checkpoint(self.store, folder, checkpoint)
@@ -80,11 +81,11 @@ class Saver:
                     self._prune(name, checkpoint.description.get("score"))
                 return Saved(name, checkpoint.description)
             except StoreError as error:
+                pause_s = next(pauses)
                 if time.monotonic() + pause_s > deadline:
                     raise
                 log.warning("the checkpoint is not written yet: %s; trying again in %.1f s", error, pause_s)
                 time.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _prune(self, newest: str, score: float | None) -> None:
         best = best_checkpoint(self.store, self.folder)

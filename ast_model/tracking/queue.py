@@ -9,10 +9,11 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.backoff import backoff
 from pipeline.errors import TrackingError
 
 log = logging.getLogger(__name__)
@@ -91,12 +92,12 @@ class MetricsQueue:
                 self.file.unlink(missing_ok=True)
 
     def _run(self) -> None:
-        pause_s = 0.0
+        pauses: Iterator[float] | None = None  # while MLflow does not answer
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._is_closing)
-                if pause_s:
-                    self._changed.wait_for(lambda: self._is_closing, pause_s)
+                if pauses:
+                    self._changed.wait_for(lambda: self._is_closing, next(pauses))
                 if self._is_closing:
                     return
                 events = self._waiting[:MAX_EVENTS_PER_DELIVERY]
@@ -105,13 +106,13 @@ class MetricsQueue:
             except RefusedError as error:
                 self._set_aside(events, error)
             except Exception as error:
-                if not pause_s:
+                if not pauses:
                     log.warning("MLflow does not answer (%s); entries are kept in %s", _short(error), self.file)
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or FIRST_PAUSE_S)
+                pauses = pauses or backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
                 continue
-            if pause_s:
+            if pauses:
                 log.warning("MLflow answers again")
-            pause_s = 0.0
+            pauses = None
             self._strike(len(events))
 
     def _set_aside(self, events: Sequence[Event], error: RefusedError) -> None:

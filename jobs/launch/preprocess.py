@@ -6,7 +6,7 @@ from jobs.config import PlanCommand, RunCommand, StatusCommand, VerifyCommand
 from jobs.launch.cli import resolve_root
 from jobs.launch.preprocessing import preprocess_tracked, with_miniature_media
 from pipeline.cluster import ray_session, run_tasks
-from pipeline.errors import CorruptError, NoClipsError
+from pipeline.errors import CorruptError, NoClipsError, StoreError
 from pipeline.estimate import Estimate
 from pipeline.labels import read_labels
 from pipeline.preprocess import LABELS_FILE, PreprocessReport, clips_per_hour, load_metadata, preprocess
@@ -33,6 +33,11 @@ def run(command: RunCommand) -> None:
         else:
             snapshot, visit = preprocess(data, store)
     print_summary(snapshot, visit)
+    if visit.errors:
+        shard, error = next(iter(visit.errors.items()))
+        raise StoreError(
+            f"{len(visit.errors)} shards could not be made; a rerun tries them again. The first, {shard}: {error}"
+        )
 
 
 def print_summary(snapshot: Snapshot, visit: PreprocessReport) -> None:

@@ -1,28 +1,32 @@
-"""Pace: limits are per address, so each address has its own spacing and its own breaker.
+"""Rate limits: each address that asks the source has its own spacing and its own circuit breaker.
 
-An address that is told that it asks too often rests; after the rest it may ask once, and goes on if that comes back.
-One `Pace` keeps the books for all workers. The time is given to it.
+An address that is told that it asks too often, or whose clips fail one after the other, cools down. Afterwards few
+clips probe; the first answer closes the circuit. One limiter serves all workers of a run.
 """
 
+import logging
 import random
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.config import PaceConfig
+from pipeline.backoff import JITTER, backoff
+from pipeline.config import RateLimitConfig
 
+log = logging.getLogger(__name__)
 SECONDS_PER_HOUR = 3600.0
-JITTER = 0.3
-"""A pause is longer or shorter by up to this share."""
-SHORTEST_REST_S = 1.0
-"""Whatever the other side asks for."""
+MIN_COOLDOWN_S = 1.0
+"""Whatever a `Retry-After` says."""
 PROBE_S = 120.0
-"""How long nobody else asks while a probe is out. A probe that never comes back is forgotten then."""
+"""How long nobody else asks while a throttled address probes. A probe that never comes back is forgotten then."""
 PROBE_POLL_S = 1.0
-"""The others look for its answer so often."""
+"""How often the others look for the probe's answer."""
+MAX_FAILURES_IN_A_ROW = 5
+"""Different clips that may fail one after the other before it is the source that fails."""
+LOCAL = "here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,109 +41,155 @@ class Wait:
     """No leave yet: ask again in a while."""
 
     seconds: float
-    is_rest: bool
-    """Every address was throttled, so it may take long."""
+    is_cooldown: bool
+    """Every address is cooling down, so it may take long."""
+    is_outage: bool = False
+    """It is because the source doesn't answer: clips that just failed are no worse than others."""
 
 
-class Pacer(Protocol):
-    """What a worker asks before each attempt, and tells after it."""
+@dataclass(frozen=True, slots=True)
+class LimiterStatus:
+    """How a run gets on with its source."""
 
-    def ask(self) -> Permit | Wait: ...
+    idle_s: float
+    """Seconds since the last answer, or the start."""
+    num_throttled: int
+    """Answers that an address asks too often."""
+    outage: str
+    """The last failure of a source that doesn't answer; empty while it does."""
 
-    def succeed(self, permit: Permit) -> None: ...
 
-    def throttle(self, permit: Permit, key: str, rest_s: float | None) -> int: ...
+class RateLimiter(Protocol):
+    """A worker's side: asked before each attempt, told after it."""
 
-    def idle(self) -> tuple[float, int]:
-        """Return the seconds since the last answer, and how often an address was throttled so far."""
+    def acquire(self) -> Permit | Wait: ...
+
+    def report_success(self, permit: Permit) -> None:
+        """Report an answer, be it that there is no such clip."""
         ...
+
+    def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None) -> int:
+        """Report that the address asks too often; return how often this clip was answered so."""
+        ...
+
+    def report_outage(self, permit: Permit, key: str, detail: str) -> bool:
+        """Report a failure that may be the source's; return whether it is, so that it doesn't count for the clip."""
+        ...
+
+    def status(self) -> LimiterStatus: ...
 
 
 @dataclass
 class _Address:
     next_s: float = 0.0
-    """Not asked from before."""
-    rests_until_s: float = 0.0
-    num_rests: int = 0
-    """In a row, without an answer between them."""
+    """Nobody asks before."""
+    cool_at_s: float = 0.0
+    """Time at which the cooldown ends."""
+    pauses: Iterator[float] | None = None
+    """The next cooldowns; none while the circuit is closed."""
+    probe_every_s: float = 0.0
+    """Spacing of the questions between a cooldown and the first answer."""
+    failed_keys: set[str] = field(default_factory=set)
+    """Clips that failed since the last answer or cooldown."""
+    outage: str = ""
+    """The last of the failures for which it cools down."""
 
 
-@dataclass
-class Pace:
-    """The books of all addresses. May be used from several threads."""
+class LocalRateLimiter:
+    """The limits of all addresses, kept in one process. May be used from several threads."""
 
-    config: PaceConfig
-    clips_per_hour: int
-    """0 is no limit."""
-    chance: random.Random = field(default_factory=random.Random)
-    num_throttled: int = 0
-    last_answer_s: float | None = None
-    _addresses: dict[str, _Address] = field(default_factory=lambda: defaultdict(_Address))
-    _throttled_clips: Counter[str] = field(default_factory=Counter)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def ask(self, addresses: Sequence[str], now_s: float) -> Permit | Wait:
-        """Give leave to the address that may ask soonest, or say when to ask again."""
-        with self._lock:
-            sidecar_table = [(self._addresses[name], name) for name in addresses]
-            book, address = min(sidecar_table, key=lambda pair: max(pair[0].next_s, pair[0].rests_until_s))
-            wait_s = max(book.next_s, book.rests_until_s) - now_s
-            if wait_s > 0:
-                is_rest = all(book.rests_until_s > now_s for book, _ in sidecar_table)
-                return Wait(min(wait_s, PROBE_POLL_S) if book.num_rests and not is_rest else wait_s, is_rest)
-            if book.num_rests:
-                book.next_s = now_s + PROBE_S
-            elif self.clips_per_hour:
-                book.next_s = now_s + SECONDS_PER_HOUR / self.clips_per_hour * self.chance.uniform(
-                    1 - JITTER, 1 + JITTER
-                )
-            return Permit(address)
-
-    def succeed(self, address: str, now_s: float) -> None:
-        """Say that an answer came, whatever it was, but no throttling."""
-        with self._lock:
-            book = self._addresses[address]
-            self.last_answer_s = now_s
-            if book.num_rests and book.rests_until_s <= now_s:
-                book.num_rests, book.next_s = 0, now_s
-
-    def throttle(self, address: str, key: str, now_s: float, rest_s: float | None = None) -> int:
-        """Let an address rest, for `rest_s` if that was asked for; return how often this clip was answered so.
-
-        Answers to what was asked before the rest began don't prolong it.
-        """
-        with self._lock:
-            book = self._addresses[address]
-            self.num_throttled += 1
-            if book.rests_until_s <= now_s:
-                usual_s = self.config.rest_s * 2**book.num_rests
-                wanted_s = usual_s if rest_s is None else max(rest_s, SHORTEST_REST_S)
-                book.rests_until_s = now_s + min(wanted_s, self.config.max_rest_s) * self.chance.uniform(1, 1 + JITTER)
-                book.next_s = 0.0
-                book.num_rests += 1
-            self._throttled_clips[key] += 1
-            return self._throttled_clips[key]
-
-
-class LocalPacer:
-    """The pace of a single process, from one address."""
-
-    def __init__(self, config: PaceConfig | None = None, clips_per_hour: int = 0):
-        self.pace = Pace(config or PaceConfig(), clips_per_hour)
-        self.started_s = time.monotonic()
+    def __init__(
+        self,
+        config: RateLimitConfig | None = None,
+        clips_per_hour: int = 0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        chance: random.Random | None = None,
+    ):
+        """clips_per_hour: 0 is no limit."""
+        self.config = config or RateLimitConfig()
+        self.clips_per_hour = clips_per_hour
+        self._clock, self._chance = clock, chance or random.Random()
+        self._addresses: dict[str, _Address] = defaultdict(_Address)
+        self._num_throttled: Counter[str] = Counter()
+        self._last_answer_s = clock()
+        self._lock = threading.Lock()
 
     def __reduce__(self):
-        """Another process paces itself."""
-        return type(self), (self.pace.config, self.pace.clips_per_hour)
+        """A copy in another process keeps limits of its own."""
+        return type(self), (self.config, self.clips_per_hour)
 
-    def ask(self) -> Permit | Wait:
-        return self.pace.ask(["here"], time.monotonic())
+    def acquire(self, addresses: Sequence[str] = (LOCAL,)) -> Permit | Wait:
+        """Give leave to the address that may ask soonest, or say when to ask again."""
+        with self._lock:
+            now_s = self._clock()
+            name = min(addresses, key=lambda name: max(self._addresses[name].next_s, self._addresses[name].cool_at_s))
+            address = self._addresses[name]
+            wait_s = max(address.next_s, address.cool_at_s) - now_s
+            if wait_s > 0:
+                if all(self._addresses[each].cool_at_s > now_s for each in addresses):
+                    return Wait(wait_s, is_cooldown=True, is_outage=bool(address.outage))
+                # A probe is out. Its answer may come any moment and let the others go on at once.
+                return Wait(min(wait_s, PROBE_POLL_S) if address.pauses else wait_s, is_cooldown=False)
+            if address.pauses:
+                address.next_s = now_s + address.probe_every_s
+            elif self.clips_per_hour:
+                # Even spacing would be as conspicuous as bursts.
+                jitter = self._chance.uniform(1 - JITTER, 1 + JITTER)
+                address.next_s = now_s + SECONDS_PER_HOUR / self.clips_per_hour * jitter
+            return Permit(name)
 
-    def succeed(self, permit: Permit) -> None:
-        self.pace.succeed(permit.address, time.monotonic())
+    def report_success(self, permit: Permit) -> None:
+        with self._lock:
+            now_s = self._last_answer_s = self._clock()
+            address = self._addresses[permit.address]
+            address.failed_keys.clear()
+            # During a cooldown it is a late answer to what was asked before: it says nothing of now.
+            if address.pauses and address.cool_at_s <= now_s:
+                address.pauses, address.next_s, address.outage = None, now_s, ""
 
-    def throttle(self, permit: Permit, key: str, rest_s: float | None) -> int:
-        return self.pace.throttle(permit.address, key, time.monotonic(), rest_s)
+    def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None = None) -> int:
+        with self._lock:
+            address = self._addresses[permit.address]
+            if not self._is_cooling(address):
+                pause_s = self._cool_down(address, self.config.cooldown_s, PROBE_S, retry_after_s)
+                log.warning("an address was told that it asks too often: cooling down for %.0f s", pause_s)
+            self._num_throttled[key] += 1
+            return self._num_throttled[key]
 
-    def idle(self) -> tuple[float, int]:
-        return time.monotonic() - (self.pace.last_answer_s or self.started_s), self.pace.num_throttled
+    def report_outage(self, permit: Permit, key: str, detail: str) -> bool:
+        with self._lock:
+            address = self._addresses[permit.address]
+            if self._is_cooling(address):
+                return True
+            # Different clips, and as many again after each cooldown: one that never works must not stop the others.
+            address.failed_keys.add(key)
+            if len(address.failed_keys) < MAX_FAILURES_IN_A_ROW:
+                return False
+            pause_s = self._cool_down(address, self.config.outage_cooldown_s, PROBE_POLL_S)
+            address.outage = detail
+            log.warning("the source fails clip after clip: trying again in %.0f s: %s", pause_s, detail)
+            return True
+
+    def status(self) -> LimiterStatus:
+        with self._lock:
+            outage = next((address.outage for address in self._addresses.values() if address.outage), "")
+            return LimiterStatus(self._clock() - self._last_answer_s, self._num_throttled.total(), outage)
+
+    def _is_cooling(self, address: _Address) -> bool:
+        """Whether it is cooling down; answers to what was asked before don't prolong that."""
+        return address.cool_at_s > self._clock()
+
+    def _cool_down(
+        self, address: _Address, first_s: float, probe_every_s: float, retry_after_s: float | None = None
+    ) -> float:
+        """Start a cooldown, longer each time until an answer comes; return its seconds."""
+        max_s = self.config.max_cooldown_s
+        address.pauses = address.pauses or backoff(first_s, max_s, self._chance)
+        pause_s = next(address.pauses)
+        if retry_after_s is not None:  # bounded: a server may ask for a thousand years
+            pause_s = next(backoff(max(retry_after_s, MIN_COOLDOWN_S), max_s, self._chance))
+        address.cool_at_s, address.next_s, address.probe_every_s = self._clock() + pause_s, 0.0, probe_every_s
+        address.failed_keys.clear()
+        address.outage = ""
+        return pause_s

@@ -4,7 +4,7 @@ import threading
 from typing import Protocol
 
 from pipeline.config import PreprocessConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import AudioTaggingError, ConfigError, StoreError, describe, is_disk_full
 from pipeline.records import Failure, Media, Reason, Segment
 from pipeline.sources.archives import ParquetSource, TarSource
 from pipeline.sources.folder import FolderSource
@@ -46,7 +46,11 @@ def open_source(config: PreprocessConfig) -> Source:
 
 
 def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s: float) -> Media | Failure:
-    """Make one attempt that ends at the deadline, whatever the source waits on; what is late is left behind."""
+    """Make one attempt that ends at the deadline, whatever the source waits on; what is late is left behind.
+
+    Whatever a source raises is a failure of the clip, except what is no clip's fault: our own errors, no memory, and a
+    full disk, which becomes a StoreError.
+    """
     outcome: list[Media | Failure | BaseException] = []
 
     def attempt() -> None:
@@ -61,6 +65,12 @@ def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s
     thread.join(deadline_s + GRACE_S)
     if not outcome:
         return Failure(Reason.TIMED_OUT, f"{segment.key}: no answer within {deadline_s} s")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    result = outcome[0]
+    if not isinstance(result, BaseException):
+        return result
+    if is_disk_full(result):
+        raise StoreError(f"no space to fetch {segment.key}: {result}; free some on that disk") from result
+    if isinstance(result, AudioTaggingError | MemoryError) or not isinstance(result, Exception):
+        raise result
+    # Other people's servers find ways through any library's own errors, and one clip must not end a shard.
+    return Failure(Reason.UNKNOWN, f"{segment.key}: {describe(result)}")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import run_tasks
-from pipeline.config import FetchConfig, PaceConfig, PreprocessConfig
-from pipeline.errors import InputError, LeaseError, StoreError
+from pipeline.config import FetchConfig, PreprocessConfig, RateLimitConfig
+from pipeline.errors import InputError, LeaseError, SourceError, StoreError
 from pipeline.miniature import Miniature
 from pipeline.preprocess import load_metadata, preprocess
 from pipeline.records import Failure, FailureCategory, Media, Reason, Segment
@@ -67,26 +67,26 @@ def test_a_shard_whose_task_fails_ends_no_run(
     folder = FolderSource(str(miniature.media_folder), config.fetch)
 
     class RaisingSource:
-        """Has a bug that some segments bring to light."""
+        """Needs more memory than there is for some segments."""
 
         def __init__(self, bad: set[str]):
             self.bad = bad
 
         def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
             if segment.ytid in self.bad:
-                raise RuntimeError(f"a bug at {segment.ytid}")
+                raise MemoryError(f"no memory at {segment.ytid}")
             return folder.fetch(segment)
 
     store = Store(str(tmp_path))
     ytids = {clip.segment.ytid for clip in miniature.clips}
     monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: RaisingSource(ytids))
-    with pytest.raises(StoreError, match=r"6 shards could not be made, so the run ends; 0 clips of 32 .* a bug at "):
+    with pytest.raises(StoreError, match=r"6 shards could not be made, so the run ends; 0 clips of 32 .* memory at "):
         preprocess(config, store)
 
     bad = next(clip.segment.ytid for clip in miniature.clips if clip.segment.split == "balanced_train")
     monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: RaisingSource({bad}))
     snapshot, visit = preprocess(config, store)
-    assert [str(error) for error in visit.errors.values()] == [f"a bug at {bad}"]
+    assert [str(error) for error in visit.errors.values()] == [f"no memory at {bad}"]
     assert visit.num_decided == visit.num_planned - 6  # the one shard of the balanced split
     assert "balanced_train" not in snapshot.splits
 
@@ -108,6 +108,45 @@ def test_a_task_whose_worker_is_killed_is_done_again(ray: None, tmp_path: Path) 
     results = dict(run_tasks(work, range(5), tmp_path, max_in_flight=2))
     assert results == {item: item * item for item in range(5)}
     assert (tmp_path / "2").exists()
+
+
+@pytest.mark.ray
+def test_retries_belong_to_their_task(ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may be tried three times, so none of many that are refused twice each is lost."""
+    monkeypatch.setattr("pipeline.cluster.STORE_PAUSE_S", 0.01)
+
+    def work(item: list[int], folder: Path) -> int:
+        (number,) = item
+        for mark in (folder / f"{number}-1", folder / f"{number}-2"):
+            if not mark.exists():
+                mark.touch()
+                raise StoreError(f"refused {mark.name}")
+        return number
+
+    items = ([number] for number in range(400))  # lists, none of which outlives its task
+    results = [result for _, result in run_tasks(work, items, tmp_path, max_in_flight=8)]
+    assert sorted(map(str, results)) == sorted(map(str, range(400)))
+
+
+@pytest.mark.ray
+def test_a_source_that_is_down_ends_the_run_with_an_error_and_costs_no_attempts(
+    ray: None, config: PreprocessConfig, miniature: Miniature, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path))
+    config = dataclasses.replace(
+        config, rate_limit=RateLimitConfig(outage_cooldown_s=6, max_idle_s=4), splits=("unbalanced_train",)
+    )
+    down = dataclasses.replace(config, media="http://127.0.0.1:1/{ytid}.webm")
+    with pytest.raises(SourceError, match=r"http://127.0.0.1:1/.* did not answer for .*refused.* the same command"):
+        preprocess(down, store)
+    assert store.list("shards") == []
+    snapshot, visit = preprocess(config, store)
+    assert (
+        visit.num_decided
+        == visit.num_planned
+        == sum(clip.segment.split == "unbalanced_train" for clip in miniature.clips)
+    )
+    assert len(snapshot.index) == visit.num_written > 0
 
 
 def test_segments_of_other_classes_are_refused(config: PreprocessConfig, miniature: Miniature, tmp_path: Path) -> None:
@@ -191,7 +230,7 @@ def test_a_run_that_is_throttled_for_good_says_so_and_ends_with_what_it_has(
     tickets.mkdir()
     (tickets / "closed").touch()
     store = Store(str(tmp_path / "store"))
-    config = dataclasses.replace(config, pace=PaceConfig(rest_s=6, give_up_s=3), max_in_flight=2)
+    config = dataclasses.replace(config, rate_limit=RateLimitConfig(cooldown_s=6, max_idle_s=3), max_in_flight=2)
     source = ThrottledAfterAWhile(tickets, FolderSource(str(miniature.media_folder), config.fetch))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.preprocess.open_source", lambda config: source)
@@ -199,7 +238,7 @@ def test_a_run_that_is_throttled_for_good_says_so_and_ends_with_what_it_has(
         first, visit = preprocess(config, store)
         assert time.monotonic() - started < 30
         assert (visit.is_complete, visit.num_throttled > 0) == (False, True)
-        assert "gave up: every address was told" in caplog.text
+        assert "stopped: every address was told" in caplog.text
         assert 0 < visit.num_decided < visit.num_planned == len(miniature.clips)
         (tickets / "closed").unlink()
         second, visit = preprocess(config, store)

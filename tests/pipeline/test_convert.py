@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import multiprocessing
 import random
 import time
@@ -7,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import FetchConfig, PaceConfig
-from pipeline.convert import Conversion, convert_shard, recover_partial_shard
+from pipeline.config import FetchConfig, RateLimitConfig
+from pipeline.convert import Conversion, convert_shard, fetch_clip, recover_partial_shard
+from pipeline.errors import StoreError
 from pipeline.miniature import Fault, Miniature
 from pipeline.records import Failure, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards.format import read_sidecar, shard_name
 from pipeline.shards.journal import CLIPS_PER_PART, partial_shards
 from pipeline.sources import FolderSource
-from pipeline.sources.rate_limit import LocalPacer, Wait
+from pipeline.sources.rate_limit import LocalRateLimiter, Wait
 from pipeline.store.storage import Store
 
 
@@ -230,13 +232,13 @@ def test_a_throttled_shard_is_given_back_and_goes_on_where_it_was(
         store=Store(str(tmp_path)),
         source=ThrottlingSource(),
         fetch=dataclasses.replace(conversion.fetch, num_threads=1),
-        pacer=LocalPacer(PaceConfig(rest_s=6)),
+        limiter=LocalRateLimiter(RateLimitConfig(cooldown_s=6)),
     )
-    rest = convert_shard(plans[0], here)
-    assert isinstance(rest, Wait)
-    assert rest.is_rest
+    wait = convert_shard(plans[0], here)
+    assert isinstance(wait, Wait)
+    assert wait.is_cooldown
     assert here.store.list("shards") == []
-    report = convert(plans[0], dataclasses.replace(here, pacer=LocalPacer()))
+    report = convert(plans[0], dataclasses.replace(here, limiter=LocalRateLimiter()))
     assert report.failures == {Reason.REMOVED: len(plans[0].segments)}
     assert asked == Counter({segment.key: 1 for segment in plans[0].segments} | {plans[0].segments[4].key: 2})
     assert {row["attempts"] for row in rows_of(here.store).values()} == {1}
@@ -256,8 +258,85 @@ def test_a_clip_that_is_always_throttled_fails_in_the_end(
         conversion,
         store=Store(str(tmp_path)),
         source=ThrottlingSource(),
-        pacer=LocalPacer(PaceConfig(rest_s=0.01, max_rest_s=0.02)),
+        limiter=LocalRateLimiter(RateLimitConfig(cooldown_s=0.01, max_cooldown_s=0.02)),
     )
     report = convert(plans[0], here)
     assert report.failures[Reason.RATE_LIMITED] == 1
     assert report.num_planned == sum(report.failures.values())
+
+
+class DownSource:
+    """Answers for the first clips, and refuses all others."""
+
+    def __init__(self, num_answered: int, reason: Reason):
+        self.num_answered = num_answered
+        self.reason = reason
+
+    def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+        if int(segment.ytid) < self.num_answered:
+            return Failure(Reason.REMOVED, "gone")
+        return Failure(self.reason, "down")
+
+
+@pytest.mark.parametrize("reason", [Reason.CONNECTION, Reason.SERVER_ERROR, Reason.LOGIN_REQUIRED, Reason.UNKNOWN])
+@pytest.mark.parametrize("num_threads", [1, 8])
+def test_clips_of_a_source_that_goes_down_cost_no_attempt(reason: Reason, num_threads: int, tmp_path: Path) -> None:
+    segments = tuple(Segment(f"{number:011d}", 0, 10_000, ("/m/1",), "eval") for number in range(30))
+    plan = ShardPlan("shard", "eval", segments, (0,) * len(segments))
+    fetch = FetchConfig(num_threads=num_threads, backoff_s=0.001)
+    source = DownSource(12, reason)
+    conversion = Conversion(Store(str(tmp_path)), source, fetch, keep_audio=False)
+    wait = convert_shard(plan, conversion)
+    assert isinstance(wait, Wait)
+    assert wait.is_outage
+    assert conversion.store.list("shards") == []
+    assert conversion.limiter.status().outage == "down"
+    up = dataclasses.replace(conversion, source=DownSource(30, reason), limiter=LocalRateLimiter())
+    assert convert(plan, up).failures == {Reason.REMOVED: 30}
+    assert [row["attempts"] for row in rows_of(conversion.store).values()] == [1] * 30
+
+
+def test_clips_that_failed_in_earlier_runs_make_no_outage(tmp_path: Path) -> None:
+    segments = tuple(Segment(f"{number:011d}", 0, 10_000, ("/m/1",), "eval") for number in range(10))
+    plan = ShardPlan("shard", "eval", segments, (3,) * len(segments))
+    fetch = FetchConfig(backoff_s=0.001)
+    report = convert(
+        plan, Conversion(Store(str(tmp_path)), DownSource(0, Reason.SERVER_ERROR), fetch, keep_audio=False)
+    )
+    assert report.failures == {Reason.SERVER_ERROR: 10}
+
+
+def test_a_full_disk_is_named_and_only_that(conversion: Conversion, plans: list[ShardPlan], tmp_path: Path) -> None:
+    class Raising:
+        """Raises the same error for each clip."""
+
+        def __init__(self, error: Exception):
+            self.error = error
+
+        def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+            raise self.error
+
+    here = dataclasses.replace(conversion, store=Store(str(tmp_path)), limiter=LocalRateLimiter())
+    full = dataclasses.replace(here, source=Raising(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(StoreError, match=r"no space to fetch .*: .*No space left on device; free some"):
+        convert_shard(plans[0], full)
+    denied = dataclasses.replace(here, source=Raising(PermissionError(errno.EACCES, "not for you")))
+    result = fetch_clip(plans[0].segments[0], denied)
+    assert isinstance(result, tuple)
+    failure, attempts = result
+    assert isinstance(failure, Failure)
+    assert (failure.reason, attempts) == (Reason.UNKNOWN, conversion.fetch.max_attempts)
+    assert "PermissionError: [Errno 13] not for you" in failure.detail
+
+
+def test_a_clip_that_a_bug_of_ours_meets_is_named(
+    conversion: Conversion, plans: list[ShardPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(media: Media, start_ms: int, end_ms: int) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr("pipeline.convert.decode_segment", fail)
+    here = dataclasses.replace(conversion, store=Store(str(tmp_path)))
+    keys = "|".join(segment.key for segment in plans[0].segments)
+    with pytest.raises(RuntimeError, match=f"can't convert clip ({keys}): IndexError: list index out of range"):
+        convert_shard(plans[0], here)

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import FetchConfig, PaceConfig
+from pipeline.config import FetchConfig, RateLimitConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.errors import ConfigError
 from pipeline.records import Failure, FailureCategory, Media, Reason, ShardPlan, ShardReport
 from pipeline.shards.format import read_sidecar
 from pipeline.sources import fetch_within
 from pipeline.sources.http import MAX_RETRY_AFTER_S, HttpSource, parse_content_length, parse_retry_after
-from pipeline.sources.rate_limit import LocalPacer
+from pipeline.sources.rate_limit import LocalRateLimiter
 from pipeline.store.storage import Store
 from tests.mirror import BAD_LOCATIONS, Handler, Mirror, segment
 
@@ -124,8 +124,8 @@ def test_what_a_bad_mirror_sends_becomes_named_failures_in_little_memory(mirror:
     segments = tuple(segment(name, starts_ms.get(name, 0), starts_ms.get(name, 0) + 10_000) for name in names)
     fetch = replace(FETCH, max_attempts=1, num_threads=2)
     source = HttpSource(mirror.address + "/{ytid}.flac", fetch)
-    pacer = LocalPacer(PaceConfig(rest_s=0.01))
-    conversion = Conversion(Store(str(tmp_path)), source, fetch, keep_audio=False, pacer=pacer)
+    limiter = LocalRateLimiter(RateLimitConfig(cooldown_s=0.01))
+    conversion = Conversion(Store(str(tmp_path)), source, fetch, keep_audio=False, limiter=limiter)
     tracemalloc.start()
     started = time.monotonic()
     report = convert_shard(ShardPlan("shard", "eval", segments, (0,) * len(names)), conversion)
@@ -137,6 +137,21 @@ def test_what_a_bad_mirror_sends_becomes_named_failures_in_little_memory(mirror:
     rows = read_sidecar(conversion.store, "shards/eval/shard.parquet").to_pylist()
     assert {row["ytid"]: row["reason"] for row in rows if row["status"] == "failed"} == bad
     assert [row["num_frames"] for row in rows if row["status"] == "written"] == [998] * 3
+
+
+def test_odd_answers_end_no_shard_and_make_no_outage(mirror: Mirror, tmp_path: Path) -> None:
+    odd = [*(f"redirect{number}" for number in range(len(BAD_LOCATIONS))), "length", "patience3", "status500"]
+    names = [name for number, each in enumerate(odd) for name in (each, f"whole{number}")]
+    fetch = replace(FETCH, max_attempts=1, num_threads=1)
+    source = HttpSource(mirror.address + "/{ytid}.flac", fetch)
+    limiter = LocalRateLimiter(RateLimitConfig(cooldown_s=0.01, max_cooldown_s=0.01))
+    conversion = Conversion(Store(str(tmp_path)), source, fetch, keep_audio=False, limiter=limiter)
+    plan = ShardPlan("shard", "eval", tuple(map(segment, names)), (0,) * len(names))
+    report = convert_shard(plan, conversion)
+    assert isinstance(report, ShardReport)
+    rows = read_sidecar(conversion.store, "shards/eval/shard.parquet").to_pylist()
+    assert [row["ytid"] for row in rows if row["status"] == "failed"] == odd
+    assert all(row["detail"] for row in rows if row["status"] == "failed")
 
 
 @pytest.mark.parametrize("ytid", ["mute", "trickle"])

@@ -1,114 +1,190 @@
 import itertools
+import pickle
 import random
 
 import pytest
 
-from pipeline.config import PaceConfig
-from pipeline.sources.rate_limit import PROBE_POLL_S, PROBE_S, Pace, Permit, Wait
+from pipeline.config import RateLimitConfig
+from pipeline.sources.rate_limit import (
+    MAX_FAILURES_IN_A_ROW,
+    PROBE_POLL_S,
+    PROBE_S,
+    LocalRateLimiter,
+    Permit,
+    Wait,
+)
 
-CONFIG = PaceConfig(rest_s=100, max_rest_s=300)
-
-
-def new_pace(clips_per_hour: int = 0) -> Pace:
-    return Pace(CONFIG, clips_per_hour, random.Random(0))
-
-
-def ask_when_due(pace: Pace, addresses: list[str], now_s: float) -> tuple[Permit, float]:
-    """Ask as a worker does, and return the permit and the time at which it came."""
-    while isinstance(turn := pace.ask(addresses, now_s), Wait):
-        now_s += turn.seconds
-    return turn, now_s
+CONFIG = RateLimitConfig(cooldown_s=100, outage_cooldown_s=10, max_cooldown_s=300)
+A = Permit("a")
 
 
-def test_an_address_keeps_its_budget_and_its_questions_are_spread_with_jitter() -> None:
-    pace, now_s, times = new_pace(300), 0.0, []
-    while now_s < 3600:
-        _, now_s = ask_when_due(pace, ["a"], now_s)
-        times.append(now_s)
+class Clock:
+    """Time that passes only if it is told to."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def limiter(clock: Clock) -> LocalRateLimiter:
+    return LocalRateLimiter(CONFIG, clock=clock, chance=random.Random(0))
+
+
+def acquire_when_due(limiter: LocalRateLimiter, addresses: list[str], clock: Clock) -> Permit:
+    """Ask as a worker does, until it may."""
+    while isinstance(turn := limiter.acquire(addresses), Wait):
+        clock.now_s += turn.seconds
+    return turn
+
+
+def wait_of(limiter: LocalRateLimiter) -> Wait:
+    turn = limiter.acquire(["a"])
+    assert isinstance(turn, Wait)
+    return turn
+
+
+def fail_clips(limiter: LocalRateLimiter, count: int, name: str = "clip") -> list[bool]:
+    return [limiter.report_outage(A, f"{name}{number}", "HTTP 500") for number in range(count)]
+
+
+def test_an_address_keeps_its_budget_and_its_questions_are_spread_with_jitter(clock: Clock) -> None:
+    limiter, times = LocalRateLimiter(CONFIG, 300, clock=clock, chance=random.Random(0)), []
+    while clock.now_s < 3600:
+        acquire_when_due(limiter, ["a"], clock)
+        times.append(clock.now_s)
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert 290 <= len(times) <= 310
     assert 0.7 * 12 <= min(pauses) < 9.5
     assert 14.5 < max(pauses) <= 1.3 * 12
 
 
-def test_each_address_has_a_budget_of_its_own() -> None:
-    pace, now_s, count = new_pace(300), 0.0, {"a": 0, "b": 0, "c": 0}
-    while now_s < 3600:
-        permit, now_s = ask_when_due(pace, list(count), now_s)
-        count[permit.address] += 1
+def test_each_address_has_a_budget_of_its_own(clock: Clock) -> None:
+    limiter, count = LocalRateLimiter(CONFIG, 300, clock=clock, chance=random.Random(0)), {"a": 0, "b": 0, "c": 0}
+    while clock.now_s < 3600:
+        count[acquire_when_due(limiter, list(count), clock).address] += 1
     assert all(290 <= each <= 310 for each in count.values())
 
 
-def test_without_a_limit_nobody_waits() -> None:
-    pace = new_pace()
-    assert [pace.ask(["a"], 0.0) for _ in range(100)] == [Permit("a")] * 100
+def test_without_a_limit_nobody_waits(limiter: LocalRateLimiter) -> None:
+    assert [limiter.acquire(["a"]) for _ in range(100)] == [A] * 100
 
 
-@pytest.mark.parametrize(("asked_s", "rest_s"), [(7, 7), (0, 1), (86_400, 300)])
-def test_it_rests_as_long_as_it_is_asked_to_within_bounds(asked_s: float, rest_s: float) -> None:
-    pace = new_pace()
-    pace.throttle("a", "clip", 0, asked_s)
-    rest = pace.ask(["a"], 0)
-    assert isinstance(rest, Wait)
-    assert rest_s <= rest.seconds <= 1.3 * rest_s
+@pytest.mark.parametrize(
+    ("asked_s", "cooldown_s"), [(7, 7), (0, 1), (86_400, 300), (float("9" * 200), 300), (float("inf"), 300)]
+)
+def test_a_cooldown_is_as_long_as_asked_for_within_bounds(
+    limiter: LocalRateLimiter, asked_s: float, cooldown_s: float
+) -> None:
+    limiter.report_throttled(A, "clip", asked_s)
+    assert cooldown_s <= wait_of(limiter).seconds <= 1.3 * cooldown_s
 
 
-def test_a_throttled_address_rests_while_others_go_on_and_probes_once() -> None:
-    pace = new_pace()
-    pace.throttle("a", "clip", now_s=0)
-    assert {pace.ask(["a", "b"], now_s).address for now_s in range(10)} == {"b"}  # pyright: ignore
-    alone = pace.ask(["a"], 0)
-    assert isinstance(alone, Wait)
-    assert alone.is_rest
+def test_a_throttled_address_cools_down_while_others_go_on_and_probes_once(
+    limiter: LocalRateLimiter, clock: Clock
+) -> None:
+    limiter.report_throttled(A, "clip")
+    for clock.now_s in range(10):
+        assert limiter.acquire(["a", "b"]) == Permit("b")
+    clock.now_s = 0
+    alone = wait_of(limiter)
+    assert (alone.is_cooldown, alone.is_outage) == (True, False)
     assert 100 <= alone.seconds <= 130
-    assert pace.ask(["a"], 131) == Permit("a")
-    waiting = pace.ask(["a"], 132)
-    assert waiting == Wait(PROBE_POLL_S, is_rest=False)
-    pace.succeed("a", 133)
-    assert [pace.ask(["a"], 134) for _ in range(3)] == [Permit("a")] * 3
+    clock.now_s = 131
+    assert limiter.acquire(["a"]) == A
+    clock.now_s = 132
+    assert limiter.acquire(["a"]) == Wait(PROBE_POLL_S, is_cooldown=False)
+    clock.now_s = 133
+    limiter.report_success(A)
+    clock.now_s = 134
+    assert [limiter.acquire(["a"]) for _ in range(3)] == [A] * 3
 
 
-def test_a_probe_that_never_comes_back_is_followed_by_another() -> None:
-    pace = new_pace()
-    pace.throttle("a", "clip", now_s=0)
-    assert pace.ask(["a"], 131) == Permit("a")
-    assert isinstance(pace.ask(["a"], 131 + PROBE_S - 1), Wait)
-    assert pace.ask(["a"], 131 + PROBE_S + 1) == Permit("a")
+def test_a_probe_that_never_comes_back_is_followed_by_another(limiter: LocalRateLimiter, clock: Clock) -> None:
+    limiter.report_throttled(A, "clip")
+    clock.now_s = 131
+    assert limiter.acquire(["a"]) == A
+    clock.now_s = 131 + PROBE_S - 1
+    assert isinstance(limiter.acquire(["a"]), Wait)
+    clock.now_s = 131 + PROBE_S + 1
+    assert limiter.acquire(["a"]) == A
 
 
-def test_rests_grow_up_to_a_limit_and_late_answers_do_not_prolong_them() -> None:
-    pace, now_s, rests = new_pace(), 0.0, []
+def test_cooldowns_grow_up_to_a_limit_and_late_answers_do_not_prolong_them(
+    limiter: LocalRateLimiter, clock: Clock
+) -> None:
+    cooldowns = []
     for _ in range(4):
-        pace.throttle("a", "clip", now_s)
-        pace.throttle("a", "other", now_s)
-        turn = pace.ask(["a"], now_s)
-        assert isinstance(turn, Wait)
-        rests.append(turn.seconds)
-        now_s += turn.seconds + 0.1
-        assert isinstance(pace.ask(["a"], now_s), Permit)
-    for rest, least in zip(rests, (100, 200, 300, 300), strict=True):
-        assert least <= rest <= 1.3 * least
-    assert pace.num_throttled == 8
+        limiter.report_throttled(A, "clip")
+        limiter.report_throttled(A, "other")
+        cooldowns.append(wait_of(limiter).seconds)
+        clock.now_s += cooldowns[-1] + 0.1
+        assert limiter.acquire(["a"]) == A
+    for cooldown_s, least_s in zip(cooldowns, (100, 200, 300, 300), strict=True):
+        assert least_s <= cooldown_s <= 1.3 * least_s
+    assert limiter.status().num_throttled == 8
 
 
-def test_answers_to_questions_from_before_the_rest_do_not_end_it() -> None:
-    pace = new_pace()
-    pace.ask(["a"], 0)
-    pace.throttle("a", "clip", now_s=1)
-    pace.succeed("a", 2)
-    assert isinstance(pace.ask(["a"], 3), Wait)
+def test_answers_to_questions_from_before_the_cooldown_do_not_end_it(limiter: LocalRateLimiter, clock: Clock) -> None:
+    limiter.acquire(["a"])
+    clock.now_s = 1
+    limiter.report_throttled(A, "clip")
+    clock.now_s = 2
+    limiter.report_success(A)
+    clock.now_s = 3
+    assert isinstance(limiter.acquire(["a"]), Wait)
 
 
-def test_a_clip_that_is_always_throttled_is_known() -> None:
-    pace = new_pace()
-    assert [pace.throttle("a", "clip", 1000.0 * n) for n in range(3)] == [1, 2, 3]
-    assert pace.throttle("a", "other", 4000) == 1
+def test_a_clip_that_is_always_throttled_is_known(limiter: LocalRateLimiter, clock: Clock) -> None:
+    for clock.now_s in (0, 1000, 2000):
+        assert limiter.report_throttled(A, "clip") == 1 + clock.now_s / 1000
+    assert limiter.report_throttled(A, "other") == 1
 
 
-@pytest.mark.parametrize("now_s", [0.0, 1e9])
-def test_the_last_answer_is_known(now_s: float) -> None:
-    pace = new_pace()
-    pace.ask(["a"], now_s)
-    assert pace.last_answer_s is None
-    pace.succeed("a", now_s)
-    assert pace.last_answer_s == now_s
+def test_different_clips_that_fail_in_a_row_are_an_outage(limiter: LocalRateLimiter, clock: Clock) -> None:
+    assert fail_clips(limiter, MAX_FAILURES_IN_A_ROW + 1) == [False] * (MAX_FAILURES_IN_A_ROW - 1) + [True] * 2
+    wait = wait_of(limiter)
+    assert (wait.is_cooldown, wait.is_outage, limiter.status().outage) == (True, True, "HTTP 500")
+    assert 10 <= wait.seconds <= 13
+    clock.now_s = 14
+    # Each second one may ask, so that a clip which never works can't keep the others from being asked for.
+    assert limiter.acquire(["a"]) == A
+    assert wait_of(limiter) == Wait(PROBE_POLL_S, is_cooldown=False)
+    assert fail_clips(limiter, MAX_FAILURES_IN_A_ROW, "later") == [False] * (MAX_FAILURES_IN_A_ROW - 1) + [True]
+    assert 20 <= wait_of(limiter).seconds <= 26
+    clock.now_s = 41
+    limiter.report_success(A)
+    assert limiter.acquire(["a"]) == limiter.acquire(["a"]) == A
+    assert limiter.status().outage == ""
+
+
+def test_neither_one_bad_clip_nor_bad_ones_among_good_ones_are_an_outage(limiter: LocalRateLimiter) -> None:
+    assert not any(limiter.report_outage(A, "clip", "HTTP 500") for _ in range(100))
+    for _ in range(10):
+        limiter.report_success(A)
+        assert not any(fail_clips(limiter, MAX_FAILURES_IN_A_ROW - 1))
+
+
+def test_an_address_that_reaches_nothing_does_not_stop_the_others(limiter: LocalRateLimiter) -> None:
+    fail_clips(limiter, MAX_FAILURES_IN_A_ROW)
+    assert limiter.acquire(["a", "b"]) == Permit("b")
+
+
+def test_the_time_without_an_answer_is_known(limiter: LocalRateLimiter, clock: Clock) -> None:
+    clock.now_s = 5
+    limiter.acquire(["a"])
+    assert limiter.status().idle_s == 5
+    limiter.report_success(A)
+    assert limiter.status().idle_s == 0
+
+
+def test_a_copy_in_another_process_starts_anew() -> None:
+    limiter = LocalRateLimiter(CONFIG)
+    limiter.report_throttled(Permit("here"), "clip")
+    assert pickle.loads(pickle.dumps(limiter)).acquire() == Permit("here")
