@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.cluster import run_tasks
 from pipeline.config import FetchConfig, PreprocessConfig, RateLimitConfig
-from pipeline.errors import InputError, LeaseError, SourceError, StoreError
+from pipeline.errors import ConfigError, InputError, LeaseError, SourceError, StoreError
 from pipeline.miniature import Miniature
 from pipeline.preprocess import load_metadata, preprocess
 from pipeline.records import Failure, FailureCategory, Media, Reason, Segment
@@ -94,6 +94,19 @@ def test_a_shard_whose_task_fails_ends_no_run(
     snapshot, visit = preprocess(config, store)
     assert visit.errors == {}
     assert "balanced_train" in snapshot.splits
+
+
+@pytest.mark.ray
+def test_a_setting_that_no_clip_can_be_fetched_with_ends_the_run(
+    ray: None, config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BehindAProxy:
+        def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+            raise ConfigError("the proxy refuses the user or the password")
+
+    monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: BehindAProxy())
+    with pytest.raises(ConfigError, match=r"^the proxy refuses"):
+        preprocess(dataclasses.replace(config, clips_per_shard=2), Store(str(tmp_path)))
 
 
 @pytest.mark.ray
