@@ -4,6 +4,7 @@ The schemas are cut down to what is used here, from KubeRay's `ray.io_raycronjob
 """
 
 import shlex
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,8 @@ def test_the_commands_are_ones_that_the_job_takes() -> None:
     (line,) = [line for line in (DEPLOY / "crontab").read_text().splitlines() if not line.startswith("#")]
     assert len(line.split(maxsplit=5)[:5]) == 5
     check_command(shlex.split(line.split(" && ")[1].split(" >> ")[0]))
+
+
+def test_the_image_brings_the_javascript_runtime_that_yt_dlp_is_released_with() -> None:
+    (pin,) = {requirement.split(";")[0] for requirement in requires("yt-dlp") or () if "pin-deno" in requirement}
+    assert f"pip install --no-cache-dir {pin}\n" in (DEPLOY / "Dockerfile").read_text()
