@@ -12,10 +12,10 @@ import requests
 import urllib3
 
 from pipeline.config import FetchConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, describe
 from pipeline.records import Failure, Media, Reason, Segment
 from pipeline.sources.proxies import host_of
-from pipeline.sources.reasons import quote, reason_of_status
+from pipeline.sources.reasons import excerpt, reason_of_status
 
 FIELDS = ("ytid", "start_ms", "end_ms", "split")
 CHUNK_BYTES = 2**16
@@ -100,10 +100,10 @@ class HttpSource:
             if "CERTIFICATE_VERIFY_FAILED" in str(error) and _is_asked_for(address, error):
                 raise ConfigError(
                     f"{address}: the server's certificate can't be verified; check this machine's clock, and whether a"
-                    f" proxy inspects TLS. The error was: {quote(error)}"
+                    f" proxy inspects TLS. The error was: {describe(error)}"
                 ) from error
             reason = _reason_of_exception(error)
-            return Failure(reason, f"{address}: {quote(f'{type(error).__name__}: {error}')}"), can_resume
+            return Failure(reason, f"{address}: {describe(error)}"), can_resume
 
     def _read_body(self, response: requests.Response, content: bytearray, deadline: float) -> Failure | None:
         """Read the body as it comes, so that neither a trickle nor an endless stream outlives its limits."""
@@ -112,13 +112,13 @@ class HttpSource:
         while max(expected, len(content)) <= limit:
             if time.monotonic() > deadline:
                 detail = f"{len(content)} bytes within {self.config.deadline_s} s"
-                return Failure(Reason.TIMED_OUT, f"{quote(response.url)}: {detail}")
+                return Failure(Reason.TIMED_OUT, f"{excerpt(response.url)}: {detail}")
             chunk = response.raw.read1(CHUNK_BYTES, decode_content=True)
             if not chunk:
                 return None
             content += chunk
         found = max(expected, len(content))
-        return Failure(Reason.TOO_LARGE, f"{quote(response.url)}: {found} bytes or more, the limit is {limit}")
+        return Failure(Reason.TOO_LARGE, f"{excerpt(response.url)}: {found} bytes or more, the limit is {limit}")
 
 
 def parse_content_length(value: str) -> int:
@@ -145,7 +145,7 @@ def _refusal(address: str, response: requests.Response) -> Failure:
     status = response.status_code
     wait_s = parse_retry_after(response.headers.get("Retry-After", "")) if status in (429, 503) else None
     reason = reason_of_status(status) if wait_s is None else Reason.RATE_LIMITED
-    return Failure(reason, f"{address}: HTTP {status} {quote(response.reason)}", wait_s)
+    return Failure(reason, f"{address}: HTTP {status} {excerpt(response.reason)}", wait_s)
 
 
 def _proxy_refusal(proxy: str) -> ConfigError:

@@ -12,11 +12,8 @@ from collections.abc import Iterator, Sequence
 from yt_dlp.networking.exceptions import HTTPError, IncompleteRead, TransportError
 from yt_dlp.utils import ContentTooShortError, GeoRestrictedError, UnsupportedError
 
-from pipeline.errors import AudioTaggingError, ConfigError, StoreError
+from pipeline.errors import MAX_QUOTED_CHARS, AudioTaggingError, ConfigError, StoreError
 from pipeline.records import Failure, FailureCategory, Reason
-
-MAX_QUOTED = 200
-"""Characters of a foreign message that are kept."""
 
 REASON_OF_STATUS = {
     401: Reason.LOGIN_REQUIRED,
@@ -112,10 +109,10 @@ RUN_ERROR_OF_TEXT: list[tuple[str, type[AudioTaggingError], str]] = [
 ]
 
 
-def quote(text: object) -> str:
-    """Return the beginning of a foreign message, without a terminal's colours."""
+def excerpt(text: object) -> str:
+    """Return the beginning of a foreign message as it is, for a clip's detail, without a terminal's colours."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(text)).strip()
-    return plain if len(plain) <= MAX_QUOTED else plain[: MAX_QUOTED - 1] + "…"
+    return plain if len(plain) <= MAX_QUOTED_CHARS else plain[: MAX_QUOTED_CHARS - 1] + "…"
 
 
 def reason_of_status(status: int, reasons: dict[int, Reason] = REASON_OF_STATUS) -> Reason:
@@ -141,7 +138,7 @@ def failure_of(error: BaseException, warnings: Sequence[str] = ()) -> Failure:
     """
     chain = list(_causes(error))
     _raise_run_error([*map(str, chain), *warnings])
-    detail = quote(error).removeprefix("ERROR:").strip()
+    detail = excerpt(error).removeprefix("ERROR:").strip()
     by_exception = next((reason for reason in map(_reason_of_exception, chain) if reason), Reason.UNKNOWN)
     is_network = any(isinstance(cause, TransportError | HTTPError) for cause in chain)
     by_text = Reason.UNKNOWN if is_network else reason_of_text(str(error))
@@ -153,14 +150,14 @@ def failure_of(error: BaseException, warnings: Sequence[str] = ()) -> Failure:
     causes = [(cause, warning) for cause, warning in causes if cause not in NOT_UNDERSTOOD]
     # An address that is throttled must pause, whatever else went wrong.
     causes.sort(key=lambda pair: pair[0].category is not FailureCategory.THROTTLED)
-    return Failure(causes[0][0], f"{detail} ({quote(causes[0][1])})") if causes else Failure(reason, detail)
+    return Failure(causes[0][0], f"{detail} ({excerpt(causes[0][1])})") if causes else Failure(reason, detail)
 
 
 def _raise_run_error(messages: Sequence[str]) -> None:
     for message in messages:
         for pattern, error_type, advice in RUN_ERROR_OF_TEXT:
             if re.search(pattern, message, re.IGNORECASE):
-                raise error_type(f"{advice}. The error was: {quote(message)}")
+                raise error_type(f"{advice}. The error was: {excerpt(message)}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

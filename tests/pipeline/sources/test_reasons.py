@@ -32,9 +32,9 @@ from yt_dlp.utils import (
     UnsupportedError,
 )
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import MAX_QUOTED_CHARS, ConfigError, StoreError
 from pipeline.records import Reason
-from pipeline.sources.reasons import MAX_QUOTED, failure_of, reason_of_text
+from pipeline.sources.reasons import failure_of, reason_of_text
 
 LIMIT_HINT = "The current session has been rate-limited by YouTube for up to an hour."
 
@@ -276,4 +276,4 @@ def test_the_warnings_decide_where_the_error_only_says_that_no_client_is_left() 
 
 
 def test_details_quote_the_beginning_of_a_long_message() -> None:
-    assert len(failure_of(ExtractorError("x" * 10**6)).detail) == MAX_QUOTED
+    assert len(failure_of(ExtractorError("x" * 10**6)).detail) == MAX_QUOTED_CHARS
