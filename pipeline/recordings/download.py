@@ -1,82 +1,90 @@
-"""Large archives from the web: resumed where they broke off, checked, unpacked."""
+"""Large archives from the web: resumed where they were interrupted, verified, unpacked.
+
+Written here because pooch starts a broken download anew, and the part of huggingface_hub that resumes is not public.
+"""
 
 import hashlib
 import logging
 import tarfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import requests
 
-from pipeline.errors import CorruptError, InputError, StoreError
+from pipeline.errors import CorruptError, InputError, StoreError, describe
 from pipeline.progress import Progress, show_progress
 
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2**16
 TIMEOUT_S = 30.0
-MAX_BARREN_ATTEMPTS = 5
-"""Attempts in a row that bring nothing, before giving up."""
+MAX_FRUITLESS_ATTEMPTS = 5
+"""Attempts in a row that bring no byte, before giving up."""
 PAUSE_S = 1.0
 UNPACKED = ".unpacked"
+RANGE_NOT_SATISFIABLE, PARTIAL_CONTENT, TOO_MANY_REQUESTS = 416, 206, 429
 
 
 def fetch_archive(address: str, file: Path, digest: str = "") -> Path:
-    """Download to `file`, going on where an earlier call broke off; what is there already is kept.
+    """Download to `file`, resuming where an earlier call was interrupted; a file that is there already is kept.
 
     digest: sha256 (64 digits) or md5 (32); without it only the length is checked, and what unpacking notices.
-    Raises StoreError if nothing more comes, CorruptError if the digest differs.
+    Raises InputError if the server refuses the address, StoreError if nothing more comes, CorruptError if the digest
+    differs.
     """
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.part")
-        _download(address, part)
+        with show_progress(f"fetch {address.rsplit('/', 1)[-1]}", 0, "bytes", _size(part)) as progress:
+            _download(address, part, progress)
         _check_digest(part, digest, address)
         part.replace(file)
     return file
 
 
-def _download(address: str, part: Path) -> None:
-    barren = 0
-    with show_progress(f"fetch {address.rsplit('/', 1)[-1]}", 0, "bytes", _size(part)) as progress:
-        while True:
-            before, problem = _size(part), ""
-            try:
-                if _fetch_rest(address, part, progress):
-                    return
-            except requests.RequestException as error:
-                problem = f": {error}"
-            barren = barren + 1 if _size(part) <= before else 0
-            if barren >= MAX_BARREN_ATTEMPTS:
-                raise StoreError(
-                    f"{address} sends nothing more after {_size(part)} bytes{problem}; the same command goes on from"
-                    " there, or fetch it otherwise and give the folder"
-                )
-            time.sleep(PAUSE_S * barren)
+def _download(address: str, part: Path, progress: Progress) -> None:
+    """Request what is missing until nothing is, as often as it takes while each attempt brings something."""
+    num_fruitless = 0
+    while True:
+        num_before, problem = _size(part), ""
+        try:
+            if _request_rest(address, part, progress):
+                return
+        except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to an address that is none
+            problem = f" ({describe(error)})"
+        num_fruitless = num_fruitless + 1 if _size(part) <= num_before else 0
+        if num_fruitless >= MAX_FRUITLESS_ATTEMPTS:
+            raise StoreError(
+                f"{address} sends nothing more after {_size(part)} bytes{problem}; run the same command again to resume"
+                " from there, or download it by other means and name the unpacked folder"
+            )
+        time.sleep(PAUSE_S * num_fruitless)
 
 
-def _fetch_rest(address: str, part: Path, progress: Progress) -> bool:
-    """Make one request for what is missing; return whether that is all. Servers without ranges start anew."""
+def _request_rest(address: str, part: Path, progress: Progress) -> bool:
+    """Make one request for the missing bytes; return whether that was all. Servers without ranges start anew."""
     start = _size(part)
-    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
-    with requests.get(address, headers=headers if start else None, stream=True, timeout=TIMEOUT_S) as response:
-        if response.status_code == 416:  # nothing lies behind what is here
+    # Compressed bodies have no ranges.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+        if start and response.status_code == RANGE_NOT_SATISFIABLE:  # there is nothing beyond what is here
             return True
         if not response.ok:
-            problem = f"{address}: HTTP {response.status_code} {response.reason}"
-            if 400 <= response.status_code < 500 and response.status_code != 429:
-                raise InputError(f"{problem}; look at the address")
+            problem = f"{address}: HTTP {response.status_code}"
+            if 400 <= response.status_code < 500 and response.status_code != TOO_MANY_REQUESTS:
+                raise InputError(f"{problem}; check the address")
             raise requests.HTTPError(problem)
-        if response.status_code != 206:
+        if response.status_code != PARTIAL_CONTENT:
             start = 0
-        declared = response.headers.get("Content-Length")
-        total = start + int(declared) if declared else 0
+        declared = response.headers.get("Content-Length", "")
+        total = start + int(declared[:18]) if declared.isdecimal() else 0
         with part.open("ab" if start else "wb") as out:
             for chunk in response.iter_content(CHUNK_BYTES):
                 out.write(chunk)
                 progress.reach(out.tell(), total)
-        return not declared or _size(part) >= total
+        return _size(part) >= total
 
 
 def _size(file: Path) -> int:
@@ -85,17 +93,17 @@ def _size(file: Path) -> int:
 
 def _check_digest(file: Path, digest: str, address: str) -> None:
     if not digest:
-        log.warning("%s has no known digest; only its length was checked", address)
+        log.warning("the digest of %s is not known; only its length was checked", address)
         return
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "md5" if len(digest) == 32 else "sha256").hexdigest()
     if found != digest.lower():
         file.unlink()
-        raise CorruptError(f"{address}: expected the digest {digest}, found {found}; the file was removed, fetch anew")
+        raise CorruptError(f"{address}: expected the digest {digest}, found {found}; the file was removed, run again")
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a zip or tar into `folder`, once; one that broke off is unpacked anew. Raises CorruptError if it can't."""
+    """Unpack a zip or tar into `folder`, once: an interrupted call is repeated. Raises CorruptError if it can't."""
     if (folder / UNPACKED).exists():
         return folder
     log.info("unpacking %s", archive)
@@ -106,7 +114,8 @@ def unpack(archive: Path, folder: Path) -> Path:
         else:
             with tarfile.open(archive) as opened:
                 opened.extractall(folder, filter="data")
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise CorruptError(f"can't unpack {archive}: {error}; remove it and run again") from error
+    # RuntimeError is a zip with a password, or of a method that this Python doesn't know.
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise CorruptError(f"can't unpack {archive}: {describe(error)}; remove it and run again") from error
     (folder / UNPACKED).touch()
     return folder
