@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import InputError, StoreError, describe
 from pipeline.miniature.media import make_media
 from pipeline.miniature.plan import Clip, Fault, Sound, from_json, plan_clips, to_json
 from pipeline.miniature.server import MiniatureServer, serve_clips
@@ -78,14 +78,18 @@ def serve_miniature(folder: Path, port: int = 0) -> Iterator[MiniatureServer]:
     path = folder / PLAN_NAME
     if not path.is_file():
         raise InputError(f"expected a miniature in {folder}, found no {PLAN_NAME}: make one with make_miniature")
-    with serve_clips(from_json(path.read_text(encoding="utf-8")), folder / "media", port) as server:
+    try:
+        clips = from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is not a miniature's plan: {describe(error)}; make the miniature anew") from error
+    with serve_clips(clips, folder / "media", port) as server:
         yield server
 
 
 def _is_made(miniature: Miniature) -> bool:
     # The plan alone decides what the media are, and the folder only gets its name when all is in it.
     plan = miniature.folder / PLAN_NAME
-    if not plan.is_file() or plan.read_text(encoding="utf-8") != to_json(miniature.clips):
+    if not plan.is_file() or plan.read_bytes() != to_json(miniature.clips).encode():
         return False
     names = [clip.file_name for clip in miniature.clips if clip.file_name]
     return all((miniature.media_folder / name).is_file() for name in names)

@@ -196,7 +196,8 @@ def read_sidecar(store: Store, name: str, columns: list[str] | None = None) -> p
     """Read a sidecar; the fingerprint and the tar's checksum are in the schema's metadata."""
     try:
         table = pq.read_table(io.BytesIO(store.read_bytes(name)), columns=columns)
-    except (pa.ArrowInvalid, KeyError) as error:
+        table.validate(full=True)  # text that is not UTF-8 would raise wherever a row is read
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise CorruptError(f"{store.url(name)} is no sidecar: {error}; remove it and run again") from error
     missing = set(columns or SIDECAR_SCHEMA.names) - set(table.column_names)
     missing |= {key.decode() for key in SIDECAR_METADATA - (table.schema.metadata or {}).keys()}
