@@ -1,17 +1,17 @@
-"""Errors that end a command. A clip that can't be had is no error but a `records.Failure`.
+"""Errors that end a command. An unavailable clip is not an error but a `records.Failure`.
 
     AudioTaggingError
     ├── ConfigError        a setting that is impossible, or that contradicts another
-    ├── InputError         a given file or table is not what its format says
+    ├── InputError         a given file or table is not valid
     │   └── WeightsError   weights that don't fit the model
     ├── SourceError        the source of the media as a whole doesn't answer
     ├── StoreError         the store can't be read or written
     │   ├── CorruptError   bytes that don't match their record
     │   └── LeaseError     another run holds the store
     ├── MismatchError      two things that don't belong together
-    ├── NoClipsError       nothing to go on with
-    ├── TrainingError      training can't go on
-    ├── StoppedError       asked to stop, and all is saved
+    ├── NoClipsError       no clips to continue with
+    ├── TrainingError      training can't continue
+    ├── StoppedError       asked to stop, and everything is saved
     └── TrackingError      the tracking server can't be used
 
 Each message says what was expected, what was found, where, and what to do. What comes from a file, a server or a

@@ -1,7 +1,7 @@
 """AST's log-mel filterbank: one function for conversion, training and inference.
 
-It computes what `torchaudio.compliance.kaldi.fbank` computes with AST's settings, but makes the window and
-the mel bank once, and skips the many zeros of the mel bank.
+It equals `torchaudio.compliance.kaldi.fbank` with AST's settings, but makes the window and the mel bank once, and
+skips the many zeros of the mel bank.
 """
 
 from functools import lru_cache
@@ -36,15 +36,16 @@ FBANK_SETTINGS: dict[str, int | float | str] = {
     "window": "hann",
     "log": "natural",
 }
-"""What the features depend on, for the fingerprint of the data."""
+"""Everything the features depend on, for the fingerprint of the data."""
 
 NUM_MEL_BLOCKS = 8
+"""Blocks of neighbouring mel bins, each multiplied with the few frequencies that it looks at."""
 CHUNK_FRAMES = 256
 """Frames computed at once on a CPU: their buffers stay in its cache, and are small enough for the allocator to keep."""
 
 
 def num_frames_of(num_samples: int) -> int:
-    """Count the frames of a waveform; the last samples that fill no frame are left out."""
+    """Count the frames of a waveform; samples at the end that don't fill a frame are left out."""
     if num_samples < FRAME_LENGTH:
         return 0
     return 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT
@@ -60,6 +61,7 @@ def compute_fbank(waveform: Tensor) -> Tensor:
     _check(waveform)
     # Lower precision inside `torch.autocast` would cost two digits of the features.
     with torch.autocast(waveform.device.type, enabled=False):
+        # A GPU wants all frames in one launch; a CPU wants buffers that fit its cache.
         if waveform.device.type != "cpu":
             return _log_mel(waveform.unfold(-1, FRAME_LENGTH, FRAME_SHIFT))
         if waveform.dim() == 2:
@@ -90,10 +92,11 @@ def _log_mel(frames: Tensor) -> Tensor:
     window, mel_blocks = _tables(frames.device)
     frames = frames - frames.mean(-1, keepdim=True)
     padded = frames.new_zeros(*frames.shape[:-1], FFT_SIZE)
-    # The first sample has none before it, and doesn't matter: the window starts with 0.
+    # Pre-emphasis, x[i] - 0.97 x[i - 1], written in place. Kaldi repeats the first sample for the one before it; that
+    # doesn't matter, since the window starts with 0.
     padded[..., 1:FRAME_LENGTH] = frames[..., :-1]
     padded[..., :FRAME_LENGTH].mul_(-PREEMPHASIS).add_(frames).mul_(window)
-    # Twice as fast as `abs` and a square, which take a root in between.
+    # Twice as fast as `abs().square()`, which takes a root in between.
     squares = torch.view_as_real(torch.fft.rfft(padded)).square_()
     power = squares[..., 0] + squares[..., 1]
     energies = [power[..., low:high].to(block.dtype) @ block for low, high, block in mel_blocks]
@@ -108,6 +111,7 @@ def _tables(device: torch.device) -> tuple[Tensor, list[tuple[int, int, Tensor]]
     quarters of its time on zeros. On CUDA the weights are float64, since there TF32, where a training has it
     switched on, would cost float32 products their precision.
     """
+    # Tables first made under inference mode could never take part in a gradient.
     with torch.inference_mode(False):
         window = torch.hann_window(FRAME_LENGTH, periodic=False)
         bank, _ = get_mel_banks(NUM_MEL_BINS, FFT_SIZE, SAMPLE_RATE_HZ, LOW_FREQ_HZ, 0.0, 100.0, -500.0, 1.0)

@@ -1,4 +1,4 @@
-"""The words of the pipeline as values: what travels between its steps."""
+"""The pipeline's values: what travels between its steps."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,14 +22,14 @@ class Segment:
 
 
 class FailureCategory(StrEnum):
-    """What a failure means for the next run."""
+    """Kind of failure, which decides whether the next run tries again."""
 
     PERMANENT = "permanent"
     """It will not come back."""
     POLICY = "policy"
-    """Who asks, or from where, is refused."""
+    """The media exist, but not for this account, address or country."""
     THROTTLED = "throttled"
-    """This address asked too often; says nothing of the clip."""
+    """This address asked too often; that says nothing about the clip."""
     TRANSIENT = "transient"
     """May work the next time."""
 
@@ -53,7 +53,7 @@ class Reason(StrEnum):
     NOT_MEDIA = "not_media", FailureCategory.PERMANENT
     NO_AUDIO = "no_audio", FailureCategory.PERMANENT
     OUT_OF_RANGE = "out_of_range", FailureCategory.PERMANENT
-    """The media ends before the segment starts, or holds less than one fbank frame of it."""
+    """The media end before the segment starts, or hold less than one fbank frame of it."""
     TOO_LARGE = "too_large", FailureCategory.PERMANENT
 
     AGE_RESTRICTED = "age_restricted", FailureCategory.POLICY
@@ -72,7 +72,7 @@ class Reason(StrEnum):
     CONNECTION = "connection", FailureCategory.TRANSIENT
     SERVER_ERROR = "server_error", FailureCategory.TRANSIENT
     TRUNCATED = "truncated", FailureCategory.TRANSIENT
-    """Fewer bytes came than were promised, or the media breaks off before its own end."""
+    """Fewer bytes arrived than were announced, or the media end before the length in their header."""
     NOT_READY = "not_ready", FailureCategory.TRANSIENT
     """A premiere, a live event to come, or an upload that is still processed."""
     EXTRACTION_FAILED = "extraction_failed", FailureCategory.TRANSIENT
@@ -82,13 +82,13 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An unavailable clip."""
+    """An unavailable clip, and why."""
 
     reason: Reason
     detail: str
     """The original message, at most 200 characters of it."""
     retry_after_s: float | None = None
-    """How long the other side asks to be left alone, if it says so."""
+    """Seconds after which the server allows the next request, if it says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Media:
     source: str
     """Where it came from, for the record."""
     offset_ms: int = 0
-    """Time of the video at which the file starts: 0 for a whole video, the segment's start for a cut one."""
+    """Time of the video at which the file starts: 0 for a whole video, the segment's start if it is already cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """What became of one shard plan."""
+    """Result of one shard plan."""
 
     shard_id: str
     split: str

@@ -24,31 +24,32 @@ from av.packet import Packet
 from pipeline.records import Failure, Reason
 
 GAP_S = 0.1
-"""Timestamps that run ahead of the samples counted by more than this mark a gap, which becomes silence; Vorbis
-and containers that round are off by less now and then."""
+"""Timestamps that run ahead of the samples counted by more than this mark a gap, which becomes silence. Smaller
+differences are rounding, of containers that count in milliseconds or of Vorbis's varying blocks."""
 OVERRUN_S = 1.0
 """Packets are read this far beyond the window, if it still isn't full: their timestamps may be off."""
 BLOCK_SAMPLES = 1 << 19
+"""Samples handed on at a time: half a minute at 16 kHz, so ten hours of silence never lie in memory at once."""
 MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1_000, 768_000, 64
 MAX_FRAME_SAMPLES = 1 << 24
-"""What one packet may unpack to, over all channels."""
+"""The most that one packet may decode to, over all channels."""
 MAX_STALLED_PACKETS = 10_000
-"""Packets in a row that bring neither samples nor later timestamps, before a file is given up."""
+"""Packets in a row that bring neither samples nor later timestamps, before reading ends."""
 MAX_RUN_UP_S = 3_600
-"""What may be decoded beyond the window, where timestamps are missing or false, before a file is given up."""
+"""The most that may be decoded outside the window, where timestamps are missing or false, before reading ends."""
 
 FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,voc,w64,wav,wv"
-"""What FFmpeg may take a file for. No playlists: those name other files and addresses."""
+"""Formats that FFmpeg may recognise. No playlists: those name other files and addresses."""
 EXTENSIONS = frozenset("aac aif aiff avi flac m4a mka mkv mp3 mp4 mov oga ogg opus wav webm wma".split())
-"""What media files are called."""
+"""Extensions of media files."""
 ESTIMATING_FORMATS = ("aac", "ac3", "eac3", "amr")
 """Formats without a stated length: FFmpeg guesses it from the bit rate."""
 MAGICS = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"RIFF", b"ID3")
-"""How files of the commonest formats start; MP4 has `ftyp` after four bytes."""
+"""First bytes of the commonest formats; MP4 has `ftyp` after four bytes."""
 
 
 class BrokenMediaError(Exception):
-    """Carries what is wrong with a file up to where it becomes a failed clip."""
+    """A file that can't be decoded. It never leaves this room: `decode` turns it into a failure or an InputError."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -103,7 +104,7 @@ def measure_length_ms(content: bytes | Path) -> int:
                 packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None
             ]
             return int((max(times) - (stream.start_time or 0)) * stream.time_base * 1000) if times else 0
-    except (BrokenMediaError, FFmpegError):
+    except (BrokenMediaError, FFmpegError, IndexError):  # IndexError: see `Track._packets`
         return 0
 
 
@@ -119,14 +120,14 @@ def _open_file(content: bytes | Path) -> BinaryIO:
 
 
 def _reason_of(head: bytes) -> Reason:
-    """Tell media whose index is missing from what never was media."""
+    """Distinguish media whose index is missing from what never was media: the first may be whole the next time."""
     return Reason.TRUNCATED if head.startswith(MAGICS) or head[4:8] == b"ftyp" else Reason.NOT_MEDIA
 
 
 class Track:
     """The audio of a container within a window of time, mono, at the rate of the source.
 
-    Time counts from the container's start. After `blocks` is exhausted the attributes tell what was found.
+    Time counts from the container's start. Once `blocks` is exhausted the public attributes hold what was found.
     """
 
     def __init__(self, container: InputContainer, window_start_ms: int, window_end_ms: int) -> None:
@@ -134,8 +135,9 @@ class Track:
         # FFmpeg has no context for a codec that it doesn't know.
         if not isinstance(stream, AudioStream) or stream.codec_context is None or stream.time_base is None:
             raise BrokenMediaError(Reason.NO_AUDIO, "the file has no audio stream that can be decoded")
-        # Clips are decoded one per core.
+        # Clips are decoded one per core already; more threads would only wait for each other.
         stream.codec_context.thread_count = 1
+        # Some codecs let a few bytes claim minutes of audio in one packet.
         stream.codec_context.options = {"max_samples": str(MAX_FRAME_SAMPLES)}
         self._container = container
         self._stream = stream
@@ -151,20 +153,21 @@ class Track:
         self._drifts: list[int] = []
 
         self.rate_hz = 0
-        """0 until something was decoded."""
+        """Sample rate of the source; 0 until a frame is decoded."""
         self.position: int | None = None
-        """Where the next samples belong: samples after the window's start, gaps included."""
+        """Where the next samples belong: samples after the window's start, gaps included; None before the first."""
         self.num_decoded = 0
         """Samples within the window, without gaps."""
         self.missed_start = True
-        """Nothing was decoded that lies before the window or at its start."""
+        """Every frame so far started after the window did: a seek landed too late, or the audio starts late."""
         self.stated_end_s = _stated_end_s(container, stream)
+        """Where the audio ends according to the file's header; None if that says nothing reliable."""
         self.error = ""
-        """What the demultiplexer or decoder said last."""
+        """The latest message of the demultiplexer or the decoder."""
         self.reached_eof = False
         """There are no more packets: `end_s` is where the file ends."""
         self.is_truncated = False
-        """That is because the demultiplexer could not go on."""
+        """The demultiplexer failed before the end, so `end_s` is not the end that the file once had."""
 
     @property
     def end_s(self) -> float:
@@ -172,7 +175,8 @@ class Track:
         return max(self._ends_s.values(), default=0.0)
 
     def blocks(self, first_ms: int) -> Iterator[np.ndarray]:
-        """Decode from `first_ms` on, yield what lies in the window as (S,) float32 without holes between."""
+        """Decode from `first_ms` on and yield what lies in the window as (S,) float32, without gaps in between."""
+        # Codecs give some 20 ms at a time, and each call of the resampler has its price.
         pieces: list[np.ndarray] = []
         num_pending = 0
         for frame in self._frames(first_ms / 1000):
@@ -192,8 +196,9 @@ class Track:
             try:
                 yield from self._stream.codec_context.decode(packet)
             except FFmpegError as error:
-                # One broken packet is a gap; the decoder may well go on behind it.
+                # One broken packet is a gap; the decoder may well go on after it.
                 self.error = str(error)
+            # The samples say when the window is full, since timestamps may be off.
             if self.position is not None and self.position >= self._window_s * self.rate_hz:
                 return
 
@@ -212,7 +217,7 @@ class Track:
             try:
                 packet = next(packets)
             except (StopIteration, IndexError):
-                # PyAV looks up a stream that came up late, at the end of the file only: IndexError.
+                # PyAV raises IndexError at the end of a file in which a stream appeared late, looking that up.
                 self.reached_eof = True
                 return
             except FFmpegError as error:
@@ -221,6 +226,7 @@ class Track:
             self._num_stalled += 1
             if self._num_stalled > MAX_STALLED_PACKETS:
                 raise BrokenMediaError(Reason.NOT_MEDIA, f"time stands still for {MAX_STALLED_PACKETS} packets")
+            # Other streams are read too: their times tell where a file ends whose audio is shorter than its video.
             is_ours = packet.stream_index == self._stream.index
             start_s = end_s = None
             if packet.pts is not None:
@@ -233,13 +239,13 @@ class Track:
             if not is_ours or (end_s is not None and end_s < first_s):
                 continue
             yield packet
-            # The samples say when the window is full; this is for packets that give none.
+            # For packets that decode to nothing; otherwise `_frames` stops once the window is full.
             if start_s is not None and start_s > self._window_end_s + OVERRUN_S:
                 return
 
     def _place(self, frame: AudioFrame) -> Iterator[np.ndarray]:
         """Yield a frame's samples that lie in the window, after silence if its timestamp leaves a gap."""
-        if frame.samples == 0 or not self._has_usual_form(frame):
+        if frame.samples == 0 or not self._is_readable(frame):
             return
         self._num_stalled = 0
         num_wanted = ceil(self._window_s * self.rate_hz)
@@ -274,10 +280,11 @@ class Track:
                 return self.position + round(median(self._drifts))
         return self.position
 
-    def _has_usual_form(self, frame: AudioFrame) -> bool:
+    def _is_readable(self, frame: AudioFrame) -> bool:
+        """Tell whether a frame fits those before it. Raises BrokenMediaError for rates and channels of no audio."""
         num_channels = frame.layout.nb_channels
         if not (MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ and num_channels <= MAX_CHANNELS):
-            detail = f"{num_channels} channels at {frame.sample_rate} Hz are no usual audio"
+            detail = f"{num_channels} channels at {frame.sample_rate} Hz are beyond usual audio"
             raise BrokenMediaError(Reason.NOT_MEDIA, detail)
         self.rate_hz = self.rate_hz or frame.sample_rate
         if frame.sample_rate != self.rate_hz:
@@ -312,7 +319,7 @@ def _average_channels(frame: AudioFrame) -> np.ndarray:
     samples = frame.to_ndarray()
     num_channels = frame.layout.nb_channels
     channels = samples if frame.format.is_planar else [samples[0, c::num_channels] for c in range(num_channels)]
-    # Floats may be anything; `audio` refuses what isn't finite then.
+    # Floats may be anything; `decode` refuses what isn't finite.
     with np.errstate(over="ignore", invalid="ignore"):
         mono = np.array(channels[0], np.float32)
         for channel in channels[1:]:

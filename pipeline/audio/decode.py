@@ -1,6 +1,6 @@
 """Decode media into waveforms: mono, 16 kHz, cut to the sample, the clip's mean removed.
 
-Channels are averaged. The resampler is libswresample's windowed sinc (Kaiser, beta 9) of 128 taps a phase at the
+Channels are averaged. The resampler is libswresample's windowed sinc (Kaiser, beta 9) with 128 taps per phase at the
 lower rate. Measured from 48, 44.1, 32 and 22.05 kHz: flat within 0.1 dB to 7.4 kHz, −0.7 dB at 7.6 kHz, below −79 dB
 from 8.1 kHz on, no delay.
 """
@@ -86,6 +86,7 @@ def encode_flac(waveform: np.ndarray) -> bytes:
     """Encode (S,) float32 at 16 kHz as 16-bit FLAC; the same samples give the same bytes."""
     pcm = np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
     file = BytesIO()
+    # Bit-exact: otherwise the version of FFmpeg stands in each file, and shards of two machines differ.
     with av.open(file, "w", format="flac", container_options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono", options={"flags": "+bitexact"})
         frame = AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
@@ -96,7 +97,7 @@ def encode_flac(waveform: np.ndarray) -> bytes:
 
 
 def decode_flac(content: bytes) -> np.ndarray:
-    """Decode what `encode_flac` made → (S,) int16. Raises InputError if it is something else, or damaged."""
+    """Decode the output of `encode_flac` → (S,) int16. Raises InputError if it is something else, or damaged."""
     try:
         with av.open(BytesIO(content), "r", format="flac") as container:
             frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
@@ -127,9 +128,9 @@ def _decode(content: bytes | Path, start_ms: int, end_ms: int) -> Clip:
 
 
 def _read(content: bytes | Path, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:
-    """Decode, resample and cut → (S,) float32, empty if there is nothing, and what is known of the file."""
+    """Decode, resample and cut → (S,) float32, empty if there is nothing, and the track with what was found."""
     window_start_ms = max(start_ms - CUT_MARGIN_MS, 0) // CUT_GRID_MS * CUT_GRID_MS
-    # The second try reads from the file's start: some files have a wrong index, or none.
+    # The second attempt reads from the file's start: some files have a wrong index, or none.
     for first_ms in (start_ms - SEEK_MARGIN_MS, 0):
         with open_media(content) as container:
             track = Track(container, window_start_ms, end_ms + CUT_MARGIN_MS)
@@ -145,7 +146,8 @@ def _resample(track: Track, first_ms: int) -> np.ndarray:
     parts = [np.zeros(0, np.float32)]
     for block in track.blocks(first_ms):
         if not np.isfinite(block).all():
-            raise BrokenMediaError(Reason.NOT_MEDIA, "some samples are no numbers")
+            raise BrokenMediaError(Reason.NOT_MEDIA, "some samples are not finite numbers")
+        # Lossy codecs overshoot; the encoder's input was within the range.
         block.clip(-1, 1, out=block)
         if track.rate_hz == SAMPLE_RATE_HZ:
             parts.append(block)
@@ -158,7 +160,7 @@ def _resample(track: Track, first_ms: int) -> np.ndarray:
 
 
 def _check_whole(content: bytes | Path, track: Track, start_ms: int) -> None:
-    """Tell a file that breaks off from one that is shorter than the segment."""
+    """Raise BrokenMediaError for a file that was truncated, rather than one that is shorter than the segment."""
     stated_s = track.stated_end_s or 0.0
     if start_ms < stated_s * 1000 and track.end_s < stated_s - END_TOLERANCE_S:
         detail = f"the file ends at {track.end_s:.1f} s, its header says {stated_s:.1f} s {track.error}"
@@ -168,7 +170,7 @@ def _check_whole(content: bytes | Path, track: Track, start_ms: int) -> None:
 
 
 def _check_real(waveform: np.ndarray, track: Track) -> None:
-    """Refuse a clip that has less than one frame, or that is mostly silence in place of broken packets."""
+    """Raise BrokenMediaError for less than one fbank frame, or mostly silence in place of broken packets."""
     num_samples = track.position or 0
     is_mostly_broken = track.error != "" and 2 * track.num_decoded <= num_samples
     if is_mostly_broken or (track.position is None and track.end_s == 0):
