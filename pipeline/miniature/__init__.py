@@ -1,7 +1,7 @@
-"""An AudioSet in small: real class names, made sounds, real encodings, and a server with faults on loopback.
+"""A miniature AudioSet: real class names, synthetic sounds, real encodings, and a loopback server with faults.
 
-`make_miniature` writes a folder with `metadata/` (tables in AudioSet's form), `media/` and `plan.json`, which says of
-each clip what sounds where and what is broken. `serve_miniature` serves the media.
+`make_miniature` writes a folder with `metadata/` (tables in AudioSet's form), `media/` and `plan.json`, which lists for
+each clip what sounds when, and its fault if it has one. `serve_miniature` serves the media.
 """
 
 import shutil
@@ -26,6 +26,8 @@ PLAN_NAME = "plan.json"
 
 @dataclass(frozen=True)
 class Miniature:
+    """A miniature on disk."""
+
     folder: Path
     clips: tuple[Clip, ...]
 
@@ -47,7 +49,7 @@ def make_miniature(
     num_workers: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Miniature:
-    """Make a miniature in the folder, unless the same one is there; `on_progress` is told (clips made, of all).
+    """Make a miniature in the folder, unless the same one is there; `on_progress` gets (clips made, clips in all).
 
     Raises ConfigError for sizes too small, StoreError if the folder holds something else or can't be written.
     """
@@ -64,7 +66,7 @@ def make_miniature(
         _put_in_place(building, miniature.folder)
     except OSError as error:
         raise StoreError(
-            f"can't write the miniature to {folder}: {error}; name a folder that can be written"
+            f"can't write the miniature to {folder}: {describe(error)}; choose a folder that can be written"
         ) from error
     return miniature
 
@@ -98,13 +100,13 @@ def _is_made(miniature: Miniature) -> bool:
 def _refuse_other_content(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / PLAN_NAME).is_file():
         raise StoreError(
-            f"expected a new or empty folder, or an earlier miniature, found other content in {folder}: "
-            "name another folder; nothing was changed"
+            f"expected a new or empty folder, or an earlier miniature, found other content in {folder}; "
+            "choose another folder; nothing was changed"
         )
 
 
 def _clear_sibling(folder: Path, suffix: str) -> Path:
-    """Return the place beside the folder with this suffix, empty: what a killed call left there is removed."""
+    """Return the path beside the folder with this suffix, after removing what a killed call left there."""
     sibling = folder.with_name(f"{folder.name}.{suffix}")
     if sibling.exists():
         shutil.rmtree(sibling)
@@ -123,8 +125,8 @@ def _write_media(
     clips: tuple[Clip, ...], folder: Path, num_workers: int, on_progress: Callable[[int, int], None]
 ) -> None:
     folder.mkdir()
-    # Threads do: numpy and the encoders work outside the interpreter's lock, so two take half the time of one,
-    # and none can be left over when this process is killed.
+    # Threads are enough: numpy and the encoders release the interpreter's lock, so two take half the time of one, and
+    # unlike processes none outlives this one when it is killed.
     with ThreadPoolExecutor(num_workers) as pool:
         for num_made, _ in enumerate(pool.map(partial(make_media, folder=folder), clips), start=1):
             on_progress(num_made, len(clips))

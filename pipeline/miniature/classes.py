@@ -10,12 +10,14 @@ from pipeline.miniature import sounds
 
 @dataclass(frozen=True)
 class SoundClass:
+    """A class of AudioSet and how to synthesize it."""
+
     mid: str
     name: str
     make: Callable[[np.random.Generator, int, int], np.ndarray]
     """(generator, number of samples, rate in Hz) → (S,) float32."""
     train_share: float
-    """Part of the training segments that carry the label: AudioSet's long tail in small."""
+    """Share of the training segments with this label: AudioSet's long tail in miniature."""
     level_db: tuple[float, float] = (-13.0, -3.0)
     """Range of the peak level; noises are kept low so that they don't bury the rest."""
 

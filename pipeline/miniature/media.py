@@ -21,7 +21,7 @@ QUICK = {
     "aac": {"aac_coder": "fast"},
     "libmp3lame": {"compression_level": "9"},
 }
-"""Each encoder's quickest setting."""
+"""Each encoder's fastest setting."""
 
 
 def make_media(clip: Clip, folder: Path) -> None:
@@ -67,7 +67,7 @@ def _encode(clip: Clip, waveform: np.ndarray, path: Path) -> None:
     codec = CODECS[clip.format]
     options = QUICK.get(codec, {}) | {"b": str((24_000 + clip.rate_hz) * (1 + clip.num_channels) // 2)}
     layout = "mono" if clip.num_channels == 1 else "stereo"
-    # Bit-exact leaves out what would differ from run to run; fast start puts the index first, as the web has it.
+    # Bit-exact leaves out what would differ from run to run; fast start puts the index first, as on the web.
     muxing = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if clip.format == "m4a" else {})
     with av.open(path, "w", format=MUXERS[clip.format], options=muxing) as container:
         stream = container.add_stream(codec, rate=clip.rate_hz, layout=layout, options=options)
@@ -76,7 +76,7 @@ def _encode(clip: Clip, waveform: np.ndarray, path: Path) -> None:
         packed = (waveform.T * FULL_SCALE).astype(np.int16).reshape(1, -1)
         # One frame for all: the encoder then works through it without Python, and threads run side by side.
         frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
-        # Without a time stamp the run-up of the encoder would count as sound.
+        # Without a timestamp the encoder's delay would count as sound.
         frame.sample_rate, frame.pts = clip.rate_hz, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -9,17 +9,17 @@ from numpy.random import Generator
 
 from pipeline.errors import ConfigError
 from pipeline.miniature.classes import CLASSES, SILENCE
-from pipeline.miniature.tail import Labels, choose_faulty, deal_labels
+from pipeline.miniature.tail import Labels, assign_labels, choose_faulty
 from pipeline.records import Reason, Segment
 
 RECIPE = 2
 """Raise it when the same plan gives other media, so that old ones are made anew."""
 MIN_TRAIN, MIN_EVAL = 24, 8
-"""With fewer, not every class and every fault finds a place."""
-FAULTY_PART = 0.04
+"""With fewer, not every class and every fault would occur."""
+FAULTY_SHARE = 0.04
 MIN_DURATION_MS, MAX_DURATION_MS = 12_000, 60_000
 GUARD_MS = 100
-"""Nothing sounds this close to the outside of a segment's ends: codecs smear."""
+"""Nothing sounds this shortly before or after a segment: codecs smear sounds in time."""
 ID_LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 FORMATS = {"webm": 0.38, "m4a": 0.3, "mp3": 0.12, "wav": 0.12, "flac": 0.08}
@@ -34,7 +34,7 @@ LEVELS_DB = {sound.mid: sound.level_db for sound in CLASSES}
 
 
 class Fault(StrEnum):
-    """What is wrong with a clip, and the reason a reader should give; None if the clip can be had all the same."""
+    """A clip's fault, and the reason with which it should fail; None if the clip is available all the same."""
 
     reason: Reason | None
 
@@ -51,9 +51,9 @@ class Fault(StrEnum):
     SHORT = "short", None
     """The media ends before the segment does."""
     TRUNCATED = "truncated", Reason.TRUNCATED
-    """The file breaks off before the segment ends, though its header promises more."""
+    """The file is cut before the segment ends, though its header announces more."""
     CUT_OFF = "cut_off", Reason.TRUNCATED
-    """The connection ends half-way through the promised length."""
+    """The connection ends half-way through the announced length."""
     NO_AUDIO = "no_audio", Reason.NO_AUDIO
     """A video without sound."""
     WEB_PAGE = "web_page", Reason.NOT_MEDIA
@@ -64,7 +64,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True)
 class Sound:
-    """One class's sound on the time line of the media."""
+    """One class's sound on the timeline of the media."""
 
     mid: str
     start_ms: int
@@ -76,7 +76,7 @@ class Sound:
 
 @dataclass(frozen=True)
 class Clip:
-    """A segment with all that is needed to make and to serve its media."""
+    """A segment with everything that is needed to make and to serve its media."""
 
     segment: Segment
     format: str
@@ -107,12 +107,12 @@ def plan_clips(num_train: int, num_eval: int, seed: int) -> tuple[Clip, ...]:
             f"found num_train={num_train} and num_eval={num_eval}: ask for more"
         )
     rng = np.random.default_rng(seed)
-    dealt = [(split, hand) for split, hands in deal_labels(rng, num_train, num_eval).items() for hand in hands]
-    faults = _plan_faults(rng, dealt)
-    ytids = _make_ids(rng, len(dealt))
+    assigned = [(split, row) for split, rows in assign_labels(rng, num_train, num_eval).items() for row in rows]
+    faults = _plan_faults(rng, assigned)
+    ytids = _make_ids(rng, len(assigned))
     return tuple(
         _plan_clip(rng, Segment(ytid, 0, 0, labels, split), faults.get(i))
-        for i, (ytid, (split, labels)) in enumerate(zip(ytids, dealt, strict=True))
+        for i, (ytid, (split, labels)) in enumerate(zip(ytids, assigned, strict=True))
     )
 
 
@@ -134,20 +134,20 @@ def _clip_from(segment: dict, sounds: list[dict], fault: str | None, **fields) -
     )
 
 
-def _plan_faults(rng: Generator, dealt: list[tuple[str, Labels]]) -> dict[int, Fault]:
-    kinds = list(Fault)
-    num_faulty = max(len(kinds), round(FAULTY_PART * len(dealt)))
-    groups = [("eval" if split == "eval" else "train", labels) for split, labels in dealt]
+def _plan_faults(rng: Generator, assigned: list[tuple[str, Labels]]) -> dict[int, Fault]:
+    faults = list(Fault)
+    num_faulty = max(len(faults), round(FAULTY_SHARE * len(assigned)))
+    groups = [("eval" if split == "eval" else "train", labels) for split, labels in assigned]
     faulty = choose_faulty(rng, groups, num_faulty)
-    # One stall is enough: each costs whoever fetches a whole deadline.
-    repeated = [kind for kind in kinds if kind != Fault.STALL]
-    kinds += [repeated[i % len(repeated)] for i in range(num_faulty - len(kinds))]
-    return dict(zip(faulty, kinds, strict=True))
+    # One stall is enough: each costs the fetching side a whole deadline.
+    repeated = [fault for fault in faults if fault != Fault.STALL]
+    faults += [repeated[i % len(repeated)] for i in range(num_faulty - len(faults))]
+    return dict(zip(faulty, faults, strict=True))
 
 
 def _make_ids(rng: Generator, num_ids: int) -> list[str]:
     ids = ["".join(rng.choice(ID_LETTERS, 11)) for _ in range(num_ids)]
-    # Starts that are mistaken for an option or a separator, as about four in a hundred real ids have them.
+    # First characters that are easily mistaken for an option or a separator; about one real id in thirty has them.
     for first, i in zip("-_", rng.choice(num_ids, 2, replace=False), strict=True):
         ids[i] = first + ids[i][1:]
     return ids
@@ -169,7 +169,7 @@ def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> Clip:
     inside = [_plan_sound(rng, mid, start_ms, min(end_ms, duration_ms)) for mid in labels]
     before = _plan_others(rng, labels, 0, start_ms - GUARD_MS)
     after = _plan_others(rng, labels, end_ms + GUARD_MS, duration_ms)
-    # FFmpeg trusts a WAV file's size more than its header, so a truncated one can't be told from a short one.
+    # FFmpeg takes a WAV file's size for its length, so readers built on it can't tell a truncated one from a short one.
     formats = [name for name in FORMATS if not (fault == Fault.TRUNCATED and name == "wav")]
     weights = np.array([FORMATS[name] for name in formats])
     form = str(rng.choice(formats, p=weights / weights.sum()))
@@ -187,9 +187,9 @@ def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> Clip:
 
 def _plan_sound(rng: Generator, mid: str, from_ms: int, to_ms: int) -> Sound:
     """Place a sound that takes at least half of the given time in that time."""
-    room_ms = to_ms - from_ms
-    length_ms = round(room_ms * rng.uniform(0.5, 1.0))
-    start_ms = from_ms + round(float(rng.uniform(0, room_ms - length_ms)))
+    available_ms = to_ms - from_ms
+    length_ms = round(available_ms * rng.uniform(0.5, 1.0))
+    start_ms = from_ms + round(float(rng.uniform(0, available_ms - length_ms)))
     level_db = round(float(rng.uniform(*LEVELS_DB[mid])), 1)
     return Sound(mid, start_ms, start_ms + length_ms, level_db, round(float(rng.uniform(0.25, 0.75)), 2))
 

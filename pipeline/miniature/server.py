@@ -31,13 +31,15 @@ STALL_BYTES = 1000
 
 @dataclass(frozen=True)
 class MiniatureServer:
+    """A running server."""
+
     media_address: str
-    """Address template with the place `{ytid}`."""
+    """Address with `{ytid}` to be filled in."""
 
 
 @contextmanager
 def serve_clips(clips: tuple[Clip, ...], media_folder: Path, port: int) -> Iterator[MiniatureServer]:
-    """Serve until the context ends; then all connections are closed and all threads are gone.
+    """Serve until the context ends; by then all connections are closed and all threads have ended.
 
     Raises ConfigError if the port is taken; port 0 takes a free one.
     """
@@ -45,8 +47,8 @@ def serve_clips(clips: tuple[Clip, ...], media_folder: Path, port: int) -> Itera
         server = _Server((HOST, port), _Handler)
     except OSError as error:
         raise ConfigError(
-            f"the media server needs port {port} of {HOST}, found: {error.strerror}: "
-            "end what uses the port, name another one, or name 0 for any free one"
+            f"the media server can't listen on port {port} of {HOST}: {error.strerror}; "
+            "stop what uses the port, choose another one, or 0 for any free one"
         ) from error
     server.clips = {clip.segment.ytid: clip for clip in clips}
     server.media_folder = media_folder
@@ -98,11 +100,11 @@ class _Server(socketserver.ThreadingTCPServer):
     def hang_up(self) -> None:
         with self._lock:
             for request in self._open:
-                with suppress(OSError):  # The client was faster.
+                with suppress(OSError):  # the client was faster
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address) -> None:
-        """Say nothing of clients that went away: every server sees them."""
+        """Ignore clients that disconnect: every server sees them."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -161,4 +163,4 @@ class _Handler(BaseHTTPRequestHandler):
         return (int(first), end) if int(first) < end else None
 
     def log_message(self, format: str, *args) -> None:
-        """Keep no log: the caller counts what came."""
+        """Print nothing: the demo's own progress is on the same terminal."""

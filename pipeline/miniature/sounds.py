@@ -1,7 +1,7 @@
-"""Sounds that sound like their AudioSet name, made from random numbers.
+"""Synthetic sounds that resemble their AudioSet names, drawn from a random generator.
 
-Each function takes a generator, a number of samples and a sampling rate in Hz, and returns (S,) float32 with a peak of
-about 1. All content lies below 4 kHz as far as the name allows, so that media of 8 kHz can hold it.
+Each function takes a generator, a number of samples and a sample rate in Hz, and returns (S,) float32 with a peak of
+about 1. Their content lies below 4 kHz as far as the name allows, so that media at 8 kHz can hold it.
 """
 
 from collections.abc import Callable, Iterable
@@ -36,8 +36,8 @@ def swept_tone(frequency_hz: Wave, rate: int) -> Wave:
 
 
 def filtered_noise(rng: Generator, num_samples: int, rate: int, gain: Callable[[Wave], Wave]) -> Wave:
-    """Return noise of which `gain` shapes the spectrum: frequencies in Hz → factors."""
-    # A power-of-two length: others make the transform many times slower.
+    """Return noise whose spectrum is shaped by `gain`: frequencies in Hz → factors."""
+    # A power of two: the transform of other lengths is many times slower.
     padded = 1 << (num_samples - 1).bit_length()
     white = rng.standard_normal(padded, dtype=np.float32)
     frequencies_hz = np.fft.rfftfreq(padded, 1 / rate).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Write the miniature's tables in the form of AudioSet's own."""
+"""The miniature's tables, in the form of AudioSet's own."""
 
 from collections.abc import Sequence
 from pathlib import Path

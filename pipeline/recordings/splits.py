@@ -1,6 +1,6 @@
-"""Splits for recordings that come without: stratified by class, and no file in two of them.
+"""Splits for recordings that have none: stratified by class, and no file in two of them.
 
-The idea is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): the rarest class is shared out first.
+The idea is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): the rarest class is distributed first.
 """
 
 import random
@@ -14,13 +14,13 @@ TRAIN, EVAL = "train", "eval"
 
 
 def split_groups(labels_of: Mapping[Group, Sequence[str]], eval_share: float, seed: int = 0) -> dict[Group, str]:
-    """Share groups (files) out to `train` and `eval`.
+    """Distribute groups (files) over `train` and `eval`.
 
-    labels_of: labels of each group, one entry for each clip that bears them. Each class keeps at least one group in
-    train; one that has two or more has at least one in eval, as long as that takes no class's last one from train.
+    labels_of: labels of each group; repeats don't count. Each class keeps at least one group in train; one that has two
+    or more has at least one in eval, as long as that takes no class's last group from train.
     """
     groups_of: dict[str, list[Group]] = defaultdict(list)
-    order = sorted(labels_of, key=str)
+    order = sorted(labels_of, key=str)  # so that the seed alone decides, not the order of a folder's listing
     random.Random(seed).shuffle(order)
     for group in order:
         for label in dict.fromkeys(labels_of[group]):

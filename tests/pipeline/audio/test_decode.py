@@ -251,7 +251,7 @@ def _with_number(number: float) -> bytes:
         pytest.param(encode(tone(440, 16_000, 10.02), 16_000), Reason.OUT_OF_RANGE, id="less than a frame"),
     ],
 )
-def test_what_goes_wrong_has_a_reason(content: bytes, reason: Reason) -> None:
+def test_each_failure_has_a_reason(content: bytes, reason: Reason) -> None:
     assert reason_of(content) is reason
 
 
@@ -333,7 +333,7 @@ def _same_packets(num_packets: int, ticks: int) -> bytes:
     return file.getvalue()
 
 
-def test_a_file_that_never_advances_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_ends_where_a_file_never_advances(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media, "MAX_STALLED_PACKETS", 100)
     assert reason_of(_same_packets(500, ticks=0)) is Reason.NOT_MEDIA
     monkeypatch.setattr(media, "MAX_STALLED_PACKETS", 10_000)
@@ -341,7 +341,7 @@ def test_a_file_that_never_advances_is_given_up(monkeypatch: pytest.MonkeyPatch)
     assert reason_of(_same_packets(500, ticks=0)) is Reason.NOT_MEDIA
 
 
-def test_a_seek_that_lands_late_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seek_that_lands_late_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a wrong index: whatever time is asked for, reading goes on from 26 s."""
     content = encode(with_marker(48_000), 48_000, "matroska", "flac")
     seek = media.Track._seek

@@ -39,11 +39,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/missing":
             self.send_error(404)
             return
+        if self.path == "/latin1":
+            self.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: http://[::\xe9/\r\nContent-Length: 0\r\n\r\n")
+            return
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.send_header("Content-Length", "9" * 5_000 if self.path == "/digits" else str(len(CONTENT) - start))
         self.end_headers()
-        num_bytes = {"/cut": 2_000_000, "/dead": 0}.get(self.path, len(CONTENT))
+        num_bytes = {"/cut": 2_000_000, "/dead": 0, "/digits": 0}.get(self.path, len(CONTENT))
         self.wfile.write(CONTENT[start : start + num_bytes])
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -59,7 +62,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         server.shutdown()
 
 
-def test_a_connection_that_is_cut_is_taken_up_again(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_connection_is_resumed(server: Server, tmp_path: Path) -> None:
     file = fetch_archive(f"{server.address}/cut", tmp_path / "a", DIGEST)
     assert file.read_bytes() == CONTENT
     first, *others = server.ranges
@@ -70,7 +73,7 @@ def test_a_connection_that_is_cut_is_taken_up_again(server: Server, tmp_path: Pa
     assert len(server.ranges) == 3  # what is there is not asked for again
 
 
-def test_a_later_run_goes_on_where_one_was_killed(server: Server, tmp_path: Path) -> None:
+def test_a_later_run_resumes_where_one_was_killed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.part").write_bytes(CONTENT[:3_000_000])
     assert fetch_archive(f"{server.address}/whole", tmp_path / "a", DIGEST).read_bytes() == CONTENT
     assert server.ranges == ["bytes=3000000-"]
@@ -81,17 +84,23 @@ def test_a_server_without_ranges_starts_anew(server: Server, tmp_path: Path) -> 
     assert fetch_archive(f"{server.address}/plain", tmp_path / "a", DIGEST).read_bytes() == CONTENT
 
 
-def test_another_content_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
+def test_different_content_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match=r"expected the digest 0+, found [0-9a-f]{64}"):
         fetch_archive(f"{server.address}/whole", tmp_path / "a", "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_gives_nothing_is_given_up(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_sends_nothing_is_an_error(server: Server, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="sends nothing more after 0 bytes"):
         fetch_archive(f"{server.address}/dead", tmp_path / "a", DIGEST)
     with pytest.raises(InputError, match="HTTP 404"):
         fetch_archive(f"{server.address}/missing", tmp_path / "a", DIGEST)
+
+
+def test_impossible_headers_are_borne(server: Server, tmp_path: Path) -> None:
+    for path in ("/digits", "/latin1"):
+        with pytest.raises(StoreError, match="sends nothing more"):
+            fetch_archive(f"{server.address}{path}", tmp_path / "a", DIGEST)
 
 
 def test_unpacking_is_done_once_and_whole(tmp_path: Path) -> None:
