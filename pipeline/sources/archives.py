@@ -83,7 +83,7 @@ class TarSource:
 
 
 def _list_tar(file: str) -> list[Entry]:
-    """List the media of a tar by its headers; one that breaks off is listed so far.
+    """List the media of a tar by its headers; a truncated one as far as it goes.
 
     Raises InputError if it is none, or can't be read to its end now.
     """
