@@ -6,21 +6,20 @@ A RUN is an id of MLflow, a run's name there, or its folder in the store.
 """
 
 import sys
-from itertools import takewhile
+
+import tyro
 
 from jobs.config import CompareConfig
 from jobs.launch.cli import CommandLine
 
 
-def main(argv: list[str]) -> int:
-    runs = tuple(takewhile(lambda arg: not arg.startswith("-"), argv))
+def runs() -> CompareConfig:
+    """Settings, data, figures with intervals, and classes that gain or lose."""
+    return CompareConfig(runs=tyro.MISSING)
 
-    def these() -> CompareConfig:
-        """Settings, data, figures with intervals, and classes that gain or lose."""
-        return CompareConfig(runs) if "--help" not in argv else CompareConfig(("RUN", "RUN…"))
 
-    return CommandLine("jobs.launch.compare:compare", {"these": these}).main(argv[len(runs) :])
+COMMAND_LINE = CommandLine("jobs.launch.compare:compare", {"runs": runs})
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(COMMAND_LINE.main(sys.argv[1:]))

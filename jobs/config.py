@@ -13,7 +13,24 @@ from pipeline.estimate import CostConfig
 MINIATURE = "miniature"
 FOLDS = (1, 2, 3, 4, 5)
 """Of ESC-50."""
-Data = Annotated[PreprocessConfig, tyro.conf.arg(name=""), tyro.conf.EnumChoicesFromValues]
+
+
+@dataclass(frozen=True)
+class Exists:
+    """Mark of a setting whose file or folder is looked for, if it is local, before anything is imported."""
+
+    advice: str
+    inside: str = ""
+    """What a folder must hold."""
+
+
+NO_PREFIX = tyro.conf.arg(name="")
+"""Of a group whose flags stand without its name: `--workers`, not `--ray.workers`."""
+Input = Annotated[str, Exists("name a file or folder that is there")]
+StoreRoot = Annotated[
+    str, Exists("name the --root of a store, or make one with jobs/audioset.py or jobs/preprocess.py")
+]
+Data = Annotated[PreprocessConfig, NO_PREFIX, tyro.conf.EnumChoicesFromValues]
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ class AudioSetConfig:
     data: Data = field(default_factory=PreprocessConfig)
     model: ASTConfig = field(default_factory=ASTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
+    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
     resume: str = ""
     """Run to go on with, on its own snapshot and by the same command otherwise; empty for a new one."""
 
@@ -70,7 +87,7 @@ class TrainJobConfig:
     """All settings of a training."""
 
     preset: tyro.conf.Suppress[str] = "demo"
-    root: str = "data/demo"
+    root: StoreRoot = "data/demo"
     """Folder or s3:// address of the store. A relative one is taken from the current folder, in a Ray job from
     ~/audioset-ast."""
     snapshot: str = ""
@@ -79,7 +96,7 @@ class TrainJobConfig:
     """Run to go on with, by the same command otherwise; empty for a new one."""
     model: ASTConfig = field(default_factory=ASTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
+    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
 
 
 @dataclass(frozen=True)
@@ -110,7 +127,7 @@ class PlanCommand:
 class StatusCommand:
     """Say how far the store is, per split, reason and class. Touches nothing."""
 
-    root: str = "data/audioset"
+    root: Annotated[str, Exists("run `preprocess.py run` first, or name another --root", "metadata")] = "data/audioset"
     """Folder or s3:// address of the store."""
     data: Data = field(default_factory=PreprocessConfig)
     num_classes: int = 20
@@ -121,7 +138,7 @@ class StatusCommand:
 class VerifyCommand:
     """Reread all shards and compare them with their sidecars."""
 
-    root: str = "data/audioset"
+    root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     data: Data = field(default_factory=PreprocessConfig)
     repair: bool = False
@@ -132,7 +149,7 @@ class VerifyCommand:
 class ListSnapshots:
     """List the snapshots, the latest last, and the runs in the store that refer to them."""
 
-    root: str = "data/audioset"
+    root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
 
 
@@ -140,7 +157,7 @@ class ListSnapshots:
 class DiffSnapshots:
     """Say which clips came and went between two snapshots, per split and class."""
 
-    root: str = "data/audioset"
+    root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     old: str = ""
     """Snapshot to compare from."""
@@ -152,7 +169,7 @@ class DiffSnapshots:
 class PruneSnapshots:
     """Remove snapshots that are not the latest and that no run refers to, in the store or in MLflow. Shards stay."""
 
-    root: str = "data/audioset"
+    root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     keep: tuple[str, ...] = ()
     """Snapshots to keep all the same."""
@@ -168,7 +185,7 @@ class EvaluateConfig:
 
     checkpoints: tuple[str, ...]
     """Folders, files or hub names, of any strides and lengths. Several are an ensemble: the mean of their scores."""
-    root: str = "data/demo"
+    root: StoreRoot = "data/demo"
     """Folder or s3:// address of the store."""
     snapshot: str = ""
     """Snapshot to take clips from; the latest unless named."""
@@ -198,7 +215,7 @@ class PredictConfig:
     """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
     audio: tuple[str, ...]
     """Files, and folders that are searched at any depth."""
-    labels: str = ""
+    labels: Input = ""
     """The class_labels_indices.csv of an official .pth, which names no classes."""
     top_k: int = 5
     """Classes shown of each file or window."""
@@ -231,7 +248,7 @@ class ExportConfig:
     """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
     output: str
     """The folder or file to write; nothing may be there."""
-    labels: str = ""
+    labels: Input = ""
     """The class_labels_indices.csv of an official .pth, which names no classes."""
 
 
@@ -291,15 +308,15 @@ class PublishRun(ModelsCommand):
 class CompareConfig:
     """What to compare."""
 
-    runs: tuple[str, ...] = ()
-    """Runs, named first on the command line; each is compared with the first."""
+    runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN RUN…")]]
+    """Runs; each is compared with the first."""
     root: str = "data/demo"
     """Folder or s3:// address of the store; MLFLOW_TRACKING_URI names the server unless its own database is meant."""
     output: str = "comparison.html"
     """File to write the page to."""
 
     def __post_init__(self) -> None:
-        if len(set(self.runs)) < 2:
+        if self.runs is not tyro.MISSING and len(set(self.runs)) < 2:
             raise ConfigError(f"expected at least two runs to compare, found {', '.join(self.runs) or 'none'}")
 
 
@@ -308,7 +325,7 @@ class PublishedConfig:
     """Settings of a job for a published set of recordings."""
 
     preset: tyro.conf.Suppress[str]
-    data: str = ""
+    data: Input = ""
     """The official folder, unpacked; empty to fetch it."""
     archive: str
     """Where the set is fetched from."""
@@ -319,8 +336,8 @@ class PublishedConfig:
     resume: str = ""
     """Run to go on with, by the same command otherwise; empty for a new one."""
     model: ASTConfig = field(default_factory=ASTConfig)
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
-    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
+    train: Annotated[TrainConfig, NO_PREFIX] = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +375,7 @@ class FinetuneConfig:
     """All settings of the job. What is not set follows from the data."""
 
     preset: tyro.conf.Suppress[str] = "finetune"
-    data: str = ""
+    data: Input = ""
     """A table with the columns path,labels, or a folder that holds a folder of files for each class."""
     init: str = ""
     """Weights to start from: a checkpoint, a Hugging Face name, an official .pth, or DeiT's; empty for random ones."""
@@ -382,7 +399,7 @@ class FinetuneConfig:
     """Seed of splits, weights, draws and augmentation."""
     resume: str = ""
     """Run to go on with, by the same command otherwise; empty for a new one."""
-    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
+    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.clip_s <= 600:

@@ -5,31 +5,41 @@ A file of `jobs/` says what its job takes: the settings are in `jobs/config.py`,
 only once the command line is known to be right: `--help` and a misspelt flag answer at once, without PyTorch and Ray.
 """
 
+import dataclasses
 import difflib
+import functools
 import inspect
 import logging
 import os
 import pkgutil
 import re
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from pipeline.errors import AudioTaggingError, ConfigError
+from jobs.config import NO_PREFIX, Exists
+from pipeline.errors import AudioTaggingError, ConfigError, InputError
 
-Config = TypeVar("Config")
 log = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
+COMMON_FLAGS = (
+    "--train.init --train.num-epochs --train.learning-rate --train.global-batch-size --train.micro-batch-size"
+).split()
+"""What `--help` shows besides the flags without a dot; `--help-all` shows every flag."""
 
 
 class CommandLine:
-    """`[WORD] [--FLAG VALUE]…`, where the word is a preset, or one of several commands.
+    """A job's command line, `[WORD] [--FLAG VALUE]…`, where the word is a preset, or one of several commands.
 
-    `job` is the function that takes the config, as `module:function`, or one for each type of config.
+    `job` names the function that takes the config as `module:function`, or one for each type of config. tyro reads the
+    flags. The word is read here, because tyro's subcommands suggest nothing for a misspelt preset, list a misspelt flag
+    once for each preset, and show no flags in the `--help` of a command line whose word may be left out.
     """
 
     def __init__(
@@ -37,21 +47,35 @@ class CommandLine:
     ):
         self.job, self.presets, self.default = job, presets, default or next(iter(presets))
 
-    def parse(self, argv: list[str]) -> Any:
-        """Return the config that a command line names, with nothing run."""
-        if " ".join(argv[:2]) in self.presets:
-            argv = [" ".join(argv[:2]), *argv[2:]]
-        return parse_config(self.presets, self.default, argv)
+    def parse(self, argv: Sequence[str]) -> Any:
+        """Return the config that a command line names, with nothing run. Raises ConfigError; exits after `--help`."""
+        name, argv = self._split_word(list(argv))
+        config = self.presets[name]()
+        rare_flags = ""
+        if not {"-h", "--help"}.isdisjoint(argv):
+            rare_flags = _list_rare_flags(type(config))
+            config, argv = _hide_rare_flags(config), ["--help"]
+        elif "--help-all" in argv:
+            argv = ["--help"]
+        else:
+            _check_flags(argv, type(config))
+        prog = f"python {'/'.join(Path(sys.argv[0]).parts[-2:])}" + (f" {name}" if len(self.presets) > 1 else "")
+        try:
+            return tyro.cli(type(config), default=config, args=argv, description=self._describe(name), prog=prog)
+        finally:
+            if rare_flags:
+                print(rare_flags)
 
     def load(self, config: Any) -> Callable[[Any], None]:
         """Import the function that takes the config."""
         return pkgutil.resolve_name(self.job if isinstance(self.job, str) else self.job[type(config)])
 
-    def main(self, argv: list[str]) -> int:
+    def main(self, argv: Sequence[str]) -> int:
         """Run the job; return its exit code. An error that the user can fix is printed without a traceback."""
         configure_logging()
         try:
             config = self.parse(argv)
+            check_inputs(config)
             self.load(config)(config)
         except AudioTaggingError as error:
             log.debug("", exc_info=True)
@@ -62,31 +86,131 @@ class CommandLine:
             return EXIT_INTERRUPTED
         return 0
 
+    def _split_word(self, argv: list[str]) -> tuple[str, list[str]]:
+        """Return the preset or command, of one word or two, and the other arguments."""
+        if len(self.presets) == 1:
+            return self.default, argv
+        at = 0
+        if argv and argv[0].startswith("-"):  # `--root ROOT list` is as good as `list --root ROOT`
+            words = {name.split()[0] for name in self.presets}
+            after_value = (n for n in range(1, len(argv)) if argv[n] in words and _is_complete(argv[n - 1]))
+            at = next(after_value, -1)
+        if not argv or at < 0:
+            return self.default, argv
+        length = 2 if " ".join(argv[at : at + 2]) in self.presets else 1
+        name = " ".join(argv[at : at + length])
+        if name not in self.presets:
+            close = difflib.get_close_matches(name, self.presets, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            what = "preset" if isinstance(self.job, str) else "command"
+            raise ConfigError(f"expected a {what}, one of {', '.join(self.presets)}, found {name!r}{hint}")
+        return name, argv[:at] + argv[at + length :]
 
-def parse_config(presets: Mapping[str, Callable[[], Config]], default_preset: str, argv: list[str]) -> Config:
-    """Take the preset from the first argument, and override it with the flags after it."""
-    name = default_preset
-    if argv and not argv[0].startswith("-"):
-        name, argv = argv[0], argv[1:]
-    if name not in presets:
-        close = difflib.get_close_matches(name, presets, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"expected a preset, one of {', '.join(presets)}, found {name!r}{hint}")
-    default = presets[name]()
-    about = _describe(presets, default_preset, name)
-    return tyro.cli(type(default), default=default, args=argv, description=about, prog=_prog())
+    def _describe(self, name: str) -> str:
+        """Return the preset's docstring, below the list of all presets if there are several."""
+        docs = {each: inspect.getdoc(preset) or "" for each, preset in self.presets.items()}
+        # Lines are joined when they are shown, paragraphs are not.
+        about = re.sub(r"(?<!\n)\n(?=[A-Z][a-z]+: )", "\n\n", docs[name])
+        if len(docs) == 1:
+            return about
+        width = max(map(len, docs))
+        firsts = {each: doc.partition("\n")[0] for each, doc in docs.items()}
+        lines = [f"  {'→' if each == name else ' '} {each:{width}}  {first}" for each, first in firsts.items()]
+        return "\n".join(lines) + f"\n\nWithout a word it is {self.default}. This is {name}:\n\n{about}"
 
 
-def _describe(presets: Mapping[str, Callable[[], Config]], default: str, chosen: str) -> str:
-    # Lines are joined when they are shown, paragraphs are not.
-    about = re.sub(r"(?<!\n)\n(?=[A-Z][a-z]+: )", "\n\n", inspect.getdoc(presets[chosen]) or "")
-    if len(presets) == 1:
-        return about
-    return f"{_prog()} [{' | '.join(presets)}] [FLAGS]. Without the word it is {default}; this is {chosen}:\n\n{about}"
+def _is_complete(arg: str) -> bool:
+    """Tell whether an argument leaves no flag waiting for its value."""
+    return not arg.startswith("--") or "=" in arg
 
 
-def _prog() -> str:
-    return f"python {'/'.join(Path(sys.argv[0]).parts[-2:])}"
+def flags_of(config: type, prefix: str = "--") -> Iterator[str]:
+    """Yield the flags of a type of config as tyro makes them: `--root`, `--train.num-epochs`."""
+    for name, kind, marks in _fields_of(config):
+        flag = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            yield from flags_of(kind, prefix if NO_PREFIX in marks else f"{flag}.")
+        else:
+            yield flag
+            if kind is bool:
+                yield f"{prefix}no-{name.replace('_', '-')}"
+
+
+def _fields_of(config: type) -> Iterator[tuple[str, type, tuple[Any, ...]]]:
+    """Yield name, type and tyro's marks of the fields that are settings."""
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        marks = getattr(hint, "__metadata__", ())
+        if tyro.conf.Suppress not in marks:
+            yield name, get_args(hint)[0] if marks else hint, marks
+
+
+def _check_flags(argv: list[str], config: type) -> None:
+    """Raise ConfigError for a flag that there is not, with those that may be meant."""
+    flags = list(flags_of(config))
+    for arg in argv:
+        flag = arg.split("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in flags:
+            close = _similar_flags(flag.removeprefix("--"), flags)
+            hint = f"did you mean {' or '.join(close)}?" if close else "--help-all shows all flags"
+            raise ConfigError(f"there is no flag {arg.split('=')[0]}; {hint}")
+
+
+def _similar_flags(typed: str, flags: Sequence[str]) -> list[str]:
+    """Return up to three flags that resemble what was typed: whole, without their group, or by initials (`lr`)."""
+    by_name: dict[str, list[str]] = {}
+    for flag in flags:
+        last = flag.rpartition(".")[2].removeprefix("--")
+        initials = "".join(word[0] for word in last.split("-"))
+        for name in {flag.removeprefix("--"), last, initials if len(initials) > 1 else last}:
+            by_name.setdefault(name, []).append(flag)
+    close = [flag for name in difflib.get_close_matches(typed, by_name, cutoff=0.75) for flag in by_name[name]]
+    within = [flag for flag in flags if typed in flag] if len(typed) > 2 else []
+    return list(dict.fromkeys([*close, *within]))[:3]
+
+
+def check_inputs(config: Any) -> None:
+    """Raise InputError if a local file or folder that a setting names is not there. Others' addresses are not asked."""
+    for name, _, marks in _fields_of(type(config)):
+        for mark in marks:
+            if isinstance(mark, Exists) and (value := getattr(config, name)) and "://" not in value:
+                path = Path(resolve_root(value) if name == "root" else value) / mark.inside
+                if not path.exists():
+                    raise InputError(f"--{name}: expected {path}, found nothing there; {mark.advice}")
+
+
+def _is_common(flag: str) -> bool:
+    return "." not in flag or flag in COMMON_FLAGS
+
+
+def _hide_rare_flags(config: Any, prefix: str = "--") -> Any:
+    """Return the same settings as of a subclass, in which tyro doesn't show the uncommon ones."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    overrides = []
+    for name, kind, marks in _fields_of(type(config)):
+        flag = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            values[name] = _hide_rare_flags(values[name], prefix if NO_PREFIX in marks else f"{flag}.")
+            part: Any = type(values[name])
+            overrides.append((name, Annotated[(part, *marks)] if marks else part, dataclasses.field()))
+        elif not _is_common(flag):
+            overrides.append((name, tyro.conf.Suppress[kind], dataclasses.field()))
+    bases = (type(config),)
+    return dataclasses.make_dataclass(bases[0].__name__, overrides, bases=bases, frozen=True, kw_only=True)(**values)
+
+
+def _list_rare_flags(config: type) -> str:
+    """Return a paragraph for each group of flags that `--help` leaves out; empty if it shows all."""
+    groups: dict[str, list[str]] = {}
+    for flag in flags_of(config):
+        group, _, name = flag.rpartition(".")
+        if not _is_common(flag) and not name.startswith("no-"):
+            groups.setdefault(group, []).append(name)
+    if not groups:
+        return ""
+    lines = (f"{group}.{{{', '.join(names)}}}" for group, names in groups.items())
+    width = shutil.get_terminal_size().columns
+    wrap = functools.partial(textwrap.fill, width=width, subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join(["More flags, which --help-all explains:", *map(wrap, lines)])
 
 
 def configure_logging() -> None:

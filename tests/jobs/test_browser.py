@@ -18,7 +18,7 @@ from ast_model.tracking.run import start_run
 from ast_model.tracking.server import PREPROCESSING, open_client
 from ast_model.tracking.tags import MODEL_ID_TAG, ROOT_TAG, VARIANT_TAG
 from ast_model.training.job import StopSignal
-from jobs.compare import main as compare
+from jobs.compare import COMMAND_LINE as COMPARE
 from jobs.config import TrainJobConfig
 from jobs.launch.preprocessing import log_preprocessing
 from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
@@ -163,7 +163,7 @@ def test_two_trainings_are_compared_in_one_file(
 ) -> None:
     runs = [settings.run for settings in trainings]
     page = tmp_path / "comparison.html"
-    assert compare([*runs, "--root", trainings[0].store.root, "--output", str(page)]) == 0
+    assert COMPARE.main([*runs, "--root", trainings[0].store.root, "--output", str(page)]) == 0
     shown = capsys.readouterr().out
     assert "train.learning_rate" in shown and "train.num_epochs" not in shown
     browser.driver.set_window_size(950, 1450)

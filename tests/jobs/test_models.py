@@ -18,7 +18,7 @@ from ast_model.tracking import delivery as tracking_delivery
 from ast_model.tracking.models import example, log_served_model
 from ast_model.tracking.registry import champion, difference, promote_if_better
 from ast_model.tracking.run import start_run
-from jobs.compare import main as compare
+from jobs.compare import COMMAND_LINE as COMPARE
 from jobs.models import COMMAND_LINE as MODELS
 from pipeline.audio.decode import decode_file
 from pipeline.errors import TrackingError
@@ -125,7 +125,7 @@ def test_versions_are_listed_compared_promoted_and_fetched(
 
 def test_two_runs_are_compared_in_one_file(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "comparison.html"
-    assert compare(["noise 2.0", "noise 0.2", "--root", store.root, "--output", str(page)]) == 0
+    assert COMPARE.main(["noise 2.0", "noise 0.2", "--root", store.root, "--output", str(page)]) == 0
     text, html = capsys.readouterr().out, page.read_text()
     assert "train.noise" in text and "train.seed" not in text
     good, bad = (make_scores(noise).evaluation.metrics for noise in (0.2, 2.0))
@@ -133,9 +133,9 @@ def test_two_runs_are_compared_in_one_file(store: Store, tmp_path: Path, capsys:
         assert value in text and value in html
     assert NAMES[0] in text and "Male speech, man &amp; (singing)" in html
     assert html.count("<img") == 1 and 'src="data:image/png' in html and "http" not in html
-    assert compare(["noise 2.0", "noise 7", "--root", store.root]) == 1
+    assert COMPARE.main(["noise 2.0", "noise 7", "--root", store.root]) == 1
     assert "named 'noise 7', found 0. The newest are: " in capsys.readouterr().err
-    assert compare(["noise 2.0", "--root", store.root]) == 2
+    assert COMPARE.main(["noise 2.0", "--root", store.root]) == 2
 
 
 def test_a_registry_that_refuses_is_said_with_the_checkpoint_s_place(

@@ -1,13 +1,20 @@
+import importlib
+import inspect
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from jobs import audioset
-from jobs.launch.cli import CommandLine, configure_logging, parse_config, resolve_root
+from jobs import audioset, finetune, models, preprocess
+from jobs.config import AudioSetConfig, DiffSnapshots, FetchModel
+from jobs.launch.cli import CommandLine, configure_logging, flags_of, resolve_root
 from pipeline.errors import ConfigError, InputError, LeaseError
+
+NO_JOBS = ("__init__", "config")
 
 
 @dataclass(frozen=True)
@@ -48,18 +55,22 @@ def run(argv: list[str], error: BaseException | None = None) -> int:
     return command_line.main(argv)
 
 
+def parse(argv: list[str]) -> Config:
+    return CommandLine("", PRESETS).parse(argv)
+
+
 def test_flags_override_the_preset() -> None:
-    assert parse_config(PRESETS, "demo", []) == Config()
-    assert parse_config(PRESETS, "demo", ["--root", "there"]) == Config("there")
-    assert parse_config(PRESETS, "demo", ["audioset_full", "--train.num-epochs", "7"]) == Config("full", Inner(7))
+    assert parse([]) == Config()
+    assert parse(["--root", "there"]) == Config("there")
+    assert parse(["audioset_full", "--train.num-epochs", "7"]) == Config("full", Inner(7))
 
 
 @pytest.mark.parametrize("preset", audioset.PRESETS)
 def test_the_main_jobs_presets_are_whole(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
     expected = audioset.PRESETS[preset]()
-    assert parse_config(audioset.PRESETS, "demo", [preset]) == expected
+    assert audioset.COMMAND_LINE.parse([preset]) == expected
     with pytest.raises(SystemExit) as end:
-        parse_config(audioset.PRESETS, "demo", [preset, "--help"])
+        audioset.COMMAND_LINE.parse([preset, "--help"])
     assert end.value.code == 0
     assert "Samples per step, over all ranks." in " ".join(capsys.readouterr().out.replace("│", "").split())
 
@@ -73,13 +84,88 @@ def test_an_unknown_preset_is_said_with_what_was_meant(capsys: pytest.CaptureFix
     assert "did you mean" not in capsys.readouterr().err
 
 
-def test_an_unknown_flag_is_said_with_what_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        run(["demo", "--train.num-epoch", "7"])
-    assert end.value.code == 2
-    message = capsys.readouterr().err
-    assert "--train.num-epoch" in message
-    assert "--train.num-epochs" in message.replace("--train.num-epoch ", "")
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--train.num-epoch", "did you mean --train.num-epochs"),
+        ("--lr", "did you mean --train.learning-rate?"),
+        ("--gpu", "did you mean --use-gpu or"),
+        ("--global_batch_size", "did you mean --train.global-batch-size"),
+        ("--xyz", "--help-all shows all flags"),
+    ],
+)
+def test_an_unknown_flag_is_reported_with_similar_ones(
+    flag: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audioset.COMMAND_LINE.main(["demo", flag, "7"]) == 2
+    assert f"there is no flag {flag}; {meant}" in capsys.readouterr().err
+
+
+def test_options_may_stand_before_the_word_and_a_value_is_no_word() -> None:
+    assert parse(["--root", "there", "audioset_full"]) == Config("there", Inner(5))
+    assert parse(["--root=there", "audioset_full"]) == Config("there", Inner(5))
+    assert parse(["--root", "audioset_full"]) == Config("audioset_full")
+    assert models.COMMAND_LINE.parse(["--root", "x", "fetch", "--to", "y"]) == FetchModel("x", to="y")
+    command = preprocess.COMMAND_LINE.parse(["snapshots", "diff", "--root", "x", "--old", "y"])
+    assert command == DiffSnapshots("x", old="y")
+
+
+def test_short_help_fits_on_two_screens_and_long_help_shows_every_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as end:
+            audioset.COMMAND_LINE.main([flag])
+        assert end.value.code == 0
+        shown[flag] = capsys.readouterr().out
+    assert len(shown["--help"].splitlines()) <= 100
+    assert "--train.learning-rate FLOAT" in shown["--help"]
+    assert "--train.schedule.{shape, " in shown["--help"] and "--train.schedule.shape {" not in shown["--help"]
+    flags = list(flags_of(AudioSetConfig))
+    assert len(flags) > 90
+    assert [flag for flag in flags if flag not in shown["--help-all"]] == []
+
+
+def test_a_missing_folder_is_reported_before_the_job_is_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert preprocess.COMMAND_LINE.main(["status", "--root", str(tmp_path)]) == 1
+    assert f"--root: expected {tmp_path}/metadata, found nothing there" in capsys.readouterr().err
+    assert finetune.COMMAND_LINE.main(["--data", str(tmp_path / "sounds.csv")]) == 1
+    assert f"--data: expected {tmp_path}/sounds.csv" in capsys.readouterr().err
+
+
+JOBS = sorted(file.stem for file in (Path(__file__).parents[3] / "jobs").glob("*.py") if file.stem not in NO_JOBS)
+HELP_OF_ALL = """
+import importlib, sys
+for name in sys.argv[1:]:
+    command_line = importlib.import_module(f"jobs.{name}").COMMAND_LINE
+    for argv in (["--help"], ["--help-all"], ["--lr", "1"]):
+        try:
+            command_line.main(argv)
+        except SystemExit:
+            pass
+    command_line.main(["--root", "/nowhere/at/all", "--data", "/nowhere/at/all"])
+print(sorted({"torch", "ray", "mlflow", "pandas", "numpy", "pyarrow", "fsspec"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.process
+def test_a_command_line_answers_without_what_is_heavy_to_import() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP_OF_ALL, *JOBS], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_each_job_is_where_its_command_line_says(name: str) -> None:
+    command_line = importlib.import_module(f"jobs.{name}").COMMAND_LINE
+    for preset in command_line.presets.values():
+        config = preset()
+        job = command_line.load(config)
+        (parameter,) = inspect.signature(job).parameters.values()
+        assert parameter.annotation is type(config)
 
 
 def test_a_value_of_the_wrong_kind_names_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
