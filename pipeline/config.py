@@ -65,21 +65,22 @@ class YouTubeConfig:
     """How yt-dlp asks YouTube. Secrets are named by their files, so that they stand in no log."""
 
     cookies: str = ""
-    """A file of cookies in Netscape's form. Each process works on a copy of its own."""
+    """A file of cookies in Netscape's form (`cookies.txt`). Each process works on a copy of its own."""
     po_tokens: str = ""
     """A file of PO tokens, each as CLIENT.CONTEXT+TOKEN."""
     clients: tuple[str, ...] = ()
-    """Players to pretend to be, such as web; unset yt-dlp chooses."""
+    """Player clients to pretend to be, such as web; unset yt-dlp chooses. Some videos are refused to some of them."""
     js_runtime: str = ""
-    """JavaScript runtime, as NAME or NAME:PATH, such as node:/usr/bin/node; unset yt-dlp looks for deno."""
+    """JavaScript runtime for YouTube's player, as NAME or NAME:PATH, such as node:/usr/bin/node; unset yt-dlp looks for
+    deno, which `pip install deno` brings."""
     source_address: str = ""
-    """This machine's address to ask from."""
+    """Local address to send requests from, on a machine that has several."""
     videos_per_process: int = 200
     """Videos that a process fetches before it is replaced: yt-dlp leaks about 1 MB each."""
 
     def __post_init__(self) -> None:
         if self.videos_per_process <= 0:
-            raise ConfigError(f"videos_per_process must be above 0, found {self.videos_per_process}")
+            raise ConfigError(f"--youtube.videos-per-process must be above 0, found {self.videos_per_process}")
 
 
 @dataclass(frozen=True)

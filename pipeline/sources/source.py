@@ -1,4 +1,4 @@
-"""The protocol of a source, and how one is opened and asked within a deadline."""
+"""The protocol of a source, opening the one that a setting names, and fetching from it within a deadline."""
 
 import threading
 from typing import Protocol
@@ -14,7 +14,7 @@ from pipeline.sources.youtube import YouTubeSource
 
 YOUTUBE = "youtube"
 GRACE_S = 5.0
-"""Added to the deadline of a source's own, before an attempt that still goes on is left behind."""
+"""Seconds that an attempt may go on after its deadline, which most sources keep by themselves, before it is abandoned."""
 
 
 class Source(Protocol):
@@ -46,7 +46,7 @@ def open_source(config: PreprocessConfig) -> Source:
 
 
 def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s: float) -> Media | Failure:
-    """Make one attempt that ends at the deadline, whatever the source waits on; what is late is left behind.
+    """Make one attempt that ends at the deadline, whatever the source waits on; a late one is abandoned.
 
     Whatever a source raises is a failure of the clip, except what is no clip's fault: our own errors, no memory, and a
     full disk, which becomes a StoreError.

@@ -240,7 +240,7 @@ def test_a_file_of_secrets_that_is_missing_is_named(mirror: Mirror) -> None:
         open_source(mirror, YouTubeConfig(cookies="/nowhere/cookies.txt"))
 
 
-def test_an_attempt_that_never_returns_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_that_never_returns_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hanging:
         def fetch(self, segment, proxy=None):
             time.sleep(2)
