@@ -1,5 +1,6 @@
 """Tag audio with a trained model: ranked classes, scores, embeddings and a timeline."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ast_model.data.augment import normalise
+from ast_model.evaluation.calibration import Calibration
 from ast_model.model import AST
-from ast_model.pretrained.files import read_weights
+from ast_model.pretrained.files import find_weights, read_weights
 from ast_model.pretrained.load import fit_weights
-from ast_model.pretrained.metadata import ModelMetadata, read_metadata, scores_from_logits
+from ast_model.pretrained.metadata import ModelMetadata, check_labels, read_metadata, scores_from_logits
 from pipeline.audio.decode import decode_file
 from pipeline.errors import ConfigError, InputError
 from pipeline.fbank import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
@@ -24,6 +26,8 @@ Audio = str | Path | bytes | np.ndarray | Tensor
 Compute = Callable[[Tensor], Tensor]
 
 FRAMES_PER_S = 1000 // FRAME_SHIFT_MS
+CALIBRATION = "calibration.json"
+"""Lies beside the weights it belongs to."""
 
 
 class Tagger:
@@ -36,13 +40,19 @@ class Tagger:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.metadata = metadata
         self.batch_size = batch_size
+        self.calibration: Calibration | None = None
 
     @classmethod
     def load(
-        cls, source: str | Path, labels: str | Path | Labels | None = None, device: str | torch.device | None = None
+        cls,
+        source: str | Path,
+        labels: str | Path | Labels | None = None,
+        device: str | torch.device | None = None,
+        calibrated: bool = False,
     ) -> "Tagger":
         """Load a checkpoint's folder, a Hugging Face folder or hub name, or an official `.pth`.
 
+        calibrated: return probabilities, by the `calibration.json` that jobs/calibrate.py left beside the weights.
         labels: a `class_labels_indices.csv`. An official `.pth` needs it; else it is held against the checkpoint's.
         Raises WeightsError, InputError or MismatchError.
         """
@@ -50,7 +60,10 @@ class Tagger:
             labels = read_labels(str(labels))
         file = read_weights(source)
         model = fit_weights(file, source)
-        return cls(model, read_metadata(file, model.config, labels), device)
+        tagger = cls(model, read_metadata(file, model.config, labels), device)
+        if calibrated:
+            tagger.calibration = _read_calibration(source, tagger.labels)
+        return tagger
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -62,19 +75,26 @@ class Tagger:
         best = np.argsort(-scores_C, kind="stable")[:top_k]
         return [(self.labels[index], float(scores_C[index])) for index in best]
 
+    def present(self, audio: Audio) -> list[tuple[str, float]]:
+        """Return the classes above their calibrated thresholds, best first. Needs `calibrated=True`."""
+        if self.calibration is None:
+            raise ConfigError("expected a tagger with thresholds: load it with calibrated=True")
+        thresholds = dict(zip(self.labels, self.calibration.thresholds, strict=True))
+        return [(label, score) for label, score in self.tag(audio, len(self.labels)) if score >= thresholds[label]]
+
     def scores(self, audios: Iterable[Audio]) -> np.ndarray:
         """Return scores (N, C) float32 in the order of `labels`.
 
         Audio longer than the model's windows has the mean of theirs, weighted by how much of each is filled.
         """
-        return self._pool(audios, lambda fbank_BTM: scores_from_logits(self.model(fbank_BTM), self.metadata.loss))
+        return self._calibrate(self._pool(audios, self._score))
 
     def scores_of_fbank(self, fbank_TM: np.ndarray) -> np.ndarray:
         """Return scores (C,) of features (T, 128) as `compute_fbank` returns them: neither padded nor normalised."""
         if fbank_TM.ndim != 2 or fbank_TM.shape[1] != NUM_MEL_BINS or not len(fbank_TM):
             raise InputError(f"expected features of shape (frames, {NUM_MEL_BINS}), found {fbank_TM.shape}")
         frames_TM = torch.from_numpy(fbank_TM.astype(np.float32)).to(self.device)
-        return self._pool_fbank(frames_TM, lambda batch: scores_from_logits(self.model(batch), self.metadata.loss))
+        return self._calibrate(self._pool_fbank(frames_TM, self._score)[None])[0]
 
     def embed(self, audios: Iterable[Audio]) -> np.ndarray:
         """Return embeddings (N, D) float32: the mean of the class and the distillation token, pooled as scores are."""
@@ -85,17 +105,31 @@ class Tagger:
 
         Returns a row for each window, whose index `start_s` is where it starts, and a column for each class.
         """
+        return self.timeline_of_fbank(self._fbank(audio), window_s, hop_s)
+
+    def timeline_of_fbank(
+        self, fbank_TM: np.ndarray | Tensor, window_s: float | None = None, hop_s: float | None = None
+    ) -> pd.DataFrame:
+        """Do what `timeline` does with features (T, 128) as `compute_fbank` returns them."""
         window = self._window_of(window_s)
         hop = window // 2 if hop_s is None else round(hop_s * FRAMES_PER_S)
         if hop < 1:
             raise ConfigError(f"hop_s must be at least {1 / FRAMES_PER_S}, found {hop_s}")
-        fbank_TM = self._fbank(audio)
+        fbank_TM = torch.as_tensor(fbank_TM, dtype=torch.float32, device=self.device)
         starts = _starts(len(fbank_TM), window, hop)
-        scores = self._run(
-            fbank_TM, starts, window, lambda batch: scores_from_logits(self.model(batch), self.metadata.loss)
-        )
+        scores = self._calibrate(self._run(fbank_TM, starts, window, self._score))
         index = pd.Index(np.asarray(starts) / FRAMES_PER_S, name="start_s")
         return pd.DataFrame(scores, index=index, columns=pd.Index(self.labels))
+
+    def fbank(self, audio: Audio) -> np.ndarray:
+        """Return the features (T, 128) float32 of audio, neither padded nor normalised."""
+        return self._fbank(audio).cpu().numpy()
+
+    def _score(self, fbank_BTM: Tensor) -> Tensor:
+        return scores_from_logits(self.model(fbank_BTM), self.metadata.loss)
+
+    def _calibrate(self, scores_NC: np.ndarray) -> np.ndarray:
+        return scores_NC if self.calibration is None else self.calibration.apply(scores_NC)
 
     def _pool(self, audios: Iterable[Audio], compute: Compute) -> np.ndarray:
         if isinstance(audios, str | Path | bytes) or (isinstance(audios, np.ndarray | Tensor) and audios.ndim == 1):
@@ -141,6 +175,17 @@ class Tagger:
                 f"expected window_s between 0.025 and the model's {longest / FRAMES_PER_S} s, found {window_s}"
             )
         return window
+
+
+def _read_calibration(source: str | Path, labels: Sequence[str]) -> Calibration:
+    path = Path(source).expanduser()
+    file = find_weights(path).parent / CALIBRATION if path.exists() else path / CALIBRATION
+    try:
+        calibration = Calibration.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"expected a calibration at {file} ({error}): make one with jobs/calibrate.py") from error
+    check_labels(calibration.labels, labels, "the model", "its calibration")
+    return calibration
 
 
 def _starts(num_frames: int, window: int, hop: int) -> list[int]:

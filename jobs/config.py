@@ -225,10 +225,12 @@ class PredictConfig:
     """Length of a window; the model's unless set."""
     hop_s: float | None = None
     """From one window's start to the next; half a window unless set."""
-    format: Literal["text", "csv", "json"] = "text"
-    """How the table is written."""
+    calibrated: bool = False
+    """Return probabilities, and only classes above their thresholds, by the checkpoint's calibration.json."""
+    format: Literal["text", "csv", "jsonl", "parquet", "raven", "audacity"] = "text"
+    """Text for people; tables for programs; selections for Raven and labels for Audacity, a file for each sound."""
     output: str = ""
-    """File to write to; the terminal unless set."""
+    """File to write to, for Raven and Audacity a folder; text and CSV go to the terminal unless it is set."""
     device: str = ""
     """cpu or cuda; a GPU if there is one unless set."""
 
@@ -237,6 +239,36 @@ class PredictConfig:
             raise ConfigError(f"top_k must be at least 1, found {self.top_k}")
         if not self.timeline and (self.window_s is not None or self.hop_s is not None):
             raise ConfigError("window_s and hop_s are of the timeline: add --timeline, or leave them out")
+        if not self.output and self.format not in ("text", "csv"):
+            raise ConfigError(f"expected --output for --format {self.format}, found none: name a file or folder")
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """What to calibrate, on what."""
+
+    checkpoint: str
+    """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
+    root: str = "data/demo"
+    """Folder or s3:// address of the store."""
+    snapshot: str = ""
+    """Snapshot to take clips from; the latest unless named."""
+    split: str = "eval"
+    """Split to fit to; none that the checkpoint was trained on."""
+    method: Literal["platt", "temperature", "none"] = "platt"
+    """Scale the logits per class, or all by one temperature (always for cross-entropy), or only choose thresholds."""
+    precision: float | None = None
+    """Precision that thresholds aim at; the best F1 unless set."""
+    output: str = ""
+    """Folder for calibration.json; the checkpoint's own unless set."""
+    batch_size: int = 16
+    """Clips scored at a time."""
+
+    def __post_init__(self) -> None:
+        if self.precision is not None and not 0 < self.precision <= 1:
+            raise ConfigError(f"--precision must be above 0 and at most 1, found {self.precision}")
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size must be at least 1, found {self.batch_size}")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ast_model.config import CacheConfig
+from ast_model.config import CacheConfig, Loss
 from ast_model.data.loader import BatchReader, open_reader
 from ast_model.distributed import join_world
 from ast_model.evaluation.evaluate import Evaluation, Normalisation, evaluate
@@ -27,6 +27,8 @@ class EnsembleMember:
     """Of this checkpoint alone."""
     ensemble: Evaluation
     """Of the mean of its scores and those of all checkpoints before it."""
+    loss: Loss
+    """What the checkpoint was trained with."""
 
 
 def score_each(checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int) -> Iterator[EnsembleMember]:
@@ -44,7 +46,7 @@ def score_each(checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch
             norm = Normalisation(metadata.mean, metadata.std)
             evaluation = evaluate(model.to(world.device), clips, world, norm, batch_size, metadata.loss)
             mean = _add_to_mean(mean, evaluation, number) if mean else evaluation
-            yield EnsembleMember(source, evaluation, mean)
+            yield EnsembleMember(source, evaluation, mean, metadata.loss)
             # Two models of an ensemble never share the GPU's memory.
             del model
             torch.cuda.empty_cache()

@@ -66,7 +66,7 @@ def read_weights(source: str | Path) -> WeightFile:
 
 
 def _read_local(path: Path) -> WeightFile:
-    file = _find_file(path)
+    file = find_weights(path)
     content, header = _read_file(file)
     tensors = {name: tensor.float() for name, tensor in _unwrap(content, file).items()}
     features = file.parent / FEATURES_FILE
@@ -84,7 +84,8 @@ def _find_description(file: Path, header: Mapping[str, str]) -> Mapping[str, Any
     return {}
 
 
-def _find_file(path: Path) -> Path:
+def find_weights(path: Path) -> Path:
+    """Return the file of weights that a path means: itself, or the one in its folder. Raises WeightsError."""
     if path.is_file():
         return path
     # In a folder, or in the only one in it, as a run's averaged weights lie in `average`.

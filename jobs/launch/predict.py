@@ -5,12 +5,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from ast_model.inference import Tagger
+from ast_model.inference import FRAMES_PER_S, Tagger
+from ast_model.review import COLUMNS, write_tags
 from jobs.config import PredictConfig
 from pipeline.audio.container import EXTENSIONS
 from pipeline.errors import AudioTaggingError, InputError
+from pipeline.fbank import FRAME_LENGTH_MS, FRAME_SHIFT_MS
 from pipeline.progress import show_progress
 
 log = logging.getLogger(__name__)
@@ -19,7 +22,7 @@ log = logging.getLogger(__name__)
 def predict(config: PredictConfig) -> None:
     """Tag each file; those that can't be read are named at the end, and make the job fail."""
     files = list(find_audio(config.audio))
-    tagger = Tagger.load(config.checkpoint, config.labels or None, config.device or None)
+    tagger = Tagger.load(config.checkpoint, config.labels or None, config.device or None, config.calibrated)
     tables, errors = [], []
     with show_progress("tag", len(files), "files") as progress:
         for file in files:
@@ -47,21 +50,31 @@ def find_audio(paths: tuple[str, ...]) -> Iterator[str]:
 
 
 def tag_file(tagger: Tagger, file: str, config: PredictConfig) -> pd.DataFrame:
-    """Return a row for each window, or the whole file, and each of its best classes."""
+    """Return a row for each window, or the whole file, and each of its best classes; columns as in `review`."""
+    fbank_TM = tagger.fbank(file)
+    length_s = (FRAME_LENGTH_MS + (len(fbank_TM) - 1) * FRAME_SHIFT_MS) / 1000
     if config.timeline:
-        scores = tagger.timeline(file, config.window_s, config.hop_s)
+        scores = tagger.timeline_of_fbank(fbank_TM, config.window_s, config.hop_s)
+        window_s = config.window_s or tagger.model.config.num_frames / FRAMES_PER_S
     else:
-        scores = pd.DataFrame(tagger.scores([file]), index=pd.Index([0.0]), columns=pd.Index(tagger.labels))
+        whole = tagger.scores_of_fbank(fbank_TM)[None]
+        scores = pd.DataFrame(whole, index=pd.Index([0.0]), columns=pd.Index(tagger.labels))
+        window_s = length_s
+    thresholds = np.zeros(len(tagger.labels)) if tagger.calibration is None else tagger.calibration.thresholds
     rows = [
-        (file, start_s, rank, name, score)
-        for start_s, row in scores.iterrows()
-        for rank, (name, score) in enumerate(row.nlargest(config.top_k).items(), start=1)
+        (file, start_s, min(start_s + window_s, length_s), label, score)
+        for start_s, (_, row) in zip(scores.index.to_numpy(float).tolist(), scores.iterrows(), strict=True)
+        for label, score in row[row.to_numpy() >= thresholds].nlargest(config.top_k).items()
     ]
-    return pd.DataFrame(rows, columns=pd.Index(["file", "start_s", "rank", "name", "score"]))
+    return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 
 
 def write_table(table: pd.DataFrame, config: PredictConfig) -> None:
-    text = {"text": _as_text, "csv": _as_csv, "json": _as_json}[config.format](table)
+    if config.format != "text" and config.output:
+        files = write_tags(table, config.format, Path(config.output))
+        log.info("%d tags in %s%s", len(table), files[0] if files else config.output, " …" if len(files) > 1 else "")
+        return
+    text = _as_text(table) if config.format == "text" else table.to_csv(index=False, float_format="%.6g")
     if config.output:
         Path(config.output).write_text(text, encoding="utf-8")
     else:
@@ -72,13 +85,5 @@ def _as_text(table: pd.DataFrame) -> str:
     lines = []
     for (file, start_s), tags in table.groupby(["file", "start_s"], sort=False):
         lines.append(f"{file}" if table["start_s"].eq(0).all() else f"{file}  {start_s:.2f} s")
-        lines += [f"  {score:.3f}  {name}" for name, score in zip(tags["name"], tags["score"], strict=True)]
+        lines += [f"  {score:.3f}  {label}" for label, score in zip(tags["label"], tags["score"], strict=True)]
     return "\n".join(lines) + "\n"
-
-
-def _as_csv(table: pd.DataFrame) -> str:
-    return table.to_csv(index=False, float_format="%.6g")
-
-
-def _as_json(table: pd.DataFrame) -> str:
-    return table.to_json(orient="records", indent=1, force_ascii=False) + "\n"

@@ -43,11 +43,19 @@ def test_a_folder_becomes_a_table(checkpoint: Path, sounds: Path, tmp_path: Path
     assert run_predict(*wanted, "--format", "csv", "--output", tmp_path / "tags.csv") == 0
     table = pd.read_csv(tmp_path / "tags.csv")
     assert table["file"].tolist() == [f"{sounds}/a.flac"] * 2 + [f"{sounds}/deep/b.flac"] * 2
-    assert table["rank"].tolist() == [1, 2, 1, 2]
-    assert (table["score"].between(0, 1) & table["name"].isin(["Speech", "Dog, barking", "Rain"])).all()
-    assert run_predict(*wanted, "--timeline", "--hop-s", 1, "--format", "json", "--output", tmp_path / "t.json") == 0
-    rows = json.loads((tmp_path / "t.json").read_text())
-    assert [row["start_s"] for row in rows if "b.flac" in row["file"] and row["rank"] == 1] == [0, 1, 2]
+    assert table["end_s"].tolist() == pytest.approx([0.995, 0.995, 2.495, 2.495])
+    assert (table["score"].between(0, 1) & table["label"].isin(["Speech", "Dog, barking", "Rain"])).all()
+    assert run_predict(*wanted, "--timeline", "--hop-s", 1, "--format", "jsonl", "--output", tmp_path / "t.jsonl") == 0
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    windows = {(row["start_s"], round(row["end_s"], 2)) for row in rows if "b.flac" in row["file"]}
+    assert windows == {(0, 1.28), (1, 2.28), (2, 2.5)}
+
+
+def test_review_tools_get_a_file_for_each_sound(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+    wanted = ("--checkpoint", checkpoint, "--audio", sounds, "--device", "cpu", "--timeline")
+    assert run_predict(*wanted, "--format", "raven", "--output", tmp_path) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.flac.selections.txt", "b.flac.selections.txt"]
+    assert run_predict(*wanted, "--format", "raven") == 2
 
 
 def test_bad_files_are_named_after_the_good(

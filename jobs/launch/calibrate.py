@@ -1,0 +1,95 @@
+"""Calibration of a checkpoint on a split that it was not trained on."""
+
+import json
+import logging
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import f1_score
+
+from ast_model.evaluation.calibration import (
+    Calibration,
+    calibrate,
+    expected_calibration_error,
+    plot_reliability,
+)
+from ast_model.evaluation.ensemble import score_each
+from ast_model.evaluation.evaluate import Evaluation
+from ast_model.inference import CALIBRATION
+from ast_model.pretrained.files import find_weights
+from jobs.config import CalibrateConfig
+from jobs.launch.cli import resolve_root
+from pipeline.errors import ConfigError, InputError
+from pipeline.snapshots.snapshot import Snapshot, check_fingerprint, load_snapshot
+from pipeline.store.storage import Store
+
+log = logging.getLogger(__name__)
+
+
+def calibrate_checkpoint(config: CalibrateConfig) -> None:
+    """Fit on half of the clips, print what that gives on the other half, and keep a fit on all of them."""
+    folder = _output_folder(config)
+    store = Store(resolve_root(config.root))
+    snapshot = load_snapshot(store, config.snapshot or None)
+    check_fingerprint(snapshot)
+    (member,) = score_each((config.checkpoint,), snapshot, config.split, config.batch_size)
+    scores, targets, loss = member.evaluation.scores, member.evaluation.targets, member.loss
+    labels = snapshot.labels.names
+    method = "temperature" if loss == "ce" and config.method == "platt" else config.method
+    is_fitted = _choose_half(snapshot, config.split)
+    trial = calibrate(scores[is_fitted], targets[is_fitted], labels, loss, method, config.precision)
+    held_out = Evaluation(scores[~is_fitted], targets[~is_fitted], member.evaluation.metrics)
+    _print_gain(trial, held_out)
+    final = calibrate(scores, targets, labels, loss, method, config.precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = plot_reliability(held_out.scores, trial.apply(held_out.scores), held_out.targets)
+    figure.savefig(folder / "reliability.png")
+    columns = {"name": labels, "positives": targets.sum(axis=0), "threshold": np.round(final.thresholds, 4)}
+    pd.DataFrame({**columns, "is_shared": final.is_shared}).to_csv(folder / "thresholds.csv", index=False)
+    _write_json(folder / CALIBRATION, final)
+    if num_shared := sum(final.is_shared):
+        log.warning(
+            "%d of %d classes have too few clips for a threshold of their own: they share", num_shared, len(labels)
+        )
+    print(f"\n{folder / CALIBRATION}")
+    print(f"use it with   python jobs/predict.py --checkpoint {config.checkpoint} --calibrated --audio FILE")
+
+
+def _output_folder(config: CalibrateConfig) -> Path:
+    """Return where the checkpoint's own files lie, unless another folder was named."""
+    if config.output:
+        return Path(config.output)
+    path = Path(config.checkpoint).expanduser()
+    if not path.exists():
+        raise ConfigError(f"expected --output for a checkpoint that is not on this machine ({config.checkpoint})")
+    return find_weights(path).parent
+
+
+def _choose_half(snapshot: Snapshot, split: str) -> np.ndarray:
+    """Return which clips of a split are fitted to (N,); by video, so that the halves share none."""
+    keys = snapshot.index["key"].take(snapshot.rows_of((split,))).to_pylist()
+    is_fitted = np.array([zlib.crc32(key.rpartition("_")[0].encode()) % 2 == 0 for key in keys])
+    if is_fitted.all() or not is_fitted.any():
+        raise InputError(f"expected clips of several recordings in {split}, found {len(keys)} of one")
+    return is_fitted
+
+
+def _print_gain(trial: Calibration, held_out: Evaluation) -> None:
+    before, after = held_out.scores, trial.apply(held_out.scores)
+    errors = [expected_calibration_error(each, held_out.targets) for each in (before, after)]
+    f1 = [
+        f1_score(held_out.targets, decisions, average="macro", zero_division=0)
+        for decisions in (before >= 0.5, trial.decide(before))
+    ]
+    print(f"on the half that was not fitted ({len(before)} clips)")
+    print(f"  calibration error   {errors[0]:.4f} before, {errors[1]:.4f} after")
+    print(f"  macro F1            {f1[0]:.4f} at 0.5, {f1[1]:.4f} at the chosen thresholds")
+
+
+def _write_json(file: Path, calibration: Calibration) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as stream:
+        json.dump(calibration.to_json(), stream, indent=1)
+    Path(stream.name).replace(file)
