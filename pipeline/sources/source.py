@@ -14,7 +14,7 @@ from pipeline.sources.youtube import YouTubeSource
 
 YOUTUBE = "youtube"
 GRACE_S = 5.0
-"""Seconds that an attempt may go on after its deadline, which most sources keep by themselves, before it is abandoned."""
+"""Seconds after the deadline, which most sources keep by themselves, before an attempt is abandoned."""
 
 
 class Source(Protocol):
