@@ -190,8 +190,8 @@ def audioset_full_scaled() -> Recipe:
     Command: python jobs/audioset.py audioset_full_scaled --media MEDIA_FOLDER --workers 4:32 \
         --train.init facebook/deit-base-distilled-patch16-384
     Cost: 10 million samples of 783 GFLOP, by computation 1.4 hours of 32 L40S, two thirds of it for gradients.
-    Result: none yet: it was never run. In small a batch of 48 by the same rule, from random weights, learnt less in as
-    many epochs (docs/recipes.md); from DeiT's weights that was not tried.
+    Result: none yet: it was never run. In small a batch of 48 by the same rule, from random weights, reached a lower
+    mAP in as many epochs (docs/recipes.md); from DeiT's weights that was not tried.
     """
     full = audioset_full()
     return Recipe(full.model, dataclasses.replace(scale_batch(full.train, 16), micro_batch_size=48))

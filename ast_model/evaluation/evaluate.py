@@ -18,7 +18,7 @@ from ast_model.pretrained.metadata import scores_from_logits
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What fbanks are normalised with before the model sees them."""
+    """Statistics that fbanks are normalised with before the model sees them."""
 
     mean: float
     std: float

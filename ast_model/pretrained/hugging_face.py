@@ -21,11 +21,11 @@ _DEFAULTS = {
     "max_length": 1024,
     "num_mel_bins": 128,
 }
-"""What a `config.json` may leave out."""
+"""Values of the fields that a `config.json` may leave out: transformers' own defaults."""
 
 
 def read_config(description: Mapping[str, Any]) -> ASTConfig:
-    """Turn a `config.json` into our config. Raises WeightsError if our model can't be that one."""
+    """Turn a `config.json` into our config. Raises WeightsError if our model cannot be shaped so."""
     theirs = {**_DEFAULTS, **description}
     if theirs["hidden_act"] != "gelu" or theirs["intermediate_size"] % theirs["hidden_size"]:
         raise WeightsError(

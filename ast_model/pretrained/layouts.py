@@ -1,4 +1,4 @@
-"""What others call the tensors of `model.AST`: one table per layout, read in both directions.
+"""Names that others give the tensors of `model.AST`: one table per layout, read in both directions.
 
 A table maps our modules and parameters to theirs; `{}` stands for the number of a block. Where they keep query, key
 and value apart, their three names stand in a row: our tensor is theirs on top of each other.
@@ -28,7 +28,7 @@ class Layout:
     """All but the head. Their names may have any prefix, one for all."""
     head: Mapping[str, str]
     unused: Names
-    """How the names of tensors start, after the prefix, that we have no use for."""
+    """Starts, after the prefix, of the names of tensors that we have no use for."""
 
     def tensor_names(self, depth: int, prefix: str) -> dict[str, Names]:
         """Map each of our tensors to theirs."""

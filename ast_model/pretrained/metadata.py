@@ -30,7 +30,7 @@ class ModelMetadata:
     std: float
     """Standard deviation that fbanks are normalised with, of which twice is divided by."""
     loss: Loss = "bce"
-    """What it was trained with: scores are a sigmoid per class, or with `ce` a softmax over classes."""
+    """Loss that it was trained with: scores are a sigmoid per class, or with `ce` a softmax over classes."""
 
 
 def scores_from_logits(logits_BC: Tensor, loss: Loss) -> Tensor:
@@ -91,7 +91,7 @@ def find_labels(file: WeightFile, config: ASTConfig | None) -> tuple[str, ...]:
 
 
 def check_labels(found: Sequence[str], expected: Sequence[str], ours: str, theirs: str) -> None:
-    """Raise MismatchError unless both are the same in the same order; `ours` and `theirs` say whose they are."""
+    """Raise MismatchError unless both are the same in the same order; `ours` and `theirs` name their owners."""
     if tuple(found) == tuple(expected):
         return
     if len(found) != len(expected):
@@ -121,7 +121,7 @@ def stored_metadata(file: WeightFile) -> ModelMetadata | None:
 
 
 def _hugging_face_metadata(config: Mapping[str, Any], features: Mapping[str, Any]) -> ModelMetadata:
-    """Without a preprocessor_config.json, or a value in it, theirs has AudioSet's statistics too."""
+    """Return their metadata; statistics that no preprocessor_config.json gives are AudioSet's, as in transformers."""
     names = {int(index): name for index, name in config.get("id2label", {}).items()}
     labels = tuple(names[index] for index in range(len(names)))
     loss: Loss = "ce" if config.get("problem_type") == "single_label_classification" else "bce"

@@ -1,4 +1,4 @@
-"""What is known of the weights that the official code makes: its `.pth` files hold tensors and nothing else.
+"""Facts about the weights that the official code makes: its `.pth` files hold tensors and nothing else.
 
 Source: github.com/YuanGongND/ast, commit 31088be: classes from `egs/*/data/*class_labels_indices.csv`, the rest from
 `egs/*/run*.sh` and `src/run.py`. AudioSet's 527 classes come with AudioSet's metadata.

@@ -61,7 +61,7 @@ def read_esc50(folder: Path) -> tuple[list[Recording], list[str]]:
 
 
 def config_of_fold(config: ESC50Config, fold: int) -> ESC50Config:
-    """Return the settings of one fold: test on it, learn from the others."""
+    """Return the settings of one fold: test on it, train on the others."""
     others = tuple(f"fold{other}" for other in FOLDS if other != fold)
     train = dataclasses.replace(config.train, train_splits=others, eval_split=f"fold{fold}")
     return dataclasses.replace(config, train=train)
@@ -76,6 +76,6 @@ def check_folds(snapshot: Snapshot, config: ESC50Config) -> None:
         empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
         if empty:
             raise NoClipsError(
-                f"fold {fold} can't be tested: all clips of {', '.join(empty[:5])} are in it, so none is left to learn"
-                " from. Spread them over the folds, leave the fold out of --folds, or set --allow-empty-classes"
+                f"fold {fold} can't be tested: all clips of {', '.join(empty[:5])} are in it, so none is left to"
+                " train on. Spread them over the folds, leave the fold out of --folds, or set --allow-empty-classes"
             )

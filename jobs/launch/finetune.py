@@ -52,13 +52,13 @@ class FinetuneRun:
 
 
 def finetune(config: FinetuneConfig) -> None:
-    """Learn own sounds, and say how well and where the model is."""
+    """Train on one's own sounds, and print the metrics, where the model is and how to tag with it."""
     if not config.data:
-        raise ConfigError("data is not set: name a table with the columns path,labels, or a folder of folders")
+        raise ConfigError("--data is not set: name a table with the columns path,labels, or a folder of folders")
     if config.init:
         config = dataclasses.replace(config, init=locate_weights(config.init))
     clips, classes = read_sounds(Path(config.data), CutConfig(config.clip_s, config.eval_share, config.seed))
-    say_counts(clips, classes)
+    log_counts(clips, classes)
     if not config.init and (num_clips := sum(clip.split == "train" for clip in clips)) < NUM_SAMPLES_AIMED_AT:
         log.warning("%d clips teach random weights little; start from an AST's: --init %s", num_clips, PUBLISHED)
     model = plan_model(config, clips, len(classes))
@@ -86,7 +86,7 @@ def _line(metrics: Metrics) -> str:
     return f"epoch {metrics['epoch']:3.0f}   " + "   ".join(values)
 
 
-def say_counts(clips: Sequence[Recording], classes: Sequence[str]) -> None:
+def log_counts(clips: Sequence[Recording], classes: Sequence[str]) -> None:
     counts = Counter((clip.split, label) for clip in clips for label in clip.labels)
     splits = [split for split in SPLITS if any(clip.split == split for clip in clips)]
     for name in classes:
@@ -103,12 +103,12 @@ def plan_model(config: FinetuneConfig, clips: Sequence[Recording], num_classes: 
         try:
             shape = load_pretrained(config.init).config
         except ConfigError:  # DeiT's weights fit any AST of their size
-            log.info("%s is no AST, so its shape is that of size=%s", config.init, config.size)
+            log.info("%s has no AST's head, so the model has the shape of --size %s", config.init, config.size)
     return dataclasses.replace(shape, num_classes=num_classes, num_frames=max(num_frames, shape.patch_time))
 
 
 def plan_training(config: FinetuneConfig, clips: Sequence[Recording]) -> TrainConfig:
-    """Return a training that suits the number of clips, and their kind: one label each, or several."""
+    """Return a training that suits the number of clips, and whether each has one label or several."""
     num_clips = sum(clip.split == "train" for clip in clips)
     has_one_label = all(len(clip.labels) == 1 for clip in clips)
     batch_size = config.batch_size or (8 if num_clips < 400 else 16 if num_clips < 4_000 else 48)

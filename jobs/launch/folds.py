@@ -21,7 +21,7 @@ INTRODUCTION = "A child run for each fold.\n\n"
 
 
 def open_parent(config: PublishedConfig, snapshot: Snapshot) -> tuple[str, TrackedRun]:
-    """Begin the run that the folds' runs are children of, or go on with `config.resume`; return its name too.
+    """Begin the run that the folds' runs are children of, or resume `config.resume`; return its name too.
 
     Raises ConfigError if there is no such run, MismatchError if it is of another snapshot.
     """
@@ -34,7 +34,7 @@ def open_parent(config: PublishedConfig, snapshot: Snapshot) -> tuple[str, Track
         record = store.read_json(_record_name(run))
         if record["snapshot"] != snapshot.snapshot_id:
             raise MismatchError(
-                f"run {run} learns from snapshot {record['snapshot']}, but the sounds are {snapshot.snapshot_id} now;"
+                f"run {run} trains on snapshot {record['snapshot']}, but the sounds are {snapshot.snapshot_id} now;"
                 " restore them, or start a new run"
             )
         return run, continue_run(store, record["tracking_run"])
@@ -44,7 +44,7 @@ def open_parent(config: PublishedConfig, snapshot: Snapshot) -> tuple[str, Track
     store.write_json(_record_name(run), {"snapshot": snapshot.snapshot_id, "tracking_run": parent.run_id})
     parent.log_params(run_params(config, config.model))
     parent.log_data(snapshot, "training")
-    parent.describe(f"{INTRODUCTION}- go on with it: the same command and `--resume {run}`")
+    parent.describe(f"{INTRODUCTION}- resume it: the same command and `--resume {run}`")
     return run, parent
 
 
@@ -53,7 +53,7 @@ def _record_name(run: str) -> str:
 
 
 def train_fold(config: PublishedConfig, snapshot: Snapshot, of: str, parent: TrackedRun) -> list[Metrics]:
-    """Train on a fold's settings, go on with it if it was begun, or read what it gave; `of`: the parent's name."""
+    """Train on a fold's settings, resume it if it was begun, or read its finished history; `of`: the parent's name."""
     run, store = f"{of}-{config.train.eval_split}", snapshot.store
     if store.exists(history_name(run)):
         return store.read_json(history_name(run))

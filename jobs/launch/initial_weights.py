@@ -24,7 +24,7 @@ def open_initial_weights(train: TrainConfig, model: ASTConfig, resume: str) -> T
     except WeightsError:
         if not resume:
             raise
-        return train  # They have gone since, and are not needed any more.
+        return train  # Removed since the run began, which needs them no more.
     if not resume:
         check_weights(init, model)
         log.info("training starts from %s", init)

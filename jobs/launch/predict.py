@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def predict(config: PredictConfig) -> None:
-    """Tag each file; those that can't be read are named at the end, and make the job fail."""
+    """Tag each file; unreadable ones are named at the end, and make the job fail."""
     files = list(find_audio(config.audio))
     tagger = Tagger.load(config.checkpoint, config.labels or None, config.device or None, config.calibrated)
     tables, errors = [], []

@@ -1,4 +1,4 @@
-"""From recordings to a snapshot and trainings on it: what the jobs for other data than AudioSet share."""
+"""From recordings to a snapshot and trainings on it: the parts that jobs for other data than AudioSet share."""
 
 import logging
 import tempfile
@@ -25,7 +25,7 @@ CLIPS_PER_SHARD = 500
 
 
 class RayRunConfig(RunConfig, Protocol):
-    """What a job's config has for a run on Ray."""
+    """Settings of a job that trains on Ray."""
 
     @property
     def resume(self) -> str: ...
@@ -44,7 +44,7 @@ def official_folder(config: PublishedConfig, store: Store, mark: str) -> Path:
 
 
 def convert(recordings: Sequence[Recording], classes: Sequence[str], store: Store) -> Snapshot:
-    """Write the tables of recordings and take them the way of AudioSet; say what could not be read."""
+    """Write recordings as tables in AudioSet's format, preprocess these, and log how many clips each split has."""
     check_server(tracking_uri(store))
     folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())
     splits = write_tables(recordings, classes, folder)
@@ -52,16 +52,16 @@ def convert(recordings: Sequence[Recording], classes: Sequence[str], store: Stor
         metadata=str(folder), media=str(folder / MEDIA_TABLE), splits=splits, clips_per_shard=CLIPS_PER_SHARD
     )
     snapshot, _ = preprocess_tracked(config, store, new_run_name("preprocess"))
-    for split, book in snapshot.manifest["split_counts"].items():
-        failed = ", ".join(f"{count} {reason}" for reason, count in book["failed"].items())
-        log.info("%s: %d clips of %d%s", split, book["written"], book["planned"], f" ({failed})" if failed else "")
+    for split, counts in snapshot.manifest["split_counts"].items():
+        failed = ", ".join(f"{count} {reason}" for reason, count in counts["failed"].items())
+        log.info("%s: %d clips of %d%s", split, counts["written"], counts["planned"], f" ({failed})" if failed else "")
     return snapshot
 
 
 def train_tracked(
     config: RayRunConfig, snapshot: Snapshot, run: str = "", parent: TrackedRun | None = None
 ) -> tuple[RunSettings, list[Metrics]]:
-    """Train a new run, of a new name unless one is given, or go on with `config.resume`; needs a running Ray.
+    """Train a new run, of a new name unless one is given, or resume `config.resume`; needs a running Ray.
 
     Returns it with the metrics of each epoch.
     """

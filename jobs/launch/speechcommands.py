@@ -33,7 +33,7 @@ def speechcommands(config: SpeechCommandsConfig) -> None:
     with ray_session():
         snapshot = convert(recordings, words, store)
         settings, history = train_tracked(config, snapshot)
-    result = test(config, settings, snapshot, history)
+    result = score_testing_list(config, settings, snapshot, history)
     store.write_json("speechcommands.json", result)
     print(f"validation accuracy {result['valid']:.4f}\ntesting    accuracy {result['test']:.4f}   ({result['how']})")
 
@@ -55,14 +55,14 @@ def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:
             " archive anew"
         )
     if len(names) == len(split_of):
-        raise InputError(f"{folder}: expected files that are in neither list, to learn from; found none")
+        raise InputError(f"{folder}: expected files that are in neither list, which are for training; found none")
     words = sorted({name.split("/")[0] for name in names})
     return [
         Recording(folder / name, (name.split("/")[0],), split_of.get(name, "train"), 0, CLIP_MS) for name in names
     ], words
 
 
-def test(
+def score_testing_list(
     config: SpeechCommandsConfig, settings: RunSettings, snapshot: Snapshot, history: Sequence[Metrics]
 ) -> dict[str, Any]:
     """Score the testing list with the chosen epoch's checkpoint."""
