@@ -27,18 +27,11 @@ rehearsal: .venv/.installed-dev  ## Several Ray nodes on this machine, a store o
 bench-loader: .venv/.installed-dev  ## Front end, loader, draws and a cold cache beside their peers; FFmpeg's program is needed
 	for bench in front_end loader draws remote; do $(BIN)/python -m bench.$$bench || exit 1; done
 
-ui: .venv/.installed  ## The MLflow UI of ROOT on http://127.0.0.1:PORT
-	@test -f $(ROOT)/mlflow.db || { echo "expected $(ROOT)/mlflow.db, found none; train first, or set ROOT"; exit 1; }
-	@$(FREE_PORT)
-	$(MLFLOW_ENV) $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) \
-		--backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db
+ui: .venv/.installed  ## MLflow's pages of ROOT's trainings on http://127.0.0.1:PORT
+	$(BIN)/python jobs/ui.py --root $(ROOT) --port $(PORT)
 
-mlflow: .venv/.installed  ## A tracking server on http://127.0.0.1:PORT that keeps runs and artifacts in ROOT
-	@mkdir -p $(ROOT)
-	@$(FREE_PORT)
-	$(MLFLOW_ENV) $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) \
-		--backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db \
-		--serve-artifacts --artifacts-destination $(abspath $(ROOT))/mlartifacts
+mlflow: .venv/.installed  ## The same as a tracking server for trainings; ROOT may be new
+	$(BIN)/python jobs/ui.py --root $(ROOT) --port $(PORT) --create
 
 browser: .venv/.installed-dev  ## MLflow's pages in a real browser; new screenshots in docs/images
 	@command -v chromium chromedriver >/dev/null || \
@@ -46,9 +39,6 @@ browser: .venv/.installed-dev  ## MLflow's pages in a real browser; new screensh
 	SCREENSHOTS=docs/images $(BIN)/pytest -m browser tests/jobs/test_browser.py
 
 PORT ?= 5000
-MLFLOW_ENV := MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true
-FREE_PORT = $(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || \
-	{ echo "port $(PORT) is in use; choose another one: PORT=5001"; exit 1; }
 
 lock: .venv/.installed-dev  ## Pin anew what pyproject.toml asks for
 	$(BIN)/pip-compile -q --upgrade $(COMPILE) -o requirements.lock pyproject.toml

@@ -337,6 +337,18 @@ class PublishRun(ModelsCommand):
 
 
 @dataclass(frozen=True)
+class UIConfig:
+    """Serve MLflow's pages of a local store on 127.0.0.1, and show its runs. Trainings may log to the same address."""
+
+    root: str = "data/demo"
+    """Folder of the store."""
+    port: int = 5000
+    """Port to listen on."""
+    create: bool = False
+    """Begin a database where the store has none, for a server that trainings are to log to."""
+
+
+@dataclass(frozen=True)
 class CompareConfig:
     """What to compare."""
 

@@ -23,10 +23,11 @@ HIDE = """document.head.insertAdjacentHTML('beforeend',
     '<style>.modebar, [data-assistant-ui] { display: none !important }</style>')"""
 """Hides what stands over charts, which a mouse would bring, and the assistant's button."""
 WAIT_S = 90
+ROOT = Path(__file__).parents[1]
 
 
 class Server:
-    """`mlflow server` on loopback, which can go away and come back."""
+    """`make mlflow` on a port of its own, which can go away and come back."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -35,14 +36,9 @@ class Server:
         self.address = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
-        command += ["--serve-artifacts", "--artifacts-destination", f"{self.folder}/mlartifacts"]
-        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-        env.pop("MLFLOW_TRACKING_URI", None)
+        command = [sys.executable, "jobs/ui.py", "--root", str(self.folder), "--port", str(self.port), "--create"]
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         wait_for(lambda: requests.get(f"{self.address}/health", timeout=5).ok)
 
     def stop(self) -> None:

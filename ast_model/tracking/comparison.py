@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in settings, data, figures and classes. As text, and as one page to send on."""
+"""Comparison of runs: differences in settings, data, metrics and classes, as text and as one page to send on."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from ast_model.evaluation.html import html_page, png_tag, table_tag
+from ast_model.evaluation.html import figure_url, render_page
 from ast_model.evaluation.plots import plot_changes
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Predictions, in_common
 from ast_model.metrics import mean_average_precision_interval
@@ -24,6 +24,25 @@ NUM_CLASSES_SHOWN = 10
 SETTING_TAGS = ("git.commit", "git.dirty", "hardware", "versions")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Rows = list[list[object]]
+PAGE_BODY = """{% extends "page" %}
+{% block body %}
+{% for section in sections %}
+<h2>{{ section.title }}</h2>
+<p>{{ section.note }}</p>
+{% if section.rows %}
+<table>
+<tr>{% for cell in section.header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in section.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+{% endif %}
+{% if section.figure %}
+<img alt="{{ section.title }}" src="{{ figure_url(section.figure) }}">
+{% endif %}
+{% endfor %}
+{% endblock %}
+"""
 
 
 @dataclass(frozen=True)
@@ -53,12 +72,12 @@ def find_run(client: MlflowClient, text: str) -> Run:
     return found[0]
 
 
-def best_scores(client: MlflowClient, run: Run) -> tuple[str, Predictions] | None:
-    """Return a run's evaluation with the highest mAP, and which it is."""
+def best_predictions(client: MlflowClient, run: Run) -> tuple[str, Predictions] | None:
+    """Return the variant and predictions of a run's evaluation with the highest mAP."""
     found = []
-    for kind in (BEST, AVERAGE, LAST):
+    for variant in (BEST, AVERAGE, LAST):
         try:
-            found.append((kind, predictions_of(client, run.info.run_id, kind)))
+            found.append((variant, predictions_of(client, run.info.run_id, variant)))
         except TrackingError:
             continue
     return max(found, key=lambda each: each[1].evaluation.metrics.mAP, default=None)
@@ -75,10 +94,10 @@ def compare_runs(client: MlflowClient, runs: Sequence[Run]) -> list[Section]:
             for letter, run in zip(letters, runs, strict=True)
         ],
     )
-    evaluations = [best_scores(client, run) for run in runs]
+    evaluations = [best_predictions(client, run) for run in runs]
     sections = [
         names,
-        _figures(letters, evaluations),
+        _metrics(letters, evaluations),
         _differing("Settings that differ", letters, [run.data.params for run in runs]),
         _differing("Code and machine that differ", letters, [_settings(run) for run in runs]),
         _differing("Data that differ", letters, [_data(run) for run in runs]),
@@ -112,22 +131,28 @@ def _data(run: Run) -> dict[str, Any]:
     return found
 
 
-def _figures(letters: str, evaluations: Sequence[tuple[str, Predictions] | None]) -> Section:
+def _metrics(letters: str, evaluations: Sequence[tuple[str, Predictions] | None]) -> Section:
     rows: Rows = []
     for letter, found in zip(letters, evaluations, strict=True):
         if found is None:
             rows.append([letter, "no evaluation", *[""] * 6])
             continue
-        kind, scores = found
-        metrics = scores.evaluation.metrics
-        low, high = mean_average_precision_interval(scores.scores, scores.targets)
+        variant, predictions = found
+        metrics = predictions.evaluation.metrics
+        low, high = mean_average_precision_interval(predictions.scores, predictions.targets)
         values = [f"{metrics.mAP:.4f}", f"{low:.4f} to {high:.4f}", f"{metrics.auc:.4f}", f"{metrics.d_prime:.3f}"]
         rows.append(
-            [letter, f"{kind}, epoch {scores.epoch}", *values, len(scores.keys), _against(evaluations[0], found)]
+            [
+                letter,
+                f"{variant}, epoch {predictions.epoch}",
+                *values,
+                len(predictions.keys),
+                _against(evaluations[0], found),
+            ]
         )
-    header = ["", "checkpoint", "mAP", "95 % interval", "AUC", "d′", "clips", f"mAP less that of {letters[0]}"]
+    header = ["", "checkpoint", "mAP", "95 % interval", "AUC", "d′", "clips", f"ΔmAP vs {letters[0]}"]
     note = "Intervals by bootstrap over clips; that of a difference draws the same clips for both."
-    return Section("Figures", header, rows, note)
+    return Section("Metrics", header, rows, note)
 
 
 def _against(first: tuple[str, Predictions] | None, other: tuple[str, Predictions]) -> str:
@@ -177,11 +202,4 @@ def as_text(sections: Sequence[Section]) -> str:
 
 def as_page(sections: Sequence[Section], title: str) -> str:
     """Return a self-contained HTML page."""
-    parts = [f"<h1>{title}</h1>"]
-    for section in sections:
-        parts.append(f"<h2>{section.title}</h2><p>{section.note}</p>")
-        if section.rows:
-            parts.append(table_tag(section.header, section.rows))
-        if section.figure is not None:
-            parts.append(png_tag(section.figure, section.title))
-    return html_page(title, "".join(parts))
+    return render_page(PAGE_BODY, title=title, sections=sections, figure_url=figure_url)

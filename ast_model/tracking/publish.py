@@ -1,4 +1,4 @@
-"""What is left of a training once it is over: pictures, tables, a page of clips, and models that can be served."""
+"""The results of a finished training in MLflow: pictures, tables, a page of clips, and models that can be served."""
 
 import logging
 import tempfile
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.evaluation.html import clip_page
-from ast_model.evaluation.plots import class_table, plot_average_precision, plot_precision_recall, plot_training
+from ast_model.evaluation.plots import plot_training
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Predictions, load_predictions, predictions_name
+from ast_model.evaluation.report import write_evaluation
 from ast_model.metrics import mean_average_precision_interval
 from ast_model.tracking.models import forget_removed, log_served_model
 from ast_model.tracking.registry import promote_if_better
@@ -43,8 +43,6 @@ def publish(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for variant, scores in found.items():
             write_evaluation(Path(folder) / "evaluations" / variant, scores, snapshot, f"{run}: {variant}")
-            data = snapshot.store.read_bytes(predictions_name(run, variant))
-            (Path(folder) / "evaluations" / variant / "scores.npz").write_bytes(data)
         plot_training({key: tracked.series(key) for key in CURVES}).savefig(f"{folder}/curves.png", dpi=90)
         tracked.log_files(Path(folder), "")
     lines = [RESULT]
@@ -65,16 +63,6 @@ def read_evaluations(store: Store, run: str) -> dict[str, Predictions]:
     if LAST in found and BEST in found and found[LAST].epoch == found[BEST].epoch:
         del found[LAST]
     return found
-
-
-def write_evaluation(folder: Path, scores: Predictions, snapshot: Snapshot, title: str) -> None:
-    """Write the table of classes, the plots and the page of clips."""
-    folder.mkdir(parents=True)
-    table = class_table(scores.evaluation, scores.labels, scores.num_train_clips)
-    table.to_csv(folder / "classes.csv", index=False)
-    plot_average_precision(table).savefig(folder / "classes.png", dpi=90)
-    plot_precision_recall(scores.evaluation, scores.labels).savefig(folder / "precision_recall.png", dpi=90)
-    (folder / "clips.html").write_text(clip_page(scores, snapshot, title), encoding="utf-8")
 
 
 def describe_scores(scores: Predictions) -> str:

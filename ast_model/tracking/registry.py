@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from ast_model.evaluation.predictions import Predictions, in_common, parse_predictions
+from ast_model.evaluation.report import PREDICTIONS_FILE
 from ast_model.metrics import mean_average_precision_change
 from ast_model.tracking.server import tracking_errors
 from ast_model.tracking.tags import MODEL_ID_TAG, PROMOTION_TAG, VARIANT_TAG
@@ -77,7 +78,7 @@ def champion(client: MlflowClient) -> ModelVersion | None:
 
 def predictions_of(client: MlflowClient, run_id: str, variant: str) -> Predictions:
     """Fetch the scores of a run's evaluation. Raises TrackingError if it has none."""
-    address = f"evaluations/{variant}/scores.npz"
+    address = f"evaluations/{variant}/{PREDICTIONS_FILE}"
     try:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(client.download_artifacts(run_id, address, folder)).read_bytes()

@@ -77,6 +77,16 @@ def check_server(uri: str) -> None:
         )
 
 
+def runs_page(address: str, name: str = EXPERIMENT) -> str:
+    """Return the address of the page that shows an experiment's runs, or of the list of experiments if it isn't there.
+
+    A server's own address opens on an overview of language models, without a single run.
+    """
+    experiment = open_client(address).get_experiment_by_name(name)
+    page = f"experiments/{experiment.experiment_id}/runs" if experiment else "experiments"
+    return f"{address.rstrip('/')}/#/{page}?workflowType=machine_learning"
+
+
 def open_experiment(client: MlflowClient, store: Store, name: str = EXPERIMENT) -> str:
     """Return the id of an experiment, made if it isn't there; raise TrackingError if it was deleted."""
     experiment = client.get_experiment_by_name(name)

@@ -1,9 +1,12 @@
 """The short report at the end of the main job."""
 
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
 
+from ast_model.checkpoints.async_writer import best_checkpoint
+from ast_model.tracking.server import runs_page
 from ast_model.training.reporter import Metrics
 from pipeline.preprocess import PreprocessReport
 from pipeline.snapshots.snapshot import Snapshot
@@ -11,10 +14,10 @@ from pipeline.snapshots.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What the main job made."""
+    """Results of the main job."""
 
     snapshot: Snapshot
-    visit: PreprocessReport
+    preprocessing: PreprocessReport
     run: str
     history: list[Metrics]
     eval_split: str
@@ -34,19 +37,19 @@ def print_report(summary: RunSummary) -> None:
 
 def _clips(summary: RunSummary) -> list[str]:
     lines = []
-    for split, book in summary.snapshot.manifest["split_counts"].items():
-        failed = sum(book["failed"].values())
-        reasons = ", ".join(f"{count} {reason}" for reason, count in book["failed"].items())
-        line = f"{split:18} {book['planned']} planned = {book['written']} written + {failed} failed"
+    for split, counts in summary.snapshot.manifest["split_counts"].items():
+        failed = sum(counts["failed"].values())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["failed"].items())
+        line = f"{split:18} {counts['planned']} planned = {counts['written']} written + {failed} failed"
         lines.append(line + (f" ({reasons})" if reasons else ""))
-    visit = summary.visit
-    if visit.num_planned:
-        rate = visit.num_planned / visit.seconds
-        lines.append(f"this run visited {visit.num_planned} in {visit.seconds:.0f} s: {rate:.1f} clips/s")
+    done = summary.preprocessing
+    if done.num_planned:
+        rate = done.num_planned / done.seconds
+        lines.append(f"this run attempted {done.num_planned} in {done.seconds:.0f} s: {rate:.1f} clips/s")
     else:
-        lines.append("this run had nothing to visit")
-    if visit.errors:
-        lines.append(f"{len(visit.errors)} shards could not be made; run the same command again to try them again")
+        lines.append("this run had nothing to attempt")
+    if done.errors:
+        lines.append(f"{len(done.errors)} shards could not be made; run the same command again to try them again")
     return lines
 
 
@@ -80,8 +83,19 @@ def _places(summary: RunSummary) -> list[str]:
 
 
 def _next_steps(summary: RunSummary) -> list[str]:
+    """Return commands to paste as they are."""
+    store = summary.snapshot.store
+    root = shlex.quote(store.root)
+    is_server = summary.tracking.startswith(("http://", "https://"))
+    lines = [
+        f"see the run:       {runs_page(summary.tracking) if is_server else f'make ui ROOT={root}'}",
+        f"list the models:   python jobs/models.py list --root {root}",
+    ]
+    if best := best_checkpoint(store, f"runs/{summary.run}/checkpoints"):
+        checkpoint = shlex.quote(store.url(best[0]))
+        lines.append(f"evaluate again:    python jobs/evaluate.py --root {root} --checkpoints {checkpoint}")
     return [
-        f"see the run:       make ui ROOT={summary.snapshot.store.root}",
-        "use your media:    python jobs/audioset.py --metadata CSV_FOLDER --media MEDIA_FOLDER --root FOLDER",
-        "see all settings:  python jobs/audioset.py --help; docs/real-input.md shows a run on recorded sounds",
+        *lines,
+        "use your media:    see docs/real-input.md, a run on recorded sounds",
+        "see all settings:  python jobs/audioset.py --help",
     ]

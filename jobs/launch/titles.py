@@ -1,4 +1,4 @@
-"""What a run is called, and how it describes itself, so that a list of runs tells them apart."""
+"""Names and descriptions of runs, by which a list of runs tells them apart."""
 
 import dataclasses
 from typing import Protocol
@@ -8,11 +8,30 @@ from ast_model.config import ASTConfig, TrainConfig, flatten
 from jobs.launch.provenance import command
 from pipeline.snapshots.snapshot import Snapshot
 
-MAX_TITLE = 100
+MAX_CHANGES = 15
+"""Characters for what differs, so that the run's own four follow within the first 20, which MLflow's charts show."""
+SHORT_NAMES = {
+    "train.learning_rate": "lr",
+    "train.seed": "seed",
+    "train.global_batch_size": "batch",
+    "train.augment.mixup_probability": "mixup",
+    "train.weight_decay": "wd",
+    "train.regularise.drop_path": "drop",
+    "train.regularise.patchout_freq": "fpatch",
+    "train.regularise.patchout_time": "tpatch",
+    "train.augment.max_freq_mask_bins": "fmask",
+    "train.augment.max_time_mask_frames": "tmask",
+    "train.layer_decay": "ldecay",
+    "train.ema_decay": "ema",
+    "train.average_from_epoch": "avg",
+    "train.num_epochs": "epochs",
+    "train.draws_per_epoch": "draws",
+}
+"""Of settings, in the order in which names show them: first those that trainings are most often repeated with."""
 
 
 class RunConfig(Protocol):
-    """What a job's config has for a run."""
+    """Settings of a job that trains."""
 
     @property
     def preset(self) -> str: ...
@@ -38,15 +57,19 @@ def differences(config: RunConfig, model: ASTConfig) -> dict[str, str]:
 
 
 def run_title(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
-    """Name recipe, data and difference: `demo · learning_rate=0.0001 · data 3f9a12 · ab12`."""
-    changed = " ".join(f"{key.split('.')[-1]}={value}" for key, value in differences(config, model).items())
-    if len(changed) > MAX_TITLE:
-        changed = changed[: MAX_TITLE - 1] + "…"
-    return " · ".join([config.preset, changed or "as preset", f"data {snapshot.snapshot_id[:6]}", run.split("-")[-1]])
+    """Name a run by what differs from its preset, which comes first: `lr 0.0003 ab12 · demo · data 3f9a12`."""
+    differing = differences(config, model)
+    order = sorted(differing, key=list(SHORT_NAMES | differing).index)
+    changes = " ".join(
+        f"{SHORT_NAMES.get(name, name.split('.')[-1])} {differing[name].removesuffix('.0')}" for name in order
+    )
+    if len(changes) > MAX_CHANGES:
+        changes = f"{changes[: MAX_CHANGES - 1].rstrip()}…"
+    return f"{changes or 'as preset'} {run.split('-')[-1]} · {config.preset} · data {snapshot.snapshot_id[:6]}"
 
 
 def describe_run(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
-    """Say in Markdown what a run is, how it was started and how to go on with it."""
+    """Describe in Markdown what a run is, how it was started and how to resume it."""
     counts = ", ".join(f"{count} {split}" for split, count in snapshot.stats["num_clips"].items())
     changed = ", ".join(f"`{key}={value}`" for key, value in differences(config, model).items())
     store = snapshot.store
@@ -55,7 +78,7 @@ def describe_run(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: s
 
 - differs from the preset: {changed or "in nothing"}
 - started by `{command()}`
-- go on with it: the same command and `--resume {run}`
+- resume it: the same command and `--resume {run}`
 - checkpoints: `{store.url(f"runs/{run}")}`
 """
 

@@ -1,0 +1,48 @@
+"""Pages with names that would be markup if they were not escaped."""
+
+import dataclasses
+from html.parser import HTMLParser
+
+import numpy as np
+
+from ast_model.evaluation.html import clip_page
+from ast_model.evaluation.predictions import Predictions
+from ast_model.tracking.comparison import Section, as_page
+from pipeline.snapshots.snapshot import Snapshot
+
+HOSTILE = "\"><script>alert('1')</script>&amp;{{ 7 * 7 }}"
+
+
+class Page(HTMLParser):
+    """Tags, texts and values of attributes, as a browser would take them."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.texts += [value or "" for _, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_hostile_names_are_text_on_the_page_of_clips(snapshot: Snapshot) -> None:
+    rows = snapshot.rows_of(("eval",))
+    targets = snapshot.targets(rows).toarray().astype(bool)
+    names = np.array([HOSTILE] * targets.shape[1])
+    keys = np.array(snapshot.index["key"].take(rows).to_pylist())
+    predictions = Predictions(keys, names, names, targets + 0.5, targets, targets.sum(axis=0), 1)
+    page = Page(clip_page(predictions, snapshot, HOSTILE))
+    assert "script" not in page.tags and "img" in page.tags
+    assert HOSTILE in page.texts and f"{HOSTILE} 1.50" in page.texts
+
+
+def test_hostile_names_are_text_on_the_page_of_a_comparison() -> None:
+    section = Section(HOSTILE, ["", HOSTILE], [[HOSTILE, 1]], HOSTILE)
+    page = Page(as_page([section, dataclasses.replace(section, rows=[])], HOSTILE))
+    assert "script" not in page.tags and {"table", "h2"} <= page.tags
+    assert page.texts.count(HOSTILE) == 8  # title and heading, twice heading and note, two cells
