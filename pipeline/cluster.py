@@ -71,6 +71,10 @@ def _keep_cleaner_quiet() -> None:
     It is for clusters that outlive a run; this Ray ends with the run.
     """
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
+    # Its controller waits 5 s for the autoscaler; on a busy machine the answer is late, and it warns with the traceback
+    # of a GetTimeoutError, though it asks again.
+    client = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
+    logging.getLogger(client).setLevel(logging.ERROR)
     usual = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
