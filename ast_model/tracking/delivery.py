@@ -1,4 +1,4 @@
-"""What is said of a run while it trains, on its way from the queue to the server."""
+"""Delivery of a run's events to the MLflow server, each metric's step once."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ QUEUES = Path("~/.cache/audioset-ast/tracking")
 MODEL_TYPE = "AST"
 MAX_METRICS_PER_BATCH = 1000
 LEFT_TIMEOUT_S = 5.0
-PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ENDPOINT_NOT_FOUND"}
-"""Codes of MLflow's errors after which it is worth while to try again."""
+TRANSIENT_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ENDPOINT_NOT_FOUND"}
+"""Codes of MLflow's errors after which it is worth trying again."""
 
 
 class Delivery:
-    """Brings events of a run to the server, each step once, however often it is called."""
+    """Sends events of a run to the server; those that it has already are dropped, since MLflow would keep both."""
 
     def __init__(self, client: MlflowClient, run_id: str):
         self.client, self.run_id = client, run_id
@@ -36,14 +36,14 @@ class Delivery:
                 if event["type"] == "metrics":
                     metrics += self._new_metrics(event)
                     continue
-                metrics = self._send(metrics)
+                metrics = self._send(metrics)  # in order: a run ends after its last metrics
                 if event["type"] == "checkpoint":
                     self._log_checkpoint(event)
                 else:
                     self.client.set_terminated(self.run_id, event["status"], end_time=event["time_ms"])
             self._send(metrics)
         except MlflowException as error:
-            if error.error_code in PASSING_ERRORS:
+            if error.error_code in TRANSIENT_ERRORS:
                 raise
             raise RefusedError(error.message) from error
 
@@ -89,7 +89,7 @@ def find_model(client: MlflowClient, experiment_id: str, run_id: str, name: str)
 
 
 def data_of(run: Run) -> dict[str, str]:
-    """Return what a metric says of the data that it was measured with."""
+    """Return the arguments of a metric that name the data it was measured on."""
     if not (run.inputs and run.inputs.dataset_inputs):
         return {}
     dataset = run.inputs.dataset_inputs[0].dataset
@@ -97,15 +97,15 @@ def data_of(run: Run) -> dict[str, str]:
 
 
 def queue_folder(uri: str) -> Path:
-    """Return where on this machine entries for a server wait."""
+    """Return the folder on this machine where events for a server wait."""
     return QUEUES.expanduser() / hashlib.sha256(uri.encode()).hexdigest()[:12]
 
 
 def deliver_left(client: MlflowClient, uri: str) -> None:
-    """Deliver what processes that are gone had not; runs that are being worked on are left alone."""
+    """Deliver events that killed processes left on this machine."""
     for file in sorted(queue_folder(uri).glob("*.jsonl")):
         try:
             queue = MetricsQueue(file.parent, file.stem, Delivery(client, file.stem))
         except TrackingError:
-            continue
+            continue  # locked: its process is alive, and delivers them itself
         queue.close(LEFT_TIMEOUT_S)

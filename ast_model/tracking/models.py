@@ -37,12 +37,12 @@ REQUIRED = (
     "av fsspec huggingface_hub matplotlib mlflow numpy pandas pyarrow requests s3fs safetensors scikit-learn scipy"
     " torch torchaudio"
 ).split()
-"""What loading and serving a model imports."""
+"""Packages that loading and serving a model imports."""
 SERVED_FILES = ("checkpoint.json", "model.safetensors")
 
 
 def signature() -> ModelSignature:
-    """Say what a served model takes and gives."""
+    """Return the inputs, outputs and parameters of a served model."""
     fbank = Array(Array(DataType.double))
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.binary, "audio", required=False),
@@ -77,16 +77,16 @@ def requirements() -> list[str]:
 def log_served_model(
     tracked: TrackedRun, variant: str, store: Store, checkpoint: str, scores: Predictions
 ) -> ModelVersion:
-    """Let a checkpoint's model be loaded and served, and make it a version in the registry.
+    """Log a checkpoint as a model that can be loaded and served, and register it as a version.
 
-    What is there already stays as it is. Raises TrackingError if the server or its registry refuses.
+    A model or version that is there already stays as it is. Raises TrackingError if the server or its registry refuses.
     """
     client, name = tracked.client, AVERAGE if variant == AVERAGE else checkpoint.split("/")[-1]
     tags = {CHECKPOINT_TAG: store.url(checkpoint), SNAPSHOT_TAG: tracked.snapshot_id, EPOCH_TAG: str(scores.epoch)}
     try:
         experiment_id = client.get_run(tracked.run_id).info.experiment_id
         model = find_model(client, experiment_id, tracked.run_id, name)
-        if model is None:  # the server was away when the checkpoint was told of
+        if model is None:  # the server was away when the checkpoint was logged
             model = client.create_logged_model(experiment_id, name, tracked.run_id, tags, model_type=MODEL_TYPE)
         if VARIANT_TAG not in model.tags:
             with tempfile.TemporaryDirectory() as folder:

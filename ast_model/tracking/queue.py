@@ -1,4 +1,4 @@
-"""What waits to be delivered: kept on disk first, sent by a thread, so that whoever has something to say never waits.
+"""Events on their way to a server: on disk first, then sent by a thread, so that a training never waits for it.
 
 {folder}/{name}.jsonl     events that are not delivered yet, one JSON object a line
 {folder}/{name}.refused   events that the receiver will never take, with its reason
@@ -29,10 +29,10 @@ class RefusedError(Exception):
 
 
 class MetricsQueue:
-    """Letters in the order in which they were written, each delivered at least once.
+    """Events in the order in which they were put, each delivered at least once.
 
     `deliver` takes some events whole, or raises: RefusedError to have them set aside, anything else to be called
-    again later. Letters that another process left undelivered under the same name come first.
+    again later. Events that an earlier process left undelivered under the same name come first.
     """
 
     def __init__(self, folder: Path, name: str, deliver: Callable[[Sequence[Event]], None]):
@@ -40,6 +40,7 @@ class MetricsQueue:
         folder.mkdir(parents=True, exist_ok=True)
         self.file, self._deliver = folder / f"{name}.jsonl", deliver
         self._stream = self.file.open("a+", encoding="utf-8")
+        # A lock on the open file, and not a file that says so: the kernel lets go of it however the process ends.
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -61,8 +62,9 @@ class MetricsQueue:
         return [json.loads(line) for line in lines]
 
     def put(self, event: Event) -> None:
-        """Keep an event on disk, and go on."""
+        """Write an event to disk, from where it is sent later."""
         with self._changed:
+            # Flushed, not synced: that outlives a killed process, and machines crash too rarely to wait for the disk.
             self._stream.write(json.dumps(event) + "\n")
             self._stream.flush()
             self._waiting.append(event)
@@ -74,7 +76,7 @@ class MetricsQueue:
             return self._changed.wait_for(lambda: not self._waiting, timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Wait for what is left, and let go of the file. What isn't delivered in time stays there."""
+        """Wait for what is left, and release the file. What isn't delivered in time stays there."""
         if not self.flush(timeout_s):
             log.warning(
                 "%d entries for MLflow are not delivered: they wait in %s until the next job on this machine that uses"
@@ -96,16 +98,17 @@ class MetricsQueue:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._is_closing)
-                if pauses:
+                if pauses:  # cut short by close, not by new events: they don't bring the server back
                     self._changed.wait_for(lambda: self._is_closing, next(pauses))
                 if self._is_closing:
                     return
                 events = self._waiting[:MAX_EVENTS_PER_DELIVERY]
+            # Without the lock, since a server that is slow to fail must not hold up `put`.
             try:
                 self._deliver(events)
             except RefusedError as error:
                 self._set_aside(events, error)
-            except Exception as error:
+            except Exception as error:  # of whatever library is between us and the server
                 if not pauses:
                     log.warning("MLflow does not answer (%s); entries are kept in %s", _short(error), self.file)
                 pauses = pauses or backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
@@ -113,7 +116,7 @@ class MetricsQueue:
             if pauses:
                 log.warning("MLflow answers again")
             pauses = None
-            self._strike(len(events))
+            self._remove(len(events))
 
     def _set_aside(self, events: Sequence[Event], error: RefusedError) -> None:
         refused = self.file.with_suffix(".refused")
@@ -122,8 +125,12 @@ class MetricsQueue:
             for event in events:
                 stream.write(json.dumps({"reason": str(error), "at": time.time(), "event": event}) + "\n")
 
-    def _strike(self, num: int) -> None:
-        """Forget the first events, on disk too once none is left."""
+    def _remove(self, num: int) -> None:
+        """Remove the first events, on disk once none is left.
+
+        A process that is killed before that leaves delivered events in the file. The next one delivers them again, and
+        the receiver, which knows the last step of each metric, drops them.
+        """
         with self._changed:
             del self._waiting[:num]
             if not self._waiting:

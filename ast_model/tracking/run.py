@@ -1,4 +1,4 @@
-"""MLflow: one run per training, with its parameters, metrics, data and end, whatever happens to its processes."""
+"""A run of MLflow: one per training, with its settings, metrics, data and status, whatever happens to its processes."""
 
 import json
 import time
@@ -23,7 +23,7 @@ END_TIMEOUT_S = 120.0
 
 
 class TrackedRun:
-    """A run on a tracking server. It is picklable: whoever has it logs to the same run.
+    """A run on a tracking server. It is picklable: every process that has it logs to the same run.
 
     What is logged while training goes through a queue on this machine: nothing waits for the server, and no step is
     logged twice.
@@ -60,17 +60,17 @@ class TrackedRun:
             return self.client.get_run(self.run_id).data.tags.get(NOTE_TAG, "")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log metrics, later and once: what is known of a step already stays as it is."""
+        """Log metrics through the queue. A step that the server has already, from before a resume, stays as it is."""
         self._post({"type": "metrics", "step": step, "values": dict(metrics)})
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
-        """Record a kept checkpoint as a model with its metrics, against the epoch, and its place."""
+        """Record a kept checkpoint as a model with its address and its metrics, whose step is the epoch."""
         values = {key: value for key, value in metrics.items() if key != "epoch"}
         event = {"type": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
         self._post({**event, "step": int(metrics["epoch"]), "values": values})
 
     def log_data(self, snapshot: Snapshot, context: str) -> None:
-        """Name the snapshot as the run's data, with counts, statistics and place."""
+        """Log the snapshot as the run's data, with counts, statistics and address."""
         self.snapshot_id = snapshot.snapshot_id
         address = snapshot.store.url(f"snapshots/{snapshot.snapshot_id}")
         scheme = address.split("://")[0] if "://" in address else "local"
@@ -88,7 +88,7 @@ class TrackedRun:
         self.log_tags({SNAPSHOT_TAG: snapshot.snapshot_id})
 
     def log_files(self, folder: Path, place: str) -> None:
-        """Keep files as artifacts, now. Raises TrackingError."""
+        """Upload files as artifacts, now. Raises TrackingError."""
         with tracking_errors(self.client):
             self.client.log_artifacts(self.run_id, str(folder), place)
 
@@ -110,7 +110,7 @@ class TrackedRun:
         self.close(END_TIMEOUT_S)
 
     def close(self, timeout_s: float = END_TIMEOUT_S) -> None:
-        """Wait until all that was logged here is delivered, or for as long as that."""
+        """Wait until all that was logged here is delivered, at most `timeout_s`."""
         if self._queue is not None:
             queue, self._queue = self._queue, None
             queue.close(timeout_s)
@@ -186,5 +186,5 @@ def tracked_run_of(client: MlflowClient, run: Run) -> TrackedRun:
 
 
 def data_name(store: Store) -> str:
-    """Return what the data of a store are called: as its folder."""
+    """Return the name of a store's data: that of its folder."""
     return store.base.rsplit("/", 1)[-1]
