@@ -62,6 +62,8 @@ def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp
 
 def test_a_run_whose_process_was_killed_does_not_stay_running(store: Store) -> None:
     dead, other = start_run(store, "dead", {}), start_run(store, "alive", {})
+    assert dead._heartbeat is not None
+    dead._heartbeat.stop()
     dead.log_tags({OWNER_TAG: '{"machine": "elsewhere", "pid": 1, "started": 0.0, "seen_at": 1000.0}'})
     start_run(store, "next", {}).end("FINISHED")
     assert dict(rows(store, "select name, status from runs")) == {
