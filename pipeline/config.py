@@ -14,6 +14,8 @@ class FetchConfig:
     """Seconds that one attempt at one clip may take, whatever the other side does."""
     max_attempts: int = 3
     """Attempts at a clip within a run while its failure is transient."""
+    max_total_attempts: int = 10
+    """Attempts in all runs; a rerun leaves a clip alone that failed so often."""
     backoff_s: float = 0.5
     """Pause before the second attempt; it doubles with each further one, with jitter."""
     max_media_bytes: int = 256 * 2**20
@@ -25,11 +27,12 @@ class FetchConfig:
     """A file with the address of a proxy per line. Each has a rate limit of its own."""
 
     def __post_init__(self) -> None:
-        for name in ("deadline_s", "max_attempts", "max_media_bytes", "num_threads"):
+        for name in ("deadline_s", "max_attempts", "max_total_attempts", "max_media_bytes", "num_threads"):
             if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, found {getattr(self, name)}")
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--fetch.{flag} must be above 0, found {getattr(self, name)}")
         if self.backoff_s < 0:
-            raise ConfigError(f"backoff_s must not be negative, found {self.backoff_s}")
+            raise ConfigError(f"--fetch.backoff-s must not be negative, found {self.backoff_s}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class PreprocessConfig:
     already_cut: bool = False
     """The media hold the segment alone, not the whole video. Those in tars and parquet files always do."""
     retry: tuple[FailureCategory, ...] = (FailureCategory.THROTTLED, FailureCategory.TRANSIENT)
-    """Kinds of failure that a rerun visits again."""
+    """Categories of failure that a rerun tries again."""
     max_in_flight: int = 64
     """Shard tasks handed to Ray at a time."""
     fetch: FetchConfig = field(default_factory=FetchConfig)

@@ -73,12 +73,12 @@ class Estimate:
 
     def lines(self) -> list[str]:
         costs = self.costs
-        pace = f"{self.clips_per_hour} an hour and address" if self.clips_per_hour else "no hourly limit"
+        rate = f"{self.clips_per_hour} an hour and address" if self.clips_per_hour else "no hourly limit"
         storage = self.stored_bytes / GB * costs.price_per_gb_month
         puts = self.num_puts / 1000 * costs.price_per_1000_puts
         computing = self.core_hours * costs.price_per_core_hour
         return [
-            f"time     {_duration(self.wall_hours)}; {costs.num_cores} cores; addresses: {costs.num_addresses}, {pace}",
+            f"time     {_duration(self.wall_hours)}; {costs.num_cores} cores; addresses: {costs.num_addresses}, {rate}",
             f"         {self.core_hours:.1f} core-hours, {self.address_hours:.0f} address-hours",
             f"bytes    {self.fetched_bytes / GB:.1f} GB fetched, {self.stored_bytes / GB:.1f} GB stored",
             f"money    ${computing:.2f} computing, ${puts:.2f} for {self.num_puts:.0f} PUTs, ${storage:.2f} a month",

@@ -77,7 +77,13 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Prepro
         visit = PreprocessReport()
         started = time.monotonic()
         left_behind = partial_shards(store, fingerprint)
-        plan = plan_shards(segments, read_sidecar_table(store, fingerprint), config.clips_per_shard, config.retry)
+        plan = plan_shards(
+            segments,
+            read_sidecar_table(store, fingerprint),
+            config.clips_per_shard,
+            config.retry,
+            config.fetch.max_total_attempts,
+        )
         if left_behind or len(plan):
             with ray_session():
                 conversion = open_conversion(config, store)
@@ -85,7 +91,9 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Prepro
                     recover_partial_shards(left_behind, conversion, config.max_in_flight, visit)
                     visit.num_planned = visit.num_decided
                     sidecar_table = read_sidecar_table(store, fingerprint)
-                    plan = plan_shards(segments, sidecar_table, config.clips_per_shard, config.retry)
+                    plan = plan_shards(
+                        segments, sidecar_table, config.clips_per_shard, config.retry, config.fetch.max_total_attempts
+                    )
                 log.info("%d segments, %d to be visited in %d shards", len(segments), plan.num_segments, len(plan))
                 visit.num_planned += plan.num_segments
                 convert_all(plan, conversion, config, visit, lease)

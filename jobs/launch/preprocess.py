@@ -60,7 +60,13 @@ def plan(command: PlanCommand) -> None:
             open_source(data)  # says what is wrong with it
         _, segments = load_metadata(data)
     fingerprint = digest_of(shard_settings(data.keep_audio))
-    visits = plan_shards(segments, read_sidecar_table(store, fingerprint), data.clips_per_shard, data.retry)
+    visits = plan_shards(
+        segments,
+        read_sidecar_table(store, fingerprint),
+        data.clips_per_shard,
+        data.retry,
+        data.fetch.max_total_attempts,
+    )
     print(f"{len(segments)} segments, {visits.num_segments} to be visited in {len(visits)} shards")
     per_hour = clips_per_hour(data)
     estimate = Estimate(visits.num_segments, per_hour, data.clips_per_shard, data.keep_audio, command.costs)

@@ -1,5 +1,6 @@
-"""The journal of a shard in the making: what is decided is kept in small parts, so that a kill costs little.
+"""The journal of a shard in the making: decided clips are kept in small parts, so that a kill costs little.
 
+A shard of 1,000 clips takes hours where 300 may be fetched an hour, but its tar can't be published before the last one.
 A part is published whole, under a number that counts the clips before it. The folder goes once the shard is there.
 """
 
@@ -9,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import CorruptError
+from pipeline.errors import CorruptError, describe
 from pipeline.records import Segment
 from pipeline.shards.format import ARROW_TYPES
 from pipeline.store.storage import Store
@@ -20,7 +21,7 @@ CLIPS_PER_PART = 8
 
 @dataclass(frozen=True, slots=True)
 class ClipResult:
-    """What became of a segment, with its content if that is good."""
+    """A segment's status, with its content if it was written."""
 
     segment: Segment
     status: str
@@ -55,7 +56,7 @@ class Journal:
         return f"{FOLDER}/{self.fingerprint}/{self.split}/{self.shard_id}"
 
     def append(self, first: int, results: Sequence[ClipResult]) -> None:
-        """Keep results, of which the first is the shard's clip number `first`."""
+        """Publish results as a part, of which the first is the shard's clip number `first`."""
         rows = [
             {name: getattr(result.segment, name) for name in SEGMENT_NAMES}
             | {field.name: getattr(result, field.name) for field in RESULT_FIELDS}
@@ -67,7 +68,11 @@ class Journal:
         self.store.write_bytes(f"{self.folder}/{first:06d}.arrow", sink.getvalue().to_pybytes())
 
     def read(self) -> Iterator[ClipResult]:
-        """Yield the results that are kept, in order, up to a gap."""
+        """Yield the results that are kept, in order, up to a gap.
+
+        Clips come in the order of the plan, so their count is the place at which fetching goes on; what lies behind a
+        gap is fetched again, and its part replaced.
+        """
         num_read = 0
         for name in self.store.list(self.folder, ".arrow"):
             if not name.endswith(f"/{num_read:06d}.arrow"):
@@ -75,7 +80,9 @@ class Journal:
             try:
                 table = pa.ipc.open_file(self.store.read_bytes(name)).read_all()
             except pa.ArrowInvalid as error:
-                raise CorruptError(f"{self.store.url(name)} is no part of a shard: {error}; remove it") from error
+                raise CorruptError(
+                    f"{self.store.url(name)} is not a valid part of a shard: {describe(error)}; remove it and run again"
+                ) from error
             for row in table.to_pylist():
                 about: dict[str, Any] = {name: row.pop(name) for name in SEGMENT_NAMES}
                 about["labels"] = tuple(about["labels"])
@@ -88,6 +95,6 @@ class Journal:
 
 
 def partial_shards(store: Store, fingerprint: str) -> list[Journal]:
-    """List the journals that killed runs left behind."""
+    """List the journals of shards that killed runs did not finish, as long as they were made with the same settings."""
     shards = sorted({tuple(name.split("/")[2:4]) for name in store.list(f"{FOLDER}/{fingerprint}", ".arrow")})
     return [Journal(store, fingerprint, split, shard_id) for split, shard_id in shards]

@@ -3,6 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported.
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config import FetchConfig
 from pipeline.errors import MismatchError
 from pipeline.keys import has_repeats, positions_of
 from pipeline.records import FailureCategory, Reason, ShardPlan
@@ -21,6 +23,7 @@ from pipeline.store.storage import Store
 
 NUM_READERS = 16
 SIDECAR_COLUMNS = ["key", "status", "reason", "attempts"]
+TRANSIENT_REASONS = pa.array([reason.value for reason in Reason if reason.category is FailureCategory.TRANSIENT])
 REPETITIVE = ["split", "status", "reason", "shard"]
 
 
@@ -117,11 +120,15 @@ def plan_shards(
     sidecar_table: pa.Table,
     clips_per_shard: int,
     retry: Collection[FailureCategory] = (FailureCategory.THROTTLED, FailureCategory.TRANSIENT),
+    max_attempts: int = FetchConfig.max_total_attempts,
 ) -> PreprocessPlan:
     """Plan shards for the segments that were never visited, or failed in a way of the kinds in `retry`.
 
     segments: of `SEGMENT_SCHEMA`. sidecar_table: with `SIDECAR_COLUMNS`. Segments that were never attempted come first,
     in their order, in full shards: those of an interrupted run are planned as they were before.
+
+    After them come those to try again, from the rarest class on, because a run may be stopped and each clip of such a
+    class counts. A transient failure that came `max_attempts` times is taken for permanent.
     """
     place = positions_of(segments["key"], sidecar_table["key"])
     is_known = place >= 0
@@ -134,10 +141,26 @@ def plan_shards(
     attempts[is_known] = sidecar_table["attempts"].to_numpy()[place[is_known]]
     is_again = is_known.copy()
     is_again[is_known] = is_due[place[is_known]]
+    is_transient = pc.is_in(sidecar_table["reason"].cast(pa.string()), value_set=TRANSIENT_REASONS).to_numpy()
+    is_again[is_known] &= ~(is_transient[place[is_known]] & (attempts[is_known] >= max_attempts))
+    rarity = _count_rarest_class(segments)
     split = segments["split"].combine_chunks().indices.to_numpy() if len(segments) else np.zeros(0, np.int32)
     shards = []
     for code in dict.fromkeys(split.tolist()):
         for wanted in (~is_known, is_again):
             rows = np.flatnonzero(wanted & (split == code))
+            if wanted is is_again:
+                rows = rows[np.argsort(rarity[rows], kind="stable")]
             shards += [rows[start : start + clips_per_shard] for start in range(0, len(rows), clips_per_shard)]
     return PreprocessPlan(segments, attempts, shards)
+
+
+def _count_rarest_class(segments: pa.Table) -> np.ndarray:
+    """Count for each segment (N,) how many there are of the rarest of its classes."""
+    labels = segments["labels"].combine_chunks()
+    codes = labels.indices.to_numpy()
+    class_sets = [text.split(",") for text in labels.dictionary.to_pylist()]
+    counts: Counter[str] = Counter()
+    for mids, count in zip(class_sets, np.bincount(codes, minlength=len(class_sets)).tolist(), strict=True):
+        counts.update(dict.fromkeys(mids, count))
+    return np.array([min(counts[mid] for mid in mids) for mids in class_sets], np.int64)[codes]

@@ -131,3 +131,16 @@ def test_shards_of_other_settings_are_refused(store: Store) -> None:
     visit(store, plan(store)[0])
     with pytest.raises(MismatchError, match=r"train/\w+.parquet was made with other settings \(fingerprint print\)"):
         read_ledger(store, "other")
+
+
+def test_transient_failures_are_tried_again_so_often_only_and_from_the_rarest_class_on(store: Store) -> None:
+    classes = {0: ("/m/common",), 1: ("/m/common", "/m/rare"), 2: ("/m/common",), 3: ("/m/common", "/m/rarest")}
+    labels = [classes.get(number, ("/m/rare",) if number == 4 else ("/m/common",)) for number in range(6)]
+    segments = [Segment(f"{number:011d}", 0, 10_000, labels[number], "eval") for number in range(6)]
+    (first,) = plan_shards(table_of(segments), read_sidecar_table(store, FINGERPRINT), 6)
+    attempts = (0, 0, 8, 0, 0, 9)
+    failures = {segment.ytid: Reason.TIMED_OUT for segment in segments} | {segments[5].ytid: Reason.RATE_LIMITED}
+    visit(store, dataclasses.replace(first, attempts=attempts), failures)
+    (again,) = plan_shards(table_of(segments), read_sidecar_table(store, FINGERPRINT), 6, max_attempts=9)
+    assert [int(segment.ytid) for segment in again.segments] == [3, 1, 4, 0, 5]
+    assert again.attempts == (1, 1, 1, 1, 10)
