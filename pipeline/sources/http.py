@@ -103,7 +103,7 @@ class HttpSource:
                     f" proxy inspects TLS. The error was: {describe(error)}"
                 ) from error
             reason = _reason_of_exception(error)
-            return Failure(reason, f"{address}: {describe(error)}"), can_resume
+            return Failure(reason, f"{address}: {_describe(error)}"), can_resume
 
     def _read_body(self, response: requests.Response, content: bytearray, deadline: float) -> Failure | None:
         """Read the body as it comes, so that neither a trickle nor an endless stream outlives its limits."""
@@ -158,6 +158,12 @@ def _is_asked_for(address: str, error: Exception) -> bool:
     """Tell whether an error is about the host of the address itself, not about one that it was redirected to."""
     request = getattr(error, "request", None)
     return request is not None and urlsplit(request.url).netloc == urlsplit(address).netloc
+
+
+def _describe(error: Exception) -> str:
+    """Quote the error that requests wraps in words which leave no room for it, such as "Connection refused"."""
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    return describe(cause if isinstance(cause, Exception) else error)
 
 
 def _reason_of_exception(error: Exception) -> Reason:

@@ -173,6 +173,9 @@ def test_it_asks_through_the_proxy(source: HttpSource, mirror: Mirror) -> None:
     failure = source.fetch(segment("whole"), proxy="http://127.0.0.1:1")
     assert isinstance(failure, Failure)
     assert failure.reason is Reason.CONNECTION
+    nobody = HttpSource("http://127.0.0.1:1/{ytid}.flac", FETCH).fetch(segment("whole"))
+    assert isinstance(nobody, Failure)
+    assert "Connection refused" in nobody.detail
 
 
 def test_a_copy_in_another_process_works(source: HttpSource) -> None:
