@@ -1,10 +1,11 @@
 # From a fresh clone: `make demo` and `make test`.
+SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 ROOT ?= $(CURDIR)/data/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test rehearsal bench-loader ui mlflow browser lock clean
+.PHONY: help install demo check test rehearsal bench-loader ui mlflow browser lock clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -14,7 +15,12 @@ install: .venv/.installed  ## What the jobs need, into .venv
 demo: .venv/.installed  ## The main job on an embedded miniature of AudioSet, through Ray Jobs
 	$(BIN)/python scripts/submit_local.py python jobs/audioset.py demo --root $(ROOT)
 
-test: .venv/.installed-dev  ## ruff, pyright and pytest
+check: .venv/.installed-dev  ## For the inner loop: format, lint, and the tests that start neither Ray nor other processes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check .
+	$(BIN)/pytest -n auto --dist loadfile -m 'not (ray or process or gpu or rehearsal or browser)'
+
+test: .venv/.installed-dev  ## All that CI runs: ruff, pyright and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -55,11 +61,17 @@ clean:  ## Remove the environment and what the demo made
 		{ echo "expected Python 3.11 or 3.12, found $$($(PYTHON) --version); name one with PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 
+# A line for each package that is fetched, with its size; what was found already would hide them.
+PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar off
+ONLY_NEWS := sed -u -E '/^(Requirement already satisfied|  (Using cached|Created wheel|Stored in|Building|Preparing|Getting|Installing))/d'
+
 .venv/.installed: requirements.lock pyproject.toml | .venv/bin/python
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
-	touch $@
+	@echo "Installing PyTorch, Ray, MLflow and what they need into .venv: about 4.6 GB, 3 to 15 minutes, once."
+	@set -o pipefail; $(PIP) -r requirements.lock | $(ONLY_NEWS)
+	@$(PIP) -q --no-deps -e .
+	@touch $@
 
 .venv/.installed-dev: requirements-dev.lock .venv/.installed
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.lock
-	touch $@
+	@echo "Installing what the tests need into .venv: about 0.8 GB, 1 to 5 minutes, once."
+	@set -o pipefail; $(PIP) -r requirements-dev.lock | $(ONLY_NEWS)
+	@touch $@

@@ -26,6 +26,13 @@ CLIPS_PER_SHARD = 7
 torch.set_num_threads(1)  # more would wait for each other on few cores
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that shares the one Ray, so that `make check` goes without it."""
+    for item in items:
+        if "ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+
+
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
     return make_miniature(tmp_path_factory.mktemp("small") / "miniature", num_train=24, num_eval=8)

@@ -30,6 +30,7 @@ def test_a_notice_ends_the_wait_and_trouble_of_the_service_does_not(ask, service
     assert capfd.readouterr().err.count("does not answer") == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_the_daemon_drains_its_node_and_insists(cloud: str, service: MetadataService, tmp_path: Path) -> None:
     """A program named `ray` stands in for Ray's own, which refuses the first time; the rehearsal drains a real node."""

@@ -154,6 +154,7 @@ def convert_here(plan: ShardPlan, conversion: Conversion) -> None:
     convert_shard(plan, conversion)
 
 
+@pytest.mark.process
 def test_kills_at_any_moment_cost_at_most_sixteen_clips_each(tmp_path: Path) -> None:
     store, log = Store(str(tmp_path / "store")), tmp_path / "log"
     segments = tuple(Segment(f"{number:011d}", 0, 10_000, ("/m/1",), "eval") for number in range(300))

@@ -365,6 +365,7 @@ def test_second_call_makes_nothing(miniature):
     assert again == miniature and times() == before
 
 
+@pytest.mark.process
 def test_killed_call_leaves_nothing_and_the_next_one_makes_all(miniature, tmp_path):
     folder = tmp_path / "killed"
     kill = "lambda num_made, num_clips: num_made == 5 and os.kill(os.getpid(), 9)"

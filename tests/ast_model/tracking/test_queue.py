@@ -47,6 +47,7 @@ def test_what_was_not_delivered_is_there_for_the_next_process(tmp_path: Path) ->
     assert [event["n"] for event in receiver.got] == [1, 3]
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_all_it_said(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, pathlib; from ast_model.tracking.queue import MetricsQueue\n"

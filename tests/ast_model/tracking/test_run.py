@@ -33,6 +33,7 @@ def steps(store: Store, key: str) -> list[int]:
     return [step for (step,) in rows(store, f"select step from metrics where key = '{key}' order by step")]
 
 
+@pytest.mark.process
 def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp_path: Path) -> None:
     """Counted in the database, as a person would look."""
     code = (

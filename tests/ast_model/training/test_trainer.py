@@ -194,6 +194,7 @@ def train_two(snapshot: Snapshot, run: str, folder: Path, stop_at: int = -1) -> 
     return json.loads((folder / "out").read_text())
 
 
+@pytest.mark.process
 def test_two_processes_learn_as_one(snapshot: Snapshot, whole: tuple[Job, list[Metrics]], tmp_path: Path) -> None:
     out = train_two(snapshot, "two", tmp_path)
     job, history = whole
@@ -204,6 +205,7 @@ def test_two_processes_learn_as_one(snapshot: Snapshot, whole: tuple[Job, list[M
         assert found == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.process
 def test_two_processes_then_one_then_two_take_the_same_samples(
     snapshot: Snapshot, whole: tuple[Job, list[Metrics]], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ def age(path: Path, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
+@pytest.mark.process
 def test_folders_of_dead_processes_go_and_those_of_others_stay(tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=make_and_die, args=(tmp_path,))
     process.start()

@@ -34,6 +34,7 @@ def hold(store: Store, held) -> None:
         time.sleep(60)
 
 
+@pytest.mark.process
 def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     context = multiprocessing.get_context("spawn")
@@ -75,6 +76,7 @@ def compete(root: str, wins, all_tried) -> None:
         all_tried.wait(60)
 
 
+@pytest.mark.process
 def test_of_many_that_start_at_once_one_wins(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     wins = context.SimpleQueue()
