@@ -80,7 +80,11 @@ def find_strings(node: Any) -> Iterator[str]:
 def read_arguments(text: str) -> Iterator[list[str]]:
     """Yield the words of a command as a person types it, once for each of `alternatives|like|these`."""
     # A remark, a redirection or an explanation in a column of its own ends the command.
-    text = re.split(r"\s#|\s{4,}(?![\s-])|\s\||\s>>?|\s2>", f" {text}")[0].replace("$(ROOT)", "ROOT")
+    text = (
+        re.split(r"\s#|\s{4,}(?![\s-])|\s\||\s>>?|\s2>", f" {text}")[0]
+        .replace("$(ROOT)", "ROOT")
+        .replace("$(PORT)", "5000")
+    )
     # An ellipsis stands for a value after a flag, else for more of the same; what may be left out is tried, too.
     text = re.sub(r"(--[\w.-]+) …", r"\1 VALUE", text)
     words = shlex.split(re.sub(r"\[|\]|…|\.\.\.", " ", text))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import tempfile
 import zlib
 from pathlib import Path
@@ -19,14 +20,18 @@ from ast_model.evaluation.calibration import (
 from ast_model.evaluation.ensemble import score_each
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.inference import CALIBRATION
-from ast_model.pretrained.files import find_weights
+from ast_model.pretrained.files import find_weights, read_weights
+from ast_model.tracking.run import TrackedRun
+from ast_model.tracking.server import connect
 from jobs.config import CalibrateConfig
 from jobs.launch.cli import resolve_root
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, TrackingError
 from pipeline.snapshots.snapshot import Snapshot, check_fingerprint, load_snapshot
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
+
+FILES = (CALIBRATION, "reliability.png", "thresholds.csv")
 
 
 def calibrate_checkpoint(config: CalibrateConfig) -> None:
@@ -54,8 +59,23 @@ def calibrate_checkpoint(config: CalibrateConfig) -> None:
         log.warning(
             "%d of %d classes have too few clips for a threshold of their own: they share", num_shared, len(labels)
         )
+    _track(config.checkpoint, folder, store)
     print(f"\n{folder / CALIBRATION}")
     print(f"use it with   python jobs/predict.py --checkpoint {config.checkpoint} --calibrated --audio FILE")
+
+
+def _track(checkpoint: str, folder: Path, store: Store) -> None:
+    """Add the files to the MLflow run that made the checkpoint, if it is one of ours and can be reached."""
+    run_id = read_weights(checkpoint).description.get("tracking_run")
+    if not run_id:
+        return
+    try:
+        with tempfile.TemporaryDirectory() as copies:
+            for name in FILES:
+                shutil.copy(folder / name, copies)
+            TrackedRun(connect(store).tracking_uri, run_id).log_files(Path(copies), "calibration")
+    except TrackingError as error:
+        log.warning("the calibration is kept, but not in MLflow: %s", error)
 
 
 def _output_folder(config: CalibrateConfig) -> Path:
@@ -81,7 +101,7 @@ def _print_gain(trial: Calibration, held_out: Evaluation) -> None:
     before, after = held_out.scores, trial.apply(held_out.scores)
     errors = [expected_calibration_error(each, held_out.targets) for each in (before, after)]
     f1 = [
-        f1_score(held_out.targets, decisions, average="macro", zero_division=0)
+        f1_score(held_out.targets, decisions, average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
         for decisions in (before >= 0.5, trial.decide(before))
     ]
     print(f"on the half that was not fitted ({len(before)} clips)")
