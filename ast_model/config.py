@@ -10,7 +10,7 @@ Sampler = Literal["uniform", "balanced", "without_replacement"]
 Features = Literal["fbank", "waveform"]
 Loss = Literal["bce", "ce"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-
+DeviceType = Literal["cpu", "cuda"]
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 """Of AudioSet's fbanks, as AST was trained with them."""
@@ -19,6 +19,11 @@ Grid = tuple[int, int]
 
 NUM_EXTRA_TOKENS = 2
 """The class token and the distillation token stand before the patches."""
+
+
+def flag_of(name: str) -> str:
+    """Return the flag that sets a setting: `train.num_epochs` → `--train.num-epochs`."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,9 @@ class ASTConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value <= 0:
-                raise ConfigError(f"model.{name} must be positive, but is {value}.")
+                raise ConfigError(f"{flag_of(f'model.{name}')} must be above 0, found {value}")
         if self.width % self.num_heads:
-            raise ConfigError(f"model.num_heads must divide width {self.width}, but is {self.num_heads}.")
+            raise ConfigError(f"--model.num-heads must divide --model.width {self.width}, found {self.num_heads}")
         if self.num_mel_bins < self.patch_freq or self.num_frames < self.patch_time:
             raise ConfigError(
                 f"A patch of {self.patch_freq} bins × {self.patch_time} frames must fit into the fbank of "
@@ -142,11 +147,18 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if min(self.num_steps_per_stair, self.num_epochs_before_decay, self.num_epochs_per_decay) < 1:
-            raise ConfigError(f"A stair and the epochs to and between decays must be at least 1, but found {self}.")
+            raise ConfigError(
+                "--train.schedule.num-steps-per-stair, num-epochs-before-decay and num-epochs-per-decay must be at"
+                f" least 1, found {self.num_steps_per_stair}, {self.num_epochs_before_decay} and"
+                f" {self.num_epochs_per_decay}"
+            )
         if self.num_warmup_steps < 0 or (self.max_decays is not None and self.max_decays < 0):
-            raise ConfigError(f"num_warmup_steps and max_decays can't be negative, but found {self}.")
+            raise ConfigError(
+                "--train.schedule.num-warmup-steps and --train.schedule.max-decays must not be negative, found"
+                f" {self.num_warmup_steps} and {self.max_decays}"
+            )
         if not 0 < self.decay_factor <= 1:
-            raise ConfigError(f"decay_factor must be above 0 and at most 1, but is {self.decay_factor}.")
+            raise ConfigError(f"--train.schedule.decay-factor must be above 0 and at most 1, found {self.decay_factor}")
 
 
 @dataclass(frozen=True)
@@ -168,12 +180,16 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.mixup_probability <= 1:
-            raise ConfigError(f"mixup_probability must be between 0 and 1, found {self.mixup_probability}")
+            raise ConfigError(
+                f"--train.augment.mixup-probability must be between 0 and 1, found {self.mixup_probability}"
+            )
         if self.mixup_alpha <= 0:
-            raise ConfigError(f"mixup_alpha must be above 0, found {self.mixup_alpha}")
+            raise ConfigError(f"--train.augment.mixup-alpha must be above 0, found {self.mixup_alpha}")
         for name in ("max_freq_mask_bins", "max_time_mask_frames", "max_roll_frames"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, found {getattr(self, name)}")
+                raise ConfigError(
+                    f"{flag_of(f'train.augment.{name}')} must not be negative, found {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -190,7 +206,7 @@ class CacheConfig:
     def __post_init__(self) -> None:
         for name in ("max_gb", "num_threads"):
             if getattr(self, name) <= 0:
-                raise ConfigError(f"cache.{name} must be above 0, found {getattr(self, name)}")
+                raise ConfigError(f"{flag_of(f'train.cache.{name}')} must be above 0, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -206,9 +222,12 @@ class RegulariseConfig:
 
     def __post_init__(self) -> None:
         if min(self.patchout_freq, self.patchout_time) < 0:
-            raise ConfigError(f"patchout_freq and patchout_time must not be negative, found {self}")
+            raise ConfigError(
+                "--train.regularise.patchout-freq and --train.regularise.patchout-time must not be negative, found"
+                f" {self.patchout_freq} and {self.patchout_time}"
+            )
         if not 0 <= self.drop_path < 1:
-            raise ConfigError(f"drop_path must be at least 0 and below 1, found {self.drop_path}")
+            raise ConfigError(f"--train.regularise.drop-path must be at least 0 and below 1, found {self.drop_path}")
 
 
 @dataclass(frozen=True)
@@ -229,12 +248,12 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         if self.num_kept < 1:
-            raise ConfigError(f"num_kept must be at least 1, found {self.num_kept}")
+            raise ConfigError(f"--train.checkpoints.num-kept must be at least 1, found {self.num_kept}")
         for name in ("every_steps", "every_minutes"):
             if (value := getattr(self, name)) is not None and value <= 0:
-                raise ConfigError(f"{name} must be above 0 or none, found {value}")
+                raise ConfigError(f"{flag_of(f'train.checkpoints.{name}')} must be above 0 or None, found {value}")
         if self.patience_s < 0:
-            raise ConfigError(f"patience_s must not be negative, found {self.patience_s}")
+            raise ConfigError(f"--train.checkpoints.patience-s must not be negative, found {self.patience_s}")
 
 
 @dataclass(frozen=True)
@@ -242,9 +261,9 @@ class TrainConfig:
     """A training, apart from the model's shape and the data's place."""
 
     train_splits: tuple[str, ...] = ("balanced_train", "unbalanced_train")
-    """Splits to learn from."""
+    """Splits to train on."""
     eval_split: str = "eval"
-    """Split to measure on after each epoch."""
+    """Split to evaluate on after each epoch."""
     init: str = ""
     """Weights to start from: a file, folder or hub name; empty for random ones."""
     num_epochs: int = 5
@@ -278,8 +297,8 @@ class TrainConfig:
     """Mean that fbanks are normalised with; the snapshot's unless set."""
     std: float | None = None
     """Standard deviation that fbanks are normalised with; the snapshot's unless set."""
-    average_from_epoch: int | None = None
-    """First epoch, counted from 1, whose weights are averaged at the end; None for no averaging."""
+    average_last_epochs: int = 0
+    """Epochs at the end whose weights are averaged, all of them if there are fewer; 0 for no averaging."""
     seed: int = 0
     """Seed of weights, draws and augmentation."""
     precision: Precision = "auto"
@@ -295,7 +314,7 @@ class TrainConfig:
     """Keep an exponential moving average of the weights with this decay per step, measure it after each epoch and
     keep it as the checkpoint's model; none: the weights themselves."""
     teachers: tuple[str, ...] = ()
-    """Predictions for the training clips, by name in the store, from whose mean it learns beside the labels, such as
+    """Predictions for the training clips, by name in the store, whose mean it is trained on beside the labels, such as
     evaluations/FOLDER/scores.npz of jobs/evaluate.py; one for each model, or ensemble, and training split."""
     teacher_share: float = 0.5
     """The teachers' part in the targets."""
@@ -313,23 +332,27 @@ class TrainConfig:
         counts = "num_epochs global_batch_size micro_batch_size num_reader_threads log_every_steps max_bad_steps"
         for name in counts.split():
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("weight_count_offset", "group_draws"):
+                raise ConfigError(f"{flag_of(f'train.{name}')} must be at least 1, found {getattr(self, name)}")
+        for name in ("weight_count_offset", "group_draws", "average_last_epochs"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, found {getattr(self, name)}")
+                raise ConfigError(f"{flag_of(f'train.{name}')} must not be negative, found {getattr(self, name)}")
         for name in ("layer_decay", "ema_decay", "teacher_share"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise ConfigError(f"{name} must be above 0 and at most 1, found {value}")
-        if self.ema_decay is not None and self.average_from_epoch is not None:
-            raise ConfigError("expected ema_decay or average_from_epoch, found both; each averages the weights")
+                raise ConfigError(f"{flag_of(f'train.{name}')} must be above 0 and at most 1, found {value}")
+        if self.ema_decay is not None and self.average_last_epochs:
+            raise ConfigError(
+                "expected --train.ema-decay or --train.average-last-epochs, found both; each averages the weights"
+            )
         if self.learning_rate <= 0:
-            raise ConfigError(f"learning_rate must be above 0, found {self.learning_rate}")
+            raise ConfigError(f"--train.learning-rate must be above 0, found {self.learning_rate}")
         if (self.mean is None) != (self.std is None):
-            raise ConfigError("set both mean and std, or neither")
-        first = self.average_from_epoch
-        if first is not None and not 1 <= first <= self.num_epochs:
-            raise ConfigError(f"average_from_epoch must be between 1 and num_epochs={self.num_epochs}, found {first}")
+            raise ConfigError("set both --train.mean and --train.std, or neither")
+
+    @property
+    def first_averaged_epoch(self) -> int:
+        """First epoch, counted from 0, whose weights are averaged; num_epochs if none's are."""
+        return max(0, self.num_epochs - self.average_last_epochs)
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,11 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ast_model.config import Precision
+from ast_model.config import DeviceType, Precision
+from pipeline.errors import ConfigError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """By kind of device. Beside NCCL, gloo carries what must not wait for the GPU."""
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 T = TypeVar("T")
 
 
@@ -88,46 +92,49 @@ class World:
 
 
 class AnyRankFlag:
-    """Lets all ranks know at the same step that one of them raised its hand, without waiting for each other.
+    """Lets all ranks know at the same step that one of them set its flag, without waiting for each other.
 
-    The hands travel while the step is taken, so the answer is that to the question of the step before.
+    The flags travel while the step is taken, so the answer is that to the question of the step before.
     """
 
     def __init__(self, world: World):
         self.world = world
-        self._hands: tuple[Tensor, dist.Work] | None = None
+        self._flags: tuple[Tensor, dist.Work] | None = None
 
-    def next(self, hand: bool) -> bool:
-        """Raise a hand or not; return whether anybody did at the call before. Alone: at this one."""
+    def next(self, flag: bool) -> bool:
+        """Set a flag or not; return whether any rank did at the call before. Alone: at this one."""
         if self.world.size == 1:
-            return hand
-        is_raised = self.close()
-        hands = torch.tensor([float(hand)])
-        work = dist.all_reduce(hands, async_op=True)
+            return flag
+        is_set = self.close()
+        flags = torch.tensor([float(flag)])
+        # On the CPU, so by gloo: NCCL's would wait in the GPU's queue behind the gradients.
+        work = dist.all_reduce(flags, async_op=True)
         assert work is not None, "an asynchronous collective returns its work"
-        self._hands = hands, work
-        return is_raised
+        self._flags = flags, work
+        return is_set
 
     def close(self) -> bool:
         """Wait for the last vote and return its answer."""
-        if self._hands is None:
+        if self._flags is None:
             return False
-        hands, work = self._hands
-        self._hands = None
+        flags, work = self._flags
+        self._flags = None
         work.wait()
-        return bool(hands.item())
+        return bool(flags.item())
 
 
 @contextmanager
-def join_world() -> Iterator[World]:
+def join_world(device_type: DeviceType) -> Iterator[World]:
     """Join the ranks that the environment names (torchrun's variables, which Ray Train sets too), or be alone.
 
-    A process group that is there already is used and left as it is.
+    The device follows the setting, not what is visible: Ray shows a worker GPUs that it did not ask for, and several
+    ranks would then take the same one. A process group that is there already is used and left as it is. Raises
+    ConfigError if there is no GPU for this rank.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
+    device = torch.device("cpu")
+    if device_type == "cuda":
+        device = _local_gpu(int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if size == 1:
         yield World(0, 1, device)
@@ -141,3 +148,39 @@ def join_world() -> Iterator[World]:
         if is_ours:
             gc.collect()  # a model that still holds the group would keep its threads past the interpreter's end
             dist.destroy_process_group()
+
+
+def _local_gpu(local_rank: int) -> torch.device:
+    check_cuda()
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise ConfigError(
+            f"expected a GPU for each rank of this machine, found {num_gpus} GPUs and a rank {local_rank}, counted from"
+            f" 0; start at most {num_gpus} ranks on it (torchrun: --nproc-per-node {num_gpus}), or train on CPUs:"
+            " --no-use-gpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def check_cuda() -> None:
+    """Raise ConfigError, with the versions of the driver and of CUDA, if torch can use no GPU here."""
+    if torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.init()
+        reason = "no GPU is visible"
+    except (RuntimeError, AssertionError) as error:  # of torch built without CUDA, or of the driver
+        reason = str(error).split("\n")[0][:200]
+    raise ConfigError(
+        f"expected a GPU that torch {torch.__version__}, built for CUDA {torch.version.cuda or '(none)'}, can use,"
+        f" found {_driver_version()}: {reason}. Install a driver and a torch that fit each other, or train on CPUs:"
+        " --no-use-gpu"
+    )
+
+
+def _driver_version() -> str:
+    try:
+        found = re.search(r"\d{3}\.[\d.]+", DRIVER_VERSION.read_text())
+    except OSError:
+        return "no NVIDIA driver"
+    return f"NVIDIA driver {found[0] if found else 'of unknown version'}"

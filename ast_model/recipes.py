@@ -138,7 +138,7 @@ def demo() -> Recipe:
             learning_rate=1e-3,
             schedule=ScheduleConfig(num_warmup_steps=100, num_steps_per_stair=5, num_epochs_before_decay=10),
             augment=AugmentConfig(mixup_probability=0.3, max_freq_mask_bins=8, max_time_mask_frames=96),
-            average_from_epoch=8,
+            average_last_epochs=3,
             log_every_steps=20,
         ),
     )
@@ -162,7 +162,7 @@ def audioset_balanced() -> Recipe:
             schedule=ScheduleConfig(num_epochs_before_decay=10, num_epochs_per_decay=5),
             mean=AUDIOSET_MEAN,
             std=AUDIOSET_STD,
-            average_from_epoch=6,
+            average_last_epochs=20,
         ),
     )
 
@@ -177,7 +177,7 @@ def audioset_full() -> Recipe:
     """
     return Recipe(
         ASTConfig.base(),
-        TrainConfig(mean=AUDIOSET_MEAN, std=AUDIOSET_STD, average_from_epoch=1),
+        TrainConfig(mean=AUDIOSET_MEAN, std=AUDIOSET_STD, average_last_epochs=5),
     )
 
 

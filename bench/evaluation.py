@@ -60,7 +60,7 @@ def main() -> None:
         rows = np.arange(num_clips)
         clips = BatchReader(open_reader(snapshot, CacheConfig()), rows, snapshot.targets(rows), config.num_frames)
         ready = [
-            prepare(clips.plain(positions).to(world.device), NORMAL.mean, NORMAL.std)
+            prepare(clips.read_clips(positions).to(world.device), NORMAL.mean, NORMAL.std)
             for positions in split_evenly(num_clips, 0, 1, size)
         ]
 

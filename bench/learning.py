@@ -24,7 +24,7 @@ from ast_model.config import ASTConfig, AugmentConfig, Sampler, ScheduleConfig, 
 from ast_model.distributed import World
 from ast_model.evaluation.predictions import AVERAGE, LAST, load_predictions, predictions_name
 from ast_model.training.job import Job
-from ast_model.training.reporter import Metrics
+from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from bench.words import make_words
 from jobs.launch.speechcommands import read_speech_commands
@@ -43,7 +43,7 @@ NUM_RARE = 5
 AS_MANY_DRAWS: Mapping[str, Any] = {
     "num_epochs": 41,
     "draws_per_epoch": None,
-    "average_from_epoch": 34,
+    "average_last_epochs": 8,
     "schedule": ScheduleConfig(num_warmup_steps=100, num_steps_per_stair=5, num_epochs_before_decay=41),
 }
 """Uniform draws take each clip once an epoch, so the demo's 16,000 draws are 41 epochs, its last fifth averaged."""

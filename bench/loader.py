@@ -44,7 +44,7 @@ def own_batches(snapshot: Snapshot, mixup_probability: float, sampler: Sampler) 
     augment = AugmentConfig(mixup_probability=mixup_probability)
     draws = plan_epoch(weights, len(rows), sampler, augment, (snapshot.snapshot_id, 0, 0))
     works = (draws[start : start + BATCH_SIZE] for start in range(0, len(draws), BATCH_SIZE))
-    for batch in prefetch_batches(collator.drawn, works, num_threads=1):
+    for batch in prefetch_batches(collator.read_draws, works, num_threads=1):
         yield len(batch.clips) + len(batch.partners)
 
 

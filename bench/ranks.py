@@ -37,7 +37,7 @@ LARGER = f"""--model.width 192 --model.depth 4 --model.num-heads 3 --model.patch
 TRAIN = f"""--train.num-epochs {NUM_EPOCHS} --train.draws-per-epoch {NUM_STEPS * BATCH_SIZE}
     --train.global-batch-size {BATCH_SIZE} --train.micro-batch-size 8
     --train.train-splits balanced_train --train.eval-split balanced_train --train.sampler balanced
-    --train.average-from-epoch None --train.allow-empty-classes""".split()
+    --train.average-last-epochs 0 --train.allow-empty-classes""".split()
 
 
 def train(root: Path, launcher: list[str], flags: list[str], kill_one: bool = False) -> dict[str, Any]:

@@ -82,9 +82,9 @@ def read_through_cold_cache(snapshot: Snapshot, folder: Path, is_grouped: bool) 
     draws = plan_epoch(np.ones(len(rows)), len(rows), "uniform", AugmentConfig(mixup_probability=0), seed)
     if is_grouped:
         draws = group_by_shard(draws, reader.shards_of(rows), len(draws), seed)
-    collator.expect(draws, is_grouped)
+    collator.set_order(draws, is_grouped)
     works = (draws[start : start + BATCH_SIZE] for start in range(0, len(draws), BATCH_SIZE))
-    return sum(len(batch.clips) for batch in collator.stream(works, num_threads=1))
+    return sum(len(batch.clips) for batch in collator.prefetch(works, num_threads=1))
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from ast_model.data.loader import BatchReader
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import evaluate
 from ast_model.evaluation.predictions import predictions_name, save_predictions
+from ast_model.model import AST
 from ast_model.training.job import Job
 from ast_model.training.trainer import Trainer
 from bench.lines import print_line
@@ -53,7 +54,7 @@ def recipe(num_epochs: int) -> TrainConfig:
     """Return the demo's recipe without the average of its last epochs, decaying over its last third."""
     train = recipes.demo().train
     schedule = dataclasses.replace(train.schedule, num_epochs_before_decay=num_epochs - num_epochs // 3)
-    return dataclasses.replace(train, num_epochs=num_epochs, schedule=schedule, average_from_epoch=None)
+    return dataclasses.replace(train, num_epochs=num_epochs, schedule=schedule, average_last_epochs=0)
 
 
 def settings(plain: TrainConfig, teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -85,7 +86,7 @@ def train(snapshot: Snapshot, run: str, config: TrainConfig) -> tuple[Trainer, f
     evaluating_s = 0.0
     evaluate_plainly = trainer._evaluate
 
-    def timed(model: torch.nn.Module) -> Any:
+    def timed(model: AST) -> Any:
         nonlocal evaluating_s
         started = time.process_time()
         evaluation = evaluate_plainly(model)
@@ -105,7 +106,7 @@ def keep_teacher(trainer: Trainer) -> tuple[str, ...]:
     for split in job.config.train_splits:
         rows = job.snapshot.rows_of((split,))
         clips = BatchReader(trainer.data.clips.reader, rows, job.snapshot.targets(rows), job.model.num_frames)
-        evaluation = evaluate(trainer.model, clips, ALONE, job.normalisation, batch_size=16)
+        evaluation = evaluate(trainer.state.model, clips, ALONE, job.normalisation, batch_size=16)
         names.append(predictions_name(job.run, split))
         save_predictions(evaluation, job.snapshot, (job.config.train_splits, split), names[-1], job.config.num_epochs)
     return tuple(names)

@@ -5,7 +5,7 @@
 
 Prints a JSON line for each cell of the issue's table: samples a second (median of rounds), the peer's, their ratio.
 Contenders: ours, the only one to augment its batch, too; ours compiled; ours with PaSST's patchout; ours fed by the
-real loader from local shards (of drop_masks, unless `--store ROOT` names a store) instead of one batch on the device;
+real loader from local shards (of noise, unless `--store ROOT` names a store) instead of one batch on the device;
 transformers' AST with SDPA and fused Adam; and the official arithmetic, written out: softmax attention as products,
 fp16 autocast with a scaler on a GPU, Adam one parameter at a time.
 """
@@ -36,6 +36,7 @@ from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
 from ast_model.training.optimizer import ADAM_BETAS
 from ast_model.training.regularise import num_kept_patches
+from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper, clip_losses
 from ast_model.training.step_metrics import FLOPS_PER_FORWARD, peak_flops
 from bench.lines import print_line
@@ -49,7 +50,7 @@ Step = Callable[[], object]
 
 
 def make_batch(config: ASTConfig, size: int, device: torch.device) -> Batch:
-    """Return clips of drop_masks, half of them mixed."""
+    """Return clips of noise, half of them mixed."""
     random = np.random.default_rng(0)
     shape = (size, config.num_frames, config.num_mel_bins)
     clips = torch.from_numpy(random.normal(-4, 4, shape).astype(np.float16))
@@ -72,9 +73,10 @@ def make_batch(config: ASTConfig, size: int, device: torch.device) -> Batch:
 
 def ours(config: ASTConfig, batches: Iterator[Batch], size: int, world: World, **settings) -> Step:
     train = TrainConfig(global_batch_size=size, micro_batch_size=size, augment=AugmentConfig(), **settings)
-    stepper = Stepper(AST(config).to(world.device).train(), train, NORMAL, world)
+    state = TrainingState(AST(config).train(), train, world)
+    stepper = Stepper(state, train, NORMAL, world)
     steps = itertools.count()
-    return lambda: stepper.take(0, next(steps), lambda: next(batches))
+    return lambda: stepper.train_step(0, next(steps), batches)
 
 
 def transformers_ast(config: ASTConfig, batch: Batch, world: World) -> Step:

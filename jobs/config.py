@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ast_model.config import ASTConfig, TrainConfig
+from ast_model.config import ASTConfig, DeviceType, TrainConfig
 from pipeline.config import PreprocessConfig
 from pipeline.errors import ConfigError
 from pipeline.estimate import CostConfig
@@ -35,31 +35,37 @@ Data = Annotated[PreprocessConfig, NO_PREFIX, tyro.conf.EnumChoicesFromValues]
 
 @dataclass(frozen=True)
 class RayConfig:
-    """Who trains."""
+    """Ray Train settings."""
 
     workers: str = "2"
     """Ranks, each with one CPU or one GPU: a number, or 2:8 to go on with what is left when nodes are lost and to
     grow again when they come back."""
     use_gpu: bool = False
-    """Give each rank a GPU."""
-    max_failures: int = 10
-    """How often the training starts again from its newest checkpoint after a worker was lost; nodes that announce
-    their end don't count."""
+    """Give each rank a GPU, also under torchrun."""
+    max_failures: int = 3
+    """Failures without a new checkpoint in between after which the training ends; while there is progress, it starts
+    again from the newest one however often workers are lost. Nodes that announce their end don't count."""
     start_timeout_s: float = 600.0
     """Seconds to wait for the cluster to have the (least) workers."""
 
     def __post_init__(self) -> None:
         fewest, most = self.num_workers
         if not 1 <= fewest <= most:
-            raise ConfigError(f"workers must be a number above 0, or two such as 2:8, found {self.workers}")
+            raise ConfigError(f"--workers must be a number above 0, or two such as 2:8, found {self.workers}")
+        if self.max_failures < 0:
+            raise ConfigError(f"--max-failures must not be negative, found {self.max_failures}")
 
     @property
     def num_workers(self) -> tuple[int, int]:
         """The fewest and the most."""
         parts = self.workers.split(":")
         if not (len(parts) in (1, 2) and all(part.isdecimal() for part in parts)):
-            raise ConfigError(f"workers must be a number, or two such as 2:8, found {self.workers!r}")
+            raise ConfigError(f"--workers must be a number, or two such as 2:8, found {self.workers!r}")
         return int(parts[0]), int(parts[-1])
+
+    @property
+    def device_type(self) -> DeviceType:
+        return "cuda" if self.use_gpu else "cpu"
 
     @property
     def worker_resources(self) -> dict[str, float]:
@@ -91,7 +97,7 @@ class TrainJobConfig:
     """Folder or s3:// address of the store. A relative one is taken from the current folder, in a Ray job from
     ~/audioset-ast."""
     snapshot: str = ""
-    """Snapshot to learn from; the latest unless named."""
+    """Snapshot to train on; the latest unless named, a resumed run's own."""
     resume: str = ""
     """Run to go on with, by the same command otherwise; empty for a new one."""
     model: ASTConfig = field(default_factory=ASTConfig)

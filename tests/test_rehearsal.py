@@ -19,14 +19,15 @@ from ray.cluster_utils import Cluster
 
 from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import ASTConfig, AugmentConfig, CacheConfig, CheckpointConfig, TrainConfig
+from ast_model.data.loader import Batch
 from ast_model.distributed import World
 from ast_model.training.job import StopSignal
-from ast_model.training.step import NextBatch, Stepper
-from ast_model.training.step_metrics import StepReport
+from ast_model.training.step import Stepper
+from ast_model.training.step_metrics import StepResult
 from jobs.config import RayConfig, TrainJobConfig
 from jobs.launch import ray_train
 from jobs.launch.ray_train import train_on_ray
-from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
+from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, train_rank
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.miniature import Miniature
 from pipeline.preprocess import preprocess
@@ -97,19 +98,19 @@ def losing_a_node(
 
 def take_your_time(loop_config: Mapping[str, Any]) -> None:
     """Train as a worker of Ray Train with a pause before each step, for which nodes can come and go."""
-    take = Stepper.take
+    train_step = Stepper.train_step
 
-    def rest_and_take(self: Stepper, epoch: int, step: int, next_batch: NextBatch) -> StepReport:
+    def pause_and_train_step(self: Stepper, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
         time.sleep(PAUSE_S)
-        return take(self, epoch, step, next_batch)
+        return train_step(self, epoch, step, batches)
 
-    Stepper.take = rest_and_take
+    Stepper.train_step = pause_and_train_step
     ray_train._train_worker(loop_config)
 
 
-def num_ranks(settings: RunSettings) -> list[int]:
+def num_ranks(job: TrackedJob) -> list[int]:
     """Return on how many ranks a run was trained, one after the other."""
-    metrics = settings.tracker.client.get_metric_history(settings.tracker.run_id, "system/num_ranks")
+    metrics = job.tracker.client.get_metric_history(job.tracker.run_id, "system/num_ranks")
     values = [int(metric.value) for metric in sorted(metrics, key=lambda metric: metric.timestamp)]
     return [value for value, _ in groupby(values)]
 

@@ -1,16 +1,28 @@
 """Checkpoints written beside the training: one at a time, in a thread, with patience for the storage."""
 
+import copy
 import logging
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from ast_model.checkpoints.checkpoint import Checkpoint, list_checkpoints, remove_checkpoint, save_checkpoint
+from ast_model.checkpoints.checkpoint import (
+    Checkpoint,
+    LoopState,
+    add_evaluation,
+    list_checkpoints,
+    read_description,
+    remove_checkpoint,
+    remove_incomplete,
+    save_checkpoint,
+)
 from ast_model.config import CheckpointConfig
 from pipeline.backoff import backoff
-from pipeline.errors import StoreError
+from pipeline.errors import CorruptError, StoreError
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
@@ -21,12 +33,13 @@ BEST = "best.json"
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedCheckpoint:
     """A checkpoint that has reached the storage."""
 
     name: str
     """Its folder in the store."""
     description: Mapping[str, Any]
+    """What its checkpoint.json holds."""
 
 
 class Saver:
@@ -35,51 +48,55 @@ class Saver:
     def __init__(self, store: Store, folder: str, config: CheckpointConfig, num_steps: int):
         self.store, self.folder, self.config = store, folder, config
         self._pool = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[Saved] | None = None
+        self._writing: deque[Future[SavedCheckpoint]] = deque()
         self._last_steps, self._last_time = num_steps, time.monotonic()
 
     def is_due(self, num_steps: int) -> bool:
         """Whether it is time for a checkpoint after so many steps; not while one is still being written."""
         config = self.config
-        if self._writing is not None and not self._writing.done():
+        if any(not writing.done() for writing in self._writing):
             return False
         is_late = config.every_minutes is not None and time.monotonic() - self._last_time >= 60 * config.every_minutes
         is_far = config.every_steps is not None and num_steps - self._last_steps >= config.every_steps
         return is_late or is_far
 
-    def save(self, checkpoint: Checkpoint, num_steps: int, folder: str | None = None) -> Saved | None:
-        """Copy a checkpoint and start to write it, once the one before is written; return that one.
+    def submit(self, checkpoint: Checkpoint, num_steps: int, folder: str | None = None) -> None:
+        """Copy a checkpoint and start to write it, once the one before is written: memory holds one copy.
 
         Raises StoreError if the storage refused the one before for longer than the patience.
         """
-        before = self.wait()
+        self.wait()
         self._last_steps, self._last_time = num_steps, time.monotonic()
-        self._writing = self._pool.submit(self._write, checkpoint.on_cpu(), folder or self.folder)
-        return before
+        self._start(partial(self._save, checkpoint.on_cpu(), folder or self.folder))
 
-    def wait(self) -> Saved | None:
-        """Wait until nothing is left to write; return what was written since the last call."""
-        if self._writing is None:
-            return None
-        writing, self._writing = self._writing, None
-        return writing.result()
+    def submit_evaluation(self, loop: LoopState, score: float) -> None:
+        """Start to add an evaluation to the checkpoint that was submitted for this place of the loop."""
+        self._start(partial(self._add_evaluation, copy.deepcopy(loop), score))
 
-    def finished(self) -> Saved | None:
+    def completed(self) -> list[SavedCheckpoint]:
         """Return what was written since the last call, without waiting."""
-        return self.wait() if self._writing is not None and self._writing.done() else None
+        saved = []
+        while self._writing and self._writing[0].done():
+            saved.append(self._writing.popleft().result())
+        return saved
+
+    def wait(self) -> None:
+        """Wait until nothing is left to write. Raises StoreError if something can't be written."""
+        for writing in self._writing:
+            writing.result()
 
     def close(self) -> None:
         """Let what is being written come to its end, and start nothing new."""
         self._pool.shutdown()
 
-    def _write(self, checkpoint: Checkpoint, folder: str) -> Saved:
+    def _start(self, write: Callable[[], SavedCheckpoint]) -> None:
+        self._writing.append(self._pool.submit(self._retry, write))
+
+    def _retry(self, write: Callable[[], SavedCheckpoint]) -> SavedCheckpoint:
         deadline, pauses = time.monotonic() + self.config.patience_s, backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
-                name = save_checkpoint(self.store, folder, checkpoint)
-                if folder == self.folder:
-                    self._prune(name, checkpoint.description.get("score"))
-                return Saved(name, checkpoint.description)
+                return write()
             except StoreError as error:
                 pause_s = next(pauses)
                 if time.monotonic() + pause_s > deadline:
@@ -87,20 +104,37 @@ class Saver:
                 log.warning("the checkpoint is not written yet: %s; trying again in %.1f s", error, pause_s)
                 time.sleep(pause_s)
 
-    def _prune(self, newest: str, score: float | None) -> None:
+    def _save(self, checkpoint: Checkpoint, folder: str) -> SavedCheckpoint:
+        name = save_checkpoint(self.store, folder, checkpoint)
+        if folder == self.folder:
+            self._prune()
+        return SavedCheckpoint(name, read_description(self.store, name))
+
+    def _add_evaluation(self, loop: LoopState, score: float) -> SavedCheckpoint:
+        name = add_evaluation(self.store, self.folder, loop, score)
         best = best_checkpoint(self.store, self.folder)
-        if score is not None and (best is None or score > best[1]):
-            best = newest, score
-            self.store.write_json(f"{self.folder}/{BEST}", {"name": newest, "score": score})
-        names = list_checkpoints(self.store, self.folder)
-        for name in names[: -self.config.num_kept]:
+        if best is None or score > best[1]:
+            self.store.write_json(f"{self.folder}/{BEST}", {"name": name, "score": score})
+        self._prune()
+        return SavedCheckpoint(name, read_description(self.store, name))
+
+    def _prune(self) -> None:
+        best = best_checkpoint(self.store, self.folder)
+        for name in list_checkpoints(self.store, self.folder)[: -self.config.num_kept]:
             if best is None or name != best[0]:
                 remove_checkpoint(self.store, name)
+        remove_incomplete(self.store, self.folder)
 
 
 def best_checkpoint(store: Store, folder: str) -> tuple[str, float] | None:
     """Return the folder and the score of the best epoch's checkpoint, if one has been measured."""
     if not store.exists(f"{folder}/{BEST}"):
         return None
-    best = store.read_json(f"{folder}/{BEST}")
-    return best["name"], best["score"]
+    try:
+        best = store.read_json(f"{folder}/{BEST}")
+        return str(best["name"]), float(best["score"])
+    except (CorruptError, KeyError, TypeError, ValueError) as error:
+        log.warning(
+            "%s is damaged, so the best epoch is that of those to come: %r", store.url(f"{folder}/{BEST}"), error
+        )
+        return None

@@ -1,18 +1,20 @@
-"""Checkpoints: a folder of safetensors and a `checkpoint.json`, written last, that says what they are.
+"""Checkpoints: a folder of safetensors and a `checkpoint.json`, written last, that describes them.
 
 runs/{run}/checkpoints/{name}/
     model.safetensors       weights to use; with an exponential moving average, that
     raw.safetensors         weights to train on with, where they are others
     optimizer.safetensors   Adam's moments
     average.safetensors     running mean of the epochs' weights, where there is one
-    checkpoint.json         position, configs, classes, normalisation, history, digests of the files above
+    checkpoint.json         state of the loop, configs, classes, normalisation, digests of the files and of itself
 """
 
+import copy
 import dataclasses
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from safetensors import SafetensorError
@@ -24,21 +26,37 @@ from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: the state of the loop in one piece, and a digest of checkpoint.json itself."""
 DESCRIPTION = "checkpoint.json"
 PARTS = ("model", "raw", "optimizer", "average")
-State = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where a training stands: before `step` of `epoch`, both counted from 0."""
+@dataclass
+class LoopState:
+    """Progress of a training. It is saved as it is, and resumed as it was."""
 
     epoch: int = 0
+    """Epochs whose steps are all taken."""
     step: int = 0
+    """Steps taken of the epoch after those."""
+    loss_sum: float = 0.0
+    """Of the steps of this epoch that were taken; until an epoch is evaluated, it is still this one."""
+    num_steps_taken: int = 0
+    """Steps of this epoch that were taken, those not counted that were skipped."""
+    num_steps_skipped: int = 0
+    """Since the start of the run."""
+    num_averaged: int = 0
+    """Epochs in the running mean of the weights."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of each epoch that was evaluated."""
+    scaler: dict[str, float] = field(default_factory=dict)
+    """State of the loss scaler; empty unless the precision is fp16."""
 
     @property
     def name(self) -> str:
+        """Name of the checkpoint at this place; names sort by progress."""
         return f"epoch-{self.epoch:04d}-step-{self.step:08d}"
 
 
@@ -46,24 +64,23 @@ class Position:
 class Checkpoint:
     """All that a training needs to go on, and a user to tag with it."""
 
-    position: Position
-    model: State
-    raw: State = field(default_factory=dict)
-    optimizer: State = field(default_factory=dict)
-    average: State = field(default_factory=dict)
-    num_averaged: int = 0
+    loop: LoopState
+    model: Tensors
+    raw: Tensors = field(default_factory=dict)
+    optimizer: Tensors = field(default_factory=dict)
+    average: Tensors = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
-    """model and train config, labels, mean, std, snapshot, run, history of metrics, score, state of the loop."""
+    """Model and train config, labels, mean, std, snapshot, run; once read, the whole of checkpoint.json."""
 
     @property
-    def trained(self) -> State:
+    def trained(self) -> Tensors:
         """The weights that the training goes on with."""
         return self.raw or self.model
 
     def on_cpu(self) -> "Checkpoint":
         """Return a copy that further training does not change."""
-        states = {part: {name: _copy(value) for name, value in getattr(self, part).items()} for part in PARTS}
-        return dataclasses.replace(self, **states)
+        parts = {part: {name: _copy(value) for name, value in getattr(self, part).items()} for part in PARTS}
+        return dataclasses.replace(self, loop=copy.deepcopy(self.loop), **parts)
 
 
 def _copy(value: Tensor) -> Tensor:
@@ -72,32 +89,58 @@ def _copy(value: Tensor) -> Tensor:
 
 def save_checkpoint(store: Store, folder: str, checkpoint: Checkpoint) -> str:
     """Write a checkpoint below `folder` and return its own folder. It counts once its description is there."""
-    name = f"{folder}/{checkpoint.position.name}"
+    name = f"{folder}/{checkpoint.loop.name}"
     digests = {}
     for part in PARTS:
-        if state := getattr(checkpoint, part):
-            data = save({key: value.detach().cpu().contiguous() for key, value in state.items()})
+        if tensors := getattr(checkpoint, part):
+            data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
             store.write_bytes(f"{name}/{part}.safetensors", data)
             digests[part] = hashlib.sha256(data).hexdigest()
-    description = {
-        **checkpoint.description,
-        "format": FORMAT_VERSION,
-        "position": dataclasses.asdict(checkpoint.position),
-        "num_averaged": checkpoint.num_averaged,
-        "digests": digests,
-    }
-    store.write_json(f"{name}/{DESCRIPTION}", description)
+    own = {"format": FORMAT_VERSION, "loop": asdict(checkpoint.loop), "digests": digests}
+    _write_description(store, name, {**checkpoint.description, **own})
     return name
+
+
+def add_evaluation(store: Store, folder: str, loop: LoopState, score: float) -> str:
+    """Bring what an evaluation gave, the loop's history and a score, to a checkpoint that is written already.
+
+    The weights stay as they are: only checkpoint.json is replaced, in one piece.
+    """
+    name = f"{folder}/{loop.name}"
+    _write_description(store, name, {**read_description(store, name), "loop": asdict(loop), "score": score})
+    return name
+
+
+def _write_description(store: Store, name: str, description: dict[str, Any]) -> None:
+    store.write_json(f"{name}/{DESCRIPTION}", {**description, "digest": _digest(description)})
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in description.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def read_description(store: Store, name: str) -> dict[str, Any]:
+    """Read a checkpoint.json. Raises CorruptError if it was damaged, MismatchError if it is of another format."""
+    where = f"{store.url(name)}/{DESCRIPTION}"
+    description = store.read_json(f"{name}/{DESCRIPTION}")
+    if not isinstance(description, dict) or "format" not in description:
+        raise CorruptError(f"{where}: expected the description of a checkpoint, found {str(description)[:100]!r}")
+    if description["format"] != FORMAT_VERSION:
+        raise MismatchError(
+            f"{where}: expected a checkpoint of format {FORMAT_VERSION}, found {description['format']}; it is of"
+            " another version of this code: go on with that, or start a new run (--train.init takes its weights)"
+        )
+    # Its own digest covers every field at once: one that is missing, another type, a number with a flipped digit.
+    if description.get("digest") != _digest(description):
+        raise CorruptError(f"{where} is cut short or was changed: its digest differs")
+    return description
 
 
 def read_checkpoint(store: Store, name: str) -> Checkpoint:
     """Read a checkpoint whole. Raises CorruptError if a file is not the one that was described."""
-    description = store.read_json(f"{name}/{DESCRIPTION}")
-    if description.get("format") != FORMAT_VERSION:
-        raise MismatchError(
-            f"{store.url(name)}: expected a checkpoint of format {FORMAT_VERSION}, found {description.get('format')}"
-        )
-    states = {}
+    description = read_description(store, name)
+    parts = {}
     for part, digest in description["digests"].items():
         if not store.exists(f"{name}/{part}.safetensors"):
             raise CorruptError(f"{store.url(name)}: expected {part}.safetensors, found none")
@@ -105,20 +148,19 @@ def read_checkpoint(store: Store, name: str) -> Checkpoint:
         if hashlib.sha256(data).hexdigest() != digest:
             raise CorruptError(f"{store.url(name)}/{part}.safetensors is cut short or was changed: its digest differs")
         try:
-            states[part] = load(data)
+            parts[part] = load(data)
         except SafetensorError as error:
             raise CorruptError(f"{store.url(name)}/{part}.safetensors can't be read: {error}") from error
-    position = Position(**description["position"])
-    return Checkpoint(position, num_averaged=description["num_averaged"], description=description, **states)
+    return Checkpoint(LoopState(**description["loop"]), description=description, **parts)
 
 
 def list_checkpoints(store: Store, folder: str) -> list[str]:
     """Return the folders of complete checkpoints, oldest first."""
-    return [name.removesuffix(f"/{DESCRIPTION}") for name in store.list(folder, DESCRIPTION)]
+    return [name.removesuffix(f"/{DESCRIPTION}") for name in store.list(folder, f"/{DESCRIPTION}")]
 
 
 def newest_checkpoint(store: Store, folder: str) -> Checkpoint | None:
-    """Read the newest sound checkpoint; say which newer ones are not."""
+    """Read the newest sound checkpoint; name newer ones that are damaged."""
     for name in reversed(list_checkpoints(store, folder)):
         try:
             return read_checkpoint(store, name)
@@ -131,3 +173,10 @@ def remove_checkpoint(store: Store, name: str) -> None:
     """Remove a checkpoint; its description goes first, so that none counts that is half gone."""
     store.remove(f"{name}/{DESCRIPTION}")
     store.remove(name)
+
+
+def remove_incomplete(store: Store, folder: str) -> None:
+    """Remove what a process was writing, or removing, when it died. Only for who alone writes to the folder."""
+    found = {file.rpartition("/")[0] for file in store.list(folder)} - {folder}
+    for name in sorted(found.difference(list_checkpoints(store, folder))):
+        store.remove(name)

@@ -64,8 +64,8 @@ def mix_power(batch: Batch) -> Tensor:
     clip_QTM = fbank_BTM[batch.mixed]
     partner_QTM = batch.partners.float()
     partner_QTM = torch.where(_is_within(batch.partner_lengths_Q, num_frames)[..., None], partner_QTM, silence)
-    lam_Q11 = batch.lambda_Q.view(-1, 1, 1)
-    mixed_QTM = torch.logaddexp(clip_QTM + 2 * lam_Q11.log(), partner_QTM + 2 * torch.log1p(-lam_Q11))
+    lambda_Q11 = batch.lambda_Q.view(-1, 1, 1)
+    mixed_QTM = torch.logaddexp(clip_QTM + 2 * lambda_Q11.log(), partner_QTM + 2 * torch.log1p(-lambda_Q11))
     is_clip = _is_within(batch.lengths_B[batch.mixed], num_frames)[..., None]
     fbank_BTM[batch.mixed] = torch.where(is_clip, mixed_QTM.clamp(min=silence.item()), 0.0)
     return fbank_BTM
@@ -83,8 +83,8 @@ def mix_waveforms(batch: Batch) -> Tensor:
         partner_QS = _remove_mean(batch.partners.float() / FULL_SCALE, batch.partner_lengths_Q)
         num_samples = waveform_BS.shape[1]
         partner_QS = nnf.pad(partner_QS, (0, max(0, num_samples - partner_QS.shape[1])))[:, :num_samples]
-        lam_Q1 = batch.lambda_Q[:, None]
-        mixed_QS = lam_Q1 * waveform_BS[batch.mixed] + (1 - lam_Q1) * partner_QS
+        lambda_Q1 = batch.lambda_Q[:, None]
+        mixed_QS = lambda_Q1 * waveform_BS[batch.mixed] + (1 - lambda_Q1) * partner_QS
         waveform_BS[batch.mixed] = _remove_mean(mixed_QS, batch.lengths_B[batch.mixed])
     fbank_BTM = compute_fbank(waveform_BS[:, : FRAME_LENGTH + (batch.num_frames - 1) * FRAME_SHIFT])
     num_frames_B = 1 + (batch.lengths_B - FRAME_LENGTH) // FRAME_SHIFT
@@ -113,8 +113,8 @@ def _mask(fbank_BTM: Tensor, axis: int, max_width: int, uniforms_B2: Tensor) -> 
     width_B = uniforms_B2[:, 0] * min(max_width, size)
     start_B = uniforms_B2[:, 1] * (size - width_B)
     first, last = start_B.long(), start_B.long() + width_B.long()
-    places = torch.arange(size, device=fbank_BTM.device)
-    is_masked = (places >= first[:, None]) & (places < last[:, None])
+    positions = torch.arange(size, device=fbank_BTM.device)
+    is_masked = (positions >= first[:, None]) & (positions < last[:, None])
     return fbank_BTM.masked_fill(is_masked[:, None, :] if axis == 2 else is_masked[:, :, None], 0.0)
 
 
@@ -131,5 +131,5 @@ def _roll(fbank_BTM: Tensor, max_frames: int, uniforms_B: Tensor) -> Tensor:
     """Shift each clip in time by −max_frames … max_frames − 1, round the end."""
     num_frames = fbank_BTM.shape[1]
     shift_B = (uniforms_B * 2 * max_frames).long() - max_frames
-    places = (torch.arange(num_frames, device=fbank_BTM.device) - shift_B[:, None]) % num_frames
-    return fbank_BTM.gather(1, places[..., None].expand_as(fbank_BTM))
+    source = (torch.arange(num_frames, device=fbank_BTM.device) - shift_B[:, None]) % num_frames
+    return fbank_BTM.gather(1, source[..., None].expand_as(fbank_BTM))

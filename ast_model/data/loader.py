@@ -1,4 +1,4 @@
-"""Clips from the store as batches, read ahead by threads, in exactly the order of the draw plan.
+"""Clips from the store as batches, prefetched by threads, in exactly the order of the draw plan.
 
 Letters: B clips, Q partners, T frames, M mel bins, S samples, C classes.
 """
@@ -25,7 +25,7 @@ from pipeline.reading.reader import ClipReader
 from pipeline.snapshots.snapshot import Snapshot
 
 PREFETCH_PER_THREAD = 2
-Work = TypeVar("Work")
+Request = TypeVar("Request")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Batch:
     targets_BC: Tensor
     """float32, mixed where the clip is."""
     mixed: Tensor
-    """(Q,) places in the batch that have a partner."""
+    """(Q,) positions in the batch that have a partner."""
     partners: Tensor
     """As `clips`, (Q, …)."""
     partner_lengths_Q: Tensor
@@ -80,7 +80,7 @@ def open_reader(snapshot: Snapshot, cache: CacheConfig) -> ClipReader:
 
 
 class BatchReader:
-    """Makes batches of `num_frames` frames: longer clips are cut, shorter ones padded with 0."""
+    """Reads batches of `num_frames` frames: longer clips are cut, shorter ones padded with 0."""
 
     def __init__(
         self,
@@ -97,8 +97,8 @@ class BatchReader:
         self.num_frames = num_frames
         self.features: Features = features
 
-    def expect(self, draws: Draws, is_grouped: bool) -> None:
-        """Have the shards of coming draws brought to the node, where they are remote."""
+    def set_order(self, draws: Draws, is_grouped: bool) -> None:
+        """Have the shards of coming draws fetched to the node, where they are remote."""
         if self.reader.prefetcher is None:
             return
         shards = self.reader.shards_of(self.rows[draws.clip])
@@ -111,23 +111,24 @@ class BatchReader:
             order = both[np.sort(np.unique(both, return_index=True)[1])]
         self.reader.prefetcher.start([self.reader.shard_names[shard] for shard in order.tolist()], is_grouped)
 
-    def stream(self, works: Iterable[Draws], num_threads: int) -> Iterator[Batch]:
-        """Yield a batch for each work, in order, made ahead by threads."""
-        return prefetch_batches(self.drawn, self._announced(works), num_threads)
+    def prefetch(self, batches: Iterable[Draws], num_threads: int) -> Iterator[Batch]:
+        """Yield a batch for each group of draws, in order, read ahead by threads."""
+        return prefetch_batches(self.read_draws, self._advancing(batches), num_threads)
 
-    def _announced(self, works: Iterable[Draws]) -> Iterator[Draws]:
-        for draws in works:
+    def _advancing(self, batches: Iterable[Draws]) -> Iterator[Draws]:
+        """Tell the cache how far reading has come, so that it fetches the next shards and may drop earlier ones."""
+        for draws in batches:
             if self.reader.prefetcher is not None:
                 shards = self.reader.shards_of(self.rows[draws.clip]).tolist()
                 self.reader.prefetcher.reach(self.reader.shard_names[shard] for shard in shards)
             yield draws
 
-    def plain(self, positions: np.ndarray) -> Batch:
-        """Batch of clips as they are, for evaluation."""
-        return self.drawn(without_augmentation(positions))
+    def read_clips(self, positions: np.ndarray) -> Batch:
+        """Read clips as they are, for an evaluation."""
+        return self.read_draws(without_augmentation(positions))
 
-    def drawn(self, draws: Draws) -> Batch:
-        """Batch of draws, with the partners to mix in."""
+    def read_draws(self, draws: Draws) -> Batch:
+        """Read a batch of draws, with the partners to mix in."""
         mixed = np.flatnonzero(draws.partner != NO_PARTNER)
         partner, lambda_Q = draws.partner[mixed], draws.mixup_lambda[mixed]
         rows = self.rows[draws.clip]
@@ -156,9 +157,9 @@ class BatchReader:
     def _read_fbanks(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         fbank_BTM = np.empty((len(rows), self.num_frames, NUM_MEL_BINS), np.float16)
         num_frames_B = np.empty(len(rows), np.int64)
-        for place, row in enumerate(rows.tolist()):
-            clip_TM = fbank_BTM[place]
-            num_frames_B[place] = num_read = self.reader.read_fbank(row, clip_TM)
+        for position, row in enumerate(rows.tolist()):
+            clip_TM = fbank_BTM[position]
+            num_frames_B[position] = num_read = self.reader.read_fbank(row, clip_TM)
             clip_TM[num_read:] = 0
         return torch.from_numpy(fbank_BTM), torch.from_numpy(num_frames_B)
 
@@ -166,8 +167,8 @@ class BatchReader:
         waveforms = [self.reader.read_audio(row) for row in rows.tolist()]
         num_samples_B = np.array([len(waveform) for waveform in waveforms], np.int64)
         waveform_BS = np.zeros((len(rows), num_samples_B.max(initial=0)), np.int16)
-        for place, waveform in enumerate(waveforms):
-            waveform_BS[place, : len(waveform)] = waveform
+        for position, waveform in enumerate(waveforms):
+            waveform_BS[position, : len(waveform)] = waveform
         return torch.from_numpy(waveform_BS), torch.from_numpy(num_samples_B)
 
     def _targets(self, positions: np.ndarray) -> np.ndarray:
@@ -179,13 +180,15 @@ class BatchReader:
         return targets_BC
 
 
-def prefetch_batches(make: Callable[[Work], Batch], works: Iterable[Work], num_threads: int) -> Iterator[Batch]:
-    """Yield `make(work)` for each work, in order, made ahead by threads; memory holds a bounded number."""
+def prefetch_batches(
+    read: Callable[[Request], Batch], requests: Iterable[Request], num_threads: int
+) -> Iterator[Batch]:
+    """Yield `read(request)` for each request, in order, read ahead by threads; memory holds a bounded number."""
     with ThreadPoolExecutor(num_threads) as pool:
         window: deque[Future[Batch]] = deque()
         try:
-            for work in works:
-                window.append(pool.submit(make, work))
+            for request in requests:
+                window.append(pool.submit(read, request))
                 if len(window) > num_threads * PREFETCH_PER_THREAD:
                     yield window.popleft().result()
             while window:

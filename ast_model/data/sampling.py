@@ -1,6 +1,6 @@
 """The draw plan: which clips an epoch's batches hold, and how each is augmented.
 
-It is a pure function of (snapshot, seed, epoch, settings) and made whole on each rank. So the stream of global
+It is a pure function of (snapshot, seed, epoch, settings), and each rank computes all of it. So the stream of global
 batches is the same on any number of ranks, and a run resumes at any step by looking further down.
 """
 
@@ -84,7 +84,7 @@ def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, s
         raise ConfigError(
             "expected finite weights of which some are above 0, found"
             f" {np.count_nonzero(~np.isfinite(weights))} not finite and {np.count_nonzero(weights)} of {len(weights)}"
-            " not zero; build the snapshot anew, or draw with sampler=uniform"
+            " not zero; rebuild the snapshot, or use --train.sampler uniform"
         )
     if sampler == "balanced":
         edges = np.cumsum(weights, dtype=np.float64)
@@ -105,8 +105,8 @@ def check_num_draws(num_draws: int, num_clips: int, what: str) -> None:
     """Raise ConfigError if a sampler that draws each once is to draw more than there are."""
     if num_draws > num_clips:
         raise ConfigError(
-            f"draws_per_epoch is {num_draws}, but there are {num_clips} {what}, and this sampler draws each once;"
-            " lower it, or use sampler=balanced"
+            f"--train.draws-per-epoch is {num_draws}, but there are {num_clips} {what}, and this sampler draws each"
+            " once; lower it, or use --train.sampler balanced"
         )
 
 
@@ -116,7 +116,7 @@ def num_steps_of(num_draws: int, global_batch_size: int) -> int:
     if num_steps == 0:
         raise NoClipsError(
             f"expected at least one global batch of {global_batch_size} per epoch, found {num_draws} draws; lower"
-            " global_batch_size or raise draws_per_epoch"
+            " --train.global-batch-size or raise --train.draws-per-epoch"
         )
     return num_steps
 
@@ -125,7 +125,7 @@ def rank_slice(step: int, global_batch_size: int, rank: int, world_size: int) ->
     """Return where in the epoch's draws a rank's share of a step's global batch lies; shares differ by at most one."""
     if world_size > global_batch_size:
         raise ConfigError(
-            f"expected global_batch_size of at least one sample per rank, found {global_batch_size} for"
+            f"expected --train.global-batch-size of at least one sample per rank, found {global_batch_size} for"
             f" {world_size} ranks; raise it or train on fewer"
         )
     start = step * global_batch_size

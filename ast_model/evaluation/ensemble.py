@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ast_model.config import CacheConfig, Loss
@@ -39,7 +40,7 @@ def score_each(checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch
     rows = snapshot.rows_of((split,))
     targets, reader = snapshot.targets(rows), open_reader(snapshot, CacheConfig())
     mean = None
-    with join_world() as world:
+    with join_world("cuda" if torch.cuda.is_available() else "cpu") as world:
         for number, source in enumerate(checkpoints, start=1):
             model, metadata = _load_for_classes(source, snapshot.labels)
             clips = BatchReader(reader, rows, targets, model.config.num_frames)
@@ -65,6 +66,10 @@ def _load_for_classes(source: str, labels: Labels) -> tuple[AST, ModelMetadata]:
 
 
 def _add_to_mean(mean: Evaluation, evaluation: Evaluation, number: int) -> Evaluation:
-    """Return the mean of `number` evaluations, of which this is the last."""
-    scores = mean.scores + (evaluation.scores - mean.scores) / number
-    return Evaluation(scores, evaluation.targets, tagging_metrics(scores, evaluation.targets))
+    """Return the mean of `number` evaluations, of which this is the last, over the clips that all of them scored."""
+    assert mean.rows is not None, "of a snapshot"
+    assert evaluation.rows is not None, "of a snapshot"
+    rows, ours, theirs = np.intersect1d(mean.rows, evaluation.rows, assume_unique=True, return_indices=True)
+    scores = mean.scores[ours] + (evaluation.scores[theirs] - mean.scores[ours]) / number
+    targets = evaluation.targets[theirs]
+    return Evaluation(scores, targets, tagging_metrics(scores, targets), rows)

@@ -1,5 +1,6 @@
 """Scores of a model over a split, each clip once on any number of ranks."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,16 @@ from ast_model.data.loader import BatchReader, prefetch_batches, split_evenly, w
 from ast_model.distributed import World
 from ast_model.metrics import TaggingMetrics, accuracy, tagging_metrics
 from ast_model.pretrained.metadata import scores_from_logits
+from pipeline.errors import TrainingError
+
+log = logging.getLogger(__name__)
+
+MAX_KEYS_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Statistics that fbanks are normalised with before the model sees them."""
+    """Mean and standard deviation that fbanks are normalised with."""
 
     mean: float
     std: float
@@ -31,6 +37,8 @@ class Evaluation:
     scores: np.ndarray
     targets: np.ndarray
     metrics: TaggingMetrics
+    rows: np.ndarray | None = None
+    """(N,) rows of the snapshot's index, if the clips are a snapshot's."""
 
     @property
     def main_metric(self) -> str:
@@ -67,15 +75,38 @@ def evaluate(
     batch_size: int,
     loss: Loss = "bce",
 ) -> Evaluation:
-    """Score all clips of `clips`; every rank returns the same. `loss`: what the model was trained with."""
-    clips.expect(without_augmentation(np.arange(len(clips.rows))), is_grouped=False)
+    """Score all clips of `clips`; every rank returns the same. `loss`: what the model was trained with.
+
+    A clip whose scores are not finite is named and left out. Raises TrainingError if that are all.
+    """
+    clips.set_order(without_augmentation(np.arange(len(clips.rows))), is_grouped=False)
     targets = clips.targets.toarray().astype(bool)
-    works = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
+    batches = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
     parts = []
-    with evaluating(model):
-        for batch in prefetch_batches(clips.plain, works, num_threads=1):
+    # The precision is the device's, not the training's: so a model has the same figures while it is trained and later.
+    with evaluating(model), world.autocast("auto"):
+        for batch in prefetch_batches(clips.read_clips, batches, num_threads=1):
             fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)
             parts.append(scores_from_logits(model(fbank_BTM), loss))
         own = torch.cat(parts) if parts else torch.empty((0, targets.shape[1]), device=world.device)
         scores = world.gather_rows(own).numpy()
-    return Evaluation(scores, targets, tagging_metrics(scores, targets))
+    is_finite = np.asarray(np.isfinite(scores).all(axis=1))
+    if not is_finite.all():
+        _name_left_out(clips, is_finite, world)
+        scores, targets = scores[is_finite], targets[is_finite]
+    return Evaluation(scores, targets, tagging_metrics(scores, targets), clips.rows[is_finite])
+
+
+def _name_left_out(clips: BatchReader, is_finite: np.ndarray, world: World) -> None:
+    rows = clips.rows[~is_finite]
+    keys = ", ".join(clips.reader.key_of(row) for row in rows[:MAX_KEYS_SHOWN].tolist())
+    shown = keys + (" …" if len(rows) > MAX_KEYS_SHOWN else "")
+    if not is_finite.any():
+        raise TrainingError(
+            f"expected scores of {len(rows)} evaluation clips, found none that is finite ({shown}): the weights, or"
+            " --train.mean and --train.std, are not those of a model that works"
+        )
+    if world.is_main:
+        log.warning(
+            "%d of %d evaluation clips left out, whose scores are not finite: %s", *(len(rows), len(clips.rows)), shown
+        )

@@ -28,7 +28,7 @@ class Predictions:
     scores: np.ndarray
     targets: np.ndarray
     num_train_clips: np.ndarray
-    """(C,) clips that were learnt from."""
+    """(C,) clips that were trained on."""
     epoch: int
 
     def among(self, keys: np.ndarray) -> "Predictions":
@@ -56,7 +56,7 @@ def make_predictions(
 ) -> Predictions:
     """Give an evaluation the keys and classes of its clips; `splits` are those of training and evaluation."""
     train_splits, eval_split = splits
-    rows = snapshot.rows_of((eval_split,))
+    rows = snapshot.rows_of((eval_split,)) if evaluation.rows is None else evaluation.rows
     return Predictions(
         keys=np.asarray(snapshot.index["key"].take(rows).to_pylist()),
         mids=np.asarray(snapshot.labels.mids),

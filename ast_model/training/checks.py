@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from ast_model.config import ASTConfig, TrainConfig
+from ast_model.checkpoints.checkpoint import LoopState
+from ast_model.config import ASTConfig, TrainConfig, flag_of, flatten
 from ast_model.data.sampling import check_num_draws, num_steps_of
 from ast_model.training.job import Job
 from ast_model.training.regularise import num_kept_patches
@@ -18,6 +18,12 @@ from pipeline.snapshots.verify import verify_sizes
 
 log = logging.getLogger(__name__)
 
+PLAN_SETTINGS = (
+    "train_splits eval_split draws_per_epoch sampler weight_count_offset group_draws global_batch_size seed teachers"
+    " teacher_share augment.mixup_probability augment.mixup_alpha average_last_epochs"
+).split()
+"""Settings that decide which samples come when: a run keeps them to its end. Others may be changed at a resume."""
+
 FAR_FROM_DATA = 0.25
 """In standard deviations: a recipe whose normalisation is further from the data's is warned about."""
 
@@ -26,21 +32,21 @@ def check_ranks(config: TrainConfig, num_ranks: int) -> None:
     """Raise ConfigError if there are more ranks than samples in a step."""
     if num_ranks > config.global_batch_size:
         raise ConfigError(
-            f"expected a global_batch_size of at least one sample per rank, found {config.global_batch_size} for"
+            f"expected --train.global-batch-size of at least one sample per rank, found {config.global_batch_size} for"
             f" {num_ranks} ranks; raise it or train on fewer"
         )
 
 
 def check_training(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> None:
-    """Raise, before anything costly, if the data can't be learnt from as the config says."""
+    """Raise, before anything costly, if training cannot start with this data as the config says."""
     check_fingerprint(snapshot)
     _check_model(config, model, snapshot)
     snapshot.rows_of((config.eval_split,))
     _check_clips(config, snapshot)
     if config.features == "waveform" and not snapshot.manifest["settings"]["keep_audio"]:
         raise MismatchError(
-            f"features=waveform needs audio, but snapshot {snapshot.snapshot_id} was made without; preprocess with"
-            " keep_audio, or train with features=fbank"
+            f"--train.features waveform needs audio, but snapshot {snapshot.snapshot_id} was made without; preprocess"
+            " with --keep-audio, or train with --train.features fbank"
         )
     verify_sizes(snapshot)
 
@@ -49,12 +55,12 @@ def _check_model(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> N
     if len(snapshot.labels) != model.num_classes:
         raise MismatchError(
             f"expected a model of {len(snapshot.labels)} classes, as snapshot {snapshot.snapshot_id} has, found one of"
-            f" {model.num_classes}; set model.num_classes"
+            f" {model.num_classes}; set --model.num-classes"
         )
     if model.num_mel_bins != NUM_MEL_BINS:
         raise MismatchError(
             f"expected a model of {NUM_MEL_BINS} mel bins, as the fbanks have, found {model.num_mel_bins}; set"
-            f" model.num_mel_bins={NUM_MEL_BINS}"
+            f" --model.num-mel-bins {NUM_MEL_BINS}"
         )
     num_kept_patches(model.grid, config.regularise)
 
@@ -66,12 +72,12 @@ def _check_clips(config: TrainConfig, snapshot: Snapshot) -> None:
     if empty and not config.allow_empty_classes:
         raise NoClipsError(
             f"{len(empty)} of {len(counts)} classes have no training clip: {', '.join(empty[:10])}. Remove them from"
-            " class_labels_indices.csv, fetch clips for them, or set train.allow_empty_classes"
+            " class_labels_indices.csv, fetch clips for them, or set --train.allow-empty-classes"
         )
     if config.loss == "ce" and (several := _num_of_several_classes(snapshot, rows)):
         raise MismatchError(
-            f"loss=ce needs exactly one class per clip, but {several} training clips of snapshot"
-            f" {snapshot.snapshot_id} have another number; train with loss=bce"
+            f"--train.loss ce needs exactly one class per clip, but {several} training clips of snapshot"
+            f" {snapshot.snapshot_id} have another number; train with --train.loss bce"
         )
     num_draws = config.draws_per_epoch or len(rows)
     num_steps_of(num_draws, config.global_batch_size)
@@ -90,21 +96,36 @@ def warn_of_normalisation(job: Job) -> None:
     if abs(norm.mean - snapshot.mean) > FAR_FROM_DATA * snapshot.std or not 0.75 < norm.std / snapshot.std < 1.33:
         log.warning(
             "the recipe normalises with mean %.2f and std %.2f, but the data's are %.2f and %.2f; results will differ"
-            " from the recipe's. Leave train.mean and train.std unset to use the data's",
+            " from the recipe's. Leave --train.mean and --train.std unset to use the data's",
             *(norm.mean, norm.std, snapshot.mean, snapshot.std),
         )
 
 
-def check_same_job(job: Job, description: Mapping[str, Any]) -> None:
-    """Raise MismatchError, naming what differs, unless a checkpoint is of this data and this model."""
-    found = description["snapshot"]
-    if found != job.snapshot.snapshot_id:
+def changed_settings(settings: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what differs from a run's record, or its checkpoint's: by name, `--FLAG: … then, … now`."""
+    now, then = flatten(settings), flatten({name: record[name] for name in settings})
+    return {
+        name: f"{flag_of(name)}: {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]
+    }
+
+
+def check_same_job(run: str, settings: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Raise MismatchError unless `settings` are those of the record as far as data, model and samples' order go."""
+    fixed = ["snapshot", *(f"train.{name}" for name in PLAN_SETTINGS)]
+    changed = changed_settings(settings, record).items()
+    details = [text for name, text in changed if name in fixed or name.startswith("model.")]
+    if details:
         raise MismatchError(
-            f"run {job.run} was trained on snapshot {found}, not on {job.snapshot.snapshot_id}; resume it with its own"
-            " snapshot, or start a new run"
+            f"run {run} was begun with other settings ({'; '.join(details)}); resume it with those, or start a new run"
         )
-    model = asdict(job.model)
-    differing = [name for name in model if description["model"].get(name) != model[name]]
-    if differing:
-        details = ", ".join(f"{name}: {description['model'].get(name)} then, {model[name]} now" for name in differing)
-        raise MismatchError(f"run {job.run} trains another model ({details}); resume it as it was, or start a new run")
+
+
+def check_average(config: TrainConfig, loop: LoopState) -> None:
+    """Raise MismatchError if other epochs than the last ones would be averaged, since their number was changed."""
+    expected = max(0, loop.epoch - config.first_averaged_epoch)
+    if loop.num_averaged != expected:
+        raise MismatchError(
+            f"expected {expected} of {loop.epoch} epochs in the average, as --train.num-epochs {config.num_epochs} and"
+            f" --train.average-last-epochs {config.average_last_epochs} say, found {loop.num_averaged}; resume the run"
+            " with the --train.num-epochs that it was begun with"
+        )

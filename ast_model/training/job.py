@@ -2,44 +2,57 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from ast_model.config import ASTConfig, TrainConfig
 from ast_model.evaluation.evaluate import Normalisation
-from pipeline.snapshots.snapshot import Snapshot
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.storage import Store
 
 
 class Tracker(Protocol):
-    """Who is told how a training goes. Only the main rank tells."""
+    """Where metrics and checkpoints are logged. Only the main rank logs."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None: ...
 
 
+AnyTracker = TypeVar("AnyTracker", bound=Tracker)
+
+
 class StopSignal:
-    """What a training is told from outside. This one is never told anything."""
+    """Wishes from outside that a training asks for. This one never has any."""
 
     def is_stopping(self) -> bool:
-        """Whether to save and leave. Asked on each rank at each step; one that says so is enough."""
+        """Whether to save and stop. Asked on each rank at each step; one rank that says so is enough."""
         return False
 
     def preemption_imminent(self) -> bool:
-        """Whether a rank will be lost soon, so that it is time to save. Asked on all ranks with each line of
-        metrics; it should say so once."""
+        """Whether a rank will be lost soon, so that it is time to save. Asked on all ranks with each log line; it
+        should say so once."""
         return False
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to train, on what, and where the result goes."""
+class Job(Generic[AnyTracker]):
+    """What to train, on what, and where the result goes. Small once pickled, so that it can travel to each rank."""
 
     config: TrainConfig
     model: ASTConfig
     snapshot: Snapshot
     run: str
     """Unique name; the checkpoints lie in `folder` of the snapshot's store."""
-    tracker: Tracker = field(compare=False)
+    tracker: AnyTracker = field(compare=False)
+
+    def __reduce__(self):
+        # An index of two million clips travels by name: each process reads it from the store, where it never changes.
+        snapshot = self.snapshot
+        return _load_job, (self.config, self.model, snapshot.store, snapshot.snapshot_id, self.run, self.tracker)
+
+    @property
+    def store(self) -> Store:
+        return self.snapshot.store
 
     @property
     def folder(self) -> str:
@@ -55,8 +68,13 @@ class Job:
             return Normalisation(self.snapshot.mean, self.snapshot.std)
         return Normalisation(self.config.mean, self.config.std)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The part of the record that a resumed run is compared by."""
+        return {"snapshot": self.snapshot.snapshot_id, "model": self.model, "train": self.config}
+
     def describe(self) -> dict[str, Any]:
-        """Return what a checkpoint says of the training it belongs to."""
+        """Return what the run's record and its checkpoints say of the training they belong to."""
         labels, norm = self.snapshot.labels, self.normalisation
         return {
             "model": asdict(self.model),
@@ -68,3 +86,9 @@ class Job:
             "run": self.run,
             "tracking_run": getattr(self.tracker, "run_id", None),
         }
+
+
+def _load_job(
+    config: TrainConfig, model: ASTConfig, store: Store, snapshot_id: str, run: str, tracker: AnyTracker
+) -> Job[AnyTracker]:
+    return Job(config, model, load_snapshot(store, snapshot_id), run, tracker)

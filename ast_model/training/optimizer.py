@@ -1,19 +1,21 @@
-"""Adam over the model's parameters, with a learning rate per layer where asked for, and its state by name."""
+"""Adam with a learning rate per layer, its state by name, and averages of the weights that it makes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ast_model.checkpoints.checkpoint import Tensors
 from ast_model.config import TrainConfig
 from ast_model.model import AST
 
 ADAM_BETAS = (0.95, 0.999)
-State = dict[str, Tensor]
 
 
 def make_optimizer(model: AST, config: TrainConfig) -> torch.optim.Adam:
-    """Return Adam. Its fused form can leave out a step on the device, without anybody waiting for the reason."""
+    """Return Adam, with a group of parameters for each learning rate."""
     groups: dict[float, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         scale = config.layer_decay ** (model.config.depth + 1 - _layer_of(name, model.config.depth))
@@ -25,6 +27,7 @@ def make_optimizer(model: AST, config: TrainConfig) -> torch.optim.Adam:
         lr=config.learning_rate,
         betas=ADAM_BETAS,
         weight_decay=config.weight_decay,
+        # The fused form can skip a step on the device, without the CPU waiting to learn whether it has to.
         fused=True,
     )
 
@@ -42,8 +45,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group["scale"]
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
-    """Return the optimiser's state as tensors named `{parameter}/{slot}`."""
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return the optimizer's state as tensors named `{parameter}/{slot}`."""
     return {
         f"{name}/{slot}": value
         for group in optimizer.param_groups
@@ -52,14 +55,36 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
     }
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Undo `optimizer_state`."""
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Tensors) -> None:
+    """Restore what `optimizer_state` returned. Names hold where torch's numbers would change with the groups."""
     whole = optimizer.state_dict()
     names = [name for group in whole["param_groups"] for name in group["names"]]
     numbers = [number for group in whole["param_groups"] for number in group["params"]]
     number_of = dict(zip(names, numbers, strict=True))
-    slots: dict[int, State] = {}
+    slots: dict[int, Tensors] = {}
     for path, value in state.items():
         name, slot = path.rsplit("/", 1)
         slots.setdefault(number_of[name], {})[slot] = value
     optimizer.load_state_dict({**whole, "state": slots})
+
+
+def update_average(average: Tensors, weights: Mapping[str, Tensor], count: int) -> None:
+    """Let `average` be the mean of `count` states, of which `weights` is the last."""
+    for name, value in weights.items():
+        if count == 1:
+            average[name] = value.detach().clone()
+        else:
+            average[name].lerp_(value, 1 / count)
+
+
+def start_ema(model: nn.Module) -> Tensors:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+@torch.no_grad()
+def update_ema(ema: Tensors, model: nn.Module, decay: float, num_updates: int) -> None:
+    """Move `ema` towards the model's weights; faster at first, since the initial weights say nothing."""
+    decay = min(decay, (1 + num_updates) / (10 + num_updates))
+    weights = model.state_dict()
+    # The fused update takes lists: both must be in the same order, and a restored `ema` has its file's.
+    get_ema_multi_avg_fn(decay)([ema[name] for name in weights], list(weights.values()), num_updates)

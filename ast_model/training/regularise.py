@@ -26,13 +26,14 @@ def num_kept_patches(grid: Grid, config: RegulariseConfig) -> int:
     if min(num_freq, num_time) < 1:
         raise ConfigError(
             f"expected patchout to leave some of {grid[0]} rows and {grid[1]} columns of patches, found"
-            f" patchout_freq={config.patchout_freq} and patchout_time={config.patchout_time}; lower them"
+            f" --train.regularise.patchout-freq {config.patchout_freq} and --train.regularise.patchout-time"
+            f" {config.patchout_time}; lower them"
         )
     return num_freq * num_time
 
 
 class DropMaskSampler:
-    """Draws the drop_masks of any part of any step."""
+    """Draws the masks of any part of any step."""
 
     def __init__(self, config: RegulariseConfig, model: ASTConfig, global_batch_size: int, seed: int):
         num_kept_patches(model.grid, config)
@@ -66,5 +67,5 @@ class DropMaskSampler:
 
 
 def _choose(uniforms: np.ndarray, count: int) -> np.ndarray:
-    """Return `count` of each row's places, at random and ascending."""
+    """Return `count` of each row's positions, at random and ascending."""
     return np.sort(np.argsort(uniforms, axis=1)[:, :count], axis=1).astype(np.int64)

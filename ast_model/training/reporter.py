@@ -1,21 +1,19 @@
-"""What a training tells: metrics and checkpoints to the tracker, lines to the log; and the scores that it keeps."""
+"""Everything a training makes known: metrics and checkpoints to the tracker, lines to the log, scores to the store."""
 
 import logging
 import math
 from collections.abc import Sequence
 
-from ast_model.checkpoints.async_writer import Saved
+from ast_model.checkpoints.async_writer import SavedCheckpoint
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, predictions_name, save_predictions
 from ast_model.training.job import Job
-from ast_model.training.regularise import num_kept_patches
-from ast_model.training.step_metrics import FLOPS_PER_FORWARD, Figures, StepReport, memory_peak_gib, peak_flops
+from ast_model.training.step_metrics import Metrics, StepResult
 
 log = logging.getLogger(__name__)
 
 MAX_KEYS_SHOWN = 24
-Metrics = dict[str, float]
 
 
 class Reporter:
@@ -24,44 +22,24 @@ class Reporter:
     def __init__(self, job: Job, world: World):
         self.job, self.world = job, world
 
-    def tell_stretch(self, figures: Figures, epoch: int, num_steps: int, num_skipped: int) -> str:
-        """Tell of some steps of an epoch of `num_steps`; return what to show beside the progress."""
-        for report in figures.skipped:
-            self._name_samples(report, epoch)
+    def log_steps(self, metrics: Metrics, step: int) -> None:
+        """Log metrics against the steps since the start; one that is not finite has no place in a chart."""
         if self.world.is_main:
-            step = epoch * num_steps + figures.last_step + 1
-            self.job.tracker.log_metrics(self._metrics(figures, num_skipped), step)
-        return f"epoch {epoch + 1}, loss {figures.loss:.4f}, {figures.samples_per_s:.1f} samples/s"
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            self.job.tracker.log_metrics(finite, step)
 
-    def _metrics(self, figures: Figures, num_skipped: int) -> Metrics:
-        metrics = {
-            "train/loss": figures.loss,
-            "train/learning_rate": figures.learning_rate,
-            "train/grad_norm": figures.grad_norm,
-            "train/skipped_steps": float(num_skipped),
-            "system/samples_per_s": figures.samples_per_s,
-            "system/data_wait_share": figures.data_wait_share,
-            "system/memory_peak_gib": memory_peak_gib(self.world.device),
-            "system/num_ranks": float(self.world.size),
-        }
-        if (peak := peak_flops(self.world.device)) is not None:
-            model = self.job.model
-            flops = FLOPS_PER_FORWARD * model.flops_with(num_kept_patches(model.grid, self.job.config.regularise))
-            metrics["system/mfu"] = figures.samples_per_s * flops / (peak * self.world.size)
-        return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-    def _name_samples(self, report: StepReport, epoch: int) -> None:
+    def log_skipped(self, result: StepResult, epoch: int) -> None:
         """Name the samples of a skipped step, on each rank its own."""
-        are_bad = report.is_bad_B.cpu().numpy()
-        rows = report.rows[are_bad] if are_bad.any() else report.rows
+        are_bad = result.is_bad_B.cpu().numpy()
+        rows = result.rows[are_bad] if are_bad.any() else result.rows
         what = "samples whose loss is not finite" if are_bad.any() else "the gradient is not finite; its samples"
         if are_bad.any() or self.world.is_main:
             keys = self.job.snapshot.index["key"].take(rows).to_pylist()
             shown = ", ".join(keys[:MAX_KEYS_SHOWN]) + (" …" if len(keys) > MAX_KEYS_SHOWN else "")
-            log.warning("epoch %d, step %d skipped: %s: %s", epoch + 1, report.step + 1, what, shown)
+            log.warning("epoch %d, step %d skipped: %s: %s", epoch + 1, result.step + 1, what, shown)
 
-    def tell_epoch(self, history: Sequence[Metrics], evaluation: Evaluation) -> None:
-        """Tell of the epoch that the history ends with; keep its scores if it is the best yet, or the last."""
+    def log_epoch(self, history: Sequence[Metrics], evaluation: Evaluation) -> None:
+        """Log the epoch that the history ends with; keep its scores if it is the best yet, or the last."""
         if not self.world.is_main:
             return
         epoch = int(history[-1]["epoch"])
@@ -72,8 +50,8 @@ class Reporter:
         if epoch == self.job.config.num_epochs:
             self._save_predictions(LAST, evaluation, epoch)
 
-    def tell_average(self, history: Sequence[Metrics], evaluation: Evaluation, num_averaged: int) -> None:
-        """Tell of the averaged weights, with whose figures the history ends, and keep their scores."""
+    def log_average(self, history: Sequence[Metrics], evaluation: Evaluation, num_averaged: int) -> None:
+        """Log the averaged weights, with whose metrics the history ends, and keep their scores."""
         if not self.world.is_main:
             return
         last = self.job.config.num_epochs
@@ -85,15 +63,14 @@ class Reporter:
         splits = self.job.config.train_splits, self.job.config.eval_split
         save_predictions(evaluation, self.job.snapshot, splits, predictions_name(self.job.run, name), epoch)
 
-    def tell_checkpoint(self, saved: Saved | None) -> None:
-        """Tell the tracker of a checkpoint that has reached the storage, if an evaluation belongs to it."""
-        if saved is None:
-            return
-        metrics, address = saved.description["history"][-1:], self.job.snapshot.store.url(saved.name)
-        if saved.name.startswith(self.job.average_folder):
-            self.job.tracker.log_checkpoint(AVERAGE, address, metrics[0])
-        elif "score" in saved.description:
-            self.job.tracker.log_checkpoint(saved.name.split("/")[-1], address, metrics[0])
+    def log_checkpoints(self, saved: Sequence[SavedCheckpoint]) -> None:
+        """Log checkpoints that have reached the storage, those to which an evaluation belongs."""
+        for checkpoint in saved:
+            history, address = checkpoint.description["loop"]["history"], self.job.snapshot.store.url(checkpoint.name)
+            if checkpoint.name.startswith(self.job.average_folder):
+                self.job.tracker.log_checkpoint(AVERAGE, address, history[-1])
+            elif "score" in checkpoint.description:
+                self.job.tracker.log_checkpoint(checkpoint.name.split("/")[-1], address, history[-1])
 
 
 def eval_metrics(evaluation: Evaluation, prefix: str) -> Metrics:

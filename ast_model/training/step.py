@@ -1,15 +1,14 @@
-"""One optimiser step on one rank: micro-batches, precision, and what is not finite."""
+"""One optimizer step on one rank: micro-batches, precision, and what is not finite."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from ast_model.config import TrainConfig
@@ -18,13 +17,10 @@ from ast_model.data.loader import Batch
 from ast_model.data.sampling import rank_slice
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Normalisation
-from ast_model.model import AST
-from ast_model.training.optimizer import make_optimizer
 from ast_model.training.regularise import DropMaskSampler
-from ast_model.training.step_metrics import StepReport
+from ast_model.training.state import TrainingState
+from ast_model.training.step_metrics import StepResult
 from pipeline.errors import TrainingError
-
-NextBatch = Callable[[], Batch]
 
 
 def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slice]:
@@ -37,10 +33,9 @@ def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slic
 class Stepper:
     """Takes steps with a model that it makes ready for this rank and device."""
 
-    def __init__(self, model: AST, config: TrainConfig, normalisation: Normalisation, world: World):
-        self.model, self.config, self.normalisation, self.world = model, config, normalisation, world
-        self.optimizer = make_optimizer(model, config)
-        self.scaler = GradScaler(world.device.type, enabled=world.resolve(config.precision) == "fp16")
+    def __init__(self, state: TrainingState, config: TrainConfig, normalisation: Normalisation, world: World):
+        self.state, self.config, self.normalisation, self.world = state, config, normalisation, world
+        model = state.model
         self.drop_masks = DropMaskSampler(config.regularise, model.config, config.global_batch_size, config.seed)
         self.num_bad_in_row = torch.zeros((), device=world.device)
         model.activation_checkpointing = config.activation_checkpointing
@@ -49,35 +44,34 @@ class Stepper:
                 block.compile()
         self.ranked_model = world.wrap(model)
 
-    def take(self, epoch: int, step: int, next_batch: NextBatch) -> StepReport:
+    def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
         """Take one step. If its loss or gradient isn't finite on any rank, nothing changes but the count of those."""
-        try:
-            return self._take(epoch, step, next_batch)
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory() from error
+        with advice_on_memory(self.config, self.world):
+            return self._train_step(epoch, step, batches)
 
-    def _take(self, epoch: int, step: int, next_batch: NextBatch) -> StepReport:
-        self.optimizer.zero_grad(set_to_none=True)
+    def _train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
+        optimizer = self.state.optimizer
+        optimizer.zero_grad(set_to_none=True)
         parts = list(micro_batches(self.config, step, self.world))
         first = step * self.config.global_batch_size
         loss = torch.zeros((), device=self.world.device)
         rows, are_bad = [], []
         for number, part in enumerate(parts, start=1):
-            batch = next_batch()
+            batch = next(batches)
             with _sync_gradients(self.ranked_model, number == len(parts)):
                 losses_B = self._backward(batch, epoch, step, slice(part.start - first, part.stop - first))
             loss += losses_B.sum()
             rows.append(batch.rows)
             are_bad.append(~losses_B.isfinite())
         grad_norm = self._update()
-        return StepReport(
+        return StepResult(
             step=step,
             loss=loss,
             grad_norm=grad_norm,
             num_bad_in_row=self.num_bad_in_row,
             rows=np.concatenate(rows),
             is_bad_B=torch.cat(are_bad),
-            learning_rate=self.optimizer.param_groups[-1]["lr"],
+            learning_rate=optimizer.param_groups[-1]["lr"],
         )
 
     def _backward(self, batch: Batch, epoch: int, step: int, part: slice) -> Tensor:
@@ -93,33 +87,41 @@ class Stepper:
         # Gradients of a loss that is infinite may well be finite: this makes them NaN, so that every rank sees it.
         poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)
         # The ranks' gradients are averaged, not summed.
-        self.scaler.scale(loss * poison * self.world.size).backward()
+        self.state.scaler.scale(loss * poison * self.world.size).backward()
         return losses_B.detach()
 
     def _update(self) -> Tensor:
-        """Let the optimiser change the weights, unless the gradient is not finite; return the gradient's norm."""
-        self.scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        """Let the optimizer change the weights, unless the gradient is not finite; return the gradient's norm."""
+        optimizer, scaler = self.state.optimizer, self.state.scaler
+        scaler.unscale_(optimizer)
+        gradients = [parameter.grad for parameter in self.state.model.parameters() if parameter.grad is not None]
         grad_norm = nn.utils.get_total_norm(gradients)
         is_bad = (~grad_norm.isfinite()).float()
         self.num_bad_in_row = (self.num_bad_in_row + 1) * is_bad
-        if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        if scaler.is_enabled():
+            scaler.step(optimizer)
+            scaler.update()
         else:
-            self.optimizer.found_inf = is_bad  # pyright: ignore[reportAttributeAccessIssue] (read by the fused kernel)
-            self.optimizer.step()
+            optimizer.found_inf = is_bad  # pyright: ignore[reportAttributeAccessIssue] (read by the fused kernel)
+            optimizer.step()
         return grad_norm
 
-    def _out_of_memory(self) -> TrainingError:
-        micro = self.config.micro_batch_size
+
+@contextmanager
+def advice_on_memory(config: TrainConfig, world: World) -> Iterator[None]:
+    """Turn running out of a GPU's memory into a TrainingError that names the settings to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        micro = config.micro_batch_size
         if micro > 1:
-            advice = f"try micro_batch_size={micro // 2} (the result is the same, gradients add up)"
+            advice = f"try --train.micro-batch-size {micro // 2} (the result is the same, gradients add up)"
         else:
-            advice = "a smaller micro_batch_size there is not: try a smaller model"
-        if not self.config.activation_checkpointing:
-            advice += ", or activation_checkpointing=True"
-        return TrainingError(f"out of memory on {self.world.device} with micro_batch_size={micro}; {advice}")
+            advice = "there is no smaller one: try a smaller model"
+        if not config.activation_checkpointing:
+            advice += ", or --train.activation-checkpointing"
+        message = f"out of memory on {world.device} with --train.micro-batch-size {micro}; {advice}"
+        raise TrainingError(message) from error
 
 
 def clip_losses(logits_BC: Tensor, targets_BC: Tensor, loss: str) -> Tensor:

@@ -1,16 +1,24 @@
-"""What a training says of itself. Nothing waits for the device while a step is taken."""
+"""Metrics of the steps between two log lines. Nothing waits for the device while a step is taken.
 
+A metric is measured as a tensor on the device, copied to the CPU while the next step runs, and logged from there: one
+dict by the names that the tracker shows.
+"""
+
+import math
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ast_model.distributed import World
+
+Metrics = dict[str, float]
+Item = TypeVar("Item")
 
 PEAK_FLOPS = {
     "H200": 989e12,
@@ -43,7 +51,7 @@ def memory_peak_gib(device: torch.device) -> float:
 
 
 @dataclass(frozen=True)
-class StepReport:
+class StepResult:
     """One step as this rank saw it. Tensors stay on their device."""
 
     step: int
@@ -60,60 +68,53 @@ class StepReport:
     """The head's."""
 
 
-@dataclass(frozen=True)
-class Figures:
-    """A stretch of steps, over all ranks, read from the device."""
+class StepWindow:
+    """The steps since the last log line."""
 
-    last_step: int
-    learning_rate: float
-    """Of the last step."""
-    loss: float
-    """Mean over the steps that were taken; NaN if none was."""
-    grad_norm: float
-    """Of the last step."""
-    num_taken: int
-    skipped: list[StepReport]
-    num_bad_in_row: int
-    """Most steps in a row that were skipped."""
-    samples_per_s: float
-    data_wait_share: float
+    def __init__(self, world: World, num_samples: int, num_flops: int):
+        """num_samples: of a step, over all ranks. num_flops: operations that a sample's training takes."""
+        self.world, self.num_samples, self.num_flops = world, num_samples, num_flops
+        self._start()
 
+    def _start(self) -> None:
+        self._results: list[StepResult] = []
+        self._waited_s, self._started = 0.0, time.perf_counter()
 
-@dataclass
-class Meter:
-    """Collects the steps since the last line of metrics."""
+    def waiting(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Yield the items, and count the time until each comes as time without data."""
+        while True:
+            started = time.perf_counter()
+            item = next(items, None)
+            self._waited_s += time.perf_counter() - started
+            if item is None:
+                return
+            yield item
 
-    world: World
-    global_batch_size: int
-    reports: list[StepReport] = field(default_factory=list)
-    waited_s: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
+    def add(self, result: StepResult) -> None:
+        self._results.append(result)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.waited_s += time.perf_counter() - started
-
-    def close(self) -> "Stretch":
-        """End the stretch and start the next. Every rank calls it at the same step."""
-        now = time.perf_counter()
-        elapsed_s = now - self.started
-        loss = torch.stack([report.loss for report in self.reports])
-        bad = torch.stack([report.num_bad_in_row for report in self.reports])
-        taken = torch.where(bad > 0, 0.0, loss)
-        figures = torch.cat([self.world.sum(taken.sum()[None]), self.reports[-1].grad_norm[None].float(), bad])
-        stretch = Stretch(
-            self.reports,
-            _leave_device(figures),
-            rate=len(self.reports) * self.global_batch_size / elapsed_s,
-            wait_share=self.waited_s / elapsed_s,
-        )
-        self.reports, self.waited_s, self.started = [], 0.0, now
-        return stretch
+    def close(self) -> "PendingMetrics":
+        """End the window and start the next. Every rank calls it at the same step: they sum up their losses."""
+        results, elapsed_s = self._results, time.perf_counter() - self._started
+        loss = torch.stack([result.loss for result in results])
+        bad = torch.stack([result.num_bad_in_row for result in results])
+        loss_sum = self.world.sum(torch.where(bad > 0, 0.0, loss).sum()[None])
+        values = torch.cat([loss_sum, results[-1].grad_norm[None].float(), bad])
+        rate = len(results) * self.num_samples / elapsed_s
+        metrics = {
+            "train/learning_rate": results[-1].learning_rate,
+            "system/samples_per_s": rate,
+            "system/data_wait_share": self._waited_s / elapsed_s,
+            "system/memory_peak_gib": memory_peak_gib(self.world.device),
+            "system/num_ranks": float(self.world.size),
+        }
+        if (peak := peak_flops(self.world.device)) is not None:
+            metrics["system/mfu"] = rate * self.num_flops / (peak * self.world.size)
+        self._start()
+        return PendingMetrics(results, metrics, *_start_copy(values))
 
 
-def _leave_device(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+def _start_copy(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """Start to copy values to the CPU; the event tells when they are there."""
     if values.device.type != "cuda":
         return values, None
@@ -124,29 +125,24 @@ def _leave_device(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Steps whose figures are on their way from the device."""
+class PendingMetrics:
+    """Metrics of a window that are on their way from the device."""
 
-    reports: list[StepReport]
-    figures: tuple[Tensor, torch.cuda.Event | None]
-    rate: float
-    wait_share: float
+    results: list[StepResult]
+    metrics: Metrics
+    """What is known without the device."""
+    _values: Tensor
+    _event: torch.cuda.Event | None
 
-    def read(self) -> Figures:
-        """Wait for the figures, which costs nothing once a later step is under way."""
-        values, event = self.figures
-        if event is not None:
-            event.synchronize()
-        loss_sum, grad_norm, *bad = values.tolist()
-        num_taken = bad.count(0)
-        return Figures(
-            last_step=self.reports[-1].step,
-            learning_rate=self.reports[-1].learning_rate,
-            loss=loss_sum / num_taken if num_taken else float("nan"),
-            grad_norm=grad_norm,
-            num_taken=num_taken,
-            skipped=[report for report, count in zip(self.reports, bad, strict=True) if count],
-            num_bad_in_row=int(max(bad)),
-            samples_per_s=self.rate,
-            data_wait_share=self.wait_share,
-        )
+    def read(self) -> tuple[Metrics, list[StepResult], int]:
+        """Return the metrics, the steps that were skipped, and the most of these in a row.
+
+        Waits for the copy, which costs nothing once a later step is under way.
+        """
+        if self._event is not None:
+            self._event.synchronize()
+        loss_sum, grad_norm, *bad = self._values.tolist()
+        skipped = [result for result, count in zip(self.results, bad, strict=True) if count]
+        num_taken = len(self.results) - len(skipped)
+        loss = loss_sum / num_taken if num_taken else math.nan
+        return {"train/loss": loss, "train/grad_norm": grad_norm, **self.metrics}, skipped, int(max(bad))

@@ -24,13 +24,13 @@ def audioset(config: AudioSetConfig) -> None:
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     with ray_session():
         if config.resume:
-            settings, snapshot = resume_run(config.resume, store, config)
+            job = resume_run(config.resume, store, config)
             visit = PreprocessReport()
         else:
             run = new_run_name(config.preset)
             with with_miniature_media(config.data, store) as data:
                 snapshot, visit = preprocess_tracked(data, store, run)
-            settings = begin_run(config, snapshot, run)
-        with ending_tracked(settings):
-            history = train_on_ray(settings, config.ray)
-    print_report(RunSummary(snapshot, visit, settings.run, history, config.train.eval_split, tracking_uri(store)))
+            job = begin_run(config, snapshot, run)
+        with ending_tracked(job):
+            history = train_on_ray(job, config.ray)
+    print_report(RunSummary(job.snapshot, visit, job.run, history, config.train.eval_split, tracking_uri(store)))

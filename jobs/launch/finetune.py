@@ -15,7 +15,7 @@ from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
 from ast_model.pretrained.files import locate_weights
 from ast_model.pretrained.load import load_pretrained
-from ast_model.training.reporter import Metrics
+from ast_model.training.step_metrics import Metrics
 from jobs.config import FinetuneConfig, RayConfig
 from jobs.launch.cli import resolve_root
 from jobs.launch.initial_weights import open_initial_weights
@@ -137,7 +137,7 @@ def plan_training(config: FinetuneConfig, clips: Sequence[Recording]) -> TrainCo
             max_time_mask_frames=round(20 * longest_s),
         ),
         loss="ce" if has_one_label else "bce",
-        average_from_epoch=num_epochs - num_epochs // 4,
+        average_last_epochs=1 + num_epochs // 4,
         seed=config.seed,
         log_every_steps=max(1, min(20, num_steps // 20)),
     )

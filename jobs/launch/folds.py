@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
-from ast_model.training.reporter import Metrics
+from ast_model.training.step_metrics import Metrics
 from jobs.config import PublishedConfig
 from jobs.launch.provenance import provenance
 from jobs.launch.recordings import train_tracked

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -11,19 +12,21 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ast_model.distributed import BACKENDS, World, join_world
+from ast_model.checkpoints.checkpoint import list_checkpoints
+from ast_model.distributed import BACKENDS, World, check_cuda, join_world
 from ast_model.training.job import StopSignal
-from ast_model.training.reporter import Metrics
+from ast_model.training.step_metrics import Metrics
 from jobs.config import RayConfig
 from jobs.launch.cli import configure_logging
-from jobs.launch.runs import RunSettings, history_name, train_rank
-from pipeline.errors import AudioTaggingError, StoppedError, StoreError, TrainingError
+from jobs.launch.runs import TrackedJob, history_name, train_rank
+from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreError, TrainingError
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +34,14 @@ ASK_EVERY_S = 1.0
 QUICK_START_S = 5.0
 """What a wait for workers may take before it is said."""
 GROW_EVERY_S = 60.0
-"""How long a training with fewer workers than it may have goes on before it looks for more."""
+"""Seconds between looks for more workers, in a training with fewer than it may have."""
 GROUP_START_TIMEOUT_S = "30"
 """How long Ray Train waits for its workers before it looks again at what the cluster has."""
 
 
 @ray.remote(num_cpus=0)
 class DriverMailbox:
-    """Where driver and workers leave each other notes."""
+    """Messages between driver and workers: a wish to stop, and an error that a person has to repair."""
 
     def __init__(self) -> None:
         self._is_stopping = False
@@ -50,7 +53,7 @@ class DriverMailbox:
     def is_stopping(self) -> bool:
         return self._is_stopping
 
-    def post(self, error: AudioTaggingError) -> None:
+    def post_error(self, error: AudioTaggingError) -> None:
         self._error = error
 
     def error(self) -> AudioTaggingError | None:
@@ -58,12 +61,12 @@ class DriverMailbox:
 
 
 class RayStopSignal(StopSignal):
-    """Hears of the driver's wish to stop, and of nodes that will be taken away."""
+    """The driver's wish to stop, and Ray's news of nodes that will be taken away."""
 
-    def __init__(self, board: Any, world: World, is_watching: bool):
-        self.board, self.world, self.is_watching = board, world, is_watching
+    def __init__(self, mailbox: Any, world: World, is_watching: bool):
+        self.mailbox, self.world, self.is_watching = mailbox, world, is_watching
         self._answer: ray.ObjectRef | None = None
-        self._asked, self._known_danger = 0.0, None
+        self._asked, self._known_preemption = 0.0, None
 
     def is_stopping(self) -> bool:
         """Answer without waiting. The main rank asks for all."""
@@ -73,50 +76,76 @@ class RayStopSignal(StopSignal):
             answer, self._answer = self._answer, None
             return ray.get(answer)
         if self._answer is None and time.monotonic() - self._asked > ASK_EVERY_S:
-            self._asked, self._answer = time.monotonic(), self.board.is_stopping.remote()
+            self._asked, self._answer = time.monotonic(), self.mailbox.is_stopping.remote()
         return False
 
     def preemption_imminent(self) -> bool:
         if not self.is_watching:
             return False
-        danger = ray.train.get_preemption_info()
-        is_new = danger is not None and danger != self._known_danger
-        self._known_danger = danger
+        preemption = ray.train.get_preemption_info()
+        is_new = preemption is not None and preemption != self._known_preemption
+        self._known_preemption = preemption
         return is_new
 
 
-def train_on_ray(settings: RunSettings, config: RayConfig) -> list[Metrics]:
+def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
     """Train and return the metrics of each epoch. Needs a running Ray.
 
-    On SIGTERM the workers save and leave, and StoppedError is raised.
+    On SIGTERM the workers write a checkpoint and exit, and StoppedError is raised. Raises ConfigError if the workers
+    can't use their GPUs, TrainingError if they fail over and over without a new checkpoint.
     """
     _wait_for_workers(config)
+    if config.use_gpu:
+        _check_gpu()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = DriverMailbox.options(scheduling_strategy=here).remote()  # pyright: ignore[reportFunctionMemberAccess]
-    trainer = _trainer(settings, config, board)
+    mailbox: Any = DriverMailbox.options(scheduling_strategy=here).remote()  # pyright: ignore[reportFunctionMemberAccess]
+    with _stopping_on_sigterm(mailbox):
+        while True:
+            found = list_checkpoints(job.store, job.folder)
+            try:
+                _trainer(job, config, mailbox).fit()
+                error = None
+            except ray.train.TrainingFailedError as failure:
+                error = failure
+            posted: AudioTaggingError | None = ray.get(mailbox.error.remote())
+            if posted is not None:
+                raise posted
+            if error is None:
+                return job.store.read_json(history_name(job.run))
+            # Ray Train counts all failures of a training. A month on spot nodes has many, each of which costs some
+            # minutes; what has to end is one that fails again before it gets anywhere. So its count begins anew with
+            # each round that left a checkpoint.
+            if list_checkpoints(job.store, job.folder) == found:
+                raise TrainingError(
+                    f"failed after all retries: {config.max_failures + 1} times without a new checkpoint (more:"
+                    f" --max-failures). The last failure: {error}"
+                ) from error
+            log.warning("workers failed %d times, with progress; starting again", config.max_failures + 1)
+
+
+def _check_gpu() -> None:
+    """Raise ConfigError if a worker's node has a GPU that torch can't use: Ray Train would try over and over."""
     try:
-        with _stopping_on_sigterm(board):
-            trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _told(board) or TrainingError(f"the workers failed for good: {error}") from error
-    if (told := _told(board)) is not None:
-        raise told
-    return settings.store.read_json(history_name(settings.run))
+        ray.get(ray.remote(num_cpus=0, num_gpus=1)(check_cuda).remote())
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, ConfigError) else error from None
 
 
-def _told(board: Any) -> AudioTaggingError | None:
-    return ray.get(board.error.remote())
-
-
-def _trainer(settings: RunSettings, config: RayConfig, board: Any) -> TorchTrainer:
+def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
     fewest, most = config.num_workers
     is_watching = len(ray.nodes()) > 1  # a cluster of one node loses the driver with it
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(is_watching)))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_TIMEOUT_S)
     return TorchTrainer(
         _train_worker,
-        train_loop_config={"settings": settings, "board": board, "is_watching": is_watching},
-        torch_config=TorchConfig(backend=BACKENDS["cuda" if config.use_gpu else "cpu"]),
+        # The job as bytes: reading its snapshot may fail, and a worker reports that as any other error.
+        train_loop_config={
+            "job": pickle.dumps(job),
+            "mailbox": mailbox,
+            "device_type": config.device_type,
+            "is_watching": is_watching,
+        },
+        torch_config=TorchConfig(backend=BACKENDS[config.device_type]),
         scaling_config=ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
             use_gpu=config.use_gpu,
@@ -124,8 +153,8 @@ def _trainer(settings: RunSettings, config: RayConfig, board: Any) -> TorchTrain
             elastic_resize_monitor_interval_s=GROW_EVERY_S,
         ),
         run_config=RunConfig(
-            name=settings.run,
-            storage_path=settings.store.url(f"runs/{settings.run}/ray"),
+            name=job.run,
+            storage_path=job.store.url(f"runs/{job.run}/ray"),
             failure_config=FailureConfig(max_failures=config.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -141,17 +170,17 @@ def _wait_for_workers(config: RayConfig) -> None:
         if group.wait(min(QUICK_START_S, wait_s)):
             return
         hint = "; to train without a GPU: --no-use-gpu" if config.use_gpu else ""
-        log.warning("waiting up to %.0f s for %s; there is %s%s", wait_s, _wish(config), _cluster(), hint)
+        log.warning("waiting up to %.0f s for %s; there is %s%s", wait_s, _demand(config), _cluster(), hint)
         if not group.wait(max(0.0, wait_s - QUICK_START_S)):
             raise TrainingError(
-                f"expected {_wish(config)} within {wait_s:.0f} s, found {_cluster()}; lower --workers, add nodes, or"
+                f"expected {_demand(config)} within {wait_s:.0f} s, found {_cluster()}; lower --workers, add nodes, or"
                 " free what others use"
             )
     finally:
         remove_placement_group(group)
 
 
-def _wish(config: RayConfig) -> str:
+def _demand(config: RayConfig) -> str:
     fewest, _ = config.num_workers
     each = " and ".join(f"{count:.0f} {name}" for name, count in config.worker_resources.items())
     return f"{fewest} workers of {each} each"
@@ -165,12 +194,12 @@ def _cluster() -> str:
 
 
 @contextmanager
-def _stopping_on_sigterm(board: Any) -> Iterator[None]:
+def _stopping_on_sigterm(mailbox: Any) -> Iterator[None]:
     """Turn SIGTERM, which `ray job stop` sends too, into a wish that the workers hear."""
 
     def ask(signum: int, frame: object) -> None:
-        log.warning("asked to stop: the workers save and leave")
-        board.ask_to_stop.remote()
+        log.warning("asked to stop: workers are writing a checkpoint and exiting")
+        mailbox.ask_to_stop.remote()
 
     before = signal.getsignal(signal.SIGTERM)
     with contextlib.suppress(ValueError):  # not the main thread: whoever runs us there takes care of signals
@@ -183,17 +212,18 @@ def _stopping_on_sigterm(board: Any) -> Iterator[None]:
 
 
 def _train_worker(loop_config: Mapping[str, Any]) -> None:
-    """Join a run. An error that a person can repair is posted, so that the workers don't try it over and over."""
+    """Join a run. An error that a person can repair is posted, so that the workers don't try again and again."""
     configure_logging()
-    settings, board = loop_config["settings"], loop_config["board"]
-    if ray.get(board.error.remote()) is not None:
+    mailbox = loop_config["mailbox"]
+    if ray.get(mailbox.error.remote()) is not None:
         return
     try:
-        with join_world() as world:
-            train_rank(settings, world, RayStopSignal(board, world, loop_config["is_watching"]))
+        with join_world(loop_config["device_type"]) as world:
+            job = pickle.loads(loop_config["job"])
+            train_rank(job, world, RayStopSignal(mailbox, world, loop_config["is_watching"]))
     except StoreError:
         raise  # storage may come back
     except AudioTaggingError as error:
-        ray.get(board.post.remote(error))
+        ray.get(mailbox.post_error.remote(error))
         if not isinstance(error, StoppedError):
             raise

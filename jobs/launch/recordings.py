@@ -8,11 +8,11 @@ from typing import Protocol
 
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import check_server, tracking_uri
-from ast_model.training.reporter import Metrics
+from ast_model.training.step_metrics import Metrics
 from jobs.config import PublishedConfig, RayConfig
 from jobs.launch.preprocessing import preprocess_tracked
 from jobs.launch.ray_train import train_on_ray
-from jobs.launch.runs import RunConfig, RunSettings, begin_run, ending_tracked, new_run_name, resume_run
+from jobs.launch.runs import RunConfig, TrackedJob, begin_run, ending_tracked, new_run_name, resume_run
 from pipeline.config import PreprocessConfig
 from pipeline.recordings.download import fetch_archive, unpack
 from pipeline.recordings.tables import MEDIA_TABLE, Recording, write_tables
@@ -60,14 +60,14 @@ def convert(recordings: Sequence[Recording], classes: Sequence[str], store: Stor
 
 def train_tracked(
     config: RayRunConfig, snapshot: Snapshot, run: str = "", parent: TrackedRun | None = None
-) -> tuple[RunSettings, list[Metrics]]:
+) -> tuple[TrackedJob, list[Metrics]]:
     """Train a new run, of a new name unless one is given, or resume `config.resume`; needs a running Ray.
 
     Returns it with the metrics of each epoch.
     """
     if config.resume:
-        settings, _ = resume_run(config.resume, snapshot.store, config)
+        job = resume_run(config.resume, snapshot.store, config)
     else:
-        settings = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
-    with ending_tracked(settings):
-        return settings, train_on_ray(settings, config.ray)
+        job = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
+    with ending_tracked(job):
+        return job, train_on_ray(job, config.ray)

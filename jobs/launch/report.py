@@ -7,7 +7,7 @@ import numpy as np
 
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.tracking.server import runs_page
-from ast_model.training.reporter import Metrics
+from ast_model.training.step_metrics import Metrics
 from pipeline.preprocess import PreprocessReport
 from pipeline.snapshots.snapshot import Snapshot
 

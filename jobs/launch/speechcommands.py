@@ -8,12 +8,12 @@ from typing import Any
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.evaluation.ensemble import score_each
-from ast_model.training.reporter import Metrics
+from ast_model.training.step_metrics import Metrics
 from jobs.config import SpeechCommandsConfig
 from jobs.launch.cli import resolve_root
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.recordings import convert, official_folder, train_tracked
-from jobs.launch.runs import RunSettings
+from jobs.launch.runs import TrackedJob
 from pipeline.cluster import ray_session
 from pipeline.errors import InputError
 from pipeline.recordings.tables import Recording
@@ -63,10 +63,10 @@ def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:
 
 
 def score_testing_list(
-    config: SpeechCommandsConfig, settings: RunSettings, snapshot: Snapshot, history: Sequence[Metrics]
+    config: SpeechCommandsConfig, job: TrackedJob, snapshot: Snapshot, history: Sequence[Metrics]
 ) -> dict[str, Any]:
     """Score the testing list with the chosen epoch's checkpoint."""
-    folder, epochs = f"runs/{settings.run}/checkpoints", [each for each in history if "eval/accuracy" in each]
+    folder, epochs = f"runs/{job.run}/checkpoints", [each for each in history if "eval/accuracy" in each]
     best = best_checkpoint(snapshot.store, folder)
     chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each["eval/accuracy"])
     name = best[0] if best and config.choose != "last" else list_checkpoints(snapshot.store, folder)[-1]

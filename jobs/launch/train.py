@@ -8,12 +8,12 @@ from ast_model.distributed import join_world
 from ast_model.tracking.server import check_server, tracking_uri
 from ast_model.training.checks import check_ranks
 from ast_model.training.job import StopSignal
-from ast_model.training.reporter import Metrics
+from ast_model.training.step_metrics import Metrics
 from jobs.config import TrainJobConfig
 from jobs.launch.cli import resolve_root
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import train_on_ray
-from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
+from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, resume_run, train_rank
 from pipeline.cluster import ray_session
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
@@ -22,30 +22,30 @@ from pipeline.store.storage import Store
 def train(config: TrainJobConfig) -> None:
     """Train a new run, or go on with one."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        history = _train_here(config)
+        history = _train_under_torchrun(config)
     else:
         check_ranks(config.train, config.ray.num_workers[1])
-        settings = _open_run(config)
-        with ray_session(), ending_tracked(settings):
-            history = train_on_ray(settings, config.ray)
+        job = _open_run(config)
+        with ray_session(), ending_tracked(job):
+            history = train_on_ray(job, config.ray)
     if history:
         print(f"\n{history[-1]}")
 
 
-def _train_here(config: TrainJobConfig) -> list[Metrics]:
+def _train_under_torchrun(config: TrainJobConfig) -> list[Metrics]:
     """Train as one of torchrun's ranks; only the main one returns the history."""
-    watch = SigtermStopSignal()
-    with join_world() as world:
-        settings = world.broadcast_object(_open_run(config) if world.is_main else None)
+    stop_signal = SigtermStopSignal()
+    with join_world(config.ray.device_type) as world:
+        job = world.broadcast_object(_open_run(config) if world.is_main else None)
         if not world.is_main:
-            train_rank(settings, world, watch)
+            train_rank(job, world, stop_signal)
             return []
-        with ending_tracked(settings):
-            return train_rank(settings, world, watch)
+        with ending_tracked(job):
+            return train_rank(job, world, stop_signal)
 
 
 class SigtermStopSignal(StopSignal):
-    """Hears SIGTERM in this process."""
+    """SIGTERM to this process."""
 
     def __init__(self) -> None:
         self._is_stopping = False
@@ -58,10 +58,10 @@ class SigtermStopSignal(StopSignal):
         return self._is_stopping
 
 
-def _open_run(config: TrainJobConfig) -> RunSettings:
+def _open_run(config: TrainJobConfig) -> TrackedJob:
     store = Store(resolve_root(config.root))
     check_server(tracking_uri(store))
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     if config.resume:
-        return resume_run(config.resume, store, config)[0]
+        return resume_run(config.resume, store, config, config.snapshot)
     return begin_run(config, load_snapshot(store, config.snapshot or None), new_run_name(config.preset))

@@ -44,6 +44,10 @@ class ClipReader:
         """Return the place of each row's shard in `shard_names`."""
         return self._shard[rows]
 
+    def key_of(self, row: int) -> str:
+        """Return a clip's key."""
+        return self._keys[row].as_py()
+
     def read_fbank(self, row: int, out_TM: np.ndarray) -> int:
         """Read a clip's fbank into float16 (T, 128), as many frames as fit, and return their number.
 

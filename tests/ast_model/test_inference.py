@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from ast_model.checkpoints.checkpoint import Checkpoint, Position, save_checkpoint
+from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, save_checkpoint
 from ast_model.config import ASTConfig
 from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
@@ -100,7 +100,7 @@ def test_a_checkpoint_brings_labels_normalisation_and_loss(tmp_path: Path, loss:
         "mean": -5.5,
         "std": 3.25,
     }
-    checkpoint = Checkpoint(Position(1), model.state_dict(), description=description)
+    checkpoint = Checkpoint(LoopState(1), model.state_dict(), description=description)
     folder = save_checkpoint(Store(str(tmp_path)), "run", checkpoint)
     tagger = Tagger.load(tmp_path / folder, device="cpu")
     assert tagger.metadata == ModelMetadata(NAMES, -5.5, 3.25, loss)  # pyright: ignore[reportArgumentType]

@@ -110,8 +110,8 @@ def test_an_fbank_of_a_wrong_shape_is_refused(model: AST, shape: tuple[int, ...]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_heads": 5}, "must divide width 768, but is 5"),
-        ({"freq_stride": 0}, "freq_stride must be positive, but is 0"),
+        ({"num_heads": 5}, r"--model.num-heads must divide --model.width 768, found 5"),
+        ({"freq_stride": 0}, r"--model.freq-stride must be above 0, found 0"),
         ({"num_frames": 12}, "16 bins × 16 frames must fit"),
     ],
 )

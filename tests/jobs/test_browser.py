@@ -20,7 +20,7 @@ from ast_model.training.job import StopSignal
 from jobs.compare import COMMAND_LINE as COMPARE
 from jobs.config import TrainJobConfig
 from jobs.launch.preprocessing import log_preprocessing
-from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, train_rank
+from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, train_rank
 from jobs.models import COMMAND_LINE as MODELS
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
@@ -86,13 +86,13 @@ def data(server: Server) -> Snapshot:
 
 
 @pytest.fixture(scope="module")
-def trainings(data: Snapshot) -> list[RunSettings]:
+def trainings(data: Snapshot) -> list[TrackedJob]:
     trained = []
     for train in RECIPES:
-        settings = begin_run(TrainJobConfig("demo", model=DEMO.model, train=train), data, new_run_name("demo"))
-        with join_world() as world, ending_tracked(settings):
-            train_rank(settings, world, StopSignal())
-        trained.append(settings)
+        job = begin_run(TrainJobConfig("demo", model=DEMO.model, train=train), data, new_run_name("demo"))
+        with join_world("cpu") as world, ending_tracked(job):
+            train_rank(job, world, StopSignal())
+        trained.append(job)
     return trained
 
 
@@ -104,9 +104,9 @@ def browser(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     browser.quit()
 
 
-def test_the_pages_show_what_a_person_looks_for(trainings: list[RunSettings], server: Server, browser: Browser) -> None:
+def test_the_pages_show_what_a_person_looks_for(trainings: list[TrackedJob], server: Server, browser: Browser) -> None:
     client = open_client(server.address)
-    first, second = (find_run(client, settings.run) for settings in trainings)
+    first, second = (find_run(client, job.run) for job in trainings)
     experiment = f"experiments/{first.info.experiment_id}"
     names = [str(run.info.run_name) for run in (first, second)]
     assert names[0].startswith("draws 400 ") and names[1].startswith("lr 0.0003 mixu… ")
@@ -137,7 +137,7 @@ def test_the_pages_show_what_a_person_looks_for(trainings: list[RunSettings], se
 
 
 def test_the_registry_shows_the_champion_and_where_it_comes_from(
-    trainings: list[RunSettings], server: Server, browser: Browser
+    trainings: list[TrackedJob], server: Server, browser: Browser
 ) -> None:
     client = open_client(server.address)
     best = champion(client)
@@ -149,17 +149,17 @@ def test_the_registry_shows_the_champion_and_where_it_comes_from(
     browser.open(f"models/{REGISTERED}?{KIND}", "champion", "Version 4")
     snapshot_id = trainings[0].snapshot_id
     rows = describe_versions(client, snapshot_id)
-    for settings in trainings:
-        assert MODELS.main(["publish", "--run", settings.run, "--root", settings.store.root]) == 0
+    for job in trainings:
+        assert MODELS.main(["publish", "--run", job.run, "--root", job.store.root]) == 0
     assert len(versions(client)) == 4, "what is there already stays as it is"
     assert len(rows) == 4 and all(row["made by"] == "preprocess-miniature" for row in rows)
     assert describe_versions(client, "another") == []
 
 
 def test_two_trainings_are_compared_in_one_file(
-    trainings: list[RunSettings], browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trainings: list[TrackedJob], browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [settings.run for settings in trainings]
+    runs = [job.run for job in trainings]
     page = tmp_path / "comparison.html"
     assert COMPARE.main([*runs, "--root", trainings[0].store.root, "--output", str(page)]) == 0
     shown = capsys.readouterr().out

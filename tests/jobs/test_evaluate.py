@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from ast_model.checkpoints.checkpoint import Checkpoint, Position, save_checkpoint
+from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, save_checkpoint
 from ast_model.config import ASTConfig
 from ast_model.model import AST
 from jobs.evaluate import COMMAND_LINE
@@ -29,7 +29,7 @@ def save_model(folder: Path, labels: Labels, stride: int, num_frames: int) -> st
         "mean": -7.0,
         "std": 4.0,
     }
-    checkpoint = Checkpoint(Position(1), model.state_dict(), description=description)
+    checkpoint = Checkpoint(LoopState(1), model.state_dict(), description=description)
     return str(folder / save_checkpoint(Store(str(folder)), f"stride-{stride}", checkpoint))
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ast_model.checkpoints.checkpoint import Checkpoint, Position, save_checkpoint
+from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, save_checkpoint
 from ast_model.config import ASTConfig
 from ast_model.evaluation.predictions import Predictions
 from ast_model.inference import Tagger
@@ -55,7 +55,7 @@ def checkpoint(store: Store) -> str:
     labels = {"mids": NAMES, "names": NAMES}
     description = {"model": dataclasses.asdict(config), "train": {}, "labels": labels, "mean": -4.0, "std": 4.0}
     return save_checkpoint(
-        store, "runs/r/checkpoints", Checkpoint(Position(1), AST(config).state_dict(), description=description)
+        store, "runs/r/checkpoints", Checkpoint(LoopState(1), AST(config).state_dict(), description=description)
     )
 
 

@@ -23,7 +23,7 @@ needs_sounds = pytest.mark.skipif(
 @pytest.mark.usefixtures("ray")
 def test_main_job_learns_from_recorded_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = f"--metadata {TABLES} --media {SOUNDS} --splits balanced_train eval --root {tmp_path}"
-    training = "--train.num-epochs 2 --train.average-from-epoch 1 --train.draws-per-epoch 16"
+    training = "--train.num-epochs 2 --train.average-last-epochs 2 --train.draws-per-epoch 16"
     audioset(COMMAND_LINE.parse(f"{flags} {training}".split()))
 
     said = capsys.readouterr().out

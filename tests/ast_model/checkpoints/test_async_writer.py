@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ast_model.checkpoints.async_writer import Saver, best_checkpoint
-from ast_model.checkpoints.checkpoint import Checkpoint, Position, list_checkpoints, read_checkpoint
+from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, list_checkpoints, read_checkpoint
 from ast_model.config import CheckpointConfig
 from pipeline.errors import StoreError
 from pipeline.store.storage import Store
@@ -15,12 +15,14 @@ FOLDER = "runs/one/checkpoints"
 
 
 class RefusingStore(Store):
-    """Refuses to write for as long as `refuses` is set."""
+    """Refuses to write for as long as `refuses` is set; `has_refused` tells that it did."""
 
     refuses = threading.Event()
+    has_refused = threading.Event()
 
     def write_bytes(self, name: str, data: bytes) -> None:
         if self.refuses.is_set():
+            self.has_refused.set()
             raise StoreError(f"can't write {name}: no space left")
         super().write_bytes(name, data)
 
@@ -28,33 +30,42 @@ class RefusingStore(Store):
 @pytest.fixture
 def store(tmp_path: Path) -> RefusingStore:
     RefusingStore.refuses.clear()
+    RefusingStore.has_refused.clear()
     return RefusingStore(str(tmp_path))
 
 
-def make_checkpoint(epoch: int, score: float | None = None) -> Checkpoint:
-    description = {} if score is None else {"score": score}
-    return Checkpoint(Position(epoch), {"weight": torch.full((3,), float(epoch))}, description=description)
+def make_checkpoint(epoch: int) -> Checkpoint:
+    return Checkpoint(LoopState(epoch), {"weight": torch.full((3,), float(epoch))})
 
 
 def test_the_newest_and_the_best_are_kept(store: RefusingStore) -> None:
+    store.write_bytes(f"{FOLDER}/epoch-0000-step-00000009/model.safetensors", b"of a process that died")
     saver = Saver(store, FOLDER, CheckpointConfig(num_kept=2), 0)
     for epoch, score in enumerate((0.1, 0.9, 0.5, None, 0.6)):
-        saver.save(make_checkpoint(epoch, score), epoch)
+        checkpoint = make_checkpoint(epoch)
+        saver.submit(checkpoint, epoch)
+        if score is not None:
+            saver.submit_evaluation(checkpoint.loop, score)
     saver.wait()
     saver.close()
+    assert [saved.description.get("score") for saved in saver.completed()[-3:]] == [None, None, 0.6]
     assert [name[-18:-14] for name in list_checkpoints(store, FOLDER)] == ["0001", "0003", "0004"]
-    assert best_checkpoint(store, FOLDER) == (f"{FOLDER}/{Position(1).name}", 0.9)
+    assert best_checkpoint(store, FOLDER) == (f"{FOLDER}/{LoopState(1).name}", 0.9)
+    assert {name.split("/")[3] for name in store.list(FOLDER)} == {
+        "best.json",
+        *(LoopState(epoch).name for epoch in (1, 3, 4)),
+    }
 
 
 def test_what_is_saved_does_not_change_with_the_training(store: RefusingStore) -> None:
     store.refuses.set()
     saver = Saver(store, FOLDER, CheckpointConfig(), 0)
     weight = torch.zeros(3)
-    saver.save(Checkpoint(Position(), {"weight": weight}), 0)
+    saver.submit(Checkpoint(LoopState(), {"weight": weight}), 0)
     weight += 1
     store.refuses.clear()
-    saved = saver.wait()
-    assert saved is not None
+    saver.wait()
+    (saved,) = saver.completed()
     assert read_checkpoint(store, saved.name).model["weight"].tolist() == [0, 0, 0]
 
 
@@ -63,12 +74,13 @@ def test_a_storage_that_refuses_for_a_while_is_waited_for_beside_the_training(
 ) -> None:
     store.refuses.set()
     saver = Saver(store, FOLDER, CheckpointConfig(every_steps=1, patience_s=60), 0)
-    saver.save(make_checkpoint(1), 1)
-    time.sleep(0.1)
-    assert saver.finished() is None
+    saver.submit(make_checkpoint(1), 1)
+    assert store.has_refused.wait(60)
+    assert saver.completed() == []
     assert not saver.is_due(2), "one is still being written"
     store.refuses.clear()
-    assert saver.wait() is not None
+    saver.wait()
+    assert len(saver.completed()) == 1
     assert "the checkpoint is not written yet" in caplog.text
     assert saver.is_due(2)
 
@@ -76,15 +88,18 @@ def test_a_storage_that_refuses_for_a_while_is_waited_for_beside_the_training(
 def test_patience_has_an_end(store: RefusingStore) -> None:
     store.refuses.set()
     saver = Saver(store, FOLDER, CheckpointConfig(patience_s=0), 0)
-    saver.save(make_checkpoint(1), 1)
+    saver.submit(make_checkpoint(1), 1)
     with pytest.raises(StoreError, match="no space left"):
         saver.wait()
 
 
-def test_it_is_time_by_steps_or_minutes(store: RefusingStore) -> None:
+def test_it_is_time_by_steps_or_minutes(store: RefusingStore, monkeypatch: pytest.MonkeyPatch) -> None:
     by_steps = Saver(store, FOLDER, CheckpointConfig(every_steps=10, every_minutes=None), 5)
     assert [by_steps.is_due(num_steps) for num_steps in (14, 15)] == [False, True]
-    by_time = Saver(store, FOLDER, CheckpointConfig(every_minutes=0.001), 0)
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    by_time = Saver(store, FOLDER, CheckpointConfig(every_minutes=5), 0)
+    now += 299
     assert not by_time.is_due(10**6)
-    time.sleep(0.07)
+    now += 1
     assert by_time.is_due(1)

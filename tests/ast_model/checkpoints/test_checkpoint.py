@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -8,17 +7,20 @@ import torch
 
 from ast_model.checkpoints.checkpoint import (
     Checkpoint,
-    Position,
+    LoopState,
+    add_evaluation,
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
     remove_checkpoint,
+    remove_incomplete,
     save_checkpoint,
 )
 from pipeline.errors import CorruptError, MismatchError
 from pipeline.store.storage import Store
 
 FOLDER = "runs/one/checkpoints"
+MINE = {"snapshot": "one", "run": "one"}
 
 
 @pytest.fixture
@@ -28,17 +30,21 @@ def store(tmp_path: Path) -> Store:
 
 def save_epochs(store: Store, num_epochs: int) -> list[str]:
     return [
-        save_checkpoint(store, FOLDER, Checkpoint(Position(epoch), {"weight": torch.full((3,), float(epoch))}))
+        save_checkpoint(store, FOLDER, Checkpoint(LoopState(epoch), {"weight": torch.full((3,), float(epoch))}))
         for epoch in range(num_epochs)
     ]
 
 
 def test_a_checkpoint_comes_back_as_it_was(store: Store) -> None:
     parts = {part: {"weight": torch.randn(3, 2)} for part in ("model", "raw", "optimizer", "average")}
-    saved = Checkpoint(Position(2, 5), **parts, num_averaged=3, description={"history": [{"loss": 0.1}]})
+    saved = Checkpoint(
+        LoopState(2, 5, num_averaged=3, history=[{"loss": 0.1}], scaler={"scale": 2.0}),
+        **parts,
+        description={"run": "one"},
+    )
     read = read_checkpoint(store, save_checkpoint(store, FOLDER, saved))
-    assert (read.position, read.num_averaged) == (Position(2, 5), 3)
-    assert read.description["history"] == [{"loss": 0.1}]
+    assert read.loop == saved.loop
+    assert read.description["run"] == "one"
     for part in parts:
         torch.testing.assert_close(getattr(read, part), getattr(saved, part), rtol=0, atol=0)
     assert read.trained["weight"].equal(parts["raw"]["weight"])
@@ -49,7 +55,10 @@ def test_a_checkpoint_comes_back_as_it_was(store: Store) -> None:
     [
         ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}      "),
         ("model.safetensors", b""),
-        ("checkpoint.json", b'{"format": 1, "posit'),
+        ("checkpoint.json", b'{"format": 2, "posit'),
+        ("checkpoint.json", b"[]"),
+        ("checkpoint.json", b"{}"),
+        ("checkpoint.json", b'{"format": 2, "loop": {}, "digests": {}}'),
         ("checkpoint.json", b""),
     ],
 )
@@ -63,7 +72,7 @@ def test_a_broken_newest_one_is_said_and_the_one_before_is_taken(
     with caplog.at_level(logging.WARNING):
         found = newest_checkpoint(store, FOLDER)
     assert found is not None
-    assert found.position == Position(1)
+    assert found.loop == LoopState(1)
     assert f"epoch-0002-step-00000000/{file}" in caplog.text
     assert "going back to the checkpoint before" in caplog.text
 
@@ -74,7 +83,7 @@ def test_one_flipped_bit_is_found(store: Store) -> None:
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(CorruptError, match="its digest differs"):
-        read_checkpoint(store, f"{FOLDER}/{Position().name}")
+        read_checkpoint(store, f"{FOLDER}/{LoopState().name}")
 
 
 def test_a_checkpoint_without_description_does_not_count(store: Store) -> None:
@@ -93,7 +102,7 @@ def test_a_file_that_is_gone_is_said(store: Store, caplog: pytest.LogCaptureFixt
     store.remove(f"{newest}/model.safetensors")
     found = newest_checkpoint(store, FOLDER)
     assert found is not None
-    assert found.position == Position(0)
+    assert found.loop == LoopState(0)
     assert "expected model.safetensors, found none" in caplog.text
 
 
@@ -107,11 +116,42 @@ def test_another_format_is_refused(store: Store) -> None:
     name = save_epochs(store, 1)[0]
     file = Path(store.path(f"{name}/checkpoint.json"))
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
-    with pytest.raises(MismatchError, match="expected a checkpoint of format 1, found 99"):
+    with pytest.raises(MismatchError, match="expected a checkpoint of format 2, found 99"):
         newest_checkpoint(store, FOLDER)
 
 
-def test_names_sort_by_position() -> None:
-    positions = [Position(epoch, step) for epoch in (0, 9, 10, 100) for step in (0, 99, 100_000)]
-    assert [position.name for position in positions] == sorted(position.name for position in positions)
-    assert dataclasses.asdict(positions[1]) == {"epoch": 0, "step": 99}
+def test_names_sort_by_progress() -> None:
+    states = [LoopState(epoch, step) for epoch in (0, 9, 10, 100) for step in (0, 99, 100_000)]
+    assert [state.name for state in states] == sorted(state.name for state in states)
+
+
+@pytest.mark.parametrize("field", ["loop", "digests", "snapshot", "digest"])
+def test_a_description_that_lacks_a_field_is_damage(store: Store, field: str) -> None:
+    names = [
+        save_checkpoint(store, FOLDER, Checkpoint(LoopState(epoch), {"weight": torch.zeros(1)}, description=MINE))
+        for epoch in range(2)
+    ]
+    file = Path(store.path(f"{names[1]}/checkpoint.json"))
+    description = json.loads(file.read_text())
+    del description[field]
+    file.write_text(json.dumps(description))
+    found = newest_checkpoint(store, FOLDER)
+    assert found is not None
+    assert found.loop == LoopState(0)
+
+
+def test_an_evaluation_is_added_to_a_checkpoint_that_is_written(store: Store) -> None:
+    name = save_epochs(store, 1)[0]
+    before = store.read_bytes(f"{name}/model.safetensors")
+    assert add_evaluation(store, FOLDER, LoopState(history=[{"eval/mAP": 0.5}]), 0.5) == name
+    read = read_checkpoint(store, name)
+    assert (read.loop.history, read.description["score"]) == ([{"eval/mAP": 0.5}], 0.5)
+    assert store.read_bytes(f"{name}/model.safetensors") == before
+
+
+def test_what_a_dead_process_was_writing_is_removed(store: Store) -> None:
+    names = save_epochs(store, 3)
+    store.remove(f"{names[1]}/checkpoint.json")
+    store.write_json(f"{FOLDER}/best.json", {"name": names[0], "score": 0.5})
+    remove_incomplete(store, FOLDER)
+    assert {name.rsplit("/", 1)[0] for name in store.list(FOLDER)} == {names[0], names[2], FOLDER}

@@ -23,14 +23,14 @@ WITHOUT_CACHE = CacheConfig(folder="")
 TRAIN_SPLITS = ("balanced_train", "unbalanced_train")
 
 
-def make_collator(snapshot: Snapshot, cache: CacheConfig = WITHOUT_CACHE, features: Features = "fbank") -> BatchReader:
+def make_reader(snapshot: Snapshot, cache: CacheConfig = WITHOUT_CACHE, features: Features = "fbank") -> BatchReader:
     rows = snapshot.rows_of(TRAIN_SPLITS)
     return BatchReader(open_reader(snapshot, cache), rows, snapshot.targets(rows), NUM_FRAMES, features)
 
 
 @pytest.fixture
-def collator(snapshot: Snapshot) -> BatchReader:
-    return make_collator(snapshot)
+def clips(snapshot: Snapshot) -> BatchReader:
+    return make_reader(snapshot)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,11 @@ def fbanks(snapshot: Snapshot) -> dict[str, np.ndarray]:
     return found
 
 
-def test_clips_are_cut_or_padded_with_0(
-    snapshot: Snapshot, collator: BatchReader, fbanks: dict[str, np.ndarray]
-) -> None:
-    batch = collator.plain(np.arange(len(collator.rows)))
-    assert batch.clips.shape == (len(collator.rows), NUM_FRAMES, 128)
+def test_clips_are_cut_or_padded_with_0(snapshot: Snapshot, clips: BatchReader, fbanks: dict[str, np.ndarray]) -> None:
+    batch = clips.read_clips(np.arange(len(clips.rows)))
+    assert batch.clips.shape == (len(clips.rows), NUM_FRAMES, 128)
     assert batch.clips.dtype == torch.float16
-    keys = [snapshot.index["key"][int(row)].as_py() for row in collator.rows]
+    keys = [snapshot.index["key"][int(row)].as_py() for row in clips.rows]
     lengths = {len(fbanks[key]) for key in keys}
     assert min(lengths) < NUM_FRAMES < max(lengths)
     for key, found_TM, num_frames in zip(keys, batch.clips, batch.lengths_B, strict=True):
@@ -60,12 +58,12 @@ def test_clips_are_cut_or_padded_with_0(
         expected_TM[: len(fbanks[key])] = fbanks[key][:NUM_FRAMES]
         np.testing.assert_array_equal(found_TM, expected_TM)
         assert num_frames == min(len(fbanks[key]), NUM_FRAMES)
-    np.testing.assert_array_equal(batch.targets_BC, snapshot.targets(collator.rows).toarray())
+    np.testing.assert_array_equal(batch.targets_BC, snapshot.targets(clips.rows).toarray())
     assert not len(batch.mixed)
 
 
-def test_targets_are_mixed_and_a_shared_label_reaches_1(snapshot: Snapshot, collator: BatchReader) -> None:
-    targets = snapshot.targets(collator.rows).toarray()
+def test_targets_are_mixed_and_a_shared_label_reaches_1(snapshot: Snapshot, clips: BatchReader) -> None:
+    targets = snapshot.targets(clips.rows).toarray()
     shared = targets @ targets.T
     np.fill_diagonal(shared, 0)
     one, other = np.argwhere(shared > 0)[0]
@@ -75,21 +73,23 @@ def test_targets_are_mixed_and_a_shared_label_reaches_1(snapshot: Snapshot, coll
         mixup_lambda=np.array([1, 0.3, 0.6], np.float32),
         uniforms=np.zeros((3, 6), np.float32),
     )
-    batch = collator.drawn(draws)
+    batch = clips.read_draws(draws)
     expected = [targets[5], 0.3 * targets[one] + 0.7 * targets[other], 0.6 * targets[7] + 0.4 * targets[2]]
     np.testing.assert_allclose(batch.targets_BC, expected, atol=1e-6)
     assert batch.targets_BC[1].max() == pytest.approx(1)
     assert batch.mixed.tolist() == [1, 2]
-    torch.testing.assert_close(batch.partners, collator.plain(np.array([other, 2])).clips)
+    torch.testing.assert_close(batch.partners, clips.read_clips(np.array([other, 2])).clips)
 
 
-def global_batches(collator: BatchReader, world_size: int, num_threads: int) -> Iterator[tuple[torch.Tensor, ...]]:
+def global_batches(clips: BatchReader, world_size: int, num_threads: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield each global batch of an epoch, put together from the ranks' parts."""
-    weights = np.arange(1.0, len(collator.rows) + 1)
+    weights = np.arange(1.0, len(clips.rows) + 1)
     draws = plan_epoch(weights, 40, "balanced", AugmentConfig(), SEED)
     steps = range(num_steps_of(40, 6))
     ranks = [
-        prefetch_batches(collator.drawn, [draws[rank_slice(step, 6, rank, world_size)] for step in steps], num_threads)
+        prefetch_batches(
+            clips.read_draws, [draws[rank_slice(step, 6, rank, world_size)] for step in steps], num_threads
+        )
         for rank in range(world_size)
     ]
     for parts in zip(*ranks, strict=True):
@@ -99,11 +99,11 @@ def global_batches(collator: BatchReader, world_size: int, num_threads: int) -> 
 
 @pytest.mark.parametrize(("world_size", "num_threads"), [(1, 4), (2, 1), (2, 3), (4, 2)])
 def test_any_number_of_ranks_and_threads_gives_the_same_global_batches(
-    collator: BatchReader, world_size: int, num_threads: int
+    clips: BatchReader, world_size: int, num_threads: int
 ) -> None:
-    expected = list(global_batches(collator, world_size=1, num_threads=1))
+    expected = list(global_batches(clips, world_size=1, num_threads=1))
     assert len(expected) == 6
-    found = list(global_batches(collator, world_size, num_threads))
+    found = list(global_batches(clips, world_size, num_threads))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -114,24 +114,24 @@ def on_s3(snapshot: Snapshot, s3_store: Store) -> Snapshot:
     return load_snapshot(s3_store)
 
 
-def test_a_store_on_s3_gives_the_same_batches(on_s3: Snapshot, collator: BatchReader) -> None:
-    found = make_collator(on_s3).plain(np.arange(4))
-    torch.testing.assert_close(found.clips, collator.plain(np.arange(4)).clips, rtol=0, atol=0)
+def test_a_store_on_s3_gives_the_same_batches(on_s3: Snapshot, clips: BatchReader) -> None:
+    found = make_reader(on_s3).read_clips(np.arange(4))
+    torch.testing.assert_close(found.clips, clips.read_clips(np.arange(4)).clips, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_shards_held", [2, 100])
 @pytest.mark.parametrize("is_grouped", [False, True])
 def test_a_cache_of_any_size_gives_the_same_batches(
-    on_s3: Snapshot, collator: BatchReader, tmp_path: Path, num_shards_held: int, is_grouped: bool
+    on_s3: Snapshot, clips: BatchReader, tmp_path: Path, num_shards_held: int, is_grouped: bool
 ) -> None:
     max_bytes = num_shards_held * max(checksum.num_bytes for checksum in on_s3.checksums.values())
-    cached = make_collator(on_s3, CacheConfig(str(tmp_path / "cache"), max_bytes / 1e9, num_threads=2))
-    draws = plan_epoch(np.ones(len(collator.rows)), 40, "balanced", AugmentConfig(), SEED)
+    cached = make_reader(on_s3, CacheConfig(str(tmp_path / "cache"), max_bytes / 1e9, num_threads=2))
+    draws = plan_epoch(np.ones(len(clips.rows)), 40, "balanced", AugmentConfig(), SEED)
     if is_grouped:
-        draws = group_by_shard(draws, collator.reader.shards_of(collator.rows), 40, SEED)
-    works = [draws[start : start + 5] for start in range(0, 40, 5)]
-    cached.expect(draws, is_grouped)
-    for found, expected in zip(cached.stream(works, 2), collator.stream(works, 2), strict=True):
+        draws = group_by_shard(draws, clips.reader.shards_of(clips.rows), 40, SEED)
+    batches = [draws[start : start + 5] for start in range(0, 40, 5)]
+    cached.set_order(draws, is_grouped)
+    for found, expected in zip(cached.prefetch(batches, 2), clips.prefetch(batches, 2), strict=True):
         torch.testing.assert_close(found.clips, expected.clips, rtol=0, atol=0)
         torch.testing.assert_close(found.partners, expected.partners, rtol=0, atol=0)
         assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= max_bytes
@@ -139,25 +139,27 @@ def test_a_cache_of_any_size_gives_the_same_batches(
 
 
 def test_a_shard_that_was_damaged_in_the_cache_is_done_without(
-    on_s3: Snapshot, collator: BatchReader, tmp_path: Path
+    on_s3: Snapshot, clips: BatchReader, tmp_path: Path
 ) -> None:
-    cached = make_collator(on_s3, CacheConfig(str(tmp_path / "cache"), 1.0, num_threads=1))
-    cached.expect(without_augmentation(np.arange(1)), is_grouped=False)
-    cached.plain(np.arange(1))
+    cached = make_reader(on_s3, CacheConfig(str(tmp_path / "cache"), 1.0, num_threads=1))
+    cached.set_order(without_augmentation(np.arange(1)), is_grouped=False)
+    cached.read_clips(np.arange(1))
     (file,) = (tmp_path / "cache").glob("*.tar")
     file.write_bytes(b"!" * file.stat().st_size)
-    found = cached.plain(np.arange(1))
-    torch.testing.assert_close(found.clips, collator.plain(np.arange(1)).clips, rtol=0, atol=0)
+    found = cached.read_clips(np.arange(1))
+    torch.testing.assert_close(found.clips, clips.read_clips(np.arange(1)).clips, rtol=0, atol=0)
     assert not file.exists()
 
 
 def test_a_cache_that_fills_up_is_done_without(
-    on_s3: Snapshot, collator: BatchReader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    on_s3: Snapshot, clips: BatchReader, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cached = make_collator(on_s3, CacheConfig(str(tmp_path / "cache"), 1.0, num_threads=1))
+    cached = make_reader(on_s3, CacheConfig(str(tmp_path / "cache"), 1.0, num_threads=1))
     shutil.rmtree(tmp_path / "cache")  # as if its disk had gone
-    cached.expect(without_augmentation(np.arange(4)), is_grouped=False)
-    torch.testing.assert_close(cached.plain(np.arange(4)).clips, collator.plain(np.arange(4)).clips, rtol=0, atol=0)
+    cached.set_order(without_augmentation(np.arange(4)), is_grouped=False)
+    torch.testing.assert_close(
+        cached.read_clips(np.arange(4)).clips, clips.read_clips(np.arange(4)).clips, rtol=0, atol=0
+    )
     assert "without the cache" in caplog.text
 
 
@@ -172,9 +174,9 @@ def test_a_shard_that_is_not_the_indexed_one_is_named(snapshot: Snapshot, tmp_pa
         shutil.copy(tars[1], tars[0])
     else:
         tars[0].unlink()
-    collator = make_collator(load_snapshot(store))
+    clips = make_reader(load_snapshot(store))
     with pytest.raises(CorruptError, match=tars[0].name):
-        collator.plain(np.arange(len(collator.rows)))
+        clips.read_clips(np.arange(len(clips.rows)))
 
 
 def test_reading_ahead_is_bounded_and_ends_with_its_reader() -> None:
@@ -235,21 +237,21 @@ def asts_fbank(
 
 
 @pytest.mark.parametrize("num_frames", [NUM_FRAMES, 1024])
-def test_kept_audio_is_mixed_to_the_letter_as_asts_loader_does(snapshot: Snapshot, num_frames: int) -> None:
-    collator = make_collator(snapshot, features="waveform")
-    collator.num_frames = num_frames
-    by_length = np.argsort(collator.reader.num_frames[collator.rows], kind="stable")
+def test_kept_audio_is_mixed_exactly_as_asts_loader_does(snapshot: Snapshot, num_frames: int) -> None:
+    clips = make_reader(snapshot, features="waveform")
+    clips.num_frames = num_frames
+    by_length = np.argsort(clips.reader.num_frames[clips.rows], kind="stable")
     short, long, other_long = by_length[[0, -1, -2]]
-    assert collator.reader.num_frames[collator.rows[[short, long]]].tolist() == [808, 998]
+    assert clips.reader.num_frames[clips.rows[[short, long]]].tolist() == [808, 998]
     clip = np.array([long, short, long, short, long])
     partner = np.array([short, long, other_long, NO_PARTNER, NO_PARTNER])
     mixup_lambda = np.random.default_rng(0).beta(10, 10, len(clip)).astype(np.float32)
-    batch = collator.drawn(Draws(clip, partner, mixup_lambda, np.zeros((len(clip), 6), np.float32)))
+    batch = clips.read_draws(Draws(clip, partner, mixup_lambda, np.zeros((len(clip), 6), np.float32)))
     found_BTM = mix(batch)
     assert found_BTM.shape == (len(clip), num_frames, 128)
 
     def waveform(position: int) -> torch.Tensor:
-        return torch.from_numpy(collator.reader.read_audio(int(collator.rows[position])) / 32768).float()[None]
+        return torch.from_numpy(clips.reader.read_audio(int(clips.rows[position])) / 32768).float()[None]
 
     for found_TM, one, other, share in zip(found_BTM, clip, partner, mixup_lambda, strict=True):
         mixed_in = None if other == NO_PARTNER else waveform(other)
@@ -260,7 +262,7 @@ def test_kept_audio_is_mixed_to_the_letter_as_asts_loader_does(snapshot: Snapsho
 def test_stored_fbanks_and_kept_audio_give_the_same_features(snapshot: Snapshot) -> None:
     positions = np.arange(len(snapshot.rows_of(TRAIN_SPLITS)))
     stored, kept = (
-        mix(make_collator(snapshot, features=features).plain(positions)) for features in ("fbank", "waveform")
+        mix(make_reader(snapshot, features=features).read_clips(positions)) for features in ("fbank", "waveform")
     )
     difference = (stored - kept).abs()
     assert difference.median() < 0.004  # the store's float16

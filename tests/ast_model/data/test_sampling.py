@@ -119,7 +119,7 @@ def test_partners_are_uniform_and_shares_beta() -> None:
         ([1, np.nan], 1, "balanced", ConfigError, "1 not finite"),
         ([1, -1], 1, "without_replacement", ConfigError, "finite weights"),
         ([1, 0, 1], 3, "without_replacement", ConfigError, "3, but there are 2 clips with a weight"),
-        ([1, 1], 3, "uniform", ConfigError, "draws_per_epoch is 3, but there are 2 clips"),
+        ([1, 1], 3, "uniform", ConfigError, "draws-per-epoch is 3, but there are 2 clips"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(

@@ -44,11 +44,11 @@ def main(job_file: Path, out_file: Path) -> None:
     torch.set_num_threads(1)
     config, model, store, snapshot_id, run, stop_at = pickle.loads(job_file.read_bytes())
     recorder = Recorder()
-    with join_world() as world:
+    with join_world("cpu") as world:
         job = Job(config, model, load_snapshot(store, snapshot_id), run, recorder)
-        watch = StopAt(stop_at) if world.rank == world.size - 1 else None
+        stop_signal = StopAt(stop_at) if world.rank == world.size - 1 else None
         try:
-            history = Trainer(job, world, watch).run()
+            history = Trainer(job, world, stop_signal).run()
         except StoppedError:
             history = []
         if world.is_main:

@@ -1,6 +1,5 @@
 """Kills at random moments: part of `make rehearsal`."""
 
-import dataclasses
 import os
 import pickle
 import random
@@ -42,7 +41,7 @@ def test_weights_after_kills_at_random_moments_are_those_of_a_run_left_alone(
     settings = {
         "num_epochs": 6,
         "draws_per_epoch": 800,
-        "average_from_epoch": 3,
+        "average_last_epochs": 4,
         "checkpoints": CheckpointConfig(every_steps=10, every_minutes=None),
     }
     whole, killed = make_job("whole", **settings), make_job("killed", **settings)
@@ -60,7 +59,7 @@ def test_weights_after_kills_at_random_moments_are_those_of_a_run_left_alone(
             rank.wait()
         found = newest_checkpoint(killed.snapshot.store, killed.folder)
         assert found is not None
-        positions.append(dataclasses.astuple(found.position))
+        positions.append((found.loop.epoch, found.loop.step))
     assert [rank.wait() for rank in start(killed, num_ranks, tmp_path)] == [0] * num_ranks
     assert positions == sorted(set(positions)), "each attempt gets further"
     print(f"newest checkpoint (epoch, step) after each kill: {positions}")  # noqa: T201

@@ -6,8 +6,7 @@ import torch
 
 from ast_model.config import ASTConfig, RegulariseConfig, ScheduleConfig, TrainConfig
 from ast_model.model import AST, DropMasks
-from ast_model.training.averages import start_ema, update_average, update_ema
-from ast_model.training.optimizer import make_optimizer, set_learning_rate
+from ast_model.training.optimizer import make_optimizer, set_learning_rate, start_ema, update_average, update_ema
 from ast_model.training.regularise import DropMaskSampler, num_kept_patches
 from ast_model.training.schedule import learning_rate_factor
 from pipeline.errors import ConfigError
@@ -74,7 +73,7 @@ def test_noise_depends_on_the_place_in_the_global_batch_alone() -> None:
 
 
 def test_patchout_that_leaves_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="8 rows and 8 columns of patches, found patchout_freq=8"):
+    with pytest.raises(ConfigError, match=r"8 rows and 8 columns of patches, found --train.regularise.patchout-freq 8"):
         DropMaskSampler(RegulariseConfig(patchout_freq=8), TINY, 8, seed=0)
 
 

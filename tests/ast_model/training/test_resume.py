@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ast_model.checkpoints.checkpoint import State, newest_checkpoint
+from ast_model.checkpoints.checkpoint import Tensors, newest_checkpoint
 from ast_model.config import CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.distributed import World
 from ast_model.training.job import Job, StopSignal
@@ -31,12 +31,12 @@ class StopAt(StopSignal):
         return self.num_asked >= self.num_steps
 
 
-def train(job: Job, watch: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
-    trainer = Trainer(job, ALONE, watch)
+def train(job: Job, stop_signal: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
+    trainer = Trainer(job, ALONE, stop_signal)
     return trainer, trainer.run()
 
 
-def final_state(job: Job) -> dict[str, State]:
+def final_state(job: Job) -> dict[str, Tensors]:
     checkpoint = newest_checkpoint(job.snapshot.store, job.folder)
     assert checkpoint is not None
     return {part: getattr(checkpoint, part) for part in ("model", "raw", "optimizer", "average")}
@@ -53,7 +53,7 @@ PAST_THE_PAPER: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("overrides", "stop_at"),
     [
-        *(({"average_from_epoch": 1}, stop_at) for stop_at in (1, 4, NUM_STEPS, NUM_STEPS + 3)),
+        *(({"average_last_epochs": 2}, stop_at) for stop_at in (1, 4, NUM_STEPS, NUM_STEPS + 3)),
         (PAST_THE_PAPER, 4),
         ({"precision": "fp16"}, 4),
     ],
@@ -65,7 +65,7 @@ def test_stop_and_resume_equals_no_stop_bit_for_bit(make_job: MakeJob, overrides
         train(stopped, StopAt(stop_at))
     resumed = make_job("stopped", **overrides)
     trainer = Trainer(resumed, ALONE)
-    assert trainer.position.epoch * NUM_STEPS + trainer.position.step == stop_at
+    assert trainer.num_steps_done == stop_at
     resumed_history = trainer.run()
     torch.testing.assert_close(final_state(resumed), final_state(whole), rtol=0, atol=0)
     assert [epoch.keys() for epoch in resumed_history] == [epoch.keys() for epoch in history]
@@ -87,8 +87,8 @@ def test_a_kill_loses_the_steps_since_the_last_checkpoint(make_job: MakeJob) -> 
     with pytest.raises(KeyboardInterrupt):
         train(killed, KillAt(NUM_STEPS + 5))
     trainer = Trainer(killed, ALONE)
-    assert trainer.position.epoch == 1
-    assert trainer.position.step >= 2  # that of step 4 may still have been waiting
+    assert trainer.state.loop.epoch == 1
+    assert trainer.state.loop.step >= 2  # that of step 4 may still have been waiting
     trainer.run()
     torch.testing.assert_close(final_state(killed), final_state(whole), rtol=0, atol=0)
 
@@ -98,10 +98,10 @@ def test_what_does_not_belong_together_is_refused(make_job: MakeJob) -> None:
     with pytest.raises(StoppedError):
         train(job, StopAt(1))
     wider = dataclasses.replace(job, model=dataclasses.replace(job.model, width=32))
-    with pytest.raises(MismatchError, match=r"trains another model .width: 16 then, 32 now"):
+    with pytest.raises(MismatchError, match=r"other settings .--model.width: 16 then, 32 now"):
         Trainer(wider, ALONE)
     other = dataclasses.replace(job, snapshot=dataclasses.replace(job.snapshot, snapshot_id="other"))
-    with pytest.raises(MismatchError, match="was trained on snapshot"):
+    with pytest.raises(MismatchError, match=r"other settings .--snapshot: .* now"):
         Trainer(other, ALONE)
     with pytest.raises(ConfigError, match="at least one sample per rank, found 4 for 5 ranks"):
         Trainer(job, World(0, 5, torch.device("cpu")))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ast_model.checkpoints.checkpoint import State, newest_checkpoint
+from ast_model.checkpoints.checkpoint import Tensors, newest_checkpoint
 from ast_model.config import AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.data.loader import Batch
 from ast_model.distributed import World
@@ -22,12 +22,12 @@ NUM_STEPS = 6
 MakeJob = Callable[..., Job]
 
 
-def train(job: Job, watch: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
-    trainer = Trainer(job, ALONE, watch)
+def train(job: Job, stop_signal: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
+    trainer = Trainer(job, ALONE, stop_signal)
     return trainer, trainer.run()
 
 
-def final_state(job: Job) -> dict[str, State]:
+def final_state(job: Job) -> dict[str, Tensors]:
     checkpoint = newest_checkpoint(job.snapshot.store, job.folder)
     assert checkpoint is not None
     return {part: getattr(checkpoint, part) for part in ("model", "raw", "optimizer", "average")}
@@ -37,17 +37,17 @@ def test_micro_batches_and_the_fused_step_equal_torchs_plain_adam(make_job: Make
     job = make_job(micro_batch_size=1, schedule=ScheduleConfig(num_warmup_steps=0), weight_decay=0.01)
     trainer = Trainer(job, ALONE)
     whole = Trainer(dataclasses.replace(job, config=dataclasses.replace(job.config, micro_batch_size=4)), ALONE)
-    plain = torch.optim.Adam(whole.model.parameters(), 1e-3, (0.95, 0.999), weight_decay=0.01, foreach=False)
+    plain = torch.optim.Adam(whole.state.model.parameters(), 1e-3, (0.95, 0.999), weight_decay=0.01, foreach=False)
     parts, wholes = (each.data.batches(0, range(3), ALONE) for each in (trainer, whole))
     for step in range(3):
-        report = trainer.stepper.take(0, step, lambda: next(parts))
+        result = trainer.stepper.train_step(0, step, parts)
         plain.zero_grad()
         loss = whole.stepper._backward(next(wholes), 0, step, slice(0, 4)).sum()
         plain.step()
-        torch.testing.assert_close(report.loss, loss)
-    # A bias of the keys changes no attention: its gradient is rounding drop_masks, of which Adam takes whole steps.
+        torch.testing.assert_close(result.loss, loss)
+    # A bias of the keys changes no attention: its gradient is rounding noise, of which Adam takes whole steps.
     ours, theirs = (
-        {name: value for name, value in each.model.state_dict().items() if not name.endswith("qkv.bias")}
+        {name: value for name, value in each.state.model.state_dict().items() if not name.endswith("qkv.bias")}
         for each in (trainer, whole)
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -78,8 +78,8 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(
     trainer, history = train(job)
     steps = {value.item() for name, value in final_state(job)["optimizer"].items() if name.endswith("/step")}
     assert steps == {3}
-    assert trainer.num_skipped == 1
-    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    assert trainer.state.loop.num_steps_skipped == 1
+    assert all(value.isfinite().all() for value in trainer.state.model.state_dict().values())
     assert math.isfinite(history[0]["train/epoch_loss"])
     key = job.snapshot.index["key"][row].as_py()
     assert f"epoch 1, step 2 skipped: samples whose loss is not finite: {key}" in caplog.text
@@ -92,10 +92,10 @@ def test_too_many_in_a_row_end_the_run_and_the_checkpoint_is_sound(
 ) -> None:
     job = make_job(max_bad_steps=3, checkpoints=CheckpointConfig(every_steps=2, every_minutes=None))
     spoil(monkeypatch, set(range(len(job.snapshot.index))))
-    with pytest.raises(TrainingError, match=r"[34] steps in a row.*last checkpoint is sound.*precision=fp32"):
+    with pytest.raises(TrainingError, match=r"[34] steps in a row.*last checkpoint is sound.*--train.precision fp32"):
         train(job)
     state = final_state(job)
-    fresh = Trainer(make_job("fresh"), ALONE).model.state_dict()
+    fresh = Trainer(make_job("fresh"), ALONE).state.model.state_dict()
     torch.testing.assert_close(state["model"], dict(fresh), rtol=0, atol=0)
 
 
@@ -123,9 +123,9 @@ def test_the_average_model_is_measured_and_the_ema_is_what_is_kept(make_job: Mak
     job = make_job(ema_decay=0.9)
     trainer, history = train(job)
     state = final_state(job)
-    torch.testing.assert_close(state["model"], trainer.ema, rtol=0, atol=0)
-    torch.testing.assert_close(state["raw"], dict(trainer.model.state_dict()), rtol=0, atol=0)
-    scores = trainer._evaluate(trainer._with_weights(trainer.ema)).metrics
+    torch.testing.assert_close(state["model"], trainer.state.ema, rtol=0, atol=0)
+    torch.testing.assert_close(state["raw"], dict(trainer.state.model.state_dict()), rtol=0, atol=0)
+    scores = trainer._evaluate(trainer.state.model_with(trainer.state.ema)).metrics
     assert history[-1]["eval/mAP"] == pytest.approx(scores.mAP)
 
 
@@ -134,9 +134,9 @@ def test_out_of_memory_says_what_to_try(make_job: MakeJob, monkeypatch: pytest.M
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     trainer = Trainer(make_job(), ALONE)
-    monkeypatch.setattr(Stepper, "_take", run_out)
+    monkeypatch.setattr(Stepper, "_train_step", run_out)
     with pytest.raises(
-        TrainingError, match=r"micro_batch_size=2; try micro_batch_size=1 .*or activation_checkpointing=True"
+        TrainingError, match=r"micro-batch-size 2; try --train.micro-batch-size 1 .*or --train.activation-checkpointing"
     ):
         trainer.run()
 

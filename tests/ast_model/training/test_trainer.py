@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConf
 from ast_model.distributed import World
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, load_predictions, predictions_name
 from ast_model.training.job import Job, StopSignal
-from ast_model.training.reporter import Metrics
 from ast_model.training.step import clip_losses
+from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from pipeline.errors import MismatchError, NoClipsError, TrainingError
 from pipeline.snapshots.snapshot import Snapshot
@@ -45,7 +46,7 @@ CONFIG = TrainConfig(
     learning_rate=3e-3,
     schedule=ScheduleConfig(num_warmup_steps=2, num_steps_per_stair=1, num_epochs_before_decay=2),
     augment=AugmentConfig(max_freq_mask_bins=16, max_time_mask_frames=40),
-    average_from_epoch=2,
+    average_last_epochs=2,
     log_every_steps=1,
 )
 
@@ -94,7 +95,7 @@ class LoseIt(StopSignal):
 def train_an_epoch(job: Job) -> None:
     """Train until an epoch's checkpoint is written, and lose the machine."""
     trainer = Trainer(job, ALONE)
-    trainer.watch = LoseIt(trainer.data.num_steps)
+    trainer.stop_signal = LoseIt(trainer.data.num_steps)
     with pytest.raises(LostError):
         trainer.run()
 
@@ -137,7 +138,7 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(snapshot: Snapshot, who
         found, expected = (newest_checkpoint(snapshot.store, f"runs/{run}/{folder}") for run in ("stopped", "whole"))
         assert found is not None
         assert expected is not None
-        assert found.position == expected.position
+        assert found.loop.name == expected.loop.name
         assert found.description["digests"] == expected.description["digests"]
 
 
@@ -159,8 +160,8 @@ def test_the_average_is_the_mean_of_the_epochs_weights(snapshot: Snapshot, whole
     epochs = [
         read_checkpoint(snapshot.store, name) for name in list_checkpoints(snapshot.store, "runs/whole/checkpoints")
     ]
-    epochs = [each for each in epochs if each.position.epoch > 1]  # the first is kept too if it was the best
-    assert [each.position.epoch for each in epochs] == [2, 3]
+    epochs = [each for each in epochs if each.loop.epoch > 1]  # the first is kept too if it was the best
+    assert [each.loop.epoch for each in epochs] == [2, 3]
     average = newest_checkpoint(snapshot.store, "runs/whole/average")
     assert average is not None
     for name, value in average.model.items():
@@ -170,7 +171,7 @@ def test_the_average_is_the_mean_of_the_epochs_weights(snapshot: Snapshot, whole
 def test_micro_batches_add_up_to_the_global_batch(snapshot: Snapshot) -> None:
     curves = []
     for size in (6, 4, 1):
-        job = make_job(snapshot, f"micro-{size}", micro_batch_size=size, num_epochs=1, average_from_epoch=None)
+        job = make_job(snapshot, f"micro-{size}", micro_batch_size=size, num_epochs=1, average_last_epochs=0)
         Trainer(job, ALONE).run()
         curves.append([curve(job), curve(job, "train/grad_norm")])
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
@@ -213,8 +214,8 @@ def test_two_processes_then_one_then_two_take_the_same_samples(
     assert first["history"] == []
     alone = make_job(snapshot, "changing")
     trainer = Trainer(alone, ALONE)
-    assert trainer.position.step == 2, "the others learn a step later that one wants to stop"
-    trainer.watch = LoseIt(trainer.data.num_steps)
+    assert trainer.state.loop.step == 2, "the others learn a step later that one wants to stop"
+    trainer.stop_signal = LoseIt(trainer.data.num_steps)
     with pytest.raises(LostError):
         trainer.run()
     second = train_two(snapshot, "changing", tmp_path)
@@ -261,7 +262,7 @@ def test_features_that_do_not_fit_are_refused(snapshot: Snapshot) -> None:
         Trainer(wide, ALONE)
     settings = {**snapshot.manifest["settings"], "keep_audio": False}
     silent = dataclasses.replace(snapshot, manifest={**snapshot.manifest, "settings": settings})
-    with pytest.raises(MismatchError, match=r"features=waveform needs audio, but snapshot .* was made without"):
+    with pytest.raises(MismatchError, match=r"--train.features waveform needs audio, but snapshot .* was made without"):
         Trainer(make_job(silent, "silent", features="waveform"), ALONE)
 
 
@@ -273,7 +274,7 @@ def test_a_recipe_far_from_the_data_is_warned_about(snapshot: Snapshot, caplog: 
 
 
 def test_kept_audio_teaches_what_stored_fbanks_do(snapshot: Snapshot) -> None:
-    changes = {"num_epochs": 1, "average_from_epoch": None, "group_draws": 20}
+    changes: dict[str, Any] = {"num_epochs": 1, "average_last_epochs": 0, "group_draws": 20}
     changes["augment"] = dataclasses.replace(CONFIG.augment, mixup_probability=0.0)
     stored = make_job(snapshot, "stored", **changes)
     kept = make_job(snapshot, "kept", **changes, features="waveform")
@@ -284,13 +285,13 @@ def test_kept_audio_teaches_what_stored_fbanks_do(snapshot: Snapshot) -> None:
 
 def test_a_run_is_not_resumed_on_other_data(snapshot: Snapshot, whole: tuple[Job, list[Metrics]]) -> None:
     other = dataclasses.replace(snapshot, snapshot_id="another")
-    with pytest.raises(MismatchError, match=rf"trained on snapshot {snapshot.snapshot_id}, not on another"):
+    with pytest.raises(MismatchError, match=rf"--snapshot: {snapshot.snapshot_id} then, another now"):
         Trainer(make_job(other, "whole"), ALONE)
 
 
 def test_a_loss_that_stays_no_number_stops_the_run_with_its_step(snapshot: Snapshot) -> None:
     job = make_job(snapshot, "nan", learning_rate=1e30, schedule=ScheduleConfig(num_warmup_steps=0), max_bad_steps=2)
-    with pytest.raises(TrainingError, match=r"steps in a row up to epoch \d, step \d+ had .*lower learning_rate"):
+    with pytest.raises(TrainingError, match=r"steps in a row up to epoch \d, step \d+ had .*--train.learning-rate"):
         Trainer(job, ALONE).run()
 
 

@@ -17,7 +17,7 @@ from ast_model.distributed import World
 from ast_model.training.job import StopSignal
 from jobs.config import RayConfig, TrainJobConfig
 from jobs.launch.ray_train import train_on_ray
-from jobs.launch.runs import RunSettings, begin_run, ending_tracked, new_run_name, resume_run, train_rank
+from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, resume_run, train_rank
 from jobs.launch.train import train
 from pipeline.errors import AudioTaggingError, ConfigError, MismatchError, NoClipsError, StoppedError, TrainingError
 from pipeline.snapshots.snapshot import Snapshot
@@ -57,13 +57,13 @@ def make_config(**settings) -> TrainJobConfig:
     return TrainJobConfig("test", model=model, train=dataclasses.replace(train, **settings))
 
 
-def begin(config: TrainJobConfig, snapshot: Snapshot) -> RunSettings:
+def begin(config: TrainJobConfig, snapshot: Snapshot) -> TrackedJob:
     return begin_run(config, snapshot, new_run_name("test"))
 
 
-def wait_for_checkpoint(settings: RunSettings) -> None:
+def wait_for_checkpoint(job: TrackedJob) -> None:
     deadline = time.monotonic() + 120
-    while not list_checkpoints(settings.store, f"runs/{settings.run}/checkpoints"):
+    while not list_checkpoints(job.store, f"runs/{job.run}/checkpoints"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -74,9 +74,9 @@ def training_workers() -> list[psutil.Process]:
     return [process for process in processes if any("RayTrainWorker" in part for part in process.cmdline())]
 
 
-def once_under_way(settings: RunSettings, act: Callable[[], None]) -> threading.Thread:
+def once_under_way(job: TrackedJob, act: Callable[[], None]) -> threading.Thread:
     def wait_and_act() -> None:
-        wait_for_checkpoint(settings)
+        wait_for_checkpoint(job)
         act()
 
     thread = threading.Thread(target=wait_and_act)
@@ -85,9 +85,9 @@ def once_under_way(settings: RunSettings, act: Callable[[], None]) -> threading.
 
 
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(own: Snapshot) -> None:
-    settings = begin(make_config(), own)
-    thread = once_under_way(settings, lambda: training_workers()[-1].send_signal(signal.SIGKILL))
-    history = train_on_ray(settings, RayConfig("2"))
+    job = begin(make_config(), own)
+    thread = once_under_way(job, lambda: training_workers()[-1].send_signal(signal.SIGKILL))
+    history = train_on_ray(job, RayConfig("2"))
     thread.join()
     assert [metrics["epoch"] for metrics in history] == [1, 2]
     whole = begin(make_config(), own)
@@ -99,30 +99,30 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(own: Snapshot
 @pytest.mark.rehearsal
 def test_asked_to_stop_it_saves_and_leaves_and_goes_on_when_told(own: Snapshot) -> None:
     config = make_config()
-    settings = begin(config, own)
-    thread = once_under_way(settings, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(StoppedError, match=f"go on with --resume {settings.run}"), ending_tracked(settings):
-        train_on_ray(settings, RayConfig("1"))
+    job = begin(config, own)
+    thread = once_under_way(job, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(StoppedError, match=f"go on with --resume {job.run}"), ending_tracked(job):
+        train_on_ray(job, RayConfig("1"))
     thread.join()
-    run = settings.tracker.client.get_run(settings.tracker.run_id)
+    run = job.tracker.client.get_run(job.tracker.run_id)
     assert run.info.status == "KILLED"
-    resumed, snapshot = resume_run(settings.run, own.store, config)
-    assert snapshot.snapshot_id == own.snapshot_id
-    assert resumed.tracker.run_id == settings.tracker.run_id
-    checkpoint = newest_checkpoint(own.store, f"runs/{settings.run}/checkpoints")
+    resumed = resume_run(job.run, own.store, config)
+    assert resumed.snapshot.snapshot_id == own.snapshot_id
+    assert resumed.tracker.run_id == job.tracker.run_id
+    checkpoint = newest_checkpoint(own.store, f"runs/{job.run}/checkpoints")
     assert checkpoint is not None
-    assert checkpoint.description["tracking_run"] == settings.tracker.run_id
+    assert checkpoint.description["tracking_run"] == job.tracker.run_id
     with ending_tracked(resumed):
         train_on_ray(resumed, RayConfig("1"))
-    with pytest.raises(ConfigError, match=f"run {settings.run} is finished"):
-        resume_run(settings.run, own.store, config)
+    with pytest.raises(ConfigError, match=f"run {job.run} is finished"):
+        resume_run(job.run, own.store, config)
 
 
 def test_more_workers_than_there_can_be_are_said(own: Snapshot) -> None:
-    settings = begin(make_config(), own)
+    job = begin(make_config(), own)
     expected = r"expected 64 workers of 1 CPU each within 1 s, found a cluster of 1 nodes with 2 CPU"
     with pytest.raises(TrainingError, match=expected):
-        train_on_ray(settings, RayConfig("64:80", start_timeout_s=1))
+        train_on_ray(job, RayConfig("64:80", start_timeout_s=1))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_more_workers_than_there_can_be_are_said(own: Snapshot) -> None:
     [
         ({"train_splits": ("balanced_train",)}, r"of 15 classes have no training clip: .*Siren"),
         ({"draws_per_epoch": 3}, "at least one global batch of 4 per epoch, found 3 draws"),
-        ({"sampler": "uniform"}, r"draws_per_epoch is 200, but there are \d+ clips"),
+        ({"sampler": "uniform"}, r"--train.draws-per-epoch is 200, but there are \d+ clips"),
         ({"regularise": RegulariseConfig(patchout_time=99)}, "expected patchout to leave some"),
     ],
 )
@@ -150,25 +150,25 @@ def test_more_workers_than_samples_in_a_step_are_said_first(tmp_path: Path) -> N
 
 @pytest.mark.rehearsal
 def test_an_error_that_a_person_can_mend_is_not_tried_again(own: Snapshot) -> None:
-    settings = begin(make_config(), own)
-    wrong = dataclasses.replace(settings, model=dataclasses.replace(settings.model, num_classes=3))
-    with pytest.raises(MismatchError, match=r"set model\.num_classes"):
+    job = begin(make_config(), own)
+    wrong = dataclasses.replace(job, model=dataclasses.replace(job.model, num_classes=3))
+    with pytest.raises(MismatchError, match=r"set --model\.num-classes"):
         train_on_ray(wrong, RayConfig("1", max_failures=1))
 
 
 def test_a_run_is_resumed_as_it_was_begun(own: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
-    settings = begin(make_config(), own)
-    with pytest.raises(ConfigError, match=rf"expected a run named other .* found {settings.run}"):
+    job = begin(make_config(), own)
+    with pytest.raises(ConfigError, match=rf"expected a run named other .* found {job.run}"):
         resume_run("other", own.store, make_config())
-    with pytest.raises(MismatchError, match=r"begun with other settings .train.global_batch_size: 4 then, 8 now"):
-        resume_run(settings.run, own.store, make_config(global_batch_size=8))
-    resume_run(settings.run, own.store, make_config(learning_rate=1e-4))
-    assert "goes on with another train.learning_rate: 0.001 then, 0.0001 now" in caplog.text
+    with pytest.raises(MismatchError, match=r"begun with other settings .--train.global-batch-size: 4 then, 8 now"):
+        resume_run(job.run, own.store, make_config(global_batch_size=8))
+    resume_run(job.run, own.store, make_config(learning_rate=1e-4))
+    assert "goes on with another setting, --train.learning-rate: 0.001 then, 0.0001 now" in caplog.text
     own.store.write_json(
-        f"runs/{settings.run}/run.json", own.store.read_json(f"runs/{settings.run}/run.json") | {"snapshot": "gone"}
+        f"runs/{job.run}/run.json", own.store.read_json(f"runs/{job.run}/run.json") | {"snapshot": "gone"}
     )
-    with pytest.raises(NoClipsError, match="learns from snapshot gone, which is not in"):
-        resume_run(settings.run, own.store, make_config())
+    with pytest.raises(NoClipsError, match="trains on snapshot gone, which is not in"):
+        resume_run(job.run, own.store, make_config())
 
 
 @pytest.mark.parametrize(("text", "workers"), [("4", (4, 4)), ("2:8", (2, 8))])
@@ -178,5 +178,5 @@ def test_workers_are_a_number_or_a_range(text: str, workers: tuple[int, int]) ->
 
 @pytest.mark.parametrize("text", ["", "0", "3:2", "1:2:3", "two", "-1"])
 def test_other_workers_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="workers must be a number"):
+    with pytest.raises(ConfigError, match="--workers must be a number"):
         RayConfig(text)

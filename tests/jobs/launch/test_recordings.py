@@ -16,7 +16,7 @@ import jobs.launch.recordings
 from ast_model.inference import Tagger
 from jobs import esc50, finetune, speechcommands
 from jobs.launch.cli import CommandLine
-from jobs.launch.runs import RunSettings
+from jobs.launch.runs import TrackedJob
 from pipeline.errors import ConfigError, StoppedError
 
 pytestmark = [pytest.mark.rehearsal, pytest.mark.usefixtures("ray")]
@@ -92,11 +92,11 @@ def stop_once(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     train: Callable = jobs.launch.recordings.train_on_ray
     stopped = []
 
-    def train_on_ray(settings: RunSettings, config):
-        if settings.run.endswith(ending) and not stopped:
-            stopped.append(settings.run)
-            raise StoppedError(f"go on with --resume {settings.run}")
-        return train(settings, config)
+    def train_on_ray(job: TrackedJob, config):
+        if job.run.endswith(ending) and not stopped:
+            stopped.append(job.run)
+            raise StoppedError(f"go on with --resume {job.run}")
+        return train(job, config)
 
     monkeypatch.setattr(jobs.launch.recordings, "train_on_ray", train_on_ray)
 
