@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class DropMasks:
-    """What regularises one batch's forward while training. Letters: K kept patches, L branches (two per block)."""
+    """Patches and branches that one batch's forward omits. Letters: K kept patches, L branches (two per block)."""
 
     kept_BK: Tensor | None = None
     """Numbers of the patches that each clip keeps, ascending; all of them unless set."""
@@ -50,8 +50,11 @@ class AST(nn.Module):
         self.apply(_init_linear)
 
     def forward(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
-        """Return the logits (B, C)."""
-        return self.head(self.embed(fbank_BTM, drop_masks))
+        """Return the logits (B, C), float32 in every precision."""
+        embedding_BD = self.embed(fbank_BTM, drop_masks)
+        # Half precision would round the logits to so few values that clips tie, which costs mAP.
+        with torch.autocast(embedding_BD.device.type, enabled=False):
+            return self.head(embedding_BD.float())
 
     def embed(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
         """Return one embedding per clip (B, D): the mean of the class and the distillation token."""
