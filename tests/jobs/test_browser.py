@@ -145,9 +145,9 @@ def test_the_registry_shows_the_champion_and_where_it_comes_from(
     model = client.get_logged_model(best.tags[MODEL_ID_TAG])
     browser.open(f"experiments/{model.experiment_id}/models?{KIND}", "average", model.name)
     place = f"experiments/{model.experiment_id}/models/{model.model_id}"
-    browser.open(f"{place}?{KIND}", model.name, "eval/mAP_low", trainings[0].snapshot_id)
+    browser.open(f"{place}?{KIND}", model.name, "eval/mAP_low", trainings[0].snapshot.snapshot_id)
     browser.open(f"models/{REGISTERED}?{KIND}", "champion", "Version 4")
-    snapshot_id = trainings[0].snapshot_id
+    snapshot_id = trainings[0].snapshot.snapshot_id
     rows = describe_versions(client, snapshot_id)
     for job in trainings:
         assert MODELS.main(["publish", "--run", job.run, "--root", job.store.root]) == 0
