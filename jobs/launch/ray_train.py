@@ -38,6 +38,9 @@ GROW_EVERY_S = 60.0
 GROUP_START_TIMEOUT_S = "30"
 """How long Ray Train waits for its workers before it looks again at what the cluster has."""
 
+GPU_CHECK = {"num_cpus": 0, "num_gpus": 1}
+"""Resources of the task that looks whether torch can use a GPU."""
+
 
 @ray.remote(num_cpus=0)
 class DriverMailbox:
@@ -126,7 +129,7 @@ def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
 def _check_gpu() -> None:
     """Raise ConfigError if a worker's node has a GPU that torch can't use: Ray Train would try over and over."""
     try:
-        ray.get(ray.remote(num_cpus=0, num_gpus=1)(check_cuda).remote())
+        ray.get(ray.remote(**GPU_CHECK)(check_cuda).remote())
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, ConfigError) else error from None
 

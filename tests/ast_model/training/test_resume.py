@@ -107,3 +107,18 @@ def test_what_does_not_belong_together_is_refused(make_job: MakeJob) -> None:
         Trainer(job, World(0, 5, torch.device("cpu")))
     with pytest.raises(MismatchError, match=r"expected a model of \d+ classes"):
         Trainer(dataclasses.replace(job, model=dataclasses.replace(job.model, num_classes=3)), ALONE)
+
+
+def test_the_last_epochs_are_averaged_all_of_them_if_there_are_fewer(make_job: MakeJob) -> None:
+    job = make_job(num_epochs=3, average_last_epochs=20)
+    trainer, history = train(job)
+    assert trainer.state.loop.num_averaged == 3
+    assert "eval/average/mAP" in history[-1]
+
+
+def test_another_number_of_epochs_is_refused_once_it_would_change_the_average(make_job: MakeJob) -> None:
+    with pytest.raises(StoppedError):
+        train(make_job(num_epochs=3, average_last_epochs=2), StopAt(2 * NUM_STEPS + 1))
+    longer = make_job(num_epochs=5, average_last_epochs=2)
+    with pytest.raises(MismatchError, match=r"expected 0 of 2 epochs in the average, .*num-epochs 5 .* found 1"):
+        Trainer(longer, ALONE)

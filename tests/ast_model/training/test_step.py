@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from ast_model.checkpoints.checkpoint import Tensors, newest_checkpoint
+from ast_model.checkpoints.checkpoint import Tensors, list_checkpoints, newest_checkpoint
 from ast_model.config import AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.data.loader import Batch
 from ast_model.distributed import World
+from ast_model.evaluation.ensemble import score_each
+from ast_model.evaluation.predictions import LAST, load_predictions, predictions_name
 from ast_model.training.job import Job, StopSignal
 from ast_model.training.step import Stepper
 from ast_model.training.trainer import Trainer
@@ -161,3 +164,64 @@ def test_the_loop_says_how_it_goes(make_job: MakeJob, caplog: pytest.LogCaptureF
         assert metrics.keys() == expected
         assert 0 <= metrics["system/data_wait_share"] < 1
     assert notes.checkpoints == ["epoch-0001-step-00000000", "epoch-0002-step-00000000"]
+
+
+def test_the_head_is_float32_in_every_precision_so_that_no_clips_tie(make_job: MakeJob) -> None:
+    model = Trainer(make_job(), ALONE).state.model.eval()
+    torch.nn.init.normal_(model.head.linear.weight, std=0.01)
+    fbank_BTM = torch.randn(400, 128, 128)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits_BC = model(fbank_BTM)
+    assert logits_BC.dtype == torch.float32
+    assert all(len(logits_B.unique()) == len(fbank_BTM) for logits_B in logits_BC.T)
+    assert any(len(logits_B.bfloat16().unique()) < len(fbank_BTM) for logits_B in logits_BC.T), "bf16 would tie"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_jobs_evaluate_finds_the_figure_of_the_training(make_job: MakeJob, precision: str) -> None:
+    job = make_job(num_epochs=1, precision=precision)
+    _, history = train(job)
+    (name,) = list_checkpoints(job.store, job.folder)
+    (member,) = score_each((job.store.url(name),), job.snapshot, job.config.eval_split, batch_size=3)
+    assert member.evaluation.figures["mAP"] == pytest.approx(history[0]["eval/mAP"], rel=1e-9)
+
+
+def test_an_evaluation_leaves_a_clip_without_scores_out_and_names_it(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make_job(num_epochs=1)
+    rows = job.snapshot.rows_of((job.config.eval_split,))
+    spoil(monkeypatch, {int(rows[2])})
+    _, history = train(job)
+    assert math.isfinite(history[0]["eval/mAP"])
+    key = job.snapshot.index["key"][int(rows[2])].as_py()
+    assert f"1 of {len(rows)} evaluation clips left out, whose scores are not finite: {key}" in caplog.text
+    kept = load_predictions(job.store, predictions_name(job.run, LAST))
+    assert kept.keys.tolist() == job.snapshot.index["key"].take(np.delete(rows, 2)).to_pylist()
+
+
+def test_an_epoch_is_saved_before_an_evaluation_that_fails(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, failing = make_job("whole"), make_job("failing")
+    _, expected = train(whole)
+
+    def run_out(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as context:
+        context.setattr("ast_model.training.trainer.evaluate", run_out)
+        with pytest.raises(TrainingError, match=r"try --train.micro-batch-size 1"):
+            train(failing)
+    trainer = Trainer(failing, ALONE)
+    assert trainer.num_steps_done == NUM_STEPS
+    for epoch, other in zip(trainer.run(), expected, strict=True):
+        assert epoch == pytest.approx(other)
+    torch.testing.assert_close(final_state(failing), final_state(whole), rtol=0, atol=0)
+
+
+def test_weights_whose_scores_are_never_finite_end_an_evaluation(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(num_epochs=1)
+    spoil(monkeypatch, set(job.snapshot.rows_of((job.config.eval_split,)).tolist()))
+    with pytest.raises(TrainingError, match="found none that is finite"):
+        train(job)

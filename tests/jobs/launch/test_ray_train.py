@@ -9,13 +9,21 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from ray.train import TrainingFailedError
 
-from ast_model.checkpoints.checkpoint import list_checkpoints, newest_checkpoint
+from ast_model.checkpoints.checkpoint import (
+    Checkpoint,
+    LoopState,
+    list_checkpoints,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from ast_model.config import ASTConfig, CheckpointConfig, RegulariseConfig, TrainConfig
 from ast_model.data.augment import AugmentConfig
 from ast_model.distributed import World
 from ast_model.training.job import StopSignal
 from jobs.config import RayConfig, TrainJobConfig
+from jobs.launch import ray_train
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, resume_run, train_rank
 from jobs.launch.train import train
@@ -164,11 +172,47 @@ def test_a_run_is_resumed_as_it_was_begun(own: Snapshot, caplog: pytest.LogCaptu
         resume_run(job.run, own.store, make_config(global_batch_size=8))
     resume_run(job.run, own.store, make_config(learning_rate=1e-4))
     assert "goes on with another setting, --train.learning-rate: 0.001 then, 0.0001 now" in caplog.text
+    with pytest.raises(MismatchError, match=rf"trains on snapshot {own.snapshot_id}, found --snapshot other"):
+        resume_run(job.run, own.store, make_config(), "other")
+    assert resume_run(job.run, own.store, make_config(), own.snapshot_id).snapshot.snapshot_id == own.snapshot_id
     own.store.write_json(
         f"runs/{job.run}/run.json", own.store.read_json(f"runs/{job.run}/run.json") | {"snapshot": "gone"}
     )
     with pytest.raises(NoClipsError, match="trains on snapshot gone, which is not in"):
         resume_run(job.run, own.store, make_config())
+
+
+class FailingTrainer:
+    """Stands for Ray Train: its workers fail, after writing a checkpoint as often as they still can."""
+
+    def __init__(self, job: TrackedJob, num_checkpoints: int) -> None:
+        self.job, self.num_left, self.num_rounds = job, num_checkpoints, 0
+
+    def fit(self) -> None:
+        self.num_rounds += 1
+        if self.num_left:
+            self.num_left -= 1
+            checkpoint = Checkpoint(LoopState(step=self.num_rounds), {"weight": torch.zeros(1)})
+            save_checkpoint(self.job.store, self.job.folder, checkpoint)
+        raise TrainingFailedError
+
+
+def test_failures_count_only_without_a_new_checkpoint(own: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = begin(make_config(), own)
+    failing = FailingTrainer(job, num_checkpoints=5)
+    monkeypatch.setattr(ray_train, "_trainer", lambda *args: failing)
+    with pytest.raises(TrainingError, match="failed after all retries: 3 times without a new checkpoint"):
+        train_on_ray(job, RayConfig("1", max_failures=2))
+    assert failing.num_rounds == 6
+
+
+def test_a_gpu_that_torch_can_not_use_is_refused_before_ray_train_starts(
+    own: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_train, "_wait_for_workers", lambda config: None)
+    monkeypatch.setattr(ray_train, "GPU_CHECK", {"num_cpus": 0})  # this Ray has no GPU to give
+    with pytest.raises(ConfigError, match=r"expected a GPU that torch .* found (no )?NVIDIA driver"):
+        train_on_ray(begin(make_config(), own), RayConfig("1", use_gpu=True))
 
 
 @pytest.mark.parametrize(("text", "workers"), [("4", (4, 4)), ("2:8", (2, 8))])
