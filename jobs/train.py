@@ -2,7 +2,7 @@
 
 python jobs/train.py audioset_full --root s3://bucket/audioset --workers 2:8
 python jobs/train.py audioset_full --root s3://bucket/audioset --resume RUN
-torchrun --nproc-per-node 8 jobs/train.py audioset_full --root /data/audioset
+python -m jobs.launch.torchrun --nproc-per-node 8 jobs/train.py audioset_full --root /data/audioset
 """
 
 import sys

@@ -33,7 +33,7 @@ OPEN_TO_AST_MODEL = "errors records config labels audio fbank store shards snaps
 ONLY_IN = {
     "ray": ("pipeline.cluster", "jobs."),
     "mlflow": ("ast_model.tracking.",),
-    "torch.distributed": ("ast_model.distributed",),
+    "torch.distributed": ("ast_model.distributed", "jobs.launch.torchrun"),
 }
 
 
