@@ -67,11 +67,11 @@ def finetune(config: FinetuneConfig) -> None:
     store = Store(f"{resolve_root(config.root)}/{_digest(clips, classes)}")
     with ray_session():
         snapshot = convert(clips, classes, store)
-        settings, history = train_tracked(run, snapshot)
+        job, history = train_tracked(run, snapshot)
     for metrics in history:
         print(_line(metrics))
-    best = best_checkpoint(store, f"runs/{settings.run}/checkpoints")
-    average = list_checkpoints(store, f"runs/{settings.run}/average")
+    best = best_checkpoint(store, f"runs/{job.run}/checkpoints")
+    average = list_checkpoints(store, f"runs/{job.run}/average")
     checkpoints = {"best epoch": best[0] if best else "", "average": average[-1] if average else ""}
     checkpoints = {name: store.url(checkpoint) for name, checkpoint in checkpoints.items() if checkpoint}
     for name, address in checkpoints.items():

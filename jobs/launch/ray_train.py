@@ -38,7 +38,7 @@ GROW_EVERY_S = 60.0
 GROUP_START_TIMEOUT_S = "30"
 """How long Ray Train waits for its workers before it looks again at what the cluster has."""
 
-GPU_CHECK = {"num_cpus": 0, "num_gpus": 1}
+GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
 """Resources of the task that looks whether torch can use a GPU."""
 
 
