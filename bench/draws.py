@@ -20,7 +20,8 @@ from ast_model.data.loader import BatchReader, open_reader
 from ast_model.data.sampling import Draws, group_by_shard, num_steps_of, plan_epoch, rank_slice
 from bench.lines import print_line
 from pipeline.labels import Labels
-from pipeline.shards.format import Checksum, shard_settings
+from pipeline.shards.checksum import Checksum
+from pipeline.shards.format import shard_settings
 from pipeline.snapshots.snapshot import INDEX_SCHEMA, Snapshot, load_snapshot, publish_snapshot
 from pipeline.store.storage import Store
 from pipeline.weights import class_balanced_weights
@@ -51,7 +52,6 @@ def make_snapshot(store: Store) -> None:
         "audio_offset": np.zeros(NUM_CLIPS, np.int64),
         "audio_length": np.zeros(NUM_CLIPS, np.int64),
         "labels": pa.ListArray.from_arrays(pa.array(ends), pa.array(flat)),
-        "weight": np.ones(NUM_CLIPS),
     }
     labels = Labels(tuple(f"/m/{n}" for n in range(NUM_CLASSES)), tuple(f"Class {n}" for n in range(NUM_CLASSES)))
     stats = {"fbank_mean": -4.27, "fbank_std": 4.57}

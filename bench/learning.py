@@ -28,13 +28,13 @@ from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from bench.words import make_words
 from jobs.launch.speechcommands import read_speech_commands
-from pipeline.config import FetchConfig
+from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
-from pipeline.labels import read_labels
+from pipeline.metadata import load_metadata
 from pipeline.recordings.tables import MEDIA_TABLE, write_tables
-from pipeline.segments import join_tables, read_segment_table
 from pipeline.shards.ledger import plan_shards, read_sidecar_table
-from pipeline.snapshots.snapshot import Snapshot, build_snapshot, load_snapshot
+from pipeline.snapshots.build import build_snapshot
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.sources.table import ListedSource
 from pipeline.store.storage import Store
 
@@ -119,10 +119,10 @@ def convert_words(folder: Path) -> Snapshot:
     fetch = FetchConfig()
     store = Store(str(folder / "store"))
     conversion = Conversion(store, ListedSource(str(tables / MEDIA_TABLE), fetch), fetch, keep_audio=False)
-    segments = join_tables([read_segment_table(str(tables / f"{split}_segments.csv")) for split in splits])
-    for plan in plan_shards(segments, read_sidecar_table(store, conversion.fingerprint), 200):
+    metadata = load_metadata(PreprocessConfig(metadata=str(tables), splits=splits))
+    for plan in plan_shards(metadata.segments, read_sidecar_table(store, conversion.fingerprint), 200):
         convert_shard(plan, conversion)
-    return build_snapshot(store, read_labels(str(tables / "class_labels_indices.csv")), keep_audio=False)
+    return build_snapshot(store, metadata, keep_audio=False)
 
 
 def say(**values: Any) -> None:

@@ -29,6 +29,7 @@ from pipeline.reading.reader import ClipReader
 from pipeline.shards.format import FBANK_DTYPE
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
+from pipeline.weights import class_balanced_weights
 
 NUM_FRAMES = 1024
 BATCH_SIZE = 48
@@ -40,7 +41,7 @@ def own_batches(snapshot: Snapshot, mixup_probability: float, sampler: Sampler) 
     """Yield the clips read for each batch: partners count too."""
     rows = snapshot.rows_of(("balanced_train",))
     collator = BatchReader(ClipReader(snapshot), rows, snapshot.targets(rows), NUM_FRAMES)
-    weights = snapshot.index["weight"].to_numpy()[rows]
+    weights = class_balanced_weights(snapshot.targets(rows))
     augment = AugmentConfig(mixup_probability=mixup_probability)
     draws = plan_epoch(weights, len(rows), sampler, augment, (snapshot.snapshot_id, 0, 0))
     works = (draws[start : start + BATCH_SIZE] for start in range(0, len(draws), BATCH_SIZE))

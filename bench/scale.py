@@ -24,7 +24,8 @@ from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion
 from pipeline.preprocess import preprocess
 from pipeline.records import Reason, ShardPlan, ShardReport
-from pipeline.shards.format import Checksum, SidecarRow, shard_name, write_sidecar
+from pipeline.shards.checksum import Checksum
+from pipeline.shards.format import SidecarRow, shard_name, write_sidecar
 from pipeline.sources.rate_limit import Wait
 from pipeline.store.storage import Store
 

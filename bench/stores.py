@@ -6,18 +6,21 @@ import torch
 from pipeline.audio.decode import encode_flac
 from pipeline.fbank import SAMPLE_RATE_HZ, compute_fbank
 from pipeline.labels import Labels
+from pipeline.metadata import Metadata
 from pipeline.records import Segment
+from pipeline.segments import table_of
+from pipeline.shards.checksum import checksum_of
 from pipeline.shards.format import (
     WRITTEN,
     ShardWriter,
     SidecarRow,
-    checksum_of,
     digest_of,
     shard_name,
     shard_settings,
     write_sidecar,
 )
-from pipeline.snapshots.snapshot import Snapshot, build_snapshot
+from pipeline.snapshots.build import build_snapshot
+from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
 NUM_CLASSES = 527
@@ -33,6 +36,7 @@ def make_store(store: Store, num_shards: int, clips_per_shard: int, keep_audio: 
     waveform = (random.standard_normal(CLIP_S * SAMPLE_RATE_HZ) * 0.1).clip(-1, 1).astype(np.float32)
     fbank_TM = compute_fbank(torch.from_numpy(waveform)).numpy()
     audio = encode_flac(waveform) if keep_audio else None
+    clips: list[Segment] = []
     for shard in range(num_shards):
         mids = random.choice(labels.mids, (clips_per_shard, 2))
         segments = [
@@ -40,7 +44,8 @@ def make_store(store: Store, num_shards: int, clips_per_shard: int, keep_audio: 
             for place, pair in enumerate(mids.tolist())
         ]
         _write_shard(store, f"{shard:04}", segments, fbank_TM, audio)
-    return build_snapshot(store, labels, keep_audio)
+        clips += segments
+    return build_snapshot(store, Metadata(labels, table_of(clips), digest=""), keep_audio)
 
 
 def _write_shard(

@@ -121,7 +121,7 @@ class RunCommand:
 
 @dataclass(frozen=True)
 class PlanCommand:
-    """Say what a run would visit and what that costs. Touches nothing."""
+    """Show what is due in a run and what that costs. Touches nothing."""
 
     root: str = "data/audioset"
     """Folder or s3:// address of the store."""
@@ -131,7 +131,7 @@ class PlanCommand:
 
 @dataclass(frozen=True)
 class StatusCommand:
-    """Say how far the store is, per split, reason and class. Touches nothing."""
+    """Show how far the store is, per split, reason and class. Touches nothing."""
 
     root: Annotated[str, Exists("run `preprocess.py run` first, or name another --root", "metadata")] = "data/audioset"
     """Folder or s3:// address of the store."""
@@ -161,7 +161,7 @@ class ListSnapshots:
 
 @dataclass(frozen=True)
 class DiffSnapshots:
-    """Say which clips came and went between two snapshots, per split and class."""
+    """Compare two snapshots: clips that are new, gone, moved or relabelled, and clips per split and class."""
 
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""

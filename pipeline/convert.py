@@ -18,13 +18,13 @@ from pipeline.config import FetchConfig
 from pipeline.errors import AudioTaggingError, StoreError, is_disk_full
 from pipeline.fbank import NUM_MEL_BINS, compute_fbank
 from pipeline.records import Failure, FailureCategory, Media, Reason, Segment, ShardPlan, ShardReport
+from pipeline.shards.checksum import checksum_of
 from pipeline.shards.format import (
     FAILED,
     FBANK_DTYPE,
     WRITTEN,
     ShardWriter,
     SidecarRow,
-    checksum_of,
     digest_of,
     read_sidecar,
     shard_name,

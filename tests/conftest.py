@@ -10,14 +10,15 @@ import torch
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from pipeline.config import FetchConfig
+from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
-from pipeline.labels import Labels, read_labels
+from pipeline.labels import Labels
+from pipeline.metadata import Metadata, load_metadata
 from pipeline.miniature import Miniature, make_miniature, serve_miniature
 from pipeline.records import ShardPlan, ShardReport
-from pipeline.segments import join_tables, read_segment_table
 from pipeline.shards.ledger import plan_shards, read_sidecar_table
-from pipeline.snapshots.snapshot import Snapshot, build_snapshot
+from pipeline.snapshots.build import build_snapshot
+from pipeline.snapshots.snapshot import Snapshot
 from pipeline.sources import HttpSource
 from pipeline.store.storage import Store
 
@@ -46,8 +47,13 @@ def media_address(miniature: Miniature) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def labels(miniature: Miniature) -> Labels:
-    return read_labels(str(miniature.metadata_folder / "class_labels_indices.csv"))
+def metadata(miniature: Miniature) -> Metadata:
+    return load_metadata(PreprocessConfig(metadata=str(miniature.metadata_folder)))
+
+
+@pytest.fixture(scope="session")
+def labels(metadata: Metadata) -> Labels:
+    return metadata.labels
 
 
 @pytest.fixture(scope="session")
@@ -59,13 +65,10 @@ def conversion(media_address: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def plans(miniature: Miniature, conversion: Conversion) -> list[ShardPlan]:
+def plans(metadata: Metadata, conversion: Conversion) -> list[ShardPlan]:
     """All shards of the small store, as they were planned before there were any."""
-    splits = ("balanced_train", "unbalanced_train", "eval")
-    tables = [read_segment_table(str(miniature.metadata_folder / f"{split}_segments.csv")) for split in splits]
-    segments = join_tables(tables)
     sidecar_table = read_sidecar_table(Store(f"{conversion.store.root}/empty"), conversion.fingerprint)
-    return list(plan_shards(segments, sidecar_table, CLIPS_PER_SHARD))
+    return list(plan_shards(metadata.segments, sidecar_table, CLIPS_PER_SHARD))
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +79,10 @@ def reports(plans: list[ShardPlan], conversion: Conversion) -> list[ShardReport]
 
 
 @pytest.fixture(scope="session")
-def snapshot(reports: list[ShardReport], conversion: Conversion, labels: Labels) -> Snapshot:
+def snapshot(reports: list[ShardReport], conversion: Conversion, metadata: Metadata) -> Snapshot:
     """The small store's snapshot."""
     assert reports
-    return build_snapshot(conversion.store, labels, conversion.keep_audio)
+    return build_snapshot(conversion.store, metadata, conversion.keep_audio)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ ROOMS = """
     pipeline:
         errors records config
         keys labels segments weights fbank backoff progress
-        store audio sources shards snapshots reading recordings miniature
+        store metadata audio sources shards snapshots reading recordings miniature
         cluster estimate convert preprocess
 
     ast_model:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ast_model.config import flatten
@@ -40,38 +40,39 @@ def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tupl
     status = "FAILED"
     try:
         tracker.log_params(flatten(config))
-        snapshot, visit = preprocess(config, store)
-        log_preprocessing(tracker, snapshot, visit)
+        snapshot, report = preprocess(config, store)
+        log_preprocessing(tracker, snapshot, report)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         tracker.end(status)
-    return snapshot, visit
+    return snapshot, report
 
 
-def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, visit: PreprocessReport) -> None:
+def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, report: PreprocessReport) -> None:
     """Log what a run did, and how far the data set is."""
     metrics: dict[str, float] = {
-        "visited": visit.num_planned,
-        "written": visit.num_written,
-        "throttled": visit.num_throttled,
-        "bytes": visit.num_bytes,
-        "seconds": visit.seconds,
-        "clips_per_s": visit.num_decided / visit.seconds if visit.seconds else 0.0,
-        "shards_not_made": len(visit.errors),
+        "attempted": report.num_planned,
+        "written": report.num_written,
+        "throttled": report.num_throttled,
+        "bytes": report.num_bytes,
+        "seconds": report.seconds,
+        "clips_per_s": report.num_decided / report.seconds if report.seconds else 0.0,
+        "shards_not_made": len(report.errors),
+        **{name.replace("num_", "changes/"): count for name, count in asdict(report.changes).items()},
     }
     metrics |= {f"failed/{kind}": 0 for kind in FailureCategory}
-    for reason, count in visit.failures.items():
+    for reason, count in report.failures.items():
         metrics[f"failed/{reason.category}"] += count
         metrics[f"reason/{reason}"] = count
-    for split, book in snapshot.manifest["split_counts"].items():
-        metrics[f"yield/{split}"] = book["written"] / book["planned"]
-        metrics[f"clips/{split}"] = book["written"]
+    for split, counts in snapshot.manifest["split_counts"].items():
+        metrics[f"yield/{split}"] = counts["written"] / counts["planned"]
+        metrics[f"clips/{split}"] = counts["written"]
     tracker.log_metrics(metrics, step=0)
     tracker.log_data(snapshot, "preprocessing")
-    if visit.failures:
+    if report.failures:
         with tempfile.TemporaryDirectory() as folder:
-            plot_failures(visit.failures, visit.num_written).savefig(f"{folder}/failures.png", dpi=90)
+            plot_failures(report.failures, report.num_written).savefig(f"{folder}/failures.png", dpi=90)
             tracker.log_files(Path(folder), "failures")

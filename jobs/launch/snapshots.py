@@ -4,7 +4,7 @@ from ast_model.tracking.lineage import snapshots_in_use
 from jobs.config import DiffSnapshots, ListSnapshots, PruneSnapshots
 from jobs.launch.cli import resolve_root
 from pipeline.errors import ConfigError
-from pipeline.snapshots.history import diff_snapshots, list_snapshots, prune_snapshots
+from pipeline.snapshots.history import count_changes, diff_snapshots, list_snapshots, prune_snapshots
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
 
@@ -21,10 +21,12 @@ def print_difference(command: DiffSnapshots) -> None:
         raise ConfigError("expected --old SNAPSHOT to compare from, found none; `snapshots list` shows them")
     store = Store(resolve_root(command.root))
     old, new = load_snapshot(store, command.old), load_snapshot(store, command.new or None)
-    table = diff_snapshots(old, new)
-    print(
-        table.to_string(index=False) if len(table) else f"{old.snapshot_id} and {new.snapshot_id} hold the same clips"
-    )
+    if changes := count_changes(old, new):
+        print(f"{old.snapshot_id} → {new.snapshot_id}: {changes}")
+    else:
+        print(f"{old.snapshot_id} and {new.snapshot_id} hold the same clips")
+    if len(table := diff_snapshots(old, new)):
+        print(f"\n{table.to_string(index=False)}")
 
 
 def remove_snapshots(command: PruneSnapshots) -> None:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.shards.format import Checksum
-from pipeline.snapshots.verify import verify_checksum
+from pipeline.shards.checksum import Checksum, verify_checksum
 from pipeline.store.storage import Store
 
 
@@ -81,7 +80,7 @@ class ShardCache:
         part = target.with_suffix(".part")
         try:
             self._make_room(part, checksum.num_bytes)
-            verify_checksum(self._copy(name, part), checksum, self.store.url(name))
+            verify_checksum(self._copy(name, part), checksum, self.store, name)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)

@@ -22,11 +22,13 @@ from webdataset.writer import TarWriter
 from pipeline.errors import CorruptError
 from pipeline.fbank import FBANK_SETTINGS, NUM_MEL_BINS
 from pipeline.records import Segment
+from pipeline.shards.checksum import Checksum
 from pipeline.store.storage import Store
 
 FORMAT_VERSION = 1
 FBANK_DTYPE = np.dtype("<f2")
 FRAME_BYTES = NUM_MEL_BINS * FBANK_DTYPE.itemsize
+TAR, SIDECAR = ".tar", ".parquet"
 WRITTEN = "written"
 FAILED = "failed"
 
@@ -86,21 +88,6 @@ SIDECAR_SCHEMA = pa.schema([(field.name, ARROW_TYPES[field.type]) for field in d
 
 def shard_name(split: str, shard_id: str, extension: str) -> str:
     return f"shards/{split}/{shard_id}.{extension}"
-
-
-@dataclass(frozen=True, slots=True)
-class Checksum:
-    """What a tar is known by, byte for byte."""
-
-    num_bytes: int
-    digest: str
-    """SHA-256 of the whole tar."""
-
-
-def checksum_of(tar: Path) -> Checksum:
-    """Compute the checksum of a complete local tar."""
-    with tar.open("rb") as stream:
-        return Checksum(tar.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 class ShardWriter:
@@ -198,11 +185,11 @@ def read_sidecar(store: Store, name: str, columns: list[str] | None = None) -> p
         table = pq.read_table(io.BytesIO(store.read_bytes(name)), columns=columns)
         table.validate(full=True)  # text that is not UTF-8 would raise wherever a row is read
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise CorruptError(f"{store.url(name)} is no sidecar: {error}; remove it and run again") from error
+        raise CorruptError(f"{store.url(name)} is not a valid sidecar: {error}; remove it and run again") from error
     missing = set(columns or SIDECAR_SCHEMA.names) - set(table.column_names)
     missing |= {key.decode() for key in SIDECAR_METADATA - (table.schema.metadata or {}).keys()}
     if missing:
         raise CorruptError(
-            f"{store.url(name)} is no sidecar of this version: it lacks {sorted(missing)}; remove it and run again"
+            f"{store.url(name)} is not a sidecar of this version: it lacks {sorted(missing)}; remove it and run again"
         )
     return table

@@ -1,4 +1,4 @@
-"""What the sidecars say of each segment, and what is still to be fetched."""
+"""The rows of all sidecars as one table, and the plan of what is still to be fetched."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported.
@@ -9,28 +9,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import FetchConfig
 from pipeline.errors import MismatchError
-from pipeline.keys import has_repeats, positions_of
+from pipeline.keys import has_repeats, identities_of, positions_of
 from pipeline.records import FailureCategory, Reason, ShardPlan
 from pipeline.segments import segments_of
-from pipeline.shards.format import SIDECAR_SCHEMA, WRITTEN, Checksum, digest_of, read_sidecar, sidecar_checksum
+from pipeline.shards.checksum import Checksum
+from pipeline.shards.format import SIDECAR_SCHEMA, WRITTEN, digest_of, read_sidecar, sidecar_checksum
 from pipeline.store.storage import Store
 
 NUM_READERS = 16
-SIDECAR_COLUMNS = ["key", "status", "reason", "attempts"]
+SIDECAR_COLUMNS = ["key", "end_ms", "status", "reason", "attempts"]
 TRANSIENT_REASONS = pa.array([reason.value for reason in Reason if reason.category is FailureCategory.TRANSIENT])
 REPETITIVE = ["split", "status", "reason", "shard"]
 
 
 def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_COLUMNS) -> pa.Table:
-    """Read all sidecars into one table with a row per key; the column `shard` is added.
+    """Read all sidecars into one table with a row per key and end; the column `shard` is added.
 
-    A key that was visited more than once counts as written if it was written, else by its last visit. Raises
+    A clip that was attempted in several runs counts as written if it was written, else by its last attempt. Raises
     MismatchError if a shard was made with other settings than those of `fingerprint`.
     """
     names = store.list("shards", ".parquet")
@@ -40,45 +40,43 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
         _check_fingerprint(table, fingerprint, store.url(name))
         shard = pa.repeat(pa.scalar(name.removesuffix(".parquet")), len(table))
         table = table.replace_schema_metadata(None).append_column("shard", shard)
-        for name in REPETITIVE:
-            if name in table.column_names:
-                place = table.column_names.index(name)
-                table = table.set_column(place, name, table[name].dictionary_encode())
+        for position, column in enumerate(table.column_names):
+            if column in REPETITIVE:
+                table = table.set_column(position, column, table[column].dictionary_encode())
         return table
 
     if not names:
         schema = pa.schema([*(SIDECAR_SCHEMA.field(name) for name in columns), ("shard", pa.string())])
         return schema.empty_table()
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        sidecar_table = pa.concat_tables(pool.map(read, names)).unify_dictionaries()
+        sidecar_table = pa.concat_tables(pool.map(read, names)).unify_dictionaries().combine_chunks()
     return _latest_attempts(sidecar_table)
 
 
 def _latest_attempts(sidecar_table: pa.Table) -> pa.Table:
-    if not has_repeats(sidecar_table["key"]):
+    identities = identities_of(sidecar_table)
+    if not has_repeats(identities):
         return sidecar_table
-    visits = sidecar_table.select(["key", "attempts", "shard"]).to_pandas()
-    visits["shard"] = visits["shard"].astype(str)
-    visits["written"] = pc.equal(sidecar_table["status"].cast(pa.string()), WRITTEN).to_numpy()
-    visits = visits.sort_values(["key", "written", "attempts", "shard"], kind="stable")
-    kept = visits.index[~visits["key"].duplicated(keep="last")]
+    rows = sidecar_table.select(["attempts", "shard"]).to_pandas()
+    rows["shard"] = rows["shard"].astype(str)
+    rows["identity"] = identities.to_pandas()
+    rows["written"] = pc.equal(sidecar_table["status"].cast(pa.string()), WRITTEN).to_numpy()
+    rows = rows.sort_values(["identity", "written", "attempts", "shard"], kind="stable")
+    kept = rows.index[~rows["identity"].duplicated(keep="last")]
     return sidecar_table.take(pa.array(np.sort(kept)))
 
 
-def read_ledger(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_SCHEMA.names) -> pd.DataFrame:
-    """Read all sidecars as `read_sidecar_table` does."""
-    sidecar_table = read_sidecar_table(store, fingerprint, columns)
-    plain = [
-        (name, sidecar_table[name].cast(pa.string()) if name in REPETITIVE else sidecar_table[name])
-        for name in sidecar_table.column_names
-    ]
-    return pa.table(dict(plain)).to_pandas()
+def match_segments(segments: pa.Table, sidecar_table: pa.Table) -> np.ndarray:
+    """Return the sidecar row of each segment (N,); -1 if it was never attempted with its present start and end."""
+    return positions_of(identities_of(segments), identities_of(sidecar_table))
 
 
-def read_checksums(store: Store, shards: Sequence[str]) -> list[Checksum]:
-    """Read from the sidecars of shards, named without extension, what their tars are known by."""
+def read_checksums(store: Store, tars: Sequence[str]) -> dict[str, Checksum]:
+    """Read the checksums of tars from their sidecars."""
+    sidecars = [tar.removesuffix(".tar") + ".parquet" for tar in tars]
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        return list(pool.map(lambda shard: sidecar_checksum(read_sidecar(store, f"{shard}.parquet", ["key"])), shards))
+        checksums = pool.map(lambda name: sidecar_checksum(read_sidecar(store, name, ["key"])), sidecars)
+        return dict(zip(tars, checksums, strict=True))
 
 
 def _check_fingerprint(table: pa.Table, fingerprint: str, where: str) -> None:
@@ -92,7 +90,7 @@ def _check_fingerprint(table: pa.Table, fingerprint: str, where: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class PreprocessPlan:
-    """What is to be visited. The shard plans are made one by one, when they are asked for."""
+    """The segments that are due, in shards. The shard plans are made one by one, when they are asked for."""
 
     segments: pa.Table
     attempts: np.ndarray
@@ -111,6 +109,7 @@ class PreprocessPlan:
         for rows in self.shards:
             segments = tuple(segments_of(self.segments.take(pa.array(rows))))
             attempts = tuple(int(count) for count in self.attempts[rows])
+            # The attempts are part of the name: a clip that fails again and again is in another shard each time.
             planned = [[segment.key, segment.end_ms, count] for segment, count in zip(segments, attempts, strict=True)]
             yield ShardPlan(digest_of(planned), segments[0].split, segments, attempts)
 
@@ -122,36 +121,38 @@ def plan_shards(
     retry: Collection[FailureCategory] = (FailureCategory.THROTTLED, FailureCategory.TRANSIENT),
     max_attempts: int = FetchConfig.max_total_attempts,
 ) -> PreprocessPlan:
-    """Plan shards for the segments that were never visited, or failed in a way of the kinds in `retry`.
+    """Plan shards for the segments that were never attempted, or failed in a way of the categories in `retry`.
 
-    segments: of `SEGMENT_SCHEMA`. sidecar_table: with `SIDECAR_COLUMNS`. Segments that were never attempted come first,
-    in their order, in full shards: those of an interrupted run are planned as they were before.
+    segments: of `SEGMENT_SCHEMA`. sidecar_table: with `SIDECAR_COLUMNS`. A segment whose end was corrected counts as
+    never attempted. These come first, in their order, in full shards.
 
     After them come those to try again, from the rarest class on, because a run may be stopped and each clip of such a
     class counts. A transient failure that came `max_attempts` times is taken for permanent.
     """
-    place = positions_of(segments["key"], sidecar_table["key"])
-    is_known = place >= 0
-    again = pa.array([reason.value for reason in Reason if reason.category in retry], pa.string())
-    is_due = pc.and_(
-        pc.is_in(sidecar_table["reason"].cast(pa.string()), value_set=again),
+    rows = match_segments(segments, sidecar_table)
+    is_known = rows >= 0
+    retryable = pa.array([reason.value for reason in Reason if reason.category in retry], pa.string())
+    is_retryable = pc.and_(
+        pc.is_in(sidecar_table["reason"].cast(pa.string()), value_set=retryable),
         pc.not_equal(sidecar_table["status"].cast(pa.string()), WRITTEN),
     ).to_numpy()
     attempts = np.zeros(len(segments), np.int32)
-    attempts[is_known] = sidecar_table["attempts"].to_numpy()[place[is_known]]
-    is_again = is_known.copy()
-    is_again[is_known] = is_due[place[is_known]]
+    attempts[is_known] = sidecar_table["attempts"].to_numpy()[rows[is_known]]
+    is_due_again = is_known.copy()
+    is_due_again[is_known] = is_retryable[rows[is_known]]
     is_transient = pc.is_in(sidecar_table["reason"].cast(pa.string()), value_set=TRANSIENT_REASONS).to_numpy()
-    is_again[is_known] &= ~(is_transient[place[is_known]] & (attempts[is_known] >= max_attempts))
+    is_due_again[is_known] &= ~(is_transient[rows[is_known]] & (attempts[is_known] >= max_attempts))
     rarity = _count_rarest_class(segments)
     split = segments["split"].combine_chunks().indices.to_numpy() if len(segments) else np.zeros(0, np.int32)
     shards = []
     for code in dict.fromkeys(split.tolist()):
-        for wanted in (~is_known, is_again):
-            rows = np.flatnonzero(wanted & (split == code))
-            if wanted is is_again:
-                rows = rows[np.argsort(rarity[rows], kind="stable")]
-            shards += [rows[start : start + clips_per_shard] for start in range(0, len(rows), clips_per_shard)]
+        # Fresh and failed segments never share a shard: so an interrupted run's remaining blocks are cut as before, and
+        # their unfinished shards are found again under the same names.
+        for is_due in (~is_known, is_due_again):
+            due = np.flatnonzero(is_due & (split == code))
+            if is_due is is_due_again:
+                due = due[np.argsort(rarity[due], kind="stable")]
+            shards += [due[start : start + clips_per_shard] for start in range(0, len(due), clips_per_shard)]
     return PreprocessPlan(segments, attempts, shards)
 
 

@@ -1,4 +1,4 @@
-"""Reread shards against their sidecars: what is there, its digests, where each clip lies and what it says of itself."""
+"""Reread shards and compare them with their sidecars: checksums, where each clip lies, and its own description."""
 
 import hashlib
 import json
@@ -8,20 +8,22 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.errors import CorruptError, StoreError
-from pipeline.shards.format import FAILED, WRITTEN, checksum_of, read_sidecar, sidecar_checksum
+from pipeline.shards.checksum import checksum_of
+from pipeline.shards.format import FAILED, SIDECAR, TAR, WRITTEN, read_sidecar, sidecar_checksum
 from pipeline.store.storage import Store
-
-TAR, SIDECAR = ".tar", ".parquet"
 
 
 def verify_shard(shard: str, store: Store) -> list[str]:
-    """Return what is wrong with a shard, named without extension; nothing if it is sound."""
+    """Return what is wrong with a shard, named without extension; nothing if it is sound.
+
+    The labels are those of the day when it was made, in the tar as in the sidecar; later corrections are in snapshots.
+    """
     try:
         sidecar = read_sidecar(store, shard + SIDECAR)
     except (CorruptError, StoreError) as error:
         return [str(error)]
     rows = sidecar.to_pylist()
-    wrong = _audit_rows(shard, rows)
+    wrong = _verify_rows(shard, rows)
     written = [row for row in rows if row["status"] == WRITTEN]
     if not written:
         return wrong
@@ -37,19 +39,19 @@ def verify_shard(shard: str, store: Store) -> list[str]:
         if found != expected:
             what = f"{found.num_bytes} bytes and the digest {found.digest[:16]}"
             wrong.append(f"{shard}{TAR}: expected {expected.num_bytes} bytes and {expected.digest[:16]}, found {what}")
-        return wrong + _audit_clips(tar, shard, written)
+        return wrong + _verify_clips(tar, shard, written)
 
 
-def _audit_rows(shard: str, rows: list[dict]) -> list[str]:
+def _verify_rows(shard: str, rows: list[dict]) -> list[str]:
     wrong = []
     if strange := {row["status"] for row in rows} - {WRITTEN, FAILED}:
         wrong.append(f"{shard}{SIDECAR}: expected the status written or failed, found {', '.join(sorted(strange))}")
-    if twice := [key for key, count in Counter(row["key"] for row in rows).items() if count > 1]:
-        wrong.append(f"{shard}{SIDECAR}: {twice[0]} and {len(twice) - 1} others stand twice")
+    if repeated := [key for key, count in Counter(row["key"] for row in rows).items() if count > 1]:
+        wrong.append(f"{shard}{SIDECAR}: {repeated[0]} and {len(repeated) - 1} others stand there twice")
     return wrong
 
 
-def _audit_clips(tar: Path, shard: str, rows: list[dict]) -> list[str]:
+def _verify_clips(tar: Path, shard: str, rows: list[dict]) -> list[str]:
     bad = []
     with tar.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for row in rows:
@@ -66,8 +68,8 @@ def _agrees(text: bytes, row: dict) -> bool:
         description = json.loads(text)
     except ValueError:
         return False
-    names = ("key", "ytid", "start_ms", "end_ms", "num_frames")
-    return description["labels"] == row["labels"] and all(description[name] == row[name] for name in names)
+    names = ("key", "ytid", "start_ms", "end_ms", "num_frames", "labels")
+    return isinstance(description, dict) and all(description.get(name) == row[name] for name in names)
 
 
 def remove_shard(shard: str, store: Store) -> None:
@@ -75,10 +77,3 @@ def remove_shard(shard: str, store: Store) -> None:
     for name in (shard + SIDECAR, shard + TAR):
         if store.exists(name):
             store.remove(name)
-
-
-def orphans(store: Store) -> list[str]:
-    """List tars without a sidecar: what runs left that were killed between the two."""
-    names = {name.rpartition(".")[0]: name for name in store.list("shards", TAR)}
-    done = {name.rpartition(".")[0] for name in store.list("shards", SIDECAR)}
-    return [shard for shard in names if shard not in done]

@@ -1,14 +1,22 @@
-"""The snapshots of a store: list them, tell what came and went between two, remove those that nothing refers to."""
+"""The snapshots of a store: list them, compare two, remove those that nothing refers to."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported.
+
+import hashlib
 import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import NoClipsError
+from pipeline.keys import positions_of
 from pipeline.snapshots.snapshot import Snapshot, latest_snapshot_id
 from pipeline.store.storage import Store
 
@@ -21,7 +29,7 @@ class Entry:
 
     snapshot_id: str
     num_clips: dict[str, int]
-    sidecar_table: dict[str, Any]
+    split_counts: dict[str, Any]
     is_latest: bool
     runs: tuple[str, ...]
     """Training runs in the store that refer to it."""
@@ -29,16 +37,16 @@ class Entry:
 
 def list_snapshots(store: Store) -> list[Entry]:
     """List all complete snapshots, the latest last."""
-    names = [name for name in store.list(FOLDER, "/manifest.json")]
+    names = store.list(FOLDER, "/manifest.json")
     latest = latest_snapshot_id(store)
     runs = runs_by_snapshot(store)
     entries = []
     for name in names:
         snapshot_id = name.split("/")[1]
         num_clips = store.read_json(f"{FOLDER}/{snapshot_id}/stats.json")["num_clips"]
-        sidecar_table = store.read_json(name)["split_counts"]
+        split_counts = store.read_json(name)["split_counts"]
         used_by = tuple(sorted(runs.get(snapshot_id, ())))
-        entries.append(Entry(snapshot_id, num_clips, sidecar_table, snapshot_id == latest, used_by))
+        entries.append(Entry(snapshot_id, num_clips, split_counts, snapshot_id == latest, used_by))
     return sorted(entries, key=lambda entry: (entry.is_latest, sum(entry.num_clips.values()), entry.snapshot_id))
 
 
@@ -49,6 +57,58 @@ def runs_by_snapshot(store: Store) -> dict[str, set[str]]:
         for snapshot_id in re.findall(r'"snapshot(?:_id)?": ?"(\w+)"', json.dumps(store.read_json(name))):
             found.setdefault(snapshot_id, set()).add(name.split("/")[1])
     return found
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Clips that differ between two snapshots."""
+
+    num_added: int = 0
+    num_removed: int = 0
+    num_relabelled: int = 0
+    num_moved: int = 0
+    """To another split."""
+    num_replaced: int = 0
+    """Fetched anew, since their segment has another end or their shard was repaired."""
+
+    def __bool__(self) -> bool:
+        return any(vars(self).values())
+
+    def __str__(self) -> str:
+        parts = {
+            "{} new": self.num_added,
+            "labels of {} clips": self.num_relabelled,
+            "{} moved to another split": self.num_moved,
+            "{} fetched anew": self.num_replaced,
+            "{} gone": self.num_removed,
+        }
+        return ", ".join(text.format(count) for text, count in parts.items() if count) or "nothing"
+
+
+def count_changes(old: Snapshot, new: Snapshot) -> Changes:
+    """Count what came, went and changed between two snapshots, clip by clip."""
+    rows = positions_of(new.index["key"], old.index["key"])
+    kept = np.flatnonzero(rows >= 0)
+    before, after = old.index.take(pa.array(rows[kept])), new.index.take(pa.array(kept))
+    relabelled = _label_hashes(old, rows[kept]) != _label_hashes(new, kept)
+    moved = pc.not_equal(before["split"].cast(pa.string()), after["split"].cast(pa.string()))
+    replaced = pc.or_(
+        pc.not_equal(before["shard"].cast(pa.string()), after["shard"].cast(pa.string())),
+        pc.not_equal(before["offset"], after["offset"]),
+    )
+    return Changes(
+        num_added=len(rows) - len(kept),
+        num_removed=len(old.index) - len(kept),
+        num_relabelled=int(relabelled.sum()),
+        num_moved=pc.sum(moved).as_py() or 0,
+        num_replaced=pc.sum(replaced).as_py() or 0,
+    )
+
+
+def _label_hashes(snapshot: Snapshot, rows: np.ndarray) -> np.ndarray:
+    """Return a number per clip (N,) that is the same for the same set of labels, whatever the order of the classes."""
+    digests = [hashlib.sha256(mid.encode()).digest() for mid in snapshot.labels.mids]
+    return snapshot.targets(rows) @ np.array([int.from_bytes(digest[:8]) for digest in digests], np.uint64)
 
 
 def diff_snapshots(old: Snapshot, new: Snapshot) -> pd.DataFrame:

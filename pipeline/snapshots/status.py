@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,53 +14,60 @@ from matplotlib.figure import Figure
 from pipeline.labels import Labels
 from pipeline.records import Reason
 from pipeline.shards.format import WRITTEN
+from pipeline.shards.ledger import match_segments
 
-MISSING = "not visited"
+NOT_ATTEMPTED = "not attempted"
 
 
 def segment_statuses(segments: pa.Table, sidecar_table: pa.Table) -> pd.DataFrame:
-    """Return a row per planned segment: split, and what became of it: `written`, a reason, or `not visited`."""
+    """Return a row per segment: split, and status: `written`, a failure's reason, or `not attempted`."""
     status = pc.if_else(
         pc.equal(sidecar_table["status"].cast(pa.string()), WRITTEN),
         pa.scalar(WRITTEN),
         sidecar_table["reason"].cast(pa.string()),
     )
-    place = pc.index_in(segments["key"], value_set=sidecar_table["key"].combine_chunks())
-    found = pc.fill_null(status.take(place), MISSING) if len(sidecar_table) else pa.array([MISSING] * len(segments))
+    rows = match_segments(segments, sidecar_table)
+    found = pc.fill_null(status.take(pa.array(rows, mask=rows < 0)), NOT_ATTEMPTED)
     split = segments["split"].cast(pa.string()).to_pandas().astype("category")
     return pd.DataFrame({"split": split, "status": found.to_pandas().astype("category")})
 
 
 def count_reasons(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per split, kind and reason with the number of segments."""
+    """Return a row per split, failure category and reason with the number of segments."""
     counts = table.value_counts(["split", "status"], sort=False).rename("segments").reset_index()
     counts = counts[counts["segments"] > 0]
-    kind_of = {reason.value: reason.category.value for reason in Reason}
-    counts.insert(1, "kind", counts["status"].astype(str).map(kind_of).fillna(""))
-    return counts.sort_values(["split", "kind", "segments"], ascending=[True, True, False], ignore_index=True)
+    category_of = {reason.value: reason.category.value for reason in Reason}
+    counts.insert(1, "category", counts["status"].astype(str).map(category_of).fillna(""))
+    return counts.sort_values(["split", "category", "segments"], ascending=[True, True, False], ignore_index=True)
 
 
 def count_classes(table: pd.DataFrame, segments: pa.Table, labels: Labels) -> pd.DataFrame:
     """Return a row per class, those with the least yield first: planned, written, yield."""
     combined = segments["labels"].combine_chunks()
-    written = pd.Series(table["status"].eq(WRITTEN).to_numpy())
-    by_code = written.groupby(combined.indices.to_numpy()).agg(["size", "sum"])
-    planned, kept = pd.Series(0, index=labels.mids), pd.Series(0, index=labels.mids)
-    for code, mids in enumerate(combined.dictionary.to_pylist()):
-        if code in by_code.index:
-            wanted = [mid for mid in mids.split(",") if mid in planned.index]
-            planned[wanted] += int(by_code.at[code, "size"])
-            kept[wanted] += int(by_code.at[code, "sum"])
-    counts = pd.DataFrame({"name": labels.names, "planned": planned.to_numpy(), "written": kept.to_numpy()})
+    codes, is_written = combined.indices.to_numpy(), table["status"].eq(WRITTEN).to_numpy()
+    # Counted per set of labels, of which there are far fewer than segments, and then per label of each set.
+    sets = combined.dictionary.to_pylist()
+    planned_of_set = np.bincount(codes, minlength=len(sets))
+    written_of_set = np.bincount(codes[is_written], minlength=len(sets))
+    pairs = [
+        (code, labels.index_of[mid])
+        for code, mids in enumerate(sets)
+        for mid in mids.split(",")
+        if mid in labels.index_of
+    ]
+    set_of_pair, class_of_pair = np.array(pairs, np.int64).reshape(-1, 2).T
+    planned = np.bincount(class_of_pair, planned_of_set[set_of_pair], len(labels)).astype(int)
+    written = np.bincount(class_of_pair, written_of_set[set_of_pair], len(labels)).astype(int)
+    counts = pd.DataFrame({"name": labels.names, "planned": planned, "written": written})
     counts = counts[counts["planned"] > 0]
     counts["yield"] = counts["written"] / counts["planned"]
     return counts.sort_values(["yield", "planned"], ignore_index=True)
 
 
-def due(table: pd.DataFrame, retry: Sequence[str]) -> int:
-    """Count what a rerun would visit that tries the kinds in `retry` again."""
-    again = {reason.value for reason in Reason if reason.category in retry} | {MISSING}
-    return int(table["status"].isin(again).sum())
+def count_due(table: pd.DataFrame, retry: Sequence[str]) -> int:
+    """Count the segments that are due in a rerun that tries the categories in `retry` again."""
+    due = {reason.value for reason in Reason if reason.category in retry} | {NOT_ATTEMPTED}
+    return int(table["status"].isin(due).sum())
 
 
 def plot_failures(failed: Mapping[Reason, int], num_written: int) -> Figure:
@@ -69,5 +77,5 @@ def plot_failures(failed: Mapping[Reason, int], num_written: int) -> Figure:
     axes = figure.subplots()
     axes.barh([f"{reason}: {count}" for reason, count in counts.items()], counts, color="tab:red")
     axes.set_xlabel("segments")
-    axes.set_title(f"{counts.sum()} of {counts.sum() + num_written} segments could not be had", size=10)
+    axes.set_title(f"{counts.sum()} of {counts.sum() + num_written} segments are unavailable", size=10)
     return figure

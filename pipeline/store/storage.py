@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import CorruptError, StoreError
+from pipeline.errors import AudioTaggingError, CorruptError, StoreError
 from pipeline.store.scratch import ABANDONED_S, clear_scratch, scratch_folder
 
 PIECE_BYTES = 32 * 2**20
 """Of a large file that is read in pieces: few requests, little memory."""
+MAX_QUOTED = 400
+"""Characters of a message that others wrote."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,17 @@ class Store:
     def _errors(self, verb: str, name: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, ImportError, BotoCoreError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise StoreError(f"can't {verb} {self.root.rstrip('/')}/{name}: {reason}") from error
+        except AudioTaggingError:
+            raise
+        except Exception as error:  # each storage library has errors of its own
+            raise StoreError(f"can't {verb} {self.root.rstrip('/')}/{name}: {describe_error(error)}") from error
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error of a storage library as one line, with what to do where its own message doesn't say."""
+    text = " ".join(str(error).split())
+    if isinstance(error, NoCredentialsError):
+        text += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or run where a role is attached"
+    elif isinstance(error, TimeoutError) and not text:
+        text = "no answer"
+    return f"{type(error).__name__}: {text[:MAX_QUOTED]}"

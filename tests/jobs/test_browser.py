@@ -24,11 +24,13 @@ from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name
 from jobs.models import COMMAND_LINE as MODELS
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
+from pipeline.metadata import load_metadata
 from pipeline.miniature import make_miniature, serve_miniature
-from pipeline.preprocess import PreprocessReport, load_metadata
+from pipeline.preprocess import PreprocessReport
 from pipeline.records import ShardReport
 from pipeline.shards.ledger import plan_shards, read_sidecar_table
-from pipeline.snapshots.snapshot import Snapshot, build_snapshot
+from pipeline.snapshots.build import build_snapshot
+from pipeline.snapshots.snapshot import Snapshot
 from pipeline.sources import HttpSource
 from pipeline.store.storage import Store
 from tests.browser import Browser, Server, wait_for
@@ -74,12 +76,14 @@ def data(server: Server) -> Snapshot:
     with serve_miniature(miniature.folder) as media:
         fetch = FetchConfig(deadline_s=5)
         conversion = Conversion(store, HttpSource(media.media_address, fetch), fetch, keep_audio=False)
-        labels, segments = load_metadata(config)
-        for plan in plan_shards(segments, read_sidecar_table(store, conversion.fingerprint), clips_per_shard=40):
+        metadata = load_metadata(config)
+        for plan in plan_shards(
+            metadata.segments, read_sidecar_table(store, conversion.fingerprint), clips_per_shard=40
+        ):
             report = convert_shard(plan, conversion)
             assert isinstance(report, ShardReport)
             visit.add(report)
-    snapshot = build_snapshot(store, labels, conversion.keep_audio)
+    snapshot = build_snapshot(store, metadata, conversion.keep_audio)
     log_preprocessing(tracker, snapshot, visit)
     tracker.end("FINISHED")
     return snapshot

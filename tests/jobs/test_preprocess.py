@@ -10,8 +10,9 @@ import pytest
 from pipeline.cluster import run_tasks
 from pipeline.config import FetchConfig, PreprocessConfig, RateLimitConfig
 from pipeline.errors import ConfigError, InputError, LeaseError, SourceError, StoreError
+from pipeline.metadata import load_metadata
 from pipeline.miniature import Miniature
-from pipeline.preprocess import load_metadata, preprocess
+from pipeline.preprocess import preprocess
 from pipeline.records import Failure, FailureCategory, Media, Reason, Segment
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.sources import FolderSource

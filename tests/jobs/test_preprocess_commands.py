@@ -34,7 +34,7 @@ def flags(store: Store, miniature: Miniature, *more: str) -> list[str]:
     return ["--root", store.root, *data, "--clips-per-shard", "7", *more]
 
 
-def test_plan_and_status_say_what_a_rerun_would_visit_and_touch_nothing(
+def test_plan_and_status_say_what_is_due_in_a_rerun_and_touch_nothing(
     store: Store, miniature: Miniature, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {name: Path(store.path(name)).stat().st_mtime_ns for name in store.list("")}
@@ -44,11 +44,11 @@ def test_plan_and_status_say_what_a_rerun_would_visit_and_touch_nothing(
     num_due = sum(reason.category in (FailureCategory.TRANSIENT, FailureCategory.THROTTLED) for reason in faults)
     assert COMMAND_LINE.main(["plan", *flags(store, miniature)]) == 0
     printed = capsys.readouterr().out
-    assert f"{len(rows)} segments, {num_due} to be visited in " in printed
+    assert f"{len(rows)} segments, {num_due} due in " in printed
     assert "$" in printed
     assert COMMAND_LINE.main(["status", *flags(store, miniature)]) == 0
     printed = capsys.readouterr().out
-    assert f"a rerun would visit {num_due} of {len(rows)}" in printed
+    assert f"{num_due} of {len(rows)} segments are due in a rerun" in printed
     table = [line.split() for line in printed.split("\n\n")[0].splitlines()[1:]]
     written = {line[0]: int(line[-1]) for line in table if line[-2] == "written"}
     for split in ("balanced_train", "unbalanced_train", "eval"):
@@ -64,7 +64,7 @@ def test_status_of_an_empty_store_says_what_is_missing(tmp_path: Path, capsys: p
 
 
 @pytest.mark.ray
-def test_verify_names_what_is_wrong_and_mends_it(
+def test_verify_names_what_is_wrong_and_repairs_it(
     ray: None, store: Store, miniature: Miniature, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 0
@@ -82,7 +82,7 @@ def test_verify_names_what_is_wrong_and_mends_it(
         f"{flipped}: expected",
         f"{flipped}: 1 clips are not",
         f"{gone} is missing",
-        f"{sidecar} is no sidecar",
+        f"{sidecar} is not a valid sidecar",
     ):
         assert what in printed.out.replace(store.root + "/", "")
     assert "3 shards" in printed.err
@@ -106,7 +106,7 @@ def test_reruns_are_tracked_and_snapshots_listed_compared_and_pruned(
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.metrics["written"] == len(new.index) - len(old.index)
-    assert run.data.metrics["visited"] == run.data.metrics["written"] + sum(
+    assert run.data.metrics["attempted"] == run.data.metrics["written"] + sum(
         run.data.metrics[f"failed/{kind}"] for kind in FailureCategory
     )
     assert run.inputs
@@ -118,7 +118,7 @@ def test_reruns_are_tracked_and_snapshots_listed_compared_and_pruned(
     assert [line.split()[0] for line in lines] == [old.snapshot_id, new.snapshot_id]
     assert "(latest)" in lines[1]
     assert COMMAND_LINE.main(["snapshots", "diff", "--root", store.root, "--old", old.snapshot_id]) == 0
-    table = [line.rsplit(maxsplit=4)[1:] for line in capsys.readouterr().out.splitlines()[1:]]
+    table = [line.rsplit(maxsplit=4)[1:] for line in capsys.readouterr().out.split("\n\n")[1].splitlines()[1:]]
     assert table
     assert all(int(before) + int(came) - int(went) == int(after) for before, came, went, after in table)
     assert sum(int(row[2]) for row in table) == 0

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import ConfigError, CorruptError, StoreError
 from pipeline.reading.cache import ShardCache
-from pipeline.shards.format import Checksum, checksum_of
+from pipeline.shards.checksum import Checksum, checksum_of
 from pipeline.store.storage import Store
 
 SHARD_BYTES = 100_000
@@ -68,13 +68,13 @@ def test_what_a_killed_reader_left_is_never_read(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "edited", "swapped"])
-def test_a_shard_that_is_not_the_sealed_one_is_refused_and_not_kept(store: Store, damage: str) -> None:
+def test_a_shard_that_is_not_the_indexed_one_is_refused_and_not_kept(store: Store, damage: str) -> None:
     cache = make_cache(store, num_shards=2)
     file = Path(store.path(NAMES[0]))
     content = file.read_bytes()
     changed = {"cut": content[:-512], "edited": content[:-1] + b"!", "swapped": store.read_bytes(NAMES[1])}[damage]
     file.write_bytes(changed)
-    expected = {"cut": "99488 bytes, expected 100000: it breaks off"}.get(damage, "was changed, or is another shard")
+    expected = {"cut": "99488 bytes, expected 100000: it is truncated"}.get(damage, "was changed, or is another shard")
     with pytest.raises(CorruptError, match=f"train/0.tar.*{expected}"):
         cache.fetch(NAMES[0])
     assert not held(cache)

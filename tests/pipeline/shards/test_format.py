@@ -10,10 +10,9 @@ from webdataset.compat import WebDataset
 
 from pipeline.errors import CorruptError
 from pipeline.records import Segment
+from pipeline.shards.checksum import Checksum, checksum_of
 from pipeline.shards.format import (
-    Checksum,
     ShardWriter,
-    checksum_of,
     parse_fbank,
     read_sidecar,
     shard_name,
@@ -110,7 +109,7 @@ def test_a_sidecar_that_was_cut_is_named(sidecar: tuple[Store, str]) -> None:
     store, name = sidecar
     for data in (store.read_bytes(name)[:-100], b"", b"PAR1"):
         store.write_bytes(name, data)
-        with pytest.raises(CorruptError, match=f"{name} is no sidecar.*remove it and run again"):
+        with pytest.raises(CorruptError, match=f"{name} is not a valid sidecar.*remove it and run again"):
             read_sidecar(store, name)
 
 
@@ -122,7 +121,7 @@ def test_a_sidecar_of_another_form_is_named(sidecar: tuple[Store, str]) -> None:
         out = io.BytesIO()
         pq.write_table(changed, out)
         store.write_bytes(name, out.getvalue())
-        with pytest.raises(CorruptError, match=f"{name} is no sidecar of this version"):
+        with pytest.raises(CorruptError, match=f"{name} is not a sidecar of this version"):
             read_sidecar(store, name)
 
 

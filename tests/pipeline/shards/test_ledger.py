@@ -1,13 +1,15 @@
 import dataclasses
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from pipeline.errors import MismatchError
 from pipeline.records import FailureCategory, Reason, Segment, ShardPlan
 from pipeline.segments import table_of
-from pipeline.shards.format import FAILED, WRITTEN, Checksum, SidecarRow, shard_name, write_sidecar
-from pipeline.shards.ledger import plan_shards, read_ledger, read_sidecar_table
+from pipeline.shards.checksum import Checksum
+from pipeline.shards.format import FAILED, SIDECAR_SCHEMA, WRITTEN, SidecarRow, shard_name, write_sidecar
+from pipeline.shards.ledger import plan_shards, read_sidecar_table
 from pipeline.store.storage import Store
 
 FINGERPRINT = "print"
@@ -27,7 +29,7 @@ def plan(store: Store, **options) -> list[ShardPlan]:
     return list(plan_shards(table_of(SEGMENTS), read_sidecar_table(store, FINGERPRINT), 3, **options))
 
 
-def visit(store: Store, plan: ShardPlan, failures: dict[str, Reason] | None = None) -> None:
+def attempt(store: Store, plan: ShardPlan, failures: dict[str, Reason] | None = None) -> None:
     """Make the sidecar of a shard whose clips were written, save those in `failures`, by id."""
     rows = []
     for segment, attempts in zip(plan.segments, plan.attempts, strict=True):
@@ -36,6 +38,10 @@ def visit(store: Store, plan: ShardPlan, failures: dict[str, Reason] | None = No
         status = FAILED if reason else WRITTEN
         rows.append(SidecarRow(**fields, status=status, reason=reason or "", attempts=attempts + 1))
     write_sidecar(store, shard_name(plan.split, plan.shard_id, "parquet"), rows, FINGERPRINT, Checksum(0, ""))
+
+
+def read_rows(store: Store) -> pd.DataFrame:
+    return read_sidecar_table(store, FINGERPRINT, SIDECAR_SCHEMA.names).to_pandas()
 
 
 def ids(plans: list[ShardPlan]) -> list[str]:
@@ -65,20 +71,20 @@ def test_all_segments_are_planned_once_in_their_order(store: Store) -> None:
 def test_a_run_that_was_cut_off_goes_on_with_the_blocks_that_are_left(store: Store) -> None:
     plans = plan(store)
     for done in (plans[1], plans[4]):
-        visit(store, done)
+        attempt(store, done)
     assert plan(store) == [plans[0], plans[2], plans[3], plans[5]]
 
 
 def test_nothing_is_due_when_all_is_written(store: Store) -> None:
     for each in plan(store):
-        visit(store, each)
+        attempt(store, each)
     assert plan(store) == []
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_only_what_may_work_the_next_time_is_visited_again(store: Store, reason: Reason) -> None:
+def test_only_what_may_work_the_next_time_is_attempted_again(store: Store, reason: Reason) -> None:
     plans = plan(store)
-    visit(store, plans[0], {plans[0].segments[1].ytid: reason})
+    attempt(store, plans[0], {plans[0].segments[1].ytid: reason})
     again = [plan for plan in plan(store) if plan.attempts != (0,) * len(plan.segments)]
     if reason.category in (FailureCategory.THROTTLED, FailureCategory.TRANSIENT):
         assert [(plan.segments, plan.attempts) for plan in again] == [(plans[0].segments[1:2], (1,))]
@@ -89,8 +95,8 @@ def test_only_what_may_work_the_next_time_is_visited_again(store: Store, reason:
 
 def test_fresh_blocks_are_planned_as_before_beside_clips_to_try_again(store: Store) -> None:
     plans = plan(store)
-    visit(store, plans[0], {plans[0].segments[0].ytid: Reason.TIMED_OUT})
-    visit(store, plans[2], {plans[2].segments[2].ytid: Reason.SERVER_ERROR})
+    attempt(store, plans[0], {plans[0].segments[0].ytid: Reason.TIMED_OUT})
+    attempt(store, plans[2], {plans[2].segments[2].ytid: Reason.SERVER_ERROR})
     found = plan(store)
     assert found[:2] == [plans[1], plans[3]]
     assert (found[2].segments, found[2].attempts) == ((plans[0].segments[0], plans[2].segments[2]), (1, 1))
@@ -104,33 +110,33 @@ def test_each_try_of_the_same_clips_is_another_shard(store: Store) -> None:
         due = next(each for each in plan(store) if SEGMENTS[0] in each.segments)
         assert due.shard_id not in seen
         seen.add(due.shard_id)
-        visit(store, due, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
-    sidecar_table = read_ledger(store, FINGERPRINT).set_index("key")
-    assert sidecar_table.loc[SEGMENTS[0].key, "attempts"] == 4
+        attempt(store, due, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
+    rows = read_rows(store).set_index("key")
+    assert rows.loc[SEGMENTS[0].key, "attempts"] == 4
 
 
-def test_the_last_visit_counts_unless_an_earlier_one_wrote_the_clip(store: Store) -> None:
+def test_the_last_attempt_counts_unless_an_earlier_one_wrote_the_clip(store: Store) -> None:
     first = ShardPlan("f", "train", tuple(SEGMENTS[:2]), (0, 0))
     later = ShardPlan("a", "train", tuple(SEGMENTS[:2]), (1, 1))
-    visit(store, first, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
-    visit(store, later, {SEGMENTS[0].ytid: Reason.REMOVED, SEGMENTS[1].ytid: Reason.REMOVED})
-    sidecar_table = read_ledger(store, FINGERPRINT).set_index("key")
-    lost, kept = sidecar_table.loc[SEGMENTS[0].key], sidecar_table.loc[SEGMENTS[1].key]
+    attempt(store, first, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
+    attempt(store, later, {SEGMENTS[0].ytid: Reason.REMOVED, SEGMENTS[1].ytid: Reason.REMOVED})
+    rows = read_rows(store).set_index("key")
+    lost, kept = rows.loc[SEGMENTS[0].key], rows.loc[SEGMENTS[1].key]
     assert (lost["status"], lost["reason"], lost["shard"]) == (FAILED, "removed", "shards/train/a")
     assert (kept["status"], kept["shard"]) == (WRITTEN, "shards/train/f")
-    assert len(sidecar_table) == 2
+    assert len(rows) == 2
 
 
-def test_an_empty_store_has_empty_books(store: Store) -> None:
-    sidecar_table = read_ledger(store, FINGERPRINT)
-    assert len(sidecar_table) == 0
-    assert set(sidecar_table) == {field.name for field in dataclasses.fields(SidecarRow)} | {"shard"}
+def test_an_empty_store_has_an_empty_table(store: Store) -> None:
+    rows = read_rows(store)
+    assert len(rows) == 0
+    assert set(rows) == {field.name for field in dataclasses.fields(SidecarRow)} | {"shard"}
 
 
 def test_shards_of_other_settings_are_refused(store: Store) -> None:
-    visit(store, plan(store)[0])
+    attempt(store, plan(store)[0])
     with pytest.raises(MismatchError, match=r"train/\w+.parquet was made with other settings \(fingerprint print\)"):
-        read_ledger(store, "other")
+        read_sidecar_table(store, "other")
 
 
 def test_transient_failures_are_tried_again_so_often_only_and_from_the_rarest_class_on(store: Store) -> None:
@@ -140,7 +146,20 @@ def test_transient_failures_are_tried_again_so_often_only_and_from_the_rarest_cl
     (first,) = plan_shards(table_of(segments), read_sidecar_table(store, FINGERPRINT), 6)
     attempts = (0, 0, 8, 0, 0, 9)
     failures = {segment.ytid: Reason.TIMED_OUT for segment in segments} | {segments[5].ytid: Reason.RATE_LIMITED}
-    visit(store, dataclasses.replace(first, attempts=attempts), failures)
+    attempt(store, dataclasses.replace(first, attempts=attempts), failures)
     (again,) = plan_shards(table_of(segments), read_sidecar_table(store, FINGERPRINT), 6, max_attempts=9)
     assert [int(segment.ytid) for segment in again.segments] == [3, 1, 4, 0, 5]
     assert again.attempts == (1, 1, 1, 1, 10)
+
+
+def test_a_segment_whose_end_was_corrected_is_due_and_its_other_rows_stay(store: Store) -> None:
+    for each in plan(store):
+        attempt(store, each)
+    shorter = dataclasses.replace(SEGMENTS[0], end_ms=5000)
+    segments = table_of([shorter, *SEGMENTS[1:]])
+    (due,) = plan_shards(segments, read_sidecar_table(store, FINGERPRINT), 3)
+    assert (due.segments, due.attempts) == ((shorter,), (0,))
+    attempt(store, due)
+    assert len(read_rows(store)) == len(SEGMENTS) + 1
+    assert len(plan_shards(segments, read_sidecar_table(store, FINGERPRINT), 3)) == 0
+    assert plan(store) == []

@@ -9,10 +9,14 @@ from webdataset.compat import WebDataset
 
 from pipeline.errors import CorruptError, InputError, MismatchError, NoClipsError
 from pipeline.labels import Labels
+from pipeline.metadata import Metadata
 from pipeline.miniature import Miniature
 from pipeline.records import Reason, ShardReport
-from pipeline.shards.format import Checksum, SidecarRow, digest_of, shard_settings, write_sidecar
-from pipeline.snapshots.snapshot import Snapshot, build_snapshot, check_fingerprint, load_snapshot
+from pipeline.segments import segments_of
+from pipeline.shards.checksum import Checksum
+from pipeline.shards.format import SidecarRow, digest_of, shard_settings, write_sidecar
+from pipeline.snapshots.build import build_snapshot
+from pipeline.snapshots.snapshot import Snapshot, check_fingerprint, load_snapshot
 from pipeline.store.storage import Store
 
 TRAIN_SPLITS = ("balanced_train", "unbalanced_train")
@@ -25,31 +29,35 @@ def copy(snapshot: Snapshot, tmp_path: Path) -> Store:
     return Store(str(tmp_path / "copy"))
 
 
-def test_the_same_shards_give_the_same_snapshot_wherever_they_lie(snapshot: Snapshot, copy: Store) -> None:
+def test_the_same_shards_give_the_same_snapshot_wherever_they_lie(
+    snapshot: Snapshot, copy: Store, metadata: Metadata
+) -> None:
     files = {file: file.stat().st_mtime_ns for file in Path(copy.root).rglob("*")}
-    assert build_snapshot(copy, snapshot.labels, keep_audio=True).snapshot_id == snapshot.snapshot_id
+    assert build_snapshot(copy, metadata, keep_audio=True).snapshot_id == snapshot.snapshot_id
     assert {file: file.stat().st_mtime_ns for file in Path(copy.root).rglob("*")} == files
     copy.remove("snapshots")
     copy.remove("latest.json")
-    assert build_snapshot(copy, snapshot.labels, keep_audio=True).snapshot_id == snapshot.snapshot_id
+    assert build_snapshot(copy, metadata, keep_audio=True).snapshot_id == snapshot.snapshot_id
     loaded = load_snapshot(copy)
     assert loaded == dataclasses.replace(snapshot, store=copy)
 
 
-def test_it_holds_what_could_be_had(snapshot: Snapshot, miniature: Miniature, reports: list[ShardReport]) -> None:
-    had = [clip.segment for clip in miniature.clips if not (clip.fault and clip.fault.reason)]
-    keys = [segment.key for segment in sorted(had, key=lambda segment: (segment.split, segment.key))]
+def test_it_holds_the_clips_that_were_written(
+    snapshot: Snapshot, miniature: Miniature, reports: list[ShardReport]
+) -> None:
+    written = [clip.segment for clip in miniature.clips if not (clip.fault and clip.fault.reason)]
+    keys = [segment.key for segment in sorted(written, key=lambda segment: (segment.split, segment.key))]
     assert snapshot.index["key"].to_pylist() == keys
-    expected = {segment.key: set(segment.labels) for segment in had}
+    expected = {segment.key: set(segment.labels) for segment in written}
     for key, indices in zip(keys, snapshot.index["labels"].to_pylist(), strict=True):
         assert {snapshot.labels.mids[index] for index in indices} == expected[key]
-    sidecar_table = snapshot.manifest["split_counts"]
-    assert sum(book["planned"] for book in sidecar_table.values()) == len(miniature.clips)
-    assert sum(book["written"] for book in sidecar_table.values()) == len(keys)
-    for split, book in sidecar_table.items():
+    split_counts = snapshot.manifest["split_counts"]
+    assert sum(counts["planned"] for counts in split_counts.values()) == len(miniature.clips)
+    assert sum(counts["written"] for counts in split_counts.values()) == len(keys)
+    for split, counts in split_counts.items():
         failures = {reason: n for report in reports if report.split == split for reason, n in report.failures.items()}
-        assert book["failed"].keys() == {str(reason) for reason in failures}
-        assert book["planned"] == book["written"] + sum(book["failed"].values())
+        assert counts["failed"].keys() == {str(reason) for reason in failures}
+        assert counts["planned"] == counts["written"] + sum(counts["failed"].values())
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open
@@ -63,15 +71,11 @@ def test_statistics_are_numpys_over_all_training_fbanks(snapshot: Snapshot) -> N
     assert snapshot.std == pytest.approx(values.std(), abs=1e-9)
 
 
-def test_weights_are_class_balanced_over_the_training_clips(snapshot: Snapshot) -> None:
+def test_targets_and_counts_are_those_of_the_label_lists(snapshot: Snapshot) -> None:
     rows = snapshot.rows_of(TRAIN_SPLITS)
     label_lists = snapshot.index["labels"].to_pylist()
     counts = np.bincount(np.concatenate([label_lists[row] for row in rows]), minlength=len(snapshot.labels))
     np.testing.assert_array_equal(snapshot.class_counts(TRAIN_SPLITS), counts)
-    expected = np.zeros(len(label_lists))
-    expected[rows] = [sum(1000 / (counts[index] + 0.01) for index in label_lists[row]) for row in rows]
-    np.testing.assert_allclose(snapshot.index["weight"].to_numpy(), expected)
-    assert (expected[snapshot.rows_of(("eval",))] == 0).all()
     np.testing.assert_array_equal(
         snapshot.targets(rows).toarray(), snapshot.labels.multi_hot([label_lists[row] for row in rows])
     )
@@ -93,36 +97,40 @@ def test_an_edited_file_is_noticed(snapshot: Snapshot, copy: Store, file: str) -
         load_snapshot(copy)
 
 
-def test_new_clips_make_a_new_snapshot_and_leave_the_old_one(snapshot: Snapshot, copy: Store) -> None:
+def test_new_clips_make_a_new_snapshot_and_leave_the_old_one(
+    snapshot: Snapshot, copy: Store, metadata: Metadata
+) -> None:
     sidecar = copy.list("shards/eval", ".parquet")[0]
     removed = copy.read_bytes(sidecar)
     copy.remove(sidecar)
-    fewer = build_snapshot(copy, snapshot.labels, keep_audio=True)
+    fewer = build_snapshot(copy, metadata, keep_audio=True)
     assert fewer.snapshot_id != snapshot.snapshot_id
     assert load_snapshot(copy).snapshot_id == fewer.snapshot_id
     assert load_snapshot(copy, snapshot.snapshot_id).index.equals(snapshot.index)
     copy.write_bytes(sidecar, removed)
-    assert build_snapshot(copy, snapshot.labels, keep_audio=True).snapshot_id == snapshot.snapshot_id
+    assert build_snapshot(copy, metadata, keep_audio=True).snapshot_id == snapshot.snapshot_id
     assert load_snapshot(copy).snapshot_id == snapshot.snapshot_id
 
 
-def test_labels_that_are_no_class_are_named(snapshot: Snapshot, copy: Store) -> None:
-    fewer = Labels(snapshot.labels.mids[1:], snapshot.labels.names[1:])
+def test_labels_that_are_no_class_are_named(snapshot: Snapshot, copy: Store, metadata: Metadata) -> None:
+    fewer = dataclasses.replace(metadata, labels=Labels(snapshot.labels.mids[1:], snapshot.labels.names[1:]))
     with pytest.raises(InputError, match=f"1 labels .* not among the 14 classes: {snapshot.labels.mids[0]}"):
         build_snapshot(copy, fewer, keep_audio=True)
 
 
-def test_a_store_without_any_clip_is_refused_with_the_reasons(tmp_path: Path, labels: Labels) -> None:
+def test_a_store_without_any_clip_is_refused_with_the_reasons(tmp_path: Path, metadata: Metadata) -> None:
     store = Store(str(tmp_path))
-    with pytest.raises(NoClipsError, match="no segment was visited"):
-        build_snapshot(store, labels, keep_audio=False)
+    with pytest.raises(NoClipsError, match="no segment was attempted"):
+        build_snapshot(store, metadata, keep_audio=False)
+    reasons = (Reason.NOT_FOUND, Reason.TIMED_OUT, Reason.NOT_FOUND)
+    segments = segments_of(metadata.segments)
     rows = [
-        SidecarRow(f"{n}_0", str(n), 0, 1000, "eval", labels.mids[:1], "failed", reason)
-        for n, reason in enumerate([Reason.NOT_FOUND, Reason.TIMED_OUT, Reason.NOT_FOUND])
+        SidecarRow(segment.key, **dataclasses.asdict(segment), status="failed", reason=reason)
+        for reason, segment in zip(reasons, segments, strict=False)
     ]
     write_sidecar(store, "shards/eval/x.parquet", rows, digest_of(shard_settings(keep_audio=False)), Checksum(0, ""))
     with pytest.raises(NoClipsError, match=r"3 segments failed \(2 not_found, 1 timed_out\)"):
-        build_snapshot(store, labels, keep_audio=False)
+        build_snapshot(store, metadata, keep_audio=False)
     with pytest.raises(NoClipsError, match="preprocess first"):
         load_snapshot(store)
 

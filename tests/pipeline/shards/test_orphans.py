@@ -6,7 +6,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from pipeline.shards.leftovers import remove_orphaned_files
+from pipeline.shards.orphans import remove_orphaned_files
 from pipeline.store.scratch import ABANDONED_S, PREFIX, clear_scratch, make_scratch
 from pipeline.store.storage import Store
 
@@ -52,7 +52,7 @@ def test_what_was_never_finished_goes_after_a_day(store: Store, monkeypatch: pyt
         store.write_bytes(name, b"")
     remove_orphaned_files(store)
     assert store.list("") == sorted([*names, *done])
-    monkeypatch.setattr("pipeline.shards.leftovers.ABANDONED_S", -1.0)
+    monkeypatch.setattr("pipeline.shards.orphans.ABANDONED_S", -1.0)
     remove_orphaned_files(store)
     assert store.list("") == done
 

@@ -1,0 +1,151 @@
+"""Classes and segments of a data set, as its CSV files say now."""
+
+import filecmp
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import PreprocessConfig
+from pipeline.errors import InputError
+from pipeline.keys import has_repeats, positions_of
+from pipeline.labels import Labels, read_labels
+from pipeline.segments import join_tables, read_segment_table
+from pipeline.store.storage import Store, describe_error
+
+log = logging.getLogger(__name__)
+FOLDER = "metadata"
+LABELS_FILE = "class_labels_indices.csv"
+SEGMENTS_SUFFIX = "_segments.csv"
+NUM_NAMED = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Metadata:
+    """The classes, and the segments of all splits, each key once."""
+
+    labels: Labels
+    segments: pa.Table
+    """Of `SEGMENT_SCHEMA`."""
+    digest: str
+    """Of the files that they were read from."""
+
+    def segments_of(self, splits: Sequence[str], limit: int | None = None) -> pa.Table:
+        """Return the segments of some splits in their order, the first `limit` of each."""
+        column = self.segments["split"].combine_chunks()
+        code_of = {name: code for code, name in enumerate(column.dictionary.to_pylist())}
+        codes = column.indices.to_numpy()
+        rows = [np.flatnonzero(codes == code_of.get(split, -1))[:limit] for split in splits]
+        return self.segments.take(pa.array(np.concatenate(rows)))
+
+
+def load_metadata(config: PreprocessConfig, store: Store | None = None) -> Metadata:
+    """Read the classes and the segments of `config.splits`; keep their files in a store, and add its other splits.
+
+    So a store that was filled split by split keeps its earlier ones. A segment belongs to one split: to one that is
+    read now, else to the first by name. Raises InputError if segments have labels that are no class.
+    """
+    address = config.metadata.rstrip("/")
+    names = [LABELS_FILE, *(split + SEGMENTS_SUFFIX for split in config.splits)]
+    with store.scratch() if store else tempfile.TemporaryDirectory() as folder:
+        files = {name: _copy(f"{address}/{name}", Path(folder) / name) for name in names}
+        labels = read_labels(str(files[LABELS_FILE]))
+        segments = join_tables(read_segment_table(str(files[name]), where=f"{address}/{name}") for name in names[1:])
+        _check_labels(segments, labels, address)
+        _check_splits(segments, address)
+        digests = [_digest_of(file) for file in files.values()]
+        if store:
+            for name, file in files.items():
+                _keep(file, f"{FOLDER}/{name}", store)
+            # The order tells which split a segment that stands in two of them belongs to.
+            for name in kept_splits(store):
+                if name not in config.splits:
+                    file = Path(folder) / "other.csv"
+                    store.fetch(f"{FOLDER}/{name}{SEGMENTS_SUFFIX}", file)
+                    digests.append(_digest_of(file))
+                    segments = _add_split(segments, read_segment_table(str(file), split=name), labels, name)
+    return Metadata(labels, segments, hashlib.sha256("".join(digests).encode()).hexdigest())
+
+
+def read_kept_metadata(store: Store, splits: Sequence[str]) -> Metadata:
+    """Read the classes and the segments of some splits as a store keeps them."""
+    labels = read_labels(store.url(f"{FOLDER}/{LABELS_FILE}"))
+    tables = [read_segment_table(store.url(f"{FOLDER}/{split}{SEGMENTS_SUFFIX}")) for split in splits]
+    return Metadata(labels, join_tables(tables), digest="")
+
+
+def kept_splits(store: Store) -> list[str]:
+    names = store.list(FOLDER, SEGMENTS_SUFFIX)
+    return [name.removeprefix(f"{FOLDER}/").removesuffix(SEGMENTS_SUFFIX) for name in names]
+
+
+def _copy(address: str, file: Path) -> Path:
+    try:
+        with fsspec.open(address, "rb") as source, file.open("wb") as copy:
+            shutil.copyfileobj(source, copy)  # pyright: ignore[reportArgumentType]
+    except Exception as error:  # each storage library has errors of its own
+        raise InputError(f"can't read {address}: {describe_error(error)}; look at --metadata") from error
+    return file
+
+
+def _keep(file: Path, name: str, store: Store) -> None:
+    """Publish a file unless the store has the same."""
+    if store.exists(name):
+        kept = file.with_suffix(".kept")
+        store.fetch(name, kept)
+        if filecmp.cmp(file, kept, shallow=False):
+            return
+    store.publish(file, name)
+
+
+def _digest_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _add_split(segments: pa.Table, other: pa.Table, labels: Labels, name: str) -> pa.Table:
+    """Add what an earlier run read of a split, without segments that are in another one now."""
+    other = other.filter(pa.array(positions_of(other["key"], segments["key"]) < 0))
+    column = other["labels"].combine_chunks()
+    unknown = [code for code, text in enumerate(column.dictionary.to_pylist()) if _unknown_labels([text], labels)]
+    is_known = ~np.isin(column.indices.to_numpy(), unknown)
+    if not is_known.all():
+        log.warning(
+            "%d segments of %s, which an earlier run read, have labels that are no class any more: left out; name"
+            " the split among --splits to read it anew",
+            np.count_nonzero(~is_known),
+            name,
+        )
+    return join_tables([segments, other.filter(pa.array(is_known))])
+
+
+def _unknown_labels(texts: Sequence[str], labels: Labels) -> list[str]:
+    return sorted({mid for text in texts for mid in text.split(",")} - labels.index_of.keys())
+
+
+def _check_labels(segments: pa.Table, labels: Labels, address: str) -> None:
+    unknown = _unknown_labels(segments["labels"].combine_chunks().dictionary.to_pylist(), labels)
+    if unknown:
+        raise InputError(
+            f"{address}: {len(unknown)} labels of the segments are not among the {len(labels)} classes of"
+            f" {LABELS_FILE}: {', '.join(unknown[:NUM_NAMED])}. The files don't belong together"
+        )
+
+
+def _check_splits(segments: pa.Table, address: str) -> None:
+    if not has_repeats(segments["key"]):
+        return
+    counts = segments["key"].combine_chunks().value_counts()
+    twice = counts.field("values").filter(pa.array(counts.field("counts").to_numpy() > 1))
+    if len(twice):
+        raise InputError(
+            f"{address}: expected each segment in one split, found {len(twice)} in several, such as {twice[0]}:"
+            " evaluation clips would leak into training; take them out of one of the files"
+        )
