@@ -7,6 +7,7 @@ Hashes only propose; the keys themselves decide. Two different keys with one has
 # pyarrow makes its compute functions when it is imported.
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,12 +39,10 @@ def positions_of(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
     """Return the row of each key (N,) in `among`, whose keys are unique; -1 where it is missing."""
     if not len(among):
         return np.full(len(keys), -1)
-    hashes = hashes_of(among)
-    order = np.argsort(hashes)
-    found = np.searchsorted(hashes, wanted := hashes_of(keys), sorter=order).clip(max=len(order) - 1)
-    rows = order[found]
-    # searchsorted names the place where a missing key would go, so what lies there has to be compared.
-    rows[hashes[rows] != wanted] = -1
+    index = pd.Index(hashes_of(among))
+    if not index.is_unique:
+        return _positions_by_name(keys, among)
+    rows = index.get_indexer(pd.Index(hashes_of(keys)))
     matched = np.flatnonzero(rows >= 0)
     for start in range(0, len(matched), BATCH_ROWS):
         block = matched[start : start + BATCH_ROWS]

@@ -182,7 +182,9 @@ def sidecar_checksum(sidecar: pa.Table) -> Checksum:
 def read_sidecar(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
     """Read a sidecar; the fingerprint and the tar's checksum are in the schema's metadata."""
     try:
-        table = pq.read_table(io.BytesIO(store.read_bytes(name)), columns=columns)
+        # A quarter of the time of `pq.read_table`, which prepares for data sets of many files and threads.
+        with pq.ParquetFile(io.BytesIO(store.read_bytes(name))) as file:
+            table = file.read(columns, use_threads=False)
         table.validate(full=True)  # text that is not UTF-8 would raise wherever a row is read
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise CorruptError(f"{store.url(name)} is not a valid sidecar: {error}; remove it and run again") from error

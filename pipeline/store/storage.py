@@ -16,13 +16,11 @@ import fsspec
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import AudioTaggingError, CorruptError, StoreError
+from pipeline.errors import AudioTaggingError, CorruptError, StoreError, describe
 from pipeline.store.scratch import ABANDONED_S, clear_scratch, scratch_folder
 
 PIECE_BYTES = 32 * 2**20
 """Of a large file that is read in pieces: few requests, little memory."""
-MAX_QUOTED = 400
-"""Characters of a message that others wrote."""
 
 
 @dataclass(frozen=True)
@@ -221,10 +219,11 @@ class Store:
 
 
 def describe_error(error: Exception) -> str:
-    """Return an error of a storage library as one line, with what to do where its own message doesn't say."""
-    text = " ".join(str(error).split())
+    """Describe a storage library's error on one line, with what to do where its own message doesn't say."""
     if isinstance(error, NoCredentialsError):
-        text += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or run where a role is attached"
-    elif isinstance(error, TimeoutError) and not text:
-        text = "no answer"
-    return f"{type(error).__name__}: {text[:MAX_QUOTED]}"
+        return f"{describe(error)}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or attach a role"
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, OSError):
+        return describe(error.__cause__)  # fsspec calls a host that doesn't answer a file that isn't there
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    return describe(error)
