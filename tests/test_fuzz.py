@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, read_checkpoint, save_checkpoint
 from pipeline.audio.container import measure_length_ms
 from pipeline.audio.decode import Clip, decode_file, decode_flac, decode_segment, encode_flac
 from pipeline.config import FetchConfig
@@ -252,6 +254,14 @@ def test_sidecars(small_store: Store) -> None:
         read_sidecar(small_store, copy).to_pylist()
 
     check(content, read)
+
+
+def test_descriptions_of_checkpoints(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    checkpoint = Checkpoint(LoopState(1, 2), {"weight": torch.zeros(2)}, description={"mean": -4.2})
+    name = save_checkpoint(store, "run", checkpoint)
+    file = Path(store.path(f"{name}/checkpoint.json"))
+    check(file.read_bytes(), of_file(file, lambda _: read_checkpoint(store, name)))
 
 
 def test_plans_of_miniatures(miniature: Miniature, tmp_path: Path) -> None:
