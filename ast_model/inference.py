@@ -100,6 +100,16 @@ class Tagger:
         """Return embeddings (N, D) float32: the mean of the class and the distillation token, pooled as scores are."""
         return self._pool(audios, self.model.embed)
 
+    def embed_windows(self, fbank_TM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where windows of the model's length start, in seconds (W,), and their embeddings (W, D) float32.
+
+        fbank_TM: features as `fbank` returns them.
+        """
+        window = self.model.config.num_frames
+        starts = _starts(len(fbank_TM), window, window)
+        frames_TM = torch.from_numpy(fbank_TM).to(self.device)
+        return np.asarray(starts) / FRAMES_PER_S, self._run(frames_TM, starts, window, self.model.embed)
+
     def timeline(self, audio: Audio, window_s: float | None = None, hop_s: float | None = None) -> pd.DataFrame:
         """Score windows of `window_s`, the model's length unless set, every `hop_s`, half a window unless set.
 

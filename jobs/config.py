@@ -278,6 +278,32 @@ class CalibrateConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """What to search for, where, and by which model's ear."""
+
+    checkpoint: str
+    """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
+    like: tuple[str, ...] = ()
+    """Sounds to find others like: files, or folders of them. Several count by the mean of their embeddings."""
+    label: str = ""
+    """Class of the store, whose clips to find others like."""
+    audio: tuple[str, ...] = ()
+    """Files, and folders at any depth, to search in; the store's clips unless set."""
+    root: str = "data/own"
+    """Folder or s3:// address of the store. It keeps its clips' embeddings."""
+    snapshot: str = ""
+    """Snapshot of the store; the latest unless named."""
+    num_results: int = 20
+    """Nearest clips to show."""
+    output: str = "neighbours.html"
+    """Page to write, with players; the table lies beside it, as .csv."""
+
+    def __post_init__(self) -> None:
+        if self.num_results < 1:
+            raise ConfigError(f"--num-results must be at least 1, found {self.num_results}")
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """What to export, and where to."""
 

@@ -115,16 +115,17 @@ def run_tasks(
     shared: Shared,
     *,
     max_in_flight: int,
+    num_gpus: int = 0,
     should_stop: Callable[[float], bool] = lambda wait_s: False,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `function(item, shared)` for each item on the cluster and yield items and results as they finish.
 
-    At most `max_in_flight` are handed out at a time, each on one CPU. A task whose worker died is repeated, so it
-    must be idempotent. One that returns a Wait is handed out again later, and so is one that the store refused, a
-    few times. Any other that fails yields its exception. If all wait and `should_stop(seconds to wait)` says so, the
-    rest is left undone.
+    At most `max_in_flight` are handed out at a time, each on one CPU and `num_gpus` GPUs. A task whose worker died is
+    repeated, so it must be idempotent. One that returns a Wait is handed out again later, and so is one that the store
+    refused, a few times. Any other that fails yields its exception. If all wait and `should_stop(seconds to wait)` says
+    so, the rest is left undone.
     """
-    remote = ray.remote(num_cpus=1, max_retries=NUM_TASK_RETRIES)(function)
+    remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=NUM_TASK_RETRIES)(function)
     shared_ref = ray.put(shared)  # once, not with each task
     # Items are taken when there is room for them: two million segments are never planned at once.
     fresh = (_Task(0.0, order, item) for order, item in enumerate(items))

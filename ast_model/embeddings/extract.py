@@ -33,8 +33,10 @@ from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 
 FOLDER = "embeddings"
-CHUNK_CLIPS = 128
-"""Clips of one task: what a kill costs at most, and what progress counts by."""
+NUM_CHUNKS = 64
+"""Tasks that a snapshot is divided into, as far as their sizes allow."""
+MIN_CHUNK_CLIPS, MAX_CHUNK_CLIPS = 8, 1024
+"""Clips of one task: what a kill costs at most, and what progress counts by. Each chunk is a file."""
 BATCH_CLIPS = 8
 VIEW_AUGMENT = AugmentConfig(
     mixup_probability=0.0, max_freq_mask_bins=24, max_time_mask_frames=48, noise=True, max_roll_frames=10
@@ -62,9 +64,17 @@ class EmbeddingPlan:
         return f"{self.folder}/model.safetensors"
 
     @property
+    def chunk_clips(self) -> int:
+        return min(MAX_CHUNK_CLIPS, max(MIN_CHUNK_CLIPS, self.num_clips // NUM_CHUNKS))
+
+    @property
     def chunks(self) -> list[int]:
         """First rows of all chunks."""
-        return list(range(0, self.num_clips, CHUNK_CLIPS))
+        return list(range(0, self.num_clips, self.chunk_clips))
+
+    def rows_of(self, first: int) -> np.ndarray:
+        """Rows of a chunk."""
+        return np.arange(first, min(first + self.chunk_clips, self.num_clips))
 
     def chunk_name(self, first: int) -> str:
         return f"{self.folder}/{first:09d}.npy"
@@ -103,7 +113,7 @@ def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = N
     """Embed the clips of a chunk and publish them. May be repeated at any time."""
     device = device or torch.device("cpu")
     model, reader = _open(plan, device)
-    rows = np.arange(first, min(first + CHUNK_CLIPS, plan.num_clips))
+    rows = plan.rows_of(first)
     parts = []
     with evaluating(model):
         for start in range(0, len(rows), BATCH_CLIPS):

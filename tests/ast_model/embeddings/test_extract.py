@@ -34,7 +34,7 @@ def model(snapshot: Snapshot) -> AST:
 @pytest.fixture
 def plan(snapshot: Snapshot, model: AST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddingPlan:
     """Of the small store's clips in two views; embeddings and model lie in the test's own store."""
-    monkeypatch.setattr(extract, "CHUNK_CLIPS", 20)
+    monkeypatch.setattr(extract, "MIN_CHUNK_CLIPS", 20)
     for name in ("shards", "snapshots"):
         (tmp_path / name).symlink_to(snapshot.store.path(name))
     own = dataclasses.replace(snapshot, store=Store(str(tmp_path)))

@@ -1,0 +1,65 @@
+"""Embeddings of a snapshot, computed on Ray: those that are not in the store yet."""
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+import torch
+
+from ast_model.embeddings.extract import EmbeddingPlan, embed_chunk, plan_embeddings
+from ast_model.evaluation.evaluate import Normalisation
+from ast_model.export import export_safetensors
+from ast_model.model import AST
+from pipeline.cluster import ray_session, run_tasks
+from pipeline.progress import show_progress
+from pipeline.snapshots.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+TASKS_PER_PROCESSOR = 2
+"""Handed out at a time, so that none waits for the driver."""
+
+
+def embed_snapshot(
+    snapshot: Snapshot, model: AST, normalisation: Normalisation, num_views: int = 1, use_gpu: bool = False
+) -> EmbeddingPlan:
+    """Embed what is not in the store yet, and return where it all lies. Starts Ray if need be."""
+    plan = plan_embeddings(snapshot, model, normalisation, num_views)
+    missing = plan.missing_chunks()
+    if not missing:
+        log.info("%d embeddings are there already: %s", plan.num_clips, plan.store.url(plan.folder))
+        return plan
+    publish_model(model, plan)
+    num_done = plan.num_clips - sum(len(plan.rows_of(first)) for first in missing)
+    start = time.monotonic()
+    with ray_session(), show_progress("embed", plan.num_clips, "clips", num_done) as progress:
+        num_processors = max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)))
+        results = run_tasks(
+            _embed_on_gpu if use_gpu else embed_chunk,
+            missing,
+            plan,
+            max_in_flight=TASKS_PER_PROCESSOR * num_processors,
+            num_gpus=int(use_gpu),
+        )
+        for first, result in results:
+            if isinstance(result, Exception):
+                raise result
+            progress.advance(len(plan.rows_of(first)))
+    log.info("embedded %d clips in %.1f s", plan.num_clips - num_done, time.monotonic() - start)
+    return plan
+
+
+def publish_model(model: AST, plan: EmbeddingPlan) -> None:
+    """Bring the model to where the tasks of a plan find it."""
+    if plan.store.exists(plan.model_name):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        export_safetensors(model, file)
+        plan.store.write_bytes(plan.model_name, file.read_bytes())
+
+
+def _embed_on_gpu(first: int, plan: EmbeddingPlan) -> None:
+    embed_chunk(first, plan, torch.device("cuda"))
