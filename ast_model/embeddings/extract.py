@@ -130,13 +130,13 @@ def _views(
 ) -> Iterator[torch.Tensor]:
     """Yield the clips as the model takes them (B, T, M): as they are, then augmented."""
     norm = plan.normalisation
-    yield prepare(reader.plain(positions).to(device), norm.mean, norm.std)
+    yield prepare(reader.read_clips(positions).to(device), norm.mean, norm.std)
     nobody, whole = np.full(len(positions), NO_PARTNER), np.ones(len(positions), np.float32)
     for view in range(1, plan.num_views):
         # Seeded by clip, so that a chunk gives the same bytes whenever and wherever it is computed.
         uniforms = [np.random.default_rng((view, position)).random(NUM_UNIFORMS) for position in positions.tolist()]
         draws = Draws(positions, nobody, whole, np.asarray(uniforms, np.float32))
-        yield augment(reader.drawn(draws).to(device), VIEW_AUGMENT, norm.mean, norm.std)
+        yield augment(reader.read_draws(draws).to(device), VIEW_AUGMENT, norm.mean, norm.std)
 
 
 @cache
