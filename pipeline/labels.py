@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 
 from pipeline.errors import InputError, describe, quote
+from pipeline.store.storage import describe_error
 
 HEADER = ["index", "mid", "display_name"]
 
@@ -52,12 +53,8 @@ def read_labels(path: str) -> Labels:
     try:
         with fsspec.open(path, "rb") as file:
             text = cast(BinaryIO, file).read().decode("utf-8-sig")
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-    ) as error:  # fsspec's, for a scheme that it doesn't know or has no package for
-        raise InputError(f"can't read the labels {path}: {describe(error)}") from error
+    except Exception as error:  # each storage library has errors of its own
+        raise InputError(f"can't read the labels {path}: {describe_error(error)}") from error
     return parse_labels(text, str(path))
 
 

@@ -1,19 +1,24 @@
 """AudioSet's segment CSV files → segments."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported.
+
+import codecs
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import PurePosixPath
-from typing import NoReturn
+from typing import BinaryIO, NoReturn, cast
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.errors import InputError, describe, quote
+from pipeline.errors import InputError, quote
 from pipeline.keys import has_repeats
 from pipeline.records import Segment
+from pipeline.store.storage import describe_error
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +37,17 @@ SEGMENT_SCHEMA = pa.schema(
 )
 """Two million segments as objects would take a gigabyte, as a table 80 MB. Labels are joined by commas."""
 BATCH_ROWS = 2**14
+BLOCK_BYTES = 2**23
 MAX_MS = 2**31 - 1
-OFFICIAL_ROW = re.compile(r'([A-Za-z0-9_-]{1,64}), (\d{1,6})\.(\d{3}), (\d{1,6})\.(\d{3}), "([^"]+)"\s*')
+OFFICIAL_ROW = (
+    r"^(?P<ytid>[A-Za-z0-9_-]{1,64}), (?P<start_s>[0-9]{1,6})\.(?P<start>[0-9]{3}),"
+    r' (?P<end_s>[0-9]{1,6})\.(?P<end>[0-9]{3}), "(?P<labels>[^"]+)" *\n?$'
+)
+
+ROW_TYPE = pa.struct([(name, pa.string()) for name in ("ytid", "start_s", "start", "end_s", "end", "labels")])
 
 Row = tuple[int, str, int, int, str]
-"""Line, id, start and end in ms, labels joined by commas."""
+"""Line, key, start and end in ms, labels joined by commas."""
 
 
 def read_segments(path: str, split: str | None = None) -> list[Segment]:
@@ -53,16 +64,12 @@ def read_segment_table(path: str, split: str | None = None, where: str = "") -> 
     """Read a segments CSV as `read_segments` does, into a table of `SEGMENT_SCHEMA`; `where` names it in errors."""
     where = where or str(path)
     split = split or PurePosixPath(where).name.removesuffix(".csv").removesuffix("_segments")
-    try:
-        with fsspec.open(str(path), "rt", encoding="utf-8-sig", newline="") as file:
-            lines, table = _to_table(_parse(file, where), split)
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-    ) as error:  # fsspec's, for a scheme that it doesn't know or has no package for
-        raise InputError(f"can't read the segments {where}: {describe(error)}") from error
-    return _without_repeats(table, lines, where)
+    # Encoded block by block, so that the text of two million labels never exists at a time.
+    blocks = [_encode(block, "labels") for block in _parse(_read_blocks(str(path), where), where)]
+    table = _without_repeats(join_tables(blocks), where)
+    return _encode(table.append_column("split", pa.repeat(pa.scalar(split), len(table))), "split").select(
+        SEGMENT_SCHEMA.names
+    )
 
 
 def join_tables(tables: Iterable[pa.Table]) -> pa.Table:
@@ -70,6 +77,10 @@ def join_tables(tables: Iterable[pa.Table]) -> pa.Table:
     joined = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     pa.default_memory_pool().release_unused()
     return joined
+
+
+def _encode(table: pa.Table, name: str) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, table[name].dictionary_encode())
 
 
 def segments_of(table: pa.Table) -> Iterator[Segment]:
@@ -94,77 +105,96 @@ def table_of(segments: Sequence[Segment]) -> pa.Table:
     return pa.table([pa.array(*pair) for pair in zip(columns, SEGMENT_SCHEMA.types, strict=True)], SEGMENT_SCHEMA)
 
 
-def _to_table(rows: Iterator[Row], split: str) -> tuple[np.ndarray, pa.Table]:
-    """Return the line of each row, and the table."""
-    codes: dict[str, int] = {}
-    numbers: list[np.ndarray] = []
-    types = (pa.string(), pa.int32(), pa.int32(), pa.int32())
-    chunks: list[list[pa.Array]] = [[] for _ in types]
-    while block := list(islice(rows, BATCH_ROWS)):
-        line, ytid, start_ms, end_ms, labels = zip(*block, strict=True)
-        keys = [f"{name}_{start}" for name, start in zip(ytid, start_ms, strict=True)]
-        columns = (keys, start_ms, end_ms, [codes.setdefault(text, len(codes)) for text in labels])
-        for parts, column, type_ in zip(chunks, columns, types, strict=True):
-            parts.append(pa.array(column, type_))
-        numbers.append(np.array(line, np.int32))
-    whole = []
-    for parts in chunks:
-        whole.append(pa.concat_arrays(parts))
-        parts.clear()  # two copies of one column at a time, not of all
-        pa.default_memory_pool().release_unused()
-    labels = pa.DictionaryArray.from_arrays(whole.pop(), pa.array(codes, pa.string()))
-    splits = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(labels), np.int32)), pa.array([split]))
-    return np.concatenate(numbers), pa.table([*whole, labels, splits], SEGMENT_SCHEMA)
+def _read_blocks(path: str, where: str) -> Iterator[bytes]:
+    """Yield a file of UTF-8 text in blocks of whole lines, without its byte-order mark."""
+    try:
+        with fsspec.open(path, "rb") as file:
+            source = cast(BinaryIO, file)
+            mark = codecs.BOM_UTF8
+            while block := source.read(BLOCK_BYTES) + source.readline():
+                block.decode()
+                yield block.removeprefix(mark)
+                mark = b""
+    except Exception as error:  # each storage library has errors of its own
+        raise InputError(f"can't read the segments {where}: {describe_error(error)}") from error
 
 
-def _without_repeats(table: pa.Table, lines: np.ndarray, where: str) -> pa.Table:
-    """Drop repeated rows. Raises InputError if two of one key contradict each other."""
-    if not has_repeats(table["key"]):
-        return table
-    keys = table["key"].to_pandas()
-    repeated = keys.duplicated().to_numpy()
-    first_of: dict[str, tuple] = {}
-    for row in np.flatnonzero(keys.duplicated(keep=False).to_numpy()):
-        values = tuple(table[name][int(row)].as_py() for name in SEGMENT_SCHEMA.names)
-        if first_of.setdefault(values[0], values) != values:
-            raise InputError(
-                f"{where}, line {lines[row]}: the segment {values[0]} appears above with a different end or different"
-                " labels; remove one of the two rows"
-            )
-    return table.filter(pa.array(~repeated)).combine_chunks()
+def _parse(blocks: Iterable[bytes], where: str) -> Iterator[pa.Table]:
+    """Yield the rows of each block: all columns of `SEGMENT_SCHEMA` but the split, and the line.
 
-
-def _parse(lines: Iterable[str], where: str) -> Iterator[Row]:
+    Rows in the official form are parsed by Arrow, a block at a time; only the others cost Python's time.
+    """
+    num_lines = num_rows = 0
     num_segs = None
-    num_read = 0
-    labels_of: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        official = OFFICIAL_ROW.fullmatch(line)
-        if official and (labels := labels_of.get(official[6])):
-            start_ms, end_ms = int(official[2] + official[3]), int(official[4] + official[5])
-            if start_ms < end_ms:
-                num_read += 1
-                yield number, official[1], start_ms, end_ms, labels
-                continue
-        cells = [cell.strip().strip('"').strip() for cell in line.split(",")]
-        if cells[0].startswith("#"):
-            declared = re.search(r"num_segs=(\d{1,18})\b", line, re.ASCII)
-            num_segs = int(declared[1]) if declared else num_segs
-            continue
-        if not any(cells):
-            continue
-        num_read += 1
-        ytid, start_ms, end_ms, labels = _parse_row(line, cells, f"{where}, line {number}")
-        if official:
-            labels_of[official[6]] = labels
-        yield number, ytid, start_ms, end_ms, labels
-    if num_read == 0:
+    joined_of: dict[str, str] = {}
+    for block in blocks:
+        lines = _split_lines(block)
+        table = _parse_official(lines, num_lines + 1, joined_of)
+        rows: list[Row] = []
+        is_other = np.ones(len(lines), bool)
+        is_other[table["line"].to_numpy() - num_lines - 1] = False
+        for position in np.flatnonzero(is_other).tolist():
+            line, number = lines[position].as_py(), num_lines + 1 + position
+            cells = [cell.strip().strip('"').strip() for cell in line.split(",")]
+            if cells[0].startswith("#"):
+                declared = re.search(r"num_segs=(\d{1,18})\b", line, re.ASCII)
+                num_segs = int(declared[1]) if declared else num_segs
+            elif any(cells):
+                rows.append((number, *_parse_row(line, cells, f"{where}, line {number}")))
+        if rows:
+            others = pa.table([pa.array(column) for column in zip(*rows, strict=True)], table.column_names)
+            table = pa.concat_tables([table, others.cast(table.schema)]).sort_by("line")
+        num_lines += len(lines)
+        num_rows += len(table)
+        yield table
+    if num_rows == 0:
         raise InputError(f'{where}: expected rows such as `--PJHxphWEs, 30.000, 40.000, "/m/09x0r"`, found none')
-    if num_segs not in (None, num_read):
-        log.warning("%s says num_segs=%d but holds %d rows", where, num_segs, num_read)
+    if num_segs not in (None, num_rows):
+        log.warning("%s says num_segs=%d but holds %d rows", where, num_segs, num_rows)
+
+
+def _split_lines(block: bytes) -> pa.LargeStringArray:
+    """Return the lines of UTF-8 text (L,), each with the line feed at its end, without copying them."""
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
+    if not len(ends) or ends[-1] != len(block):
+        ends = np.append(ends, len(block))
+    offsets = np.concatenate([[0], ends]).astype(np.int64)
+    return pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(block))
+
+
+def _parse_official(lines: pa.LargeStringArray, first: int, joined_of: dict[str, str]) -> pa.Table:
+    """Parse the lines that are valid rows in the official form; `first` is the number of the first line.
+
+    joined_of: what has been found for each text between quotes, since there are far fewer than rows.
+    """
+    fields = pc.extract_regex(lines, OFFICIAL_ROW)
+    numbers = np.flatnonzero(fields.is_valid()) + first
+    ytid, start_s, start, end_s, end, labels = fields.drop_null().cast(ROW_TYPE).flatten()
+    start_ms = pc.binary_join_element_wise(start_s, start, "").cast(pa.int32())
+    end_ms = pc.binary_join_element_wise(end_s, end, "").cast(pa.int32())
+    texts = labels.dictionary_encode()
+    for text in texts.dictionary.to_pylist():
+        if text not in joined_of:
+            joined_of[text] = _join_labels(text.split(","))
+    joined = pa.array([joined_of[text] for text in texts.dictionary.to_pylist()], pa.string()).take(texts.indices)
+    table = pa.table(
+        {
+            "line": pa.array(numbers, pa.int32()),
+            "key": pc.binary_join_element_wise(ytid, start_ms.cast(pa.string()), "_"),
+            "start_ms": start_ms,
+            "end_ms": end_ms,
+            "labels": joined,
+        }
+    )
+    is_valid = pc.and_(pc.less(start_ms, end_ms), pc.not_equal(joined, ""))
+    return table.filter(is_valid)
 
 
 def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, str]:
+    """Return key, start and end in ms and joined labels. Raises InputError for a row that is not valid."""
+
     def refuse(what: str) -> NoReturn:
         raise InputError(f'{where}: expected `YTID, start, end, "mid,mid,…"`, found {what} in {quote(line.strip())}')
 
@@ -181,7 +211,27 @@ def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, 
         refuse(f"times {quote(start)} and {quote(end)}")
     if not 0 <= start_ms < end_ms <= MAX_MS:
         refuse(f"a start of {start[:20]} s and an end of {end[:20]} s")
-    labels = ",".join(sorted({mid for mid in cells[3:] if mid}))
+    labels = _join_labels(cells[3:])
     if not labels:
         refuse("no labels")
-    return ytid, start_ms, end_ms, labels
+    return f"{ytid}_{start_ms}", start_ms, end_ms, labels
+
+
+def _join_labels(cells: Iterable[str]) -> str:
+    return ",".join(sorted({mid for cell in cells if (mid := cell.strip())}))
+
+
+def _without_repeats(table: pa.Table, where: str) -> pa.Table:
+    """Drop repeated rows. Raises InputError, with the line, if two of one key contradict each other."""
+    if not has_repeats(table["key"]):
+        return table
+    keys = table["key"].to_pandas()
+    first_of: dict[str, list] = {}
+    for row in table.filter(pa.array(keys.duplicated(keep=False))).to_pylist():
+        line, *values = row.values()
+        if first_of.setdefault(row["key"], values) != values:
+            raise InputError(
+                f"{where}, line {line}: the segment {row['key']} appears above with a different end or different"
+                " labels; remove one of the two rows"
+            )
+    return table.filter(pa.array(~keys.duplicated())).combine_chunks()

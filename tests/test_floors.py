@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = """
     pipeline:
         errors records config
-        keys labels segments weights fbank backoff progress
-        store metadata audio sources shards snapshots reading recordings miniature
+        keys store labels segments weights fbank backoff progress
+        metadata audio sources shards snapshots reading recordings miniature
         cluster estimate convert preprocess
 
     ast_model:

@@ -1,7 +1,10 @@
 """The commands about a store's clips: run, plan, status, verify."""
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
+
+import numpy as np
 
 from jobs.config import PlanCommand, RunCommand, StatusCommand, VerifyCommand
 from jobs.launch.cli import resolve_root
@@ -15,11 +18,11 @@ from pipeline.preprocess import PreprocessReport, clips_per_hour, preprocess
 from pipeline.progress import show_progress
 from pipeline.records import FailureCategory
 from pipeline.shards.format import digest_of, shard_settings
-from pipeline.shards.ledger import plan_shards, read_sidecar_table
+from pipeline.shards.ledger import find_retries, match_segments, plan_shards, read_sidecar_table
 from pipeline.shards.orphans import orphaned_tars
 from pipeline.shards.verify import remove_shard, verify_shard
 from pipeline.snapshots.snapshot import Snapshot
-from pipeline.snapshots.status import count_classes, count_due, count_reasons, segment_statuses
+from pipeline.snapshots.status import count_classes, count_reasons, segment_statuses
 from pipeline.sources import open_source
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
@@ -76,12 +79,19 @@ def status(command: StatusCommand) -> None:
         raise NoClipsError(f"expected {names} in {store.root}, found none; run first, or name --splits")
     metadata = read_kept_metadata(store, data.splits)
     segments = metadata.segments_of(data.splits, data.limit)
-    statuses = segment_statuses(segments, read_sidecar_table(store, digest_of(shard_settings(data.keep_audio))))
+    sidecar_table = read_sidecar_table(store, digest_of(shard_settings(data.keep_audio)))
+    rows = match_segments(segments, sidecar_table)
+    statuses = segment_statuses(segments, sidecar_table, rows)
     print(count_reasons(statuses).to_string(index=False))
     if command.num_classes:
         classes = count_classes(statuses, segments, metadata.labels)
         print(f"\n{classes.head(command.num_classes).to_string(index=False)}")
-    num_due, num_more = count_due(statuses, data.retry), count_due(statuses, tuple(FailureCategory))
+
+    def count_due(retry: Collection[FailureCategory]) -> int:
+        is_due_again = find_retries(rows, sidecar_table, retry, data.fetch.max_total_attempts)
+        return int(np.count_nonzero((rows < 0) | is_due_again))
+
+    num_due, num_more = count_due(data.retry), count_due(tuple(FailureCategory))
     more = f", with --retry {' '.join(FailureCategory)} {num_more}" if num_more > num_due else ""
     print(f"\n{num_due} of {len(statuses)} segments are due in a rerun{more}")
 

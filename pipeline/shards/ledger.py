@@ -131,17 +131,9 @@ def plan_shards(
     """
     rows = match_segments(segments, sidecar_table)
     is_known = rows >= 0
-    retryable = pa.array([reason.value for reason in Reason if reason.category in retry], pa.string())
-    is_retryable = pc.and_(
-        pc.is_in(sidecar_table["reason"].cast(pa.string()), value_set=retryable),
-        pc.not_equal(sidecar_table["status"].cast(pa.string()), WRITTEN),
-    ).to_numpy()
     attempts = np.zeros(len(segments), np.int32)
     attempts[is_known] = sidecar_table["attempts"].to_numpy()[rows[is_known]]
-    is_due_again = is_known.copy()
-    is_due_again[is_known] = is_retryable[rows[is_known]]
-    is_transient = pc.is_in(sidecar_table["reason"].cast(pa.string()), value_set=TRANSIENT_REASONS).to_numpy()
-    is_due_again[is_known] &= ~(is_transient[rows[is_known]] & (attempts[is_known] >= max_attempts))
+    is_due_again = find_retries(rows, sidecar_table, retry, max_attempts)
     rarity = _count_rarest_class(segments)
     split = segments["split"].combine_chunks().indices.to_numpy() if len(segments) else np.zeros(0, np.int32)
     shards = []
@@ -154,6 +146,25 @@ def plan_shards(
                 due = due[np.argsort(rarity[due], kind="stable")]
             shards += [due[start : start + clips_per_shard] for start in range(0, len(due), clips_per_shard)]
     return PreprocessPlan(segments, attempts, shards)
+
+
+def find_retries(
+    rows: np.ndarray, sidecar_table: pa.Table, retry: Collection[FailureCategory], max_attempts: int
+) -> np.ndarray:
+    """Return which segments (N,) failed in a way of the categories in `retry`, and have attempts left.
+
+    rows: of the segments (N,), as `match_segments` returns them.
+    """
+    status, reason = sidecar_table["status"].cast(pa.string()), sidecar_table["reason"].cast(pa.string())
+    retryable = pa.array([reason.value for reason in Reason if reason.category in retry], pa.string())
+    # Others are not limited: being throttled says nothing about a clip, and the rest is retried only when asked for.
+    is_used_up = pc.and_(
+        pc.is_in(reason, value_set=TRANSIENT_REASONS), pc.greater_equal(sidecar_table["attempts"], max_attempts)
+    )
+    is_retryable = pc.and_(pc.is_in(reason, value_set=retryable), pc.not_equal(status, WRITTEN))
+    is_due_again = rows >= 0
+    is_due_again[is_due_again] = pc.and_not(is_retryable, is_used_up).to_numpy()[rows[is_due_again]]
+    return is_due_again
 
 
 def _count_rarest_class(segments: pa.Table) -> np.ndarray:

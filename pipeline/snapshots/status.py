@@ -3,7 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported.
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -14,19 +14,20 @@ from matplotlib.figure import Figure
 from pipeline.labels import Labels
 from pipeline.records import Reason
 from pipeline.shards.format import WRITTEN
-from pipeline.shards.ledger import match_segments
 
 NOT_ATTEMPTED = "not attempted"
 
 
-def segment_statuses(segments: pa.Table, sidecar_table: pa.Table) -> pd.DataFrame:
-    """Return a row per segment: split, and status: `written`, a failure's reason, or `not attempted`."""
+def segment_statuses(segments: pa.Table, sidecar_table: pa.Table, rows: np.ndarray) -> pd.DataFrame:
+    """Return a row per segment: split, and status: `written`, a failure's reason, or `not attempted`.
+
+    rows: of the segments (N,), as `match_segments` returns them.
+    """
     status = pc.if_else(
         pc.equal(sidecar_table["status"].cast(pa.string()), WRITTEN),
         pa.scalar(WRITTEN),
         sidecar_table["reason"].cast(pa.string()),
     )
-    rows = match_segments(segments, sidecar_table)
     found = pc.fill_null(status.take(pa.array(rows, mask=rows < 0)), NOT_ATTEMPTED)
     split = segments["split"].cast(pa.string()).to_pandas().astype("category")
     return pd.DataFrame({"split": split, "status": found.to_pandas().astype("category")})
@@ -62,12 +63,6 @@ def count_classes(table: pd.DataFrame, segments: pa.Table, labels: Labels) -> pd
     counts = counts[counts["planned"] > 0]
     counts["yield"] = counts["written"] / counts["planned"]
     return counts.sort_values(["yield", "planned"], ignore_index=True)
-
-
-def count_due(table: pd.DataFrame, retry: Sequence[str]) -> int:
-    """Count the segments that are due in a rerun that tries the categories in `retry` again."""
-    due = {reason.value for reason in Reason if reason.category in retry} | {NOT_ATTEMPTED}
-    return int(table["status"].isin(due).sum())
 
 
 def plot_failures(failed: Mapping[Reason, int], num_written: int) -> Figure:

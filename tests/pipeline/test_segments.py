@@ -126,3 +126,47 @@ def segments(draw: st.DrawFn) -> Segment:
 def test_official_rows_read_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, rows: list[Segment]) -> None:
     lines = [f'{s.ytid}, {s.start_ms / 1000:.3f}, {s.end_ms / 1000:.3f}, "{",".join(s.labels)}"\n' for s in rows]
     assert read_segments(write(tmp_path_factory.getbasetemp(), "".join(lines))) == rows
+
+
+LINES = st.sampled_from(
+    [
+        *OFFICIAL.splitlines(),
+        'abcdefghijk, 0.000, 10.000, "/m/2,/m/1, /m/1"',
+        'abcdefghijk, 0.000, 10.000, "/m/1,/m/2"',
+        'abcdefghijk, 0.000, 10.000, "/m/1"',
+        'abcdefghijk, 10.000, 20.000, "/m/Größe"',
+        "short, 1, 2, /m/1,,,",
+        "short,1.000,2.000,/m/1",
+        "# num_segs=2",
+        "",
+        '""',
+        'abcdefghijk, 10.000, 5.000, "/m/1"',
+        'abcdefghijk, 1000000.000, 1000001.000, "/m/1"',
+        'abcdefghijk, 999999.000, 999999.999, "/m/1"',
+        'abcdefghijk, 0.000, 10.000, " , "',
+        'abcdefghijk, 0.000, 10.000, "/m/1',
+        'a.b, 0.000, 10.000, "/m/1"',
+    ]
+)
+
+
+def result_of(file: str) -> list[Segment] | str:
+    try:
+        return read_segments(file)
+    except InputError as error:
+        return str(error)
+
+
+@given(st.lists(LINES, max_size=8), st.lists(st.sampled_from(["\n", "\r\n", "\r"])), st.integers(1, 200))
+def test_rows_that_arrow_parses_read_as_the_others_do(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], breaks: list[str], block_bytes: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    ends = breaks + ["\n"] * len(lines)
+    text = "".join(line + end for line, end in zip(lines, ends, strict=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.segments.BLOCK_BYTES", block_bytes)
+        mixed = result_of(write(folder, text))
+    # A row that starts with a blank is not in the official form, so none of these goes through Arrow.
+    indented = "".join(f" {line}{end}" for line, end in zip(lines, ends, strict=False))
+    assert mixed == result_of(write(folder, indented))
