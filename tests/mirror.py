@@ -1,8 +1,9 @@
 """A server on loopback that answers each id as its name says."""
 
-import time
+import threading
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler
@@ -24,6 +25,9 @@ def segment(ytid: str, start_ms: int = 0, end_ms: int = 10_000) -> Segment:
 RETRY_AFTER = {"1": "7", "2": "soon", "3": "9" * 5_000, "4": "Fri, 01 Jan 99999 00:00:00 GMT", "5": "-1"}
 LATER = "Fri, 01 Jan 2100 00:00:00 GMT"
 
+
+SILENCE_S = 60
+"""Far beyond every deadline: a fetch that waits for the end of a silence gets another result."""
 
 BAD_LOCATIONS = [
     "/café.flac",  # sent as Latin-1, where UTF-8 is expected
@@ -59,6 +63,16 @@ class Mirror:
     content: bytes
     num_requests: Counter[str] = field(default_factory=Counter)
     ranges: list[str] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Answer `mute` and `trickle` only after the context, so that what ends within it did not wait for them."""
+        self.released.clear()
+        try:
+            yield
+        finally:
+            self.released.set()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -116,15 +130,17 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(self.mirror.content[:1000])
 
     def send_mute(self, name: str) -> None:
-        time.sleep(3)
+        self.mirror.released.wait(SILENCE_S)
+        self.send_whole(name)
 
     def send_trickle(self, name: str) -> None:
         """A header line that never ends."""
         self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-        for _ in range(30):
+        for _ in range(10 * SILENCE_S):
             self.wfile.write(b"a")
             self.wfile.flush()
-            time.sleep(0.1)
+            if self.mirror.released.wait(0.1):
+                break
 
     def send_endless(self, name: str) -> None:
         self.head()

@@ -2,7 +2,6 @@ import dataclasses
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -248,9 +247,7 @@ def test_a_run_that_is_throttled_for_good_says_so_and_ends_with_what_it_has(
     source = ThrottledAfterAWhile(tickets, FolderSource(str(miniature.media_folder), config.fetch))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.preprocess.open_source", lambda config: source)
-        started = time.monotonic()
         first, visit = preprocess(config, store)
-        assert time.monotonic() - started < 30
         assert (visit.is_complete, visit.num_throttled > 0) == (False, True)
         assert "stopped: every address was told" in caplog.text
         assert 0 < visit.num_decided < visit.num_planned == len(miniature.clips)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -318,10 +317,8 @@ def test_stalled_clip_ends_when_the_server_closes(miniature):
             response.read()
         waiting = urllib.request.urlopen(server.media_address.format(ytid=clip.segment.ytid), timeout=10)
         waiting.read(100)
-        started = time.monotonic()
-    with waiting, pytest.raises(http.client.IncompleteRead):
+    with waiting, pytest.raises(http.client.IncompleteRead):  # and not a time-out
         waiting.read()
-    assert time.monotonic() - started < 2
     assert set(threading.enumerate()) <= threads
 
 
