@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ast_model.tracking.server import check_server, tracking_uri
+from ast_model.tracking.server import connect, tracking_uri
 from ast_model.training.checks import check_ranks
 from jobs.config import AudioSetConfig
 from jobs.launch.cli import resolve_root
@@ -20,17 +20,17 @@ def audioset(config: AudioSetConfig) -> None:
     """Preprocess what is missing, train on all that is there, and report."""
     check_ranks(config.train, config.ray.num_workers[1])
     store = Store(resolve_root(config.root))
-    check_server(tracking_uri(store))
+    connect(store)  # a tracking server that does not answer is found now, not after hours of fetching
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     with ray_session():
         if config.resume:
             job = resume_run(config.resume, store, config)
-            visit = PreprocessReport()
+            report = PreprocessReport()
         else:
             run = new_run_name(config.preset)
             with with_miniature_media(config.data, store) as data:
-                snapshot, visit = preprocess_tracked(data, store, run)
+                snapshot, report = preprocess_tracked(data, store, run)
             job = begin_run(config, snapshot, run)
         with ending_tracked(job):
             history = train_on_ray(job, config.ray)
-    print_report(RunSummary(job.snapshot, visit, job.run, history, config.train.eval_split, tracking_uri(store)))
+    print_report(RunSummary(job.snapshot, report, job.run, history, config.train.eval_split, tracking_uri(store)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ast_model.tracking.run import TrackedRun
-from ast_model.tracking.server import check_server, tracking_uri
+from ast_model.tracking.server import connect
 from ast_model.training.step_metrics import Metrics
 from jobs.config import PublishedConfig, RayConfig
 from jobs.launch.preprocessing import preprocess_tracked
@@ -45,7 +45,7 @@ def official_folder(config: PublishedConfig, store: Store, mark: str) -> Path:
 
 def convert(recordings: Sequence[Recording], classes: Sequence[str], store: Store) -> Snapshot:
     """Write recordings as tables in AudioSet's format, preprocess these, and log how many clips each split has."""
-    check_server(tracking_uri(store))
+    connect(store)
     folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())
     splits = write_tables(recordings, classes, folder)
     config = PreprocessConfig(

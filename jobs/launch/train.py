@@ -5,7 +5,7 @@ import os
 import signal
 
 from ast_model.distributed import join_world
-from ast_model.tracking.server import check_server, tracking_uri
+from ast_model.tracking.server import connect
 from ast_model.training.checks import check_ranks
 from ast_model.training.job import StopSignal
 from ast_model.training.step_metrics import Metrics
@@ -26,7 +26,7 @@ def train(config: TrainJobConfig) -> None:
     else:
         check_ranks(config.train, config.ray.num_workers[1])
         job = _open_run(config)
-        with ray_session(), ending_tracked(job):
+        with ending_tracked(job), ray_session():  # in this order, so that a Ray that can't start ends the run, too
             history = train_on_ray(job, config.ray)
     if history:
         print(f"\n{history[-1]}")
@@ -60,7 +60,7 @@ class SigtermStopSignal(StopSignal):
 
 def _open_run(config: TrainJobConfig) -> TrackedJob:
     store = Store(resolve_root(config.root))
-    check_server(tracking_uri(store))
+    connect(store)
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     if config.resume:
         return resume_run(config.resume, store, config, config.snapshot)

@@ -3,7 +3,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ from ast_model.checkpoints.checkpoint import (
 from ast_model.config import ASTConfig, CheckpointConfig, RegulariseConfig, TrainConfig
 from ast_model.data.augment import AugmentConfig
 from ast_model.distributed import World
+from ast_model.tracking.run import TrackedRun
 from ast_model.training.job import StopSignal
 from jobs.config import RayConfig, TrainJobConfig
 from jobs.launch import ray_train
@@ -40,6 +41,23 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+
+
+@pytest.fixture(autouse=True)
+def stopped_heartbeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stop the heartbeats of runs that a test leaves open: they would outlive the test's database."""
+    started: list[TrackedRun] = []
+    start_heartbeat = TrackedRun.start_heartbeat
+
+    def start_and_keep(run: TrackedRun) -> None:
+        start_heartbeat(run)
+        started.append(run)
+
+    monkeypatch.setattr(TrackedRun, "start_heartbeat", start_and_keep)
+    yield
+    for run in started:
+        assert run._heartbeat is not None
+        run._heartbeat.stop()
 
 
 @pytest.fixture
