@@ -31,7 +31,7 @@ EXIT_INTERRUPTED = 130
 COMMON_FLAGS = (
     "--train.init --train.num-epochs --train.learning-rate --train.global-batch-size --train.micro-batch-size"
 ).split()
-"""What `--help` shows besides the flags without a dot; `--help-all` shows every flag."""
+"""Shown by `--help` besides the flags without a dot; `--help-all` shows every flag."""
 
 
 class CommandLine:
@@ -79,12 +79,22 @@ class CommandLine:
             self.load(config)(config)
         except AudioTaggingError as error:
             log.debug("", exc_info=True)
-            print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+            print(f"\n{type(error).__name__}: {self._name_flags(str(error))}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
             return EXIT_INTERRUPTED
         return 0
+
+    def _name_flags(self, message: str) -> str:
+        """Return a message with the flags as this job has them: `--learning-rate`, where others have `--train.`."""
+        flags = set(flags_of(type(self.presets[self.default]())))
+
+        def own(found: re.Match[str]) -> str:
+            without_group = f"--{found[1]}"
+            return without_group if found[0] not in flags and without_group in flags else found[0]
+
+        return re.sub(r"--[a-z]+\.([a-z.-]*[a-z])", own, message)
 
     def _split_word(self, argv: list[str]) -> tuple[str, list[str]]:
         """Return the preset or command, of one word or two, and the other arguments."""
@@ -120,7 +130,7 @@ class CommandLine:
 
 
 def _is_complete(arg: str) -> bool:
-    """Tell whether an argument leaves no flag waiting for its value."""
+    """Return whether an argument leaves no flag waiting for its value."""
     return not arg.startswith("--") or "=" in arg
 
 
@@ -152,7 +162,7 @@ def _check_flags(argv: list[str], config: type) -> None:
         if flag.startswith("--") and flag not in flags:
             close = _similar_flags(flag.removeprefix("--"), flags)
             hint = f"did you mean {' or '.join(close)}?" if close else "--help-all shows all flags"
-            raise ConfigError(f"there is no flag {arg.split('=')[0]}; {hint}")
+            raise ConfigError(f"unknown flag {arg.split('=')[0]}; {hint}")
 
 
 def _similar_flags(typed: str, flags: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import audioset, finetune, models, preprocess
+from jobs import audioset, esc50, finetune, models, preprocess
 from jobs.config import AudioSetConfig, DiffSnapshots, FetchModel
 from jobs.launch.cli import CommandLine, configure_logging, flags_of, resolve_root
 from pipeline.errors import ConfigError, InputError, LeaseError
@@ -98,7 +98,7 @@ def test_an_unknown_flag_is_reported_with_similar_ones(
     flag: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert audioset.COMMAND_LINE.main(["demo", flag, "7"]) == 2
-    assert f"there is no flag {flag}; {meant}" in capsys.readouterr().err
+    assert f"unknown flag {flag}; {meant}" in capsys.readouterr().err
 
 
 def test_options_may_stand_before_the_word_and_a_value_is_no_word() -> None:
@@ -180,6 +180,15 @@ def test_an_impossible_setting_ends_with_its_message(capsys: pytest.CaptureFixtu
     message = capsys.readouterr().err
     assert "num_epochs must be at least 1, found 0" in message
     assert "Traceback" not in message
+
+
+def test_a_message_names_flags_as_the_job_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for command_line, flag in (
+        (audioset.COMMAND_LINE, "--train.learning-rate"),
+        (esc50.COMMAND_LINE, "--learning-rate"),
+    ):
+        assert command_line.main([flag, "-1"]) == 2
+        assert f": {flag} must be above 0, found -1.0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
