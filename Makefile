@@ -7,7 +7,7 @@ ROOT ?= $(CURDIR)/data/demo
 .DELETE_ON_ERROR:
 .PHONY: help install demo check test rehearsal bench-loader ui mlflow browser lock clean
 
-help:  ## Say what there is
+help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 install: .venv/.installed  ## What the jobs need, into .venv
@@ -46,7 +46,7 @@ browser: .venv/.installed-dev  ## MLflow's pages in a real browser; new screensh
 
 PORT ?= 5000
 
-lock: .venv/.installed-dev  ## Pin anew what pyproject.toml asks for
+lock: .venv/.installed-dev  ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/pip-compile -q --upgrade $(COMPILE) -o requirements.lock pyproject.toml
 	$(BIN)/pip-compile -q --upgrade $(COMPILE) --extra dev --extra onnx --extra search --allow-unsafe -c requirements.lock \
 		-o requirements-dev.lock pyproject.toml

@@ -141,7 +141,7 @@ class ScheduleConfig:
     num_epochs_per_decay: int = 1
     """Epochs from one decay to the next."""
     decay_factor: float = 0.5
-    """What each decay multiplies the learning rate by."""
+    """Factor of each decay of the learning rate."""
     max_decays: int | None = None
     """Decays after which the learning rate stays the same; none: it decays to the end."""
 
@@ -163,7 +163,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to a batch while training."""
+    """Augmentation of training batches."""
 
     mixup_probability: float = 0.5
     """Share of draws that are mixed with a partner drawn uniformly."""
@@ -211,7 +211,7 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class RegulariseConfig:
-    """What is left out of the model's forward while training; nothing in the paper."""
+    """Parts of the model that are dropped while training; none in the paper."""
 
     patchout_freq: int = 0
     """Rows of patches, of one frequency each, that a clip goes without (PaSST: 4)."""
@@ -309,7 +309,7 @@ class TrainConfig:
     """Keep only the blocks' inputs for the backward and compute the rest again: less memory, a third more time."""
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     layer_decay: float = 1.0
-    """What the learning rate is multiplied by from each block to the one before it; 1 for the same everywhere."""
+    """Factor of the learning rate from each block to the one before it; 1 for the same everywhere."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights with this decay per step, measure it after each epoch and
     keep it as the checkpoint's model; none: the weights themselves."""

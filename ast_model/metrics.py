@@ -1,7 +1,7 @@
 """Scores against targets: what a tagger is worth.
 
 Only a class's positives need their place among all scores, so each class costs one sort of its scores and a few
-look-ups. Equal scores count as one threshold, as in scikit-learn. Letters: N clips, C classes, P positives of a class,
+look-ups. Equal scores count as one threshold, as in scikit-learn. Axes: N clips, C classes, P positives of a class,
 R resamples.
 """
 
@@ -131,7 +131,7 @@ def _check(scores: np.ndarray, targets: np.ndarray) -> None:
             f"({np.count_nonzero(~np.isfinite(scores))} such scores in all). Did the training diverge?"
         )
     if not np.isin(targets, (0, 1)).all():
-        raise InputError("Expected targets of 0 and 1, but found others. Targets that were mixed can't be scored.")
+        raise InputError("Expected targets of 0 and 1, but found other values. Mixed targets can't be scored.")
     if not targets.any():
         raise InputError(f"None of the {targets.shape[1]} classes has a positive among {len(targets)} clips.")
 

@@ -1,6 +1,6 @@
 """The Audio Spectrogram Transformer: patches of an fbank, two extra tokens, pre-norm blocks, a head.
 
-Letters at the end of a tensor's name are its axes: B batch, T frames, M mel bins, F patches along frequency,
+The letters at the end of a tensor's name are its axes: B batch, T frames, M mel bins, F patches along frequency,
 P patches, N tokens (P + 2), D width, H heads, C classes.
 
 Source: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021; sizes and
@@ -20,12 +20,12 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class DropMasks:
-    """Patches and branches that one batch's forward omits. Letters: K kept patches, L branches (two per block)."""
+    """Patches and branches that one batch's forward omits. Axes: K kept patches, L branches (two per block)."""
 
     kept_BK: Tensor | None = None
     """Numbers of the patches that each clip keeps, ascending; all of them unless set."""
     scale_BL: Tensor | None = None
-    """What each branch's output is multiplied by, 0 for one that is dropped; 1 unless set."""
+    """Factor of each branch's output, 0 for one that is dropped; 1 unless set."""
 
 
 class AST(nn.Module):
@@ -91,7 +91,7 @@ class AST(nn.Module):
 
 
 class Block(nn.Module):
-    """Let tokens attend to each other, then transform each by itself; both add to what was there."""
+    """Self-attention, then an MLP, each with a residual connection."""
 
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()

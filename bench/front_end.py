@@ -39,7 +39,7 @@ def compare(name: str, own: Callable[[], object], peer_name: str, peer: Callable
     own_s, peer_s = [], []
     for _ in range(rounds):
         for function, seconds in ((own, own_s), (peer, peer_s)):
-            # The first call pays for what the other one left behind.
+            # The first call pays for the caches that the other one evicted.
             function()
             start = processor_s()
             function()

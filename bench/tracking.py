@@ -1,4 +1,4 @@
-"""What tracking costs: a small training with it and the same without, in turns; and its start.
+"""Cost of tracking: a small training with it and the same without, in turns; and its start.
 
 python -m bench.tracking
 

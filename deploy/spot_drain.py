@@ -54,7 +54,7 @@ def _request(address: str, headers: dict[str, str], method: str = "GET") -> str:
 
 
 def wait_for_notice(is_interrupted: Callable[[str], bool], service: str, poll_s: float = POLL_S) -> None:
-    """Return once an interruption is announced. A service that does not answer is asked again, and said once."""
+    """Return once an interruption is announced. A service that does not answer is asked again, and reported once."""
     was_reachable = True
     while True:
         try:
@@ -69,7 +69,7 @@ def wait_for_notice(is_interrupted: Callable[[str], bool], service: str, poll_s:
 
 
 def drain(cloud: str, further: list[str], poll_s: float) -> bool:
-    """Tell Ray to drain the node this runs on, again while Ray refuses and there is time; return whether it did."""
+    """Ask Ray to drain the node this runs on, again while Ray refuses and there is time; return whether it did."""
     deadline_s = time.monotonic() + NOTICE_S[cloud]
     while (left_s := deadline_s - time.monotonic()) > 0:
         command = ["ray", "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION"]

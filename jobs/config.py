@@ -21,7 +21,7 @@ class Exists:
 
     advice: str
     inside: str = ""
-    """What a folder must hold."""
+    """A name that the folder must contain."""
 
 
 NO_PREFIX = tyro.conf.arg(name="")
@@ -182,12 +182,12 @@ class PruneSnapshots:
     track: bool = True
     """Ask MLflow which runs there are."""
     dry_run: bool = False
-    """Only say which would be removed."""
+    """Only list what would be removed."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What to score, on what."""
+    """Settings of an evaluation."""
 
     checkpoints: tuple[str, ...]
     """Folders, files or hub names, of any strides and lengths. Several are an ensemble: the mean of their scores."""
@@ -209,13 +209,14 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.bootstrap < 0:
             raise ConfigError(
-                f"batch_size must be at least 1 and bootstrap not negative, found {self.batch_size}, {self.bootstrap}"
+                f"--batch-size must be at least 1 and --bootstrap not negative, found {self.batch_size} and"
+                f" {self.bootstrap}"
             )
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What to tag, with what."""
+    """Settings of tagging."""
 
     checkpoint: str
     """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
@@ -242,16 +243,16 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.top_k, int) and self.top_k < 1:
-            raise ConfigError(f"top_k must be at least 1, found {self.top_k}")
+            raise ConfigError(f"--top-k must be at least 1, found {self.top_k}")
         if not self.timeline and (self.window_s is not None or self.hop_s is not None):
-            raise ConfigError("window_s and hop_s are of the timeline: add --timeline, or leave them out")
+            raise ConfigError("--window-s and --hop-s belong to --timeline: add it, or leave them out")
         if not self.output and self.format not in ("text", "csv"):
             raise ConfigError(f"expected --output for --format {self.format}, found none: name a file or folder")
 
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """What to calibrate, on what."""
+    """Settings of a calibration."""
 
     checkpoint: str
     """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
@@ -305,7 +306,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to export, and where to."""
+    """Settings of an export."""
 
     format: tyro.conf.Suppress[str]
     checkpoint: str
@@ -318,7 +319,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class ModelsCommand:
-    """Where the models are."""
+    """Location of the models."""
 
     root: str = "data/demo"
     """Folder or s3:// address of the store; MLFLOW_TRACKING_URI names the server unless its own database is meant."""
@@ -382,7 +383,7 @@ class UIConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What to compare."""
+    """Settings of a comparison of runs."""
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN RUN…")]]
     """Runs; each is compared with the first."""
@@ -404,7 +405,7 @@ class PublishedConfig:
     data: Input = ""
     """The official folder, unpacked; empty to fetch it."""
     archive: str
-    """Where the set is fetched from."""
+    """Address that the set is fetched from."""
     digest: str
     """sha256 or md5 of the archive; nothing is compared if empty."""
     root: str
@@ -431,7 +432,7 @@ class ESC50Config(PublishedConfig):
 
     def __post_init__(self) -> None:
         if not self.folds or not set(self.folds) <= set(FOLDS) or len(set(self.folds)) != len(self.folds):
-            raise ConfigError(f"folds must be some of {FOLDS}, each once, found {self.folds}")
+            raise ConfigError(f"--folds must be some of {FOLDS}, each once, found {self.folds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -479,6 +480,6 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.clip_s <= 600:
-            raise ConfigError(f"clip_s must be between 0.1 and 600 s, found {self.clip_s}")
+            raise ConfigError(f"--clip-s must be between 0.1 and 600 s, found {self.clip_s}")
         if not 0 < self.eval_share < 1:
-            raise ConfigError(f"eval_share must be between 0 and 1, found {self.eval_share}")
+            raise ConfigError(f"--eval-share must be between 0 and 1, found {self.eval_share}")

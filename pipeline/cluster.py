@@ -160,7 +160,7 @@ def run_tasks(
             heapq.heappush(waiting, task)
             if isinstance(result, StoreError) and time.monotonic() > warned_until_s:
                 warned_until_s = task.due_s  # all that run now meet the same refusal
-                log.warning("trying again in %.0f s: %s", pause_s, result)
+                log.warning("retrying in %.0f s: %s", pause_s, result)
 
 
 def _result_of(ref: ray.ObjectRef) -> Any:

@@ -104,7 +104,7 @@ class PreprocessConfig:
     clips_per_shard: int = 1000
     """Segments planned per shard."""
     keep_audio: bool = False
-    """Keep each clip's 16 kHz audio as FLAC beside its fbank, so that features can be made anew without
+    """Keep each clip's 16 kHz audio as FLAC beside its fbank, so that features can be recomputed without
     fetching (about 214 KB per clip)."""
     already_cut: bool = False
     """The media hold the segment alone, not the whole video. Those in tars and parquet files always do."""
@@ -121,6 +121,6 @@ class PreprocessConfig:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, found {getattr(self, name)}")
         if self.limit is not None and self.limit <= 0:
-            raise ConfigError(f"limit must be above 0, found {self.limit}")
+            raise ConfigError(f"--limit must be above 0, found {self.limit}")
         if not self.splits:
-            raise ConfigError("splits is empty: name at least one, such as eval")
+            raise ConfigError("--splits is empty: name at least one, such as eval")

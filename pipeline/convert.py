@@ -57,7 +57,7 @@ OUTAGE_REASONS = {
 
 @dataclass(frozen=True)
 class Conversion:
-    """What turns any shard plan into a shard."""
+    """Everything that turns a shard plan into a shard."""
 
     store: Store
     source: Source
@@ -173,7 +173,7 @@ def _convert(segment: Segment, media: Media | Failure, attempts: int, keep_audio
         audio = encode_flac(clip.waveform) if keep_audio else b""
     except AudioTaggingError:
         raise
-    except Exception as error:  # a bug of ours: it ends the shard, and whoever mends it needs to know the clip
+    except Exception as error:  # a bug of ours: it ends the shard, and whoever fixes it needs to know the clip
         raise RuntimeError(f"can't convert clip {segment.key}: {type(error).__name__}: {error}") from error
     detail = SHORT if clip.is_short else ""
     return ClipResult(segment, WRITTEN, attempts, "", detail, source, fbank_TM.tobytes(), audio)

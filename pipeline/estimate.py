@@ -1,4 +1,4 @@
-"""What a visit would cost: time, bytes and, at stated prices, money."""
+"""Estimate of what a run costs: time, bytes and, at stated prices, money."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class CostConfig:
-    """What things cost. Prices are those of AWS in us-east-1, on demand, in US dollars; look at yours."""
+    """Assumptions about costs. Prices are those of AWS in us-east-1, on demand, in US dollars; look at yours."""
 
     num_addresses: int = 1
     """Nodes or proxies that ask at a time."""
@@ -23,7 +23,7 @@ class CostConfig:
     audio_bytes_per_clip: float = 214e3
     """FLAC, with keep_audio."""
     yield_share: float = 0.8
-    """Of the segments that are still to be had."""
+    """Share of the segments that are still available."""
     price_per_core_hour: float = 0.0425
     price_per_gb_month: float = 0.023
     price_per_1000_puts: float = 0.005
@@ -31,7 +31,7 @@ class CostConfig:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a visit to `num_segments`."""
+    """Estimate for `num_segments`."""
 
     num_segments: int
     clips_per_hour: int
@@ -82,7 +82,7 @@ class Estimate:
             f"         {self.core_hours:.1f} core-hours, {self.address_hours:.0f} address-hours",
             f"bytes    {self.fetched_bytes / GB:.1f} GB fetched, {self.stored_bytes / GB:.1f} GB stored",
             f"money    ${computing:.2f} computing, ${puts:.2f} for {self.num_puts:.0f} PUTs, ${storage:.2f} a month",
-            f"assumed  {costs.yield_share:.0%} to be had, {costs.cpu_s_per_clip} s of a core and"
+            f"assumed  {costs.yield_share:.0%} available, {costs.cpu_s_per_clip} s of a core and"
             f" {costs.media_bytes_per_clip / 1e6:.1f} MB fetched per clip, ${costs.price_per_core_hour} a core-hour,"
             f" ${costs.price_per_gb_month} a GB and month, ${costs.price_per_1000_puts} per 1,000 PUTs",
         ]

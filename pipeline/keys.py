@@ -21,7 +21,7 @@ def identities_of(table: pa.Table) -> pa.ChunkedArray:
 
 
 def hashes_of(keys: pa.ChunkedArray) -> np.ndarray:
-    """Return a hash of each key (N,). Python salts them anew in each process, so they must not leave it."""
+    """Return a hash of each key (N,). Python salts them differently in each process, so they must not leave it."""
     hashes = np.empty(len(keys), np.int64)
     for start in range(0, len(keys), BATCH_ROWS):
         batch = keys.slice(start, BATCH_ROWS).to_pylist()
@@ -30,7 +30,7 @@ def hashes_of(keys: pa.ChunkedArray) -> np.ndarray:
 
 
 def has_repeats(keys: pa.ChunkedArray) -> bool:
-    """Tell whether a key may occur more than once: no is certain, yes hardly ever wrong."""
+    """Return whether a key may occur more than once: no is certain, yes hardly ever wrong."""
     hashes = np.sort(hashes_of(keys))
     return bool((hashes[1:] == hashes[:-1]).any())
 

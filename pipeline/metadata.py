@@ -118,8 +118,8 @@ def _add_split(segments: pa.Table, other: pa.Table, labels: Labels, name: str) -
     is_known = ~np.isin(column.indices.to_numpy(), unknown)
     if not is_known.all():
         log.warning(
-            "%d segments of %s, which an earlier run read, have labels that are no class any more: left out; name"
-            " the split among --splits to read it anew",
+            "%d segments of %s, which an earlier run read, have labels that are no longer classes: left out; name"
+            " the split among --splits to read it again",
             np.count_nonzero(~is_known),
             name,
         )

@@ -35,7 +35,7 @@ MAX_REFUSED_SHARDS = 3
 
 @dataclass
 class PreprocessReport:
-    """What one run of the preprocessing did."""
+    """Counts and errors of one preprocessing run."""
 
     num_planned: int = 0
     num_written: int = 0
@@ -129,7 +129,7 @@ def recover_partial_shards(
     journals: list[Journal], conversion: Conversion, max_in_flight: int, report: PreprocessReport
 ) -> None:
     """Make shards of what was decided for shards that were not finished."""
-    log.info("%d shards were left unfinished; what they have becomes shards", len(journals))
+    log.info("%d shards were left unfinished; the clips they have become shards of their own", len(journals))
     for journal, outcome in run_tasks(recover_partial_shard, journals, conversion, max_in_flight=max_in_flight):
         if isinstance(outcome, Exception):
             raise StoreError(f"can't finish {journal.folder}: {outcome}") from outcome
@@ -178,7 +178,7 @@ def convert_all(
             " once it answers the same command goes on from there"
         )
     log.warning(
-        "stopped: every address was told that it asks too often, and no clip came for %.0f s; %s. Run again later, more"
+        "stopped: every address is throttled, and no clip arrived for %.0f s; %s. Run again later, more"
         " slowly, or from other addresses",
         limiter.idle_s,
         so_far,

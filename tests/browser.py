@@ -18,7 +18,7 @@ FLAGS = (
     " --disable-component-update --disable-sync --window-size=1200,900"
 ).split()
 SETTINGS = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
-"""What MLflow's pages remember in a browser: that its assistant, which opens by itself and hides half, was closed."""
+"""Settings that MLflow's pages keep in a browser: its assistant, which opens by itself and hides half, was closed."""
 HIDE = """document.head.insertAdjacentHTML('beforeend',
     '<style>.modebar, [data-assistant-ui] { display: none !important }</style>')"""
 """Hides what stands over charts, which a mouse would bring, and the assistant's button."""

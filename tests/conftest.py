@@ -58,7 +58,7 @@ def labels(metadata: Metadata) -> Labels:
 
 @pytest.fixture(scope="session")
 def conversion(media_address: str, tmp_path_factory: pytest.TempPathFactory) -> Conversion:
-    """How the small store's shards are made."""
+    """Conversion that makes the small store's shards."""
     fetch = FetchConfig(deadline_s=1.0, backoff_s=0.01, num_threads=4)
     store = Store(str(tmp_path_factory.mktemp("small") / "store"))
     return Conversion(store, HttpSource(media_address, fetch), fetch, keep_audio=True)

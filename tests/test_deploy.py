@@ -1,4 +1,4 @@
-"""What clusters are made from, checked without a cloud: by Ray's own validation, and against the project's locks."""
+"""Cluster configurations, checked without a cloud: by Ray's own validation, and against the project's locks."""
 
 import json
 import re

@@ -29,7 +29,7 @@ ROOMS = """
 what it uses."""
 
 OPEN_TO_AST_MODEL = "errors records config labels audio fbank store shards snapshots reading weights backoff progress"
-"""What ast_model may use of pipeline: what describes data, and two ways to wait."""
+"""Modules of pipeline that ast_model may use: those that describe data, and two ways to wait."""
 
 ONLY_IN = {
     "ray": ("pipeline.cluster", "jobs."),

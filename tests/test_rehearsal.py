@@ -122,10 +122,10 @@ def convert(store: Store, miniature: Miniature, media_address: str, cluster: Clu
         clips_per_shard=2,
         fetch=FetchConfig(deadline_s=1.0, backoff_s=0.01),
     )
-    snapshot, visit = losing_a_node(
+    snapshot, report = losing_a_node(
         lambda: preprocess(config, store), lambda: len(store.list("shards", ".parquet")) >= 3, cluster
     )
-    assert not visit.errors
+    assert not report.errors
     return snapshot
 
 
@@ -141,8 +141,8 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
     found = convert(s3_store, miniature, media_address, cluster)
     check_fingerprint(found)
     assert found.index["key"] == snapshot.index["key"], "the clips are those of a conversion that nobody disturbed"
-    sidecar_table = found.manifest["split_counts"]
-    assert all(book["planned"] == book["written"] + sum(book["failed"].values()) for book in sidecar_table.values())
+    split_counts = found.manifest["split_counts"]
+    assert all(each["planned"] == each["written"] + sum(each["failed"].values()) for each in split_counts.values())
 
     train = TrainConfig(
         num_epochs=3,

@@ -39,7 +39,7 @@ class SavedCheckpoint:
     name: str
     """Its folder in the store."""
     description: Mapping[str, Any]
-    """What its checkpoint.json holds."""
+    """Content of its checkpoint.json."""
 
 
 class Saver:
@@ -86,7 +86,7 @@ class Saver:
             writing.result()
 
     def close(self) -> None:
-        """Let what is being written come to its end, and start nothing new."""
+        """Finish what is being written, and start nothing new."""
         self._pool.shutdown()
 
     def _start(self, write: Callable[[], SavedCheckpoint]) -> None:
@@ -101,7 +101,7 @@ class Saver:
                 pause_s = next(pauses)
                 if time.monotonic() + pause_s > deadline:
                     raise
-                log.warning("the checkpoint is not written yet: %s; trying again in %.1f s", error, pause_s)
+                log.warning("the checkpoint is not written yet: %s; retrying in %.1f s", error, pause_s)
                 time.sleep(pause_s)
 
     def _save(self, checkpoint: Checkpoint, folder: str) -> SavedCheckpoint:
@@ -135,6 +135,6 @@ def best_checkpoint(store: Store, folder: str) -> tuple[str, float] | None:
         return str(best["name"]), float(best["score"])
     except (CorruptError, KeyError, TypeError, ValueError) as error:
         log.warning(
-            "%s is damaged, so the best epoch is that of those to come: %r", store.url(f"{folder}/{BEST}"), error
+            "%s is damaged, so the best epoch is chosen among those to come: %r", store.url(f"{folder}/{BEST}"), error
         )
         return None

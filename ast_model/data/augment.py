@@ -1,6 +1,6 @@
 """Batch work on the device, in AST's order: mixup, padding, frequency mask, time mask, normalising, noise and roll.
 
-Letters: B clips, Q partners, T frames, M mel bins, S samples.
+Axes: B clips, Q partners, T frames, M mel bins, S samples.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Clips from the store as batches, prefetched by threads, in exactly the order of the draw plan.
 
-Letters: B clips, Q partners, T frames, M mel bins, S samples, C classes.
+Axes: B clips, Q partners, T frames, M mel bins, S samples, C classes.
 """
 
 import dataclasses

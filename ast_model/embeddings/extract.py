@@ -7,7 +7,7 @@ embeddings/{name}/
 `name` is a digest of all that the values follow from: snapshot, weights, normalisation, and how views are made. So a
 second head on the same sounds reads what is there, and an interrupted run computes only the chunks that are missing.
 
-Letters: N clips, V views, B clips of a batch, T frames, M mel bins, D embedding size.
+Axes: N clips, V views, B clips of a batch, T frames, M mel bins, D embedding size.
 """
 
 import hashlib

@@ -3,7 +3,7 @@
 It trains in seconds, since the features are computed once. One full-batch solver serves both cases: one label per clip
 (multinomial) and several (one binary problem per class, all solved at once).
 
-Letters: N clips, D embedding size, C classes.
+Axes: N clips, D embedding size, C classes.
 """
 
 from collections.abc import Sequence

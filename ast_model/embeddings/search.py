@@ -1,6 +1,6 @@
 """Nearest clips by the cosine of their embeddings: exact with NumPy, approximate with Faiss where there are many.
 
-Letters: N clips of the index, Q queries, D embedding size, K neighbours.
+Axes: N clips of the index, Q queries, D embedding size, K neighbours.
 """
 
 import logging

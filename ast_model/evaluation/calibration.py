@@ -3,7 +3,7 @@
 Platt scaling fits one slope and one offset per class to the logits of held-out clips, temperature scaling one slope for
 all. Thresholds then turn scores into decisions, for the best F1 or for a wanted precision.
 
-Letters: N clips, C classes.
+Axes: N clips, C classes.
 Sources: Platt, "Probabilistic outputs for support vector machines", 1999; Guo et al., "On calibration of modern neural
 networks", ICML 2017 (temperature, expected calibration error).
 """
@@ -92,7 +92,7 @@ def calibrate(
     if scores_NC.shape != targets_NC.shape or scores_NC.shape[1] != len(labels):
         raise InputError(f"expected as many scores as targets and labels, found {scores_NC.shape}, {targets_NC.shape}")
     if not ((scores_NC >= 0) & (scores_NC <= 1)).all() or not targets_NC.any():
-        raise InputError("expected scores between 0 and 1, and at least one positive, found others")
+        raise InputError("expected scores between 0 and 1, and at least one positive, found other values")
     if loss == "ce" and method == "platt":
         raise InputError("expected method temperature, or none, for a model trained with cross-entropy, found platt")
     targets_NC = targets_NC.astype(bool)

@@ -29,7 +29,7 @@ class EnsembleMember:
     ensemble: Evaluation
     """Of the mean of its scores and those of all checkpoints before it."""
     loss: Loss
-    """What the checkpoint was trained with."""
+    """Settings that the checkpoint was trained with."""
 
 
 def score_each(checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int) -> Iterator[EnsembleMember]:

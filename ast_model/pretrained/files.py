@@ -53,7 +53,7 @@ def locate_weights(source: str | Path) -> str:
         return str(path.resolve())
     if "://" in str(source) or _HUB_NAME.fullmatch(str(source)):
         return str(source)
-    raise WeightsError(f"expected weights at {path.resolve()}, found nothing there; it is no hub's name either")
+    raise WeightsError(f"expected weights at {path.resolve()}, found nothing there; it is not a name on the hub either")
 
 
 def read_weights(source: str | Path) -> WeightFile:
@@ -176,7 +176,7 @@ def _fetch_from_hub(name: str) -> Path:
         folder = _download(name, local_files_only=True) or _download(name, local_files_only=False)
     except OSError as error:  # whatever the hub or the network says
         raise WeightsError(
-            f"{name} is no local file or folder and is not in the hub's cache, and the hub says: "
+            f"{name} is not a local file or folder, nor in the hub's cache, and the hub says: "
             f"{str(error).splitlines()[0]} Without a network, put its {WEIGHT_FILES[0]} and config.json into a folder "
             "and give the path of the folder"
         ) from error

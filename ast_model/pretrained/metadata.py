@@ -66,11 +66,11 @@ def _published_metadata(config: ASTConfig, labels: Labels | None) -> ModelMetada
     data = find_published(config, labels.names if labels else ())
     if data is None:
         log.warning(
-            "these weights don't say their mean and std; AudioSet's %s are taken", (AUDIOSET_MEAN, AUDIOSET_STD)
+            "these weights don't state their mean and std; AudioSet's %s are used", (AUDIOSET_MEAN, AUDIOSET_STD)
         )
         return ModelMetadata((), AUDIOSET_MEAN, AUDIOSET_STD)
     log.info(
-        "these weights say nothing of themselves; with %d classes and %d frames they are taken for the official ones of"
+        "these weights have no metadata; with %d classes and %d frames they are taken to be the official ones of"
         " %s: %smean %s, std %s, loss %s",
         *(config.num_classes, config.num_frames, data.title),
         "its order of classes, " if data.labels else "",

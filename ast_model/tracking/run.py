@@ -99,7 +99,7 @@ class TrackedRun:
         return [metric.step for metric in history], [metric.value for metric in history]
 
     def start_heartbeat(self) -> None:
-        """Tell others from now on that this process works on the run."""
+        """Announce from now on that this process works on the run."""
         self._heartbeat = Heartbeat(self.client, self.run_id)
 
     def end(self, status: str) -> None:
@@ -153,8 +153,8 @@ def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> Tra
     if run.info.experiment_id != experiment_id:
         found = client.get_experiment(run.info.experiment_id).name
         raise TrackingError(
-            f"expected run {run_id} in the experiment {experiment!r} of {uri}, found it in {found!r}: it is no training"
-            " of this project; start a new run"
+            f"expected run {run_id} in the experiment {experiment!r} of {uri}, found it in {found!r}: it is not a"
+            " training of this project; start a new run"
         )
     owner = read_owner(run.data.tags)
     # The process itself may come back to a run that it left RUNNING, for example after a failed attempt.

@@ -28,7 +28,7 @@ def tracking_uri(store: Store) -> str:
         return uri
     if not store.is_local:
         raise TrackingError(
-            f"expected MLFLOW_TRACKING_URI to name a tracking server, since {store.root} is no local folder; found"
+            f"expected MLFLOW_TRACKING_URI to name a tracking server, since {store.root} is not a local folder; found"
             " nothing. Set it, for example to http://127.0.0.1:5000"
         )
     return f"sqlite:///{store.path(DATABASE)}"

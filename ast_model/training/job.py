@@ -1,4 +1,4 @@
-"""What to train, on what, and where the result goes."""
+"""A training: model, settings, data, and where the results go."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -36,7 +36,10 @@ class StopSignal:
 
 @dataclass(frozen=True)
 class Job(Generic[AnyTracker]):
-    """What to train, on what, and where the result goes. Small once pickled, so that it can travel to each rank."""
+    """A training: model, settings, data, and where the results go.
+
+    Small once pickled, so that it can travel to each rank.
+    """
 
     config: TrainConfig
     model: ASTConfig

@@ -69,7 +69,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Tensors) -> No
 
 
 def update_average(average: Tensors, weights: Mapping[str, Tensor], count: int) -> None:
-    """Let `average` be the mean of `count` states, of which `weights` is the last."""
+    """Update `average` to the mean of `count` states, of which `weights` is the last."""
     for name, value in weights.items():
         if count == 1:
             average[name] = value.detach().clone()

@@ -6,7 +6,7 @@ a resume, and a sample meets the same omissions on any number of ranks.
 Sources: Koutini et al., "Efficient Training of Audio Transformers with Patchout", Interspeech 2022; Huang et al.,
 "Deep Networks with Stochastic Depth", ECCV 2016.
 
-Letters: G samples of the global batch, B samples of a micro-batch, K kept patches, L branches.
+Axes: G samples of the global batch, B samples of a micro-batch, K kept patches, L branches.
 """
 
 import numpy as np

@@ -20,7 +20,7 @@ from ast_model.training.optimizer import (
 
 
 class TrainingState:
-    """What a training changes, on its rank's device."""
+    """Everything that training changes, on its rank's device."""
 
     def __init__(self, model: AST, config: TrainConfig, world: World):
         self.config, self.world = config, world

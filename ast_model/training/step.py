@@ -91,7 +91,7 @@ class Stepper:
         return losses_B.detach()
 
     def _update(self) -> Tensor:
-        """Let the optimizer change the weights, unless the gradient is not finite; return the gradient's norm."""
+        """Step the optimizer, unless the gradient is not finite; return the gradient's norm."""
         optimizer, scaler = self.state.optimizer, self.state.scaler
         scaler.unscale_(optimizer)
         gradients = [parameter.grad for parameter in self.state.model.parameters() if parameter.grad is not None]
@@ -132,7 +132,7 @@ def clip_losses(logits_BC: Tensor, targets_BC: Tensor, loss: str) -> Tensor:
 
 
 def _sync_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
-    """Let the ranks exchange gradients in the last micro-batch of a step only."""
+    """Reduce gradients across ranks in the last micro-batch of a step only."""
     if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
     return nullcontext()

@@ -130,7 +130,7 @@ class PendingMetrics:
 
     results: list[StepResult]
     metrics: Metrics
-    """What is known without the device."""
+    """Values known without asking the device."""
     _values: Tensor
     _event: torch.cuda.Event | None
 

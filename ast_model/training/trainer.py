@@ -150,7 +150,7 @@ class Trainer:
         if num_bad_in_row >= self.config.max_bad_steps:
             raise TrainingError(
                 f"{num_bad_in_row} steps in a row up to epoch {loop.epoch + 1}, step {last} had a loss or gradient that"
-                " is not finite. Each was skipped, so the last checkpoint is sound. Look at the clips named above; else"
+                " is not finite. Each was skipped, so the last checkpoint is good. Look at the clips named above; else"
                 " lower --train.learning-rate, or set --train.precision fp32"
             )
 

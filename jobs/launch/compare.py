@@ -14,4 +14,4 @@ def compare(config: CompareConfig) -> None:
     sections = compare_runs(client, [find_run(client, run) for run in config.runs])
     print(as_text(sections))
     Path(config.output).write_text(as_page(sections, "Trainings compared"), encoding="utf-8")
-    print(f"\nthe same with pictures: {Path(config.output).resolve()}")
+    print(f"\nthe same with plots: {Path(config.output).resolve()}")

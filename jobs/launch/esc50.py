@@ -21,7 +21,7 @@ TABLE = "meta/esc50.csv"
 
 
 def esc50(config: ESC50Config) -> None:
-    """Train and test on each fold, and say the accuracy of each and their mean."""
+    """Train and test on each fold, and print the accuracy of each and their mean."""
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store = Store(resolve_root(config.root))
     recordings, classes = read_esc50(official_folder(config, store, TABLE))
@@ -55,7 +55,7 @@ def read_esc50(folder: Path) -> tuple[list[Recording], list[str]]:
     if missing or not recordings:
         raise InputError(
             f"{folder / TABLE} names {len(recordings)} files; {len(missing)} are not in {folder / 'audio'}"
-            f" ({', '.join(missing[:3])}): unpack the archive anew"
+            f" ({', '.join(missing[:3])}): unpack the archive again"
         )
     return recordings, [name_of[target] for target in sorted(name_of)]
 

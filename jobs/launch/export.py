@@ -17,7 +17,7 @@ FORMATS: dict[str, Callable[[AST, ModelMetadata, Path], None]] = {
 
 
 def export(config: ExportConfig) -> None:
-    """Export a checkpoint and say what was written."""
+    """Export a checkpoint and print what was written."""
     tagger = Tagger.load(config.checkpoint, config.labels or None, device="cpu")
     output = Path(config.output)
     FORMATS[config.format](tagger.model, tagger.metadata, output)

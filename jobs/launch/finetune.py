@@ -60,7 +60,8 @@ def finetune(config: FinetuneConfig) -> None:
     clips, classes = read_sounds(Path(config.data), CutConfig(config.clip_s, config.eval_share, config.seed))
     log_counts(clips, classes)
     if not config.init and (num_clips := sum(clip.split == "train" for clip in clips)) < NUM_SAMPLES_AIMED_AT:
-        log.warning("%d clips teach random weights little; start from an AST's: --init %s", num_clips, PUBLISHED)
+        advice = "%d clips are too few to train from random weights; start from an AST's: --init %s"
+        log.warning(advice, num_clips, PUBLISHED)
     model = plan_model(config, clips, len(classes))
     train = open_initial_weights(plan_training(config, clips), model, config.resume)
     run = FinetuneRun(config.preset, config.data, model, train, config.resume, config.ray)

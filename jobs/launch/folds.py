@@ -34,8 +34,8 @@ def open_parent(config: PublishedConfig, snapshot: Snapshot) -> tuple[str, Track
         record = store.read_json(_record_name(run))
         if record["snapshot"] != snapshot.snapshot_id:
             raise MismatchError(
-                f"run {run} trains on snapshot {record['snapshot']}, but the sounds are {snapshot.snapshot_id} now;"
-                " restore them, or start a new run"
+                f"run {run} trains on snapshot {record['snapshot']}, but the sounds now form snapshot"
+                f" {snapshot.snapshot_id}; restore them, or start a new run"
             )
         return run, continue_run(store, record["tracking_run"])
     run = new_run_name(config.preset)

@@ -34,7 +34,7 @@ def compare(command: CompareVersions) -> None:
     client = _client(command)
     new, old = (find_version(client, version) for version in (command.version, command.against))
     change = difference(*(predictions_of(client, str(each.run_id), each.tags[VARIANT_TAG]) for each in (new, old)))
-    print(f"version {new.version} less version {old.version}: mAP {change}")
+    print(f"version {new.version} minus version {old.version}: mAP {change}")
 
 
 def promote_model(command: PromoteVersion) -> None:

@@ -110,7 +110,7 @@ def verify(command: VerifyCommand) -> None:
     for message in [message for messages in wrong.values() for message in messages][:NUM_NAMED]:
         print(message)
     num_orphaned = len(orphaned_tars(store))
-    print(f"{len(shards) - len(wrong)} of {len(shards)} shards are sound, {num_orphaned} tars have no sidecar yet")
+    print(f"{len(shards) - len(wrong)} of {len(shards)} shards are intact, {num_orphaned} tars have no sidecar yet")
     if wrong and not command.repair:
         raise CorruptError(
             f"{len(wrong)} shards of {store.root} are wrong; the same command with --repair fetches their clips again"

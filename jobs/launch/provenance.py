@@ -1,4 +1,4 @@
-"""Where a run comes from: code, command, software, hardware and the Ray job that it is part of."""
+"""Provenance of a run: code, command, software, hardware and the Ray job that it is part of."""
 
 import contextlib
 import getpass

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 ASK_EVERY_S = 1.0
 QUICK_START_S = 5.0
-"""What a wait for workers may take before it is said."""
+"""Seconds to wait for workers before a message says so."""
 GROW_EVERY_S = 60.0
 """Seconds between looks for more workers, in a training with fewer than it may have."""
 GROUP_START_TIMEOUT_S = "30"

@@ -63,7 +63,7 @@ def resume_run(run: str, store: Store, config: RunConfig, snapshot_id: str = "")
     record = store.read_json(_record_name(run))
     if snapshot_id and snapshot_id != record["snapshot"]:
         raise MismatchError(
-            f"run {run} trains on snapshot {record['snapshot']}, found --snapshot {snapshot_id}; leave --snapshot away,"
+            f"run {run} trains on snapshot {record['snapshot']}, found --snapshot {snapshot_id}; omit --snapshot,"
             " or start a new run"
         )
     try:

@@ -26,7 +26,7 @@ NOISE_FOLDER = "_background_noise_"
 
 
 def speechcommands(config: SpeechCommandsConfig) -> None:
-    """Train, choose an epoch on the validation list, and say its accuracy on the testing list."""
+    """Train, choose an epoch on the validation list, and print its accuracy on the testing list."""
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store = Store(resolve_root(config.root))
     recordings, words = read_speech_commands(official_folder(config, store, "testing_list.txt"))
@@ -52,7 +52,7 @@ def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:
     if missing := sorted(split_of.keys() - set(names)):
         raise InputError(
             f"{folder}: {len(missing)} of {len(split_of)} listed files are not there, such as {missing[0]}; unpack the"
-            " archive anew"
+            " archive again"
         )
     if len(names) == len(split_of):
         raise InputError(f"{folder}: expected files that are in neither list, which are for training; found none")

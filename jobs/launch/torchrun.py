@@ -1,4 +1,4 @@
-"""torchrun whose exit code tells what the ranks told: 75 after SIGTERM, once they have saved.
+"""torchrun that passes on the exit code of the ranks: 75 after SIGTERM, once they have saved.
 
 python -m jobs.launch.torchrun --nproc-per-node 8 jobs/train.py audioset_full --root /data/audioset
 

@@ -80,7 +80,8 @@ def open_media(content: bytes | Path) -> Iterator[InputContainer]:
 
 
 def is_truncated_riff(content: bytes | Path) -> bool:
-    """Tell whether a WAV or AVI file is shorter than its header says; FFmpeg itself takes the bytes at hand as all."""
+    """Return whether a WAV or AVI file is shorter than its header says."""
+    # FFmpeg itself takes the end of the bytes for the end of the audio.
     with _open_file(content) as file:
         head = file.read(8)
         num_stated = 8 + int.from_bytes(head[4:], "little")
@@ -225,7 +226,7 @@ class Track:
                 return
             self._num_stalled += 1
             if self._num_stalled > MAX_STALLED_PACKETS:
-                raise BrokenMediaError(Reason.NOT_MEDIA, f"time stands still for {MAX_STALLED_PACKETS} packets")
+                raise BrokenMediaError(Reason.NOT_MEDIA, f"timestamps do not advance for {MAX_STALLED_PACKETS} packets")
             # Other streams are read too: their times tell where a file ends whose audio is shorter than its video.
             is_ours = packet.stream_index == self._stream.index
             start_s = end_s = None
@@ -262,7 +263,7 @@ class Track:
             if self._num_outside > MAX_RUN_UP_S * self.rate_hz:
                 is_beyond = self.stated_end_s is not None and self.stated_end_s <= self._window_start_s
                 reason = Reason.OUT_OF_RANGE if is_beyond else Reason.NOT_MEDIA
-                raise BrokenMediaError(reason, f"{MAX_RUN_UP_S} s of samples that don't belong to the segment")
+                raise BrokenMediaError(reason, f"{MAX_RUN_UP_S} s of samples outside the segment")
 
     def _start_of(self, frame: AudioFrame) -> int:
         """Find a frame's position: behind the last one, unless its timestamp says that there is a gap."""
@@ -281,7 +282,7 @@ class Track:
         return self.position
 
     def _is_readable(self, frame: AudioFrame) -> bool:
-        """Tell whether a frame fits those before it. Raises BrokenMediaError for rates and channels of no audio."""
+        """Return whether a frame fits those before it. Raises BrokenMediaError for rates and channels of no audio."""
         num_channels = frame.layout.nb_channels
         if not (MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ and num_channels <= MAX_CHANNELS):
             detail = f"{num_channels} channels at {frame.sample_rate} Hz are beyond usual audio"

@@ -83,7 +83,7 @@ def serve_miniature(folder: Path, port: int = 0) -> Iterator[MiniatureServer]:
     try:
         clips = from_json(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not a miniature's plan: {describe(error)}; make the miniature anew") from error
+        raise InputError(f"{path} is not a miniature's plan: {describe(error)}; make the miniature again") from error
     with serve_clips(clips, folder / "media", port) as server:
         yield server
 

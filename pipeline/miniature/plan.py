@@ -13,7 +13,7 @@ from pipeline.miniature.tail import Labels, assign_labels, choose_faulty
 from pipeline.records import Reason, Segment
 
 RECIPE = 2
-"""Raise it when the same plan gives other media, so that old ones are made anew."""
+"""Raise it when the same plan gives other media, so that old ones are made again."""
 MIN_TRAIN, MIN_EVAL = 24, 8
 """With fewer, not every class and every fault would occur."""
 FAULTY_SHARE = 0.04

@@ -32,7 +32,7 @@ class ShardCache:
         if self.max_bytes < largest:
             raise ConfigError(
                 f"the cache may hold {self.max_bytes} bytes, but the largest shard has {largest}; raise"
-                " cache.max_gb, or set cache.folder to '' to read without a cache"
+                " --train.cache.max-gb, or set --train.cache.folder to '' to read without a cache"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -42,8 +42,8 @@ class ShardCache:
                 probe.unlink()
         except OSError as error:
             raise ConfigError(
-                f"can't write to the cache folder {self.folder}: {error}; set cache.folder to one that is writable and"
-                " has space, or to '' to read without a cache"
+                f"can't write to the cache folder {self.folder}: {error}; set --train.cache.folder to"
+                " one that is writable and has space, or to '' to read without a cache"
             ) from error
 
     def find(self, name: str) -> Path | None:

@@ -69,8 +69,8 @@ class ClipReader:
         """Read a clip's waveform (S,) int16. Raises InputError if it was not kept, CorruptError as `read_fbank`."""
         if not self._audio_length[row]:
             raise InputError(
-                f"clip {self._keys[row]} has no audio in {self._where(row)}; preprocess with keep_audio, or train on"
-                " features=fbank"
+                f"clip {self._keys[row]} has no audio in {self._where(row)}; preprocess with --keep-audio, or train"
+                " with --train.features fbank"
             )
         head, flac = bytearray(tarfile.BLOCKSIZE), np.empty(int(self._audio_length[row]), np.uint8)
         self._read(row, int(self._audio_offset[row]), "flac", head, flac)

@@ -1,6 +1,6 @@
 """Large archives from the web: resumed where they were interrupted, verified, unpacked.
 
-Written here because pooch starts a broken download anew, and the part of huggingface_hub that resumes is not public.
+Written here because pooch restarts a broken download, and the part of huggingface_hub that resumes is not public.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ def _download(address: str, part: Path, progress: Progress) -> None:
 
 
 def _request_rest(address: str, part: Path, progress: Progress) -> bool:
-    """Make one request for the missing bytes; return whether that was all. Servers without ranges start anew."""
+    """Make one request for the missing bytes; return whether that was all. Servers without ranges start over."""
     start = _size(part)
     # Compressed bodies have no ranges.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})

@@ -24,7 +24,7 @@ COLUMN_OF_NAME = {
     **dict.fromkeys(("filename", "file", "filepath", "file_name", "fname", "audio"), "path"),
     **dict.fromkeys(("label", "class", "category", "tags", "target"), "labels"),
 }
-"""What tables in the wild call these columns, for a suggestion."""
+"""Names of these columns in tables in the wild, for a suggestion."""
 LABEL_SEPARATOR = ";"
 NUM_READERS = 8
 NO_END = 0
@@ -89,7 +89,7 @@ def _read_folder(folder: Path) -> list[Recording]:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Tell whether tables can hold a path. Python keeps other bytes of a file's name as surrogates."""
+    """Return whether tables can hold a path. Python keeps other bytes of a file's name as surrogates."""
     try:
         return bool(str(path).encode())
     except UnicodeEncodeError:

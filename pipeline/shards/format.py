@@ -45,7 +45,7 @@ def shard_settings(keep_audio: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class SidecarRow:
-    """What became of a planned segment."""
+    """Result of a planned segment, as its row in the sidecar."""
 
     key: str
     ytid: str

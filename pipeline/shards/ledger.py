@@ -84,7 +84,7 @@ def _check_fingerprint(table: pa.Table, fingerprint: str, where: str) -> None:
     if found != fingerprint:
         raise MismatchError(
             f"{where} was made with other settings (fingerprint {found}) than these ({fingerprint}): the format, the"
-            " fbank or keep_audio differ. Use the same settings, or another root"
+            " fbank or --keep-audio differ. Use the same settings, or another root"
         )
 
 

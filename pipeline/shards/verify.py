@@ -73,7 +73,7 @@ def _agrees(text: bytes, row: dict) -> bool:
 
 
 def remove_shard(shard: str, store: Store) -> None:
-    """Remove a shard, so that the next run makes it anew. The sidecar goes first: it is what makes a shard count."""
+    """Remove a shard, so that the next run makes it again. The sidecar goes first: it is what makes a shard count."""
     for name in (shard + SIDECAR, shard + TAR):
         if store.exists(name):
             store.remove(name)

@@ -31,7 +31,7 @@ from pipeline.snapshots.snapshot import (
 from pipeline.store.storage import Store
 
 HELD_OUT_SPLITS = ("eval", "valid", "test")
-"""Splits that nothing is learnt from: they have no part in the statistics."""
+"""Evaluation splits: they have no part in the statistics."""
 CLIP_COLUMNS = [
     "num_frames",
     "fbank_offset",
@@ -82,13 +82,13 @@ def _made_of(store: Store, metadata: Metadata, settings: Mapping[str, Any]) -> s
 
 
 def load_current(store: Store, metadata: Metadata, keep_audio: bool) -> Snapshot | None:
-    """Load the latest snapshot if building it anew would change nothing; else None."""
+    """Load the latest snapshot if building it again would change nothing; else None."""
     if not store.exists(LATEST):
         return None
     if store.read_json(LATEST).get("made_of") != _made_of(store, metadata, shard_settings(keep_audio)):
         return None
     snapshot = load_snapshot(store)
-    # A shard that was removed and made anew has its old name; its bytes may be others.
+    # A shard that was removed and made again keeps its name; its bytes may differ.
     return snapshot if read_checksums(store, list(snapshot.checksums)) == snapshot.checksums else None
 
 
@@ -115,7 +115,7 @@ def _label_indices(column: pa.DictionaryArray, labels: Labels) -> pa.ListArray:
 
 
 def _index_table(segments: pa.Table, results: pa.Table, label_lists: pa.ListArray) -> pa.Table:
-    # Encoded anew: a dictionary in the order of the clips is the same whatever else the store holds.
+    # Encoded again: a dictionary in the order of the clips is the same whatever else the store holds.
     shard = pc.binary_join_element_wise(results["shard"].cast(pa.string()), "tar", ".")
     columns = {
         "key": segments["key"],

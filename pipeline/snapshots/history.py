@@ -51,7 +51,7 @@ def list_snapshots(store: Store) -> list[Entry]:
 
 
 def runs_by_snapshot(store: Store) -> dict[str, set[str]]:
-    """Tell from the JSON files under `runs/` which run names which snapshot."""
+    """Read from the JSON files under `runs/` which run names which snapshot."""
     found: dict[str, set[str]] = {}
     for name in store.list("runs", ".json"):
         for snapshot_id in re.findall(r'"snapshot(?:_id)?": ?"(\w+)"', json.dumps(store.read_json(name))):
@@ -69,7 +69,7 @@ class Changes:
     num_moved: int = 0
     """To another split."""
     num_replaced: int = 0
-    """Fetched anew, since their segment has another end or their shard was repaired."""
+    """Fetched again, since their segment has another end or their shard was repaired."""
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -79,7 +79,7 @@ class Changes:
             "{} new": self.num_added,
             "labels of {} clips": self.num_relabelled,
             "{} moved to another split": self.num_moved,
-            "{} fetched anew": self.num_replaced,
+            "{} fetched again": self.num_replaced,
             "{} gone": self.num_removed,
         }
         return ", ".join(text.format(count) for text, count in parts.items() if count) or "nothing"

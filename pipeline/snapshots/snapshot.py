@@ -158,4 +158,4 @@ def check_fingerprint(snapshot: Snapshot) -> None:
     differing = sorted(key for key in expected if found.get(key) != expected[key])
     if differing:
         details = "; ".join(f"{key}: expected {expected[key]}, found {found.get(key)}" for key in differing)
-        raise MismatchError(f"snapshot {snapshot.snapshot_id} was made with other settings ({details}); convert anew")
+        raise MismatchError(f"snapshot {snapshot.snapshot_id} was made with other settings ({details}); convert again")

@@ -155,7 +155,7 @@ def _proxy_refusal(proxy: str) -> ConfigError:
 
 
 def _is_asked_for(address: str, error: Exception) -> bool:
-    """Tell whether an error is about the host of the address itself, not about one that it was redirected to."""
+    """Return whether an error is about the host of the address itself, not about one that it was redirected to."""
     request = getattr(error, "request", None)
     return request is not None and urlsplit(request.url).netloc == urlsplit(address).netloc
 

@@ -153,7 +153,7 @@ class LocalRateLimiter:
             address = self._addresses[permit.address]
             if not self._is_cooling(address):
                 pause_s = self._cool_down(address, self.config.cooldown_s, PROBE_S, retry_after_s)
-                log.warning("an address was told that it asks too often: cooling down for %.0f s", pause_s)
+                log.warning("an address was throttled: cooling down for %.0f s", pause_s)
             self._num_throttled[key] += 1
             return self._num_throttled[key]
 
@@ -168,7 +168,7 @@ class LocalRateLimiter:
                 return False
             pause_s = self._cool_down(address, self.config.outage_cooldown_s, PROBE_POLL_S)
             address.outage = detail
-            log.warning("the source fails clip after clip: trying again in %.0f s: %s", pause_s, detail)
+            log.warning("the source fails clip after clip: retrying in %.0f s: %s", pause_s, detail)
             return True
 
     def status(self) -> LimiterStatus:

@@ -28,7 +28,7 @@ def open_source(config: PreprocessConfig) -> Source:
     media = config.media
     if not media:
         raise ConfigError(
-            "media is not set: name youtube, a folder of media files, tars or parquet files, or an address with {ytid}"
+            "--media is not set: name youtube, a folder of media files, tars or parquet files, or a URL with {ytid}"
         )
     if media == YOUTUBE:
         youtube = YouTubeSource(config.youtube, config.fetch)

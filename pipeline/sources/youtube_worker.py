@@ -68,7 +68,7 @@ def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         "noplaylist": True,
         "hls_prefer_native": True,
         "fixup": "never",
-        # The parent repeats whole attempts, at the pace of the address.
+        # The parent repeats whole attempts, at the rate of the address.
         "retries": 0,
         "fragment_retries": 1,
         # A gap would shift all that follows it.

@@ -1,7 +1,7 @@
 """The lease of a store: of several runs that would preprocess into it, one works.
 
 Each lease is a file named by a number that is created only if there is none, so of two that want the next number one
-gets it. The highest number counts. Its holder renews it by writing it anew; once expired, or if its process is known to
+gets it. The highest number counts. Its holder renews it by rewriting it; once expired, or if its process is known to
 be dead, the next number may be taken.
 """
 
@@ -23,7 +23,7 @@ RENEW_EVERY_S = 20.0
 
 @dataclass(frozen=True)
 class Lease:
-    """Who works, and until when at least."""
+    """The run that works, and until when at least."""
 
     token: str
     host: str
@@ -45,7 +45,7 @@ class Lease:
 
 @dataclass
 class Holder:
-    """The holder's side."""
+    """A held lease, as its holder sees it."""
 
     store: Store
     lease: Lease
@@ -130,7 +130,7 @@ def _newest(store: Store) -> tuple[int, Lease | None]:
     try:
         return int(names[-1].removesuffix(".json").rpartition("/")[2]), Lease(**store.read_json(names[-1]))
     except (TypeError, ValueError) as error:
-        raise CorruptError(f"{store.url(names[-1])} is no lease: {error}; remove it") from error
+        raise CorruptError(f"{store.url(names[-1])} is not a valid lease: {error}; remove it") from error
 
 
 def _name(number: int) -> str:

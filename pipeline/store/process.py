@@ -16,7 +16,7 @@ class Owner:
     """A process."""
 
     machine: str
-    """What process ids are valid on."""
+    """Scope in which process ids are valid."""
     pid: int
     started: float
     """Seconds after the machine's own start: tells a process from a later one of the same id, whatever the clock

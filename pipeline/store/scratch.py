@@ -12,7 +12,7 @@ from pipeline.store.process import Owner, machine, this_process
 
 PREFIX = "audioset"
 ABANDONED_S = 24 * 3600.0
-"""So long after the last write what another machine was making counts as left behind."""
+"""So long after the last write what another machine was making counts as abandoned."""
 
 
 @contextmanager

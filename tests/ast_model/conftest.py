@@ -19,7 +19,7 @@ NUM_STEPS = 6
 
 @dataclass
 class Notes:
-    """A tracker that keeps what it is told."""
+    """A tracker that keeps what is logged."""
 
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)

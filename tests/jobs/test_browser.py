@@ -52,7 +52,7 @@ RECIPES = (
     ),
 )
 KIND = "workflowType=machine_learning"
-"""What links within MLflow's pages say of an experiment such as ours."""
+"""Part of the links within MLflow's pages that an experiment such as ours has."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def data(server: Server) -> Snapshot:
     """A third of the demo's data, and the run that made them."""
-    store, visit = Store(str(server.folder / "miniature")), PreprocessReport()
+    store, total = Store(str(server.folder / "miniature")), PreprocessReport()
     tracker = start_run(store, "preprocess-miniature", {ROOT_TAG: store.root}, PREPROCESSING)
     miniature = make_miniature(server.folder / "made", num_train=140, num_eval=60)
     config = PreprocessConfig(str(miniature.metadata_folder))
@@ -82,9 +82,9 @@ def data(server: Server) -> Snapshot:
         ):
             report = convert_shard(plan, conversion)
             assert isinstance(report, ShardReport)
-            visit.add(report)
+            total.add(report)
     snapshot = build_snapshot(store, metadata, conversion.keep_audio)
-    log_preprocessing(tracker, snapshot, visit)
+    log_preprocessing(tracker, snapshot, total)
     tracker.end("FINISHED")
     return snapshot
 

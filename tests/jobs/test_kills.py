@@ -44,7 +44,7 @@ def mirror() -> Iterator[Mirror]:
 
 @pytest.fixture
 def start(mirror: Mirror, tmp_path: Path) -> Callable[[str], subprocess.Popen]:
-    """How a run into a root is started."""
+    """Command that starts a run into a root."""
     (tmp_path / "class_labels_indices.csv").write_text('index,mid,display_name\n0,/m/a,"A"\n')
     rows = [f'v{number:010d}, 0.000, 10.000, "/m/a"\n' for number in range(NUM_CLIPS)]
     (tmp_path / "eval_segments.csv").write_text("".join(rows))

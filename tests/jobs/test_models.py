@@ -114,7 +114,7 @@ def test_versions_are_listed_compared_promoted_and_fetched(
     assert change.value == pytest.approx(
         make_scores(0.2).evaluation.metrics.mAP - make_scores(2.0).evaluation.metrics.mAP
     )
-    assert say("compare", "--version", "3", "--against", "2") == f"version 3 less version 2: mAP {change}\n"
+    assert say("compare", "--version", "3", "--against", "2") == f"version 3 minus version 2: mAP {change}\n"
     assert say("promote", "--version", "2").startswith("version 2 is the champion: promoted by hand (-")
     say("fetch", "--to", str(tmp_path / "model"))
     assert (tmp_path / "model" / "artifacts" / "checkpoint" / "model.safetensors").is_file()

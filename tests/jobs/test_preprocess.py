@@ -37,9 +37,9 @@ def test_a_second_run_visits_only_what_may_work_now(
     ray: None, config: PreprocessConfig, snapshot: Snapshot, miniature: Miniature, tmp_path: Path
 ) -> None:
     store = Store(str(tmp_path))
-    first, visit = preprocess(config, store)
-    assert (visit.num_planned, visit.errors) == (len(miniature.clips), {})
-    assert visit.num_written + visit.failures.total() == visit.num_planned
+    first, report = preprocess(config, store)
+    assert (report.num_planned, report.errors) == (len(miniature.clips), {})
+    assert report.num_written + report.failures.total() == report.num_planned
     # Made by Ray's tasks, it is what was made one after the other.
     assert first.index.equals(snapshot.index)
     assert first.snapshot_id == snapshot.snapshot_id
@@ -52,9 +52,11 @@ def test_a_second_run_visits_only_what_may_work_now(
     once = dataclasses.replace(config.fetch, max_attempts=1)
     second, again = preprocess(dataclasses.replace(config, fetch=once), store)
     retried = {
-        reason for reason in visit.failures if reason.category in (FailureCategory.TRANSIENT, FailureCategory.THROTTLED)
+        reason
+        for reason in report.failures
+        if reason.category in (FailureCategory.TRANSIENT, FailureCategory.THROTTLED)
     }
-    assert again.num_planned == sum(visit.failures[reason] for reason in retried)
+    assert again.num_planned == sum(report.failures[reason] for reason in retried)
     assert again.failures.keys() == retried
     assert second.snapshot_id == first.snapshot_id
     assert {name: Path(store.path(name)).stat().st_mtime_ns for name in files} == files
@@ -85,14 +87,14 @@ def test_a_shard_whose_task_fails_ends_no_run(
 
     bad = next(clip.segment.ytid for clip in miniature.clips if clip.segment.split == "balanced_train")
     monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: RaisingSource({bad}))
-    snapshot, visit = preprocess(config, store)
-    assert [str(error) for error in visit.errors.values()] == [f"no memory at {bad}"]
-    assert visit.num_decided == visit.num_planned - 6  # the one shard of the balanced split
+    snapshot, report = preprocess(config, store)
+    assert [str(error) for error in report.errors.values()] == [f"no memory at {bad}"]
+    assert report.num_decided == report.num_planned - 6  # the one shard of the balanced split
     assert "balanced_train" not in snapshot.splits
 
     monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: folder)
-    snapshot, visit = preprocess(config, store)
-    assert visit.errors == {}
+    snapshot, report = preprocess(config, store)
+    assert report.errors == {}
     assert "balanced_train" in snapshot.splits
 
 
@@ -153,13 +155,13 @@ def test_a_source_that_is_down_ends_the_run_with_an_error_and_costs_no_attempts(
     with pytest.raises(SourceError, match=r"http://127.0.0.1:1/.* did not answer for .*refused.* the same command"):
         preprocess(down, store)
     assert store.list("shards") == []
-    snapshot, visit = preprocess(config, store)
+    snapshot, report = preprocess(config, store)
     assert (
-        visit.num_decided
-        == visit.num_planned
+        report.num_decided
+        == report.num_planned
         == sum(clip.segment.split == "unbalanced_train" for clip in miniature.clips)
     )
-    assert len(snapshot.index) == visit.num_written > 0
+    assert len(snapshot.index) == report.num_written > 0
 
 
 def test_segments_of_other_classes_are_refused(config: PreprocessConfig, miniature: Miniature, tmp_path: Path) -> None:
@@ -195,13 +197,13 @@ def test_the_same_run_on_s3_gives_the_same_digests(
             s3_store.write_bytes(f"media/{clip.file_name}", (miniature.media_folder / clip.file_name).read_bytes())
     for name in ("eval_segments.csv", "class_labels_indices.csv"):
         s3_store.write_bytes(f"csv/{name}", (miniature.metadata_folder / name).read_bytes())
-    here, visit = preprocess(config, Store(str(tmp_path)))
+    here, report = preprocess(config, Store(str(tmp_path)))
     config = dataclasses.replace(config, metadata=s3_store.url("csv"), media=s3_store.url("media"))
-    there, visit_there = preprocess(config, s3_store)
+    there, report_there = preprocess(config, s3_store)
     assert there.snapshot_id == here.snapshot_id
     assert there.checksums == here.checksums
-    assert (visit_there.num_written, visit_there.failures) == (visit.num_written, visit.failures)
-    assert visit.num_planned == visit.num_decided
+    assert (report_there.num_written, report_there.failures) == (report.num_written, report.failures)
+    assert report.num_planned == report.num_decided
     assert s3_store.list("parts") == []
     assert preprocess(config, s3_store)[1].num_planned == 0
 
@@ -218,8 +220,8 @@ def test_a_store_that_refuses_ends_the_run_with_the_count_so_far(
     with pytest.raises(StoreError, match=r"3 shards could not be made, so the run ends; \d+ clips of \d+ were written"):
         preprocess(config, store)
     (tmp_path / "shards" / "eval").unlink()
-    _, visit = preprocess(config, store)
-    assert visit.errors == {}
+    _, report = preprocess(config, store)
+    assert report.errors == {}
 
 
 @pytest.mark.ray
@@ -247,15 +249,15 @@ def test_a_run_that_is_throttled_for_good_says_so_and_ends_with_what_it_has(
     source = ThrottledAfterAWhile(tickets, FolderSource(str(miniature.media_folder), config.fetch))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.preprocess.open_source", lambda config: source)
-        first, visit = preprocess(config, store)
-        assert (visit.is_complete, visit.num_throttled > 0) == (False, True)
-        assert "stopped: every address was told" in caplog.text
-        assert 0 < visit.num_decided < visit.num_planned == len(miniature.clips)
+        first, report = preprocess(config, store)
+        assert (report.is_complete, report.num_throttled > 0) == (False, True)
+        assert "stopped: every address is throttled" in caplog.text
+        assert 0 < report.num_decided < report.num_planned == len(miniature.clips)
         (tickets / "closed").unlink()
-        second, visit = preprocess(config, store)
-    assert visit.is_complete
+        second, report = preprocess(config, store)
+    assert report.is_complete
     assert len(second.index) > len(first.index)
-    assert sum(book["planned"] for book in second.manifest["split_counts"].values()) == len(miniature.clips)
+    assert sum(counts["planned"] for counts in second.manifest["split_counts"].values()) == len(miniature.clips)
 
 
 def test_two_at_once_are_told_apart(config: PreprocessConfig, tmp_path: Path) -> None:

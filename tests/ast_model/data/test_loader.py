@@ -222,10 +222,10 @@ def test_an_error_of_a_reader_thread_reaches_the_loop() -> None:
 
 
 @pytest.mark.parametrize(("num_clips", "world_size"), [(10, 1), (10, 3), (7, 4), (2, 4)])
-def test_an_evaluation_visits_each_clip_once_in_order(num_clips: int, world_size: int) -> None:
+def test_an_evaluation_reads_each_clip_once_in_order(num_clips: int, world_size: int) -> None:
     parts = [split_evenly(num_clips, rank, world_size, batch_size=2) for rank in range(world_size)]
-    visited = [clip for batches in parts for batch in batches for clip in batch]
-    assert visited == list(range(num_clips))
+    clips_read = [clip for batches in parts for batch in batches for clip in batch]
+    assert clips_read == list(range(num_clips))
     assert all(len(batch) <= 2 for batches in parts for batch in batches)
 
 

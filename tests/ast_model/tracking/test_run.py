@@ -105,7 +105,7 @@ def test_a_deleted_experiment_is_named_with_its_cure(store: Store) -> None:
 def test_a_checkpoint_becomes_one_model_with_metrics_and_data(store: Store, snapshot: Snapshot) -> None:
     run = start_run(store, "x", {})
     run.log_data(snapshot, "training")
-    for _ in range(2):  # a resumed training may tell of it again
+    for _ in range(2):  # a resumed training may log it again
         run.log_checkpoint("epoch-0001", "/store/epoch-0001", {"epoch": 1.0, "eval/mAP": 0.25})
     run.end("FINISHED")
     experiment = run.client.get_run(run.run_id).info.experiment_id

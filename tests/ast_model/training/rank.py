@@ -19,7 +19,7 @@ from pipeline.snapshots.snapshot import load_snapshot
 
 
 class Recorder:
-    """Keeps the step metrics that it is told."""
+    """Keeps the step metrics that are logged."""
 
     def __init__(self) -> None:
         self.steps: list[dict] = []

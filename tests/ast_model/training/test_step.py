@@ -57,7 +57,7 @@ def test_micro_batches_and_the_fused_step_equal_torchs_plain_adam(make_job: Make
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, rows: set[int]) -> None:
-    """Let batches hold NaN for some rows."""
+    """Put NaN into some rows of the batches."""
     move = Batch.to
 
     def move_spoilt(self: Batch, device: torch.device) -> Batch:
@@ -95,7 +95,7 @@ def test_too_many_in_a_row_end_the_run_and_the_checkpoint_is_sound(
 ) -> None:
     job = make_job(max_bad_steps=3, checkpoints=CheckpointConfig(every_steps=2, every_minutes=None))
     spoil(monkeypatch, set(range(len(job.snapshot.index))))
-    with pytest.raises(TrainingError, match=r"[34] steps in a row.*last checkpoint is sound.*--train.precision fp32"):
+    with pytest.raises(TrainingError, match=r"[34] steps in a row.*last checkpoint is good.*--train.precision fp32"):
         train(job)
     state = final_state(job)
     fresh = Trainer(make_job("fresh"), ALONE).state.model.state_dict()

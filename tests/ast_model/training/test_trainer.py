@@ -52,7 +52,7 @@ CONFIG = TrainConfig(
 
 
 class Recorder:
-    """Keeps what a training tells."""
+    """Keeps what a training logs."""
 
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
@@ -184,7 +184,7 @@ def free_port() -> int:
 
 
 def train_two(snapshot: Snapshot, run: str, folder: Path, stop_at: int = -1) -> dict:
-    """Train in two processes; return what the main one told."""
+    """Train in two processes; return what the main one logged."""
     (folder / "job").write_bytes(pickle.dumps((CONFIG, MODEL, snapshot.store, snapshot.snapshot_id, run, stop_at)))
     command = [sys.executable, str(Path(__file__).with_name("rank.py")), str(folder / "job"), str(folder / "out")]
     # What torchrun would set, without the seconds that it takes.

@@ -88,7 +88,7 @@ def runs_of(root: Path, experiment: str = "audioset-ast") -> list[Run]:
 
 
 def stop_once(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
-    """Let the first training of a run with this ending be stopped before it begins."""
+    """Stop the first training of a run with this ending before it begins."""
     train: Callable = jobs.launch.recordings.train_on_ray
     stopped = []
 

@@ -83,7 +83,7 @@ def test_a_shard_that_is_not_the_indexed_one_is_refused_and_not_kept(store: Stor
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Let the system refuse to write far into any file."""
+    """Make the system refuse to write far into any file."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:

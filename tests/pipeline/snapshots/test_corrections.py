@@ -1,4 +1,4 @@
-"""What is corrected in the metadata after clips were fetched."""
+"""Corrections of the metadata after clips were fetched."""
 
 import shutil
 from collections.abc import Callable

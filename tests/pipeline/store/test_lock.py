@@ -92,5 +92,5 @@ def test_of_many_that_start_at_once_one_wins(tmp_path: Path) -> None:
 
 def test_a_lease_that_is_none_is_named(store: Store) -> None:
     store.write_json(f"{FOLDER}/00000001.json", {"who": "me"})
-    with pytest.raises(CorruptError, match=r"00000001.json is no lease"), hold_lease(store):
+    with pytest.raises(CorruptError, match=r"00000001.json is not a valid lease"), hold_lease(store):
         pass

@@ -60,7 +60,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
 
 @contextmanager
 def full_disk(free_bytes: int) -> Iterator[None]:
-    """Let the system refuse to write further than so many bytes into any file."""
+    """Make the system refuse to write further than so many bytes into any file."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, limits[1]))
     try:
