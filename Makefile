@@ -5,7 +5,7 @@ BIN := .venv/bin
 ROOT ?= $(CURDIR)/data/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo check test rehearsal bench-loader ui mlflow browser lock clean
+.PHONY: help install demo check test rehearsal bench-loader gpu ui mlflow browser lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ rehearsal: .venv/.installed-dev  ## Several Ray nodes on this machine, a store o
 
 bench-loader: .venv/.installed-dev  ## Front end, loader, draws and a cold cache beside their peers; FFmpeg's program is needed
 	for bench in front_end loader draws remote; do $(BIN)/python -m bench.$$bench || exit 1; done
+
+gpu:  ## The training proved and measured on a GPU in nine minutes; needs torch and little else
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m bench.gpu --out gpu.json
 
 ui: .venv/.installed  ## MLflow's pages of ROOT's trainings on http://127.0.0.1:PORT
 	$(BIN)/python jobs/ui.py --root $(ROOT) --port $(PORT)

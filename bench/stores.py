@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from pipeline.audio.decode import encode_flac
 from pipeline.fbank import SAMPLE_RATE_HZ, compute_fbank
 from pipeline.labels import Labels
 from pipeline.metadata import Metadata
@@ -35,7 +34,7 @@ def make_store(store: Store, num_shards: int, clips_per_shard: int, keep_audio: 
     random = np.random.default_rng(0)
     waveform = (random.standard_normal(CLIP_S * SAMPLE_RATE_HZ) * 0.1).clip(-1, 1).astype(np.float32)
     fbank_TM = compute_fbank(torch.from_numpy(waveform)).numpy()
-    audio = encode_flac(waveform) if keep_audio else None
+    audio = _encode(waveform) if keep_audio else None
     clips: list[Segment] = []
     for shard in range(num_shards):
         mids = random.choice(labels.mids, (clips_per_shard, 2))
@@ -46,6 +45,12 @@ def make_store(store: Store, num_shards: int, clips_per_shard: int, keep_audio: 
         _write_shard(store, f"{shard:04}", segments, fbank_TM, audio)
         clips += segments
     return build_snapshot(store, Metadata(labels, table_of(clips), digest=""), keep_audio)
+
+
+def _encode(waveform: np.ndarray) -> bytes:
+    from pipeline.audio.decode import encode_flac  # PyAV is needed for audio only: stores of fbanks do without
+
+    return encode_flac(waveform)
 
 
 def _write_shard(

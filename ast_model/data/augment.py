@@ -17,6 +17,8 @@ FULL_SCALE = 32768
 """Of int16 samples."""
 NOISE_LEVEL = 0.1
 """Strongest noise, in normalised units."""
+SILENCE = torch.log(torch.tensor(LOG_FLOOR)).item()
+"""Log-mel of digital silence, rounded as float32 is; a number, since `.item()` in a step would wait for the device."""
 
 
 def normalise(fbank_BTM: Tensor, mean: float, std: float) -> Tensor:
@@ -59,15 +61,14 @@ def mix_power(batch: Batch) -> Tensor:
     fbank_BTM = batch.clips.float()
     if not len(batch.mixed):
         return fbank_BTM
-    silence = torch.log(torch.tensor(LOG_FLOOR))
     num_frames = fbank_BTM.shape[1]
     clip_QTM = fbank_BTM[batch.mixed]
     partner_QTM = batch.partners.float()
-    partner_QTM = torch.where(_is_within(batch.partner_lengths_Q, num_frames)[..., None], partner_QTM, silence)
+    partner_QTM = torch.where(_is_within(batch.partner_lengths_Q, num_frames)[..., None], partner_QTM, SILENCE)
     lambda_Q11 = batch.lambda_Q.view(-1, 1, 1)
     mixed_QTM = torch.logaddexp(clip_QTM + 2 * lambda_Q11.log(), partner_QTM + 2 * torch.log1p(-lambda_Q11))
     is_clip = _is_within(batch.lengths_B[batch.mixed], num_frames)[..., None]
-    fbank_BTM[batch.mixed] = torch.where(is_clip, mixed_QTM.clamp(min=silence.item()), 0.0)
+    fbank_BTM[batch.mixed] = torch.where(is_clip, mixed_QTM.clamp(min=SILENCE), 0.0)
     return fbank_BTM
 
 
@@ -119,12 +120,29 @@ def _mask(fbank_BTM: Tensor, axis: int, max_width: int, uniforms_B2: Tensor) -> 
 
 
 def _noise(fbank_BTM: Tensor, uniforms_B: Tensor) -> Tensor:
-    """Return uniform noise; its strength and its values follow from one random number per clip."""
-    noise = torch.empty_like(fbank_BTM)
-    for clip_TM, uniform in zip(noise, uniforms_B.tolist(), strict=True):
-        generator = torch.Generator(fbank_BTM.device).manual_seed(int(uniform * 2**32))
-        clip_TM.uniform_(generator=generator)
-    return noise * (uniforms_B * NOISE_LEVEL).view(-1, 1, 1)
+    """Return uniform noise; its strength and its values follow from one random number per clip.
+
+    A value is a hash of that number and the value's position. So it is the same on every device, and nothing waits
+    for a generator that is seeded on the CPU.
+    """
+    num_frames, num_bins = fbank_BTM.shape[1:]
+    position_TM = torch.arange(num_frames * num_bins, device=fbank_BTM.device).view(num_frames, num_bins)
+    seed_B11 = (uniforms_B * 2**32).long().view(-1, 1, 1)
+    # Positions are hashed before they meet the seed: seeds that differ in a few bits must not swap neighbours' values.
+    bits_BTM = _hash32(_hash32(position_TM) ^ _hash32(seed_B11))
+    noise_BTM = (bits_BTM >> 8).float() / 2**24  # as many bits as a float32 holds: [0, 1), never rounded up to 1
+    return noise_BTM * (uniforms_B * NOISE_LEVEL).view(-1, 1, 1)
+
+
+def _hash32(values: Tensor) -> Tensor:
+    """Return 32 well-mixed bits of each number from 0 to 2³² − 1, as int64.
+
+    Multiplying by an odd number and folding the high bits down are both one to one, so no two numbers meet. The factor
+    is below 2³¹: no product overflows an int64.
+    """
+    for _ in range(2):
+        values = ((values ^ (values >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return values ^ (values >> 16)
 
 
 def _roll(fbank_BTM: Tensor, max_frames: int, uniforms_B: Tensor) -> Tensor:

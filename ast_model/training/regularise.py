@@ -48,9 +48,9 @@ class DropMaskSampler:
         uniforms = rng.random((self.global_batch_size, num_lines + num_branches), dtype=np.float32)[part]
         kept = scale = None
         if config.patchout_freq or config.patchout_time:
-            kept = torch.from_numpy(self._keep(uniforms[:, :num_lines])).to(device, non_blocking=True)
+            kept = _to_device(torch.from_numpy(self._keep(uniforms[:, :num_lines])), device)
         if config.drop_path:
-            scale = self._scale(torch.from_numpy(uniforms[:, num_lines:])).to(device, non_blocking=True)
+            scale = _to_device(self._scale(torch.from_numpy(uniforms[:, num_lines:])), device)
         return DropMasks(kept, scale)
 
     def _keep(self, uniforms: np.ndarray) -> np.ndarray:
@@ -64,6 +64,11 @@ class DropMaskSampler:
         """Return 0 for a dropped branch, else what keeps the mean (B, L)."""
         rates = torch.linspace(0, self.config.drop_path, self.depth).repeat_interleave(NUM_BRANCHES_PER_BLOCK)
         return (uniforms_BL >= rates) / (1 - rates)
+
+
+def _to_device(value: Tensor, device: torch.device) -> Tensor:
+    # From pageable memory CUDA first copies to a buffer of its own, and the CPU waits for that.
+    return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
 
 
 def _choose(uniforms: np.ndarray, count: int) -> np.ndarray:

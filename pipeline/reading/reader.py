@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.audio.decode import decode_flac
 from pipeline.errors import CorruptError, InputError
 from pipeline.reading.prefetch import ShardPrefetcher
 from pipeline.shards.format import FRAME_BYTES
@@ -72,6 +71,8 @@ class ClipReader:
                 f"clip {self._keys[row]} has no audio in {self._where(row)}; preprocess with --keep-audio, or train"
                 " with --train.features fbank"
             )
+        from pipeline.audio.decode import decode_flac  # PyAV is needed for audio only: fbanks are read without
+
         head, flac = bytearray(tarfile.BLOCKSIZE), np.empty(int(self._audio_length[row]), np.uint8)
         self._read(row, int(self._audio_offset[row]), "flac", head, flac)
         try:

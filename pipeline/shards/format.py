@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from webdataset.writer import TarWriter
 
 from pipeline.errors import CorruptError
 from pipeline.fbank import FBANK_SETTINGS, NUM_MEL_BINS
@@ -95,7 +94,7 @@ class ShardWriter:
 
     def __init__(self, file: Path):
         self._stream = file.open("wb")
-        self._tar = TarWriter(self._stream, mtime=0)
+        self._tar = tarfile.open(fileobj=self._stream, mode="w|")  # noqa: SIM115 (closed by close())
 
     def write(self, segment: Segment, fbank_TM: np.ndarray, audio: bytes | None, source: str) -> dict[str, Any]:
         """Add a clip: fbank (T, 128), optional FLAC. Return the fields of its sidecar row that follow from it."""
@@ -133,9 +132,13 @@ class ShardWriter:
     def _write_members(self, key: str, members: Mapping[str, bytes]) -> dict[str, int]:
         offsets = {}
         for extension, content in members.items():
-            self._tar.write({"__key__": key, extension: content})
+            member = tarfile.TarInfo(f"{key}.{extension}")
+            # Time, owner and mode are constants, so that the same clips give the same bytes: webdataset's writer's.
+            member.mtime, member.uname, member.gname, member.mode = 0, "bigdata", "bigdata", 0o444
+            member.size = len(content)
+            self._tar.addfile(member, io.BytesIO(content))
             padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            offsets[extension] = self._tar.tarstream.offset - padded
+            offsets[extension] = self._tar.offset - padded
         return offsets
 
     def close(self) -> None:

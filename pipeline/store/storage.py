@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import AudioTaggingError, CorruptError, StoreError, describe
@@ -181,6 +180,8 @@ class Store:
         if self.is_local:
             clear_scratch(self.scratch_home)
         elif "s3" in self.fs.protocol:
+            from botocore.exceptions import BotoCoreError  # a store in a folder does without an S3 client
+
             with suppress(OSError, BotoCoreError):  # not all that may write may look for uploads
                 self._abort_uploads()
 
@@ -220,7 +221,7 @@ class Store:
 
 def describe_error(error: Exception) -> str:
     """Describe a storage library's error on one line, with what to do where its own message doesn't say."""
-    if isinstance(error, NoCredentialsError):
+    if type(error).__name__ == "NoCredentialsError":  # botocore's, which a store in a folder does without
         return f"{describe(error)}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or attach a role"
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, OSError):
         return describe(error.__cause__)  # fsspec calls a host that doesn't answer a file that isn't there

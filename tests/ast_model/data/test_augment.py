@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import Tensor
 from torchaudio.functional import mask_along_axis_iid
 
@@ -114,6 +115,22 @@ def test_noise_is_as_strong_as_drawn() -> None:
     assert -0.01 < scaled_BTM.min() < 0.01 < 0.99 < scaled_BTM.max() < 1.01
     torch.testing.assert_close(scaled_BTM.mean(dim=(1, 2)), torch.full((5,), 0.5), rtol=0, atol=0.02)
     assert len(set(scaled_BTM[:, 0, 0].tolist())) == 5
+
+
+def test_noise_is_uniform_and_independent_between_neighbours_and_clips() -> None:
+    batch = make_batch([60] * 64)
+    batch.clips.zero_()
+    batch.uniforms[:, NOISE] = 0.5 + torch.arange(64) / 2**24  # seeds that differ in their last bits alone
+    noise_BTM = augment(batch, AugmentConfig(**{**vars(NOTHING), "noise": True}), *AS_IT_IS)
+    uniform_BTM = (noise_BTM / (NOISE_LEVEL * batch.uniforms[:, NOISE]).view(-1, 1, 1)).double()
+    assert uniform_BTM.min() >= 0
+    assert uniform_BTM.max() < 1 + 1e-6
+    for values in (uniform_BTM, uniform_BTM[0], uniform_BTM[:, 3, 7]):
+        assert kstest(values.flatten().numpy(), "uniform").pvalue > 1e-3
+    neighbours = [(uniform_BTM[:, :, 1:], uniform_BTM[:, :, :-1]), (uniform_BTM[:, 1:], uniform_BTM[:, :-1])]
+    for one, other in [*neighbours, (uniform_BTM[1:], uniform_BTM[:-1])]:
+        correlation = np.corrcoef(one.flatten().numpy(), other.flatten().numpy())[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(one.numel())
 
 
 def test_a_draw_gives_the_same_sample_in_any_batch() -> None:

@@ -1,12 +1,14 @@
 import hashlib
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from webdataset.compat import WebDataset
+from webdataset.writer import TarWriter
 
 from pipeline.errors import CorruptError
 from pipeline.records import Segment
@@ -73,6 +75,15 @@ def test_the_same_clips_give_the_same_bytes(tmp_path: Path) -> None:
             writer.write(segment, fbank_TM, b"audio", f"{host}/{segment.ytid}.webm")
         writer.close()
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    with (
+        tarfile.open(tmp_path / "one") as ours,
+        (tmp_path / "theirs").open("wb") as stream,
+        TarWriter(stream, mtime=0) as theirs,
+    ):
+        for member in ours:
+            key, extension = member.name.split(".", 1)
+            theirs.write({"__key__": key, extension: ours.extractfile(member).read()})  # pyright: ignore[reportOptionalMemberAccess]
+    assert (tmp_path / "theirs").read_bytes() == (tmp_path / "one").read_bytes()
 
 
 def npy(array: np.ndarray) -> bytes:
