@@ -177,6 +177,8 @@ class AugmentConfig:
     """Add uniform noise of random strength, up to 0.1 after normalising."""
     max_roll_frames: int = 0
     """Shift in time, round the end, by up to so many frames."""
+    random_crop: bool = False
+    """Take a random stretch of a clip that is longer than the model, not its first; evaluations take the first."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mixup_probability <= 1:

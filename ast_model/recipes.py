@@ -1,8 +1,8 @@
 """Presets: what to train, with the command, the expected cost and the expected result of each.
 
-They are the paper's settings, as far as the official code and logs tell them; `demo`, `audioset_full_scaled` and
-`audioset_modern` are ours. A global batch has as many samples as there, on any number of ranks. Costs are computed by
-`estimate_cost`, not measured; docs/cluster.md has more of them.
+They are the paper's settings, as far as the official code and logs tell them; `demo`, `audioset_full_scaled`,
+`audioset_modern`, `fsd50k`, `vggsound` and `urbansound8k` are ours. A global batch has as many samples as there, on any
+number of ranks. Costs are computed by `estimate_cost`, not measured; docs/cluster.md has more of them.
 """
 
 import dataclasses
@@ -283,5 +283,86 @@ def speechcommands() -> Recipe:
             ),
             mean=-6.845978,
             std=5.5654526,
+        ),
+    )
+
+
+def fsd50k() -> Recipe:
+    r"""AST-base on FSD50K's train clips, from weights trained on AudioSet, with random crops of 10.24 s.
+
+    Clips last 0.3 to 30 s: of longer ones each draw takes another stretch, shorter ones are padded, and evaluations
+    take the first 10.24 s. Learning rate, batch and crop are those of PaSST's recipe, mean and std those of PSLA's.
+
+    Command: python jobs/fsd50k.py --data FSD50K --init audioset_10_10_0.4593.pth
+    Cost: 1.1 million samples of 783 GFLOP, by computation 33 minutes of an H200; evaluations are left out.
+    Result: none yet: it was never run. Published mAP on the evaluation set: PaSST-S 0.655 (random crops of 10 s, from
+        AudioSet's weights), PSLA 0.567 (whole clips, from ImageNet's).
+    """
+    return Recipe(
+        ASTConfig.base(num_classes=200),
+        TrainConfig(
+            train_splits=("train",),
+            eval_split="valid",
+            num_epochs=30,
+            sampler="uniform",
+            schedule=ScheduleConfig(num_epochs_before_decay=10, decay_factor=0.85),
+            augment=AugmentConfig(random_crop=True),
+            mean=-4.6476,
+            std=4.5699,
+        ),
+    )
+
+
+def vggsound() -> Recipe:
+    r"""AST-base on VGGSound's training clips with class-balanced draws, from ImageNet weights.
+
+    Learning rate, batch, epochs, mean and std are those of CAV-MAE's recipe, without its label smoothing. The test
+    clips are measured on after each epoch, as there: there is no official validation split. The last epoch counts.
+
+    Command: python jobs/vggsound.py --media youtube --train.init facebook/deit-base-distilled-patch16-384
+    Cost: 1.8 million samples of 783 GFLOP, by computation 54 minutes of an H200; fetching 200,000 clips.
+    Result: none yet: it was never run. Published: mAP 0.532 for the paper's ResNet-50; accuracy 59.5 % for CAV-MAE's
+        audio branch alone, pre-trained on AudioSet.
+    """
+    return Recipe(
+        ASTConfig.base(num_classes=309),
+        TrainConfig(
+            train_splits=("train",),
+            eval_split="test",
+            num_epochs=10,
+            global_batch_size=48,
+            micro_batch_size=48,
+            learning_rate=1e-4,
+            augment=AugmentConfig(noise=True, max_roll_frames=10),
+            loss="ce",
+            mean=-5.081,
+            std=4.4849,
+            average_last_epochs=8,
+        ),
+    )
+
+
+def urbansound8k() -> Recipe:
+    r"""AST-base on UrbanSound8K, from weights trained on AudioSet, ten folds.
+
+    Settings are those of the paper's ESC-50 recipe, for clips of up to 4 s; shorter ones are padded. Mean and standard
+    deviation are measured on all folds.
+
+    Command: python jobs/urbansound8k.py --data UrbanSound8K --init audioset_10_10_0.4593.pth
+    Cost: 2 million samples of 264 GFLOP, by computation 19 minutes of an H200 for all folds.
+    Result: none yet: it was never run. Published accuracy: 89.8 % for a transformer from AudioSet's weights (Nogueira
+        et al., Sensors 2022), 83.3 % for a linear layer on Dasheng's frozen embeddings (X-ARES).
+    """
+    return Recipe(
+        ASTConfig.base(num_classes=10, num_frames=400),
+        TrainConfig(
+            num_epochs=25,
+            sampler="uniform",
+            global_batch_size=48,
+            micro_batch_size=48,
+            learning_rate=1e-5,
+            schedule=ScheduleConfig(num_warmup_steps=0, num_epochs_before_decay=5, decay_factor=0.85),
+            augment=AugmentConfig(mixup_probability=0.0, max_freq_mask_bins=24, max_time_mask_frames=80),
+            loss="ce",
         ),
     )

@@ -23,7 +23,7 @@ ROOMS = """
     jobs:
         config launch
         audioset preprocess train evaluate calibrate predict export models compare search ui esc50 speechcommands
-        finetune
+        fsd50k vggsound urbansound8k finetune
 """
 """A room is a folder, or a module that lies flat. A module that imports none of its neighbours may stand anywhere above
 what it uses."""

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ast_model.config import AugmentConfig
 from ast_model.data.loader import Batch
+from ast_model.data.sampling import FREQ_START, FREQ_WIDTH, NOISE, ROLL, TIME_START, TIME_WIDTH
 from pipeline.fbank import FRAME_LENGTH, FRAME_SHIFT, LOG_FLOOR, compute_fbank
 
-FREQ_WIDTH, FREQ_START, TIME_WIDTH, TIME_START, ROLL, NOISE = range(6)
-"""Columns of `Batch.uniforms`."""
 FULL_SCALE = 32768
 """Of int16 samples."""
 NOISE_LEVEL = 0.1

@@ -17,8 +17,8 @@ from scipy import sparse
 from torch import Tensor
 
 from ast_model.config import CacheConfig, Features
-from ast_model.data.sampling import NO_PARTNER, Draws
-from pipeline.fbank import NUM_MEL_BINS
+from ast_model.data.sampling import CROP, NO_PARTNER, PARTNER_CROP, Draws
+from pipeline.fbank import FRAME_LENGTH, FRAME_SHIFT, NUM_MEL_BINS, num_frames_of
 from pipeline.reading.cache import ShardCache
 from pipeline.reading.prefetch import ShardPrefetcher
 from pipeline.reading.reader import ClipReader
@@ -89,13 +89,16 @@ class BatchReader:
         targets: sparse.csr_array,
         num_frames: int,
         features: Features = "fbank",
+        random_crop: bool = False,
     ):
+        """random_crop: draws with random numbers take that stretch of longer clips, not their first frames."""
         self.reader = reader
         self.rows = rows
         self.targets = targets
         self._num_classes = cast(tuple[int, int], targets.shape)[1]
         self.num_frames = num_frames
         self.features: Features = features
+        self.random_crop = random_crop
 
     def set_order(self, draws: Draws, is_grouped: bool) -> None:
         """Have the shards of coming draws fetched to the node, where they are remote."""
@@ -132,8 +135,11 @@ class BatchReader:
         mixed = np.flatnonzero(draws.partner != NO_PARTNER)
         partner, lambda_Q = draws.partner[mixed], draws.mixup_lambda[mixed]
         rows = self.rows[draws.clip]
-        clips, lengths_B = self._read(rows)
-        partners, partner_lengths_Q = self._read(self.rows[partner])
+        crops_B = partner_crops_Q = None
+        if self.random_crop and draws.uniforms.shape[1]:
+            crops_B, partner_crops_Q = draws.uniforms[:, CROP], draws.uniforms[mixed, PARTNER_CROP]
+        clips, lengths_B = self._read(rows, crops_B)
+        partners, partner_lengths_Q = self._read(self.rows[partner], partner_crops_Q)
         targets_BC = self._targets(draws.clip)
         targets_BC[mixed] *= lambda_Q[:, None]
         targets_BC[mixed] += (1 - lambda_Q[:, None]) * self._targets(partner)
@@ -151,25 +157,38 @@ class BatchReader:
             uniforms=torch.from_numpy(draws.uniforms),
         )
 
-    def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        return self._read_fbanks(rows) if self.features == "fbank" else self._read_waveforms(rows)
+    def _read(self, rows: np.ndarray, crops: np.ndarray | None) -> tuple[Tensor, Tensor]:
+        """Read clips from the start, or, where `crops` (in [0, 1)) are given, a stretch of those that are longer."""
+        return self._read_fbanks(rows, crops) if self.features == "fbank" else self._read_waveforms(rows, crops)
 
-    def _read_fbanks(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _read_fbanks(self, rows: np.ndarray, crops: np.ndarray | None) -> tuple[Tensor, Tensor]:
         fbank_BTM = np.empty((len(rows), self.num_frames, NUM_MEL_BINS), np.float16)
         num_frames_B = np.empty(len(rows), np.int64)
         for position, row in enumerate(rows.tolist()):
             clip_TM = fbank_BTM[position]
-            num_frames_B[position] = num_read = self.reader.read_fbank(row, clip_TM)
+            start = 0 if crops is None else self._start_of(int(self.reader.num_frames[row]), crops[position])
+            num_frames_B[position] = num_read = self.reader.read_fbank(row, clip_TM, start)
             clip_TM[num_read:] = 0
         return torch.from_numpy(fbank_BTM), torch.from_numpy(num_frames_B)
 
-    def _read_waveforms(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _read_waveforms(self, rows: np.ndarray, crops: np.ndarray | None) -> tuple[Tensor, Tensor]:
         waveforms = [self.reader.read_audio(row) for row in rows.tolist()]
+        if crops is not None:
+            waveforms = [self._crop(waveform, crop) for waveform, crop in zip(waveforms, crops, strict=True)]
         num_samples_B = np.array([len(waveform) for waveform in waveforms], np.int64)
         waveform_BS = np.zeros((len(rows), num_samples_B.max(initial=0)), np.int16)
         for position, waveform in enumerate(waveforms):
             waveform_BS[position, : len(waveform)] = waveform
         return torch.from_numpy(waveform_BS), torch.from_numpy(num_samples_B)
+
+    def _crop(self, waveform: np.ndarray, crop: float) -> np.ndarray:
+        """Return the samples of the frames that `_read_fbanks` takes."""
+        start = FRAME_SHIFT * self._start_of(num_frames_of(len(waveform)), crop)
+        return waveform[start : start + FRAME_LENGTH + (self.num_frames - 1) * FRAME_SHIFT]
+
+    def _start_of(self, num_frames: int, crop: float) -> int:
+        """Return the first frame of a stretch: each that leaves a full one is as likely, the first in shorter clips."""
+        return int(float(crop) * (max(num_frames - self.num_frames, 0) + 1))
 
     def _targets(self, positions: np.ndarray) -> np.ndarray:
         """Multi-hot (B, C) float32; five times as fast as indexing the sparse array for a small batch."""

@@ -13,8 +13,9 @@ from ast_model.config import AugmentConfig, Sampler
 from pipeline.errors import ConfigError, NoClipsError
 
 NO_PARTNER = -1
-NUM_UNIFORMS = 6
-"""Random numbers in [0, 1) per draw: width and start of the frequency and of the time mask, roll, noise."""
+FREQ_WIDTH, FREQ_START, TIME_WIDTH, TIME_START, ROLL, NOISE, CROP, PARTNER_CROP = range(8)
+"""Columns of `Draws.uniforms`."""
+NUM_UNIFORMS = 8
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def plan_epoch(
     mixup_lambda = np.where(is_mixed, rng.beta(augment.mixup_alpha, augment.mixup_alpha, num_draws), 1.0).astype(
         np.float32
     )
-    return Draws(clip, partner, mixup_lambda, rng.random((num_draws, NUM_UNIFORMS), dtype=np.float32))
+    # The crops' numbers are drawn behind the others, which are thereby the same as before there were crops.
+    uniforms = [rng.random((num_draws, count), dtype=np.float32) for count in (CROP, NUM_UNIFORMS - CROP)]
+    return Draws(clip, partner, mixup_lambda, np.concatenate(uniforms, axis=1))
 
 
 def group_by_shard(draws: Draws, shard_of_clip: np.ndarray, window: int, seed: tuple[str, int, int]) -> Draws:

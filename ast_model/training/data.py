@@ -43,7 +43,8 @@ class TrainingData:
 
     def _batch_reader(self, rows: np.ndarray, targets: sparse.csr_array) -> BatchReader:
         reader = open_reader(self.job.snapshot, self.config.cache)
-        return BatchReader(reader, rows, targets, self.job.model.num_frames, self.config.features)
+        num_frames, random_crop = self.job.model.num_frames, self.config.augment.random_crop
+        return BatchReader(reader, rows, targets, num_frames, self.config.features, random_crop)
 
     def batches(self, epoch: int, steps: range, world: World) -> Iterator[Batch]:
         """Yield this rank's micro-batches of some steps of an epoch, prefetched."""
@@ -70,7 +71,7 @@ class DistillationBatchReader(BatchReader):
 
     def __init__(self, clips: BatchReader, scores: np.ndarray, share: float):
         """scores: (N, C) of the clips, in their order. share: the teacher's part in the targets."""
-        super().__init__(clips.reader, clips.rows, clips.targets, clips.num_frames, clips.features)
+        super().__init__(clips.reader, clips.rows, clips.targets, clips.num_frames, clips.features, clips.random_crop)
         self._scores, self._share = scores, share
 
     def _targets(self, positions: np.ndarray) -> np.ndarray:

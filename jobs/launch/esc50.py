@@ -4,16 +4,13 @@ import csv
 import dataclasses
 from pathlib import Path
 
-from jobs.config import FOLDS, ESC50Config
+from jobs.config import ESC50Config
 from jobs.launch.cli import resolve_root
-from jobs.launch.folds import choose_epoch, describe_result, log_result, open_parent, train_fold
+from jobs.launch.folds import train_folds
 from jobs.launch.initial_weights import open_initial_weights
-from jobs.launch.recordings import convert, official_folder
-from jobs.launch.runs import ending
-from pipeline.cluster import ray_session
-from pipeline.errors import InputError, NoClipsError
+from jobs.launch.recordings import official_folder
+from pipeline.errors import InputError
 from pipeline.recordings.tables import Recording
-from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
 CLIP_MS = 5_000
@@ -25,16 +22,7 @@ def esc50(config: ESC50Config) -> None:
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store = Store(resolve_root(config.root))
     recordings, classes = read_esc50(official_folder(config, store, TABLE))
-    with ray_session():
-        snapshot = convert(recordings, classes, store)
-        check_folds(snapshot, config)
-        run, parent = open_parent(config, snapshot)
-        with ending(parent):
-            histories = [train_fold(config_of_fold(config, fold), snapshot, run, parent) for fold in config.folds]
-            result = {"folds": config.folds, **choose_epoch(histories, config.choose)}
-            store.write_json("esc50.json", result | {"run": run, "snapshot": snapshot.snapshot_id})
-            log_result(parent, result)
-    print("\n".join(describe_result(result)))
+    train_folds(config, recordings, classes, store)
 
 
 def read_esc50(folder: Path) -> tuple[list[Recording], list[str]]:
@@ -58,24 +46,3 @@ def read_esc50(folder: Path) -> tuple[list[Recording], list[str]]:
             f" ({', '.join(missing[:3])}): unpack the archive again"
         )
     return recordings, [name_of[target] for target in sorted(name_of)]
-
-
-def config_of_fold(config: ESC50Config, fold: int) -> ESC50Config:
-    """Return the settings of one fold: test on it, train on the others."""
-    others = tuple(f"fold{other}" for other in FOLDS if other != fold)
-    train = dataclasses.replace(config.train, train_splits=others, eval_split=f"fold{fold}")
-    return dataclasses.replace(config, train=train)
-
-
-def check_folds(snapshot: Snapshot, config: ESC50Config) -> None:
-    """Raise NoClipsError, before the first fold is trained, if one of them leaves a class without training clips."""
-    if config.train.allow_empty_classes:
-        return
-    for fold in config.folds:
-        counts = snapshot.class_counts(config_of_fold(config, fold).train.train_splits)
-        empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
-        if empty:
-            raise NoClipsError(
-                f"fold {fold} can't be tested: all clips of {', '.join(empty[:5])} are in it, so none is left to"
-                " train on. Spread them over the folds, leave the fold out of --folds, or set --allow-empty-classes"
-            )

@@ -3,24 +3,64 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.step_metrics import Metrics
-from jobs.config import PublishedConfig
+from jobs.config import FoldsConfig
 from jobs.launch.provenance import provenance
-from jobs.launch.recordings import train_tracked
-from jobs.launch.runs import history_name, new_run_name, was_begun
+from jobs.launch.recordings import convert, train_tracked
+from jobs.launch.runs import ending, history_name, new_run_name, was_begun
 from jobs.launch.titles import run_params, run_title
-from pipeline.errors import ConfigError, MismatchError
+from pipeline.cluster import ray_session
+from pipeline.errors import ConfigError, MismatchError, NoClipsError
+from pipeline.recordings.tables import Recording
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
+
+Config = TypeVar("Config", bound=FoldsConfig)
 
 INTRODUCTION = "A child run for each fold.\n\n"
 
 
-def open_parent(config: PublishedConfig, snapshot: Snapshot) -> tuple[str, TrackedRun]:
+def train_folds(config: FoldsConfig, recordings: Sequence[Recording], classes: Sequence[str], store: Store) -> None:
+    """Train and test on each fold, the splits `fold1`, `fold2`, …, and say the accuracy of each and their mean."""
+    with ray_session():
+        snapshot = convert(recordings, classes, store)
+        check_folds(snapshot, config)
+        run, parent = open_parent(config, snapshot)
+        with ending(parent):
+            histories = [train_fold(config_of_fold(config, fold), snapshot, run, parent) for fold in config.folds]
+            result = {"folds": config.folds, **choose_epoch(histories, config.choose)}
+            store.write_json(f"{config.preset}.json", result | {"run": run, "snapshot": snapshot.snapshot_id})
+            log_result(parent, result)
+    print("\n".join(describe_result(result)))
+
+
+def config_of_fold(config: Config, fold: int) -> Config:
+    """Return the settings of one fold: test on it, train on the others."""
+    others = tuple(f"fold{other}" for other in range(1, config.num_folds + 1) if other != fold)
+    train = dataclasses.replace(config.train, train_splits=others, eval_split=f"fold{fold}")
+    return dataclasses.replace(config, train=train)
+
+
+def check_folds(snapshot: Snapshot, config: FoldsConfig) -> None:
+    """Raise NoClipsError, before the first fold is trained, if one of them leaves a class without training clips."""
+    if config.train.allow_empty_classes:
+        return
+    for fold in config.folds:
+        counts = snapshot.class_counts(config_of_fold(config, fold).train.train_splits)
+        empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
+        if empty:
+            raise NoClipsError(
+                f"fold {fold} can't be tested: all clips of {', '.join(empty[:5])} are in it, so none is left to"
+                " train on. Spread them over the folds, leave the fold out of --folds, or set --allow-empty-classes"
+            )
+
+
+def open_parent(config: FoldsConfig, snapshot: Snapshot) -> tuple[str, TrackedRun]:
     """Begin the run that the folds' runs are children of, or resume `config.resume`; return its name too.
 
     Raises ConfigError if there is no such run, MismatchError if it is of another snapshot.
@@ -52,7 +92,7 @@ def _record_name(run: str) -> str:
     return f"runs/{run}/folds.json"
 
 
-def train_fold(config: PublishedConfig, snapshot: Snapshot, of: str, parent: TrackedRun) -> list[Metrics]:
+def train_fold(config: FoldsConfig, snapshot: Snapshot, of: str, parent: TrackedRun) -> list[Metrics]:
     """Train on a fold's settings, resume it if it was begun, or read its finished history; `of`: the parent's name."""
     run, store = f"{of}-{config.train.eval_split}", snapshot.store
     if store.exists(history_name(run)):
@@ -68,7 +108,7 @@ def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
     epoch = last if choose == "last" else int(curves.mean(axis=0).argmax()) + 1
     how = f"epoch {epoch} of {last}, the last one"
     if choose != "last":
-        how = f"epoch {epoch} of {last}, chosen by the mean accuracy on the test folds, as in the paper: flattering"
+        how = f"epoch {epoch} of {last}, chosen by the mean accuracy on the test folds: flattering"
     accuracies = curves[:, epoch - 1]
     return {
         "accuracies": accuracies.tolist(),

@@ -4,12 +4,15 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from ast_model.checkpoints.async_writer import best_checkpoint
+from ast_model.checkpoints.checkpoint import list_checkpoints
+from ast_model.evaluation.ensemble import score_each
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import connect
 from ast_model.training.step_metrics import Metrics
-from jobs.config import PublishedConfig, RayConfig
+from jobs.config import FSD50KConfig, PublishedConfig, RayConfig, SpeechCommandsConfig
 from jobs.launch.preprocessing import preprocess_tracked
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import RunConfig, TrackedJob, begin_run, ending_tracked, new_run_name, resume_run
@@ -37,10 +40,15 @@ def official_folder(config: PublishedConfig, store: Store, mark: str) -> Path:
     """Return the set's folder, after fetching it if need be: the one that has the file `mark`."""
     if config.data:
         return Path(config.data)
-    home = Path(store.path("download")) if store.is_local else Path.home() / ".cache/audioset-ast"
+    home = download_folder(store)
     archive = fetch_archive(config.archive, home / config.archive.rsplit("/", 1)[-1], config.digest)
     folder = unpack(archive, home / config.preset)
     return next((found.parents[mark.count("/")] for found in folder.rglob(mark)), folder)
+
+
+def download_folder(store: Store) -> Path:
+    """Return where archives are kept: in the store, unless that is remote."""
+    return Path(store.path("download")) if store.is_local else Path.home() / ".cache/audioset-ast"
 
 
 def convert(recordings: Sequence[Recording], classes: Sequence[str], store: Store) -> Snapshot:
@@ -71,3 +79,28 @@ def train_tracked(
         job = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
     with ending_tracked(job):
         return job, train_on_ray(job, config.ray)
+
+
+def score_held_out(
+    config: SpeechCommandsConfig | FSD50KConfig,
+    job: TrackedJob,
+    snapshot: Snapshot,
+    history: Sequence[Metrics],
+    metric: str,
+) -> dict[str, Any]:
+    """Score the split `test`, on which nothing was chosen, with the chosen epoch's checkpoint.
+
+    metric: `accuracy` or `mAP`, the one by which the best epoch is chosen on the split that was measured on.
+    """
+    folder, epochs = f"runs/{job.run}/checkpoints", [each for each in history if f"eval/{metric}" in each]
+    best = best_checkpoint(snapshot.store, folder)
+    chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each[f"eval/{metric}"])
+    name = best[0] if best and config.choose != "last" else list_checkpoints(snapshot.store, folder)[-1]
+    (member,) = score_each((snapshot.store.url(name),), snapshot, "test", config.train.micro_batch_size)
+    return {
+        "valid": chosen[f"eval/{metric}"],
+        "test": member.evaluation.figures[metric],
+        "how": f"epoch {chosen['epoch']:.0f} of {len(epochs)}, {config.choose}",
+        "checkpoint": name,
+        "snapshot": snapshot.snapshot_id,
+    }

@@ -1,23 +1,15 @@
 """Speech Commands V2: a training, tested on the official testing list."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ast_model.checkpoints.async_writer import best_checkpoint
-from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.evaluation.ensemble import score_each
-from ast_model.training.step_metrics import Metrics
 from jobs.config import SpeechCommandsConfig
 from jobs.launch.cli import resolve_root
 from jobs.launch.initial_weights import open_initial_weights
-from jobs.launch.recordings import convert, official_folder, train_tracked
-from jobs.launch.runs import TrackedJob
+from jobs.launch.recordings import convert, official_folder, score_held_out, train_tracked
 from pipeline.cluster import ray_session
 from pipeline.errors import InputError
 from pipeline.recordings.tables import Recording
-from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
 CLIP_MS = 1_000
@@ -32,8 +24,8 @@ def speechcommands(config: SpeechCommandsConfig) -> None:
     recordings, words = read_speech_commands(official_folder(config, store, "testing_list.txt"))
     with ray_session():
         snapshot = convert(recordings, words, store)
-        settings, history = train_tracked(config, snapshot)
-    result = score_testing_list(config, settings, snapshot, history)
+        job, history = train_tracked(config, snapshot)
+    result = score_held_out(config, job, snapshot, history, "accuracy")
     store.write_json("speechcommands.json", result)
     print(f"validation accuracy {result['valid']:.4f}\ntesting    accuracy {result['test']:.4f}   ({result['how']})")
 
@@ -60,21 +52,3 @@ def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:
     return [
         Recording(folder / name, (name.split("/")[0],), split_of.get(name, "train"), 0, CLIP_MS) for name in names
     ], words
-
-
-def score_testing_list(
-    config: SpeechCommandsConfig, job: TrackedJob, snapshot: Snapshot, history: Sequence[Metrics]
-) -> dict[str, Any]:
-    """Score the testing list with the chosen epoch's checkpoint."""
-    folder, epochs = f"runs/{job.run}/checkpoints", [each for each in history if "eval/accuracy" in each]
-    best = best_checkpoint(snapshot.store, folder)
-    chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each["eval/accuracy"])
-    name = best[0] if best and config.choose != "last" else list_checkpoints(snapshot.store, folder)[-1]
-    (member,) = score_each((snapshot.store.url(name),), snapshot, "test", config.train.micro_batch_size)
-    return {
-        "valid": chosen["eval/accuracy"],
-        "test": member.evaluation.figures["accuracy"],
-        "how": f"epoch {chosen['epoch']:.0f} of {len(epochs)}, {config.choose}",
-        "checkpoint": name,
-        "snapshot": snapshot.snapshot_id,
-    }

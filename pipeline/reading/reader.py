@@ -47,15 +47,16 @@ class ClipReader:
         """Return a clip's key."""
         return self._keys[row].as_py()
 
-    def read_fbank(self, row: int, out_TM: np.ndarray) -> int:
-        """Read a clip's fbank into float16 (T, 128), as many frames as fit, and return their number.
+    def read_fbank(self, row: int, out_TM: np.ndarray, start: int = 0) -> int:
+        """Read a clip's fbank from frame `start` on into float16 (T, 128), as many as fit, and return their number.
 
         Raises CorruptError if the shard is not the indexed one.
         """
         num_frames = int(self.num_frames[row])
-        num_read = min(num_frames, len(out_TM))
+        num_read = min(num_frames - start, len(out_TM))
         npy_header_bytes = int(self._length[row]) - num_frames * FRAME_BYTES
-        head = bytearray(tarfile.BLOCKSIZE + max(npy_header_bytes, 0))
+        # Frames before the start are read too: they lie between the clip's name, which is checked, and the rest.
+        head = bytearray(tarfile.BLOCKSIZE + max(npy_header_bytes, 0) + start * FRAME_BYTES)
         self._read(row, int(self._offset[row]), "fbank.npy", head, out_TM[:num_read])
         if head[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + len(NPY_MAGIC)] != NPY_MAGIC:
             raise CorruptError(

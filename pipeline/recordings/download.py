@@ -5,6 +5,8 @@ Written here because pooch restarts a broken download, and the part of huggingfa
 
 import hashlib
 import logging
+import shutil
+import subprocess
 import tarfile
 import time
 import zipfile
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import requests
 
-from pipeline.errors import CorruptError, InputError, StoreError, describe
+from pipeline.errors import CorruptError, InputError, StoreError, describe, quote
 from pipeline.progress import Progress, show_progress
 
 log = logging.getLogger(__name__)
@@ -23,7 +25,6 @@ TIMEOUT_S = 30.0
 MAX_FRUITLESS_ATTEMPTS = 5
 """Attempts in a row that bring no byte, before giving up."""
 PAUSE_S = 1.0
-UNPACKED = ".unpacked"
 RANGE_NOT_SATISFIABLE, PARTIAL_CONTENT, TOO_MANY_REQUESTS = 416, 206, 429
 
 
@@ -104,7 +105,8 @@ def _check_digest(file: Path, digest: str, address: str) -> None:
 
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack a zip or tar into `folder`, once: an interrupted call is repeated. Raises CorruptError if it can't."""
-    if (folder / UNPACKED).exists():
+    unpacked = folder / f".{archive.name}.unpacked"
+    if unpacked.exists():
         return folder
     log.info("unpacking %s", archive)
     try:
@@ -117,5 +119,34 @@ def unpack(archive: Path, folder: Path) -> Path:
     # RuntimeError is a zip with a password, or of a method that this Python doesn't know.
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise CorruptError(f"can't unpack {archive}: {describe(error)}; remove it and run again") from error
-    (folder / UNPACKED).touch()
+    unpacked.touch()
     return folder
+
+
+def join_split_zip(last_part: Path) -> Path:
+    """Join a split zip, `NAME.z01`, `NAME.z02`, … and `NAME.zip`, into one file, once, and return it.
+
+    Python's zipfile doesn't read split ones; Info-ZIP's `zip` joins them, if no file in them lies in more than two
+    parts: else unpacking finds wrong CRCs. Raises InputError where there is no `zip`, CorruptError if it fails.
+    """
+    joined = last_part.with_name(f"{last_part.stem}.joined.zip")
+    if joined.exists():
+        return joined
+    program = shutil.which("zip")
+    if program is None:
+        raise InputError(
+            f"{last_part} is a part of a split zip, which needs Info-ZIP's `zip`: install it (`apt-get install zip`)"
+            " and run again, or unpack the parts by other means and name the folder with --data"
+        )
+    log.info("joining the parts of %s", last_part)
+    unfinished = joined.with_name(f"{last_part.stem}.unfinished.zip")
+    unfinished.unlink(missing_ok=True)
+    command = [program, "-q", "-s", "0", str(last_part), "--out", str(unfinished)]
+    found = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if found.returncode:
+        raise CorruptError(
+            f"can't join the parts of {last_part}: {quote((found.stderr + found.stdout).strip())}; remove them and run"
+            " again"
+        )
+    unfinished.replace(joined)
+    return joined

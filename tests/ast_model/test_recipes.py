@@ -28,6 +28,7 @@ PAPER = {
     "esc50": (1e-5, 25, 48, "ce", 0.0, 24, 96, False, 512, -6.6268077),
     "speechcommands": (2.5e-4, 30, 128, "bce", 0.6, 48, 48, True, 128, -6.845978),
 }
+OURS = ("audioset_full_scaled", "audioset_modern", "fsd50k", "vggsound", "urbansound8k")
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -67,7 +68,7 @@ def test_the_documented_costs_are_the_computed_ones() -> None:
         assert (hours, accelerator_hours) == (f"{cost.hours:.1f}", f"{cost.accelerator_hours:.1f}")
 
 
-@pytest.mark.parametrize("name", [*PAPER, "audioset_full_scaled", "audioset_modern"])
+@pytest.mark.parametrize("name", [*PAPER, *OURS])
 def test_a_preset_states_the_operations_of_a_sample(name: str) -> None:
     recipe = getattr(recipes, name)
     cost = estimate_cost(recipe(), 1_953_082, H200)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jobs.esc50 import preset
-from jobs.launch.esc50 import check_folds, config_of_fold, read_esc50
-from jobs.launch.folds import choose_epoch
+from jobs.launch.esc50 import read_esc50
+from jobs.launch.folds import check_folds, choose_epoch, config_of_fold
 from pipeline.errors import InputError, NoClipsError
 from pipeline.snapshots.snapshot import Snapshot
 

@@ -12,7 +12,17 @@ from torchaudio.compliance import kaldi
 from ast_model.config import AugmentConfig, CacheConfig, Features
 from ast_model.data.augment import mix
 from ast_model.data.loader import Batch, BatchReader, open_reader, prefetch_batches, split_evenly, without_augmentation
-from ast_model.data.sampling import NO_PARTNER, Draws, group_by_shard, num_steps_of, plan_epoch, rank_slice
+from ast_model.data.sampling import (
+    CROP,
+    NO_PARTNER,
+    NUM_UNIFORMS,
+    PARTNER_CROP,
+    Draws,
+    group_by_shard,
+    num_steps_of,
+    plan_epoch,
+    rank_slice,
+)
 from pipeline.errors import CorruptError
 from pipeline.reading.cache import ShardCache
 from pipeline.shards.format import read_sidecar
@@ -62,6 +72,38 @@ def test_clips_are_cut_or_padded_with_0(snapshot: Snapshot, clips: BatchReader, 
         assert num_frames == min(len(fbanks[key]), NUM_FRAMES)
     np.testing.assert_array_equal(batch.targets_BC, snapshot.targets(clips.rows).toarray())
     assert not len(batch.mixed)
+
+
+def crop_draws(num_draws: int, crop: float, partner_crop: float) -> Draws:
+    """Draw the first clips, each mixed with the one after it, all with the same crops."""
+    uniforms = np.zeros((num_draws, NUM_UNIFORMS), np.float32)
+    uniforms[:, CROP], uniforms[:, PARTNER_CROP] = crop, partner_crop
+    clip = np.arange(num_draws)
+    return Draws(clip, (clip + 1) % num_draws, np.full(num_draws, 0.5, np.float32), uniforms)
+
+
+@pytest.mark.parametrize("features", ["fbank", "audio"])
+def test_a_random_crop_is_a_full_stretch_of_a_longer_clip(
+    features: Features, snapshot: Snapshot, fbanks: dict[str, np.ndarray]
+) -> None:
+    whole, num_frames = make_reader(snapshot, features=features), 300
+    clips = BatchReader(whole.reader, whole.rows, whole.targets, num_frames, features, random_crop=True)
+    lengths = whole.reader.num_frames[whole.rows]
+    assert lengths.min() > num_frames
+    almost_1 = float(np.nextafter(np.float32(1), np.float32(0)))
+    batch = clips.read_draws(crop_draws(len(whole.rows), almost_1, 0.5))
+    last, middle = lengths - num_frames, (lengths - num_frames + 1) // 2
+    for position, row in enumerate(whole.rows.tolist()):
+        clip, partner = batch.clips[position].numpy(), batch.partners[position - 1].numpy()
+        if features == "fbank":
+            fbank_TM = fbanks[snapshot.index["key"][row].as_py()]
+            np.testing.assert_array_equal(clip, fbank_TM[last[position] :])
+            np.testing.assert_array_equal(partner, fbank_TM[middle[position] :][:num_frames])
+        else:
+            waveform = whole.reader.read_audio(row)
+            np.testing.assert_array_equal(clip, waveform[160 * last[position] :][: 400 + 160 * (num_frames - 1)])
+    without = BatchReader(whole.reader, whole.rows, whole.targets, num_frames, features)
+    assert torch.equal(clips.read_clips(np.arange(3)).clips, without.read_clips(np.arange(3)).clips)
 
 
 def test_targets_are_mixed_and_a_shared_label_reaches_1(snapshot: Snapshot, clips: BatchReader) -> None:

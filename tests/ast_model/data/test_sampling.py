@@ -8,6 +8,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from ast_model.config import AugmentConfig, Sampler
 from ast_model.data.sampling import (
+    CROP,
     NO_PARTNER,
     NUM_UNIFORMS,
     Draws,
@@ -60,6 +61,11 @@ def test_an_epoch_follows_from_its_seed_alone() -> None:
     for seed in (("other", 0, 0), ("snapshot", 1, 0), ("snapshot", 0, 1)):
         assert not np.array_equal(draws.clip, plan(100, seed=seed).clip)
         assert not np.array_equal(draws.uniforms, plan(100, seed=seed).uniforms)
+
+
+def test_crops_leave_the_other_numbers_of_a_plan_as_they_were() -> None:
+    before = [[0.56331897, 0.70755786, 0.18404675, 0.77100271, 0.41943645, 0.12592691]]
+    np.testing.assert_allclose(plan(100).uniforms[:1, :CROP], before, rtol=1e-6)
 
 
 def test_balanced_draws_are_those_of_torchs_weighted_sampler() -> None:

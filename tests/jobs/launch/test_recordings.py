@@ -14,7 +14,7 @@ from scipy.io import wavfile
 
 import jobs.launch.recordings
 from ast_model.inference import Tagger
-from jobs import esc50, finetune, speechcommands
+from jobs import esc50, finetune, fsd50k, speechcommands
 from jobs.launch.cli import CommandLine
 from jobs.launch.runs import TrackedJob
 from pipeline.errors import ConfigError, StoppedError
@@ -30,10 +30,11 @@ SMALL = (
 PITCHES_HZ = {"dog": 300, "rain, heavy": 1000, "clock": 3500}
 
 
-def write_tone(file: Path, pitch_hz: float, seconds: float, rate_hz: int, seed: int) -> None:
+def write_tone(file: Path, pitch_hz: float | list[float], seconds: float, rate_hz: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     time_s = np.arange(round(seconds * rate_hz)) / rate_hz
-    tone = 0.3 * np.sin(2 * np.pi * pitch_hz * random.uniform(0.9, 1.1) * time_s)
+    pitches = np.atleast_1d(pitch_hz) * random.uniform(0.9, 1.1)
+    tone = 0.3 * np.sin(2 * np.pi * pitches[:, None] * time_s).sum(axis=0)
     file.parent.mkdir(parents=True, exist_ok=True)
     tone += 0.02 * random.standard_normal(len(time_s))
     wavfile.write(file, rate_hz, (tone * 32767).astype(np.int16))
@@ -77,6 +78,27 @@ def words_folder(tmp_path: Path) -> Path:
     write_tone(folder / "_background_noise_" / "pink_noise.wav", 50, 3, 16_000, 0)
     for name, files in lists.items():
         (folder / name).write_text("\n".join(files) + "\n")
+    return folder
+
+
+@pytest.fixture
+def fsd50k_folder(tmp_path: Path) -> Path:
+    """Three pitches, of which a clip has one or two, in clips of 0.4 to 14 s."""
+    folder, names = tmp_path / "FSD50K", ["Bark", "Rain", "Tick-tock"]
+    tables = folder / "FSD50K.ground_truth"
+    tables.mkdir(parents=True)
+    (tables / "vocabulary.csv").write_text("".join(f"{index},{name},/m/0{index}\n" for index, name in enumerate(names)))
+    pitches = dict(zip(names, PITCHES_HZ.values(), strict=True))
+    for part, header, num_clips in (("dev", "fname,labels,mids,split", 24), ("eval", "fname,labels,mids", 9)):
+        rows = [header.split(",")]
+        for number in range(num_clips):
+            labels = [names[number % 3]] if number % 2 else [names[number % 3], names[(number + 1) % 3]]
+            file = folder / f"FSD50K.{part}_audio" / f"{number}.wav"
+            write_tone(file, [pitches[label] for label in labels], (0.4, 3, 14)[number % 5 % 3], 44_100, number)
+            row = [str(number), ",".join(labels), ",".join(f"/m/0{names.index(label)}" for label in labels)]
+            rows.append([*row, "val" if number < 6 else "train"][: len(rows[0])])
+        with (tables / f"{part}.csv").open("w", newline="") as table:
+            csv.writer(table).writerows(rows)
     return folder
 
 
@@ -142,6 +164,19 @@ def test_speech_commands_are_chosen_on_one_list_and_tested_on_the_other(
     (run,) = runs_of(root)
     assert run.data.metrics["eval/accuracy"] >= 0.5
     assert run.data.params["train.eval_split"] == "valid"
+
+
+def test_fsd50k_is_chosen_on_the_validation_clips_and_tested_on_the_evaluation_set(
+    fsd50k_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "store"
+    run_job(fsd50k.COMMAND_LINE, f"--data {fsd50k_folder} --root {root} {SMALL}".split())
+    result = json.loads((root / "fsd50k.json").read_text())
+    assert result["test"] > 0.6
+    assert f"evaluation mAP {result['test']:.4f}" in capsys.readouterr().out
+    (run,) = runs_of(root)
+    assert run.data.metrics["eval/mAP"] > 0.6
+    assert (run.data.params["train.eval_split"], run.data.params["train.augment.random_crop"]) == ("valid", "True")
 
 
 @pytest.mark.parametrize("form", ["folder", "table"])

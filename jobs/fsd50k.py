@@ -1,0 +1,25 @@
+"""FSD50K: 51,197 clips of 0.3 to 30 s with one or several of 200 classes, and the official train, val and eval sets.
+
+python jobs/fsd50k.py --data FSD50K --init audioset_10_10_0.4593.pth
+python jobs/fsd50k.py --init MIT/ast-finetuned-audioset-10-10-0.4593    fetches the set first
+"""
+
+import sys
+
+from ast_model import recipes
+from jobs.config import FSD50KConfig
+from jobs.launch.cli import CommandLine
+
+
+def preset() -> FSD50KConfig:
+    recipe = recipes.fsd50k()
+    return FSD50KConfig(model=recipe.model, train=recipe.train)
+
+
+preset.__doc__ = recipes.fsd50k.__doc__
+
+COMMAND_LINE = CommandLine("jobs.launch.fsd50k:fsd50k", {"fsd50k": preset})
+
+
+if __name__ == "__main__":
+    sys.exit(COMMAND_LINE.main(sys.argv[1:]))

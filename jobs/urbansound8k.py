@@ -1,0 +1,26 @@
+"""UrbanSound8K: 8,732 clips of up to 4 s in 10 classes, trained and measured on its ten folds.
+
+python jobs/urbansound8k.py --data UrbanSound8K --init audioset_10_10_0.4593.pth
+python jobs/urbansound8k.py --init MIT/ast-finetuned-audioset-10-10-0.4593    fetches the archive first
+python jobs/urbansound8k.py … --resume RUN                                    goes on with the folds that are left
+"""
+
+import sys
+
+from ast_model import recipes
+from jobs.config import UrbanSound8KConfig
+from jobs.launch.cli import CommandLine
+
+
+def preset() -> UrbanSound8KConfig:
+    recipe = recipes.urbansound8k()
+    return UrbanSound8KConfig(model=recipe.model, train=recipe.train)
+
+
+preset.__doc__ = recipes.urbansound8k.__doc__
+
+COMMAND_LINE = CommandLine("jobs.launch.urbansound8k:urbansound8k", {"urbansound8k": preset})
+
+
+if __name__ == "__main__":
+    sys.exit(COMMAND_LINE.main(sys.argv[1:]))

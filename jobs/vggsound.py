@@ -1,0 +1,25 @@
+"""VGGSound: 10 s of 200,000 videos each, in 309 classes, from YouTube or a mirror, as AudioSet's.
+
+python jobs/vggsound.py --media youtube --train.init facebook/deit-base-distilled-patch16-384
+python jobs/vggsound.py --table vggsound.csv --media 'http://mirror/{ytid}_{start_ms}.wav' --already-cut --train.init …
+"""
+
+import sys
+
+from ast_model import recipes
+from jobs.config import VGGSoundConfig
+from jobs.launch.cli import CommandLine
+
+
+def preset() -> VGGSoundConfig:
+    recipe = recipes.vggsound()
+    return VGGSoundConfig(model=recipe.model, train=recipe.train)
+
+
+preset.__doc__ = recipes.vggsound.__doc__
+
+COMMAND_LINE = CommandLine("jobs.launch.vggsound:vggsound", {"vggsound": preset})
+
+
+if __name__ == "__main__":
+    sys.exit(COMMAND_LINE.main(sys.argv[1:]))
