@@ -1,5 +1,10 @@
 """Make stores of the shape of AudioSet's for measuring: real fbanks of noise, ten seconds each."""
 
+import io
+import tarfile
+from importlib.util import find_spec
+from typing import Any, BinaryIO
+
 import numpy as np
 import torch
 
@@ -47,6 +52,23 @@ def make_store(store: Store, num_shards: int, clips_per_shard: int, keep_audio: 
     return build_snapshot(store, Metadata(labels, table_of(clips), digest=""), keep_audio)
 
 
+class PlainTarWriter:
+    """webdataset's `TarWriter` on machines without it: `make gpu` needs a store, and few packages."""
+
+    def __init__(self, stream: BinaryIO, mtime: int):
+        self.tarstream, self._mtime = tarfile.TarFile(fileobj=stream, mode="w"), mtime
+
+    def write(self, sample: dict[str, Any]) -> None:
+        key = sample.pop("__key__")
+        for extension, content in sample.items():
+            member = tarfile.TarInfo(f"{key}.{extension}")
+            member.size, member.mtime = len(content), self._mtime
+            self.tarstream.addfile(member, io.BytesIO(content))
+
+    def close(self) -> None:
+        self.tarstream.close()
+
+
 def _encode(waveform: np.ndarray) -> bytes:
     from pipeline.audio.decode import encode_flac  # PyAV is needed for audio only: stores of fbanks do without
 
@@ -57,7 +79,7 @@ def _write_shard(
     store: Store, shard_id: str, segments: list[Segment], fbank_TM: np.ndarray, audio: bytes | None
 ) -> None:
     with store.scratch() as folder:
-        writer = ShardWriter(folder / "shard.tar")
+        writer = ShardWriter(folder / "shard.tar", None if find_spec("webdataset") else PlainTarWriter)
         rows = [
             SidecarRow(
                 key=segment.key,

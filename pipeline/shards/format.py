@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -92,9 +92,14 @@ def shard_name(split: str, shard_id: str, extension: str) -> str:
 class ShardWriter:
     """Writes the clips of a shard to a local tar and tells where each member lies."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, tar_writer: Callable[..., Any] | None = None):
+        """`tar_writer`: a stand-in for webdataset's `TarWriter`, for machines without that package."""
+        if tar_writer is None:
+            from webdataset.writer import TarWriter  # only here: who trains writes no shards
+
+            tar_writer = TarWriter
         self._stream = file.open("wb")
-        self._tar = tarfile.open(fileobj=self._stream, mode="w|")  # noqa: SIM115 (closed by close())
+        self._tar = tar_writer(self._stream, mtime=0)
 
     def write(self, segment: Segment, fbank_TM: np.ndarray, audio: bytes | None, source: str) -> dict[str, Any]:
         """Add a clip: fbank (T, 128), optional FLAC. Return the fields of its sidecar row that follow from it."""
@@ -132,13 +137,9 @@ class ShardWriter:
     def _write_members(self, key: str, members: Mapping[str, bytes]) -> dict[str, int]:
         offsets = {}
         for extension, content in members.items():
-            member = tarfile.TarInfo(f"{key}.{extension}")
-            # Time, owner and mode are constants, so that the same clips give the same bytes: webdataset's writer's.
-            member.mtime, member.uname, member.gname, member.mode = 0, "bigdata", "bigdata", 0o444
-            member.size = len(content)
-            self._tar.addfile(member, io.BytesIO(content))
+            self._tar.write({"__key__": key, extension: content})
             padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            offsets[extension] = self._tar.offset - padded
+            offsets[extension] = self._tar.tarstream.offset - padded
         return offsets
 
     def close(self) -> None:
