@@ -9,7 +9,8 @@ from pipeline.errors import ConfigError
 Sampler = Literal["uniform", "balanced", "without_replacement"]
 Features = Literal["fbank", "waveform"]
 Loss = Literal["bce", "ce"]
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
+Attention = Literal["auto", "cudnn", "flash", "efficient", "math"]
 DeviceType = Literal["cpu", "cuda"]
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
@@ -304,7 +305,11 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, draws and augmentation."""
     precision: Precision = "auto"
-    """Arithmetic of the forward pass: auto is bf16 on a GPU and fp32 on a CPU; fp16 scales the loss."""
+    """Arithmetic of the forward pass: auto is bf16 on a GPU that has it (else fp16), and fp32 on a CPU. fp16 scales the
+    loss; tf32 is float32 whose products round their inputs to 10 bits; fp32 rounds nothing."""
+    attention: Attention = "auto"
+    """Kernels of the attention. auto measures on a GPU which are the fastest for this training, and changes over to the
+    next best ones if those give gradients that are not finite; on a CPU it leaves the choice to torch."""
     compile: bool = False
     """Compile the model's blocks; the first step then takes about a minute longer."""
     activation_checkpointing: bool = False

@@ -39,7 +39,11 @@ class World:
     def resolve(self, precision: Precision) -> Precision:
         """Return what `auto` means on this device."""
         if precision == "auto":
-            return "bf16" if self.device.type == "cuda" else "fp32"
+            if self.device.type != "cuda":
+                return "fp32"
+            # Older GPUs (V100, T4) only emulate bf16, far slower than the fp16 that they were made for.
+            has_bf16 = torch.cuda.get_device_capability(self.device)[0] >= 8
+            return "bf16" if has_bf16 else "fp16"
         return precision
 
     def autocast(self, precision: Precision) -> torch.autocast:

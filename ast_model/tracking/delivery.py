@@ -1,10 +1,10 @@
 """Delivery of a run's events to the MLflow server, each metric's step once."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Run
+from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -39,6 +39,8 @@ class Delivery:
                 metrics = self._send(metrics)  # in order: a run ends after its last metrics
                 if event["type"] == "checkpoint":
                     self._log_checkpoint(event)
+                elif event["type"] == "params":
+                    log_params(self.client, self.run_id, event["values"])
                 else:
                     self.client.set_terminated(self.run_id, event["status"], end_time=event["time_ms"])
             self._send(metrics)
@@ -80,6 +82,14 @@ class Delivery:
         self._send(self._new_metrics(event, model_id=model.model_id, **data_of(self._run)))
         if model.status != LoggedModelStatus.READY:
             self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+    """Log parameters; one that is there with another value becomes a tag, `resumed.NAME`."""
+    there = client.get_run(run_id).data.params
+    changed = {key: value for key, value in params.items() if there.get(key, value) != value}
+    new = [Param(key, value) for key, value in params.items() if key not in there]
+    client.log_batch(run_id, params=new, tags=[RunTag(f"resumed.{key}", value) for key, value in changed.items()])
 
 
 def find_model(client: MlflowClient, experiment_id: str, run_id: str, name: str) -> LoggedModel | None:

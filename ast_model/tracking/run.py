@@ -5,11 +5,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ast_model.tracking.delivery import Delivery, deliver_left, queue_folder
+from ast_model.tracking.delivery import Delivery, deliver_left, log_params, queue_folder
 from ast_model.tracking.heartbeat import Heartbeat, close_dead_runs, owner_tag, read_owner
 from ast_model.tracking.queue import Event, MetricsQueue
 from ast_model.tracking.server import EXPERIMENT, connect, open_client, open_experiment, tracking_errors
@@ -40,11 +40,7 @@ class TrackedRun:
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Log parameters; one that is there with another value becomes a tag, `resumed.NAME`."""
-        there = self.client.get_run(self.run_id).data.params
-        changed = {key: value for key, value in params.items() if there.get(key, value) != value}
-        new = [Param(key, value) for key, value in params.items() if key not in there]
-        tags = [RunTag(f"resumed.{key}", value) for key, value in changed.items()]
-        self.client.log_batch(self.run_id, params=new, tags=tags)
+        log_params(self.client, self.run_id, params)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -62,6 +58,10 @@ class TrackedRun:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics through the queue. A step that the server has already, from before a resume, stays as it is."""
         self._post({"type": "metrics", "step": step, "values": dict(metrics)})
+
+    def log_facts(self, facts: Mapping[str, str]) -> None:
+        """Log parameters that are known only once the training runs, through the queue; see `log_params`."""
+        self._post({"type": "params", "values": dict(facts)})
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
         """Record a kept checkpoint as a model with its address and its metrics, whose step is the epoch."""

@@ -50,7 +50,20 @@ class TrainingData:
         """Yield this rank's micro-batches of some steps of an epoch, prefetched."""
         return self.clips.prefetch(self._micro_draws(epoch, steps, world), self.config.num_reader_threads)
 
+    def read_step(self, epoch: int, step: int, world: World) -> Iterator[Batch]:
+        """Read this rank's micro-batches of one step, beside those that are prefetched."""
+        draws = self._draws(epoch)
+        for part in micro_batches(self.config, step, world):
+            yield self.clips.read_draws(draws[part])
+
     def _micro_draws(self, epoch: int, steps: range, world: World) -> Iterator[Draws]:
+        config, draws = self.config, self._draws(epoch)
+        self.clips.set_order(draws[steps.start * config.global_batch_size :], config.group_draws > 0)
+        for step in steps:
+            for part in micro_batches(config, step, world):
+                yield draws[part]
+
+    def _draws(self, epoch: int) -> Draws:
         config = self.config
         # The whole epoch is drawn on each rank, in milliseconds: the plan is then the same for any number of ranks, and
         # a resume needs no state of a sampler, only the number of the step.
@@ -60,10 +73,7 @@ class TrainingData:
         if config.group_draws:
             shards = self.clips.reader.shards_of(self.clips.rows)
             draws = group_by_shard(draws, shards, config.group_draws, seed)
-        self.clips.set_order(draws[steps.start * config.global_batch_size :], config.group_draws > 0)
-        for step in steps:
-            for part in micro_batches(config, step, world):
-                yield draws[part]
+        return draws
 
 
 class DistillationBatchReader(BatchReader):

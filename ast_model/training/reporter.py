@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ast_model.checkpoints.async_writer import SavedCheckpoint
 from ast_model.distributed import World
@@ -27,6 +27,12 @@ class Reporter:
         if self.world.is_main:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             self.job.tracker.log_metrics(finite, step)
+
+    def log_device(self, facts: Mapping[str, str]) -> None:
+        """Log what the training runs on."""
+        if self.world.is_main:
+            log.info("%s", ", ".join(f"{name.removeprefix('device.')} {value}" for name, value in facts.items()))
+            self.job.tracker.log_facts(facts)
 
     def log_skipped(self, result: StepResult, epoch: int) -> None:
         """Name the samples of a skipped step, on each rank its own."""

@@ -17,6 +17,7 @@ from ast_model.data.loader import Batch
 from ast_model.data.sampling import rank_slice
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Normalisation
+from ast_model.training.device import AttentionKernels, choose_attention
 from ast_model.training.regularise import DropMaskSampler
 from ast_model.training.state import TrainingState
 from ast_model.training.step_metrics import StepResult
@@ -38,6 +39,7 @@ class Stepper:
         model = state.model
         self.drop_masks = DropMaskSampler(config.regularise, model.config, config.global_batch_size, config.seed)
         self.num_bad_in_row = torch.zeros((), device=world.device)
+        self.attention = choose_attention(config, model.config, world)
         model.activation_checkpointing = config.activation_checkpointing
         if config.compile:
             for block in model.blocks:
@@ -50,29 +52,45 @@ class Stepper:
             return self._train_step(epoch, step, batches)
 
     def _train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
-        optimizer = self.state.optimizer
-        optimizer.zero_grad(set_to_none=True)
-        parts = list(micro_batches(self.config, step, self.world))
-        first = step * self.config.global_batch_size
-        loss = torch.zeros((), device=self.world.device)
-        rows, are_bad = [], []
-        for number, part in enumerate(parts, start=1):
-            batch = next(batches)
-            with _sync_gradients(self.ranked_model, number == len(parts)):
-                losses_B = self._backward(batch, epoch, step, slice(part.start - first, part.stop - first))
-            loss += losses_B.sum()
-            rows.append(batch.rows)
-            are_bad.append(~losses_B.isfinite())
+        loss, rows, is_bad_B = self._accumulate(epoch, step, batches)
         grad_norm = self._update()
         return StepResult(
             step=step,
             loss=loss,
             grad_norm=grad_norm,
             num_bad_in_row=self.num_bad_in_row,
-            rows=np.concatenate(rows),
-            is_bad_B=torch.cat(are_bad),
-            learning_rate=optimizer.param_groups[-1]["lr"],
+            rows=rows,
+            is_bad_B=is_bad_B,
+            learning_rate=self.state.optimizer.param_groups[-1]["lr"],
         )
+
+    def gradient_is_finite(self, epoch: int, step: int, batches: Iterator[Batch], attention: AttentionKernels) -> bool:
+        """Whether some kernels give a finite gradient for a step. The weights stay as they are."""
+        used, self.attention = self.attention, attention
+        if self.config.compile:
+            torch.compiler.reset()  # compiled code keeps the kernels that it was made with
+        try:
+            self._accumulate(epoch, step, batches)
+            return bool(self._grad_norm().isfinite())
+        finally:
+            self.attention = used
+            self.state.optimizer.zero_grad(set_to_none=True)
+
+    def _accumulate(self, epoch: int, step: int, batches: Iterator[Batch]) -> tuple[Tensor, np.ndarray, Tensor]:
+        """Set the gradient of a step; return its loss, and each sample's row and whether its loss is not finite."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        parts = list(micro_batches(self.config, step, self.world))
+        first = step * self.config.global_batch_size
+        loss = torch.zeros((), device=self.world.device)
+        rows, are_bad = [], []
+        for number, part in enumerate(parts, start=1):
+            batch = next(batches)
+            with _sync_gradients(self.ranked_model, number == len(parts)), self.attention.active():
+                losses_B = self._backward(batch, epoch, step, slice(part.start - first, part.stop - first))
+            loss += losses_B.sum()
+            rows.append(batch.rows)
+            are_bad.append(~losses_B.isfinite())
+        return loss, np.concatenate(rows), torch.cat(are_bad)
 
     def _backward(self, batch: Batch, epoch: int, step: int, part: slice) -> Tensor:
         """Add a micro-batch's gradients; return each clip's share of the mean loss over the global batch (B,)."""
@@ -94,8 +112,7 @@ class Stepper:
         """Step the optimizer, unless the gradient is not finite; return the gradient's norm."""
         optimizer, scaler = self.state.optimizer, self.state.scaler
         scaler.unscale_(optimizer)
-        gradients = [parameter.grad for parameter in self.state.model.parameters() if parameter.grad is not None]
-        grad_norm = nn.utils.get_total_norm(gradients)
+        grad_norm = self._grad_norm()
         is_bad = (~grad_norm.isfinite()).float()
         self.num_bad_in_row = (self.num_bad_in_row + 1) * is_bad
         if scaler.is_enabled():
@@ -105,6 +122,10 @@ class Stepper:
             optimizer.found_inf = is_bad  # pyright: ignore[reportAttributeAccessIssue] (read by the fused kernel)
             optimizer.step()
         return grad_norm
+
+    def _grad_norm(self) -> Tensor:
+        gradients = [parameter.grad for parameter in self.state.model.parameters() if parameter.grad is not None]
+        return nn.utils.get_total_norm(gradients)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ast_model.training.checks import (
     warn_of_normalisation,
 )
 from ast_model.training.data import TrainingData
+from ast_model.training.device import describe_device, set_matmul_precision
 from ast_model.training.job import Job, StopSignal
 from ast_model.training.optimizer import set_learning_rate
 from ast_model.training.regularise import num_kept_patches
@@ -46,6 +47,7 @@ class Trainer:
         if world.is_main:
             warn_of_normalisation(job)
         self.config, self.world, self.stop_signal = job.config, world, stop_signal or StopSignal()
+        set_matmul_precision(job.config)
         self.data = TrainingData(job)
         model = _initial_model(job)
         self.job = dataclasses.replace(job, model=model.config)  # weights bring their own epsilons
@@ -54,6 +56,7 @@ class Trainer:
         self.stepper = Stepper(self.state, job.config, job.normalisation, world)
         self.saver = Saver(job.store, job.folder, job.config.checkpoints, self.num_steps_done)
         self.reporter = Reporter(self.job, world)
+        self.reporter.log_device(describe_device(job.config, self.stepper.attention, world))
         self.note = ""
 
     @property
@@ -141,6 +144,10 @@ class Trainer:
         loop.num_steps_taken += num_taken
         loop.num_steps_skipped += len(skipped)
         metrics["train/skipped_steps"] = float(loop.num_steps_skipped)
+        if skipped:
+            self._check_attention(skipped[-1].step)
+        if self.stepper.attention.num_changes:
+            metrics["train/attention_changes"] = float(self.stepper.attention.num_changes)
         for result in skipped:
             self.reporter.log_skipped(result, loop.epoch)
         self.reporter.log_steps(metrics, loop.epoch * self.data.num_steps + last)
@@ -153,6 +160,26 @@ class Trainer:
                 " is not finite. Each was skipped, so the last checkpoint is good. Look at the clips named above; else"
                 " lower --train.learning-rate, or set --train.precision fp32"
             )
+
+    def _check_attention(self, step: int) -> None:
+        """Change over to other attention kernels if they give a skipped step's gradient, and those in use don't."""
+        attention, epoch = self.stepper.attention, self.state.loop.epoch
+        if attention.next_best is None:
+            return
+        # Every rank comes here for the same step, and finds the same: gradients are averaged over the ranks.
+        used, other = (
+            self.stepper.gradient_is_finite(epoch, step, self.data.read_step(epoch, step, self.world), kernels)
+            for kernels in (attention, attention.try_next_best())
+        )
+        if other and not used:
+            if self.world.is_main:
+                log.warning(
+                    "attention by %s gives a gradient that is not finite in epoch %d, step %d, by %s it is finite:"
+                    " changing over to that; to start with it, set --train.attention %s",
+                    *(attention.name, epoch + 1, step + 1, attention.next_best, attention.next_best),
+                )
+            attention.change()
+            self.reporter.log_device(describe_device(self.config, attention, self.world))
 
     def _save(self) -> None:
         """Start to write a checkpoint, on the main rank."""

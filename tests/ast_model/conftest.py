@@ -23,9 +23,13 @@ class Notes:
 
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)
+    facts: list[dict[str, str]] = field(default_factory=list)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.append((step, dict(metrics)))
+
+    def log_facts(self, facts: Mapping[str, str]) -> None:
+        self.facts.append(dict(facts))
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
         self.checkpoints.append(name)

@@ -135,8 +135,12 @@ def test_parameters_that_change_on_resume_are_kept_beside_the_first(store: Store
     run = start_run(store, "x", {})
     run.log_params({"train.num_epochs": "5"})
     run.log_params({"train.num_epochs": "8", "train.seed": "0"})
+    run.log_facts({"device.attention": "cudnn"})
+    run.log_facts({"device.attention": "flash"})
+    run.close()
     data = run.client.get_run(run.run_id).data
-    assert (data.params, data.tags["resumed.train.num_epochs"]) == ({"train.num_epochs": "5", "train.seed": "0"}, "8")
+    assert data.params == {"train.num_epochs": "5", "train.seed": "0", "device.attention": "cudnn"}
+    assert (data.tags["resumed.train.num_epochs"], data.tags["resumed.device.attention"]) == ("8", "flash")
     run.end("FINISHED")
 
 

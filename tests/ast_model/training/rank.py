@@ -27,6 +27,9 @@ class Recorder:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.steps.append({"step": step, **metrics})
 
+    def log_facts(self, facts: Mapping[str, str]) -> None:
+        pass
+
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
         pass
 

@@ -1,0 +1,141 @@
+"""How the device computes: precision of float32 products, and the kernels that attention runs on."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ast_model.config import NUM_EXTRA_TOKENS, ASTConfig, TrainConfig
+from ast_model.distributed import AUTOCAST_DTYPES, World
+from ast_model.training.regularise import num_kept_patches
+from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+Shape = tuple[int, int, int, int]
+"""Clips, heads, tokens and size of a head."""
+Kernels = Mapping[str, Callable[[], AbstractContextManager[Any]]]
+KERNELS: Kernels = {
+    "cudnn": partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION),
+    "flash": partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION),
+    "efficient": partial(sdpa_kernel, SDPBackend.EFFICIENT_ATTENTION),
+    "math": partial(sdpa_kernel, SDPBackend.MATH),
+}
+"""Contexts in which torch's attention runs on one kind of kernels only."""
+NUM_TIMED_STEPS = 5
+
+
+def set_matmul_precision(config: TrainConfig) -> None:
+    """Let float32 products be exact, unless `--train.precision tf32` asks for less.
+
+    By default torch rounds the inputs of convolutions, and so the patch embedding's, but not those of other products.
+    """
+    is_rounded = config.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if is_rounded else "highest")
+    torch.backends.cudnn.allow_tf32 = is_rounded
+
+
+class AttentionKernels:
+    """The kernels in use, and those to change over to should they give gradients that are not finite."""
+
+    def __init__(self, names: Sequence[str], kernels: Kernels | None = None):
+        """names: of the kernels to use and of the next best ones, in order; none leaves the choice to torch."""
+        self._names, self._kernels = list(names), kernels or KERNELS
+        self.num_changes = 0
+
+    @property
+    def name(self) -> str:
+        return self._names[0] if self._names else "torch's choice"
+
+    @property
+    def next_best(self) -> str | None:
+        return self._names[1] if len(self._names) > 1 else None
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Use the kernels within this context: of a forward and its backward, which may repeat parts of the forward."""
+        return self._kernels[self.name]() if self._names else nullcontext()
+
+    def change(self) -> None:
+        """Change over to the next best kernels."""
+        self._names.pop(0)
+        self.num_changes += 1
+        torch.compiler.reset()  # compiled code keeps the kernels that it was made with
+
+    def try_next_best(self) -> "AttentionKernels":
+        """Return the kernels as they would be after a change."""
+        return AttentionKernels(self._names[1:], self._kernels)
+
+
+def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> AttentionKernels:
+    """Return the kernels that `--train.attention` names, or on a GPU the fastest for this training's shape.
+
+    Raises ConfigError if this device has not those that were asked for.
+    """
+    if world.device.type == "cpu" and config.attention == "auto":
+        log.debug("attention: torch's choice, since there is no GPU")
+        return AttentionKernels([])
+    num_tokens = num_kept_patches(model.grid, config.regularise) + NUM_EXTRA_TOKENS
+    num_clips = min(config.micro_batch_size, config.global_batch_size)
+    shape = (num_clips, model.num_heads, num_tokens, model.width // model.num_heads)
+    dtype = AUTOCAST_DTYPES.get(world.resolve(config.precision), torch.float32)
+    names = list(KERNELS) if config.attention == "auto" else [config.attention]
+    # The main rank measures for all: kernels that differ would let the ranks wait for the slowest.
+    seconds = world.broadcast_object(_seconds_of(names, shape, dtype, world.device) if world.is_main else None)
+    if not seconds:
+        raise ConfigError(
+            f"expected attention of {dtype} on {world.device} by --train.attention {config.attention}, found no such"
+            " kernels there; set --train.attention auto"
+        )
+    order = sorted(seconds, key=lambda name: seconds[name])
+    if world.is_main:
+        measured = ", ".join(f"{name} {1000 * seconds[name]:.2f} ms" for name in order)
+        log.info("attention: %s (forward and backward of %d × %d × %d × %d: %s)", order[0], *shape, measured)
+    return AttentionKernels(order)
+
+
+def _seconds_of(names: Sequence[str], shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+    """Time each kind of kernels; leave out what the device lacks, or what gives gradients that are not finite."""
+    timed = {name: seconds_of_attention(name, shape, dtype, device) for name in names}
+    return {name: seconds for name, seconds in timed.items() if seconds is not None}
+
+
+def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> float | None:
+    """Return the time of attention's forward and backward, or None where it can't be had."""
+    inputs = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3)]
+
+    def step() -> None:
+        nnf.scaled_dot_product_attention(*inputs).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    try:
+        with KERNELS[name]():
+            step()  # loads and tunes them
+            started = time.perf_counter()
+            for _ in range(NUM_TIMED_STEPS):
+                step()
+    except RuntimeError:  # "No available kernel", or no room for the written-out attention weights
+        return None
+    gradients = [value.grad for value in inputs if value.grad is not None]
+    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+        return None
+    return (time.perf_counter() - started) / NUM_TIMED_STEPS
+
+
+def describe_device(config: TrainConfig, attention: AttentionKernels, world: World) -> dict[str, str]:
+    """Return what the figures of a training depend on besides its settings, for the run's parameters."""
+    is_gpu = world.device.type == "cuda"
+    return {
+        "device.name": torch.cuda.get_device_name(world.device) if is_gpu else "cpu",
+        "device.precision": world.resolve(config.precision),
+        "device.float32_products": torch.get_float32_matmul_precision(),
+        "device.attention": attention.name,
+        "device.cudnn": str(torch.backends.cudnn.version()) if is_gpu else "none",
+        "device.torch": torch.__version__,
+    }

@@ -1,0 +1,121 @@
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from ast_model.config import ASTConfig, Attention, TrainConfig
+from ast_model.distributed import World
+from ast_model.training import device
+from ast_model.training.device import AttentionKernels, choose_attention, set_matmul_precision
+from ast_model.training.job import Job
+from ast_model.training.trainer import Trainer
+from pipeline.errors import ConfigError
+
+ALONE = World(0, 1, torch.device("cpu"))
+GPU = World(0, 1, torch.device("cuda", 0))
+TINY = ASTConfig(num_classes=4, num_frames=128, freq_stride=16, time_stride=16, width=16, depth=1, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16"), ((9, 0), "bf16")],
+)
+def test_bf16_is_chosen_where_the_gpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert GPU.resolve("auto") == expected
+    assert (GPU.resolve("bf16"), GPU.resolve("tf32"), ALONE.resolve("auto")) == ("bf16", "tf32", "fp32")
+    assert not ALONE.autocast("tf32")._enabled
+
+
+def test_float32_products_are_exact_unless_tf32_is_asked_for() -> None:
+    try:
+        set_matmul_precision(TrainConfig(precision="tf32"))
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    finally:
+        set_matmul_precision(TrainConfig())
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+
+
+def test_auto_takes_the_fastest_kernels_of_a_gpu_that_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    seconds, asked = {"cudnn": 0.002, "flash": 0.001, "efficient": None, "math": 0.009}, []
+
+    def time_kernels(name: str, *shape_and_device: object) -> float | None:
+        asked.append(shape_and_device)
+        return seconds[name]
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(device, "seconds_of_attention", time_kernels)
+    attention = choose_attention(TrainConfig(global_batch_size=96, micro_batch_size=48), TINY, GPU)
+    assert (attention.name, attention.next_best) == ("flash", "cudnn")
+    assert asked[0] == ((48, 2, TINY.num_tokens, 8), torch.bfloat16, GPU.device)
+    assert "attention: flash" in caplog.text
+    assert "flash 1.00 ms, cudnn 2.00 ms, math 9.00 ms" in caplog.text
+
+
+def test_a_cpu_takes_torchs_choice_or_the_kernels_that_are_named() -> None:
+    assert choose_attention(TrainConfig(), TINY, ALONE).name == "torch's choice"
+    names: list[Attention] = ["flash", "math"]
+    for name in names:
+        assert choose_attention(TrainConfig(attention=name), TINY, ALONE).name == name
+    with pytest.raises(ConfigError, match=r"on cpu by --train.attention cudnn, found no such kernels"):
+        choose_attention(TrainConfig(attention="cudnn"), TINY, ALONE)
+
+
+def test_all_kernels_give_the_same_losses(make_job: Callable[..., Job]) -> None:
+    losses = {
+        name: [history["train/epoch_loss"] for history in Trainer(make_job(name, attention=name), ALONE).run()]
+        for name in ("auto", "flash", "math")
+    }
+    assert losses["flash"] == pytest.approx(losses["auto"], rel=1e-3)
+    assert losses["math"] == pytest.approx(losses["auto"], rel=1e-3)
+
+
+@contextlib.contextmanager
+def overflowing() -> Iterator[None]:
+    """Kernels whose backward overflows."""
+    attend = nnf.scaled_dot_product_attention
+
+    def attend_badly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mixed = attend(query, key, value)
+        mixed.register_hook(lambda gradient: gradient * math.inf)
+        return mixed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nnf, "scaled_dot_product_attention", attend_badly)
+        yield
+
+
+def test_kernels_with_gradients_that_are_not_finite_are_changed_for_others(
+    make_job: Callable[..., Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer(make_job(), ALONE)
+    trainer.stepper.attention = AttentionKernels(
+        ["cudnn", "flash"], {"cudnn": overflowing, "flash": contextlib.nullcontext}
+    )
+    history = trainer.run()
+    # The first window of two steps is read while the third step runs.
+    assert trainer.state.loop.num_steps_skipped == 3
+    assert all(math.isfinite(epoch["train/epoch_loss"]) for epoch in history)
+    assert "attention by cudnn gives a gradient that is not finite in epoch 1, step 2, by flash it is" in caplog.text
+    notes: Any = trainer.job.tracker
+    assert [facts["device.attention"] for facts in notes.facts] == ["torch's choice", "flash"]
+    assert notes.metrics[-1][1]["train/attention_changes"] == 1
+
+
+def test_kernels_stay_where_others_are_no_better(make_job: Callable[..., Job]) -> None:
+    trainer = Trainer(dataclasses.replace(make_job(max_bad_steps=100)), ALONE)
+    trainer.stepper.attention = AttentionKernels(["cudnn", "flash"], {"cudnn": overflowing, "flash": overflowing})
+    trainer.run()
+    assert (trainer.stepper.attention.name, trainer.stepper.attention.num_changes) == ("cudnn", 0)
