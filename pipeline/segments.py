@@ -39,12 +39,7 @@ SEGMENT_SCHEMA = pa.schema(
 BATCH_ROWS = 2**14
 BLOCK_BYTES = 2**23
 MAX_MS = 2**31 - 1
-OFFICIAL_ROW = (
-    r"^(?P<ytid>[A-Za-z0-9_-]{1,64}), (?P<start_s>[0-9]{1,6})\.(?P<start>[0-9]{3}),"
-    r' (?P<end_s>[0-9]{1,6})\.(?P<end>[0-9]{3}), "(?P<labels>[^"]+)" *\n?$'
-)
-
-ROW_TYPE = pa.struct([(name, pa.string()) for name in ("ytid", "start_s", "start", "end_s", "end", "labels")])
+OFFICIAL_ROW = r'^[A-Za-z0-9_-]{1,64}, [0-9]{1,6}\.[0-9]{3}, [0-9]{1,6}\.[0-9]{3}, "[^"]+" *\n?$'
 
 Row = tuple[int, str, int, int, str]
 """Line, key, start and end in ms, labels joined by commas."""
@@ -169,19 +164,19 @@ def _parse_official(lines: pa.LargeStringArray, first: int, joined_of: dict[str,
 
     joined_of: what has been found for each text between quotes, since there are far fewer than rows.
     """
-    fields = pc.extract_regex(lines, OFFICIAL_ROW)
-    numbers = np.flatnonzero(fields.is_valid()) + first
-    ytid, start_s, start, end_s, end, labels = fields.drop_null().cast(ROW_TYPE).flatten()
-    start_ms = pc.binary_join_element_wise(start_s, start, "").cast(pa.int32())
-    end_ms = pc.binary_join_element_wise(end_s, end, "").cast(pa.int32())
+    # A match and a split cost a third of the time of one expression that captures the fields.
+    is_official = pc.match_substring_regex(lines, OFFICIAL_ROW)
+    fields = pc.split_pattern(lines.filter(is_official), ", ", max_splits=3)
+    ytid, start, end, labels = (pc.list_element(fields, place).cast(pa.string()) for place in range(4))
+    start_ms, end_ms = (pc.replace_substring(time, ".", "").cast(pa.int32()) for time in (start, end))
     texts = labels.dictionary_encode()
     for text in texts.dictionary.to_pylist():
         if text not in joined_of:
-            joined_of[text] = _join_labels(text.split(","))
+            joined_of[text] = _join_labels(text.strip().strip('"').split(","))
     joined = pa.array([joined_of[text] for text in texts.dictionary.to_pylist()], pa.string()).take(texts.indices)
     table = pa.table(
         {
-            "line": pa.array(numbers, pa.int32()),
+            "line": pa.array(np.flatnonzero(is_official) + first, pa.int32()),
             "key": pc.binary_join_element_wise(ytid, start_ms.cast(pa.string()), "_"),
             "start_ms": start_ms,
             "end_ms": end_ms,

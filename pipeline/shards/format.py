@@ -187,7 +187,7 @@ def read_sidecar(store: Store, name: str, columns: list[str] | None = None) -> p
     """Read a sidecar; the fingerprint and the tar's checksum are in the schema's metadata."""
     try:
         # A quarter of the time of `pq.read_table`, which prepares for data sets of many files and threads.
-        with pq.ParquetFile(io.BytesIO(store.read_bytes(name))) as file:
+        with pq.ParquetFile(pa.BufferReader(store.read_bytes(name))) as file:
             table = file.read(columns, use_threads=False)
         table.validate(full=True)  # text that is not UTF-8 would raise wherever a row is read
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:

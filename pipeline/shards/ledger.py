@@ -24,7 +24,7 @@ from pipeline.store.storage import Store
 NUM_READERS = 16
 SIDECAR_COLUMNS = ["key", "end_ms", "status", "reason", "attempts"]
 TRANSIENT_REASONS = pa.array([reason.value for reason in Reason if reason.category is FailureCategory.TRANSIENT])
-REPETITIVE = ["split", "status", "reason", "shard"]
+REPETITIVE = ("split", "status", "reason")
 
 
 def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_COLUMNS) -> pa.Table:
@@ -38,18 +38,21 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
     def read(name: str) -> pa.Table:
         table = read_sidecar(store, name, list(columns))
         _check_fingerprint(table, fingerprint, store.url(name))
-        shard = pa.repeat(pa.scalar(name.removesuffix(".parquet")), len(table))
-        table = table.replace_schema_metadata(None).append_column("shard", shard)
-        for position, column in enumerate(table.column_names):
-            if column in REPETITIVE:
-                table = table.set_column(position, column, table[column].dictionary_encode())
-        return table
+        return table.replace_schema_metadata(None)
 
-    if not names:
-        schema = pa.schema([*(SIDECAR_SCHEMA.field(name) for name in columns), ("shard", pa.string())])
-        return schema.empty_table()
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        sidecar_table = pa.concat_tables(pool.map(read, names)).unify_dictionaries().combine_chunks()
+        tables = list(pool.map(read, names))
+    empty = pa.schema([SIDECAR_SCHEMA.field(name) for name in columns]).empty_table()
+    sidecar_table = pa.concat_tables([empty, *tables]).combine_chunks()
+    # All at once: as many small columns as there are sidecars would take longer to encode than to read.
+    for place, name in enumerate(columns):
+        if name in REPETITIVE:
+            sidecar_table = sidecar_table.set_column(place, name, sidecar_table[name].dictionary_encode())
+    codes = np.repeat(np.arange(len(names), dtype=np.int32), [len(table) for table in tables])
+    shards = pa.DictionaryArray.from_arrays(
+        codes, pa.array([name.removesuffix(".parquet") for name in names], pa.string())
+    )
+    sidecar_table = sidecar_table.append_column("shard", shards)
     return _latest_attempts(sidecar_table)
 
 

@@ -9,7 +9,7 @@ from pipeline.keys import has_repeats, positions_of
 @pytest.mark.parametrize("collide", [False, True])
 def test_places_are_those_that_arrow_finds(collide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if collide:
-        monkeypatch.setattr(keys, "hashes_of", lambda names: np.arange(len(names)) % 7)
+        monkeypatch.setattr(keys, "hashes_of", lambda names: np.arange(len(names), dtype=np.uint64) % 7)
     monkeypatch.setattr(keys, "BATCH_ROWS", 10)
     random = np.random.default_rng(0)
     among = pa.chunked_array([[f"id_{number}" for number in random.permutation(200)[:150]]])
@@ -17,6 +17,15 @@ def test_places_are_those_that_arrow_finds(collide: bool, monkeypatch: pytest.Mo
     expected = pa.compute.index_in(wanted, among.combine_chunks()).fill_null(-1).to_numpy()  # pyright: ignore
     np.testing.assert_array_equal(positions_of(wanted, among), expected)
     np.testing.assert_array_equal(positions_of(wanted, pa.chunked_array([[]], pa.string())), -1)
+
+
+def test_a_hash_depends_on_the_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["", "a", "ä", "abcdefgh", "abcdefghi", "1234567890" * 9, "é" * 200, "x" * 10_000, None, "a"]
+    together = keys.hashes_of(pa.chunked_array([names]))
+    monkeypatch.setattr(keys, "BATCH_ROWS", 1)
+    np.testing.assert_array_equal(together, keys.hashes_of(pa.chunked_array([names[:3], names[3:]])))
+    assert len(set(together.tolist())) == len(names) - 2  # the one that is missing counts as empty
+    assert together[1] == together[-1]
 
 
 def test_repeats_are_seen() -> None:

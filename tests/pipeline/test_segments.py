@@ -2,7 +2,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
@@ -122,6 +122,7 @@ def segments(draw: st.DrawFn) -> Segment:
     return Segment(draw(ids), start_ms, start_ms + draw(st.integers(1, 10_000)), labels, "eval")
 
 
+@settings(deadline=None)  # files are read
 @given(st.lists(segments(), min_size=1, max_size=20, unique_by=lambda segment: segment.key))
 def test_official_rows_read_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, rows: list[Segment]) -> None:
     lines = [f'{s.ytid}, {s.start_ms / 1000:.3f}, {s.end_ms / 1000:.3f}, "{",".join(s.labels)}"\n' for s in rows]
@@ -157,6 +158,7 @@ def result_of(file: str) -> list[Segment] | str:
         return str(error)
 
 
+@settings(deadline=None)  # files are read
 @given(st.lists(LINES, max_size=8), st.lists(st.sampled_from(["\n", "\r\n", "\r"])), st.integers(1, 200))
 def test_rows_that_arrow_parses_read_as_the_others_do(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], breaks: list[str], block_bytes: int
