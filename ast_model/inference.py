@@ -87,14 +87,14 @@ class Tagger:
 
         Audio longer than the model's windows has the mean of theirs, weighted by how much of each is filled.
         """
-        return self._calibrate(self._pool(audios, self._score))
+        return self.calibrate(self._pool(audios, self._score))
 
     def scores_of_fbank(self, fbank_TM: np.ndarray) -> np.ndarray:
         """Return scores (C,) of features (T, 128) as `compute_fbank` returns them: neither padded nor normalised."""
         if fbank_TM.ndim != 2 or fbank_TM.shape[1] != NUM_MEL_BINS or not len(fbank_TM):
             raise InputError(f"expected features of shape (frames, {NUM_MEL_BINS}), found {fbank_TM.shape}")
         frames_TM = torch.from_numpy(fbank_TM.astype(np.float32)).to(self.device)
-        return self._calibrate(self._pool_fbank(frames_TM, self._score)[None])[0]
+        return self.calibrate(self._pool_fbank(frames_TM, self._score)[None])[0]
 
     def embed(self, audios: Iterable[Audio]) -> np.ndarray:
         """Return embeddings (N, D) float32: the mean of the class and the distillation token, pooled as scores are."""
@@ -106,9 +106,19 @@ class Tagger:
         fbank_TM: features as `fbank` returns them.
         """
         window = self.model.config.num_frames
-        starts = _starts(len(fbank_TM), window, window)
+        starts = window_starts(len(fbank_TM), window, window)
         frames_TM = torch.from_numpy(fbank_TM).to(self.device)
         return np.asarray(starts) / FRAMES_PER_S, self._run(frames_TM, starts, window, self.model.embed)
+
+    def run_windows(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores (W, C), not calibrated, and embeddings (W, D) of windows (T, 128) in one batch.
+
+        The windows may be of several sounds. They are as `fbank` returns features, and at most as long as the model's.
+        """
+        with torch.inference_mode():
+            embedding_BD = self.model.embed(self._pad([torch.from_numpy(window_TM) for window_TM in windows])).float()
+            scores_BC = scores_from_logits(self.model.head(embedding_BD), self.metadata.loss)
+        return scores_BC.cpu().numpy(), embedding_BD.cpu().numpy()
 
     def timeline(self, audio: Audio, window_s: float | None = None, hop_s: float | None = None) -> pd.DataFrame:
         """Score windows of `window_s`, the model's length unless set, every `hop_s`, half a window unless set.
@@ -121,13 +131,13 @@ class Tagger:
         self, fbank_TM: np.ndarray | Tensor, window_s: float | None = None, hop_s: float | None = None
     ) -> pd.DataFrame:
         """Do what `timeline` does with features (T, 128) as `compute_fbank` returns them."""
-        window = self._window_of(window_s)
+        window = self.num_window_frames(window_s)
         hop = window // 2 if hop_s is None else round(hop_s * FRAMES_PER_S)
         if hop < 1:
             raise ConfigError(f"hop_s must be at least {1 / FRAMES_PER_S}, found {hop_s}")
         fbank_TM = torch.as_tensor(fbank_TM, dtype=torch.float32, device=self.device)
-        starts = _starts(len(fbank_TM), window, hop)
-        scores = self._calibrate(self._run(fbank_TM, starts, window, self._score))
+        starts = window_starts(len(fbank_TM), window, hop)
+        scores = self.calibrate(self._run(fbank_TM, starts, window, self._score))
         index = pd.Index(np.asarray(starts) / FRAMES_PER_S, name="start_s")
         return pd.DataFrame(scores, index=index, columns=pd.Index(self.labels))
 
@@ -138,7 +148,8 @@ class Tagger:
     def _score(self, fbank_BTM: Tensor) -> Tensor:
         return scores_from_logits(self.model(fbank_BTM), self.metadata.loss)
 
-    def _calibrate(self, scores_NC: np.ndarray) -> np.ndarray:
+    def calibrate(self, scores_NC: np.ndarray) -> np.ndarray:
+        """Make scores probabilities if the tagger was loaded with `calibrated=True`; else return them as they are."""
         return scores_NC if self.calibration is None else self.calibration.apply(scores_NC)
 
     def _pool(self, audios: Iterable[Audio], compute: Compute) -> np.ndarray:
@@ -151,7 +162,7 @@ class Tagger:
 
     def _pool_fbank(self, fbank_TM: Tensor, compute: Compute) -> np.ndarray:
         window = self.model.config.num_frames
-        starts = _starts(len(fbank_TM), window, window)
+        starts = window_starts(len(fbank_TM), window, window)
         filled = [min(window, len(fbank_TM) - start) for start in starts]
         return np.average(self._run(fbank_TM, starts, window, compute), axis=0, weights=filled).astype(np.float32)
 
@@ -165,17 +176,20 @@ class Tagger:
         return np.concatenate(parts)
 
     def _batches(self, fbank_TM: Tensor, starts: Sequence[int], window: int) -> Iterator[Tensor]:
-        """Yield windows (B, T, M), padded with 0 to the model's length and then normalised, as in training."""
-        num_frames = self.model.config.num_frames
+        """Yield windows (B, T, M), padded and normalised."""
         for first in range(0, len(starts), self.batch_size):
-            batch_starts = starts[first : first + self.batch_size]
-            fbank_BTM = fbank_TM.new_zeros((len(batch_starts), num_frames, fbank_TM.shape[1]))
-            for padded_TM, start in zip(fbank_BTM, batch_starts, strict=True):
-                window_TM = fbank_TM[start : start + window]
-                padded_TM[: len(window_TM)] = window_TM
-            yield normalise(fbank_BTM, self.metadata.mean, self.metadata.std)
+            yield self._pad([fbank_TM[start : start + window] for start in starts[first : first + self.batch_size]])
 
-    def _window_of(self, window_s: float | None) -> int:
+    def _pad(self, windows: Sequence[Tensor]) -> Tensor:
+        """Pad windows (T, M) with 0 to the model's length, and then normalise, as in training → (B, T, M)."""
+        shape = (len(windows), self.model.config.num_frames, NUM_MEL_BINS)
+        fbank_BTM = torch.zeros(shape, device=self.device)
+        for padded_TM, window_TM in zip(fbank_BTM, windows, strict=True):
+            padded_TM[: len(window_TM)] = window_TM
+        return normalise(fbank_BTM, self.metadata.mean, self.metadata.std)
+
+    def num_window_frames(self, window_s: float | None) -> int:
+        """Return the frames of a window of `window_s`, the model's length unless set. Raises ConfigError."""
         longest = self.model.config.num_frames
         if window_s is None:
             return longest
@@ -198,8 +212,8 @@ def _read_calibration(source: str | Path, labels: Sequence[str]) -> Calibration:
     return calibration
 
 
-def _starts(num_frames: int, window: int, hop: int) -> list[int]:
-    """Return where windows start, so that the last one is the first to reach the end."""
+def window_starts(num_frames: int, window: int, hop: int) -> list[int]:
+    """Return the frames at which windows start, so that the last one is the first to reach the end."""
     return list(range(0, max(num_frames - window, 0) + hop, hop))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Literal, get_args
 
+import numpy as np
 import pandas as pd
 
 from pipeline.errors import ConfigError, InputError
@@ -29,6 +30,22 @@ RAVEN_COLUMNS = (
     "Begin Path",
 )
 RAVEN_SUFFIX, AUDACITY_SUFFIX = ".selections.txt", ".labels.txt"
+
+
+def rank_tags(
+    file: str, scores: pd.DataFrame, window_s: float, length_s: float, top_k: int, thresholds: np.ndarray
+) -> pd.DataFrame:
+    """Return a table with a row for each window and each of its best classes, best first.
+
+    scores: a row for each window, indexed by where it starts in seconds, and a column for each class.
+    thresholds: the least score of each class that is shown.
+    """
+    rows = [
+        (file, start_s, min(start_s + window_s, length_s), label, score)
+        for start_s, (_, row) in zip(scores.index.to_numpy(float).tolist(), scores.iterrows(), strict=True)
+        for label, score in row[row.to_numpy() >= thresholds].nlargest(top_k).items()
+    ]
+    return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 
 
 def write_tags(table: pd.DataFrame, format: Format, output: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ast_model.config import ASTConfig, DeviceType, TrainConfig
+from ast_model.service.limits import LOOPBACK, Limits
 from pipeline.config import PreprocessConfig
 from pipeline.errors import ConfigError
 from pipeline.estimate import CostConfig
@@ -246,6 +247,48 @@ class PredictConfig:
             raise ConfigError("--window-s and --hop-s belong to --timeline: add it, or leave them out")
         if not self.output and self.format not in ("text", "csv"):
             raise ConfigError(f"expected --output for --format {self.format}, found none: name a file or folder")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What to serve, where, and how much of it at a time."""
+
+    checkpoint: str
+    """A checkpoint's folder, a Hugging Face folder or hub name, an official .pth, or models:/audioset-ast@champion,
+    which is followed: a new champion is loaded beside the old one, and then takes over."""
+    labels: Input = ""
+    """The class_labels_indices.csv of an official .pth, which names no classes."""
+    root: str = "data/demo"
+    """Folder or s3:// address of the store whose registry models:/… is looked up in."""
+    calibrated: bool = False
+    """Answer with probabilities, and only classes above their thresholds, by the checkpoint's calibration.json."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Any other than this machine's own needs --token-file."""
+    port: int = 8000
+    """Port to listen on."""
+    token_file: Input = ""
+    """File whose first line every request must bring as Authorization: Bearer TOKEN."""
+    num_replicas: int = 1
+    """Copies of the model, each a process with a CPU, or with a GPU if --use-gpu is set."""
+    use_gpu: bool = False
+    """Give each copy a GPU."""
+    batch_size: int = 16
+    """Windows, of all requests at a copy, in one batch."""
+    batch_wait_ms: float = 5.0
+    """How long a batch that isn't full waits for more."""
+    poll_s: float = 60.0
+    """How often the registry is asked whether the alias has moved."""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.host not in LOOPBACK and not self.token_file:
+            raise ConfigError(
+                f"expected --token-file for --host {self.host}, found none: whoever reaches the address could use the"
+                " service; name a file that holds a token"
+            )
+        for name in ("num_replicas", "batch_size", "poll_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must be above 0, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ ROOMS = """
 
     ast_model:
         config metrics model distributed
-        data pretrained recipes checkpoints evaluation embeddings inference export review
+        data pretrained recipes checkpoints evaluation embeddings inference export review service
         training tracking
 
     jobs:
         config launch
-        audioset preprocess train evaluate calibrate predict export models compare search ui esc50 speechcommands
-        fsd50k vggsound urbansound8k finetune
+        audioset preprocess train evaluate calibrate predict export models compare search ui serve esc50
+        speechcommands fsd50k vggsound urbansound8k finetune
 """
 """A room is a folder, or a module that lies flat. A module that imports none of its neighbours may stand anywhere above
 what it uses."""

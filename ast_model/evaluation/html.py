@@ -130,10 +130,10 @@ def clip_page(predictions: Predictions, snapshot: Snapshot, title: str) -> str:
     return render_page(CLIPS, title=title, num_clips=len(quality), epoch=predictions.epoch, groups=groups)
 
 
-def spectrogram_url(fbank_TM: np.ndarray) -> str:
+def spectrogram_url(fbank_TM: np.ndarray, frames_per_pixel: int = FRAMES_PER_PIXEL) -> str:
     """Draw a fbank (T, M), time to the right, high bins at the top. A page holds its pictures: it can be sent on."""
-    whole = len(fbank_TM) // FRAMES_PER_PIXEL * FRAMES_PER_PIXEL or len(fbank_TM)
-    columns = fbank_TM[:whole].astype(np.float32).reshape(-1, min(FRAMES_PER_PIXEL, whole), NUM_MEL_BINS).mean(axis=1)
+    whole = len(fbank_TM) // frames_per_pixel * frames_per_pixel or len(fbank_TM)
+    columns = fbank_TM[:whole].astype(np.float32).reshape(-1, min(frames_per_pixel, whole), NUM_MEL_BINS).mean(axis=1)
     low, high = np.percentile(columns, [5, 99])
     levels = np.clip((columns.T[::-1] - low) / max(high - low, 1e-3), 0, 1)
     # A palette keeps a page of twelve clips small.

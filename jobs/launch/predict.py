@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ast_model.inference import FRAMES_PER_S, Tagger
-from ast_model.review import COLUMNS, write_tags
+from ast_model.review import rank_tags, write_tags
 from jobs.config import PredictConfig
 from pipeline.audio.container import EXTENSIONS
 from pipeline.errors import AudioTaggingError, InputError
@@ -61,12 +61,7 @@ def tag_file(tagger: Tagger, file: str, config: PredictConfig) -> pd.DataFrame:
         scores = pd.DataFrame(whole, index=pd.Index([0.0]), columns=pd.Index(tagger.labels))
         window_s = length_s
     thresholds = np.zeros(len(tagger.labels)) if tagger.calibration is None else tagger.calibration.thresholds
-    rows = [
-        (file, start_s, min(start_s + window_s, length_s), label, score)
-        for start_s, (_, row) in zip(scores.index.to_numpy(float).tolist(), scores.iterrows(), strict=True)
-        for label, score in row[row.to_numpy() >= thresholds].nlargest(config.top_k).items()
-    ]
-    return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
+    return rank_tags(file, scores, window_s, length_s, config.top_k, thresholds)
 
 
 def write_table(table: pd.DataFrame, config: PredictConfig) -> None:

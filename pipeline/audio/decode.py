@@ -63,14 +63,14 @@ def decode_segment(media: Media, start_ms: int, end_ms: int) -> Clip | Failure:
         return Failure(Reason.CONNECTION, f"can't read {media.source}: {describe(error)}")
 
 
-def decode_file(content: bytes | Path) -> np.ndarray:
-    """Decode a whole file, at most an hour long → (S,) float32, like a clip's waveform.
+def decode_file(content: bytes | Path, max_ms: int = MAX_FILE_MS) -> np.ndarray:
+    """Decode a whole file, at most `max_ms` long → (S,) float32, like a clip's waveform.
 
     Raises InputError if it can't be read, has no audio, is truncated, or is longer.
     """
     name = str(content) if isinstance(content, Path) else f"a file of {len(content)} bytes"
     try:
-        clip = _decode(content, 0, MAX_FILE_MS)
+        clip = _decode(content, 0, max_ms)
     except BrokenMediaError as error:
         raise InputError(
             f"expected audio, but {name} can't be decoded ({error.failure.reason}): {error.failure.detail}"
@@ -78,7 +78,7 @@ def decode_file(content: bytes | Path) -> np.ndarray:
     except OSError as error:
         raise InputError(f"expected a file with audio, but {name} can't be read: {error.strerror}") from error
     if not clip.is_short:
-        raise InputError(f"{name} is longer than {MAX_FILE_MS // 60_000} minutes: cut it into parts first")
+        raise InputError(f"{name} is longer than {max_ms / 60_000:g} minutes: cut it into parts first")
     return clip.waveform
 
 

@@ -1,0 +1,204 @@
+"""From the bytes of a sound to tags and embeddings, with windows of all requests in the same batches of the model.
+
+It knows neither HTTP nor Ray: `run`, which it is handed, brings a window to the model and its results back.
+"""
+
+import asyncio
+import difflib
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ast_model.inference import FRAMES_PER_S, Tagger
+from ast_model.review import Format, rank_tags, write_tags
+from ast_model.service.limits import Limits
+from ast_model.service.sound import Sound, Window, cut_windows, draw_spectrogram, pool, read_sound
+from pipeline.errors import InputError, quote
+
+NUM_DECODERS = 2
+MAX_NAME_BYTES = 200
+"""File systems allow 255, and a review file adds its ending."""
+WINDOWS_AT_A_TIME = 8
+"""Windows of one request on their way to the model, so that a long sound doesn't keep short ones waiting."""
+MEDIA_TYPES: dict[Format, str] = {
+    "csv": "text/csv; charset=utf-8",
+    "jsonl": "application/jsonl",
+    "parquet": "application/vnd.apache.parquet",
+    "raven": "text/tab-separated-values; charset=utf-8",
+    "audacity": "text/plain; charset=utf-8",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A model that requests are answered by, until it is exchanged."""
+
+    tagger: Tagger
+    name: str
+    """As it was asked for: a folder, a hub name or models:/NAME@ALIAS."""
+    version: str = ""
+    """In the registry; empty for a model that is not of one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """A window on its way to the model."""
+
+    model: ServedModel
+    fbank_TM: np.ndarray
+
+
+Result = tuple[np.ndarray, np.ndarray]
+"""Scores (C,), not calibrated, and embedding (D,) of a window."""
+
+
+@dataclass(frozen=True)
+class TagOptions:
+    """What a request wants to know of a sound."""
+
+    name: str = "sound"
+    """Of the file, as tables have it. It is never opened."""
+    top_k: int = 5
+    threshold: float = 0.0
+    classes: tuple[str, ...] = ()
+    """Classes to look at; all if empty."""
+    timeline: bool = False
+    window_s: float | None = None
+    hop_s: float | None = None
+    spectrogram: bool = False
+
+
+def run_batch(works: Sequence[Work]) -> list[Result]:
+    """Score windows, in one batch for each model: around an exchange there are two for a moment."""
+    results: list[Result | None] = [None] * len(works)
+    for model in {id(work.model): work.model for work in works}.values():
+        positions = [position for position, work in enumerate(works) if work.model is model]
+        scores_WC, embeddings_WD = model.tagger.run_windows([works[position].fbank_TM for position in positions])
+        for position, scores_C, embedding_D in zip(positions, scores_WC, embeddings_WD, strict=True):
+            results[position] = (scores_C, embedding_D)
+    return [result for result in results if result is not None]
+
+
+class Service:
+    """Answer requests with the model of the moment. A request keeps the model that it began with."""
+
+    def __init__(self, model: ServedModel, limits: Limits, run: Callable[[Work], Awaitable[Result]]):
+        self.model, self.limits, self.run = model, limits, run
+        self._threads = ThreadPoolExecutor(NUM_DECODERS, thread_name_prefix="decode")
+        self._decoders = asyncio.Semaphore(NUM_DECODERS)
+
+    def labels(self) -> dict[str, Any]:
+        return {"model": self.model.name, "version": self.model.version, "labels": list(self.model.tagger.labels)}
+
+    async def tag(self, content: bytes, options: TagOptions) -> dict[str, Any]:
+        """Return the best classes of a sound, and of its windows if a timeline is wanted. Raises InputError."""
+        model = self.model
+        thresholds = _thresholds(model.tagger, options)
+        sound = await self._read(content)
+        whole = cut_windows(sound, model.tagger, self.limits.max_windows)
+        windows: list[Window] = []
+        if options.timeline:
+            hop_s = options.hop_s or model.tagger.num_window_frames(options.window_s) / FRAMES_PER_S / 2
+            windows = cut_windows(sound, model.tagger, self.limits.max_windows, options.window_s, hop_s)
+        # Windows of the timeline that the whole sound's score needs too are computed once.
+        distinct = sorted({*whole, *windows})
+        scores = dict(zip(distinct, (await self._run(model, sound, distinct))[0], strict=True))
+        of_whole_C = pool(np.stack([scores[window] for window in whole]), whole)
+
+        def rank(starts_s: list[float], scores_WC: np.ndarray, window_s: float) -> list[dict[Any, Any]]:
+            calibrated = model.tagger.calibrate(scores_WC)
+            table = pd.DataFrame(calibrated, index=pd.Index(starts_s), columns=pd.Index(model.tagger.labels))
+            ranked = rank_tags("", table, window_s, sound.length_s, options.top_k, thresholds)
+            # The file's name is said once, not in each row.
+            return ranked.drop(columns="file").round({"start_s": 3, "end_s": 3, "score": 6}).to_dict("records")
+
+        answer: dict[str, Any] = {
+            "name": clean_name(options.name),
+            "model": model.name,
+            "version": model.version,
+            "length_s": round(sound.length_s, 3),
+            "tags": rank([0.0], of_whole_C[None], sound.length_s),
+        }
+        if options.timeline:
+            window_s = options.window_s or model.tagger.num_window_frames(None) / FRAMES_PER_S
+            starts_s, scores_WC = [window.start_s for window in windows], [scores[window] for window in windows]
+            answer["timeline"] = rank(starts_s, np.stack(scores_WC), window_s)
+        if options.spectrogram:
+            answer["spectrogram"] = await asyncio.to_thread(draw_spectrogram, sound)
+        return answer
+
+    async def embed(self, content: bytes) -> dict[str, Any]:
+        """Return the embedding of a sound. Raises InputError."""
+        model = self.model
+        sound = await self._read(content)
+        windows = cut_windows(sound, model.tagger, self.limits.max_windows)
+        _, embeddings_WD = await self._run(model, sound, windows)
+        return {
+            "model": model.name,
+            "version": model.version,
+            "length_s": round(sound.length_s, 3),
+            "embedding": pool(embeddings_WD, windows).tolist(),
+        }
+
+    async def _read(self, content: bytes) -> Sound:
+        """Decode in a thread. Raises InputError for what is no sound, too long, or takes too long."""
+        await self._decoders.acquire()
+        work = asyncio.get_running_loop().run_in_executor(self._threads, read_sound, content, self.limits.max_audio_s)
+
+        def release(done: asyncio.Future[Sound]) -> None:
+            done.exception()  # nobody else asks for it once the request was answered
+            self._decoders.release()
+
+        # A thread can't be ended: it keeps its place until the decoder's own bounds end it; the request does not wait.
+        work.add_done_callback(release)
+        try:
+            return await asyncio.wait_for(asyncio.shield(work), self.limits.decode_s)
+        except TimeoutError:
+            raise InputError(f"expected a sound that is decoded within {self.limits.decode_s:g} s") from None
+
+    async def _run(self, model: ServedModel, sound: Sound, windows: Sequence[Window]) -> Result:
+        """Return scores (W, C) and embeddings (W, D) of a sound's windows."""
+        results: list[Result] = []
+        for first in range(0, len(windows), WINDOWS_AT_A_TIME):
+            some = windows[first : first + WINDOWS_AT_A_TIME]
+            works = [Work(model, sound.fbank_TM[window.start : window.stop]) for window in some]
+            results += await asyncio.gather(*map(self.run, works))
+        scores, embeddings = zip(*results, strict=True)
+        return np.stack(scores), np.stack(embeddings)
+
+
+def _thresholds(tagger: Tagger, options: TagOptions) -> np.ndarray:
+    """Return the least score that is shown of each class: never of one that isn't asked for."""
+    calibrated = np.zeros(len(tagger.labels)) if tagger.calibration is None else np.array(tagger.calibration.thresholds)
+    thresholds = np.maximum(calibrated, options.threshold)
+    for name in options.classes:
+        if name not in tagger.labels:
+            close = difflib.get_close_matches(name, tagger.labels, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "GET /v1/labels lists them"
+            raise InputError(f"expected a class of the model, found {quote(name)}; {hint}")
+    if options.classes:
+        thresholds[[label not in options.classes for label in tagger.labels]] = np.inf
+    return thresholds
+
+
+def clean_name(name: str) -> str:
+    """Return the last part of a file's name as it may stand in tables, and in the names of files made from it."""
+    printable = "".join(character if character.isprintable() else " " for character in PurePath(name).name)
+    return printable.encode(errors="replace")[:MAX_NAME_BYTES].decode(errors="ignore").strip() or "sound"
+
+
+def render_tags(rows: Sequence[dict[str, Any]], name: str, format: Format) -> bytes:
+    """Return the rows of an answer as a file, by the writer that jobs/predict.py has, too. Raises InputError."""
+    if not rows:
+        raise InputError("expected at least one tag to write, found none: lower the threshold")
+    table = pd.DataFrame(list(rows)).assign(file=clean_name(name))
+    with tempfile.TemporaryDirectory() as folder:
+        # Raven and Audacity take a folder, and name a file in it by the sound.
+        [file] = write_tags(table, format, Path(folder) / ("" if format in ("raven", "audacity") else "tags"))
+        return file.read_bytes()

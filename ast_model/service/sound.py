@@ -1,0 +1,82 @@
+"""A sound that was sent: its features, how it is cut into windows, its spectrogram."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import torch
+
+from ast_model.evaluation.html import spectrogram_url
+from ast_model.inference import FRAMES_PER_S, Tagger, window_starts
+from pipeline.audio.decode import decode_file
+from pipeline.errors import ConfigError, InputError
+from pipeline.fbank import FRAME_LENGTH_MS, FRAME_SHIFT_MS, compute_fbank
+
+MAX_PIXELS = 2_000
+"""Width of a spectrogram; longer sounds have several frames to a pixel."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sound:
+    """The features of a sound."""
+
+    fbank_TM: np.ndarray
+    """float32, neither padded nor normalised."""
+
+    @property
+    def length_s(self) -> float:
+        return (FRAME_LENGTH_MS + (len(self.fbank_TM) - 1) * FRAME_SHIFT_MS) / 1000
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Window:
+    """A stretch of a sound, in frames."""
+
+    start: int
+    stop: int
+
+    @property
+    def start_s(self) -> float:
+        return self.start / FRAMES_PER_S
+
+
+def read_sound(content: bytes, max_s: float) -> Sound:
+    """Decode the bytes of a media file, at most `max_s` long. Raises InputError."""
+    if not content:
+        raise InputError("expected the bytes of a sound file as the body of the request, found an empty body")
+    waveform_S = decode_file(content, round(max_s * 1000))
+    return Sound(compute_fbank(torch.from_numpy(waveform_S)).numpy())
+
+
+def cut_windows(
+    sound: Sound, tagger: Tagger, max_windows: int, window_s: float | None = None, hop_s: float | None = None
+) -> list[Window]:
+    """Return windows of `window_s`, the model's length unless set, every `hop_s`, a window unless set.
+
+    Raises ConfigError for a length that the model can't take, or more than `max_windows`.
+    """
+    length = tagger.num_window_frames(window_s)
+    hop = length if hop_s is None else round(hop_s * FRAMES_PER_S)
+    if hop < 1:
+        raise ConfigError(f"expected hop_s of at least {1 / FRAMES_PER_S} s, found {hop_s}")
+    # Counted before any is made: a hop of a hundredth of a second on a long sound would be much work for one request.
+    num_windows = 1 + max(0, -(-(len(sound.fbank_TM) - length) // hop))
+    if num_windows > max_windows:
+        raise ConfigError(
+            f"expected at most {max_windows} windows, found {num_windows} in {sound.length_s:.1f} s with a hop of"
+            f" {hop / FRAMES_PER_S:g} s: set a longer hop_s, or send a shorter sound"
+        )
+    num_frames = len(sound.fbank_TM)
+    return [Window(start, min(start + length, num_frames)) for start in window_starts(num_frames, length, hop)]
+
+
+def pool(values_WX: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
+    """Return the mean over windows (X,), weighted by how much of each is filled, as `Tagger` pools."""
+    filled = [window.stop - window.start for window in windows]
+    return np.average(values_WX, axis=0, weights=filled).astype(np.float32)
+
+
+def draw_spectrogram(sound: Sound) -> str:
+    """Return the features as a PNG at most `MAX_PIXELS` wide, low frequencies at the bottom, as a `data:` address."""
+    return spectrogram_url(sound.fbank_TM, frames_per_pixel=ceil(len(sound.fbank_TM) / MAX_PIXELS))

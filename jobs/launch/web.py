@@ -1,0 +1,233 @@
+"""The routes of the service, and its figures. Nothing here knows Ray: the tests call the same application."""
+
+import time
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from ast_model.review import Format
+from ast_model.service.gate import Gate
+from ast_model.service.limits import Limits
+from ast_model.service.service import MEDIA_TYPES, Service, TagOptions, clean_name, render_tags
+from pipeline.errors import ConfigError, InputError, quote
+
+PAGE_FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
+ENDINGS: dict[Format, str] = {
+    "csv": ".csv",
+    "jsonl": ".jsonl",
+    "parquet": ".parquet",
+    "raven": ".selections.txt",
+    "audacity": ".labels.txt",
+}
+MAX_TAGS = 200_000
+UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "description": "The bytes of an audio or video file.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+class Error(BaseModel):
+    """Why a request was not answered."""
+
+    error: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Error, "description": why}
+    for status, why in {
+        400: "The request can't be read",
+        401: "The token is missing or wrong",
+        403: "From another's page, or by a name that needs a token",
+        408: "The upload took too long",
+        413: "The upload is too large",
+        422: "No sound that can be tagged, or an impossible parameter",
+        429: "Too much is waiting: see Retry-After",
+    }.items()
+}
+
+
+class TagQuery(BaseModel):
+    """What a request wants to know of a sound."""
+
+    name: str = Field("sound", max_length=1000, description="The file's name, as tables have it")
+    top_k: int = Field(5, ge=1, le=1_000)
+    threshold: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    classes: tuple[str, ...] = Field((), max_length=10_000, description="All unless named")
+    timeline: bool = Field(False, description="Tag windows, too")
+    window_s: float | None = Field(None, gt=0, le=3600, description="The model's unless set")
+    hop_s: float | None = Field(None, ge=0.01, le=3600, description="Half a window unless set")
+    spectrogram: bool = Field(False, description="Add a PNG as a data: address")
+    format: Format | None = Field(None, description="A file for review instead of JSON")
+
+
+class Tag(BaseModel):
+    """A class in a stretch of a sound."""
+
+    start_s: float = Field(ge=0, allow_inf_nan=False)
+    end_s: float = Field(ge=0, allow_inf_nan=False)
+    label: str = Field(max_length=200)
+    score: float = Field(allow_inf_nan=False)
+
+
+class Tags(BaseModel):
+    """The tags of a sound: of the whole, and of its windows if a timeline was asked for."""
+
+    name: str
+    model: str
+    version: str
+    length_s: float
+    tags: list[Tag]
+    timeline: list[Tag] | None = None
+    spectrogram: str | None = None
+
+
+class Embedding(BaseModel):
+    """The embedding of a sound."""
+
+    model: str
+    version: str
+    length_s: float
+    embedding: list[float]
+
+
+class LabelList(BaseModel):
+    """The classes of the model, in the order of its outputs."""
+
+    model: str
+    version: str
+    labels: list[str]
+
+
+class TagsToWrite(BaseModel):
+    """Tags that are to become a file."""
+
+    name: str = Field("sound", max_length=1000)
+    tags: list[Tag] = Field(max_length=MAX_TAGS)
+
+
+class Figures:
+    """What `/metrics` says, of one replica."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("ast_requests", "Requests answered", ["path", "status"], registry=self.registry)
+        self.seconds = Histogram("ast_request_seconds", "Time to answer", ["path"], registry=self.registry)
+        self.batches = Histogram(
+            "ast_batch_windows",
+            "Windows in a batch of the model",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
+        self.waiting = Gauge("ast_requests_waiting", "Uploads that are worked on or wait", registry=self.registry)
+        self.bytes = Gauge("ast_upload_bytes", "Bytes of all uploads that are held", registry=self.registry)
+        self.refused = Gauge("ast_requests_refused", "Requests refused at the gate so far", registry=self.registry)
+
+
+def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> Gate:
+    """Return the application behind its gate."""
+    app = FastAPI(
+        title="Audio tagging", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json", responses=ERRORS
+    )
+    gate = Gate(app, limits, token)
+
+    @app.middleware("http")
+    async def measure(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        start_s = time.perf_counter()
+        response = await answer(request)
+        path = _route_of(request)  # only known once the request was routed
+        figures.seconds.labels(path).observe(time.perf_counter() - start_s)
+        figures.requests.labels(path, str(response.status_code)).inc()
+        return response
+
+    @app.exception_handler(InputError)
+    @app.exception_handler(ConfigError)
+    @app.exception_handler(RequestValidationError)
+    @app.exception_handler(HTTPException)
+    async def explain(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, HTTPException):
+            return JSONResponse({"error": str(error.detail)}, error.status_code)
+        if isinstance(error, RequestValidationError):
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"][1:])) or "the body"
+            return JSONResponse({"error": f"{quote(where)}: {first['msg']}"}, 422)
+        return JSONResponse({"error": str(error)}, 422)
+
+    @app.post("/v1/tag", openapi_extra=UPLOAD)
+    async def tag(request: Request, query: Annotated[TagQuery, Query()]) -> Tags:
+        """Return the best classes of a sound, and of its windows if `timeline` is set."""
+        answer = await service.tag(await request.body(), TagOptions(**query.model_dump(exclude={"format"})))
+        if query.format is None:
+            return Tags(**answer)
+        rows = answer["timeline"] if query.timeline else answer["tags"]
+        return _file(rows, query.name, query.format)  # pyright: ignore[reportReturnType] - it goes out as it is
+
+    @app.post("/v1/embed", openapi_extra=UPLOAD)
+    async def embed(request: Request) -> Embedding:
+        """Return the embedding of a sound: the mean over its windows."""
+        return Embedding(**await service.embed(await request.body()))
+
+    @app.post("/v1/file", response_class=Response)
+    def write_file(tags: TagsToWrite, format: Format) -> Response:
+        """Return tags, as `/v1/tag` answered them, as a file for review. The sound is not needed again."""
+        return _file([tag.model_dump() for tag in tags.tags], tags.name, format)
+
+    @app.get("/v1/labels")
+    async def labels() -> LabelList:
+        """Return the classes of the model, in the order of its outputs."""
+        return LabelList(**service.labels())
+
+    @app.get("/healthz")
+    async def health() -> dict[str, str]:
+        """Return which model answers."""
+        return {"status": "ok", "model": service.model.name, "version": service.model.version}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Return the figures of this replica in Prometheus's format."""
+        figures.waiting.set(gate.num_requests)
+        figures.bytes.set(gate.num_bytes)
+        figures.refused.set(gate.num_refused)
+        return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    _add_page(app)
+    return gate
+
+
+def _add_page(app: FastAPI) -> None:
+    for path, (file, media_type) in PAGE_FILES.items():
+        content = files("ast_model.service").joinpath("page", file).read_bytes()
+        app.add_api_route(path, _constant(content, media_type), include_in_schema=False)
+
+
+def _constant(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
+        return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})
+
+    return page
+
+
+def _file(rows: list[dict[str, Any]], name: str, format: Format) -> Response:
+    stem = clean_name(name).encode("ascii", "replace").decode().replace("?", "_").replace('"', "_").replace("\\", "_")
+    disposition = f'attachment; filename="{stem}{ENDINGS[format]}"'
+    headers = {"content-disposition": disposition}
+    return Response(render_tags(rows, name, format), media_type=MEDIA_TYPES[format], headers=headers)
+
+
+def _route_of(request: Request) -> str:
+    """Return the path of the route, not of the request: strangers' paths would each become a series of their own."""
+    route = request.scope.get("route")
+    return getattr(route, "path", "other")
