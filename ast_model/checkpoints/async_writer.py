@@ -47,6 +47,7 @@ class Saver:
 
     def __init__(self, store: Store, folder: str, config: CheckpointConfig, num_steps: int):
         self.store, self.folder, self.config = store, folder, config
+        # One thread: writes come one after the other, so an evaluation finds the checkpoint that it is added to.
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: deque[Future[SavedCheckpoint]] = deque()
         self._last_steps, self._last_time = num_steps, time.monotonic()
@@ -67,6 +68,7 @@ class Saver:
         """
         self.wait()
         self._last_steps, self._last_time = num_steps, time.monotonic()
+        # Copied now: the next step changes the weights in place.
         self._start(partial(self._save, checkpoint.on_cpu(), folder or self.folder))
 
     def submit_evaluation(self, loop: LoopState, score: float) -> None:
@@ -106,12 +108,13 @@ class Saver:
 
     def _save(self, checkpoint: Checkpoint, folder: str) -> SavedCheckpoint:
         name = save_checkpoint(self.store, folder, checkpoint)
-        if folder == self.folder:
+        if folder == self.folder:  # the average has a folder of its own, with one checkpoint
             self._prune()
         return SavedCheckpoint(name, read_description(self.store, name))
 
     def _add_evaluation(self, loop: LoopState, score: float) -> SavedCheckpoint:
         name = add_evaluation(self.store, self.folder, loop, score)
+        # Read back, not remembered: the best may be of an earlier process of this run.
         best = best_checkpoint(self.store, self.folder)
         if best is None or score > best[1]:
             self.store.write_json(f"{self.folder}/{BEST}", {"name": name, "score": score})

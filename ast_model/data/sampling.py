@@ -46,9 +46,11 @@ def plan_epoch(
     weights: (N,) of the training clips. seed: snapshot id, seed of the run, epoch.
     Raises ConfigError for weights or a number of draws that the sampler can't draw by.
     """
+    # The order of the calls below is part of the plan: another one gives other draws from the same seed.
     rng = np.random.default_rng(_seed_of(*seed))
     clip = _draw_clips(rng, weights, num_draws, sampler)
     is_mixed = rng.random(num_draws) < augment.mixup_probability
+    # Partners are drawn uniformly whatever the sampler, as in AST's official code: only clips are balanced.
     partner = np.where(is_mixed, rng.integers(len(weights), size=num_draws), NO_PARTNER)
     mixup_lambda = np.where(is_mixed, rng.beta(augment.mixup_alpha, augment.mixup_alpha, num_draws), 1.0).astype(
         np.float32
@@ -63,17 +65,20 @@ def group_by_shard(draws: Draws, shard_of_clip: np.ndarray, window: int, seed: t
 
     What is drawn, with which partner and λ, stays the same. shard_of_clip: (N,) of the training clips.
     """
+    # A generator of its own, so that grouping leaves alone what `plan_epoch` draws.
     rng = np.random.default_rng([_seed_of(*seed), window])
     num_shards = int(shard_of_clip.max()) + 1
     order = np.arange(len(draws))
     for start in range(0, len(draws), window):
         turn_of_shard = rng.permutation(num_shards)
         turns = turn_of_shard[shard_of_clip[draws.clip[start : start + window]]]
+        # Stable, so that the draws of one shard keep their order whatever sort NumPy would choose.
         order[start : start + window] = start + np.argsort(turns, kind="stable")
     return draws[order]
 
 
 def _seed_of(snapshot_id: str, seed: int, epoch: int) -> int:
+    # Hashed, since sums of seed and epoch would give run 0 in epoch 1 the draws of run 1 in epoch 0.
     return int.from_bytes(hashlib.sha256(f"{snapshot_id}/{seed}/{epoch}".encode()).digest()[:16], "big")
 
 
@@ -90,6 +95,7 @@ def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, s
             " not zero; rebuild the snapshot, or use --train.sampler uniform"
         )
     if sampler == "balanced":
+        # Inverse of the cumulative weights, as `torch.multinomial` with replacement, which stops at 2^24 clips.
         edges = np.cumsum(weights, dtype=np.float64)
         return np.searchsorted(edges, rng.random(num_draws) * edges[-1], side="right")
     check_num_draws(num_draws, int(np.count_nonzero(weights)), "clips with a weight")
@@ -98,6 +104,8 @@ def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, s
 
 def _draw_without_replacement(rng: np.random.Generator, weights: np.ndarray, num_draws: int) -> np.ndarray:
     """Draw one after the other, each time by weight among those left (Efraimidis and Spirakis, 2006)."""
+    # The first arrivals of a race, in which clip i comes after an exponential time of rate `weights[i]`. One pass,
+    # where drawing and re-normalising takes one per draw. A weight of 0 never arrives.
     with np.errstate(divide="ignore"):
         arrival = rng.exponential(size=len(weights)) / weights
     first = np.argpartition(arrival, num_draws - 1)[:num_draws]
@@ -132,5 +140,6 @@ def rank_slice(step: int, global_batch_size: int, rank: int, world_size: int) ->
             f" {world_size} ranks; raise it or train on fewer"
         )
     start = step * global_batch_size
+    # Multiplied before it is divided, so that the shares of all ranks add up to the batch.
     bounds = [start + global_batch_size * r // world_size for r in (rank, rank + 1)]
     return slice(*bounds)

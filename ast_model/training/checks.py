@@ -8,10 +8,10 @@ import numpy as np
 
 from ast_model.checkpoints.checkpoint import LoopState
 from ast_model.config import ASTConfig, TrainConfig, flag_of, flatten
-from ast_model.data.sampling import check_num_draws, num_steps_of
+from ast_model.data.sampling import check_num_draws, num_steps_of, rank_slice
 from ast_model.training.job import Job
 from ast_model.training.regularise import num_kept_patches
-from pipeline.errors import ConfigError, MismatchError, NoClipsError
+from pipeline.errors import MismatchError, NoClipsError
 from pipeline.fbank import NUM_MEL_BINS
 from pipeline.snapshots.snapshot import Snapshot, check_fingerprint
 from pipeline.snapshots.verify import verify_sizes
@@ -30,15 +30,12 @@ FAR_FROM_DATA = 0.25
 
 def check_ranks(config: TrainConfig, num_ranks: int) -> None:
     """Raise ConfigError if there are more ranks than samples in a step."""
-    if num_ranks > config.global_batch_size:
-        raise ConfigError(
-            f"expected --train.global-batch-size of at least one sample per rank, found {config.global_batch_size} for"
-            f" {num_ranks} ranks; raise it or train on fewer"
-        )
+    rank_slice(0, config.global_batch_size, 0, num_ranks)
 
 
 def check_training(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> None:
     """Raise, before anything costly, if training cannot start with this data as the config says."""
+    # From what costs nothing to what asks the store.
     check_fingerprint(snapshot)
     _check_model(config, model, snapshot)
     snapshot.rows_of((config.eval_split,))

@@ -36,12 +36,14 @@ def begin_run(config: RunConfig, snapshot: Snapshot, run: str, parent: TrackedRu
     """
     model = dataclasses.replace(config.model, num_classes=len(snapshot.labels))
     store = snapshot.store
+    # Checked first: a run in MLflow that could not even begin is noise in every list.
     store.check_writable()
     check_training(config.train, model, snapshot)
     title = run_title(config, model, snapshot, run)
     tags = {"preset": config.preset, "run": run, "stage": "train", **provenance()}
     tracker = start_run(store, title, tags, parent=parent)
     job = Job(config.train, model, snapshot, run, tracker)
+    # The record is what a resume trusts. It comes before the parameters, which MLflow may refuse.
     store.write_json(_record_name(run), job.describe())
     tracker.log_params(run_params(config, model))
     tracker.log_data(snapshot, "training")
@@ -58,6 +60,7 @@ def resume_run(run: str, store: Store, config: RunConfig, snapshot_id: str = "")
     """
     if not was_begun(run, store):
         raise ConfigError(f"expected a run named {run} in {store.root}, found {_describe_runs(store)}")
+    # The history is written last, so it marks a training that has nothing left to do.
     if store.exists(history_name(run)):
         raise ConfigError(f"run {run} is finished: its epochs are in {store.url(history_name(run))}; start a new run")
     record = store.read_json(_record_name(run))
@@ -66,6 +69,7 @@ def resume_run(run: str, store: Store, config: RunConfig, snapshot_id: str = "")
             f"run {run} trains on snapshot {record['snapshot']}, found --snapshot {snapshot_id}; omit --snapshot,"
             " or start a new run"
         )
+    # Not the latest snapshot: draws depend on its id, so on another one the run could not go on at its step.
     try:
         snapshot = load_snapshot(store, record["snapshot"])
     except NoClipsError as error:
@@ -129,6 +133,7 @@ def train_rank(job: TrackedJob, world: World, stop_signal: StopSignal) -> list[M
     try:
         history = Trainer(job, world, stop_signal).run()
     finally:
+        # On every rank: what a process leaves in its queue waits for the next job on this machine.
         job.tracker.close()
     if world.is_main:
         job.store.write_json(history_name(job.run), history)

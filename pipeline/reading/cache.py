@@ -37,6 +37,7 @@ class ShardCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock("room"):
+                # Only a write tells: neither permissions nor the free space know of quotas.
                 probe = self.folder / "probe"
                 probe.write_bytes(b"0" * 4096)
                 probe.unlink()
@@ -50,6 +51,7 @@ class ShardCache:
         """Return where a shard lies, and note its use; None if it isn't there."""
         file = self._file(name)
         try:
+            # By hand, since most disks are mounted with relatime, under which reading notes no time of access.
             os.utime(file)
         except FileNotFoundError:
             return None
@@ -64,6 +66,7 @@ class ShardCache:
             return found
         try:
             with self._lock(self.checksums[name].digest):
+                # Looked for again: the process that held the lock has probably fetched it.
                 return self.find(name) or self._download(name)
         except OSError as error:
             raise StoreError(f"can't keep {name} in the cache folder {self.folder}: {error}") from error
@@ -89,10 +92,12 @@ class ShardCache:
     def _copy(self, name: str, part: Path) -> Checksum:
         """Copy a shard to its claimed place, down to the device, and return the checksum of what came."""
         digest, num_bytes = hashlib.sha256(), 0
+        # Not truncated: the empty file's size is the claim that other processes count.
         with part.open("r+b") as stream:
             for piece in self.store.read_pieces(name, self.checksums[name].num_bytes):
                 digest.update(piece)
                 num_bytes += stream.write(piece)
+            # Before the rename: after a power cut a name must not stand for bytes that never reached the disk.
             stream.flush()
             os.fsync(stream.fileno())
         return Checksum(num_bytes, digest.hexdigest())
@@ -105,6 +110,7 @@ class ShardCache:
             for _, size, file in held:
                 if total + num_bytes <= self.max_bytes:
                     break
+                # A reader keeps its open file though the name goes. Partial files are other processes' claims.
                 if file.suffix == ".tar":
                     file.unlink(missing_ok=True)
                     total -= size

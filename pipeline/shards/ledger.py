@@ -35,6 +35,7 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
     """
     names = store.list("shards", ".parquet")
 
+    # Dictionary-encoded at once: as plain strings the repeated columns of two million rows fill hundreds of MB.
     def read(name: str) -> pa.Table:
         table = read_sidecar(store, name, list(columns))
         _check_fingerprint(table, fingerprint, store.url(name))
@@ -57,6 +58,7 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
 
 
 def _latest_attempts(sidecar_table: pa.Table) -> pa.Table:
+    # Most stores have no repeats, and the sort below is the slow part.
     identities = identities_of(sidecar_table)
     if not has_repeats(identities):
         return sidecar_table
@@ -64,6 +66,7 @@ def _latest_attempts(sidecar_table: pa.Table) -> pa.Table:
     rows["shard"] = rows["shard"].astype(str)
     rows["identity"] = identities.to_pandas()
     rows["written"] = pc.equal(sidecar_table["status"].cast(pa.string()), WRITTEN).to_numpy()
+    # The shard's name comes last, so that of equal attempts every reader takes the same one.
     rows = rows.sort_values(["identity", "written", "attempts", "shard"], kind="stable")
     kept = rows.index[~rows["identity"].duplicated(keep="last")]
     return sidecar_table.take(pa.array(np.sort(kept)))

@@ -123,6 +123,7 @@ class LocalRateLimiter:
         """Give leave to the address that may ask soonest, or say when to ask again."""
         with self._lock:
             now_s = self._clock()
+            # The address that is free first, so that one that cools down does not hold up the others.
             name = min(addresses, key=lambda name: max(self._addresses[name].next_s, self._addresses[name].cool_at_s))
             address = self._addresses[name]
             wait_s = max(address.next_s, address.cool_at_s) - now_s
@@ -131,7 +132,7 @@ class LocalRateLimiter:
                     return Wait(wait_s, is_cooldown=True, is_outage=bool(address.outage))
                 # A probe is out. Its answer may come any moment and let the others go on at once.
                 return Wait(min(wait_s, PROBE_POLL_S) if address.pauses else wait_s, is_cooldown=False)
-            if address.pauses:
+            if address.pauses:  # half-open: few questions until the first answer
                 address.next_s = now_s + address.probe_every_s
             elif self.clips_per_hour:
                 # Even spacing would be as conspicuous as bursts.
@@ -151,6 +152,7 @@ class LocalRateLimiter:
     def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None = None) -> int:
         with self._lock:
             address = self._addresses[permit.address]
+            # Clips under way when the first was refused are refused too; they must not double the cooldown each.
             if not self._is_cooling(address):
                 pause_s = self._cool_down(address, self.config.cooldown_s, PROBE_S, retry_after_s)
                 log.warning("an address was throttled: cooling down for %.0f s", pause_s)
@@ -188,6 +190,7 @@ class LocalRateLimiter:
         address.pauses = address.pauses or backoff(first_s, max_s, self._chance)
         pause_s = next(address.pauses)
         if retry_after_s is not None:  # bounded: a server may ask for a thousand years
+            # With jitter, or all addresses that were refused together would come back together.
             pause_s = next(backoff(max(retry_after_s, MIN_COOLDOWN_S), max_s, self._chance))
         address.cool_at_s, address.next_s, address.probe_every_s = self._clock() + pause_s, 0.0, probe_every_s
         address.failed_keys.clear()
