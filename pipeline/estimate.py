@@ -77,8 +77,9 @@ class Estimate:
         storage = self.stored_bytes / GB * costs.price_per_gb_month
         puts = self.num_puts / 1000 * costs.price_per_1000_puts
         computing = self.core_hours * costs.price_per_core_hour
+        duration = f"{self.wall_hours:.1f} h" if self.wall_hours >= 1 else f"{self.wall_hours * 60:.1f} min"
         return [
-            f"time     {_duration(self.wall_hours)}; {costs.num_cores} cores; addresses: {costs.num_addresses}, {rate}",
+            f"time     {duration}; {costs.num_cores} cores; addresses: {costs.num_addresses}, {rate}",
             f"         {self.core_hours:.1f} core-hours, {self.address_hours:.0f} address-hours",
             f"bytes    {self.fetched_bytes / GB:.1f} GB fetched, {self.stored_bytes / GB:.1f} GB stored",
             f"money    ${computing:.2f} computing, ${puts:.2f} for {self.num_puts:.0f} PUTs, ${storage:.2f} a month",
@@ -86,7 +87,3 @@ class Estimate:
             f" {costs.media_bytes_per_clip / 1e6:.1f} MB fetched per clip, ${costs.price_per_core_hour} a core-hour,"
             f" ${costs.price_per_gb_month} a GB and month, ${costs.price_per_1000_puts} per 1,000 PUTs",
         ]
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"

@@ -95,11 +95,12 @@ def compare_runs(client: MlflowClient, runs: Sequence[Run]) -> list[Section]:
         ],
     )
     evaluations = [best_predictions(client, run) for run in runs]
+    made_by = [{name: run.data.tags.get(name, "unknown") for name in SETTING_TAGS} for run in runs]
     sections = [
         names,
         _metrics(letters, evaluations),
         _differing("Settings that differ", letters, [run.data.params for run in runs]),
-        _differing("Code and machine that differ", letters, [_settings(run) for run in runs]),
+        _differing("Code and machine that differ", letters, made_by),
         _differing("Data that differ", letters, [_data(run) for run in runs]),
     ]
     first = evaluations[0]
@@ -118,10 +119,6 @@ def _differing(title: str, letters: str, values: Sequence[Mapping[str, Any]]) ->
     ]
     same = len(names) - len(rows)
     return Section(title, ["", *letters], rows, f"{same} others are the same" if rows else f"none: all {same} agree")
-
-
-def _settings(run: Run) -> dict[str, str]:
-    return {name: run.data.tags.get(name, "unknown") for name in SETTING_TAGS}
 
 
 def _data(run: Run) -> dict[str, Any]:

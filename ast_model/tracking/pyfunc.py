@@ -34,7 +34,8 @@ class ServedTagger(PythonModel):
         return pd.DataFrame(rows, columns=["tags", "scores"])
 
     def _tag(self, row, top_k: int) -> tuple[list[str], list[float]]:
-        given = [name for name in INPUTS if _is_given(row.get(name))]
+        # pandas fills what a row leaves out with NaN.
+        given = [name for name in INPUTS if not isinstance(value := row.get(name), float | None) and len(value) > 0]
         if len(given) != 1:
             raise InputError(f"expected one of {', '.join(INPUTS)} in each row, found {', '.join(given) or 'none'}")
         value = row[given[0]]
@@ -44,10 +45,6 @@ class ServedTagger(PythonModel):
             scores_C = self.tagger.scores([bytes(value) if given[0] == "audio" else str(value)])[0]
         best = np.argsort(-scores_C, kind="stable")[:top_k]
         return [self.tagger.labels[index] for index in best], [float(scores_C[index]) for index in best]
-
-
-def _is_given(value) -> bool:
-    return value is not None and not isinstance(value, float) and len(value) > 0  # pandas fills gaps with NaN
 
 
 mlflow.models.set_model(ServedTagger())

@@ -4,8 +4,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ast_model.checkpoints.checkpoint import LoopState
 from ast_model.config import ASTConfig, TrainConfig, flag_of, flatten
 from ast_model.data.sampling import check_num_draws, num_steps_of, rank_slice
@@ -71,7 +69,7 @@ def _check_clips(config: TrainConfig, snapshot: Snapshot) -> None:
             f"{len(empty)} of {len(counts)} classes have no training clip: {', '.join(empty[:10])}. Remove them from"
             " class_labels_indices.csv, fetch clips for them, or set --train.allow-empty-classes"
         )
-    if config.loss == "ce" and (several := _num_of_several_classes(snapshot, rows)):
+    if config.loss == "ce" and (several := int((snapshot.targets(rows).sum(axis=1) != 1).sum())):
         raise MismatchError(
             f"--train.loss ce needs exactly one class per clip, but {several} training clips of snapshot"
             f" {snapshot.snapshot_id} have another number; train with --train.loss bce"
@@ -80,11 +78,6 @@ def _check_clips(config: TrainConfig, snapshot: Snapshot) -> None:
     num_steps_of(num_draws, config.global_batch_size)
     if config.sampler == "uniform":
         check_num_draws(num_draws, len(rows), "clips")
-
-
-def _num_of_several_classes(snapshot: Snapshot, rows: np.ndarray) -> int:
-    """Count the clips that don't have exactly one class."""
-    return int((snapshot.targets(rows).sum(axis=1) != 1).sum())
 
 
 def warn_of_normalisation(job: Job) -> None:

@@ -31,7 +31,8 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     for member in score_each(config.checkpoints, snapshot, config.split, config.batch_size):
         alone, together = member.evaluation.figures, member.ensemble.figures
         print(f"{member.checkpoint}\n  alone   {_line(alone)}" + (f"\n  mean    {_line(together)}" if rows else ""))
-        rows.append({"checkpoint": member.checkpoint, **alone, **_prefixed(together, "mean_so_far_")})
+        mean_so_far = {f"mean_so_far_{name}": value for name, value in together.items()}
+        rows.append({"checkpoint": member.checkpoint, **alone, **mean_so_far})
     if member is None:
         raise ConfigError("--checkpoints is empty: name at least one")
     evaluation, figures = member.ensemble, member.ensemble.figures
@@ -67,10 +68,6 @@ def _output_folder(config: EvaluateConfig, store: Store) -> Path:
     folder = Path(config.output) if config.output else parent / f"{config.split}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _prefixed(figures: dict[str, float], prefix: str) -> dict[str, float]:
-    return {prefix + name: value for name, value in figures.items()}
 
 
 def _line(figures: dict[str, float]) -> str:

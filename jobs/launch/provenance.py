@@ -27,7 +27,7 @@ PACKAGES = ("torch", "torchaudio", "ray", "mlflow", "numpy")
 
 def provenance() -> dict[str, str]:
     """Return a run's tags. What can't be known, such as git in a copy of the code, is `unknown`."""
-    metadata = _ray_metadata()
+    metadata = json.loads(os.environ.get(RAY_JOB_VARIABLE, "{}")).get("metadata", {})
     commit, is_dirty = _git(metadata)
     return {
         "mlflow.user": _user(),
@@ -52,10 +52,6 @@ def command() -> str:
 def _script() -> str:
     script = Path(sys.argv[0])
     return str(script.resolve().relative_to(ROOT) if script.resolve().is_relative_to(ROOT) else script.name)
-
-
-def _ray_metadata() -> dict[str, Any]:
-    return json.loads(os.environ.get(RAY_JOB_VARIABLE, "{}")).get("metadata", {})
 
 
 def _git(metadata: Mapping[str, Any]) -> tuple[str, str]:

@@ -15,6 +15,10 @@ def write_class_labels(path: Path) -> None:
 def write_segments(path: Path, segments: Sequence[Segment]) -> None:
     labels = [mid for segment in segments for mid in segment.labels]
     num_ytids = len({segment.ytid for segment in segments})
+    rows = [
+        f'{each.ytid}, {each.start_ms / 1000:.3f}, {each.end_ms / 1000:.3f}, "{",".join(each.labels)}"'
+        for each in sorted(segments, key=lambda segment: segment.ytid)
+    ]
     _write_lines(
         path,
         [
@@ -22,14 +26,9 @@ def write_segments(path: Path, segments: Sequence[Segment]) -> None:
             f"# num_ytids={num_ytids}, num_segs={len(segments)}, "
             f"num_unique_labels={len(set(labels))}, num_positive_labels={len(labels)}",
             "# YTID, start_seconds, end_seconds, positive_labels",
-            *map(_row, sorted(segments, key=lambda segment: segment.ytid)),
+            *rows,
         ],
     )
-
-
-def _row(segment: Segment) -> str:
-    start_s, end_s = segment.start_ms / 1000, segment.end_ms / 1000
-    return f'{segment.ytid}, {start_s:.3f}, {end_s:.3f}, "{",".join(segment.labels)}"'
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

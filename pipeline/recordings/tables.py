@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,11 @@ def write_tables(recordings: Sequence[Recording], classes: Sequence[str], folder
     _write_rows(folder / MEDIA_TABLE, [("id", "path"), *paths])
     splits = tuple(sorted({recording.split for recording in recordings}))
     for split in splits:
-        lines = [_segment_line(each, id_of[each.path], mid_of) for each in recordings if each.split == split]
+        lines = []
+        for each in recordings:
+            if each.split == split:
+                mids = ",".join(mid_of[label] for label in each.labels)
+                lines.append(f'{id_of[each.path]}, {each.start_ms / 1000:.3f}, {each.end_ms / 1000:.3f}, "{mids}"\n')
         (folder / f"{split}_segments.csv").write_text("".join(lines), encoding="utf-8")
     return splits
 
@@ -72,11 +76,6 @@ def digest_of_tables(folder: Path) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _segment_line(recording: Recording, name: str, mid_of: Mapping[str, str]) -> str:
-    mids = ",".join(mid_of[label] for label in recording.labels)
-    return f'{name}, {recording.start_ms / 1000:.3f}, {recording.end_ms / 1000:.3f}, "{mids}"\n'
 
 
 def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
