@@ -18,6 +18,8 @@ AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 Grid = tuple[int, int]
 """Number of patches along frequency and along time."""
 
+FORWARDS_PER_STEP = 3
+"""A training step takes as many operations as three forwards: the backward counts twice."""
 NUM_EXTRA_TOKENS = 2
 """The class token and the distillation token stand before the patches."""
 

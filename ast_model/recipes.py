@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from ast_model.config import (
     AUDIOSET_MEAN,
     AUDIOSET_STD,
+    FORWARDS_PER_STEP,
     ASTConfig,
     AugmentConfig,
     RegulariseConfig,
     ScheduleConfig,
     TrainConfig,
 )
-
-FORWARDS_PER_STEP = 3
-"""A training step takes as many operations as three forwards: the backward counts twice."""
 
 
 @dataclass(frozen=True)

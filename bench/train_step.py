@@ -27,7 +27,7 @@ from torch.amp.grad_scaler import GradScaler
 from transformers import ASTConfig as TheirConfig
 from transformers import ASTForAudioClassification
 
-from ast_model.config import ASTConfig, AugmentConfig, RegulariseConfig, TrainConfig
+from ast_model.config import FORWARDS_PER_STEP, ASTConfig, AugmentConfig, RegulariseConfig, TrainConfig
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import World
@@ -39,7 +39,7 @@ from ast_model.training.optimizer import ADAM_BETAS
 from ast_model.training.regularise import num_kept_patches
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper, clip_losses
-from ast_model.training.step_metrics import FLOPS_PER_FORWARD, peak_flops
+from ast_model.training.step_metrics import peak_flops
 from bench.lines import print_line
 from bench.stores import make_store
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
@@ -189,7 +189,7 @@ def print_cells(seconds: Mapping[str, float], size: int, config: ASTConfig, patc
     for name, peer in cells:
         if name in rates:
             kept = num_kept_patches(config.grid, patchout) if "patchout" in name else config.num_patches
-            flops_per_s = FLOPS_PER_FORWARD * config.flops_with(kept) * rates[name]
+            flops_per_s = FORWARDS_PER_STEP * config.flops_with(kept) * rates[name]
             rest = {"tflops": flops_per_s / 1e12} | ({"mfu": flops_per_s / peak} if peak else {})
             print_line(name, "samples/s", rates[name], (peer, rates[peer]), batch_size=size, **rest)
 

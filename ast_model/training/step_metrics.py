@@ -31,8 +31,6 @@ PEAK_FLOPS = {
     "T4": 65e12,
 }
 """Dense 16-bit peak by a part of the device's name, from the makers' data sheets; the first that fits counts."""
-FLOPS_PER_FORWARD = 3
-"""A training step's operations over those of its forward."""
 
 
 def peak_flops(device: torch.device) -> float | None:

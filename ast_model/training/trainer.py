@@ -9,6 +9,7 @@ import torch
 
 from ast_model.checkpoints.async_writer import Saver
 from ast_model.checkpoints.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, remove_incomplete
+from ast_model.config import FORWARDS_PER_STEP
 from ast_model.distributed import AnyRankFlag, World
 from ast_model.evaluation.evaluate import Evaluation, evaluate
 from ast_model.evaluation.predictions import AVERAGE
@@ -30,7 +31,7 @@ from ast_model.training.reporter import Reporter, eval_metrics
 from ast_model.training.schedule import learning_rate_factor
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper, advice_on_memory
-from ast_model.training.step_metrics import FLOPS_PER_FORWARD, Metrics, PendingMetrics, StepWindow
+from ast_model.training.step_metrics import Metrics, PendingMetrics, StepWindow
 from pipeline.errors import StoppedError, TrainingError
 from pipeline.progress import Progress, show_progress
 
@@ -118,7 +119,7 @@ class Trainer:
 
     def _new_window(self) -> StepWindow:
         model, config = self.job.model, self.config
-        num_flops = FLOPS_PER_FORWARD * model.flops_with(num_kept_patches(model.grid, config.regularise))
+        num_flops = FORWARDS_PER_STEP * model.flops_with(num_kept_patches(model.grid, config.regularise))
         return StepWindow(self.world, config.global_batch_size, num_flops)
 
     def _show_progress(self, total: int) -> AbstractContextManager[Progress]:

@@ -12,9 +12,7 @@ from ast_model.config import ASTConfig, AugmentConfig, CheckpointConfig, Schedul
 from ast_model.training.job import Job
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
-
-NUM_STEPS = 6
-"""Per epoch."""
+from tests.ast_model.training.alone import NUM_STEPS
 
 
 @dataclass

@@ -1,22 +1,16 @@
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from ast_model.checkpoints.checkpoint import Tensors, newest_checkpoint
 from ast_model.config import CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.distributed import World
-from ast_model.training.job import Job, StopSignal
+from ast_model.training.job import StopSignal
 from ast_model.training.trainer import Trainer
 from pipeline.errors import ConfigError, MismatchError, StoppedError
-
-ALONE = World(0, 1, torch.device("cpu"))
-NUM_STEPS = 6
-"""Per epoch."""
-MakeJob = Callable[..., Job]
+from tests.ast_model.training.alone import ALONE, NUM_STEPS, MakeJob, final_state, train
 
 
 @dataclass
@@ -29,17 +23,6 @@ class StopAt(StopSignal):
     def is_stopping(self) -> bool:
         self.num_asked += 1
         return self.num_asked >= self.num_steps
-
-
-def train(job: Job, stop_signal: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
-    trainer = Trainer(job, ALONE, stop_signal)
-    return trainer, trainer.run()
-
-
-def final_state(job: Job) -> dict[str, Tensors]:
-    checkpoint = newest_checkpoint(job.snapshot.store, job.folder)
-    assert checkpoint is not None
-    return {part: getattr(checkpoint, part) for part in ("model", "raw", "optimizer", "average")}
 
 
 PAST_THE_PAPER: dict[str, Any] = {

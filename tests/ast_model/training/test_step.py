@@ -1,39 +1,21 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ast_model.checkpoints.checkpoint import Tensors, list_checkpoints, newest_checkpoint
+from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.data.loader import Batch
-from ast_model.distributed import World
 from ast_model.evaluation.ensemble import score_each
 from ast_model.evaluation.predictions import LAST, load_predictions, predictions_name
-from ast_model.training.job import Job, StopSignal
 from ast_model.training.step import Stepper
 from ast_model.training.trainer import Trainer
 from pipeline.errors import TrainingError
-
-ALONE = World(0, 1, torch.device("cpu"))
-NUM_STEPS = 6
-"""Per epoch."""
-MakeJob = Callable[..., Job]
-
-
-def train(job: Job, stop_signal: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
-    trainer = Trainer(job, ALONE, stop_signal)
-    return trainer, trainer.run()
-
-
-def final_state(job: Job) -> dict[str, Tensors]:
-    checkpoint = newest_checkpoint(job.snapshot.store, job.folder)
-    assert checkpoint is not None
-    return {part: getattr(checkpoint, part) for part in ("model", "raw", "optimizer", "average")}
+from tests.ast_model.training.alone import ALONE, NUM_STEPS, MakeJob, final_state, train
 
 
 def test_micro_batches_and_the_fused_step_equal_torchs_plain_adam(make_job: MakeJob) -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from ast_model.config import AugmentConfig
-from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.evaluation.predictions import save_predictions
 from ast_model.metrics import tagging_metrics
@@ -14,8 +13,8 @@ from ast_model.training.job import Job
 from ast_model.training.step import clip_losses
 from ast_model.training.trainer import Trainer
 from pipeline.errors import MismatchError
+from tests.ast_model.training.alone import ALONE
 
-ALONE = World(0, 1, torch.device("cpu"))
 SPLITS = ("balanced_train", "unbalanced_train")
 
 

@@ -18,7 +18,6 @@ import torch.nn.functional as nnf
 
 from ast_model.checkpoints.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
 from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
-from ast_model.distributed import World
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, load_predictions, predictions_name
 from ast_model.training.job import Job, StopSignal
 from ast_model.training.step import clip_losses
@@ -26,8 +25,8 @@ from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from pipeline.errors import MismatchError, NoClipsError, TrainingError
 from pipeline.snapshots.snapshot import Snapshot
+from tests.ast_model.training.alone import ALONE
 
-ALONE = World(0, 1, torch.device("cpu"))
 MODEL = ASTConfig(
     num_classes=15,
     num_frames=256,

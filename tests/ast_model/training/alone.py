@@ -1,0 +1,27 @@
+"""Trainings of one rank in the test's own process."""
+
+from collections.abc import Callable
+
+import torch
+
+from ast_model.checkpoints.checkpoint import Tensors, newest_checkpoint
+from ast_model.distributed import World
+from ast_model.training.job import Job, StopSignal
+from ast_model.training.trainer import Trainer
+
+ALONE = World(0, 1, torch.device("cpu"))
+NUM_STEPS = 6
+"""Per epoch of what `make_job` makes."""
+MakeJob = Callable[..., Job]
+"""The fixture `make_job`."""
+
+
+def train(job: Job, stop_signal: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
+    trainer = Trainer(job, ALONE, stop_signal)
+    return trainer, trainer.run()
+
+
+def final_state(job: Job) -> dict[str, Tensors]:
+    checkpoint = newest_checkpoint(job.snapshot.store, job.folder)
+    assert checkpoint is not None
+    return {part: getattr(checkpoint, part) for part in ("model", "raw", "optimizer", "average")}
