@@ -20,8 +20,8 @@ def audioset(config: AudioSetConfig) -> None:
     """Preprocess what is missing, train on all that is there, and report."""
     check_ranks(config.train, config.ray.num_workers[1])
     store = Store(resolve_root(config.root))
-    connect(store)  # a tracking server that does not answer is found now, not after hours of fetching
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
+    connect(store)  # a tracking server that does not answer is found now, not after hours of fetching
     with ray_session():
         if config.resume:
             job = resume_run(config.resume, store, config)

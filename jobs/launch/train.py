@@ -60,8 +60,8 @@ class SigtermStopSignal(StopSignal):
 
 def _open_run(config: TrainJobConfig) -> TrackedJob:
     store = Store(resolve_root(config.root))
-    connect(store)
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
+    connect(store)
     if config.resume:
         return resume_run(config.resume, store, config, config.snapshot)
     return begin_run(config, load_snapshot(store, config.snapshot or None), new_run_name(config.preset))

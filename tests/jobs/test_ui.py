@@ -17,6 +17,7 @@ from pipeline.store.storage import Store
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.process
 def test_the_page_that_is_named_shows_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(delivery, "QUEUES", tmp_path / "queues")

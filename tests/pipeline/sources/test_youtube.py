@@ -19,6 +19,8 @@ from pipeline.sources.youtube import YouTubeSource
 from pipeline.sources.youtube_worker import yt_dlp_options
 from tests.mirror import SILENCE_S, Mirror, segment
 
+pytestmark = pytest.mark.process  # yt-dlp's own
+
 FETCH = FetchConfig(deadline_s=20, max_media_bytes=2**20)
 
 
