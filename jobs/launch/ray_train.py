@@ -116,7 +116,7 @@ def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
             if error is None:
                 return job.store.read_json(history_name(job.run))
             # Ray Train counts all failures of a training. A month on spot nodes has many, each of which costs some
-            # minutes; what has to end is one that fails again before it gets anywhere. So its count begins anew with
+            # minutes; what has to end is one that fails again before it gets anywhere. So its count starts over with
             # each round that left a checkpoint.
             if list_checkpoints(job.store, job.folder) == found:
                 raise TrainingError(

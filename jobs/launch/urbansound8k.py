@@ -51,13 +51,13 @@ def read_urbansound8k(folder: Path) -> tuple[list[Recording], list[str]]:
         ) from error
     if len({(row["classID"], row["class"]) for row in rows}) > len(name_of):
         raise InputError(
-            f"{folder / TABLE}: expected one class for each classID, found several; unpack the archive anew"
+            f"{folder / TABLE}: expected one class for each classID, found several; unpack the archive again"
         )
     missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
     if missing or not recordings:
         raise InputError(
             f"{folder / TABLE} names {len(recordings)} files; {len(missing)} are not in {folder / 'audio'}"
-            f" ({', '.join(missing[:3])}): unpack the archive anew"
+            f" ({', '.join(missing[:3])}): unpack the archive again"
         )
     return recordings, [name_of[number] for number in sorted(name_of)]
 
