@@ -8,9 +8,9 @@ import numpy as np
 
 from jobs.config import PlanCommand, RunCommand, StatusCommand, VerifyCommand
 from jobs.launch.cli import resolve_root
-from jobs.launch.preprocessing import preprocess_tracked, with_miniature_media
+from jobs.launch.preprocessing import check_all_made, preprocess_tracked, with_miniature_media
 from pipeline.cluster import ray_session, run_tasks
-from pipeline.errors import CorruptError, NoClipsError, StoreError
+from pipeline.errors import CorruptError, NoClipsError
 from pipeline.estimate import Estimate
 from pipeline.metadata import FOLDER as METADATA_FOLDER
 from pipeline.metadata import kept_splits, load_metadata, read_kept_metadata
@@ -38,11 +38,7 @@ def run(command: RunCommand) -> None:
         else:
             snapshot, report = preprocess(data, store)
     print_summary(snapshot, report)
-    if report.errors:
-        shard, error = next(iter(report.errors.items()))
-        raise StoreError(
-            f"{len(report.errors)} shards could not be made; a rerun tries them again. The first, {shard}: {error}"
-        )
+    check_all_made(report)
 
 
 def print_summary(snapshot: Snapshot, report: PreprocessReport) -> None:

@@ -12,6 +12,7 @@ from ast_model.tracking.server import PREPROCESSING
 from ast_model.tracking.tags import ROOT_TAG
 from jobs.config import MINIATURE
 from pipeline.config import PreprocessConfig
+from pipeline.errors import StoreError
 from pipeline.miniature import make_miniature, serve_miniature
 from pipeline.preprocess import PreprocessReport, preprocess
 from pipeline.progress import show_progress
@@ -49,6 +50,15 @@ def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tupl
     finally:
         tracker.end(status)
     return snapshot, report
+
+
+def check_all_made(report: PreprocessReport) -> None:
+    """Raise StoreError, so that the command ends with exit code 1, if shards could not be made."""
+    if report.errors:
+        shard, error = next(iter(report.errors.items()))
+        raise StoreError(
+            f"{len(report.errors)} shards could not be made; a rerun tries them again. The first, {shard}: {error}"
+        )
 
 
 def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, report: PreprocessReport) -> None:

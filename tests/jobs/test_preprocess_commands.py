@@ -8,8 +8,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ast_model.tracking.server import PREPROCESSING
+from jobs.launch.preprocessing import check_all_made
 from jobs.preprocess import COMMAND_LINE
+from pipeline.errors import StoreError
 from pipeline.miniature import Miniature
+from pipeline.preprocess import PreprocessReport
 from pipeline.records import FailureCategory
 from pipeline.shards.format import read_sidecar
 from pipeline.snapshots.snapshot import load_snapshot
@@ -65,6 +68,12 @@ def test_status_of_an_empty_store_says_what_is_missing(tmp_path: Path, capsys: p
     (tmp_path / "metadata").mkdir()
     assert COMMAND_LINE.main(["status", "--root", str(tmp_path)]) == 1
     assert "metadata/eval_segments.csv" in capsys.readouterr().err
+
+
+def test_shards_that_could_not_be_made_end_a_command_with_an_error() -> None:
+    check_all_made(PreprocessReport())
+    with pytest.raises(StoreError, match=r"1 shards could not be made.*abc: no memory"):
+        check_all_made(PreprocessReport(errors={"abc": MemoryError("no memory")}))
 
 
 @pytest.mark.ray
