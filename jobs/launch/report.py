@@ -61,7 +61,9 @@ def _training(summary: RunSummary) -> list[str]:
         else:
             name, prefix = "average of the last", "eval/average"
         values = (metrics[f"{prefix}/{key}"] for key in ("mAP", "auc", "d_prime"))
-        lines.append("{:20} mAP {:.3f}   AUC {:.3f}   d' {:.2f}".format(name, *values))
+        line = "{:20} mAP {:.3f}   AUC {:.3f}   d' {:.2f}".format(name, *values)
+        accuracy = metrics.get(f"{prefix}/accuracy")  # measured where each clip has one class
+        lines.append(line if accuracy is None else f"{line}   accuracy {accuracy:.3f}")
     lines.append(f"{'chance':20} mAP {chance_level(summary.snapshot, summary.eval_split):.3f}   AUC 0.500   d' 0.00")
     return lines
 
@@ -92,8 +94,10 @@ def _next_steps(summary: RunSummary) -> list[str]:
         f"list the models:   python jobs/models.py list --root {root}",
     ]
     if best := best_checkpoint(store, f"runs/{summary.run}/checkpoints"):
-        checkpoint = shlex.quote(store.url(best[0]))
-        lines.append(f"evaluate again:    python jobs/evaluate.py --root {root} --checkpoints {checkpoint}")
+        command = f"python jobs/evaluate.py --root {root} --checkpoints {shlex.quote(store.url(best[0]))}"
+        if summary.eval_split != "eval":
+            command += f" --split {summary.eval_split}"
+        lines.append(f"evaluate again:    {command}")
     return [
         *lines,
         "use your media:    see docs/real-input.md, a run on recorded sounds",
