@@ -112,7 +112,7 @@ class BatchReader:
             partner = np.where(draws.partner == NO_PARTNER, draws.clip, draws.partner)
             both = np.stack([shards, self.reader.shards_of(self.rows[partner])], axis=1).ravel()
             order = both[np.sort(np.unique(both, return_index=True)[1])]
-        self.reader.prefetcher.start([self.reader.shard_names[shard] for shard in order.tolist()], is_grouped)
+        self.reader.prefetcher.set_order([self.reader.shard_names[shard] for shard in order.tolist()], is_grouped)
 
     def prefetch(self, batches: Iterable[Draws], num_threads: int) -> Iterator[Batch]:
         """Yield a batch for each group of draws, in order, read ahead by threads."""
@@ -123,7 +123,7 @@ class BatchReader:
         for draws in batches:
             if self.reader.prefetcher is not None:
                 shards = self.reader.shards_of(self.rows[draws.clip]).tolist()
-                self.reader.prefetcher.reach(self.reader.shard_names[shard] for shard in shards)
+                self.reader.prefetcher.advance_to(self.reader.shard_names[shard] for shard in shards)
             yield draws
 
     def read_clips(self, positions: np.ndarray) -> Batch:

@@ -32,10 +32,10 @@ class ShardPrefetcher:
         self._num_asked = self._reached = 0
         self._is_degraded = False
 
-    def start(self, order: Sequence[str], is_paced: bool) -> None:
+    def set_order(self, order: Sequence[str], is_paced: bool) -> None:
         """Fetch shards in this order from now on, in place of an earlier one.
 
-        Paced, each as `reach` comes near it, and one may come again; else all at once, as many as the cache holds.
+        Paced, each as `advance_to` comes near it, and one may come again; else all at once, as many as the cache holds.
         """
         with self._lock:
             for future in self._coming.values():
@@ -44,7 +44,7 @@ class ShardPrefetcher:
             self._order, self._is_paced, self._num_asked, self._reached = order, is_paced, 0, 0
             self._ask()
 
-    def reach(self, names: Iterable[str]) -> None:
+    def advance_to(self, names: Iterable[str]) -> None:
         """Note that shards are read next: some of the order, as they stand there."""
         with self._lock:
             if self._is_paced:
