@@ -46,6 +46,7 @@ PARTS = (
     Part("tests", (*PYTEST, "-m", "gpu", "tests/gpu"), 110),
     Part("train_step", ("-m", "bench.train_step", "--rounds", "3", "--steps", "10"), 200),
     Part("attention", ("-m", "bench.attention"), 40, needs_gpu=False),
+    Part("feeding", ("-m", "bench.feeding"), 60, needs_gpu=False),
     Part("fbank", ("-m", "bench.fbank"), 30, needs_gpu=False),
 )
 TO_REACH = {

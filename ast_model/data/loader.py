@@ -52,11 +52,18 @@ class Batch:
     uniforms: Tensor
     """(B, NUM_UNIFORMS), for the augmentation; (B, 0) without one."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def pin(self) -> "Batch":
+        """Return the batch in memory that a GPU can copy from by itself."""
+        return dataclasses.replace(self, **{name: value.pin_memory() for name, value in self.tensors().items()})
+
     def to(self, device: torch.device) -> "Batch":
-        if device.type == "cpu":
+        if self.clips.device == device:
             return self
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
+        pinned = self.pin() if device.type == "cuda" else self
+        moved = {name: value.to(device, non_blocking=True) for name, value in pinned.tensors().items()}
         return dataclasses.replace(self, **moved)
 
 
@@ -114,9 +121,14 @@ class BatchReader:
             order = both[np.sort(np.unique(both, return_index=True)[1])]
         self.reader.prefetcher.set_order([self.reader.shard_names[shard] for shard in order.tolist()], is_grouped)
 
-    def prefetch(self, batches: Iterable[Draws], num_threads: int) -> Iterator[Batch]:
-        """Yield a batch for each group of draws, in order, read ahead by threads."""
-        return prefetch_batches(self.read_draws, self._advancing(batches), num_threads)
+    def prefetch(self, batches: Iterable[Draws], num_threads: int, pinned: bool = False) -> Iterator[Batch]:
+        """Yield a batch for each group of draws, in order, read ahead by threads, for a GPU in pinned memory."""
+
+        def read(draws: Draws) -> Batch:
+            batch = self.read_draws(draws)
+            return batch.pin() if pinned else batch
+
+        return prefetch_batches(read, self._advancing(batches), num_threads)
 
     def _advancing(self, batches: Iterable[Draws]) -> Iterator[Draws]:
         """Tell the cache how far reading has come, so that it fetches the next shards and may drop earlier ones."""

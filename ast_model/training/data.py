@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from ast_model.config import TrainConfig
+from ast_model.data.feed import feed
 from ast_model.data.loader import Batch, BatchReader, open_reader
 from ast_model.data.sampling import Draws, group_by_shard, num_steps_of, plan_epoch
 from ast_model.distributed import World
@@ -47,8 +48,9 @@ class TrainingData:
         return BatchReader(reader, rows, targets, num_frames, self.config.features, random_crop)
 
     def batches(self, epoch: int, steps: range, world: World) -> Iterator[Batch]:
-        """Yield this rank's micro-batches of some steps of an epoch, prefetched."""
-        return self.clips.prefetch(self._micro_draws(epoch, steps, world), self.config.num_reader_threads)
+        """Yield this rank's micro-batches of some steps of an epoch, prefetched to its device."""
+        draws, is_gpu = self._micro_draws(epoch, steps, world), world.device.type == "cuda"
+        return feed(self.clips.prefetch(draws, self.config.num_reader_threads, pinned=is_gpu), world.device)
 
     def read_step(self, epoch: int, step: int, world: World) -> Iterator[Batch]:
         """Read this rank's micro-batches of one step, beside those that are prefetched."""

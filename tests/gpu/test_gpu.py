@@ -18,6 +18,7 @@ from torchaudio.compliance import kaldi
 
 from ast_model.config import ASTConfig, AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig, TrainConfig
 from ast_model.data.augment import augment
+from ast_model.data.feed import feed
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import World
@@ -139,6 +140,20 @@ def test_augmentation_is_the_cpus() -> None:
     expected_BTM = augment(make_batch(8), config, -4.27, 4.57)
     found_BTM = augment(make_batch(8).to(DEVICE), config, -4.27, 4.57).cpu()
     torch.testing.assert_close(found_BTM, expected_BTM, rtol=0, atol=1e-5)
+
+
+def test_batches_arrive_whole_and_in_order() -> None:
+    sent = [dataclasses.replace(make_batch(8), lengths_B=torch.full((8,), number)) for number in range(5)]
+    arrived = []
+    for batch in feed(iter(sent), DEVICE):
+        assert all(tensor.device == DEVICE for tensor in batch.tensors().values())
+        # Work that still reads a batch while later ones are copied, into memory that must not be this one's.
+        arrived.append((batch.clips.float().sum(), batch.lengths_B.clone()))
+        del batch
+    assert len(arrived) == len(sent)
+    for (total, lengths_B), batch in zip(arrived, sent, strict=True):
+        torch.testing.assert_close(total.cpu(), batch.clips.float().sum(), rtol=1e-4, atol=1e-2)
+        assert torch.equal(lengths_B.cpu(), batch.lengths_B)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(None, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
