@@ -42,10 +42,10 @@ ui: .venv/.installed  ## MLflow's pages of ROOT's trainings on http://127.0.0.1:
 mlflow: .venv/.installed  ## The same as a tracking server for trainings; ROOT may be new
 	$(BIN)/python jobs/ui.py --root $(ROOT) --port $(PORT) --create
 
-browser: .venv/.installed-dev  ## MLflow's pages in a real browser; new screenshots in docs/images
+browser: .venv/.installed-dev  ## MLflow's pages and the service's in a real browser; new screenshots in docs/images
 	@command -v chromium chromedriver >/dev/null || \
 		{ echo "expected chromium and its driver; on Debian: apt-get install chromium chromium-driver"; exit 1; }
-	SCREENSHOTS=docs/images $(BIN)/pytest -m browser tests/jobs/test_browser.py
+	SCREENSHOTS=docs/images $(BIN)/pytest -m browser tests/jobs/test_browser.py tests/jobs/launch/test_page.py
 
 PORT ?= 5000
 
