@@ -7,10 +7,10 @@ from ast_model.training.checks import check_ranks
 from jobs.config import AudioSetConfig
 from jobs.launch.cli import resolve_root
 from jobs.launch.initial_weights import open_initial_weights
-from jobs.launch.preprocessing import check_all_made, preprocess_tracked, with_miniature_media
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.report import RunSummary, print_report
 from jobs.launch.runs import begin_run, ending_tracked, new_run_name, resume_run
+from jobs.launch.tracked_preprocessing import check_all_made, preprocess_tracked, with_miniature_media
 from pipeline.cluster import ray_session
 from pipeline.preprocess import PreprocessReport
 from pipeline.store.storage import Store

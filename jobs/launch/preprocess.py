@@ -8,7 +8,7 @@ import numpy as np
 
 from jobs.config import PlanCommand, RunCommand, StatusCommand, VerifyCommand
 from jobs.launch.cli import resolve_root
-from jobs.launch.preprocessing import check_all_made, preprocess_tracked, with_miniature_media
+from jobs.launch.tracked_preprocessing import check_all_made, preprocess_tracked, with_miniature_media
 from pipeline.cluster import ray_session, run_tasks
 from pipeline.errors import CorruptError, NoClipsError
 from pipeline.estimate import Estimate

@@ -13,9 +13,9 @@ from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import connect
 from ast_model.training.step_metrics import Metrics
 from jobs.config import FSD50KConfig, PublishedConfig, RayConfig, SpeechCommandsConfig
-from jobs.launch.preprocessing import preprocess_tracked
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import RunConfig, TrackedJob, begin_run, ending_tracked, new_run_name, resume_run
+from jobs.launch.tracked_preprocessing import preprocess_tracked
 from pipeline.config import PreprocessConfig
 from pipeline.recordings.download import fetch_archive, unpack
 from pipeline.recordings.tables import MEDIA_TABLE, Recording, write_tables

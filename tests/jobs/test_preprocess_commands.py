@@ -1,6 +1,8 @@
 """The commands beside `run`, each on a copy of the small store."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -8,12 +10,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ast_model.tracking.server import PREPROCESSING
-from jobs.launch.preprocessing import check_all_made
+from jobs.config import VerifyCommand
+from jobs.launch.tracked_preprocessing import check_all_made
 from jobs.preprocess import COMMAND_LINE
 from pipeline.errors import StoreError
 from pipeline.miniature import Miniature
 from pipeline.preprocess import PreprocessReport
 from pipeline.records import FailureCategory
+from pipeline.shards.checksum import remedy
 from pipeline.shards.format import read_sidecar
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
@@ -74,6 +78,15 @@ def test_shards_that_could_not_be_made_end_a_command_with_an_error() -> None:
     check_all_made(PreprocessReport())
     with pytest.raises(StoreError, match=r"1 shards could not be made.*abc: no memory"):
         check_all_made(PreprocessReport(errors={"abc": MemoryError("no memory")}))
+
+
+def test_the_remedy_for_a_bad_shard_is_a_command_that_works(store: Store, miniature: Miniature) -> None:
+    found = re.search(r"`python jobs/preprocess\.py (.+)`", remedy(store))
+    assert found
+    command = COMMAND_LINE.parse(shlex.split(found[1].replace("…", str(miniature.media_folder))))
+    assert isinstance(command, VerifyCommand)
+    assert command.repair
+    assert (command.root, command.data.media) == (store.root, str(miniature.media_folder))
 
 
 @pytest.mark.ray
