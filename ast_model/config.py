@@ -73,6 +73,11 @@ class ASTConfig:
             )
 
     @classmethod
+    def nano(cls, **overrides) -> "ASTConfig":
+        """Size that a CPU can train: patches without overlap, four blocks, 0.8 M parameters."""
+        return cls(**{"width": 128, "depth": 4, "num_heads": 4, "freq_stride": 16, "time_stride": 16, **overrides})
+
+    @classmethod
     def tiny(cls, **overrides) -> "ASTConfig":
         """Size of DeiT-tiny: 5.5 M parameters."""
         return cls(**{"width": 192, "num_heads": 3, **overrides})

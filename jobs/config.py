@@ -39,8 +39,8 @@ class RayConfig:
     workers: str = "2"
     """Ranks, each with one CPU or one GPU: a number, or 2:8 to go on with what is left when nodes are lost and to
     grow again when they come back."""
-    use_gpu: bool = False
-    """Give each rank a GPU, also under torchrun."""
+    use_gpu: Annotated[bool | None, tyro.conf.arg(metavar="| --no-use-gpu")] = False
+    """Give each rank a GPU, also under torchrun. Unset: if the cluster has one."""
     max_failures: int = 3
     """Failures without a new checkpoint in between after which the training ends; while there is progress, it starts
     again from the newest one however often workers are lost. Nodes that announce their end don't count."""
@@ -455,7 +455,7 @@ class PublishedConfig:
     """Run to go on with, by the same command otherwise; empty for a new one."""
     model: ASTConfig = field(default_factory=ASTConfig)
     train: Annotated[TrainConfig, NO_PREFIX] = field(default_factory=TrainConfig)
-    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
+    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -543,7 +543,7 @@ class VGGSoundConfig:
     data: Data = field(default_factory=lambda: PreprocessConfig(splits=("train", "test")))
     model: ASTConfig = field(default_factory=ASTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
+    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=None))
     resume: str = ""
     """Run to go on with, on its own snapshot and by the same command otherwise; empty for a new one."""
 
@@ -557,8 +557,15 @@ class FinetuneConfig:
     """A table with the columns path,labels, or a folder that holds a folder of files for each class."""
     init: str = ""
     """Weights to start from: a checkpoint, a Hugging Face name, an official .pth, or DeiT's; empty for random ones."""
-    size: Literal["tiny", "small", "base"] = "base"
-    """Size of the model; that of an AST that is started from counts more."""
+    size: Literal["nano", "tiny", "small", "base"] = "base"
+    """Size of the model; that of an AST that is started from counts more. nano is for training without a GPU."""
+    head_only: Annotated[bool | None, tyro.conf.arg(metavar="| --no-head-only")] = None
+    """Fit only the head, on embeddings that are computed once and kept: seconds instead of hours. Unset: without a
+    GPU, or with fewer than 2,000 training clips, unless epochs, batch size or learning rate are set."""
+    views: int = 1
+    """Of each clip with --head-only: more than one adds augmented ones, which take as long to embed again."""
+    shots: tuple[int, ...] = ()
+    """With --head-only: also measure heads fitted to so many clips per class, such as 1 5 20."""
     root: str = "data/own"
     """Folder below which each set of sounds has a store of its own."""
     clip_s: float = 10.0
@@ -577,10 +584,14 @@ class FinetuneConfig:
     """Seed of splits, weights, draws and augmentation."""
     resume: str = ""
     """Run to go on with, by the same command otherwise; empty for a new one."""
-    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=True))
+    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=None))
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.clip_s <= 600:
             raise ConfigError(f"--clip-s must be between 0.1 and 600 s, found {self.clip_s}")
         if not 0 < self.eval_share < 1:
             raise ConfigError(f"--eval-share must be between 0 and 1, found {self.eval_share}")
+        if self.views < 1 or min(self.shots, default=1) < 1:
+            raise ConfigError(f"--views and --shots must be at least 1, found {self.views} and {self.shots}")
+        if self.head_only and self.resume:
+            raise ConfigError("--head-only has nothing to resume: leave --resume away; embeddings that are there stay")

@@ -6,7 +6,8 @@ It trains in seconds, since the features are computed once. One full-batch solve
 Axes: N clips, D embedding size, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,11 @@ from pipeline.errors import InputError
 
 PENALTIES = tuple(float(10**exponent) for exponent in np.arange(0.0, -5.5, -0.5))
 """Strongest first, so that each solution starts from the one before it."""
-MAX_ITERATIONS = 300
-TOLERANCE = 1e-7
+MAX_ITERATIONS, TOLERANCE = 300, 1e-7
+CROSS_VALIDATION_ITERATIONS, CROSS_VALIDATION_TOLERANCE = 50, 1e-4
+"""Enough to rank penalties by."""
+MAX_SINGLE_THREADED = 10**8
+"""Multiply-adds of a gradient below which a second thread costs more than it computes: much more on a busy machine."""
 MAX_CROSS_VALIDATION_CLIPS = 20_000
 """More clips than this tell nothing new about the penalty."""
 
@@ -61,13 +65,24 @@ def fit_head(
     if len(embeddings_ND) < 2 or not np.isfinite(embeddings_ND).all():
         raise InputError(f"expected at least two finite embeddings, found {len(embeddings_ND)}, finite or not")
     scores = {}
-    if penalty is None:
-        groups = np.arange(len(embeddings_ND)) if groups_N is None else np.unique(groups_N, return_inverse=True)[1]
-        scores = _cross_validate(embeddings_ND, targets_NC, loss, groups, is_balanced, num_folds, seed)
-        penalty = max(scores, key=lambda each: scores[each])
-    problem = _Problem(embeddings_ND, targets_NC, loss, is_balanced)
-    weight_CD, bias_C = problem.solve(penalty)
+    with _few_threads(embeddings_ND.size * targets_NC.shape[1]):
+        if penalty is None:
+            groups = np.arange(len(embeddings_ND)) if groups_N is None else np.unique(groups_N, return_inverse=True)[1]
+            scores = _cross_validate(embeddings_ND, targets_NC, loss, groups, is_balanced, num_folds, seed)
+            penalty = max(scores, key=lambda each: scores[each])
+        weight_CD, bias_C = _Problem(embeddings_ND, targets_NC, loss, is_balanced).solve(penalty)
     return LinearHead(weight_CD, bias_C, penalty, scores)
+
+
+@contextmanager
+def _few_threads(num_operations: int) -> Iterator[None]:
+    """Compute with one thread if there is little to compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if num_operations < MAX_SINGLE_THREADED else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cross_validate(
@@ -93,7 +108,7 @@ def _cross_validate(
             continue
         problem = _Problem(embeddings_ND[~is_test], targets_NC[~is_test], loss, is_balanced)
         for penalty in PENALTIES:
-            weight_CD, bias_C = problem.solve(penalty)
+            weight_CD, bias_C = problem.solve(penalty, CROSS_VALIDATION_ITERATIONS, CROSS_VALIDATION_TOLERANCE)
             logits_of[penalty][is_test] = embeddings_ND[is_test] @ weight_CD.T + bias_C
     return {penalty: _score(logits, targets_NC, loss) for penalty, logits in logits_of.items()}
 
@@ -125,14 +140,16 @@ class _Problem:
         self.weight_CD = torch.zeros(num_classes, num_dimensions, dtype=torch.float64, requires_grad=True)
         self.bias_C = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
 
-    def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    def solve(
+        self, penalty: float, max_iterations: int = MAX_ITERATIONS, tolerance: float = TOLERANCE
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return weights (C, D) and biases (C,) for embeddings that are not standardised."""
         parameters = [self.weight_CD, self.bias_C]
         solver = torch.optim.LBFGS(
             parameters,
-            max_iter=MAX_ITERATIONS,
-            tolerance_grad=TOLERANCE,
-            tolerance_change=1e-12,
+            max_iter=max_iterations,
+            tolerance_grad=tolerance,
+            tolerance_change=1e-5 * tolerance,
             history_size=20,
             line_search_fn="strong_wolfe",
         )

@@ -50,7 +50,7 @@ class Trainer:
         self.config, self.world, self.stop_signal = job.config, world, stop_signal or StopSignal()
         set_matmul_precision(job.config)
         self.data = TrainingData(job)
-        model = _initial_model(job)
+        model = initial_model(job)
         self.job = dataclasses.replace(job, model=model.config)  # weights bring their own epsilons
         self.state = TrainingState(model, job.config, world)
         self._resume()
@@ -245,7 +245,8 @@ class Trainer:
         log.info("run %s goes on in epoch %d after step %d", job.run, loop.epoch + 1, loop.step)
 
 
-def _initial_model(job: Job) -> AST:
+def initial_model(job: Job) -> AST:
+    """Return the model that a training begins with: of given weights, or of random ones by the seed."""
     torch.manual_seed(job.config.seed)
     if job.config.init:
         return load_pretrained(job.config.init, job.model, job.snapshot.labels.names)

@@ -59,6 +59,7 @@ class CommandLine:
             argv = ["--help"]
         else:
             _check_flags(argv, type(config))
+            argv = list(_give_values(argv, type(config)))
         prog = f"python {'/'.join(Path(sys.argv[0]).parts[-2:])}" + (f" {name}" if len(self.presets) > 1 else "")
         try:
             return tyro.cli(type(config), default=config, args=argv, description=self._describe(name), prog=prog)
@@ -142,7 +143,7 @@ def flags_of(config: type, prefix: str = "--") -> Iterator[str]:
             yield from flags_of(kind, prefix if NO_PREFIX in marks else f"{flag}.")
         else:
             yield flag
-            if kind is bool:
+            if kind in (bool, bool | None):
                 yield f"{prefix}no-{name.replace('_', '-')}"
 
 
@@ -163,6 +164,27 @@ def _check_flags(argv: list[str], config: type) -> None:
             close = _similar_flags(flag.removeprefix("--"), flags)
             hint = f"did you mean {' or '.join(close)}?" if close else "--help-all shows all flags"
             raise ConfigError(f"unknown flag {arg.split('=')[0]}; {hint}")
+
+
+def _give_values(argv: list[str], config: type) -> Iterator[str]:
+    """Yield arguments as tyro reads them where a switch may also be left unset: `--no-use-gpu` is `--use-gpu False`."""
+    unset = set(_switches_of(config))
+    for arg, after in zip(argv, [*argv[1:], ""], strict=True):
+        flag = arg.replace("_", "-")
+        positive = flag.replace("no-", "", 1) if flag not in unset else flag
+        yield positive if positive in unset else arg
+        if positive in unset and after not in ("True", "False", "None"):
+            yield str(positive == flag)
+
+
+def _switches_of(config: type, prefix: str = "--") -> Iterator[str]:
+    """Yield the switches of a type of config that may be unset."""
+    for name, kind, marks in _fields_of(config):
+        flag = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            yield from _switches_of(kind, prefix if NO_PREFIX in marks else f"{flag}.")
+        elif kind == bool | None:
+            yield flag
 
 
 def _similar_flags(typed: str, flags: Sequence[str]) -> list[str]:

@@ -18,8 +18,11 @@ from ast_model.pretrained.load import load_pretrained
 from ast_model.training.step_metrics import Metrics
 from jobs.config import FinetuneConfig, RayConfig
 from jobs.launch.cli import resolve_root
+from jobs.launch.head_only import head_settings, train_head
 from jobs.launch.initial_weights import open_initial_weights
+from jobs.launch.ray_train import choose_gpu
 from jobs.launch.recordings import convert, train_tracked
+from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name
 from pipeline.cluster import ray_session
 from pipeline.errors import ConfigError
 from pipeline.fbank import SAMPLE_RATE_HZ, num_frames_of
@@ -29,12 +32,15 @@ from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 
-SIZES = {"tiny": ASTConfig.tiny, "small": ASTConfig.small, "base": ASTConfig.base}
+SIZES = {"nano": ASTConfig.nano, "tiny": ASTConfig.tiny, "small": ASTConfig.small, "base": ASTConfig.base}
 FRAME_GRID = 16
 """The model's length is a multiple of a patch."""
 MIN_FRAMES = 32
 NUM_SAMPLES_AIMED_AT = 4_000
 """Samples that a training of few clips takes, as far as that many epochs make sense."""
+
+FEW_CLIPS = 2_000
+"""Training clips below which a head on embeddings is as good a first try as a training of all weights."""
 
 PUBLISHED = "MIT/ast-finetuned-audioset-10-10-0.4593"
 
@@ -67,19 +73,52 @@ def finetune(config: FinetuneConfig) -> None:
     run = FinetuneRun(config.preset, config.data, model, train, config.resume, config.ray)
     store = Store(f"{resolve_root(config.root)}/{_digest(clips, classes)}")
     with ray_session():
+        run = dataclasses.replace(run, ray=choose_gpu(config.ray))
+        is_head_only = choose_head_only(config, bool(run.ray.use_gpu), clips)
         snapshot = convert(clips, classes, store)
-        job, history = train_tracked(run, snapshot)
-    for metrics in history:
-        print(_line(metrics))
-    best = best_checkpoint(store, f"runs/{job.run}/checkpoints")
-    average = list_checkpoints(store, f"runs/{job.run}/average")
-    checkpoints = {"best epoch": best[0] if best else "", "average": average[-1] if average else ""}
-    checkpoints = {name: store.url(checkpoint) for name, checkpoint in checkpoints.items() if checkpoint}
-    for name, address in checkpoints.items():
-        print(f"{name:12} {address}")
+        if is_head_only:
+            run = dataclasses.replace(run, preset=f"{config.preset}_head", train=head_settings(train))
+            job = begin_run(run, snapshot, new_run_name(run.preset))
+            with ending_tracked(job):
+                report = train_head(job, config.views, config.shots, bool(run.ray.use_gpu))
+            lines = report.lines()
+        else:
+            job, history = train_tracked(run, snapshot)
+            lines = [_line(metrics) for metrics in history]
+    print("\n".join([*lines, *_next_steps(job, config, is_head_only)]))
+
+
+def _next_steps(job: TrackedJob, config: FinetuneConfig, is_head_only: bool) -> list[str]:
+    """Return where the models are, and commands to paste."""
+    store = job.store
+    best, averages = best_checkpoint(store, job.folder), list_checkpoints(store, job.average_folder)
     # The average comes last, and is usually the better one.
-    for address in list(checkpoints.values())[-1:]:
-        print(f"tag with     {shlex.join(('python', 'jobs/predict.py', '--checkpoint', address, '--audio'))} FILES")
+    found = {"best epoch": best[0] if best else "", "average": averages[-1] if averages else ""}
+    found = {name: store.url(checkpoint) for name, checkpoint in found.items() if checkpoint}
+    lines = [f"{'checkpoint' if is_head_only else name:12} {address}" for name, address in found.items()]
+    for address in list(found.values())[-1:]:
+        lines.append(
+            f"tag with     {shlex.join(('python', 'jobs/predict.py', '--checkpoint', address, '--audio'))} FILES"
+        )
+        if is_head_only:
+            words = ("python", "jobs/finetune.py", "--data", config.data, "--init", address, "--no-head-only")
+            lines.append(f"train all    {shlex.join(words)}")
+    return lines
+
+
+def choose_head_only(config: FinetuneConfig, has_gpu: bool, clips: Sequence[Recording]) -> bool:
+    """Return whether only a head is fitted; say so where it was not asked for, with the way to override it."""
+    if config.head_only is not None:
+        return config.head_only
+    settings_of_training = (config.num_epochs, config.batch_size, config.learning_rate)
+    if config.resume or any(setting is not None for setting in settings_of_training):
+        return False
+    num_clips = sum(clip.split == "train" for clip in clips)
+    if has_gpu and num_clips >= FEW_CLIPS:
+        return False
+    why = f"there are only {num_clips} training clips" if has_gpu else "there is no GPU"
+    log.info("only the head is fitted, on embeddings that are kept, since %s; to train all of it: --no-head-only", why)
+    return True
 
 
 def _line(metrics: Metrics) -> str:

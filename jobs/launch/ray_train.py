@@ -1,6 +1,7 @@
 """Training on Ray Train: as many workers as asked for, each a rank of one loop."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import pickle
@@ -124,6 +125,17 @@ def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
                     f" --max-failures). The last failure: {error}"
                 ) from error
             log.warning("workers failed %d times, with progress; starting again", config.max_failures + 1)
+
+
+def choose_gpu(config: RayConfig) -> RayConfig:
+    """Return settings that say whether to use GPUs: if the cluster has enough of them, where that was left open."""
+    if config.use_gpu is not None:
+        return config
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = num_gpus >= config.num_workers[0]
+    where, other = ("GPUs", "--no-use-gpu") if use_gpu else ("the CPU", "--use-gpu waits for one")
+    log.info("training on %s, since the cluster has %d GPUs (%s)", where, num_gpus, other)
+    return dataclasses.replace(config, use_gpu=use_gpu)
 
 
 def _check_gpu() -> None:
