@@ -169,7 +169,7 @@ def _check_flags(argv: list[str], config: type) -> None:
 def _give_values(argv: list[str], config: type) -> Iterator[str]:
     """Yield arguments as tyro reads them where a switch may also be left unset: `--no-use-gpu` is `--use-gpu False`."""
     unset = set(_switches_of(config))
-    for arg, after in zip(argv, [*argv[1:], ""], strict=True):
+    for arg, after in zip(argv, [*argv[1:], ""], strict=False):
         flag = arg.replace("_", "-")
         positive = flag.replace("no-", "", 1) if flag not in unset else flag
         yield positive if positive in unset else arg

@@ -163,7 +163,7 @@ def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
         torch_config=TorchConfig(backend=BACKENDS[config.device_type]),
         scaling_config=ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
-            use_gpu=config.use_gpu,
+            use_gpu=bool(config.use_gpu),
             resources_per_worker=config.worker_resources,
             elastic_resize_monitor_interval_s=GROW_EVERY_S,
         ),

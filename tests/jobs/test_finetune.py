@@ -6,6 +6,7 @@ from ast_model.config import ASTConfig
 from ast_model.export import export_safetensors
 from ast_model.model import AST
 from jobs.config import FinetuneConfig
+from jobs.finetune import COMMAND_LINE
 from jobs.launch.finetune import plan_model, plan_training
 from pipeline.recordings.tables import Recording
 
@@ -36,3 +37,17 @@ def test_the_model_is_as_long_as_the_clips_and_else_shaped_as_its_weights(tmp_pa
     export_safetensors(AST(shape), tmp_path / "ast.safetensors")
     found = plan_model(FinetuneConfig(init=str(tmp_path / "ast.safetensors")), clips, 7)
     assert (found.num_classes, found.num_frames, found.width, found.freq_stride) == (7, 112, 24, 16)
+
+
+@pytest.mark.parametrize(
+    ("argv", "use_gpu", "head_only"),
+    [
+        ([], None, None),
+        (["--no-use-gpu", "--head-only"], False, True),
+        (["--use_gpu", "--no-head-only", "--size", "nano"], True, False),
+        (["--use-gpu", "False"], False, None),
+    ],
+)
+def test_switches_may_be_left_to_the_job(argv: list[str], use_gpu: bool | None, head_only: bool | None) -> None:
+    config = COMMAND_LINE.parse(argv)
+    assert (config.ray.use_gpu, config.head_only) == (use_gpu, head_only)
