@@ -1,14 +1,129 @@
-"""The command line of the service."""
+"""The service on Ray Serve, under load and while its model is exchanged."""
 
+import dataclasses
+import itertools
+import socket
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import requests
+import torch
+from prometheus_client.parser import text_string_to_metric_families
 
-from ast_model.tracking.registry import REGISTERED
+from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, save_checkpoint
+from ast_model.config import ASTConfig
+from ast_model.evaluation.predictions import Predictions
+from ast_model.inference import Tagger
+from ast_model.model import AST
+from ast_model.service.limits import Limits
+from ast_model.tracking import delivery
+from ast_model.tracking.models import log_served_model
+from ast_model.tracking.registry import CHAMPION, REGISTERED
+from ast_model.tracking.run import TrackedRun, start_run
 from jobs.config import ServeConfig
-from jobs.launch.serve import find_version, read_token
+from jobs.launch.serve import find_version, read_token, running
 from jobs.serve import COMMAND_LINE
+from pipeline.audio.decode import encode_flac
 from pipeline.errors import ConfigError, InputError
+from pipeline.store.storage import Store
+
+NAMES = ("Speech", "Dog, barking", "Rain")
+TIMEOUT_S = 120
+NUM_CLIENTS = 8
+
+
+def noise(seconds: float) -> bytes:
+    values = np.random.default_rng(0).uniform(-0.3, 0.3, int(seconds * 16_000))
+    return encode_flac(values.astype(np.float32))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def register(store: Store, seed: int) -> tuple[TrackedRun, Tagger]:
+    """Bring a model to the registry, from a run of its own."""
+    run = start_run(store, f"training {seed}", {})
+    torch.manual_seed(seed)
+    shape = ASTConfig(len(NAMES), num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)
+    labels = {"mids": NAMES, "names": NAMES}
+    description = {"model": dataclasses.asdict(shape), "train": {}, "labels": labels, "mean": -5.0, "std": 4.0}
+    checkpoint = Checkpoint(LoopState(1), AST(shape).state_dict(), description=description)
+    name = save_checkpoint(store, f"runs/{seed}/checkpoints", checkpoint)
+    random = np.random.default_rng(seed)
+    targets, keys = random.random((60, len(NAMES))) < 0.3, np.array([f"clip_{number}" for number in range(60)])
+    scores = Predictions(keys, np.array(NAMES), np.array(NAMES), random.random(targets.shape), targets, np.arange(3), 1)
+    log_served_model(run, "best", store, name, scores)
+    run.end("FINISHED")
+    return run, Tagger.load(store.url(name))
+
+
+@pytest.mark.usefixtures("ray")
+def test_clients_share_batches_and_an_exchange_drops_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "QUEUES", tmp_path / "queues")
+    store = Store(str(tmp_path / "store"))
+    run, first = register(store, 1)
+    run.client.set_registered_model_alias(REGISTERED, CHAMPION, "1")
+    config = ServeConfig(
+        f"models:/{REGISTERED}@{CHAMPION}",
+        root=store.root,
+        port=free_port(),
+        poll_s=0.2,
+        limits=Limits(max_requests=NUM_CLIENTS),
+    )
+    sound = noise(1)
+    is_over = threading.Event()
+
+    with running(config, "", find_version(config)) as address, ThreadPoolExecutor(4 * NUM_CLIENTS) as threads:
+
+        def ask_until_over(_: int) -> list[tuple[int, str, float]]:
+            answers = []
+            with requests.Session() as session:
+                while not is_over.is_set():
+                    response = session.post(f"{address}/v1/tag?classes=Rain", data=sound, timeout=TIMEOUT_S)
+                    found = response.json()
+                    answers.append((response.status_code, found["version"], found["tags"][0]["score"]))
+            return answers
+
+        def version_now() -> str:
+            return requests.get(f"{address}/healthz", timeout=TIMEOUT_S).json()["version"]
+
+        clients = [threads.submit(ask_until_over, number) for number in range(NUM_CLIENTS)]
+        try:
+            assert version_now() == "1"
+            _, second = register(store, 2)
+            run.client.set_registered_model_alias(REGISTERED, CHAMPION, "2")
+            deadline = time.monotonic() + TIMEOUT_S
+            while version_now() != "2" and time.monotonic() < deadline:
+                is_over.wait(0.1)
+        finally:
+            is_over.set()
+        answers = list(itertools.chain.from_iterable(client.result() for client in clients))
+        assert {status for status, _, _ in answers} == {200} and {version for _, version, _ in answers} == {"1", "2"}
+        for version, tagger in {"1": first, "2": second}.items():
+            scores = [score for _, answered_by, score in answers if answered_by == version]
+            np.testing.assert_allclose(scores, dict(tagger.tag(sound))["Rain"], atol=1e-4)
+
+        text = requests.get(f"{address}/metrics", timeout=TIMEOUT_S).text
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        windows = {sample.name: sample.value for sample in families["ast_batch_windows"].samples}
+        assert windows["ast_batch_windows_sum"] / windows["ast_batch_windows_count"] > 1
+
+        long = noise(60)
+        asked = [threads.submit(requests.post, f"{address}/v1/tag", data=long) for _ in range(4 * NUM_CLIENTS)]
+        responses = [request.result() for request in asked]
+        counts = Counter(response.status_code for response in responses)
+        assert counts.keys() == {200, 429} and counts[200] >= NUM_CLIENTS
+        assert all(response.headers["retry-after"] == "2" for response in responses if response.status_code == 429)
+        assert requests.get(f"{address}/healthz", timeout=TIMEOUT_S).ok
 
 
 def test_other_addresses_than_loopback_need_a_token(tmp_path: Path) -> None:
