@@ -11,6 +11,7 @@ Features = Literal["fbank", "waveform"]
 Loss = Literal["bce", "ce"]
 Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
 Attention = Literal["auto", "cudnn", "flash", "efficient", "math"]
+Compile = Literal["none", "blocks", "model"]
 DeviceType = Literal["cpu", "cuda"]
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
@@ -317,8 +318,8 @@ class TrainConfig:
     attention: Attention = "auto"
     """Kernels of the attention. auto measures on a GPU which are the fastest for this training, and changes over to the
     next best ones if those give gradients that are not finite; on a CPU it leaves the choice to torch."""
-    compile: bool = False
-    """Compile the model's blocks; the first step then takes about a minute longer."""
+    compile: Compile = "none"
+    """Compile the model's blocks, or the whole model, which takes longer at first; the log tells the time."""
     activation_checkpointing: bool = False
     """Keep only the blocks' inputs for the backward and compute the rest again: less memory, a third more time."""
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)

@@ -184,8 +184,9 @@ def print_cells(seconds: Mapping[str, float], size: int, config: ASTConfig, patc
     rates["official arithmetic"] *= min(size, MAX_OFFICIAL_BATCH_SIZE) / size
     peak = peak_flops(torch.device("cuda")) if torch.cuda.is_available() else None
     cells = [("ours", "transformers"), ("ours", "official arithmetic")]
-    cells += [(f"ours, {what}", "ours") for what in ("compiled", "patchout", "fed")]
+    cells += [(f"ours, {what}", "ours") for what in ("compiled", "compiled as a whole", "patchout", "fed")]
     cells += [("ours, compiled", peer) for peer in ("transformers", "transformers, compiled", "official arithmetic")]
+    cells += [("ours, compiled as a whole", "transformers, compiled")]
     for name, peer in cells:
         if name in rates:
             kept = num_kept_patches(config.grid, patchout) if "patchout" in name else config.num_patches
@@ -221,7 +222,9 @@ def main() -> None:
             "official arithmetic": official_arithmetic(config, small_batch, world),
         }
         if is_gpu or args.compile:
-            contenders["ours, compiled"] = ours(config, itertools.repeat(batch), size, world, compile=True)
+            for what in ("blocks", "model"):
+                name = "ours, compiled" if what == "blocks" else "ours, compiled as a whole"
+                contenders[name] = ours(config, itertools.repeat(batch), size, world, compile=what)
             contenders["transformers, compiled"] = transformers_ast(config, batch, world, is_compiled=True)
         seconds = time_in_turns(contenders, world, args.rounds, args.steps or (20 if is_gpu else 2))
         stored.close()

@@ -1,6 +1,8 @@
 """One optimizer step on one rank: micro-batches, precision, and what is not finite."""
 
+import logging
 import math
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -23,6 +25,8 @@ from ast_model.training.state import TrainingState
 from ast_model.training.step_metrics import StepResult
 from pipeline.errors import TrainingError
 
+log = logging.getLogger(__name__)
+
 
 def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slice]:
     """Yield this rank's micro-batches of a step, as places in the epoch's draws."""
@@ -41,15 +45,22 @@ class Stepper:
         self.num_bad_in_row = torch.zeros((), device=world.device)
         self.attention = choose_attention(config, model.config, world)
         model.activation_checkpointing = config.activation_checkpointing
-        if config.compile:
-            for block in model.blocks:
-                block.compile()
+        self._must_warm_up = config.compile != "none"
+        # Not dynamic: a last micro-batch that is smaller gets code of its own, instead of slower code for every size.
+        for module in {"none": [], "blocks": list(model.blocks), "model": [model]}[config.compile]:
+            module.compile(dynamic=False)
         self.ranked_model = world.wrap(model)
 
     def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
         """Take one step. If its loss or gradient isn't finite on any rank, nothing changes but the count of those."""
+        started = time.perf_counter()
         with advice_on_memory(self.config, self.world):
-            return self._train_step(epoch, step, batches)
+            result = self._train_step(epoch, step, batches)
+        if self._must_warm_up:
+            result.loss.item()  # waits for the device, this once
+            log.info("compiled the %s: the first step took %.1f s", self.config.compile, time.perf_counter() - started)
+            self._must_warm_up = False
+        return result
 
     def _train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
         loss, rows, is_bad_B = self._accumulate(epoch, step, batches)
@@ -67,7 +78,7 @@ class Stepper:
     def gradient_is_finite(self, epoch: int, step: int, batches: Iterator[Batch], attention: AttentionKernels) -> bool:
         """Whether some kernels give a finite gradient for a step. The weights stay as they are."""
         used, self.attention = self.attention, attention
-        if self.config.compile:
+        if self.config.compile != "none":
             torch.compiler.reset()  # compiled code keeps the kernels that it was made with
         try:
             self._accumulate(epoch, step, batches)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig
@@ -207,3 +208,32 @@ def test_weights_whose_scores_are_never_finite_end_an_evaluation(
     spoil(monkeypatch, set(job.snapshot.rows_of((job.config.eval_split,)).tolist()))
     with pytest.raises(TrainingError, match="found none that is finite"):
         train(job)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at it while it compiles
+@pytest.mark.parametrize("what", ["blocks", "model"])
+def test_compiling_makes_code_once_for_each_size_of_a_micro_batch_and_changes_no_number(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    caplog.set_level(logging.INFO, logger="ast_model")
+    # Micro-batches of 3 and 1 samples, each with patches of its own.
+    past = {"micro_batch_size": 3, "regularise": RegulariseConfig(patchout_freq=2, patchout_time=8, drop_path=0.3)}
+    plain = Trainer(make_job("plain", **past), ALONE)
+    counter, compile_with = CompileCounterWithBackend("aot_eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda code, **options: compile_with(code, backend=counter, **options))
+    compiled = Trainer(make_job("compiled", compile=what, **past), ALONE)
+    plain_batches, batches = (each.data.batches(0, range(4), ALONE) for each in (plain, compiled))
+    losses, num_compiled = [], []
+    for step in range(4):
+        losses.append(
+            [
+                plain.stepper.train_step(0, step, plain_batches).loss.item(),
+                compiled.stepper.train_step(0, step, batches).loss.item(),
+            ]
+        )
+        num_compiled.append(counter.frame_count)
+    assert num_compiled == [2, 2, 2, 2]
+    for expected, loss in losses:
+        assert loss == pytest.approx(expected, rel=1e-4)
+    assert caplog.text.count(f"compiled the {what}: the first step took") == 1
+    torch.compiler.reset()
