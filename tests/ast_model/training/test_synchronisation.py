@@ -24,7 +24,11 @@ from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
 
 ALONE = World(0, 1, torch.device("cpu"))
-RECIPES = ("demo audioset_balanced audioset_full audioset_full_scaled audioset_modern esc50 speechcommands").split()
+RECIPES = [
+    name
+    for name, value in vars(recipes).items()
+    if inspect.isfunction(value) and inspect.signature(value).return_annotation is recipes.Recipe
+]
 NUM_SAMPLES = 2
 """Of a micro-batch; a step has two of these."""
 
@@ -111,10 +115,7 @@ def test_nor_does_one_on_waveforms() -> None:
 
 
 def test_every_recipe_is_looked_at() -> None:
-    functions = {name: value for name, value in vars(recipes).items() if inspect.isfunction(value)}
-    assert {
-        name for name, value in functions.items() if inspect.signature(value).return_annotation is recipes.Recipe
-    } == set(RECIPES)
+    assert {"demo", "audioset_full", "speechcommands"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize(
