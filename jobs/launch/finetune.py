@@ -83,7 +83,7 @@ def finetune(config: FinetuneConfig) -> None:
                 report = train_head(job, config.views, config.shots, bool(run.ray.use_gpu))
             lines = report.lines()
         else:
-            job, history = train_tracked(run, snapshot)
+            job, history = train_tracked(run, snapshot, faster=faster_ways(config))
             lines = [_line(metrics) for metrics in history]
     print("\n".join([*lines, *_next_steps(job, config, is_head_only)]))
 
@@ -104,6 +104,12 @@ def _next_steps(job: TrackedJob, config: FinetuneConfig, is_head_only: bool) -> 
             words = ("python", "jobs/finetune.py", "--data", config.data, "--init", address, "--no-head-only")
             lines.append(f"train all    {shlex.join(words)}")
     return lines
+
+
+def faster_ways(config: FinetuneConfig) -> list[str]:
+    """Return settings by which a training of all weights would take less time."""
+    smaller = list(SIZES)[: list(SIZES).index(config.size)] if not config.init else []
+    return ["--head-only, which computes each clip once", *(f"--size {size}" for size in smaller)]
 
 
 def choose_head_only(config: FinetuneConfig, has_gpu: bool, clips: Sequence[Recording]) -> bool:
