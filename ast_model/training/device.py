@@ -107,10 +107,10 @@ def _seconds_of(names: Sequence[str], shape: Shape, dtype: torch.dtype, device: 
 
 def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> float | None:
     """Return the time of attention's forward and backward, or None where it can't be had."""
-    inputs = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3)]
+    query, key, value = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
 
     def step() -> None:
-        nnf.scaled_dot_product_attention(*inputs).sum().backward()
+        nnf.scaled_dot_product_attention(query, key, value).sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

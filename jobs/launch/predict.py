@@ -60,7 +60,9 @@ def tag_file(tagger: Tagger, file: str, config: PredictConfig) -> pd.DataFrame:
         whole = tagger.scores_of_fbank(fbank_TM)[None]
         scores = pd.DataFrame(whole, index=pd.Index([0.0]), columns=pd.Index(tagger.labels))
         window_s = length_s
-    thresholds = np.zeros(len(tagger.labels)) if tagger.calibration is None else tagger.calibration.thresholds
+    thresholds = np.zeros(len(tagger.labels))
+    if tagger.calibration is not None:
+        thresholds = np.asarray(tagger.calibration.thresholds)
     return rank_tags(file, scores, window_s, length_s, config.top_k, thresholds)
 
 
