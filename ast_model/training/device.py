@@ -122,7 +122,7 @@ def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: to
                 step()
     except RuntimeError:  # "No available kernel", or no room for the written-out attention weights
         return None
-    gradients = [value.grad for value in inputs if value.grad is not None]
+    gradients = [value.grad for value in (query, key, value) if value.grad is not None]
     if not all(bool(gradient.isfinite().all()) for gradient in gradients):
         return None
     return (time.perf_counter() - started) / NUM_TIMED_STEPS
