@@ -106,7 +106,7 @@ def _seconds_of(names: Sequence[str], shape: Shape, dtype: torch.dtype, device: 
 
 
 def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> float | None:
-    """Return the time of attention's forward and backward, or None where it can't be had."""
+    """Return the time of attention's forward and backward, or None where the device lacks it."""
     query, key, value = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
 
     def step() -> None:
