@@ -25,7 +25,11 @@ from pipeline.store.storage import Store
 
 @pytest.fixture
 def store(small_store: Store, miniature: Miniature, tmp_path: Path) -> Store:
-    shutil.copytree(small_store.path(""), tmp_path / "store", ignore=shutil.ignore_patterns("empty", ".scratch"))
+    # What other tests train in the shared store would hold its snapshots.
+    others = shutil.ignore_patterns(
+        "empty", ".scratch", "runs", "mlflow.db*", "mlartifacts", "embeddings", "evaluations"
+    )
+    shutil.copytree(small_store.path(""), tmp_path / "store", ignore=others)
     shutil.copytree(miniature.metadata_folder, tmp_path / "store" / "metadata")
     return Store(str(tmp_path / "store"))
 
