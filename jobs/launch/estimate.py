@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 MEASURE_S = 3.0
 MAX_MEASURED_FLOPS = 2e11
 """Of a step that is measured: some seconds of one core."""
+WORTH_SAVING_S = 60.0
+"""A shorter training needs no advice."""
 SHORT_SHARE = 0.5
 """Clips that fill less than this of the model's window are far shorter."""
 
@@ -45,7 +47,7 @@ def log_estimate(job: Job, config: RayConfig, faster: Sequence[str] = ()) -> Non
         "%d epochs of %d samples, %.0f ms each: about %s, with evaluations of %d clips (%s)",
         *(train.num_epochs, num_samples // train.num_epochs, 1000 * seconds / work, _duration(seconds), num_eval, how),
     )
-    if faster:
+    if faster and seconds > WORTH_SAVING_S:
         log.info("faster: %s", "; ".join(faster))
     warn_of_padding(model, snapshot)
 
