@@ -84,7 +84,9 @@ class ShardCache:
         try:
             self._make_room(part, checksum.num_bytes)
             verify_checksum(self._copy(name, part), checksum, self.store, name)
-            part.replace(target)
+            # Under the lock, or whoever lists the folder right now finds the file under neither name, and overfills it.
+            with self._lock("room"):
+                part.replace(target)
         finally:
             part.unlink(missing_ok=True)
         return target
@@ -118,7 +120,7 @@ class ShardCache:
                 os.truncate(stream.fileno(), num_bytes)
 
     def _held(self, besides: Path) -> Iterator[tuple[int, int, Path]]:
-        """Yield time of last use, bytes and place of each file; others may rename or remove some meanwhile."""
+        """Yield time of last use, bytes and place of each file; others may remove some meanwhile."""
         for file in self.folder.iterdir():
             with suppress(FileNotFoundError):
                 if file != besides:

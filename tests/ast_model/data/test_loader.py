@@ -1,7 +1,6 @@
 import shutil
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -164,17 +163,9 @@ def test_a_store_on_s3_gives_the_same_batches(on_s3: Snapshot, clips: BatchReade
 
 
 def bytes_in(cache: ShardCache) -> int:
-    """Add up the files of a cache that threads are filling.
-
-    With the lock of its room nobody adds one; a file that is renamed meanwhile is the same by its inode.
-    """
-    sizes = {}
+    """Add up the files of a cache that threads are filling; with the lock of its room none comes or is renamed."""
     with cache._lock("room"):
-        for file in cache.folder.iterdir():
-            with suppress(FileNotFoundError):
-                stat = file.stat()
-                sizes[stat.st_ino] = stat.st_size
-    return sum(sizes.values())
+        return sum(size for _, size, _ in cache._held(besides=cache.folder))
 
 
 @pytest.mark.parametrize("num_shards_held", [2, 100])

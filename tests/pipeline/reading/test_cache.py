@@ -58,6 +58,18 @@ def test_readers_of_one_folder_fetch_a_shard_once_and_keep_to_the_limit(store: S
     assert 1 <= len(held(small)) <= 2
 
 
+def test_the_limit_holds_at_every_moment(store: Store) -> None:
+    cache = make_cache(store, num_shards=2)
+
+    def fetch(name: str) -> int:
+        cache.fetch(name)
+        with cache._lock("room"):
+            return sum(size for _, size, _ in cache._held(besides=cache.folder))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert max(pool.map(fetch, NAMES * 50)) <= cache.max_bytes
+
+
 def test_what_a_killed_reader_left_is_never_read(store: Store) -> None:
     cache = make_cache(store, num_shards=2)
     part = cache.folder / f"{cache.checksums[NAMES[0]].digest}.part"
