@@ -35,14 +35,18 @@ def augment(batch: Batch, config: AugmentConfig, mean: float, std: float) -> Ten
 
     All randomness is in the batch, so the same draw gives the same sample on any rank.
     """
-    fbank_BTM = mix(batch)
-    fbank_BTM = _mask(fbank_BTM, 2, config.max_freq_mask_bins, batch.uniforms[:, FREQ_WIDTH : FREQ_START + 1])
-    fbank_BTM = _mask(fbank_BTM, 1, config.max_time_mask_frames, batch.uniforms[:, TIME_WIDTH : TIME_START + 1])
+    return perturb(mix(batch), batch.uniforms, config, mean, std)
+
+
+def perturb(fbank_BTM: Tensor, uniforms: Tensor, config: AugmentConfig, mean: float, std: float) -> Tensor:
+    """Mask, normalise, add noise and roll (B, T, M): what comes after mixing, of the same shapes for each batch."""
+    fbank_BTM = _mask(fbank_BTM, 2, config.max_freq_mask_bins, uniforms[:, FREQ_WIDTH : FREQ_START + 1])
+    fbank_BTM = _mask(fbank_BTM, 1, config.max_time_mask_frames, uniforms[:, TIME_WIDTH : TIME_START + 1])
     fbank_BTM = normalise(fbank_BTM, mean, std)
     if config.noise:
-        fbank_BTM = fbank_BTM + _noise(fbank_BTM, batch.uniforms[:, NOISE])
+        fbank_BTM = fbank_BTM + _noise(fbank_BTM, uniforms[:, NOISE])
     if config.max_roll_frames:
-        fbank_BTM = _roll(fbank_BTM, config.max_roll_frames, batch.uniforms[:, ROLL])
+        fbank_BTM = _roll(fbank_BTM, config.max_roll_frames, uniforms[:, ROLL])
     return fbank_BTM
 
 

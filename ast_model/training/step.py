@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ast_model.config import TrainConfig
-from ast_model.data.augment import augment
+from ast_model.data.augment import mix, perturb
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import rank_slice
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Normalisation
+from ast_model.model import AST, DropMasks
 from ast_model.training.device import AttentionKernels, choose_attention
 from ast_model.training.regularise import DropMaskSampler
 from ast_model.training.state import TrainingState
@@ -35,11 +36,29 @@ def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slic
         yield slice(start, min(start + config.micro_batch_size, share.stop))
 
 
+class ClipLosses(nn.Module):
+    """The model with the augmentation before it and the loss behind it: one graph, where it is compiled as a whole.
+
+    Mixing is left out. Each batch has another number of mixed clips, and each number would get code of its own.
+    """
+
+    def __init__(self, model: AST, config: TrainConfig, normalisation: Normalisation):
+        super().__init__()
+        self.model, self.config, self.normalisation = model, config, normalisation
+
+    def forward(self, fbank_BTM: Tensor, uniforms: Tensor, targets_BC: Tensor, drop_masks: DropMasks) -> Tensor:
+        """Return the loss of each of some mixed clips (B,)."""
+        mean, std = self.normalisation.mean, self.normalisation.std
+        fbank_BTM = perturb(fbank_BTM, uniforms, self.config.augment, mean, std)
+        logits_BC = self.model(fbank_BTM, drop_masks)
+        return clip_losses(logits_BC.float(), targets_BC, self.config.loss)
+
+
 class Stepper:
     """Takes steps with a model that it makes ready for this rank and device."""
 
     def __init__(self, state: TrainingState, config: TrainConfig, normalisation: Normalisation, world: World):
-        self.state, self.config, self.normalisation, self.world = state, config, normalisation, world
+        self.state, self.config, self.world = state, config, world
         model = state.model
         self.drop_masks = DropMaskSampler(config.regularise, model.config, config.global_batch_size, config.seed)
         self.num_bad_in_row = torch.zeros((), device=world.device)
@@ -47,9 +66,10 @@ class Stepper:
         model.activation_checkpointing = config.activation_checkpointing
         self._must_warm_up = config.compile != "none"
         # Not dynamic: a last micro-batch that is smaller gets code of its own, instead of slower code for every size.
-        for module in {"none": [], "blocks": list(model.blocks), "model": [model]}[config.compile]:
+        losses = ClipLosses(model, config, normalisation)
+        for module in {"none": [], "blocks": list(model.blocks), "model": [losses]}[config.compile]:
             module.compile(dynamic=False)
-        self.ranked_model = world.wrap(model)
+        self.ranked_losses = world.wrap(losses)
 
     def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
         """Take one step. If its loss or gradient isn't finite on any rank, nothing changes but the count of those."""
@@ -96,7 +116,7 @@ class Stepper:
         rows, are_bad = [], []
         for number, part in enumerate(parts, start=1):
             batch = next(batches)
-            with _sync_gradients(self.ranked_model, number == len(parts)), self.attention.active():
+            with _sync_gradients(self.ranked_losses, number == len(parts)), self.attention.active():
                 losses_B = self._backward(batch, epoch, step, slice(part.start - first, part.stop - first))
             loss += losses_B.sum()
             rows.append(batch.rows)
@@ -107,11 +127,11 @@ class Stepper:
         """Add a micro-batch's gradients; return each clip's share of the mean loss over the global batch (B,)."""
         config, device = self.config, self.world.device
         batch = batch.to(device)
-        fbank_BTM = augment(batch, config.augment, self.normalisation.mean, self.normalisation.std)
         drop_masks = self.drop_masks.draw(epoch, step, part, device)
+        fbank_BTM = mix(batch)
         with self.world.autocast(config.precision):
-            logits_BC = self.ranked_model(fbank_BTM, drop_masks)
-        losses_B = clip_losses(logits_BC.float(), batch.targets_BC, config.loss) / config.global_batch_size
+            losses_B = self.ranked_losses(fbank_BTM, batch.uniforms, batch.targets_BC, drop_masks)
+        losses_B = losses_B / config.global_batch_size
         loss = losses_B.sum()
         # Gradients of a loss that is infinite may well be finite: this makes them NaN, so that every rank sees it.
         poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)

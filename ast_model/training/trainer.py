@@ -81,7 +81,7 @@ class Trainer:
                 batches = window.waiting(self.data.batches(loop.epoch, range(loop.step, num_steps), self.world))
                 pending: PendingMetrics | None = None
                 stop_vote = AnyRankFlag(self.world)
-                self.stepper.ranked_model.train()
+                self.state.model.train()
                 while loop.step < num_steps:
                     factor = learning_rate_factor(self.num_steps_done, loop.epoch, config.schedule, total)
                     set_learning_rate(state.optimizer, config.learning_rate * factor)

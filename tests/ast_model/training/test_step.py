@@ -1,16 +1,21 @@
 import dataclasses
 import logging
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.parallel import DistributedDataParallel
 
 from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.data.loader import Batch
+from ast_model.distributed import World
 from ast_model.evaluation.ensemble import score_each
 from ast_model.evaluation.predictions import LAST, load_predictions, predictions_name
 from ast_model.training.step import Stepper
@@ -210,21 +215,37 @@ def test_weights_whose_scores_are_never_finite_end_an_evaluation(
         train(job)
 
 
+class OneOfMany(World):
+    """A world of one rank that wraps its model as several ranks do."""
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+@pytest.fixture
+def one_of_many(tmp_path: Path) -> Iterator[World]:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    yield OneOfMany(0, 1, torch.device("cpu"))
+    torch.distributed.destroy_process_group()
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at it while it compiles
+@pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("what", ["blocks", "model"])
 def test_compiling_makes_code_once_for_each_size_of_a_micro_batch_and_changes_no_number(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+    make_job: MakeJob, monkeypatch, caplog: pytest.LogCaptureFixture, one_of_many: World, what: str, settings: dict
 ) -> None:
     caplog.set_level(logging.INFO, logger="ast_model")
-    # Micro-batches of 3 and 1 samples, each with patches of its own.
+    # Micro-batches of 3 and 1 samples, each with other mixed clips, masks, noise and patches.
+    augment = AugmentConfig(max_freq_mask_bins=16, max_time_mask_frames=96, noise=True, max_roll_frames=10)
     past = {"micro_batch_size": 3, "regularise": RegulariseConfig(patchout_freq=2, patchout_time=8, drop_path=0.3)}
-    plain = Trainer(make_job("plain", **past), ALONE)
+    plain = Trainer(make_job("plain", augment=augment, **past), ALONE)
     counter, compile_with = CompileCounterWithBackend("aot_eager"), torch.compile
     monkeypatch.setattr(torch, "compile", lambda code, **options: compile_with(code, backend=counter, **options))
-    compiled = Trainer(make_job("compiled", compile=what, **past), ALONE)
-    plain_batches, batches = (each.data.batches(0, range(4), ALONE) for each in (plain, compiled))
+    compiled = Trainer(make_job("compiled", compile=what, augment=augment, **past, **settings), one_of_many)
+    plain_batches, batches = (each.data.batches(0, range(6), ALONE) for each in (plain, compiled))
     losses, num_compiled = [], []
-    for step in range(4):
+    for step in range(6):
         losses.append(
             [
                 plain.stepper.train_step(0, step, plain_batches).loss.item(),
@@ -232,7 +253,7 @@ def test_compiling_makes_code_once_for_each_size_of_a_micro_batch_and_changes_no
             ]
         )
         num_compiled.append(counter.frame_count)
-    assert num_compiled == [2, 2, 2, 2]
+    assert num_compiled == [2] * 6
     for expected, loss in losses:
         assert loss == pytest.approx(expected, rel=1e-4)
     assert caplog.text.count(f"compiled the {what}: the first step took") == 1

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ast_model import recipes
 from ast_model.config import TrainConfig
-from ast_model.data import augment
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST
+from ast_model.training import step as step_module
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
 
@@ -130,12 +130,12 @@ def test_every_recipe_is_looked_at() -> None:
     ],
 )
 def test_a_planted_wait_is_found(monkeypatch: pytest.MonkeyPatch, wait: Callable[[Tensor], Any], name: str) -> None:
-    mix = augment.mix
+    mix = step_module.mix
 
     def mix_and_wait(batch: Batch) -> Tensor:
         fbank_BTM = mix(batch)
         wait(fbank_BTM)
         return fbank_BTM
 
-    monkeypatch.setattr(augment, "mix", mix_and_wait)
+    monkeypatch.setattr(step_module, "mix", mix_and_wait)
     assert name in count_waits(recipes.demo())
