@@ -6,8 +6,13 @@ keeps the tests from rotting.
 """
 
 import dataclasses
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +41,7 @@ from pipeline.store.storage import Store
 
 pytestmark = pytest.mark.gpu
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else CPU
 WORLD = World(0, 1, DEVICE)
@@ -204,6 +210,21 @@ def test_a_step_that_is_not_finite_is_skipped(
     assert {int(slots["step"]) for slots in trainer.state.optimizer.state.values()} == {trainer.data.num_steps - 1}
     if precision == "fp16":  # halved once, for the step that was skipped
         assert trainer.state.scaler.get_scale() == 2**15
+
+
+@pytest.mark.process
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need a GPU each, or none")
+def test_two_ranks_have_the_gradient_of_one(snapshot: Snapshot, tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *torchrun, str(ROOT / "tests/gpu/gradients.py")]
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command += [snapshot.store.root, str(tmp_path / "out.json")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["num_ranks"] == 2
+    assert found["fp32"] < 1e-5
+    assert found["bf16"] < 2**-7  # a rank rounds its part of a gradient to 8 bits
 
 
 @pytest.mark.skipif(DEVICE == CPU, reason="only a GPU works while the CPU goes on")
