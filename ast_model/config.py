@@ -12,6 +12,7 @@ Loss = Literal["bce", "ce"]
 Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
 Attention = Literal["auto", "cudnn", "flash", "efficient", "math"]
 Compile = Literal["none", "blocks", "model"]
+MicroBatchSize = int | Literal["auto"]
 DeviceType = Literal["cpu", "cuda"]
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
@@ -21,6 +22,7 @@ Grid = tuple[int, int]
 
 FORWARDS_PER_STEP = 3
 """A training step takes as many operations as three forwards: the backward counts twice."""
+DEFAULT_MICRO_BATCH = 12
 NUM_EXTRA_TOKENS = 2
 """The class token and the distillation token stand before the patches."""
 
@@ -294,8 +296,9 @@ class TrainConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     global_batch_size: int = 12
     """Samples per step, over all ranks."""
-    micro_batch_size: int = 12
-    """Samples that a rank's device takes at a time; gradients add up to the global batch."""
+    micro_batch_size: MicroBatchSize = DEFAULT_MICRO_BATCH
+    """Samples that a rank's device takes at a time; gradients add up to the global batch. auto tries at the start which
+    are the most that a GPU has the memory for; on a CPU it is 12."""
     learning_rate: float = 1e-5
     """Peak learning rate of Adam."""
     weight_decay: float = 5e-7
@@ -344,10 +347,12 @@ class TrainConfig:
     """Train although a class has no training clip."""
 
     def __post_init__(self) -> None:
-        counts = "num_epochs global_batch_size micro_batch_size num_reader_threads log_every_steps max_bad_steps"
+        counts = "num_epochs global_batch_size num_reader_threads log_every_steps max_bad_steps"
         for name in counts.split():
             if getattr(self, name) < 1:
                 raise ConfigError(f"{flag_of(f'train.{name}')} must be at least 1, found {getattr(self, name)}")
+        if self.clips_at_a_time < 1:
+            raise ConfigError(f"--train.micro-batch-size must be auto or at least 1, found {self.micro_batch_size}")
         for name in ("weight_count_offset", "group_draws", "average_last_epochs"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{flag_of(f'train.{name}')} must not be negative, found {getattr(self, name)}")
@@ -363,6 +368,11 @@ class TrainConfig:
             raise ConfigError(f"--train.learning-rate must be above 0, found {self.learning_rate}")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("set both --train.mean and --train.std, or neither")
+
+    @property
+    def clips_at_a_time(self) -> int:
+        """`micro_batch_size` as a number, also while auto has not been settled, and where it can't be."""
+        return DEFAULT_MICRO_BATCH if self.micro_batch_size == "auto" else self.micro_batch_size
 
     @property
     def first_averaged_epoch(self) -> int:

@@ -81,7 +81,7 @@ def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> Att
         log.debug("attention: torch's choice, since there is no GPU")
         return AttentionKernels([])
     num_tokens = num_kept_patches(model.grid, config.regularise) + NUM_EXTRA_TOKENS
-    num_clips = min(config.micro_batch_size, config.global_batch_size)
+    num_clips = min(config.clips_at_a_time, config.global_batch_size)
     shape = (num_clips, model.num_heads, num_tokens, model.width // model.num_heads)
     dtype = AUTOCAST_DTYPES.get(world.resolve(config.precision), torch.float32)
     names = list(KERNELS) if config.attention == "auto" else [config.attention]
@@ -136,6 +136,7 @@ def describe_device(config: TrainConfig, attention: AttentionKernels, world: Wor
         "device.precision": world.resolve(config.precision),
         "device.float32_products": torch.get_float32_matmul_precision(),
         "device.attention": attention.name,
+        "device.micro_batch_size": str(config.micro_batch_size),
         "device.cudnn": str(torch.backends.cudnn.version()) if is_gpu else "none",
         "device.torch": torch.__version__,
     }

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slice]:
     """Yield this rank's micro-batches of a step, as places in the epoch's draws."""
     share = rank_slice(step, config.global_batch_size, world.rank, world.size)
-    for start in range(share.start, share.stop, config.micro_batch_size):
-        yield slice(start, min(start + config.micro_batch_size, share.stop))
+    for start in range(share.start, share.stop, config.clips_at_a_time):
+        yield slice(start, min(start + config.clips_at_a_time, share.stop))
 
 
 class ClipLosses(nn.Module):
@@ -165,7 +165,7 @@ def advice_on_memory(config: TrainConfig, world: World) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        micro = config.micro_batch_size
+        micro = config.clips_at_a_time
         if micro > 1:
             advice = f"try --train.micro-batch-size {micro // 2} (the result is the same, gradients add up)"
         else:

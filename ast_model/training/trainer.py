@@ -25,6 +25,7 @@ from ast_model.training.checks import (
 from ast_model.training.data import TrainingData
 from ast_model.training.device import describe_device, set_matmul_precision
 from ast_model.training.job import Job, StopSignal
+from ast_model.training.memory import settle_micro_batch, step_bytes
 from ast_model.training.optimizer import set_learning_rate
 from ast_model.training.regularise import num_kept_patches
 from ast_model.training.reporter import Reporter, eval_metrics
@@ -47,17 +48,21 @@ class Trainer:
         check_training(job.config, job.model, job.snapshot)
         if world.is_main:
             warn_of_normalisation(job)
-        self.config, self.world, self.stop_signal = job.config, world, stop_signal or StopSignal()
+        self.world, self.stop_signal = world, stop_signal or StopSignal()
         set_matmul_precision(job.config)
-        self.data = TrainingData(job)
         model = initial_model(job)
-        self.job = dataclasses.replace(job, model=model.config)  # weights bring their own epsilons
         self.state = TrainingState(model, job.config, world)
+        self.config = settle_micro_batch(self.state, job.config, job.normalisation, world)
+        # Weights bring their own epsilons.
+        self.job = job = dataclasses.replace(job, model=model.config, config=self.config)
+        self.data = TrainingData(job)
         self._resume()
         self.stepper = Stepper(self.state, job.config, job.normalisation, world)
         self.saver = Saver(job.store, job.folder, job.config.checkpoints, self.num_steps_done)
         self.reporter = Reporter(self.job, world)
-        self.reporter.log_device(describe_device(job.config, self.stepper.attention, world))
+        computed_gib = step_bytes(job.model, job.config, job.config.clips_at_a_time, world) / 2**30
+        facts = {"device.memory_computed_gib": f"{computed_gib:.2f}"}
+        self.reporter.log_device(describe_device(job.config, self.stepper.attention, world) | facts)
         self.note = ""
 
     @property
@@ -214,7 +219,7 @@ class Trainer:
     def _evaluate(self, model: AST) -> Evaluation:
         config = self.config
         with advice_on_memory(config, self.world):
-            norm, batch_size = self.job.normalisation, config.micro_batch_size
+            norm, batch_size = self.job.normalisation, config.clips_at_a_time
             return evaluate(model, self.data.eval_clips, self.world, norm, batch_size, config.loss)
 
     def _evaluate_average(self) -> None:

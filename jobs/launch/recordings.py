@@ -103,7 +103,7 @@ def score_held_out(
     best = best_checkpoint(snapshot.store, folder)
     chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each[f"eval/{metric}"])
     name = best[0] if best and config.choose != "last" else list_checkpoints(snapshot.store, folder)[-1]
-    (member,) = score_each((snapshot.store.url(name),), snapshot, "test", config.train.micro_batch_size)
+    (member,) = score_each((snapshot.store.url(name),), snapshot, "test", config.train.clips_at_a_time)
     return {
         "valid": chosen[f"eval/{metric}"],
         "test": member.evaluation.figures[metric],

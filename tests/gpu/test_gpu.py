@@ -30,6 +30,7 @@ from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST
 from ast_model.training.job import Job, StopSignal
+from ast_model.training.memory import blank_batch, find_micro_batch
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
 from ast_model.training.trainer import Trainer
@@ -225,6 +226,24 @@ def test_two_ranks_have_the_gradient_of_one(snapshot: Snapshot, tmp_path: Path) 
     assert found["num_ranks"] == 2
     assert found["fp32"] < 1e-5
     assert found["bf16"] < 2**-7  # a rank rounds its part of a gradient to 8 bits
+
+
+@pytest.mark.skipif(DEVICE == CPU, reason="only a GPU runs out of its memory")
+def test_the_largest_micro_batch_leaves_room_for_a_step() -> None:
+    config = TrainConfig(global_batch_size=512, micro_batch_size="auto")
+    state = TrainingState(AST(ASTConfig.tiny()), config, WORLD)
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 16 * 2**30 / total))
+    try:
+        found = find_micro_batch(state, config, Normalisation(-4.27, 4.57), WORLD)
+        assert 1 < found < 512
+        config = dataclasses.replace(config, global_batch_size=found, micro_batch_size=found)
+        stepper = Stepper(state, config, Normalisation(-4.27, 4.57), WORLD)
+        batch = blank_batch(state.model.config, "fbank", found)
+        assert stepper.train_step(0, 0, iter([batch])).loss.isfinite()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
 
 
 @pytest.mark.skipif(DEVICE == CPU, reason="only a GPU works while the CPU goes on")

@@ -1,0 +1,126 @@
+"""Memory of a training step: computed from the model's shape, and the largest micro-batch that fits, by trial."""
+
+import dataclasses
+import logging
+import math
+
+import numpy as np
+import torch
+
+from ast_model.config import NUM_EXTRA_TOKENS, ASTConfig, Features, TrainConfig
+from ast_model.data.loader import Batch
+from ast_model.data.sampling import NUM_UNIFORMS
+from ast_model.distributed import AUTOCAST_DTYPES, World
+from ast_model.evaluation.evaluate import Normalisation
+from ast_model.training.regularise import num_kept_patches
+from ast_model.training.state import TrainingState
+from ast_model.training.step import Stepper
+from ast_model.training.step_metrics import memory_peak_gib
+from pipeline.fbank import FRAME_LENGTH, FRAME_SHIFT
+
+log = logging.getLogger(__name__)
+
+BYTES_PER_PARAMETER = 16
+"""Weight, gradient and Adam's two moments, float32."""
+RESERVE_SHARE = 0.05
+"""Of a GPU's memory that is held back in a trial: for checkpoints' and evaluations' copies, and what fragments."""
+HOPE = 1.25
+"""A size is tried if what it takes by computation, divided by this, is there."""
+
+
+def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: World) -> int:
+    """Compute the most memory that a step takes with micro-batches of so many clips.
+
+    Counts what the backward needs of each block: the float32 inputs of both LayerNorms, and, in the products'
+    precision, the inputs of the four products, queries, keys and values, and the MLP before its gelu. The block that
+    the backward is in takes as much again. Compiled code needs less; attention by `math` needs far more, its weights.
+    """
+    is_half = world.resolve(config.precision) in AUTOCAST_DTYPES
+    num_tokens = num_kept_patches(model.grid, config.regularise) + NUM_EXTRA_TOKENS
+    block = (2 * 4 + (6 + 2 * model.mlp_ratio) * (2 if is_half else 4)) * model.width * num_tokens
+    kept = 4 * model.width * num_tokens if config.activation_checkpointing else block
+    num_averages = bool(config.ema_decay) + bool(config.average_last_epochs)
+    bytes_per_parameter = BYTES_PER_PARAMETER + 4 * num_averages + (2 if is_half else 0)  # autocast keeps its weights
+    return bytes_per_parameter * model.num_parameters + num_clips * (model.depth * kept + block)
+
+
+def settle_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> TrainConfig:
+    """Return the settings with a number for `--train.micro-batch-size`: where it is auto, on a GPU by trial."""
+    if config.micro_batch_size != "auto":
+        return config
+    num_clips = find_micro_batch(state, config, norm, world) if world.device.type == "cuda" else config.clips_at_a_time
+    # The smallest of all ranks: some may share their GPU with others, but the run has one setting.
+    num_clips = int(world.gather_rows(torch.tensor([num_clips])).min())
+    if world.is_main:
+        log.info("--train.micro-batch-size auto: %d clips", num_clips)
+    return dataclasses.replace(config, micro_batch_size=num_clips)
+
+
+def find_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> int:
+    """Return the largest micro-batch that this rank's device has room for, by forwards and backwards of nothing.
+
+    Only sizes are tried that take a rank's samples in equal parts, one, two, three …: any between takes as many passes.
+    """
+    model, device = state.model.config, world.device
+    room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+    # Adam's moments come with the first step, which is not taken here.
+    reserve = 8 * model.num_parameters + (int(RESERVE_SHARE * room) if math.isfinite(room) else 0)
+    share = -(-config.global_batch_size // world.size)
+    for size in sorted({-(-share // parts) for parts in range(1, share + 1)}, reverse=True):
+        computed = step_bytes(model, config, size, world)
+        if computed > HOPE * room:
+            continue
+        peak = _peak_of_trial(state, config, norm, size, reserve, device)
+        if world.is_main:
+            found = "no room" if peak is None else f"{peak / 2**30:.1f} GiB"
+            log.info("micro-batch of %d clips: %s, by computation %.1f GiB", size, found, computed / 2**30)
+        if peak is not None:
+            return size
+    return 1
+
+
+def _peak_of_trial(
+    state: TrainingState, config: TrainConfig, norm: Normalisation, size: int, reserve: int, device: torch.device
+) -> float | None:
+    """Return the most memory that was in use, or None if there was too little."""
+    # By itself, since ranks may try unlike numbers of sizes; not compiled, which takes minutes each, and less memory.
+    alone = World(0, 1, device)
+    trial = dataclasses.replace(config, global_batch_size=size, micro_batch_size=size, compile="none")
+    is_gpu = device.type == "cuda"
+    try:
+        if is_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        held = torch.empty(reserve if is_gpu else 0, dtype=torch.uint8, device=device)
+        stepper = Stepper(state, trial, norm, alone)
+        batch = blank_batch(state.model.config, config.features, size)
+        stepper.gradient_is_finite(0, 0, iter([batch]), stepper.attention)
+        return memory_peak_gib(device) * 2**30 - held.numel() + 8 * state.model.config.num_parameters
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        if is_gpu:
+            torch.cuda.empty_cache()  # parts of the wrong sizes would be in the training's way
+            torch.cuda.reset_peak_memory_stats(device)
+
+
+def blank_batch(model: ASTConfig, features: Features, num_clips: int) -> Batch:
+    """Return a micro-batch of a training's shapes, every other clip mixed."""
+    num_frames = model.num_frames
+    if features == "fbank":
+        clips = torch.zeros(num_clips, num_frames, model.num_mel_bins, dtype=torch.float16)
+    else:
+        clips = torch.zeros(num_clips, FRAME_LENGTH + (num_frames - 1) * FRAME_SHIFT, dtype=torch.int16)
+    lengths_B, mixed = torch.full((num_clips,), clips.shape[1]), torch.arange(0, num_clips, 2)
+    return Batch(
+        features=features,
+        num_frames=num_frames,
+        rows=np.arange(num_clips),
+        clips=clips,
+        lengths_B=lengths_B,
+        targets_BC=torch.zeros(num_clips, model.num_classes),
+        mixed=mixed,
+        partners=clips[mixed],
+        partner_lengths_Q=lengths_B[mixed],
+        lambda_Q=torch.full((len(mixed),), 0.5),
+        uniforms=torch.full((num_clips, NUM_UNIFORMS), 0.5),
+    )
