@@ -332,10 +332,10 @@ class TrainConfig:
     """Keep an exponential moving average of the weights with this decay per step, measure it after each epoch and
     keep it as the checkpoint's model; none: the weights themselves."""
     teachers: tuple[str, ...] = ()
-    """Predictions for the training clips, by name in the store, whose mean it is trained on beside the labels, such as
-    evaluations/FOLDER/scores.npz of jobs/evaluate.py; one for each model, or ensemble, and training split."""
+    """Teachers in the store, as jobs/teachers.py import names them, whose mean probabilities are learnt beside the
+    labels; clips without any are learnt by their labels alone."""
     teacher_share: float = 0.5
-    """The teachers' part in the targets."""
+    """The teachers' part in the targets of the clips that they have scored."""
     max_bad_steps: int = 20
     """Steps in a row whose loss or gradient is not finite, after which the run ends; each is skipped."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)

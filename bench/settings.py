@@ -31,6 +31,8 @@ from ast_model.model import AST
 from ast_model.training.job import Job
 from ast_model.training.trainer import Trainer
 from bench.lines import print_line
+from jobs.config import ImportTeacher
+from jobs.launch.teachers import import_teacher
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 
@@ -112,7 +114,9 @@ def keep_teacher(trainer: Trainer) -> tuple[str, ...]:
         evaluation = evaluate(trainer.state.model, clips, ALONE, job.normalisation, batch_size=16)
         names.append(predictions_name(job.run, split))
         save_predictions(evaluation, job.snapshot, (job.config.train_splits, split), names[-1], job.config.num_epochs)
-    return tuple(names)
+    paths = tuple(job.store.path(name) for name in names)
+    import_teacher(ImportTeacher(job.run, paths, root=job.store.root))
+    return (job.run,)
 
 
 def describe(values: list[float]) -> str:

@@ -17,18 +17,20 @@ ROOMS = """
 
     ast_model:
         config metrics model distributed
-        data pretrained recipes checkpoints evaluation embeddings inference export review service
+        data pretrained recipes checkpoints evaluation teachers embeddings inference export review service
         training tracking
 
     jobs:
         config launch
-        audioset preprocess train evaluate calibrate predict export models compare search ui serve esc50
+        audioset preprocess train evaluate teachers calibrate predict export models compare search ui serve esc50
         speechcommands fsd50k vggsound urbansound8k finetune
 """
 """A room is a folder, or a module that lies flat. A module that imports none of its neighbours may stand anywhere above
 what it uses."""
 
-OPEN_TO_AST_MODEL = "errors records config labels audio fbank store shards snapshots reading weights backoff progress"
+OPEN_TO_AST_MODEL = (
+    "errors records config keys labels audio fbank store shards snapshots reading weights backoff progress"
+)
 """Modules of pipeline that ast_model may use: those that describe data, and two ways to wait."""
 
 ONLY_IN = {

@@ -7,6 +7,7 @@ from typing import Any
 from ast_model.checkpoints.checkpoint import LoopState
 from ast_model.config import ASTConfig, TrainConfig, flag_of, flatten
 from ast_model.data.sampling import check_num_draws, num_steps_of, rank_slice
+from ast_model.teachers.store import Teachers
 from ast_model.training.job import Job
 from ast_model.training.regularise import num_kept_patches
 from pipeline.errors import MismatchError, NoClipsError
@@ -38,6 +39,7 @@ def check_training(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) ->
     _check_model(config, model, snapshot)
     snapshot.rows_of((config.eval_split,))
     _check_clips(config, snapshot)
+    _check_teachers(config, snapshot)
     if config.features == "waveform" and not snapshot.manifest["settings"]["keep_audio"]:
         raise MismatchError(
             f"--train.features waveform needs audio, but snapshot {snapshot.snapshot_id} was made without; preprocess"
@@ -78,6 +80,23 @@ def _check_clips(config: TrainConfig, snapshot: Snapshot) -> None:
     num_steps_of(num_draws, config.global_batch_size)
     if config.sampler == "uniform":
         check_num_draws(num_draws, len(rows), "clips")
+
+
+def _check_teachers(config: TrainConfig, snapshot: Snapshot) -> None:
+    if not config.teachers:
+        return
+    rows = snapshot.rows_of(config.train_splits)
+    num_taught = Teachers(snapshot, rows, config.teachers).num_taught
+    names = ", ".join(config.teachers)
+    if not num_taught:
+        raise MismatchError(
+            f"expected scores of training clips ({', '.join(config.train_splits)}) from {names}, found none: import"
+            " scores of these clips, or leave out --train.teachers"
+        )
+    log.info(
+        "%s scored %d of %d training clips (%.1f %%); the other %d learn from their labels alone",
+        *(names, num_taught, len(rows), 100 * num_taught / len(rows), len(rows) - num_taught),
+    )
 
 
 def warn_of_normalisation(job: Job) -> None:

@@ -12,16 +12,13 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from ast_model.config import TrainConfig
 from ast_model.data.feed import feed
 from ast_model.data.loader import Batch, BatchReader, open_reader
 from ast_model.data.sampling import Draws, group_by_shard, num_steps_of, plan_epoch
 from ast_model.distributed import World
-from ast_model.evaluation.predictions import load_predictions
+from ast_model.teachers.store import Teachers
 from ast_model.training.job import Job
 from ast_model.training.step import micro_batches
-from pipeline.errors import MismatchError
-from pipeline.snapshots.snapshot import Snapshot
 from pipeline.weights import class_balanced_weights
 
 
@@ -39,8 +36,8 @@ class TrainingData:
         self.clips = self._batch_reader(train_rows, targets)
         self.eval_clips = self._batch_reader(eval_rows, snapshot.targets(eval_rows))
         if config.teachers:
-            scores = load_teacher(snapshot, train_rows, config)
-            self.clips = DistillationBatchReader(self.clips, scores, config.teacher_share)
+            teachers = Teachers(snapshot, train_rows, config.teachers).open(config.cache)
+            self.clips = DistillationBatchReader(self.clips, teachers, config.teacher_share)
 
     def _batch_reader(self, rows: np.ndarray, targets: sparse.csr_array) -> BatchReader:
         reader = open_reader(self.job.snapshot, self.config.cache)
@@ -79,41 +76,16 @@ class TrainingData:
 
 
 class DistillationBatchReader(BatchReader):
-    """Reads batches whose targets are partly a teacher's scores."""
+    """Reads batches whose targets are partly the teachers' probabilities; clips without any learn from their labels."""
 
-    def __init__(self, clips: BatchReader, scores: np.ndarray, share: float):
-        """scores: (N, C) of the clips, in their order. share: the teacher's part in the targets."""
+    def __init__(self, clips: BatchReader, teachers: Teachers, share: float):
+        """teachers: of the clips, in their order. share: the teachers' part in the targets."""
         super().__init__(clips.reader, clips.rows, clips.targets, clips.num_frames, clips.features, clips.random_crop)
-        self._scores, self._share = scores, share
+        self._teachers, self._share = teachers, share
 
     def _targets(self, positions: np.ndarray) -> np.ndarray:
-        targets_BC = super()._targets(positions) * (1 - self._share)
-        return targets_BC + self._share * self._scores[positions].astype(np.float32)
-
-
-def load_teacher(snapshot: Snapshot, rows: np.ndarray, config: TrainConfig) -> np.ndarray:
-    """Return the teachers' mean scores (len(rows), C) float16 of some clips. A file may hold those of one split.
-
-    Raises MismatchError if a teacher has other classes, or not all clips have scores of as many.
-    """
-    keys = np.asarray(snapshot.index["key"].take(rows).to_pylist())
-    mean = np.zeros((len(keys), len(snapshot.labels)), np.float32)
-    counts = np.zeros(len(keys), int)
-    for name in config.teachers:
-        predictions = load_predictions(snapshot.store, name)
-        if list(predictions.mids) != list(snapshot.labels.mids):
-            where = snapshot.store.url(name)
-            raise MismatchError(
-                f"expected in {where} the {len(snapshot.labels)} classes of the snapshot, found different classes"
-            )
-        _, ours, theirs = np.intersect1d(keys, predictions.keys, assume_unique=True, return_indices=True)
-        mean[ours] += predictions.scores[theirs]
-        counts[ours] += 1
-    if counts.min() != counts.max() or not counts.min():
-        least = keys[counts.argmin()]
-        raise MismatchError(
-            f"expected in {', '.join(config.teachers)} scores of all {len(keys)} training clips, by as many teachers"
-            f" each, found {counts.min()} to {counts.max()}; {least} has the fewest: evaluate each teacher on each of"
-            " the training splits of this snapshot"
-        )
-    return (mean / counts[:, None]).astype(np.float16)
+        labels_BC = super()._targets(positions)
+        taught_BC, is_untaught = self._teachers.read(positions)
+        targets_BC = labels_BC * (1 - self._share) + self._share * taught_BC
+        targets_BC[is_untaught] = labels_BC[is_untaught]
+        return targets_BC

@@ -1,71 +1,76 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from ast_model.config import AugmentConfig
-from ast_model.evaluation.evaluate import Evaluation
-from ast_model.evaluation.predictions import save_predictions
-from ast_model.metrics import tagging_metrics
+from ast_model.teachers.store import publish_teacher, write_rows
+from ast_model.training.checks import check_training
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
 from ast_model.training.step import clip_losses
 from ast_model.training.trainer import Trainer
-from pipeline.errors import MismatchError
+from pipeline.errors import ConfigError, MismatchError
 from tests.ast_model.training.alone import ALONE
 
-SPLITS = ("balanced_train", "unbalanced_train")
+SHARE = 0.25
 
 
-def keep_teacher(job: Job, split: str, name: str, seed: int) -> dict[int, np.ndarray]:
-    """Store random scores of a split's clips, as an evaluation does, and return them by row."""
-    rows = job.snapshot.rows_of((split,))
-    scores = np.random.default_rng(seed).random((len(rows), len(job.snapshot.labels)))
-    targets = job.snapshot.targets(rows).toarray().astype(bool)
-    save_predictions(Evaluation(scores, targets, tagging_metrics(scores, targets)), job.snapshot, ((), split), name, 1)
+def keep_teacher(job: Job, folder: Path, name: str, rows: np.ndarray, seed: int) -> dict[int, np.ndarray]:
+    """Store random scores of some clips, and return them by row."""
+    scores = np.random.default_rng(seed).random((len(rows), len(job.snapshot.labels))).astype(np.float32)
+    clips = write_rows(folder / name, [scores], rows, scores.shape[1])
+    facts = {"mAP": 0.5, "num_graded": 0, "stated_mAP": None, "found": "probabilities", "sources": ()}
+    facts |= {"name": name, "mids": job.snapshot.labels.mids, "snapshot": job.snapshot.snapshot_id}
+    publish_teacher(job.store, folder / name, job.snapshot.index["key"].take(pa.array(clips)), facts)
     return dict(zip(rows.tolist(), scores, strict=True))
 
 
-def keep_teachers(job: Job) -> tuple[tuple[str, ...], dict[int, np.ndarray]]:
-    """Store two teachers' scores of all training clips, a file per teacher and split; return names and mean."""
-    names = tuple(f"{teacher}-{split}.npz" for teacher in (1, 2) for split in SPLITS)
-    *both, one, two = (
-        keep_teacher(job, split, name, seed) for seed, (name, split) in enumerate(zip(names, 2 * SPLITS, strict=True))
-    )
-    first = both[0] | both[1]
-    return names, {row: (first[row] + scores) / 2 for row, scores in (one | two).items()}
-
-
-def test_targets_are_partly_the_teachers_mean(make_job: Callable[..., Job]) -> None:
+def test_targets_are_partly_the_mean_of_the_teachers_that_scored_a_clip(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
     augment = AugmentConfig(mixup_probability=0)
     plain = make_job(augment=augment)
-    teachers, scores = keep_teachers(plain)
-    taught = make_job(teachers=teachers, teacher_share=0.25, augment=augment)
-    drawn, expected = (next(TrainingData(job).batches(0, range(1), ALONE)) for job in (taught, plain))
-    for place in range(2):
-        teacher_C = torch.from_numpy(scores[expected.rows[place]]).float()
-        torch.testing.assert_close(
-            drawn.targets_BC[place], 0.75 * expected.targets_BC[place] + 0.25 * teacher_C, rtol=0, atol=1e-3
-        )
-    logits_BC = torch.randn(2, len(plain.snapshot.labels))
-    teacher_BC = (drawn.targets_BC - 0.75 * expected.targets_BC) / 0.25
-    two_losses = 0.75 * clip_losses(logits_BC, expected.targets_BC, "bce") + 0.25 * clip_losses(
-        logits_BC, teacher_BC, "bce"
-    )
-    torch.testing.assert_close(clip_losses(logits_BC, drawn.targets_BC, "bce"), two_losses)
+    rows = plain.snapshot.rows_of(plain.config.train_splits)
+    first = keep_teacher(plain, tmp_path, "first", rows[: len(rows) * 2 // 3], 1)
+    second = keep_teacher(plain, tmp_path, "second", rows[len(rows) // 3 : len(rows) * 3 // 4], 2)
+    taught = make_job(augment=augment, teachers=("first", "second"), teacher_share=SHARE)
+    data, alone = TrainingData(taught), TrainingData(plain)
+    found_NC, labels_NC = (each.clips.read_clips(np.arange(len(rows))).targets_BC for each in (data, alone))
+    for row, found_C, labels_C in zip(rows.tolist(), found_NC, labels_NC, strict=True):
+        scores = [each[row] for each in (first, second) if row in each]
+        expected_C = labels_C
+        if scores:
+            teacher_C = torch.from_numpy(np.mean(scores, axis=0))
+            expected_C = (1 - SHARE) * labels_C + SHARE * teacher_C
+            logits_C = torch.randn(len(labels_C))
+            losses = [clip_losses(logits_C[None], each_C[None], "bce") for each_C in (labels_C, teacher_C, expected_C)]
+            torch.testing.assert_close(losses[2], (1 - SHARE) * losses[0] + SHARE * losses[1])
+        torch.testing.assert_close(found_C, expected_C, rtol=0, atol=1e-3)
 
 
-def test_a_training_learns_from_a_teacher(make_job: Callable[..., Job]) -> None:
+def test_a_training_learns_from_a_teacher(make_job: Callable[..., Job], tmp_path: Path) -> None:
     plain = make_job(num_epochs=1)
-    teachers, _ = keep_teachers(plain)
-    taught = make_job("taught", num_epochs=1, teachers=teachers, teacher_share=1.0)
+    keep_teacher(plain, tmp_path, "t", plain.snapshot.rows_of(plain.config.train_splits), 0)
+    taught = make_job("taught", num_epochs=1, teachers=("t",), teacher_share=1.0)
     (metrics,) = Trainer(taught, ALONE).run()
     assert metrics["train/epoch_loss"] > Trainer(plain, ALONE).run()[0]["train/epoch_loss"]  # of random scores
 
 
-def test_a_teacher_that_left_clips_out_is_refused(make_job: Callable[..., Job]) -> None:
-    job = make_job(teachers=("part.npz",))
-    keep_teacher(job, SPLITS[0], "part.npz", 0)
-    with pytest.raises(MismatchError, match=r"scores of all \d+ training clips, .* found 0 to 1"):
-        TrainingData(job)
+def test_teachers_that_are_missing_or_of_other_clips_are_refused_before_anything_costly(
+    make_job: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make_job(teachers=("t",), allow_empty_classes=True)
+    with pytest.raises(ConfigError, match=r"found 't'; it has none yet"):
+        check_training(job.config, job.model, job.snapshot)
+    keep_teacher(job, tmp_path, "t", job.snapshot.rows_of(("eval",)), 0)
+    with pytest.raises(MismatchError, match="expected scores of training clips"):
+        check_training(job.config, job.model, job.snapshot)
+    rows = job.snapshot.rows_of(job.config.train_splits)
+    keep_teacher(job, tmp_path, "t", rows[:3], 0)
+    with caplog.at_level("INFO"):
+        check_training(job.config, job.model, job.snapshot)
+    assert f"t scored 3 of {len(rows)} training clips" in caplog.text

@@ -1,0 +1,63 @@
+"""Which clip of a snapshot a published id means."""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported.
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.keys import positions_of
+from pipeline.snapshots.snapshot import Snapshot
+
+FOLDERS = r"^.*[/\\]"
+EXTENSION = r"(?i)\.(wav|flac|mp3|m4a|ogg|opus|webm|mp4)$"
+LEADING_Y = "^Y"
+"""AudioSet's downloaders put it before a YouTube id, which may begin with `-`."""
+TIMES = r"^Y?([A-Za-z0-9_-]{11})_[0-9._-]+$"
+"""A YouTube id with its start, or start and end, in whatever unit."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What each row of a file is of."""
+
+    rows: np.ndarray
+    """(N,) rows of the snapshot's index; -1 for a clip that it has not."""
+    num_ambiguous: int
+    """Rows that name a recording only, of which the snapshot has several segments; they are left out."""
+
+
+def match_ids(ids: pa.ChunkedArray, snapshot: Snapshot) -> Matches:
+    """Match ids with a snapshot's clips: `YTID_START-MS` of our keys, or a YouTube id.
+
+    An id may have a folder before it, a file's ending or times after it, and a leading Y that its clip has not. The
+    form that changes least and means a clip counts, so an id that itself begins with Y stays what it is.
+    """
+    keys = snapshot.index["key"]
+    recordings = pc.replace_substring_regex(keys, r"_\d+$", "")
+    encoded = recordings.combine_chunks().dictionary_encode()
+    counts = np.bincount(encoded.indices.to_numpy())
+    is_single = counts[encoded.indices.to_numpy()] == 1
+    single_rows = np.flatnonzero(is_single)
+    singles = recordings.filter(pa.array(is_single))
+    several = encoded.dictionary.filter(pa.array(counts > 1))
+
+    name = pc.replace_substring_regex(pc.replace_substring_regex(ids, FOLDERS, ""), EXTENSION, "")
+    forms = [
+        name,
+        *(pc.replace_substring_regex(name, pattern, by) for pattern, by in ((LEADING_Y, ""), (TIMES, r"\1"))),
+    ]
+    rows = np.full(len(ids), -1)
+    is_ambiguous = np.zeros(len(ids), bool)
+    for form in forms:
+        is_free = (rows < 0) & ~is_ambiguous
+        by_key = positions_of(form, keys)
+        by_recording = positions_of(form, singles)
+        by_recording = np.where(by_recording >= 0, single_rows[by_recording] if len(single_rows) else -1, -1)
+        rows = np.where(is_free, np.where(by_key >= 0, by_key, by_recording), rows)
+        named = pc.fill_null(pc.is_in(form, value_set=several), False).to_numpy()
+        is_ambiguous |= named & (rows < 0)
+    return Matches(rows, int(is_ambiguous.sum()))

@@ -1,0 +1,146 @@
+"""Import a teacher of AudioSet's size, and read it as a rank does: memory and time.
+
+python -m bench.teachers --folder data/bench-teachers        needs 7 GB there
+
+Makes a snapshot of made-up clips and EfficientAT's pair of files for 70 % of them, imports the pair with
+jobs/teachers.py, and reads targets of batches of 12 with partners. Each part is a process of its own, whose peak memory
+counts. Prints a JSON line for each; the peer of a read is the same without a teacher.
+"""
+
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import tyro
+
+from ast_model.config import AUDIOSET_MEAN, AUDIOSET_STD, CacheConfig
+from ast_model.data.loader import BatchReader, open_reader
+from ast_model.teachers.store import Teachers
+from ast_model.training.data import DistillationBatchReader
+from bench.lines import print_line
+from pipeline.labels import Labels
+from pipeline.shards.format import shard_settings
+from pipeline.snapshots.snapshot import INDEX_SCHEMA, Snapshot, load_snapshot, multi_hot, publish_snapshot
+from pipeline.store.storage import Store
+
+NUM_CLASSES = 527
+BATCH = 12
+STEP_MS = 1000 * BATCH / 505
+"""A step of AST-base on an H200 at 40 % of its peak, computed: 505 samples a second."""
+BLOCK = 10_000
+IMPORT = """
+import re, sys
+from jobs.teachers import COMMAND_LINE
+assert COMMAND_LINE.main(["import", *sys.argv[1:]]) == 0
+print(re.findall(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[0])
+"""
+"""The command, and then its peak memory in kilobytes."""
+
+
+def make_store(root: str, num_clips: int) -> None:
+    random = np.random.default_rng(0)
+    frequency = 1 / np.arange(1, NUM_CLASSES + 1)
+    first = random.choice(NUM_CLASSES, num_clips, p=frequency / frequency.sum())
+    second = (first + random.integers(1, NUM_CLASSES, num_clips)) % NUM_CLASSES
+    labels = pa.ListArray.from_arrays(
+        pa.array(np.arange(0, 2 * num_clips + 1, 2), pa.int32()),
+        pa.array(np.stack([first, second], axis=1).ravel(), pa.int16()),
+    )
+    keys = pa.array([f"{number:011x}_{number % 600}000" for number in range(num_clips)])
+    columns = {
+        "key": keys,
+        "split": pa.array(["unbalanced_train"] * num_clips),
+        "shard": pa.array(["unbalanced_train/0"] * num_clips),
+        "labels": labels,
+    }
+    for name in ("offset", "length", "num_frames", "audio_offset", "audio_length"):
+        columns[name] = pa.array(np.zeros(num_clips, np.int64))
+    index = pa.table([columns[field.name].cast(field.type) for field in INDEX_SCHEMA], schema=INDEX_SCHEMA)
+    mids = tuple(f"/m/{number:06x}" for number in range(NUM_CLASSES))
+    stats = {
+        "fbank_mean": AUDIOSET_MEAN,
+        "fbank_std": AUDIOSET_STD,
+        "class_counts": {"unbalanced_train": np.bincount(first, minlength=NUM_CLASSES).tolist()},
+    }
+    manifest = {"settings": shard_settings(keep_audio=False)}
+    publish_snapshot(Snapshot(Store(root), "", index, Labels(mids, mids), stats, manifest, {}), "made")
+
+
+def write_pair(root: str, folder: Path) -> None:
+    """Write float32 logits of 70 % of the clips, and the pickled index."""
+    snapshot = load_snapshot(Store(root))
+    rows = np.flatnonzero(np.random.default_rng(1).random(len(snapshot.index)) < 0.7)
+    targets = snapshot.targets(rows)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), NUM_CLASSES)}
+    noise = np.random.default_rng(2).normal(-4, 1, (BLOCK, NUM_CLASSES)).astype(np.float32)
+    with (folder / "scores.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(rows), BLOCK):
+            hot = targets[start : start + BLOCK].toarray().astype(np.float32)
+            file.write((noise[: len(hot)] + 6 * hot).tobytes())
+    keys = snapshot.index["key"].take(pa.array(rows)).to_pylist()
+    index = {f"Y{key.rpartition('_')[0]}": row for row, key in enumerate(keys)}
+    (folder / "index.pkl").write_bytes(pickle.dumps(index))
+
+
+def import_pair(root: str, folder: Path) -> tuple[float, float]:
+    """Run the command; return seconds and peak megabytes of its own process, which has no PyTorch."""
+    flags = f"--root {root} --name made --scores {folder}/scores.npy --index {folder}/index.pkl --stated-map 0.9"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", IMPORT, *flags.split()], check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    print(done.stdout, end="")
+    return seconds, int(done.stdout.split()[-1]) / 1024
+
+
+def read_targets(root: str, with_teacher: bool, num_steps: int) -> tuple[float, float]:
+    """Return milliseconds of a step's targets, and peak megabytes, of a rank with or without a teacher."""
+    snapshot = load_snapshot(Store(root))
+    rows = snapshot.rows_of(("unbalanced_train",))
+    labels = snapshot.index["labels"].combine_chunks().take(pa.array(rows))
+    clips = BatchReader(open_reader(snapshot, CacheConfig()), rows, multi_hot(labels, NUM_CLASSES), num_frames=1024)
+    if with_teacher:
+        teachers = Teachers(snapshot, rows, ["made"]).open(CacheConfig())
+        clips = DistillationBatchReader(clips, teachers, share=0.9)
+    draws = np.random.default_rng(3).integers(len(rows), size=(num_steps, 2, BATCH))
+    start = time.perf_counter()
+    for clip, partner in draws:
+        clips._targets(clip)
+        clips._targets(partner)
+    return 1000 * (time.perf_counter() - start) / num_steps, peak_mb()
+
+
+def peak_mb() -> float:
+    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
+
+
+def main(folder: Path = Path("data/bench-teachers"), num_clips: int = 2_064_000, num_steps: int = 20_000) -> None:
+    """Measure; `folder`: where it is made, and removed again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    root = str(folder.absolute() / "store")
+
+    def apart(function, *arguments):
+        with ProcessPoolExecutor(1) as pool:
+            return pool.submit(function, *arguments).result()
+
+    apart(make_store, root, num_clips)
+    apart(write_pair, root, folder.absolute())
+    seconds, imported_mb = apart(import_pair, root, folder.absolute())
+    print_line("import", "s", seconds, clips=num_clips, peak_mb=imported_mb)
+    rounds = [[apart(read_targets, root, each, num_steps) for each in (True, False)] for _ in range(3)]
+    (taught_ms, taught_mb), (plain_ms, plain_mb) = np.median(np.array(rounds), axis=0)
+    print_line("targets of a step", "ms", taught_ms, ("without a teacher", plain_ms), of_step=taught_ms / STEP_MS)
+    print_line("a rank's peak", "MB", taught_mb, ("without a teacher", plain_mb), more_mb=taught_mb - plain_mb)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))
