@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ast_model.model import AST
 from ast_model.pretrained.files import CONFIG_KEY, METADATA_KEY
-from ast_model.pretrained.hugging_face import describe_config, describe_features
+from ast_model.pretrained.hugging_face import describe_config, describe_features, fits_hugging_face
 from ast_model.pretrained.layouts import HUGGING_FACE, to_layout
 from ast_model.pretrained.load import load_pretrained
 from ast_model.pretrained.metadata import ModelMetadata
@@ -31,13 +31,15 @@ from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
 
 LOGITS_TOLERANCE = 1e-4
 """Of logits, absolute, and relative above 1."""
+CARD_FILE = "README.md"
 _HUGGING_FACE_PREFIX = "audio_spectrogram_transformer."
 
 
-def export_hugging_face(model: AST, metadata: ModelMetadata, folder: Path) -> None:
+def export_hugging_face(model: AST, metadata: ModelMetadata, folder: Path, card: str = "") -> None:
     """Write a folder that transformers' AutoModelForAudioClassification and AutoFeatureExtractor load.
 
-    Its logits are the model's. Its embeddings are as many times smaller as `_with_one_epsilon` says.
+    card: content of its README.md, if it has one. Its logits are the model's. Its embeddings are as many times smaller
+    as `_with_one_epsilon` says.
     """
     original = _ready(model)
     model = _with_one_epsilon(original)
@@ -50,19 +52,38 @@ def export_hugging_face(model: AST, metadata: ModelMetadata, folder: Path) -> No
         save_file(tensors, aside / "model.safetensors", {"format": "pt"})
         (aside / "config.json").write_text(json.dumps(config, indent=2))
         (aside / "preprocessor_config.json").write_text(json.dumps(features, indent=2))
+        if card:
+            (aside / CARD_FILE).write_text(card, encoding="utf-8")
         _check_read_back(model, original, aside)
+
+
+def export_folder(model: AST, metadata: ModelMetadata, folder: Path, card: str) -> None:
+    """Write a folder for the hub: transformers' form where its AST can have the shape, else our safetensors."""
+    if fits_hugging_face(model.config):
+        export_hugging_face(model, metadata, folder, card)
+        return
+    model = _ready(model)
+    with _published(folder) as aside:
+        aside.mkdir()
+        save_file(model.state_dict(), aside / "model.safetensors", _header(model, metadata))
+        (aside / CARD_FILE).write_text(card, encoding="utf-8")
+        _check_read_back(model, model, aside)
 
 
 def export_safetensors(model: AST, file: Path, metadata: ModelMetadata | None = None) -> None:
     """Write one file with our own names and, in its header, config and metadata; `Tagger.load` needs no more."""
     model = _ready(model)
+    with _published(file) as aside:
+        save_file(model.state_dict(), aside, _header(model, metadata))
+        _check_read_back(model, model, aside)
+
+
+def _header(model: AST, metadata: ModelMetadata | None) -> dict[str, str]:
     header = {"format": "pt", CONFIG_KEY: json.dumps(asdict(model.config))}
     if metadata is not None:
         _check_labels(metadata.labels, model.config.num_classes)
         header[METADATA_KEY] = json.dumps(asdict(metadata))
-    with _published(file) as aside:
-        save_file(model.state_dict(), aside, header)
-        _check_read_back(model, model, aside)
+    return header
 
 
 def export_onnx(model: AST, metadata: ModelMetadata, file: Path) -> None:

@@ -440,6 +440,18 @@ class FetchModel(ModelsCommand):
 
 
 @dataclass(frozen=True)
+class ExportVersion(ModelsCommand):
+    """Write a version for the Hugging Face hub: weights, config and a card of what MLflow knows of it."""
+
+    version: str = "champion"
+    """Number, champion or latest; a run's best and averaged weights are versions of their own."""
+    to: str = tyro.MISSING
+    """Folder to make; its name is the model's."""
+    licence: str = ""
+    """Identifier of the weights' licence, such as apache-2.0; the card says so if it is not stated."""
+
+
+@dataclass(frozen=True)
 class PublishRun(ModelsCommand):
     """Bring a finished run's pictures, tables and models to MLflow, where that failed before."""
 

@@ -1,15 +1,16 @@
-"""Models in the registry: list, compare, promote, fetch; and bring a finished run's to it.
+"""Models in the registry: list, compare, promote, fetch, export; and bring a finished run's to it.
 
 python jobs/models.py list [--snapshot ID]
 python jobs/models.py compare --version 3 --against champion
 python jobs/models.py promote --version 3
 python jobs/models.py fetch --version champion --to FOLDER
+python jobs/models.py export --version champion --to FOLDER --licence cc-by-4.0
 python jobs/models.py publish --run RUN
 """
 
 import sys
 
-from jobs.config import CompareVersions, FetchModel, ListModels, PromoteVersion, PublishRun
+from jobs.config import CompareVersions, ExportVersion, FetchModel, ListModels, PromoteVersion, PublishRun
 from jobs.launch.cli import CommandLine
 
 COMMAND_LINE = CommandLine(
@@ -18,6 +19,7 @@ COMMAND_LINE = CommandLine(
         CompareVersions: "jobs.launch.models:compare",
         PromoteVersion: "jobs.launch.models:promote_model",
         FetchModel: "jobs.launch.models:fetch",
+        ExportVersion: "jobs.launch.models:export_version",
         PublishRun: "jobs.launch.models:publish_run",
     },
     {
@@ -25,6 +27,7 @@ COMMAND_LINE = CommandLine(
         "compare": CompareVersions,
         "promote": PromoteVersion,
         "fetch": FetchModel,
+        "export": ExportVersion,
         "publish": PublishRun,
     },
 )

@@ -49,9 +49,14 @@ def read_config(description: Mapping[str, Any]) -> ASTConfig:
     )
 
 
+def fits_hugging_face(config: ASTConfig) -> bool:
+    """Whether transformers' AST can have this shape."""
+    return config.patch_freq == config.patch_time
+
+
 def describe_config(config: ASTConfig, labels: Sequence[str], loss: str = "bce") -> dict[str, Any]:
     """Return the `config.json` of a model with these labels; its two epsilons must be one."""
-    if config.patch_freq != config.patch_time:
+    if not fits_hugging_face(config):
         raise ConfigError(
             f"Hugging Face's AST has square patches, but this model's are {config.patch_freq} bins × "
             f"{config.patch_time} frames; it can be exported to safetensors or ONNX instead"

@@ -1,17 +1,31 @@
-"""The commands about models in the registry: list, compare, promote, fetch, publish."""
+"""The commands about models in the registry: list, compare, promote, fetch, export, publish."""
 
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 
+from ast_model.export import export_folder
+from ast_model.inference import Tagger
+from ast_model.pretrained.hugging_face import fits_hugging_face
+from ast_model.tracking.card import write_card
 from ast_model.tracking.comparison import find_run
 from ast_model.tracking.lineage import describe_versions
 from ast_model.tracking.publish import publish
+from ast_model.tracking.pyfunc import CHECKPOINT
 from ast_model.tracking.registry import CHAMPION, difference, download, find_version, predictions_of, promote
 from ast_model.tracking.run import tracked_run_of
 from ast_model.tracking.server import connect
 from ast_model.tracking.tags import RUN_TAG, VARIANT_TAG
-from jobs.config import CompareVersions, FetchModel, ListModels, ModelsCommand, PromoteVersion, PublishRun
+from jobs.config import (
+    CompareVersions,
+    ExportVersion,
+    FetchModel,
+    ListModels,
+    ModelsCommand,
+    PromoteVersion,
+    PublishRun,
+)
 from jobs.launch.cli import resolve_root
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
@@ -48,6 +62,22 @@ def fetch(command: FetchModel) -> None:
     version = find_version(client, command.version)
     download(client, version, Path(command.to))
     print(f"version {version.version}: {Path(command.to).resolve()}")
+
+
+def export_version(command: ExportVersion) -> None:
+    client, folder = _client(command), Path(command.to)
+    version = find_version(client, command.version)
+    with tempfile.TemporaryDirectory() as scratch:
+        download(client, version, Path(scratch) / "model")
+        tagger = Tagger.load(Path(scratch) / "model" / "artifacts" / CHECKPOINT, device="cpu")
+    is_hugging_face = fits_hugging_face(tagger.model.config)
+    card = write_card(client, version, folder.resolve().name, command.licence, is_hugging_face)
+    export_folder(tagger.model, tagger.metadata, folder, card)
+    print(f"version {version.version}: {folder.resolve()}")
+    if not is_hugging_face:
+        print("it is no model of transformers, whose AST has square patches; Tagger.load and load_pretrained take it")
+    if not command.licence:
+        print("its card says that no licence is stated: name one with --licence")
 
 
 def publish_run(command: PublishRun) -> None:

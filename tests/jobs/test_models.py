@@ -1,12 +1,14 @@
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, save_checkpoint
 from ast_model.config import ASTConfig
@@ -116,6 +118,21 @@ def test_versions_are_listed_compared_promoted_and_fetched(
     )
     assert say("compare", "--version", "3", "--against", "2") == f"version 3 minus version 2: mAP {change}\n"
     assert say("promote", "--version", "2").startswith("version 2 is the champion: promoted by hand (-")
+    exported = say("export", "--version", "3", "--to", str(tmp_path / "my-ast"), "--licence", "cc-by-4.0")
+    assert exported == f"version 3: {tmp_path / 'my-ast'}\n"
+    assert {file.name for file in (tmp_path / "my-ast").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    card = (tmp_path / "my-ast" / "README.md").read_text()
+    about: Any = ModelCard(card).data
+    metrics = make_scores(0.2).evaluation.metrics
+    assert about.license == "cc-by-4.0" and about.pipeline_tag == "audio-classification"
+    assert about.eval_results and about.eval_results[0].metric_value == pytest.approx(metrics.mAP, abs=1e-4)
+    assert f"| mAP | {metrics.mAP:.4f} (" in card and "| train.noise | 0.2 |" in card
+    assert Tagger.load(tmp_path / "my-ast").labels == NAMES
     say("fetch", "--to", str(tmp_path / "model"))
     assert (tmp_path / "model" / "artifacts" / "checkpoint" / "model.safetensors").is_file()
     assert MODELS.main(["fetch", "--to", str(tmp_path / "model"), "--root", store.root]) == 1

@@ -1,0 +1,187 @@
+"""A model's card: what MLflow knows of a version, as the README.md of a folder for the Hugging Face hub."""
+
+import json
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
+
+from ast_model.evaluation.predictions import Predictions
+from ast_model.metrics import mean_average_precision_interval
+from ast_model.tracking.lineage import preprocessing_runs
+from ast_model.tracking.registry import predictions_of
+from ast_model.tracking.server import tracking_errors
+from ast_model.tracking.tags import EPOCH_TAG, RUN_TAG, SNAPSHOT_TAG, VARIANT_TAG
+
+CARD = """---
+{% if licence %}license: {{ licence | json }}
+{% endif %}pipeline_tag: audio-classification
+{% if is_hugging_face %}library_name: transformers
+{% endif %}tags: [audio, audio-tagging, audio-spectrogram-transformer]
+model-index:
+- name: {{ name | json }}
+  results:
+  - task: {type: audio-classification}
+    dataset: {name: {{ data.name | json }}, type: {{ data.name | json }}, split: {{ eval_split | json }}}
+    metrics:
+    - {type: mAP, value: {{ "%.4f" % mAP }}}
+---
+
+# {{ name }}
+
+An Audio Spectrogram Transformer that tags 16 kHz audio with {{ num_classes }} classes: the {{ variant }} weights of a
+training, after epoch {{ epoch }}.
+
+## Use
+
+{% if is_hugging_face %}
+```python
+from transformers import pipeline
+
+pipeline("audio-classification", model="FOLDER_OR_HUB_NAME")("dog.wav")
+```
+
+With the code that it was trained with, which also takes longer audio and other containers:
+
+{% endif %}
+```python
+from ast_model.inference import Tagger
+
+Tagger.load("FOLDER_OR_HUB_NAME").tag("dog.wav", top_k=5)
+```
+
+{% if is_probable %}
+Scores rank well but are not probabilities unless they are calibrated.
+{% else %}
+Scores are a softmax over the classes.
+{% endif %}
+
+## Results
+
+On {{ num_clips }} clips of the split `{{ eval_split }}`, which it was not trained on; 95 % intervals by bootstrap over
+clips.
+
+| metric | value |
+|---|---|
+| mAP | {{ "%.4f" % mAP }} ({{ "%.4f" % low }} to {{ "%.4f" % high }}) |
+| AUC | {{ "%.4f" % auc }} |
+| d′ | {{ "%.3f" % d_prime }} |
+{% if unscored %}
+{{ unscored }} of {{ num_classes }} classes have no clip there and are not in these means.
+{% endif %}
+
+## Data
+
+Snapshot `{{ snapshot }}` of `{{ data.name }}`, of which it was trained on {{ train_splits }}.
+{% if made_by %}
+Made by {{ made_by }}.
+{% endif %}
+
+| split | clips |
+|---|---|
+{% for split, count in data.counts.items() %}
+| {{ split }} | {{ count }} |
+{% endfor %}
+
+{% if teachers %}
+Targets are partly the scores of these teachers: {{ teachers }}.
+{% endif %}
+
+## Training
+
+| | |
+|---|---|
+{% for key, value in training.items() %}
+| {{ key }} | {{ value }} |
+{% endfor %}
+
+<details><summary>All settings</summary>
+
+| setting | value |
+|---|---|
+{% for key, value in params.items() %}
+| {{ key }} | {{ value }} |
+{% endfor %}
+
+</details>
+
+## Licence
+
+{{ licence or "Not stated" }}. The clips that it learnt from belong to their uploaders and are not part of it.
+"""
+
+
+def write_card(client: MlflowClient, version: ModelVersion, name: str, licence: str, is_hugging_face: bool) -> str:
+    """Return a version's card, Markdown under the hub's metadata. Raises TrackingError if its run has no scores."""
+    variant = version.tags[VARIANT_TAG]
+    with tracking_errors(client):
+        run = client.get_run(version.run_id or "")
+        made_by = ", ".join(preprocessing_runs(client, version.tags[SNAPSHOT_TAG]))
+    predictions = predictions_of(client, run.info.run_id, variant)
+    params, tags = run.data.params, run.data.tags
+    training = {
+        "run": tags.get(RUN_TAG, run.info.run_name),
+        "recipe": tags.get("preset"),
+        "command": tags.get("command"),
+        "code": _commit(tags),
+        "started from": params.get("train.init") or "random weights",
+        "epochs": params.get("train.num_epochs"),
+        "seed": params.get("train.seed"),
+        "hardware": tags.get("hardware"),
+        "versions": tags.get("versions"),
+    }
+    return _render(
+        name=name,
+        licence=licence,
+        is_hugging_face=is_hugging_face,
+        is_probable=params.get("train.loss", "bce") == "bce",
+        variant=variant,
+        epoch=version.tags[EPOCH_TAG],
+        snapshot=version.tags[SNAPSHOT_TAG],
+        made_by=made_by,
+        data=_data(run),
+        eval_split=params.get("train.eval_split", "eval"),
+        train_splits=params.get("train.train_splits", "?").replace(",", ", "),
+        teachers=params.get("train.teachers", "").replace(",", ", "),
+        training={key: value for key, value in training.items() if value},
+        params=dict(sorted(params.items())),
+        **_figures(predictions),
+    )
+
+
+def _figures(predictions: Predictions) -> dict[str, Any]:
+    metrics = predictions.evaluation.metrics
+    low, high = mean_average_precision_interval(predictions.scores, predictions.targets)
+    num_clips, num_classes = predictions.targets.shape
+    return {
+        **{"mAP": metrics.mAP, "low": low, "high": high, "auc": metrics.auc, "d_prime": metrics.d_prime},
+        "num_clips": num_clips,
+        "num_classes": num_classes,
+        "unscored": num_classes - metrics.num_classes_scored,
+    }
+
+
+def _data(run: Any) -> dict[str, Any]:
+    """Return name and clips per split of a run's data."""
+    for each in run.inputs.dataset_inputs if run.inputs else []:
+        profile = json.loads(each.dataset.profile or "{}")
+        counts = {key.removeprefix("num_clips."): n for key, n in profile.items() if key.startswith("num_clips.")}
+        return {"name": each.dataset.name, "counts": counts}
+    return {"name": "unknown", "counts": {}}
+
+
+def _commit(tags: dict[str, str]) -> str:
+    commit = tags.get("git.commit", "unknown")
+    return f"{commit}, with changes that were not committed" if tags.get("git.dirty") == "true" else commit
+
+
+def _render(**values: Any) -> str:
+    # Markdown, not HTML: a name with `|` or a line break would only break its table.
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_cell)
+    environment.filters["json"] = json.dumps
+    return environment.from_string(CARD).render(values)
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(value.split()).replace("|", "\\|") if isinstance(value, str) else value
