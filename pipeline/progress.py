@@ -25,6 +25,11 @@ class Progress(Protocol):
         ...
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds, or below one as a fraction of it."""
+    return str(timedelta(seconds=round(seconds))) if seconds >= 1 else f"{seconds:.1f} s"
+
+
 @contextmanager
 def show_progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
     """Show how far `total` units of work are."""

@@ -12,6 +12,7 @@ Axes: N clips, V views, B clips of a batch, T frames, M mel bins, D embedding si
 
 import hashlib
 import io
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -109,10 +110,11 @@ def plan_embeddings(snapshot: Snapshot, model: AST, normalisation: Normalisation
     return EmbeddingPlan(snapshot.store, snapshot.snapshot_id, digest_of(made_of), num_clips, num_views, normalisation)
 
 
-def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = None) -> None:
-    """Embed the clips of a chunk and publish them. May be repeated at any time."""
+def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = None) -> float:
+    """Embed the clips of a chunk and publish them; return the seconds it took. May be repeated at any time."""
     device = device or torch.device("cpu")
     model, reader = _open(plan, device)
+    started_s = time.monotonic()
     rows = plan.rows_of(first)
     parts = []
     with evaluating(model):
@@ -123,6 +125,7 @@ def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = N
     out = io.BytesIO()
     np.save(out, np.concatenate(parts), allow_pickle=False)
     plan.store.write_bytes(plan.chunk_name(first), out.getvalue())
+    return time.monotonic() - started_s
 
 
 def _views(

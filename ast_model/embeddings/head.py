@@ -6,13 +6,15 @@ It trains in seconds, since the features are computed once. One full-batch solve
 Axes: N clips, D embedding size, C classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as nnf
+from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ast_model.config import Loss
@@ -21,9 +23,11 @@ from pipeline.errors import InputError
 
 PENALTIES = tuple(float(10**exponent) for exponent in np.arange(0.0, -5.5, -0.5))
 """Strongest first, so that each solution starts from the one before it."""
-MAX_ITERATIONS, TOLERANCE = 300, 1e-7
-CROSS_VALIDATION_ITERATIONS, CROSS_VALIDATION_TOLERANCE = 50, 1e-4
-"""Enough to rank penalties by."""
+EXACT = {"maxiter": 300, "gtol": 1e-7, "ftol": 1e-12, "maxcor": 20}
+RANKING = {"maxiter": 50, "gtol": 1e-3, "ftol": 1e-4, "maxcor": 20}
+"""SciPy's options of L-BFGS: for the head, and enough to rank penalties by."""
+CURVATURE = 0.03
+"""Of the loss at a logit, roughly: between 0 and a quarter. It only sets how the solver scales its steps."""
 MAX_SINGLE_THREADED = 10**8
 """Multiply-adds of a gradient below which a second thread costs more than it computes: much more on a busy machine."""
 MAX_CROSS_VALIDATION_CLIPS = 20_000
@@ -70,17 +74,18 @@ def fit_head(
             groups = np.arange(len(embeddings_ND)) if groups_N is None else np.unique(groups_N, return_inverse=True)[1]
             scores = _cross_validate(embeddings_ND, targets_NC, loss, groups, is_balanced, num_folds, seed)
             penalty = max(scores, key=lambda each: scores[each])
-        weight_CD, bias_C = _Problem(embeddings_ND, targets_NC, loss, is_balanced).solve(penalty)
+        weight_CD, bias_C = _Problem(embeddings_ND, targets_NC, loss, is_balanced).solve(penalty, EXACT)
     return LinearHead(weight_CD, bias_C, penalty, scores)
 
 
 @contextmanager
 def _few_threads(num_operations: int) -> Iterator[None]:
-    """Compute with one thread if there is little to compute."""
+    """Compute with one thread if there is little to compute; SciPy's solver, whose vectors are short, always."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if num_operations < MAX_SINGLE_THREADED else before)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -108,7 +113,7 @@ def _cross_validate(
             continue
         problem = _Problem(embeddings_ND[~is_test], targets_NC[~is_test], loss, is_balanced)
         for penalty in PENALTIES:
-            weight_CD, bias_C = problem.solve(penalty, CROSS_VALIDATION_ITERATIONS, CROSS_VALIDATION_TOLERANCE)
+            weight_CD, bias_C = problem.solve(penalty, RANKING)
             logits_of[penalty][is_test] = embeddings_ND[is_test] @ weight_CD.T + bias_C
     return {penalty: _score(logits, targets_NC, loss) for penalty, logits in logits_of.items()}
 
@@ -132,55 +137,63 @@ class _Problem:
         std_D = embeddings_ND.std(axis=0, dtype=np.float64)
         self.std_D = np.where(std_D > 0, std_D, 1.0)
         # Double precision: in single, the line search stalls long before scikit-learn's optimum.
-        self.features_ND = torch.from_numpy((embeddings_ND - self.mean_D) / self.std_D)
+        standard_ND = torch.from_numpy((embeddings_ND - self.mean_D) / self.std_D)
+        # Along the principal axes the loss's curvature is nearly diagonal: scaled by it, the solver takes far fewer
+        # steps where embeddings are correlated. A rotation leaves the penalty as it is.
+        covariance_DD = standard_ND.T @ standard_ND / len(standard_ND)
+        self.variance_D, self.axes_DD = torch.linalg.eigh(covariance_DD)
+        self.features_ND = standard_ND @ self.axes_DD
         self.targets_NC = torch.from_numpy(targets_NC.astype(np.float64))
         self.loss: Loss = loss
-        self.weights = _loss_weights(self.targets_NC, loss) if is_balanced else torch.ones(1)
-        num_classes, num_dimensions = targets_NC.shape[1], embeddings_ND.shape[1]
-        self.weight_CD = torch.zeros(num_classes, num_dimensions, dtype=torch.float64, requires_grad=True)
-        self.bias_C = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+        self.weights = _loss_weights(self.targets_NC, loss) if is_balanced else torch.ones(1, 1)
+        self.weight_CD = torch.zeros(targets_NC.shape[1], embeddings_ND.shape[1], dtype=torch.float64)
+        self.bias_C = torch.zeros(targets_NC.shape[1], dtype=torch.float64)
 
-    def solve(
-        self, penalty: float, max_iterations: int = MAX_ITERATIONS, tolerance: float = TOLERANCE
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, penalty: float, options: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
         """Return weights (C, D) and biases (C,) for embeddings that are not standardised."""
-        parameters = [self.weight_CD, self.bias_C]
-        solver = torch.optim.LBFGS(
-            parameters,
-            max_iter=max_iterations,
-            tolerance_grad=tolerance,
-            tolerance_change=1e-5 * tolerance,
-            history_size=20,
-            line_search_fn="strong_wolfe",
+        scale_D = (CURVATURE * self.variance_D.clamp(min=0) + penalty).sqrt()
+        shape_CD = self.weight_CD.shape
+
+        def objective(solution: np.ndarray) -> tuple[float, np.ndarray]:
+            weight_CD = torch.from_numpy(solution[: shape_CD.numel()]).view(shape_CD) / scale_D
+            loss, gradient_NC = self._mean_loss(weight_CD, torch.from_numpy(solution[shape_CD.numel() :]))
+            gradient_CD = (gradient_NC.T @ self.features_ND + penalty * weight_CD) / scale_D
+            gradient = torch.cat([gradient_CD.flatten(), gradient_NC.sum(dim=0)])
+            return loss + 0.5 * penalty * float(weight_CD.square().sum()), gradient.numpy()
+
+        found = minimize(
+            objective,
+            torch.cat([(self.weight_CD * scale_D).flatten(), self.bias_C]).numpy(),
+            jac=True,
+            method="L-BFGS-B",
+            options=dict(options),
         )
+        self.weight_CD = torch.from_numpy(found.x[: shape_CD.numel()]).view(shape_CD) / scale_D
+        self.bias_C = torch.from_numpy(found.x[shape_CD.numel() :])
+        weight_CD = (self.weight_CD @ self.axes_DD.T).numpy() / self.std_D
+        return weight_CD.astype(np.float32), (self.bias_C.numpy() - weight_CD @ self.mean_D).astype(np.float32)
 
-        def objective() -> Tensor:
-            solver.zero_grad()
-            value = self._mean_loss() + 0.5 * penalty * self.weight_CD.square().sum()
-            value.backward()
-            return value
-
-        solver.step(objective)  # pyright: ignore[reportArgumentType] (LBFGS takes tensors; the stub says float)
-        weight_CD = self.weight_CD.detach().numpy() / self.std_D
-        return weight_CD.astype(np.float32), (self.bias_C.detach().numpy() - weight_CD @ self.mean_D).astype(np.float32)
-
-    def _mean_loss(self) -> Tensor:
-        logits_NC = nnf.linear(self.features_ND, self.weight_CD, self.bias_C)
+    def _mean_loss(self, weight_CD: Tensor, bias_C: Tensor) -> tuple[float, Tensor]:
+        """Return the loss and its gradient at the logits (N, C)."""
+        logits_NC = torch.addmm(bias_C, self.features_ND, weight_CD.T)
         if self.loss == "ce":
-            losses = nnf.cross_entropy(logits_NC, self.targets_NC, reduction="none")
-            return (losses * self.weights).mean()
-        losses = nnf.binary_cross_entropy_with_logits(logits_NC, self.targets_NC, reduction="none")
-        # Each class is a problem of its own: a sum over classes keeps the penalty's meaning.
-        return (losses * self.weights).mean(dim=0).sum()
+            log_probs_NC = logits_NC.log_softmax(dim=1)
+            losses, scores_NC = -(self.targets_NC * log_probs_NC).sum(dim=1, keepdim=True), log_probs_NC.exp()
+        else:
+            # Each class is a problem of its own: a sum over classes keeps the penalty's meaning.
+            losses = nnf.binary_cross_entropy_with_logits(logits_NC, self.targets_NC, reduction="none")
+            scores_NC = logits_NC.sigmoid()
+        weights = self.weights / len(logits_NC)
+        return float((losses * weights).sum()), (scores_NC - self.targets_NC) * weights
 
 
 def _loss_weights(targets_NC: Tensor, loss: Loss) -> Tensor:
-    """Return scikit-learn's "balanced" weights: (N,) for one label per clip, (N, C) for a binary problem per class."""
+    """Return scikit-learn's "balanced" weights: (N, 1) for one label per clip, else (N, C), a problem per class."""
     num_clips = len(targets_NC)
     counts_C = targets_NC.sum(dim=0)
     if loss == "ce":
         num_present = (counts_C > 0).sum()
-        return (num_clips / (num_present * counts_C.clamp(min=1)))[targets_NC.argmax(dim=1)]
+        return (num_clips / (num_present * counts_C.clamp(min=1)))[targets_NC.argmax(dim=1)][:, None]
     positive_C = num_clips / (2 * counts_C.clamp(min=1))
     negative_C = num_clips / (2 * (num_clips - counts_C).clamp(min=1))
     return torch.where(targets_NC > 0, positive_C, negative_C)

@@ -57,12 +57,20 @@ class ClipLosses(nn.Module):
 class Stepper:
     """Takes steps with a model that it makes ready for this rank and device."""
 
-    def __init__(self, state: TrainingState, config: TrainConfig, normalisation: Normalisation, world: World):
+    def __init__(
+        self,
+        state: TrainingState,
+        config: TrainConfig,
+        normalisation: Normalisation,
+        world: World,
+        attention: AttentionKernels | None = None,
+    ):
+        """attention: kernels to use; chosen by the config unless given."""
         self.state, self.config, self.world = state, config, world
         model = state.model
         self.drop_masks = DropMaskSampler(config.regularise, model.config, config.global_batch_size, config.seed)
         self.num_bad_in_row = torch.zeros((), device=world.device)
-        self.attention = choose_attention(config, model.config, world)
+        self.attention = attention or choose_attention(config, model.config, world)
         model.activation_checkpointing = config.activation_checkpointing
         self._must_warm_up = config.compile != "none"
         # Not dynamic: a last micro-batch that is smaller gets code of its own, instead of slower code for every size.

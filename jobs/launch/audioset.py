@@ -6,7 +6,6 @@ from ast_model.tracking.server import connect, tracking_uri
 from ast_model.training.checks import check_ranks
 from jobs.config import AudioSetConfig
 from jobs.launch.cli import resolve_root
-from jobs.launch.estimate import log_estimate
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.report import RunSummary, print_report
@@ -33,7 +32,6 @@ def audioset(config: AudioSetConfig) -> None:
                 snapshot, report = preprocess_tracked(data, store, run)
             job = begin_run(config, snapshot, run)
         with ending_tracked(job):
-            log_estimate(job, config.ray)
             history = train_on_ray(job, config.ray)
     print_report(RunSummary(job.snapshot, report, job.run, history, config.train.eval_split, tracking_uri(store)))
     # After the training: the clips that are there are worth one, but a schedule must see that some are missing.

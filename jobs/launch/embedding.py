@@ -13,7 +13,7 @@ from ast_model.evaluation.evaluate import Normalisation
 from ast_model.export import export_safetensors
 from ast_model.model import AST
 from pipeline.cluster import ray_session, run_tasks
-from pipeline.progress import show_progress
+from pipeline.progress import format_duration, show_progress
 from pipeline.snapshots.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -43,12 +43,24 @@ def embed_snapshot(
             max_in_flight=TASKS_PER_PROCESSOR * num_processors,
             num_gpus=int(use_gpu),
         )
-        for first, result in results:
+        measured_s, num_measured = 0.0, 0
+        for num_chunks, (first, result) in enumerate(results, start=1):
             if isinstance(result, Exception):
                 raise result
             progress.advance(len(plan.rows_of(first)))
+            measured_s, num_measured = measured_s + result, num_measured + len(plan.rows_of(first))
+            if num_chunks == num_processors:  # each has embedded a chunk, while the others were busy, too
+                _log_estimate(plan.num_clips - num_done - num_measured, measured_s / num_measured, num_processors)
     log.info("embedded %d clips in %.1f s", plan.num_clips - num_done, time.monotonic() - start)
     return plan
+
+
+def _log_estimate(num_left: int, clip_s: float, num_processors: int) -> None:
+    left = format_duration(num_left * clip_s / num_processors)
+    log.info(
+        "%d more clips to embed, %.3g ms each on each of %d processors: about %s",
+        *(num_left, 1000 * clip_s, num_processors, left),
+    )
 
 
 def publish_model(model: AST, plan: EmbeddingPlan) -> None:
@@ -61,5 +73,5 @@ def publish_model(model: AST, plan: EmbeddingPlan) -> None:
         plan.store.write_bytes(plan.model_name, file.read_bytes())
 
 
-def _embed_on_gpu(first: int, plan: EmbeddingPlan) -> None:
-    embed_chunk(first, plan, torch.device("cuda"))
+def _embed_on_gpu(first: int, plan: EmbeddingPlan) -> float:
+    return embed_chunk(first, plan, torch.device("cuda"))

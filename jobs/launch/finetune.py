@@ -83,7 +83,7 @@ def finetune(config: FinetuneConfig) -> None:
                 report = train_head(job, config.views, config.shots, bool(run.ray.use_gpu))
             lines = report.lines()
         else:
-            job, history = train_tracked(run, snapshot, faster=faster_ways(config))
+            job, history = train_tracked(run, snapshot, faster=faster_ways(config, model))
             lines = [_line(metrics) for metrics in history]
     print("\n".join([*lines, *_next_steps(job, config, is_head_only)]))
 
@@ -106,10 +106,17 @@ def _next_steps(job: TrackedJob, config: FinetuneConfig, is_head_only: bool) -> 
     return lines
 
 
-def faster_ways(config: FinetuneConfig) -> list[str]:
+def faster_ways(config: FinetuneConfig, model: ASTConfig) -> list[str]:
     """Return settings by which a training of all weights would take less time."""
     smaller = list(SIZES)[: list(SIZES).index(config.size)] if not config.init else []
-    return ["--head-only, which computes each clip once", *(f"--size {size}" for size in smaller)]
+    shapes = {size: SIZES[size](num_classes=model.num_classes, num_frames=model.num_frames) for size in smaller}
+    return [
+        "--head-only, which computes each clip once",
+        *(
+            f"--size {size} ({shape.num_forward_flops / model.num_forward_flops:.1%} of the operations)"
+            for size, shape in shapes.items()
+        ),
+    ]
 
 
 def choose_head_only(config: FinetuneConfig, has_gpu: bool, clips: Sequence[Recording]) -> bool:

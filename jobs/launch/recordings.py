@@ -13,7 +13,6 @@ from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import connect
 from ast_model.training.step_metrics import Metrics
 from jobs.config import FSD50KConfig, PublishedConfig, RayConfig, SpeechCommandsConfig
-from jobs.launch.estimate import log_estimate
 from jobs.launch.ray_train import choose_gpu, train_on_ray
 from jobs.launch.runs import RunConfig, TrackedJob, begin_run, ending_tracked, new_run_name, resume_run
 from jobs.launch.tracked_preprocessing import preprocess_tracked
@@ -83,9 +82,7 @@ def train_tracked(
     else:
         job = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
     with ending_tracked(job):
-        ray = choose_gpu(config.ray)
-        log_estimate(job, ray, faster)
-        return job, train_on_ray(job, ray)
+        return job, train_on_ray(job, choose_gpu(config.ray), faster)
 
 
 def score_held_out(

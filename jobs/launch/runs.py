@@ -4,13 +4,14 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ast_model.distributed import World
 from ast_model.tracking.publish import publish_or_say_how
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.checks import changed_settings, check_same_job, check_training
+from ast_model.training.estimate import log_estimate
 from ast_model.training.job import Job, StopSignal
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
@@ -128,10 +129,15 @@ def ending(tracker: TrackedRun) -> Iterator[None]:
         tracker.end(status)
 
 
-def train_rank(job: TrackedJob, world: World, stop_signal: StopSignal) -> list[Metrics]:
-    """Take one rank's part in a run, from its newest checkpoint if it has one."""
+def train_rank(job: TrackedJob, world: World, stop_signal: StopSignal, faster: Sequence[str] = ()) -> list[Metrics]:
+    """Take one rank's part in a run, from its newest checkpoint if it has one.
+
+    faster: settings by which it would take less time, for the log.
+    """
     try:
-        history = Trainer(job, world, stop_signal).run()
+        trainer = Trainer(job, world, stop_signal)
+        log_estimate(trainer, faster)
+        history = trainer.run()
     finally:
         # On every rank: what a process leaves in its queue waits for the next job on this machine.
         job.tracker.close()

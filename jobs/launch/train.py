@@ -11,7 +11,6 @@ from ast_model.training.job import StopSignal
 from ast_model.training.step_metrics import Metrics
 from jobs.config import TrainJobConfig
 from jobs.launch.cli import resolve_root
-from jobs.launch.estimate import log_estimate
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, resume_run, train_rank
@@ -28,7 +27,6 @@ def train(config: TrainJobConfig) -> None:
         check_ranks(config.train, config.ray.num_workers[1])
         job = _open_run(config)
         with ending_tracked(job), ray_session():  # in this order, so that a Ray that can't start ends the run, too
-            log_estimate(job, config.ray)
             history = train_on_ray(job, config.ray)
     if history:
         print(f"\n{history[-1]}")

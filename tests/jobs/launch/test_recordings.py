@@ -114,11 +114,11 @@ def stop_once(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     train: Callable = jobs.launch.recordings.train_on_ray
     stopped = []
 
-    def train_on_ray(job: TrackedJob, config):
+    def train_on_ray(job: TrackedJob, *settings):
         if job.run.endswith(ending) and not stopped:
             stopped.append(job.run)
             raise StoppedError(f"go on with --resume {job.run}")
-        return train(job, config)
+        return train(job, *settings)
 
     monkeypatch.setattr(jobs.launch.recordings, "train_on_ray", train_on_ray)
 
