@@ -46,7 +46,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True)
+        ray.init(log_to_driver=True, runtime_env={"worker_process_setup_hook": _keep_waiting_quiet})
     else:
         # Ray reports its start and the token that it made: nothing to do for the user.
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -56,7 +56,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             num_cpus=num_cpus,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             include_dashboard=False,
-            runtime_env={"worker_process_setup_hook": _keep_cleaner_quiet},
+            runtime_env={"worker_process_setup_hook": _keep_local_ray_quiet},
             log_to_driver=True,
         )
     try:
@@ -65,16 +65,23 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _keep_cleaner_quiet() -> None:
-    """Silence Ray Train's cleaner, which complains that there is no dashboard, or that others run a Ray here, too.
+def _keep_waiting_quiet() -> None:
+    """Silence Ray Train's client of the autoscaler.
+
+    It waits 5 s for an answer; on a busy machine that is late, and it warns with the traceback of a GetTimeoutError,
+    though it asks again.
+    """
+    client = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
+    logging.getLogger(client).setLevel(logging.ERROR)
+
+
+def _keep_local_ray_quiet() -> None:
+    """Silence Ray Train's cleaner, too, which complains that there is no dashboard, or that others run a Ray here.
 
     It is for clusters that outlive a run; this Ray ends with the run.
     """
+    _keep_waiting_quiet()
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
-    # Its controller waits 5 s for the autoscaler; on a busy machine the answer is late, and it warns with the traceback
-    # of a GetTimeoutError, though it asks again.
-    client = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
-    logging.getLogger(client).setLevel(logging.ERROR)
     usual = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:

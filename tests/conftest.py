@@ -1,8 +1,10 @@
 """A small store made of a small miniature, an S3 service and a Ray, each made once."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
+import mlflow
 import pytest
 import ray
 import requests
@@ -59,7 +61,8 @@ def labels(metadata: Metadata) -> Labels:
 @pytest.fixture(scope="session")
 def conversion(media_address: str, tmp_path_factory: pytest.TempPathFactory) -> Conversion:
     """Conversion that makes the small store's shards."""
-    fetch = FetchConfig(deadline_s=1.0, backoff_s=0.01, num_threads=4)
+    # One clip of the miniature stalls: each attempt at it waits for the whole deadline.
+    fetch = FetchConfig(deadline_s=0.5, backoff_s=0.01, num_threads=4)
     store = Store(str(tmp_path_factory.mktemp("small") / "store"))
     return Conversion(store, HttpSource(media_address, fetch), fetch, keep_audio=True)
 
@@ -89,6 +92,14 @@ def snapshot(reports: list[ShardReport], conversion: Conversion, metadata: Metad
 def small_store(snapshot: Snapshot) -> Store:
     """Shards and a snapshot of the small miniature. Tests may add to it, not change it."""
     return snapshot.store
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking database with its tables, whose making takes seconds."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,7 @@ def test_without_a_gpu_the_parts_that_need_none_run(bare_machine: dict[str, str]
     assert "There is no GPU here" in printed
 
 
+@pytest.mark.process
 def test_a_part_ends_at_its_deadline_and_what_it_measured_is_kept(tmp_path: Path) -> None:
     report = Report(tmp_path / "gpu.json", {"device": "none"})
     line = '{"name": "ours", "unit": "samples/s", "figure": 390.0, "peer": "transformers", "peer_figure": 300.0}'

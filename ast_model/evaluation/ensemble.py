@@ -1,6 +1,7 @@
 """Score checkpoints one after the other, and average their scores."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from ast_model.model import AST
 from ast_model.pretrained.files import read_weights
 from ast_model.pretrained.load import fit_weights
 from ast_model.pretrained.metadata import ModelMetadata, check_labels, find_labels, read_metadata
+from pipeline.errors import TrainingError
 from pipeline.labels import Labels
 from pipeline.snapshots.snapshot import Snapshot
 
@@ -35,7 +37,8 @@ class EnsembleMember:
 def score_each(checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int) -> Iterator[EnsembleMember]:
     """Score each checkpoint on a split; the last one's `ensemble` is that of all.
 
-    Classes are matched by name. Raises MismatchError if a checkpoint has others than the snapshot.
+    Classes are matched by name. Raises MismatchError if a checkpoint has others than the snapshot, TrainingError if a
+    GPU's memory does not hold a batch.
     """
     rows = snapshot.rows_of((split,))
     targets, reader = snapshot.targets(rows), open_reader(snapshot, CacheConfig())
@@ -45,12 +48,22 @@ def score_each(checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch
             model, metadata = _load_for_classes(source, snapshot.labels)
             clips = BatchReader(reader, rows, targets, model.config.num_frames)
             norm = Normalisation(metadata.mean, metadata.std)
-            evaluation = evaluate(model.to(world.device), clips, world, norm, batch_size, metadata.loss)
+            with _advice_on_memory(batch_size):
+                evaluation = evaluate(model.to(world.device), clips, world, norm, batch_size, metadata.loss)
             mean = _add_to_mean(mean, evaluation, number) if mean else evaluation
             yield EnsembleMember(source, evaluation, mean, metadata.loss)
             # Two models of an ensemble never share the GPU's memory.
             del model
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def _advice_on_memory(batch_size: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        advice = f"try --batch-size {batch_size // 2}" if batch_size > 1 else "there is no smaller one"
+        raise TrainingError(f"out of memory with --batch-size {batch_size}; {advice}") from error
 
 
 def _load_for_classes(source: str, labels: Labels) -> tuple[AST, ModelMetadata]:

@@ -17,6 +17,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -61,11 +62,11 @@ class CommandLine:
             _check_flags(argv, type(config))
             argv = list(_give_values(argv, type(config)))
         prog = f"python {'/'.join(Path(sys.argv[0]).parts[-2:])}" + (f" {name}" if len(self.presets) > 1 else "")
-        try:
-            return tyro.cli(type(config), default=config, args=argv, description=self._describe(name), prog=prog)
-        finally:
-            if rare_flags:
-                print(rare_flags)
+        with _exit_with_the_reader():
+            try:
+                return tyro.cli(type(config), default=config, args=argv, description=self._describe(name), prog=prog)
+            finally:
+                print(rare_flags, end="", flush=True)
 
     def load(self, config: Any) -> Callable[[Any], None]:
         """Import the function that takes the config."""
@@ -242,7 +243,17 @@ def _list_rare_flags(config: type) -> str:
     lines = (f"{group}.{{{', '.join(names)}}}" for group, names in groups.items())
     width = shutil.get_terminal_size().columns
     wrap = functools.partial(textwrap.fill, width=width, subsequent_indent="    ", break_on_hyphens=False)
-    return "\n".join(["More flags, which --help-all explains:", *map(wrap, lines)])
+    return "\n".join(["More flags, which --help-all explains:", *map(wrap, lines), ""])
+
+
+@contextmanager
+def _exit_with_the_reader() -> Iterator[None]:
+    """Exit in silence once whoever reads the output has seen enough, as `head` has."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails, too
+        sys.exit(0)
 
 
 def configure_logging() -> None:

@@ -77,7 +77,7 @@ class Changes:
     def __str__(self) -> str:
         parts = {
             "{} new": self.num_added,
-            "labels of {} clips": self.num_relabelled,
+            "{} relabelled": self.num_relabelled,
             "{} moved to another split": self.num_moved,
             "{} fetched again": self.num_replaced,
             "{} gone": self.num_removed,

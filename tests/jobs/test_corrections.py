@@ -80,8 +80,7 @@ def test_a_rerun_takes_over_corrections_and_fetches_only_what_has_another_end(
     printed = capsys.readouterr().out
     assert "1 planned, 1 written, 0 failed" in printed
     assert (
-        "changed since the snapshot before: labels of 1 clips, 1 moved to another split, 1 fetched again, 1 gone"
-        in printed
+        "changed since the snapshot before: 1 relabelled, 1 moved to another split, 1 fetched again, 1 gone" in printed
     )
     assert says(second, relabelled)["mids"] == {mid}
     assert says(second, moved)["split"] == "eval"
@@ -91,7 +90,7 @@ def test_a_rerun_takes_over_corrections_and_fetches_only_what_has_another_end(
     assert load_snapshot(second.store, first.snapshot_id).index.equals(first.index)
 
     assert COMMAND_LINE.main(["snapshots", "diff", "--root", root, "--old", first.snapshot_id]) == 0
-    assert "labels of 1 clips, 1 moved to another split, 1 fetched again, 1 gone" in capsys.readouterr().out
+    assert "1 relabelled, 1 moved to another split, 1 fetched again, 1 gone" in capsys.readouterr().out
     assert COMMAND_LINE.main(["verify", "--root", root]) == 0
     assert COMMAND_LINE.main(["status", "--root", root, "--retry", "throttled"]) == 0
     assert "0 of " in capsys.readouterr().out.splitlines()[-1]

@@ -69,6 +69,18 @@ def test_a_class_that_is_not_there_is_said_before_anything_is_scored(
     assert f"found {name[:-1]!r}" in (shown := capsys.readouterr().err) and repr(name) in shown
 
 
+def test_a_batch_that_the_memory_does_not_hold_gets_advice(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_out(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AST, "forward", run_out)
+    checkpoint = save_model(tmp_path, snapshot.labels, 16, 256)
+    assert run_evaluate("--checkpoints", checkpoint, "--root", snapshot.store.root, "--batch-size", 6) == 1
+    assert "out of memory with --batch-size 6; try --batch-size 3" in capsys.readouterr().err
+
+
 def test_classes_are_matched_by_name_and_others_refused(
     snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

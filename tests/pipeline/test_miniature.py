@@ -28,19 +28,8 @@ from pipeline.miniature.media import make_media
 from pipeline.miniature.plan import FORMATS, RATES_HZ, plan_clips
 from pipeline.records import Segment
 
-make_small = partial(make_miniature, num_train=24, num_eval=8)
+make_small = partial(make_miniature, num_train=24, num_eval=8)  # as the fixture was made
 SINE = "/m/01v_m0"
-
-
-@pytest.fixture(scope="module")
-def miniature(tmp_path_factory) -> Miniature:
-    return make_small(tmp_path_factory.mktemp("miniature"))
-
-
-@pytest.fixture(scope="module")
-def address(miniature):
-    with serve_miniature(miniature.folder) as server:
-        yield server.media_address
 
 
 def clip_with(miniature: Miniature, fault: Fault | None) -> Clip:
@@ -215,13 +204,13 @@ def test_sine_wave_is_one_line():
     assert power[peak - 3 : peak + 4].sum() / power.sum() > 0.999
 
 
-def test_server_delivers_media_with_type_and_length(miniature, address):
+def test_server_delivers_media_with_type_and_length(miniature, media_address):
     types = {"webm": "audio/webm", "m4a": "audio/mp4", "mp3": "audio/mpeg", "flac": "audio/flac", "wav": "audio/wav"}
     for form in {clip.format for clip in miniature.clips if clip.fault is None}:
         clip = next(clip for clip in miniature.clips if clip.fault is None and clip.format == form)
-        with opened(address, clip) as response:
+        with opened(media_address, clip) as response:
             assert response.headers["Content-Type"] == types[form]
-        assert fetched(address, clip) == (miniature.media_folder / str(clip.file_name)).read_bytes()
+        assert fetched(media_address, clip) == (miniature.media_folder / str(clip.file_name)).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -232,27 +221,27 @@ def test_server_delivers_media_with_type_and_length(miniature, address):
         ("bytes=-300", slice(-300, None), "bytes {from_end}-{last}/{}"),
     ],
 )
-def test_server_delivers_ranges(miniature, address, wanted, part, content_range):
+def test_server_delivers_ranges(miniature, media_address, wanted, part, content_range):
     clip = clip_with(miniature, None)
     content = (miniature.media_folder / str(clip.file_name)).read_bytes()
     size = len(content)
-    with opened(address, clip, Range=wanted) as response:
+    with opened(media_address, clip, Range=wanted) as response:
         assert response.status == 206
         assert response.read() == content[part]
         expected = content_range.format(size, last=size - 1, from_end=size - 300)
         assert response.headers["Content-Range"] == expected
 
 
-def test_server_refuses_impossible_ranges(miniature, address):
+def test_server_refuses_impossible_ranges(miniature, media_address):
     clip = clip_with(miniature, None)
     for wanted in ("bytes=99999999-", "bytes=-", "bytes=20-10", "seconds=1-2"):
-        assert status_of(address, clip, Range=wanted) == 416
+        assert status_of(media_address, clip, Range=wanted) == 416
 
 
-def test_missing_clip_is_404(miniature, address):
-    assert status_of(address, clip_with(miniature, Fault.MISSING)) == 404
+def test_missing_clip_is_404(miniature, media_address):
+    assert status_of(media_address, clip_with(miniature, Fault.MISSING)) == 404
     with pytest.raises(urllib.error.HTTPError, match="404") as caught:
-        urllib.request.urlopen(address.format(ytid="never_heard"))
+        urllib.request.urlopen(media_address.format(ytid="never_heard"))
     caught.value.close()
 
 
@@ -262,9 +251,9 @@ def test_busy_clip_comes_at_the_third_request(miniature):
         assert [status_of(server.media_address, clip) for _ in range(4)] == [503, 503, 200, 200]
 
 
-def test_short_clip_ends_within_its_segment(miniature, address):
+def test_short_clip_ends_within_its_segment(miniature, media_address):
     clip = clip_with(miniature, Fault.SHORT)
-    wave, rate = decoded(fetched(address, clip))
+    wave, rate = decoded(fetched(media_address, clip))
     assert clip.segment.start_ms + 1_000 < 1000 * len(wave) / rate < clip.segment.end_ms - 500
 
 
@@ -281,29 +270,29 @@ def test_truncated_clip_breaks_off_before_its_segment_ends(form, tmp_path):
     assert clip.segment.start_ms < 1000 * len(wave) / rate < clip.segment.end_ms - 1_000
 
 
-def test_truncated_clip_comes_with_an_honest_length(miniature, address):
+def test_truncated_clip_comes_with_an_honest_length(miniature, media_address):
     clip = clip_with(miniature, Fault.TRUNCATED)
-    assert fetched(address, clip) == (miniature.media_folder / str(clip.file_name)).read_bytes()
+    assert fetched(media_address, clip) == (miniature.media_folder / str(clip.file_name)).read_bytes()
 
 
-def test_cut_off_clip_ends_before_its_length(miniature, address):
+def test_cut_off_clip_ends_before_its_length(miniature, media_address):
     clip = clip_with(miniature, Fault.CUT_OFF)
     for headers in ({}, {"Range": "bytes=10-"}):
-        with opened(address, clip, **headers) as response, pytest.raises(http.client.IncompleteRead):
+        with opened(media_address, clip, **headers) as response, pytest.raises(http.client.IncompleteRead):
             response.read()
 
 
-def test_clip_without_audio_is_a_video(miniature, address):
+def test_clip_without_audio_is_a_video(miniature, media_address):
     clip = clip_with(miniature, Fault.NO_AUDIO)
-    with opened(address, clip) as response:
+    with opened(media_address, clip) as response:
         assert response.headers["Content-Type"] == "video/mp4"
-    with opened_media(fetched(address, clip)) as container:
+    with opened_media(fetched(media_address, clip)) as container:
         assert (len(container.streams.audio), len(container.streams.video)) == (0, 1)
         assert len(list(container.decode(video=0))) == 60
 
 
-def test_web_page_comes_with_status_200(miniature, address):
-    with opened(address, clip_with(miniature, Fault.WEB_PAGE)) as response:
+def test_web_page_comes_with_status_200(miniature, media_address):
+    with opened(media_address, clip_with(miniature, Fault.WEB_PAGE)) as response:
         assert response.status == 200
         assert response.headers["Content-Type"].startswith("text/html")
         assert response.read().startswith(b"<!DOCTYPE html>")
@@ -322,8 +311,8 @@ def test_stalled_clip_ends_when_the_server_closes(miniature):
     assert set(threading.enumerate()) <= threads
 
 
-def test_port_in_use_is_said(miniature, address):
-    port = int(address.split(":")[2].split("/")[0])
+def test_port_in_use_is_said(miniature, media_address):
+    port = int(media_address.split(":")[2].split("/")[0])
     with (
         pytest.raises(ConfigError, match=rf"port {port} of 127.0.0.1.*in use"),
         serve_miniature(miniature.folder, port),
@@ -341,14 +330,6 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_same_seed_gives_the_same_bytes_in_place_of_an_earlier_miniature(miniature, tmp_path):
-    (tmp_path / "plan.json").write_text("{}")
-    (tmp_path / "media").mkdir()
-    (tmp_path / "media" / "left over").touch()
-    make_small(tmp_path, num_workers=1)
-    assert digests(tmp_path) == digests(miniature.folder)
-
-
 def test_another_seed_gives_other_clips(miniature):
     assert {clip.segment for clip in plan_clips(24, 8, seed=1)}.isdisjoint(clip.segment for clip in miniature.clips)
 
@@ -363,7 +344,7 @@ def test_second_call_makes_nothing(miniature):
 
 
 @pytest.mark.process
-def test_killed_call_leaves_nothing_and_the_next_one_makes_all(miniature, tmp_path):
+def test_killed_call_leaves_nothing_and_the_next_one_makes_the_same_in_place_of_an_older_one(miniature, tmp_path):
     folder = tmp_path / "killed"
     kill = "lambda num_made, num_clips: num_made == 5 and os.kill(os.getpid(), 9)"
     code = (
@@ -375,8 +356,11 @@ def test_killed_call_leaves_nothing_and_the_next_one_makes_all(miniature, tmp_pa
     assert killed.returncode == -signal.SIGKILL
     assert not folder.exists()
 
+    (folder / "media").mkdir(parents=True)
+    (folder / "plan.json").write_text("{}")
+    (folder / "media" / "left over").touch()
     progress = []
-    make_small(folder, on_progress=lambda *made: progress.append(made))
+    make_small(folder, num_workers=1, on_progress=lambda *made: progress.append(made))
     assert progress == [(i, 32) for i in range(1, 33)]
     assert digests(folder) == digests(miniature.folder)
     assert list(tmp_path.iterdir()) == [folder]

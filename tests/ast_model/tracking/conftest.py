@@ -2,19 +2,10 @@
 
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from ast_model.tracking import delivery
 from pipeline.store.storage import Store
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables, whose making takes seconds."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
 
 
 @pytest.fixture

@@ -229,6 +229,7 @@ def one_of_many(tmp_path: Path) -> Iterator[World]:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.process  # the compiler's
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at it while it compiles
 @pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("what", ["blocks", "model"])

@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,6 +109,16 @@ def test_options_may_stand_before_the_word_and_a_value_is_no_word() -> None:
     assert models.COMMAND_LINE.parse(["--root", "x", "fetch", "--to", "y"]) == FetchModel("x", to="y")
     command = preprocess.COMMAND_LINE.parse(["snapshots", "diff", "--root", "x", "--old", "y"])
     assert command == DiffSnapshots("x", old="y")
+
+
+@pytest.mark.process
+def test_help_whose_reader_has_left_ends_in_silence() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "jobs.audioset", "--help"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_short_help_fits_on_two_screens_and_long_help_shows_every_flag(

@@ -27,7 +27,8 @@ from pipeline.snapshots.snapshot import Snapshot
 SHAPE = ASTConfig(patch_time=32, freq_stride=16, time_stride=32, width=16, depth=1, num_heads=2)
 
 
-def test_the_checkpoint_is_a_plain_ast_that_scores_as_was_measured(snapshot: Snapshot) -> None:
+def test_the_checkpoint_is_a_plain_ast_that_scores_as_was_measured(snapshot: Snapshot, empty_database: Path) -> None:
+    Path(snapshot.store.path("mlflow.db")).write_bytes(empty_database.read_bytes())
     train = TrainConfig(global_batch_size=4, micro_batch_size=4, allow_empty_classes=True, eval_split="eval")
     run = FinetuneRun("finetune_head", "", SHAPE, head_settings(train), "", RayConfig("1"))
     job = begin_run(run, snapshot, "finetune_head-test")
