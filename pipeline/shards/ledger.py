@@ -22,6 +22,8 @@ from pipeline.shards.format import SIDECAR_SCHEMA, WRITTEN, digest_of, read_side
 from pipeline.store.storage import Store
 
 NUM_READERS = 16
+"""Of a remote store, which answers late. Those of a local one take turns at the interpreter: four are fastest."""
+NUM_LOCAL_READERS = 4
 SIDECAR_COLUMNS = ["key", "end_ms", "status", "reason", "attempts"]
 TRANSIENT_REASONS = pa.array([reason.value for reason in Reason if reason.category is FailureCategory.TRANSIENT])
 REPETITIVE = ("split", "status", "reason")
@@ -41,7 +43,7 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
         _check_fingerprint(table, fingerprint, store.url(name))
         return table.replace_schema_metadata(None)
 
-    with ThreadPoolExecutor(NUM_READERS) as pool:
+    with ThreadPoolExecutor(_num_readers(store)) as pool:
         tables = list(pool.map(read, names))
     empty = pa.schema([SIDECAR_SCHEMA.field(name) for name in columns]).empty_table()
     sidecar_table = pa.concat_tables([empty, *tables]).combine_chunks()
@@ -55,6 +57,10 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
     )
     sidecar_table = sidecar_table.append_column("shard", shards)
     return _latest_attempts(sidecar_table)
+
+
+def _num_readers(store: Store) -> int:
+    return NUM_LOCAL_READERS if store.is_local else NUM_READERS
 
 
 def _latest_attempts(sidecar_table: pa.Table) -> pa.Table:
@@ -80,7 +86,7 @@ def match_segments(segments: pa.Table, sidecar_table: pa.Table) -> np.ndarray:
 def read_checksums(store: Store, tars: Sequence[str]) -> dict[str, Checksum]:
     """Read the checksums of tars from their sidecars."""
     sidecars = [tar.removesuffix(".tar") + ".parquet" for tar in tars]
-    with ThreadPoolExecutor(NUM_READERS) as pool:
+    with ThreadPoolExecutor(_num_readers(store)) as pool:
         checksums = pool.map(lambda name: sidecar_checksum(read_sidecar(store, name, ["key"])), sidecars)
         return dict(zip(tars, checksums, strict=True))
 
