@@ -23,8 +23,6 @@ Grid = tuple[int, int]
 FORWARDS_PER_STEP = 3
 """A training step takes as many operations as three forwards: the backward counts twice."""
 DEFAULT_MICRO_BATCH = 12
-NUM_EXTRA_TOKENS = 2
-"""The class token and the distillation token stand before the patches."""
 
 
 def flag_of(name: str) -> str:
@@ -59,14 +57,26 @@ class ASTConfig:
     mlp_ratio: int = 4
     """Size of the hidden layer of a block's MLP, in widths."""
     norm_eps: float = 1e-6
-    """Epsilon of the LayerNorms in and after the blocks."""
+    """Epsilon of the LayerNorms in, after and before the blocks."""
     head_norm_eps: float = 1e-5
     """Epsilon of the head's LayerNorm."""
+    num_extra_tokens: int = 2
+    """Tokens before the patches: the class token and the distillation token, or only the class token (EAT)."""
+    post_norm: bool = False
+    """LayerNorms behind the sums in the blocks and before the first block (EAT), not before each branch and after the
+    last block."""
+    fixed_positions: bool = False
+    """Positions that are sines and cosines of a patch's place, counted from the clip's start (EAT), not learnt ones."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
+            if not isinstance(value, bool) and value <= 0:
                 raise ConfigError(f"{flag_of(f'model.{name}')} must be above 0, found {value}")
+        if self.num_extra_tokens > 2 or (self.fixed_positions and self.width % 4):
+            raise ConfigError(
+                "expected at most 2 for --model.num-extra-tokens and, for --model.fixed-positions, a --model.width that"
+                f" is a multiple of 4, found {self.num_extra_tokens} and {self.width}"
+            )
         if self.width % self.num_heads:
             raise ConfigError(f"--model.num-heads must divide --model.width {self.width}, found {self.num_heads}")
         if self.num_mel_bins < self.patch_freq or self.num_frames < self.patch_time:
@@ -95,6 +105,12 @@ class ASTConfig:
         """Size of DeiT-base, the paper's: 87 M parameters."""
         return cls(**overrides)
 
+    @classmethod
+    def eat(cls, **overrides) -> "ASTConfig":
+        """Shape of EAT-base, and of SSLAM: 86 M parameters, patches without overlap."""
+        own = {"num_extra_tokens": 1, "post_norm": True, "fixed_positions": True, "head_norm_eps": 1e-6}
+        return cls(**{"freq_stride": 16, "time_stride": 16, **own, **overrides})
+
     @property
     def grid(self) -> Grid:
         return self.grid_for(self.num_frames)
@@ -110,7 +126,7 @@ class ASTConfig:
 
     @property
     def num_tokens(self) -> int:
-        return self.num_patches + NUM_EXTRA_TOKENS
+        return self.num_patches + self.num_extra_tokens
 
     @property
     def num_forward_flops(self) -> int:
@@ -122,7 +138,7 @@ class ASTConfig:
 
     def flops_with(self, num_patches_kept: int) -> int:
         """Count the operations of a forward whose blocks see only some of the patches."""
-        num_tokens = num_patches_kept + NUM_EXTRA_TOKENS
+        num_tokens = num_patches_kept + self.num_extra_tokens
         linear = (4 + 2 * self.mlp_ratio) * num_tokens * self.width**2
         attention = 2 * num_tokens**2 * self.width
         patches = self.num_patches * self.width * self.patch_freq * self.patch_time
@@ -132,7 +148,8 @@ class ASTConfig:
     def num_parameters(self) -> int:
         width, hidden = self.width, self.mlp_ratio * self.width
         norm = 2 * width
-        tokens = width * (self.patch_freq * self.patch_time + 1) + (NUM_EXTRA_TOKENS + self.num_tokens) * width
+        num_positions = 0 if self.fixed_positions else self.num_tokens
+        tokens = width * (self.patch_freq * self.patch_time + 1) + (self.num_extra_tokens + num_positions) * width
         attention, mlp = 4 * (width + 1) * width, (width + 1) * hidden + (hidden + 1) * width
         return tokens + self.depth * (attention + mlp + 2 * norm) + 2 * norm + (width + 1) * self.num_classes
 
@@ -301,8 +318,12 @@ class TrainConfig:
     are the most that a GPU has the memory for; on a CPU it is 12."""
     learning_rate: float = 1e-5
     """Peak learning rate of Adam."""
+    betas: tuple[float, float] = (0.95, 0.999)
+    """Decay rates of Adam's two averages."""
     weight_decay: float = 5e-7
-    """Adam's L2 term (not decoupled)."""
+    """Adam's L2 term, or AdamW's decay."""
+    decoupled_weight_decay: bool = False
+    """Decay weights apart from their gradients, as AdamW does, and neither biases nor LayerNorms."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: Loss = "bce"
@@ -364,6 +385,8 @@ class TrainConfig:
             raise ConfigError(
                 "expected --train.ema-decay or --train.average-last-epochs, found both; each averages the weights"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"--train.betas must be at least 0 and below 1, found {self.betas}")
         if self.learning_rate <= 0:
             raise ConfigError(f"--train.learning-rate must be above 0, found {self.learning_rate}")
         if (self.mean is None) != (self.std is None):

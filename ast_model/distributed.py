@@ -55,7 +55,10 @@ class World:
         if self.size == 1:
             return model
         device_ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        # The only buffers, EAT's positions, never change.
+        return DistributedDataParallel(
+            model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over ranks, on each of them."""

@@ -97,7 +97,7 @@ class Tagger:
         return self.calibrate(self._pool_fbank(frames_TM, self._score)[None])[0]
 
     def embed(self, audios: Iterable[Audio]) -> np.ndarray:
-        """Return embeddings (N, D) float32: the mean of the class and the distillation token, pooled as scores are."""
+        """Return embeddings (N, D) float32: as `AST.embed` returns them, pooled as scores are."""
         return self._pool(audios, self.model.embed)
 
     def embed_windows(self, fbank_TM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,11 @@
-"""The Audio Spectrogram Transformer: patches of an fbank, two extra tokens, pre-norm blocks, a head.
+"""The Audio Spectrogram Transformer: patches of an fbank, extra tokens, blocks, a head.
 
 The letters at the end of a tensor's name are its axes: B batch, T frames, M mel bins, F patches along frequency,
-P patches, N tokens (P + 2), D width, H heads, C classes.
+P patches, N tokens (E extra ones, then P), D width, H heads, C classes.
 
-Source: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021; sizes and
-initialisation are DeiT's (Touvron et al., 2021).
+Sources: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021; sizes and initialisation are
+DeiT's (Touvron et al., 2021). With post-norm, one extra token and fixed positions it is EAT: Chen et al., "EAT:
+Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI 2024, which SSLAM (ICLR 2025) has too.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ast_model.config import NUM_EXTRA_TOKENS, ASTConfig, Grid
+from ast_model.config import ASTConfig, Grid
 from pipeline.errors import InputError
 
 
@@ -40,12 +41,17 @@ class AST(nn.Module):
         patch, stride = (config.patch_freq, config.patch_time), (config.freq_stride, config.time_stride)
         self.patch_embedding = nn.Conv2d(1, config.width, kernel_size=patch, stride=stride)
         self.class_token = nn.Parameter(torch.empty(1, 1, config.width))
-        self.distillation_token = nn.Parameter(torch.empty(1, 1, config.width))
-        self.positions = nn.Parameter(torch.empty(1, config.num_tokens, config.width))
+        if config.num_extra_tokens == 2:
+            self.distillation_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.positions: Tensor
+        if config.fixed_positions:
+            self.register_buffer("positions", fixed_positions(config, config.grid), persistent=False)
+        else:
+            self.positions = nn.Parameter(torch.empty(1, config.num_tokens, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.head = Head(config)
-        for token in (self.class_token, self.distillation_token, self.positions):
+        for token in self.parameters(recurse=False):
             nn.init.trunc_normal_(token, std=0.02)
         self.apply(_init_linear)
 
@@ -57,25 +63,27 @@ class AST(nn.Module):
             return self.head(embedding_BD.float())
 
     def embed(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
-        """Return one embedding per clip (B, D): the mean of the class and the distillation token."""
-        return self.tokens(fbank_BTM, drop_masks)[:, :NUM_EXTRA_TOKENS].mean(dim=1)
+        """Return one embedding per clip (B, D): the class token, or the mean of it and the distillation token."""
+        return self.tokens(fbank_BTM, drop_masks)[:, : self.config.num_extra_tokens].mean(dim=1)
 
     def tokens(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
-        """Return all tokens after the last LayerNorm (B, N, D), patches frequency by frequency.
+        """Return all tokens after the last block, normalised (B, N, D), patches frequency by frequency.
 
         Raises InputError if the fbank has other mel bins than the config, or is shorter than a patch.
         """
         tokens_BND = self._embed_patches(fbank_BTM)
         drop_masks = drop_masks or DropMasks()
         if drop_masks.kept_BK is not None:
-            tokens_BND = _keep_patches(tokens_BND, drop_masks.kept_BK)
+            tokens_BND = _keep_patches(tokens_BND, drop_masks.kept_BK, self.config.num_extra_tokens)
+        if self.config.post_norm:
+            tokens_BND = self.norm(tokens_BND)
         for number, block in enumerate(self.blocks):
             scale_B2 = None if drop_masks.scale_BL is None else drop_masks.scale_BL[:, 2 * number : 2 * number + 2]
             if self.activation_checkpointing and torch.is_grad_enabled():
                 tokens_BND = checkpoint(block, tokens_BND, scale_B2, use_reentrant=False)
             else:
                 tokens_BND = block(tokens_BND, scale_B2)
-        return self.norm(tokens_BND)
+        return tokens_BND if self.config.post_norm else self.norm(tokens_BND)
 
     def _embed_patches(self, fbank_BTM: Tensor) -> Tensor:
         config = self.config
@@ -85,26 +93,37 @@ class AST(nn.Module):
         # Each token by itself: a gradient that is a part of another's has strides that DDP copies and warns about.
         # Not len(), which an export to ONNX takes for a constant.
         num_clips = patches_BPD.shape[0]
-        extra_B1D = [token.expand(num_clips, -1, -1) for token in (self.class_token, self.distillation_token)]
+        extra = [self.class_token] if config.num_extra_tokens == 1 else [self.class_token, self.distillation_token]
+        extra_B1D = [token.expand(num_clips, -1, -1) for token in extra]
         tokens_BND = torch.cat([*extra_B1D, patches_BPD], dim=1)
-        return tokens_BND + adapt_positions(self.positions, config.grid, config.grid_for(fbank_BTM.shape[1]))
+        return tokens_BND + self._positions_for(config.grid_for(fbank_BTM.shape[1]))
+
+    def _positions_for(self, grid: Grid) -> Tensor:
+        if not self.config.fixed_positions:
+            return adapt_positions(self.positions, self.config.grid, grid)
+        if grid == self.config.grid:
+            return self.positions
+        return fixed_positions(self.config, grid).to(self.positions)
 
 
 class Block(nn.Module):
-    """Self-attention, then an MLP, each with a residual connection."""
+    """Self-attention, then an MLP, each with a residual connection and a LayerNorm: before it, or behind the sum."""
 
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
+        self.post_norm = config.post_norm
         self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config)
         self.mlp_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, tokens_BND: Tensor, scale_B2: Tensor | None = None) -> Tensor:
-        change_BND = self.attention(self.attention_norm(tokens_BND))
-        tokens_BND = tokens_BND + (change_BND if scale_B2 is None else change_BND * scale_B2[:, :1, None])
-        change_BND = self.mlp(self.mlp_norm(tokens_BND))
-        return tokens_BND + (change_BND if scale_B2 is None else change_BND * scale_B2[:, 1:, None])
+        attention_scale, mlp_scale = (None, None) if scale_B2 is None else scale_B2[:, :, None, None].unbind(dim=1)
+        if self.post_norm:
+            tokens_BND = self.attention_norm(tokens_BND + _scale(self.attention(tokens_BND), attention_scale))
+            return self.mlp_norm(tokens_BND + _scale(self.mlp(tokens_BND), mlp_scale))
+        tokens_BND = tokens_BND + _scale(self.attention(self.attention_norm(tokens_BND)), attention_scale)
+        return tokens_BND + _scale(self.mlp(self.mlp_norm(tokens_BND)), mlp_scale)
 
 
 class Attention(nn.Module):
@@ -141,8 +160,12 @@ class Head(nn.Module):
         return self.linear(self.norm(embedding_BD))
 
 
-def _keep_patches(tokens_BND: Tensor, kept_BK: Tensor) -> Tensor:
-    extra_BED, patches_BPD = tokens_BND[:, :NUM_EXTRA_TOKENS], tokens_BND[:, NUM_EXTRA_TOKENS:]
+def _scale(change_BND: Tensor, scale_B11: Tensor | None) -> Tensor:
+    return change_BND if scale_B11 is None else change_BND * scale_B11
+
+
+def _keep_patches(tokens_BND: Tensor, kept_BK: Tensor, num_extra: int) -> Tensor:
+    extra_BED, patches_BPD = tokens_BND[:, :num_extra], tokens_BND[:, num_extra:]
     kept_BKD = patches_BPD.gather(1, kept_BK[..., None].expand(-1, -1, patches_BPD.shape[2]))
     return torch.cat([extra_BED, kept_BKD], dim=1)
 
@@ -163,7 +186,8 @@ def adapt_positions(positions_1ND: Tensor, source: Grid, target: Grid) -> Tensor
     """
     if source == target:
         return positions_1ND
-    extra_1ED, patches_1PD = positions_1ND.split([NUM_EXTRA_TOKENS, source[0] * source[1]], dim=1)
+    num_patches = source[0] * source[1]
+    extra_1ED, patches_1PD = positions_1ND.split([positions_1ND.shape[1] - num_patches, num_patches], dim=1)
     patches_1DFT = patches_1PD.transpose(1, 2).unflatten(2, source)
     patches_1DFT = _fit_axis(patches_1DFT, 3, target[1])
     patches_1DFT = _fit_axis(patches_1DFT, 2, target[0])
@@ -177,6 +201,21 @@ def _fit_axis(patches_1DFT: Tensor, axis: int, length: int) -> Tensor:
     num_freq, num_time = patches_1DFT.shape[2:]
     size = (length, num_time) if axis == 2 else (num_freq, length)
     return nnf.interpolate(patches_1DFT, size=size, mode="bilinear")
+
+
+def fixed_positions(config: ASTConfig, grid: Grid) -> Tensor:
+    """Return EAT's positions (1, N, D): a half for a patch's row, a half for its column, 0 for the extra tokens.
+
+    They don't depend on the grid's size: a shorter clip has the first ones of a longer.
+    """
+    num_rates = config.width // 4
+    rates = 10_000.0 ** -(torch.arange(num_rates) / num_rates)
+    freq_FR, time_TR = (torch.arange(count)[:, None] * rates for count in grid)
+    freq_FD, time_TD = (torch.cat([angle.sin(), angle.cos()], dim=1) for angle in (freq_FR, time_TR))
+    num_freq, num_time = grid
+    patches_FTD = torch.cat([freq_FD[:, None].expand(-1, num_time, -1), time_TD[None].expand(num_freq, -1, -1)], dim=2)
+    extra_ED = torch.zeros(config.num_extra_tokens, config.width)
+    return torch.cat([extra_ED, patches_FTD.flatten(0, 1)])[None]
 
 
 def _init_linear(module: nn.Module) -> None:

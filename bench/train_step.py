@@ -35,7 +35,6 @@ from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST, Attention
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
-from ast_model.training.optimizer import ADAM_BETAS
 from ast_model.training.regularise import num_kept_patches
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper, clip_losses
@@ -99,7 +98,7 @@ def transformers_ast(config: ASTConfig, batch: Batch, world: World, is_compiled:
     model = nn.Sequential(ASTForAudioClassification(theirs)).to(world.device).train()
     if is_compiled:
         model.compile()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-5, ADAM_BETAS, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-5, TrainConfig.betas, fused=True)
     fbank_BTM = batch.clips.float()
 
     def step() -> None:
@@ -129,7 +128,7 @@ def official_arithmetic(config: ASTConfig, batch: Batch, world: World) -> Step:
         block.attention = WrittenOutAttention(config)
     model = model.to(world.device).train()
     is_gpu = world.device.type == "cuda"
-    optimizer = torch.optim.Adam(model.parameters(), 1e-5, ADAM_BETAS, weight_decay=5e-7, foreach=False)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-5, TrainConfig.betas, weight_decay=5e-7, foreach=False)
     scaler = GradScaler(world.device.type, enabled=is_gpu)
     fbank_BTM = batch.clips.float()
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from ast_model.config import NUM_EXTRA_TOKENS
 from ast_model.data.augment import normalise
 from ast_model.pretrained.files import read_weights
 from ast_model.pretrained.load import fit_weights
@@ -72,5 +71,5 @@ class ASTEncoder(nn.Module):
 
     def _embed(self, fbank_BTM: Tensor) -> Tensor:
         tokens_BND = self.model.tokens(normalise(fbank_BTM, self.mean, self.std))
-        patches_BFTD = tokens_BND[:, NUM_EXTRA_TOKENS:].unflatten(1, self.model.config.grid)
+        patches_BFTD = tokens_BND[:, self.model.config.num_extra_tokens :].unflatten(1, self.model.config.grid)
         return patches_BFTD.mean(dim=1)

@@ -3,7 +3,9 @@
 import json
 import pickle
 import re
+import sys
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +34,11 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 """Not `../folder`."""
 _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that torch gives each name when a model is made parallel or compiled."""
+_OF_CONFIGS = (
+    "argparse.Namespace collections.defaultdict typing.Any builtins.dict builtins.list builtins.str builtins.int"
+    " builtins.float builtins.bool"
+).split()
+"""Of Python's own libraries: the names that a pickled config needs."""
 _NESTS = ("model", "state_dict")
 """Keys under which training code keeps the tensors, beside other things."""
 
@@ -109,7 +116,7 @@ def _read_file(file: Path) -> tuple[Any, Mapping[str, str]]:
             with safe_open(file, framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
         if start.startswith((b"PK", b"\x80")):
-            return torch.load(file, map_location="cpu", weights_only=True), {}
+            return _load_tensors(file), {}
         if start.startswith(b"\x08") and file.suffix == ".onnx":
             return _read_onnx(file)
     except pickle.UnpicklingError as error:
@@ -121,6 +128,39 @@ def _read_file(file: Path) -> tuple[Any, Mapping[str, str]]:
         raise WeightsError(f"{file} is cut short or damaged ({error}); fetch it again") from error
     what = {b"<": "a web page", b"v": "a pointer of Git LFS"}.get(start[:1], f"a file that starts with {start!r}")
     raise WeightsError(f"expected a PyTorch or safetensors file in {file}, found {what}; fetch it again")
+
+
+class _Unread:
+    """Stands for an object of a foreign class in a checkpoint, such as fairseq's config. It does nothing."""
+
+    def __new__(cls, *values: Any) -> "_Unread":
+        return super().__new__(cls)
+
+    def __init__(self, *values: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _unread_dict(*values: Any) -> dict[Any, Any]:
+    """Stand for a foreign dict: torch's reader puts items into none but Python's."""
+    return {}
+
+
+def _load_tensors(file: Path) -> Any:
+    """Load a file of torch's with its restricted reader; a foreign config in it becomes `_Unread`.
+
+    Raises UnpicklingError for classes and functions of Python's own libraries that a config has no use for.
+    """
+    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file) if zipfile.is_zipfile(file) else []
+    stands_for: list[Any] = [
+        (_unread_dict if name == "collections.defaultdict" else _Unread, name)
+        for name in foreign
+        if name in _OF_CONFIGS or name.split(".")[0] not in sys.stdlib_module_names
+    ]
+    with torch.serialization.safe_globals(stands_for):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _read_onnx(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:

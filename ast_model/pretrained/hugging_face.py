@@ -51,15 +51,18 @@ def read_config(description: Mapping[str, Any]) -> ASTConfig:
 
 def fits_hugging_face(config: ASTConfig) -> bool:
     """Whether transformers' AST can have this shape."""
-    return config.patch_freq == config.patch_time
+    structure = (config.num_extra_tokens, config.post_norm, config.fixed_positions)
+    return config.patch_freq == config.patch_time and structure == (2, False, False)
 
 
 def describe_config(config: ASTConfig, labels: Sequence[str], loss: str = "bce") -> dict[str, Any]:
     """Return the `config.json` of a model with these labels; its two epsilons must be one."""
     if not fits_hugging_face(config):
         raise ConfigError(
-            f"Hugging Face's AST has square patches, but this model's are {config.patch_freq} bins × "
-            f"{config.patch_time} frames; it can be exported to safetensors or ONNX instead"
+            "Hugging Face's AST has square patches, two extra tokens, learnt positions and LayerNorms before its"
+            f" branches, but this model has patches of {config.patch_freq} bins × {config.patch_time} frames,"
+            f" {config.num_extra_tokens} extra tokens, {'fixed' if config.fixed_positions else 'learnt'} positions and"
+            f" LayerNorms {'behind' if config.post_norm else 'before'} them; it can be exported to safetensors or ONNX"
         )
     return {
         "architectures": ["ASTForAudioClassification"],

@@ -29,6 +29,10 @@ class Layout:
     head: Mapping[str, str]
     unused: Names
     """Starts, after the prefix, of the names of tensors that we have no use for."""
+    mark: str = ""
+    """Name of a tensor that tells it from other layouts; that of the first block's LayerNorm unless set."""
+    optional: Names = ()
+    """Our tensors that some of its models have not."""
 
     def tensor_names(self, depth: int, prefix: str) -> dict[str, Names]:
         """Map each of our tensors to theirs."""
@@ -36,23 +40,23 @@ class Layout:
 
     def find_prefix(self, tensors: Tensors) -> str | None:
         """Return what stands before the body's names, or None if these tensors have another layout."""
-        mark = self._mark(0)
+        mark = self.mark or self._block_mark(0)
         return next((name.removesuffix(mark) for name in tensors if f".{name}".endswith(f".{mark}")), None)
 
     def count_blocks(self, tensors: Tensors, prefix: str) -> int:
-        return next(number for number in range(len(tensors) + 1) if prefix + self._mark(number) not in tensors)
+        return next(number for number in range(len(tensors) + 1) if prefix + self._block_mark(number) not in tensors)
 
-    def _mark(self, number: int) -> str:
+    def _block_mark(self, number: int) -> str:
         return self.body["blocks.{}.attention_norm"].format(number) + ".weight"
 
 
 def find_layout(tensors: Tensors) -> tuple[Layout, str]:
     """Return the layout of a checkpoint and its prefix. Raises WeightsError if it is none of those below."""
-    for layout in (OWN, TIMM, HUGGING_FACE, HUGGING_FACE_5):
+    for layout in (OWN, EAT, TIMM, HUGGING_FACE, HUGGING_FACE_5):
         if (prefix := layout.find_prefix(tensors)) is not None:
             return layout, prefix
     raise WeightsError(
-        "expected weights of an AST (ours, the official ones or Hugging Face's) or of a distilled DeiT, "
+        "expected weights of an AST (ours, the official ones or Hugging Face's), an EAT or a distilled DeiT, "
         f"found tensors such as {', '.join(list(tensors)[:3]) or 'none at all'}"
     )
 
@@ -107,6 +111,24 @@ OWN = Layout(
     body={name: name for name in TIMM.body},
     head={name: name for name in TIMM.head},
     unused=(),
+    optional=("distillation_token", "positions"),
+)
+
+_OF_EAT = "modality_encoders.IMAGE."
+EAT_POSITIONS = f"{_OF_EAT}fixed_positional_encoder.positions"
+
+EAT = Layout(
+    title="EAT's layout",  # of a fairseq checkpoint, of SSLAM's too; fine-tuned ones have it below `model.`
+    body={
+        **{ours: theirs for ours, theirs in TIMM.body.items() if ours.startswith("blocks.")},
+        "class_token": f"{_OF_EAT}extra_tokens",
+        "patch_embedding": f"{_OF_EAT}local_encoder.proj",
+        "norm": f"{_OF_EAT}context_encoder.norm",
+    },
+    head={"head.norm": "fc_norm", "head.linear": "head"},
+    # What pre-training learnt with, and positions that follow from a formula.
+    unused=(EAT_POSITIONS, f"{_OF_EAT}decoder.", "shared_decoder.", "recon_proj.", "cls_proj.", "center", "_ema"),
+    mark=f"{_OF_EAT}extra_tokens",
 )
 
 _HUGGING_FACE_ENDS = {

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: ours, the official AST's, Hugging Face's, or DeiT's, made to fit a config."""
+"""Weights from elsewhere: ours, the official AST's, Hugging Face's, EAT's, or DeiT's, made to fit a config."""
 
 import dataclasses
 import logging
@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
-from ast_model.config import NUM_EXTRA_TOKENS, ASTConfig, Grid
-from ast_model.model import AST, adapt_positions
+from ast_model.config import ASTConfig, Grid, flag_of
+from ast_model.model import AST, adapt_positions, fixed_positions
 from ast_model.pretrained import hugging_face
 from ast_model.pretrained.files import WeightFile, read_weights
-from ast_model.pretrained.layouts import Names, find_layout, from_layout
+from ast_model.pretrained.layouts import EAT, EAT_POSITIONS, Names, find_layout, from_layout
 from ast_model.pretrained.metadata import find_labels
-from ast_model.pretrained.published import STRIDES, published_shapes
+from ast_model.pretrained.published import PUBLISHED, STRIDES, published_shapes
 from pipeline.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def load_pretrained(source: str | Path, config: ASTConfig | None = None, labels:
     """Return a model with the weights that `source` holds, adapted to `config`; what was adapted is logged.
 
     source: a file (.pth, .bin or .safetensors), a folder, the address of one in a store, or a name on the Hugging Face
-    hub. It may hold our own checkpoint, the official AST, Hugging Face's, or a distilled DeiT.
+    hub. It may hold our own checkpoint, the official AST, Hugging Face's, a fairseq checkpoint of EAT or SSLAM,
+    or a distilled DeiT.
     config: without it the model is shaped as the source. An AST's own epsilons, where they are known, stay with it.
     labels: names of the classes. The head's rows are picked by them if the source has all of them too; if it has
     others, the head is new. Official `.pth` files name none, but have the known order of their data set, if the number
@@ -68,14 +70,22 @@ def _fit(file: WeightFile, config: ASTConfig | None, labels: Sequence[str] | Non
     tensors, described = file.tensors, _read_description(file.description)
     layout, prefix = find_layout(tensors)
     depth = layout.count_blocks(tensors, prefix)
-    names = layout.tensor_names(depth, prefix)
+    names = {
+        ours: theirs
+        for ours, theirs in layout.tensor_names(depth, prefix).items()
+        if ours not in layout.optional or theirs[0] in tensors
+    }
     _check_names(tensors, names, {start for unused in layout.unused for start in (unused, prefix + unused)})
     weights = from_layout(tensors, names)
+    if layout is EAT:
+        described = _describe_eat(weights, depth, tensors.get(prefix + EAT_POSITIONS))
+        weights["patch_embedding.weight"] = weights["patch_embedding.weight"].transpose(2, 3)  # of (time, frequency)
     source_config = _source_config(weights, depth, described)
     config = config or source_config or _refuse_unknown_shape(weights)
     if depth != config.depth or (described and described.num_heads != config.num_heads):
         found = f"{depth} blocks" + (f" of {described.num_heads} heads" if described else "")
         raise WeightsError(f"expected {config.depth} blocks of {config.num_heads} heads, found {found}")
+    _check_structure(described or ASTConfig(), config)
     if described:
         config = dataclasses.replace(config, norm_eps=described.norm_eps, head_norm_eps=described.head_norm_eps)
     notes = [
@@ -101,6 +111,47 @@ def _read_description(description: Mapping[str, Any]) -> ASTConfig | None:
         ) from error
 
 
+def _describe_eat(weights: Weights, depth: int, positions: Tensor | None) -> ASTConfig:
+    """Return the config of an EAT, whose file has none that is read. Raises WeightsError if it is another model's.
+
+    data2vec's models of images have the same names.
+    """
+    width, num_classes = weights["class_token"].shape[2], len(weights.get("head.linear.weight", ()))
+    lengths = {data.num_classes: data.num_frames for data in PUBLISHED}
+    config = ASTConfig.eat(
+        num_classes=num_classes or ASTConfig.num_classes,
+        num_frames=lengths.get(num_classes, ASTConfig.num_frames),
+        width=width,
+        depth=depth,
+        num_heads=max(1, width // _WIDTH_OF_DEITS_HEADS),
+    )
+    if positions is not None:
+        num_freq = config.grid[0]
+        grid = (num_freq, positions.shape[1] // num_freq)
+        expected = fixed_positions(config, grid)[0, config.num_extra_tokens :].unflatten(0, grid).transpose(0, 1)
+        # Half precision, in which they may have been kept, rounds by 5e-4.
+        if positions.shape[1] % num_freq or not torch.allclose(positions[0], expected.flatten(0, 1), atol=2e-3):
+            raise WeightsError(
+                f"expected the positions of an EAT, sines and cosines of {num_freq} rows, found"
+                f" {positions.shape[1]} others: a model of images, or one that learnt its positions?"
+            )
+    return config
+
+
+def _check_structure(found: ASTConfig, expected: ASTConfig) -> None:
+    """Raise WeightsError unless both have the same kind of blocks, tokens and positions."""
+    differing = [
+        f"{flag_of(f'model.{name}')} {getattr(found, name)} (here {getattr(expected, name)})"
+        for name in ("post_norm", "num_extra_tokens", "fixed_positions")
+        if getattr(found, name) != getattr(expected, name)
+    ]
+    if differing:
+        raise WeightsError(
+            f"these weights are of another kind of model: {', '.join(differing)}; give the model these settings, as the"
+            " preset audioset_eat has EAT's, or start from other weights"
+        )
+
+
 def _source_config(weights: Weights, depth: int, described: ASTConfig | None) -> ASTConfig | None:
     """Return the config of an AST, if need be going by its tensors, as far as published shapes go."""
     if "head.linear.weight" not in weights:
@@ -117,7 +168,7 @@ def _source_config(weights: Weights, depth: int, described: ASTConfig | None) ->
 def _refuse_unknown_shape(weights: Weights) -> NoReturn:
     if "head.linear.weight" not in weights:
         raise ConfigError("these weights have no head of an AST, so the model's config must be given")
-    num_patches = weights["positions"].shape[1] - NUM_EXTRA_TOKENS
+    num_patches = weights["positions"].shape[1] - ASTConfig.num_extra_tokens
     raise ConfigError(
         f"expected positions of a published length (1024, 512 or 128 frames) and stride ({', '.join(map(str, STRIDES))}"
         f"), found {num_patches} patches and no config.json. Load them once with their shape, load_pretrained(source, "
@@ -150,8 +201,7 @@ def _drop_head(weights: Weights) -> None:
 def _adapt(weights: Weights, described: ASTConfig | None, config: ASTConfig) -> list[str]:
     """Adapt positions, patches and head in place; return what was done."""
     notes = []
-    grid = _find_grid(weights, described, config)
-    if grid != config.grid:
+    if not config.fixed_positions and (grid := _find_grid(weights, described, config)) != config.grid:
         weights["positions"] = adapt_positions(weights["positions"], grid, config.grid)
         notes.append(f"positions adapted from {grid[0]}×{grid[1]} to {config.grid[0]}×{config.grid[1]}")
     if _is_of_images(weights):
@@ -170,7 +220,7 @@ def _find_grid(weights: Weights, described: ASTConfig | None, config: ASTConfig)
     Where no description says it: images are square, and an AST without one has the strides of `config` or is one of
     the published.
     """
-    num_patches = weights["positions"].shape[1] - NUM_EXTRA_TOKENS
+    num_patches = weights["positions"].shape[1] - config.num_extra_tokens
     side, num_rows = math.isqrt(num_patches), config.grid[0]
     published = [shape.grid for shape in published_shapes(ASTConfig())]
     if described:
@@ -203,6 +253,8 @@ def _check_names(tensors: Mapping[str, Tensor], names: Mapping[str, Names], unus
 
 def _check_shapes(weights: Weights, model: AST, names: Mapping[str, Names]) -> None:
     expected = model.state_dict()
+    if missing := [name for name in expected if name not in weights and not name.startswith("head.")]:
+        raise WeightsError(f"expected a tensor {missing[0]}, found none ({len(missing)} tensors are missing)")
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             shapes = f"of shape {tuple(expected[name].shape)}, found {tuple(tensor.shape)}"

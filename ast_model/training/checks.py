@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from ast_model.checkpoints.checkpoint import LoopState
@@ -112,7 +113,9 @@ def warn_of_normalisation(job: Job) -> None:
 
 def changed_settings(settings: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
     """Return what differs from a run's record, or its checkpoint's: by name, `--FLAG: … then, … now`."""
-    now, then = flatten(settings), flatten({name: record[name] for name in settings})
+    # A record from before there was a setting was made with what is its default now.
+    defaults = {name: type(value)() for name, value in settings.items() if is_dataclass(value)}
+    now, then = flatten(settings), flatten(defaults) | flatten({name: record[name] for name in settings})
     return {
         name: f"{flag_of(name)}: {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]
     }

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ast_model.config import NUM_EXTRA_TOKENS, ASTConfig, TrainConfig
+from ast_model.config import ASTConfig, TrainConfig
 from ast_model.distributed import AUTOCAST_DTYPES, World
 from ast_model.training.regularise import num_kept_patches
 from pipeline.errors import ConfigError
@@ -80,7 +80,7 @@ def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> Att
     if world.device.type == "cpu" and config.attention == "auto":
         log.debug("attention: torch's choice, since there is no GPU")
         return AttentionKernels([])
-    num_tokens = num_kept_patches(model.grid, config.regularise) + NUM_EXTRA_TOKENS
+    num_tokens = num_kept_patches(model.grid, config.regularise) + model.num_extra_tokens
     num_clips = min(config.clips_at_a_time, config.global_batch_size)
     shape = (num_clips, model.num_heads, num_tokens, model.width // model.num_heads)
     dtype = AUTOCAST_DTYPES.get(world.resolve(config.precision), torch.float32)

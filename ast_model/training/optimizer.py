@@ -11,22 +11,23 @@ from ast_model.checkpoints.checkpoint import Tensors
 from ast_model.config import TrainConfig
 from ast_model.model import AST
 
-ADAM_BETAS = (0.95, 0.999)
-
 
 def make_optimizer(model: AST, config: TrainConfig) -> torch.optim.Adam:
-    """Return Adam, with a group of parameters for each learning rate."""
-    groups: dict[float, dict[str, Any]] = {}
+    """Return Adam or AdamW, with a group of parameters for each learning rate and decay."""
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         scale = config.layer_decay ** (model.config.depth + 1 - _layer_of(name, model.config.depth))
-        group = groups.setdefault(scale, {"params": [], "names": [], "scale": scale})
+        # AdamW's decay would pull a bias or a LayerNorm's weight to 0 whatever it is for; AST's L2 term is of all.
+        decays = not config.decoupled_weight_decay or parameter.ndim > 1
+        new = {"params": [], "names": [], "scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
+        group = groups.setdefault((scale, decays), new)
         group["params"].append(parameter)
         group["names"].append(name)
     return torch.optim.Adam(
         list(groups.values()),
         lr=config.learning_rate,
-        betas=ADAM_BETAS,
-        weight_decay=config.weight_decay,
+        betas=config.betas,
+        decoupled_weight_decay=config.decoupled_weight_decay,
         # The fused form can skip a step on the device, without the CPU waiting to learn whether it has to.
         fused=True,
     )

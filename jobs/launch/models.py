@@ -75,7 +75,7 @@ def export_version(command: ExportVersion) -> None:
     export_folder(tagger.model, tagger.metadata, folder, card)
     print(f"version {version.version}: {folder.resolve()}")
     if not is_hugging_face:
-        print("it is no model of transformers, whose AST has square patches; Tagger.load and load_pretrained take it")
+        print("transformers has no model of this shape; Tagger.load and load_pretrained take it")
     if not command.licence:
         print("its card says that no licence is stated: name one with --licence")
 

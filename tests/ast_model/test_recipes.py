@@ -28,7 +28,7 @@ PAPER = {
     "esc50": (1e-5, 25, 48, "ce", 0.0, 24, 96, False, 512, -6.6268077),
     "speechcommands": (2.5e-4, 30, 128, "bce", 0.6, 48, 48, True, 128, -6.845978),
 }
-OURS = ("audioset_full_scaled", "audioset_modern", "fsd50k", "vggsound", "urbansound8k")
+OURS = ("audioset_full_scaled", "audioset_eat", "audioset_distilled", "fsd50k", "vggsound", "urbansound8k")
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -51,7 +51,15 @@ def test_a_batch_of_192_follows_the_square_root_rule() -> None:
     assert scale_batch(full.train, 1) == full.train
 
 
-@pytest.mark.parametrize("config", [ASTConfig.tiny(), recipes.demo().model, ASTConfig(50, 512, width=24, num_heads=2)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        ASTConfig.tiny(),
+        recipes.demo().model,
+        ASTConfig(50, 512, width=24, num_heads=2),
+        ASTConfig.eat(width=64, num_heads=1),
+    ],
+)
 def test_parameters_are_counted(config: ASTConfig) -> None:
     assert config.num_parameters == sum(parameter.numel() for parameter in AST(config).parameters())
 

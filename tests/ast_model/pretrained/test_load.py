@@ -29,8 +29,8 @@ SHAPE: dict[str, Any] = {
 transformers.utils.logging.disable_progress_bar()
 
 
-def our_config(stride: int = 16, num_frames: int = 128, **overrides: int) -> ASTConfig:
-    shape = {"num_classes": NUM_CLASSES, "width": WIDTH, "depth": DEPTH, "num_heads": NUM_HEADS}
+def our_config(stride: int = 16, num_frames: int = 128, **overrides: Any) -> ASTConfig:
+    shape: dict[str, Any] = {"num_classes": NUM_CLASSES, "width": WIDTH, "depth": DEPTH, "num_heads": NUM_HEADS}
     return ASTConfig(freq_stride=stride, time_stride=stride, num_frames=num_frames, **{**shape, **overrides})
 
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -87,6 +88,25 @@ def test_the_learning_rate_falls_from_block_to_block() -> None:
     assert {name: rate_of[name] for name in expected} == expected
     assert rate_of["norm.weight"] == rate_of["head.linear.bias"] == 1
     assert len(make_optimizer(model, TrainConfig()).param_groups) == 1
+
+
+def test_decoupled_decay_is_adamws_and_spares_biases_and_norms() -> None:
+    torch.manual_seed(0)
+    ours = AST(ASTConfig.nano(num_classes=3, num_frames=64, depth=1))
+    theirs = copy.deepcopy(ours)
+    config = TrainConfig(learning_rate=0.1, betas=(0.9, 0.95), weight_decay=0.05, decoupled_weight_decay=True)
+    groups = [
+        {"params": [each for each in theirs.parameters() if each.ndim > 1], "weight_decay": 0.05},
+        {"params": [each for each in theirs.parameters() if each.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizers = (make_optimizer(ours, config), torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.95)))
+    for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(1, 64, 128)).square().sum().backward()
+            optimizer.step()
+    for (name, found), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_cosine_is_torchs() -> None:
