@@ -9,6 +9,7 @@ Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI 2024, whic
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as nnf
@@ -80,7 +81,7 @@ class AST(nn.Module):
         for number, block in enumerate(self.blocks):
             scale_B2 = None if drop_masks.scale_BL is None else drop_masks.scale_BL[:, 2 * number : 2 * number + 2]
             if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens_BND = checkpoint(block, tokens_BND, scale_B2, use_reentrant=False)
+                tokens_BND = cast(Tensor, checkpoint(block, tokens_BND, scale_B2, use_reentrant=False))
             else:
                 tokens_BND = block(tokens_BND, scale_B2)
         return tokens_BND if self.config.post_norm else self.norm(tokens_BND)

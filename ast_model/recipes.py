@@ -240,9 +240,10 @@ def audioset_distilled() -> Recipe:
 
     The scores are EfficientAT's, 4.4 GB, imported once; clips that have none learn from their labels alone.
 
-    Command: python jobs/teachers.py import --root data/audioset --name passt --stated-map 0.495 \
+    Command: python jobs/preprocess.py run --root data/audioset --media MEDIA_FOLDER
+    Then: python jobs/teachers.py import --root data/audioset --name passt --stated-map 0.495 \
         --scores passt_enemble_logits_mAP_495.npy --index fname_to_index.pkl
-    Command: python jobs/audioset.py audioset_distilled --media MEDIA_FOLDER \
+    Then: python jobs/train.py audioset_distilled --root data/audioset \
         --train.init facebook/deit-base-distilled-patch16-384
     Cost: 10 million samples of 783 GFLOP, as audioset_full: reading the scores is under a hundredth of a step.
     Result: none yet: it was never run. Published with the same scores and share: mAP 0.471 for EfficientAT's mn10_as

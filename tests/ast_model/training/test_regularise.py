@@ -94,12 +94,12 @@ def test_decoupled_decay_is_adamws_and_spares_biases_and_norms() -> None:
     torch.manual_seed(0)
     ours = AST(ASTConfig.nano(num_classes=3, num_frames=64, depth=1))
     theirs = copy.deepcopy(ours)
-    config = TrainConfig(learning_rate=0.1, betas=(0.9, 0.95), weight_decay=0.05, decoupled_weight_decay=True)
+    config = TrainConfig(learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.05, decoupled_weight_decay=True)
     groups = [
         {"params": [each for each in theirs.parameters() if each.ndim > 1], "weight_decay": 0.05},
         {"params": [each for each in theirs.parameters() if each.ndim == 1], "weight_decay": 0.0},
     ]
-    optimizers = (make_optimizer(ours, config), torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.95)))
+    optimizers = (make_optimizer(ours, config), torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True))
     for model, optimizer in zip((ours, theirs), optimizers, strict=True):
         for _ in range(2):
             optimizer.zero_grad()

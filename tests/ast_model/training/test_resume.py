@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 
 from ast_model.config import CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.distributed import World
+from ast_model.training.checks import changed_settings
 from ast_model.training.job import StopSignal
 from ast_model.training.trainer import Trainer
 from pipeline.errors import ConfigError, MismatchError, StoppedError
@@ -105,3 +107,12 @@ def test_another_number_of_epochs_is_refused_once_it_would_change_the_average(ma
     longer = make_job(num_epochs=5, average_last_epochs=2)
     with pytest.raises(MismatchError, match=r"expected 0 of 2 epochs in the average, .*num-epochs 5 .* found 1"):
         Trainer(longer, ALONE)
+
+
+def test_a_record_from_before_a_setting_was_made_with_its_default(make_job: MakeJob) -> None:
+    job = make_job()
+    record = json.loads(json.dumps(job.describe()))
+    del record["model"]["post_norm"], record["train"]["betas"]
+    assert changed_settings(job.settings, record) == {}
+    changed = dataclasses.replace(job, config=dataclasses.replace(job.config, betas=(0.9, 0.95)))
+    assert list(changed_settings(changed.settings, record)) == ["train.betas"]
