@@ -606,8 +606,9 @@ class FinetuneConfig:
     """A table with the columns path,labels, or a folder that holds a folder of files for each class."""
     init: str = ""
     """Weights to start from: a checkpoint, a Hugging Face name, an official .pth, or DeiT's; empty for random ones."""
-    size: Literal["nano", "tiny", "small", "base"] = "base"
-    """Size of the model; that of an AST that is started from counts more. nano is for training without a GPU."""
+    size: Literal["nano", "tiny", "small", "base", "eat"] = "base"
+    """Size of the model; that of an AST that is started from counts more. nano is for training without a GPU, eat
+    for EAT's and SSLAM's weights."""
     head_only: Annotated[bool | None, tyro.conf.arg(metavar="| --no-head-only")] = None
     """Fit only the head, on embeddings that are computed once and kept: seconds instead of hours. Unset: without a
     GPU, or with fewer than 2,000 training clips, unless epochs, batch size or learning rate are set."""

@@ -148,7 +148,7 @@ def _check_structure(found: ASTConfig, expected: ASTConfig) -> None:
     if differing:
         raise WeightsError(
             f"these weights are of another kind of model: {', '.join(differing)}; give the model these settings, as the"
-            " preset audioset_eat has EAT's, or start from other weights"
+            " preset audioset_eat and finetune.py --size eat have EAT's, or start from other weights"
         )
 
 
@@ -201,7 +201,9 @@ def _drop_head(weights: Weights) -> None:
 def _adapt(weights: Weights, described: ASTConfig | None, config: ASTConfig) -> list[str]:
     """Adapt positions, patches and head in place; return what was done."""
     notes = []
-    if not config.fixed_positions and (grid := _find_grid(weights, described, config)) != config.grid:
+    if config.fixed_positions:
+        weights.pop("positions", None)  # an ONNX file has them, as a constant
+    elif (grid := _find_grid(weights, described, config)) != config.grid:
         weights["positions"] = adapt_positions(weights["positions"], grid, config.grid)
         notes.append(f"positions adapted from {grid[0]}×{grid[1]} to {config.grid[0]}×{config.grid[1]}")
     if _is_of_images(weights):

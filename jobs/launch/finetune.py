@@ -32,7 +32,13 @@ from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 
-SIZES = {"nano": ASTConfig.nano, "tiny": ASTConfig.tiny, "small": ASTConfig.small, "base": ASTConfig.base}
+SIZES = {
+    "nano": ASTConfig.nano,
+    "tiny": ASTConfig.tiny,
+    "small": ASTConfig.small,
+    "base": ASTConfig.base,
+    "eat": ASTConfig.eat,
+}
 FRAME_GRID = 16
 """The model's length is a multiple of a patch."""
 MIN_FRAMES = 32

@@ -5,17 +5,22 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from ast_model.config import CacheConfig
 from ast_model.teachers.formats import read_index
-from ast_model.teachers.store import Teachers, load_teacher
+from ast_model.teachers.grade import grade_teacher
+from ast_model.teachers.store import ScoreRows, Teachers, load_teacher, write_rows
 from jobs.teachers import COMMAND_LINE
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MismatchError
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 
@@ -158,6 +163,20 @@ def test_an_index_that_is_shifted_is_refused_with_both_figures(
     said = capsys.readouterr().err
     assert "found mAP 0." in said and "0.900 is stated" in said and "shifted" in said
     assert not own.store.exists("teachers/t/teacher.json")
+
+
+def test_an_index_that_is_shifted_from_somewhere_on_is_refused_with_the_place(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    targets = (random.random((1000, 8)) < 0.1).astype(np.uint8)
+    targets[:, 0] |= targets.sum(axis=1) == 0
+    scores = (targets * 0.9 + random.random(targets.shape) * 0.1).astype(np.float32)
+    whole = SimpleNamespace(targets=lambda clips: sparse.csr_array(targets[clips]))
+    rows = np.arange(len(targets))
+    for shifted, message in ((np.concatenate([scores[:700], scores[699:-1]]), "from its clip 7"), (scores, "")):
+        clips = write_rows(tmp_path / "scores.npy", [shifted[:300], shifted[300:]], rows, targets.shape[1])
+        with pytest.raises(MismatchError, match=message) if message else nullcontext():
+            grade = grade_teacher(ScoreRows(tmp_path / "scores.npy"), clips, cast(Snapshot, whole), stated=0.5)
+    assert grade.mAP > 0.9 and grade.num_clips == 1000
 
 
 class Harmful:

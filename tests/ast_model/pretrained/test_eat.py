@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ast_model.config import ASTConfig
-from ast_model.export import export_safetensors
+from ast_model.export import export_onnx, export_safetensors
 from ast_model.model import AST
 from ast_model.pretrained.load import load_pretrained
 from ast_model.pretrained.metadata import ModelMetadata
@@ -61,11 +61,18 @@ def test_pretrained_weights_come_without_a_head(tmp_path: Path) -> None:
     assert model(fbank).shape == (1, 5)
 
 
-def test_own_files_keep_what_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["safetensors", "onnx"])
+def test_exports_keep_what_it_is(tmp_path: Path, form: str) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
     write_checkpoint(tmp_path / "eat.pt")
     model = load_pretrained(tmp_path / "eat.pt")
-    export_safetensors(model, tmp_path / "eat.safetensors", ModelMetadata([f"class {n}" for n in range(35)], 0, 1))
-    again = load_pretrained(tmp_path / "eat.safetensors")
+    metadata = ModelMetadata([f"class {number}" for number in range(NUM_CLASSES)], 0, 1)
+    if form == "onnx":
+        export_onnx(model, metadata, tmp_path / "eat.onnx")
+    else:
+        export_safetensors(model, tmp_path / "eat.safetensors", metadata)
+    again = load_pretrained(tmp_path / f"eat.{form}")
     assert again.config == model.config
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
