@@ -156,7 +156,7 @@ class ASTConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate changes; the defaults are those of the full AudioSet."""
+    """Course of the learning rate; the defaults are those of the full AudioSet."""
 
     shape: Literal["steps", "cosine"] = "steps"
     """After the warm-up: a decay every few epochs (AST), or half a cosine down to 0 at the end of the run."""
@@ -224,7 +224,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Where a node keeps shards of a store that is not local."""
+    """A node's own copies of shards of a store that is not local."""
 
     folder: str = "~/.cache/audioset-ast"
     """Folder on each node, shared by its processes; empty reads every clip from the store."""

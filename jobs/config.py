@@ -288,7 +288,7 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """What to serve, where, and how much of it at a time."""
+    """Settings of the service."""
 
     checkpoint: str
     """A checkpoint's folder, a Hugging Face folder or hub name, an official .pth, or models:/audioset-ast@champion,
@@ -358,7 +358,7 @@ class CalibrateConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What to search for, where, and by which model's ear."""
+    """Settings of a search."""
 
     checkpoint: str
     """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""

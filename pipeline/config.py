@@ -8,7 +8,7 @@ from pipeline.records import FailureCategory
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """How media are fetched."""
+    """Fetching of media."""
 
     deadline_s: float = 60.0
     """Seconds that one attempt at one clip may take, whatever the other side does."""
@@ -37,7 +37,7 @@ class FetchConfig:
 
 @dataclass(frozen=True)
 class RateLimitConfig:
-    """How often an address asks. An address is a node, or a proxy."""
+    """Rate of requests. An address is a node, or a proxy."""
 
     clips_per_hour: int | None = None
     """Clips that one address asks for in an hour, evenly spread with jitter; 0 is no limit. Unset it is 300 for
@@ -65,7 +65,7 @@ class RateLimitConfig:
 
 @dataclass(frozen=True)
 class YouTubeConfig:
-    """How yt-dlp asks YouTube. Secrets are named by their files, so that they stand in no log."""
+    """yt-dlp's settings for YouTube. Secrets are named by their files, so that they stand in no log."""
 
     cookies: str = ""
     """A file of cookies in Netscape's form (`cookies.txt`). Each process works on a copy of its own."""

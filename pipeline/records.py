@@ -35,7 +35,7 @@ class FailureCategory(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a clip is unavailable, with its category."""
+    """Reason for an unavailable clip, with its category."""
 
     category: FailureCategory
 

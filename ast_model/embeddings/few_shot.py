@@ -1,4 +1,4 @@
-"""What to expect of few examples: heads fitted to some clips of each class, measured on the same held-out clips.
+"""Expectations from few examples: heads fitted to some clips of each class, measured on the same held-out clips.
 
 Letters: N clips, D embedding size, C classes.
 """

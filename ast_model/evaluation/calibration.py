@@ -31,7 +31,7 @@ MAX_LOGIT = 30.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a checkpoint's scores become probabilities and decisions; kept beside it as `calibration.json`."""
+    """Map from a checkpoint's scores to probabilities and decisions; kept beside it as `calibration.json`."""
 
     labels: tuple[str, ...]
     loss: Loss

@@ -1,4 +1,4 @@
-"""What one request may ask for, and all of them together."""
+"""Limits on a request, and on all of them together."""
 
 from dataclasses import dataclass
 

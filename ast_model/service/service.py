@@ -60,7 +60,7 @@ Result = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class TagOptions:
-    """What a request wants to know of a sound."""
+    """The answers that a request asks for."""
 
     name: str = "sound"
     """Of the file, as tables have it. It is never opened."""

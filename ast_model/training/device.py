@@ -1,4 +1,4 @@
-"""How the device computes: precision of float32 products, and the kernels that attention runs on."""
+"""The device's arithmetic: precision of float32 products, and the kernels that attention runs on."""
 
 import logging
 import time
@@ -32,7 +32,7 @@ NUM_TIMED_STEPS = 5
 
 
 def set_matmul_precision(config: TrainConfig) -> None:
-    """Let float32 products be exact, unless `--train.precision tf32` asks for less.
+    """Make float32 products exact, unless `--train.precision tf32` asks for less.
 
     By default torch rounds the inputs of convolutions, and so the patch embedding's, but not those of other products.
     """

@@ -1,4 +1,4 @@
-"""How long a training will take, by a few steps and evaluations on trial, and what would be faster."""
+"""Duration of a training, by a few steps and evaluations on trial, and what would be faster."""
 
 import dataclasses
 import logging
@@ -149,7 +149,7 @@ def _in_small(job: Job, world: World) -> tuple[Job, float]:
 
 
 def warn_of_padding(model: ASTConfig, snapshot: Snapshot) -> None:
-    """Say so where most clips are far shorter than what the model takes: the rest is computed on padding."""
+    """Warn where most clips are far shorter than what the model takes: the rest is computed on padding."""
     typical = float(np.median(snapshot.index["num_frames"].to_numpy()))
     if typical < SHORT_SHARE * model.num_frames:
         log.warning(

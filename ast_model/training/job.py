@@ -11,7 +11,7 @@ from pipeline.store.storage import Store
 
 
 class Tracker(Protocol):
-    """Where metrics and checkpoints are logged. Only the main rank logs."""
+    """Receiver of metrics and checkpoints. Only the main rank logs."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 

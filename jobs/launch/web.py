@@ -41,7 +41,7 @@ UPLOAD = {
 
 
 class Error(BaseModel):
-    """Why a request was not answered."""
+    """Reason for an answer without results."""
 
     error: str
 
@@ -61,7 +61,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class TagQuery(BaseModel):
-    """What a request wants to know of a sound."""
+    """The answers that a request asks for."""
 
     name: str = Field("sound", max_length=1000, description="The file's name, as tables have it")
     top_k: int = Field(5, ge=1, le=1_000)
@@ -120,7 +120,7 @@ class TagsToWrite(BaseModel):
 
 
 class Figures:
-    """What `/metrics` says, of one replica."""
+    """Figures of one replica for `/metrics`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

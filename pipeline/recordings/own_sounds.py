@@ -34,7 +34,7 @@ MAX_S = 2**31 / 1000
 
 @dataclass(frozen=True)
 class CutConfig:
-    """How files become clips and splits."""
+    """Division of files into clips and splits."""
 
     clip_s: float
     """Files are cut into clips of this length; a remainder counts as one if it is at least half as long."""

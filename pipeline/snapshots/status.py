@@ -1,4 +1,4 @@
-"""How far a data set is: planned, written and failed segments, per split, reason and class."""
+"""State of a data set: planned, written and failed segments, per split, reason and class."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported.

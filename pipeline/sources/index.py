@@ -1,4 +1,4 @@
-"""Where the media of a mirror lie: an index by name that is made once, and shared by all workers without a copy."""
+"""Places of a mirror's media: an index by name that is made once, and shared by all workers without a copy."""
 
 import logging
 from bisect import bisect_left

@@ -49,7 +49,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class LimiterStatus:
-    """How a run gets on with its source."""
+    """State of a run's requests to its source."""
 
     idle_s: float
     """Seconds since the last answer, or the start."""

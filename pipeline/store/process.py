@@ -1,4 +1,4 @@
-"""Which process something belongs to, so that what a dead one left is told from what a live one uses."""
+"""Owners of what lies on disk: processes, so that what a dead one left is told from what a live one uses."""
 
 import os
 import socket
