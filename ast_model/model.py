@@ -65,13 +65,21 @@ class AST(nn.Module):
 
     def embed(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
         """Return one embedding per clip (B, D): the class token, or the mean of it and the distillation token."""
-        return self.tokens(fbank_BTM, drop_masks)[:, : self.config.num_extra_tokens].mean(dim=1)
+        # Nobody reads what the last block makes of the patches. A training computes it all the same: its results are
+        # held to the bit, and products of other shapes round differently.
+        num_extra = self.config.num_extra_tokens
+        num_out = None if torch.is_grad_enabled() else num_extra
+        return self._tokens(fbank_BTM, drop_masks, num_out)[:, :num_extra].mean(dim=1)
 
     def tokens(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
         """Return all tokens after the last block, normalised (B, N, D), patches frequency by frequency.
 
         Raises InputError if the fbank has other mel bins than the config, or is shorter than a patch.
         """
+        return self._tokens(fbank_BTM, drop_masks, None)
+
+    def _tokens(self, fbank_BTM: Tensor, drop_masks: DropMasks | None, num_out: int | None) -> Tensor:
+        """Return all tokens, or the first `num_out` ones that the last block makes."""
         tokens_BND = self._embed_patches(fbank_BTM)
         drop_masks = drop_masks or DropMasks()
         if drop_masks.kept_BK is not None:
@@ -83,7 +91,7 @@ class AST(nn.Module):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 tokens_BND = cast(Tensor, checkpoint(block, tokens_BND, scale_B2, use_reentrant=False))
             else:
-                tokens_BND = block(tokens_BND, scale_B2)
+                tokens_BND = block(tokens_BND, scale_B2, num_out if block is self.blocks[-1] else None)
         return tokens_BND if self.config.post_norm else self.norm(tokens_BND)
 
     def _embed_patches(self, fbank_BTM: Tensor) -> Tensor:
@@ -118,12 +126,14 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, tokens_BND: Tensor, scale_B2: Tensor | None = None) -> Tensor:
+    def forward(self, tokens_BND: Tensor, scale_B2: Tensor | None = None, num_out: int | None = None) -> Tensor:
+        """Return all tokens after the block, or the first `num_out` ones alone, for which all others are read."""
         attention_scale, mlp_scale = (None, None) if scale_B2 is None else scale_B2[:, :, None, None].unbind(dim=1)
+        change_BND = self.attention(tokens_BND if self.post_norm else self.attention_norm(tokens_BND), num_out)
+        tokens_BND = tokens_BND[:, :num_out] + _scale(change_BND, attention_scale)
         if self.post_norm:
-            tokens_BND = self.attention_norm(tokens_BND + _scale(self.attention(tokens_BND), attention_scale))
+            tokens_BND = self.attention_norm(tokens_BND)
             return self.mlp_norm(tokens_BND + _scale(self.mlp(tokens_BND), mlp_scale))
-        tokens_BND = tokens_BND + _scale(self.attention(self.attention_norm(tokens_BND)), attention_scale)
         return tokens_BND + _scale(self.mlp(self.mlp_norm(tokens_BND)), mlp_scale)
 
 
@@ -134,9 +144,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        qkv_BN3HK = self.qkv(tokens_BND).unflatten(2, (3, self.num_heads, -1))
-        query_BHNK, key_BHNK, value_BHNK = qkv_BN3HK.permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, tokens_BND: Tensor, num_queries: int | None = None) -> Tensor:
+        if num_queries is None:
+            qkv_BN3HK = self.qkv(tokens_BND).unflatten(2, (3, self.num_heads, -1))
+            query_BHNK, key_BHNK, value_BHNK = qkv_BN3HK.permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            width = tokens_BND.shape[2]
+            weights, biases = self.qkv.weight.split([width, 2 * width]), self.qkv.bias.split([width, 2 * width])
+            query_BQD = nnf.linear(tokens_BND[:, :num_queries], weights[0], biases[0])
+            kv_BN2HK = nnf.linear(tokens_BND, weights[1], biases[1]).unflatten(2, (2, self.num_heads, -1))
+            query_BHNK = query_BQD.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            key_BHNK, value_BHNK = kv_BN2HK.permute(2, 0, 3, 1, 4).unbind(0)
         mixed_BHNK = nnf.scaled_dot_product_attention(query_BHNK, key_BHNK, value_BHNK)
         return self.out(mixed_BHNK.transpose(1, 2).flatten(2))
 

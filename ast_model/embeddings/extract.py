@@ -24,6 +24,7 @@ from ast_model.config import AugmentConfig, CacheConfig
 from ast_model.data.augment import augment, prepare
 from ast_model.data.loader import BatchReader, open_reader
 from ast_model.data.sampling import NO_PARTNER, NUM_UNIFORMS, Draws
+from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Normalisation, evaluating
 from ast_model.model import AST
 from ast_model.pretrained.files import read_weights
@@ -38,7 +39,8 @@ NUM_CHUNKS = 64
 """Tasks that a snapshot is divided into, as far as their sizes allow."""
 MIN_CHUNK_CLIPS, MAX_CHUNK_CLIPS = 8, 1024
 """Clips of one task: what a kill costs at most, and what progress counts by. Each chunk is a file."""
-BATCH_CLIPS = 8
+BATCH_CLIPS = {"cpu": 4, "cuda": 64}
+"""By kind of device: a core computes fastest what its cache holds."""
 VIEW_AUGMENT = AugmentConfig(
     mixup_probability=0.0, max_freq_mask_bins=24, max_time_mask_frames=48, noise=True, max_roll_frames=10
 )
@@ -117,9 +119,10 @@ def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = N
     started_s = time.monotonic()
     rows = plan.rows_of(first)
     parts = []
-    with evaluating(model):
-        for start in range(0, len(rows), BATCH_CLIPS):
-            positions = rows[start : start + BATCH_CLIPS]
+    # In the precision of the evaluations: on a CPU, all that float32 has.
+    with evaluating(model), World(0, 1, device).autocast("auto"):
+        for start in range(0, len(rows), BATCH_CLIPS[device.type]):
+            positions = rows[start : start + BATCH_CLIPS[device.type]]
             views = [model.embed(fbank_BTM) for fbank_BTM in _views(reader, positions, plan, device)]
             parts.append(torch.stack(views, dim=1).float().cpu().numpy())
     out = io.BytesIO()
