@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,12 +11,14 @@ import numpy as np
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.step_metrics import Metrics
 from jobs.config import FoldsConfig
+from jobs.launch.cli import resolve_root
+from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.provenance import provenance
-from jobs.launch.recordings import convert, train_tracked
+from jobs.launch.recordings import convert, official_folder, train_tracked
 from jobs.launch.runs import ending, history_name, new_run_name, was_begun
 from jobs.launch.titles import run_params, run_title
 from pipeline.cluster import ray_session
-from pipeline.errors import ConfigError, MismatchError, NoClipsError
+from pipeline.errors import ConfigError, InputError, MismatchError, NoClipsError
 from pipeline.recordings.tables import Recording
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
@@ -25,8 +28,16 @@ Config = TypeVar("Config", bound=FoldsConfig)
 INTRODUCTION = "A child run for each fold.\n\n"
 
 
-def train_folds(config: FoldsConfig, recordings: Sequence[Recording], classes: Sequence[str], store: Store) -> None:
-    """Train and test on each fold, the splits `fold1`, `fold2`, …, and say the accuracy of each and their mean."""
+def train_folds(
+    config: FoldsConfig, table: str, read: Callable[[Path], tuple[Sequence[Recording], Sequence[str]]]
+) -> None:
+    """Train and test on each fold, the splits `fold1`, `fold2`, …, and print the accuracy of each and their mean.
+
+    table: of the official folder, by which that is known. read: the recordings and classes of such a folder.
+    """
+    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
+    store = Store(resolve_root(config.root))
+    recordings, classes = read(official_folder(config, store, table))
     with ray_session():
         snapshot = convert(recordings, classes, store)
         check_folds(snapshot, config)
@@ -37,6 +48,16 @@ def train_folds(config: FoldsConfig, recordings: Sequence[Recording], classes: S
             store.write_json(f"{config.preset}.json", result | {"run": run, "snapshot": snapshot.snapshot_id})
             log_result(parent, result)
     print("\n".join(describe_result(result)))
+
+
+def check_files(recordings: Sequence[Recording], table: Path, folder: Path) -> None:
+    """Raise InputError if a table names no files, or some that are not in the folder."""
+    missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
+    if missing or not recordings:
+        raise InputError(
+            f"{table} names {len(recordings)} files; {len(missing)} are not in {folder}"
+            f" ({', '.join(missing[:3])}): unpack the archive again"
+        )
 
 
 def config_of_fold(config: Config, fold: int) -> Config:

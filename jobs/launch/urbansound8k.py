@@ -1,30 +1,22 @@
 """UrbanSound8K: a training for each of its ten folds."""
 
 import csv
-import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.config import UrbanSound8KConfig
-from jobs.launch.cli import resolve_root
-from jobs.launch.folds import train_folds
-from jobs.launch.initial_weights import open_initial_weights
-from jobs.launch.recordings import official_folder
+from jobs.launch.folds import check_files, train_folds
 from pipeline.errors import InputError, describe, quote
 from pipeline.recordings.tables import Recording
-from pipeline.store.storage import Store
 
 CLIP_MS = 4_000
 TABLE = "metadata/UrbanSound8K.csv"
 
 
 def urbansound8k(config: UrbanSound8KConfig) -> None:
-    """Train and test on each fold, and say the accuracy of each and their mean."""
-    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
-    store = Store(resolve_root(config.root))
-    recordings, classes = read_urbansound8k(official_folder(config, store, TABLE))
-    train_folds(config, recordings, classes, store)
+    """Train and test on each fold, and print the accuracy of each and their mean."""
+    train_folds(config, TABLE, read_urbansound8k)
 
 
 def read_urbansound8k(folder: Path) -> tuple[list[Recording], list[str]]:
@@ -53,12 +45,7 @@ def read_urbansound8k(folder: Path) -> tuple[list[Recording], list[str]]:
         raise InputError(
             f"{folder / TABLE}: expected one class for each classID, found several; unpack the archive again"
         )
-    missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
-    if missing or not recordings:
-        raise InputError(
-            f"{folder / TABLE} names {len(recordings)} files; {len(missing)} are not in {folder / 'audio'}"
-            f" ({', '.join(missing[:3])}): unpack the archive again"
-        )
+    check_files(recordings, folder / TABLE, folder / "audio")
     return recordings, [name_of[number] for number in sorted(name_of)]
 
 
