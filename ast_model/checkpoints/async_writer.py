@@ -1,6 +1,7 @@
 """Checkpoints written beside the training: one at a time, in a thread, with patience for the storage."""
 
 import copy
+import dataclasses
 import logging
 import time
 from collections import deque
@@ -10,7 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ast_model.checkpoints.checkpoint import (
+    PARTS,
     Checkpoint,
     LoopState,
     add_evaluation,
@@ -42,11 +47,42 @@ class SavedCheckpoint:
     """Content of its checkpoint.json."""
 
 
+class Staging:
+    """Memory that checkpoints are copied to one after the other, before they are written.
+
+    Pinned where they come from a GPU: that then copies by itself, in its place between two steps, and the process, which
+    would wait for over 1 GB of AST-base, goes on.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, str], Tensor] = {}
+
+    def copy(self, checkpoint: Checkpoint) -> tuple[Checkpoint, torch.cuda.Event | None]:
+        """Start to copy a checkpoint over the one before; the event tells when it is whole, none that it is already."""
+        parts = {
+            part: {name: self._copy(part, name, value.detach()) for name, value in getattr(checkpoint, part).items()}
+            for part in PARTS
+        }
+        is_copied = None
+        if any(value.is_cuda for part in PARTS for value in getattr(checkpoint, part).values()):
+            is_copied = torch.cuda.Event()
+            is_copied.record()
+        return dataclasses.replace(checkpoint, loop=copy.deepcopy(checkpoint.loop), **parts), is_copied
+
+    def _copy(self, part: str, name: str, value: Tensor) -> Tensor:
+        buffer = self._buffers.get((part, name))
+        if buffer is None:
+            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._buffers[part, name] = buffer
+        return buffer.copy_(value, non_blocking=True)
+
+
 class Saver:
     """Writes a run's checkpoints, and keeps the newest and the best of them."""
 
     def __init__(self, store: Store, folder: str, config: CheckpointConfig, num_steps: int):
         self.store, self.folder, self.config = store, folder, config
+        self._staging = Staging()
         # One thread: writes come one after the other, so an evaluation finds the checkpoint that it is added to.
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: deque[Future[SavedCheckpoint]] = deque()
@@ -68,8 +104,9 @@ class Saver:
         """
         self.wait()
         self._last_steps, self._last_time = num_steps, time.monotonic()
-        # Copied now: the next step changes the weights in place.
-        self._start(partial(self._save, checkpoint.on_cpu(), folder or self.folder))
+        # Copied before the next step, which changes the weights in place.
+        staged, is_copied = self._staging.copy(checkpoint)
+        self._start(partial(self._save, staged, is_copied, folder or self.folder))
 
     def submit_evaluation(self, loop: LoopState, score: float) -> None:
         """Start to add an evaluation to the checkpoint that was submitted for this place of the loop."""
@@ -106,7 +143,9 @@ class Saver:
                 log.warning("the checkpoint is not written yet: %s; retrying in %.1f s", error, pause_s)
                 time.sleep(pause_s)
 
-    def _save(self, checkpoint: Checkpoint, folder: str) -> SavedCheckpoint:
+    def _save(self, checkpoint: Checkpoint, is_copied: torch.cuda.Event | None, folder: str) -> SavedCheckpoint:
+        if is_copied is not None:
+            is_copied.synchronize()
         name = save_checkpoint(self.store, folder, checkpoint)
         if folder == self.folder:  # the average has a folder of its own, with one checkpoint
             self._prune()

@@ -8,8 +8,6 @@ runs/{run}/checkpoints/{name}/
     checkpoint.json         state of the loop, configs, classes, normalisation, digests of the files and of itself
 """
 
-import copy
-import dataclasses
 import hashlib
 import json
 import logging
@@ -76,15 +74,6 @@ class Checkpoint:
     def trained(self) -> Tensors:
         """The weights that the training goes on with."""
         return self.raw or self.model
-
-    def on_cpu(self) -> "Checkpoint":
-        """Return a copy that further training does not change."""
-        parts = {part: {name: _copy(value) for name, value in getattr(self, part).items()} for part in PARTS}
-        return dataclasses.replace(self, loop=copy.deepcopy(self.loop), **parts)
-
-
-def _copy(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", copy=True).contiguous()
 
 
 def save_checkpoint(store: Store, folder: str, checkpoint: Checkpoint) -> str:

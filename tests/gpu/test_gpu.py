@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
+from ast_model.checkpoints.async_writer import Staging
+from ast_model.checkpoints.checkpoint import Checkpoint, LoopState
 from ast_model.config import ASTConfig, AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig, TrainConfig
 from ast_model.data.augment import augment
 from ast_model.data.feed import feed
@@ -226,6 +228,18 @@ def test_two_ranks_have_the_gradient_of_one(snapshot: Snapshot, tmp_path: Path) 
     assert found["num_ranks"] == 2
     assert found["fp32"] < 1e-5
     assert found["bf16"] < 2**-7  # a rank rounds its part of a gradient to 8 bits
+
+
+def test_a_checkpoint_holds_the_weights_of_its_step_while_the_next_one_changes_them() -> None:
+    staging, weights = Staging(), torch.randn(1000, 1000, device=DEVICE)
+    for _ in range(2):
+        expected = weights.clone().cpu()
+        staged, is_copied = staging.copy(Checkpoint(LoopState(), {"weights": weights}))
+        weights += 1
+        if is_copied is not None:
+            is_copied.synchronize()
+        torch.testing.assert_close(staged.model["weights"], expected, rtol=0, atol=0)
+        assert staged.model["weights"].is_pinned() == (DEVICE != CPU)
 
 
 @pytest.mark.skipif(DEVICE == CPU, reason="only a GPU runs out of its memory")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ast_model.checkpoints.async_writer import Saver, best_checkpoint
+from ast_model.checkpoints.async_writer import Saver, Staging, best_checkpoint
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, list_checkpoints, read_checkpoint
 from ast_model.config import CheckpointConfig
 from pipeline.errors import StoreError
@@ -55,6 +55,21 @@ def test_the_newest_and_the_best_are_kept(store: RefusingStore) -> None:
         "best.json",
         *(LoopState(epoch).name for epoch in (1, 3, 4)),
     }
+
+
+def test_checkpoints_are_copied_to_the_same_memory_one_after_the_other() -> None:
+    staging, weights = Staging(), torch.arange(6.0).view(2, 3)
+    first, is_copied = staging.copy(Checkpoint(LoopState(1), {"a": weights.T}, optimizer={"a": weights}))
+    assert is_copied is None
+    address = first.model["a"].data_ptr()
+    assert first.model["a"].is_contiguous()
+    torch.testing.assert_close(first.model["a"], torch.arange(6.0).view(2, 3).T)
+    second, _ = staging.copy(Checkpoint(LoopState(2), {"a": 2 * weights.T, "b": weights}))
+    assert second.model["a"].data_ptr() == address
+    assert second.model.keys() == {"a", "b"}
+    assert not second.optimizer
+    weights.zero_()
+    torch.testing.assert_close(second.model["a"], 2 * torch.arange(6.0).view(2, 3).T)
 
 
 def test_what_is_saved_does_not_change_with_the_training(store: RefusingStore) -> None:
