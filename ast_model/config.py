@@ -22,6 +22,17 @@ Grid = tuple[int, int]
 
 FORWARDS_PER_STEP = 3
 """A training step takes as many operations as three forwards: the backward counts twice."""
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+"""Dense 16-bit peak by a part of the device's name, from the makers' data sheets; the first that fits counts."""
 DEFAULT_MICRO_BATCH = 12
 
 

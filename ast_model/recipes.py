@@ -2,7 +2,7 @@
 
 They are the paper's settings, as far as the official code and logs tell them, and EAT's in `audioset_eat`; `demo`,
 `audioset_full_scaled`, `audioset_distilled`, `fsd50k`, `vggsound` and `urbansound8k` are ours. A global batch has as
-many samples as there, on any number of ranks. Costs are computed by `estimate_cost`, not measured; docs/cluster.md has
+many samples as there, on any number of ranks. Costs are computed by `cost_sentence`, not measured; docs/cluster.md has
 more of them.
 """
 
@@ -13,6 +13,7 @@ from ast_model.config import (
     AUDIOSET_MEAN,
     AUDIOSET_STD,
     FORWARDS_PER_STEP,
+    PEAK_FLOPS,
     ASTConfig,
     AugmentConfig,
     RegulariseConfig,
@@ -29,22 +30,44 @@ class Recipe:
     train: TrainConfig
 
 
+MFU = {"H200": 0.45, "L40S": 0.40}
+"""Share of a GPU's 16-bit peak that a training reaches: assumed until `make gpu` has measured it. After a change
+`python scripts/write_costs.py` writes all that follows from it anew, below and in docs/cluster.md."""
+NUM_CLIPS = {
+    "audioset_balanced": 22_160,
+    "audioset_full": 1_953_082,
+    "audioset_full_scaled": 1_953_082,
+    "audioset_eat": 1_953_082,
+    "audioset_distilled": 1_953_082,
+    "esc50": 5 * 1600,
+    "speechcommands": 84_843,
+    "fsd50k": 36_796,
+    "vggsound": 183_730,
+    "urbansound8k": 9 * 8732,
+}
+"""Training clips of a preset, of all folds together."""
+
+
 @dataclass(frozen=True)
 class Accelerators:
     """GPUs that train together."""
 
+    name: str
     count: int
-    flops_per_s: float
-    """Operations a second that one of them reaches."""
     exchange_bytes_per_s: float
     """Bytes a second that the slowest link between them carries each way."""
 
+    @property
+    def flops_per_s(self) -> float:
+        """Operations a second that one of them reaches."""
+        return MFU[self.name] * PEAK_FLOPS[self.name]
 
-H200 = Accelerators(1, 0.45 * 989e12, exchange_bytes_per_s=450e9)
-"""At 45 % of the bf16 peak; NVLink."""
-L40S_NODE = Accelerators(4, 0.40 * 362e12, exchange_bytes_per_s=20e9)
-"""The four GPUs of an AWS g6e.12xlarge, at 40 % of the bf16 peak; PCIe 4."""
-L40S_CLUSTER = Accelerators(32, 0.40 * 362e12, exchange_bytes_per_s=10e9)
+
+H200 = Accelerators("H200", 1, exchange_bytes_per_s=450e9)
+"""NVLink."""
+L40S_NODE = Accelerators("L40S", 4, exchange_bytes_per_s=20e9)
+"""The four GPUs of an AWS g6e.12xlarge; PCIe 4."""
+L40S_CLUSTER = Accelerators("L40S", 32, exchange_bytes_per_s=10e9)
 """Eight of these nodes; 80 % of a node's 100 Gbit/s."""
 
 
@@ -87,6 +110,17 @@ def estimate_cost(recipe: Recipe, num_clips: int, accelerators: Accelerators) ->
         exchange_s=2 * (count - 1) / count * gradient_bytes / accelerators.exchange_bytes_per_s,
         num_accelerators=count,
     )
+
+
+def cost_sentence(recipe: Recipe, num_clips: int, accelerators: Accelerators = H200) -> str:
+    """Return the first words of a preset's `Cost:`, all that is computed."""
+    cost = estimate_cost(recipe, num_clips, accelerators)
+    num_samples = recipe.train.num_epochs * (recipe.train.draws_per_epoch or num_clips)
+    samples = f"{num_samples / 1e6:.1f} million" if num_samples >= 1e6 else f"{num_samples:,}"
+    time = f"{cost.hours:.1f} hours" if cost.hours >= 1 else f"{60 * cost.hours:.0f} minutes"
+    machine = f"of {accelerators.count} {accelerators.name}" if accelerators.count > 1 else f"of an {accelerators.name}"
+    share = f"at {100 * MFU[accelerators.name]:.0f} % of the peak"
+    return f"{samples} samples of {cost.flops_per_sample / 1e9:.0f} GFLOP, by computation {time} {machine} {share}"
 
 
 def scale_batch(train: TrainConfig, factor: int) -> TrainConfig:
@@ -148,7 +182,7 @@ def audioset_balanced() -> Recipe:
 
     Command: python jobs/audioset.py audioset_balanced --media MEDIA_FOLDER \
         --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 554,000 samples of 783 GFLOP, by computation 16 minutes of an H200 at 45 % of its peak; and 42,000 clips.
+    Cost: 554,000 samples of 783 GFLOP, by computation 16 minutes of an H200 at 45 % of the peak; fetching 42,000 clips.
     Result: mAP 0.347 in the paper (0.350 with enhanced labels); not run by us.
     """
     return Recipe(
@@ -171,7 +205,8 @@ def audioset_full() -> Recipe:
 
     Command: python jobs/audioset.py audioset_full --media MEDIA_FOLDER \
         --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 10 million samples of 783 GFLOP, by computation 5 hours of an H200 at 45 % of its peak; fetching 2.06 M clips.
+    Cost: 9.8 million samples of 783 GFLOP, by computation 4.8 hours of an H200 at 45 % of the peak; fetching
+        2.06 M clips.
     Result: mAP 0.448 for the last epoch and 0.459 for the average of five in the paper; not run by us.
     """
     return Recipe(
@@ -188,7 +223,8 @@ def audioset_full_scaled() -> Recipe:
 
     Command: python jobs/audioset.py audioset_full_scaled --media MEDIA_FOLDER --workers 4:32 \
         --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 10 million samples of 783 GFLOP, by computation 1.4 hours of 32 L40S, two thirds of it for gradients.
+    Cost: 9.8 million samples of 783 GFLOP, by computation 1.4 hours of 32 L40S at 40 % of the peak, two thirds
+        of it for gradients.
     Result: none yet: it was never run. In small a batch of 48 by the same rule, from random weights, reached a lower
     mAP in as many epochs (docs/recipes.md); from DeiT's weights that was not tried.
     """
@@ -204,7 +240,7 @@ def audioset_eat() -> Recipe:
     what makes the tokens learns at the lowest layer's rate, where there it has the full one.
 
     Command: python jobs/audioset.py audioset_eat --media MEDIA_FOLDER --train.init EAT-base_epoch30_pretrain.pt
-    Cost: 29 million samples of 291 GFLOP, by computation 5.2 hours of an H200 at 45 % of its peak.
+    Cost: 28.8 million samples of 291 GFLOP, by computation 5.2 hours of an H200 at 45 % of the peak.
     Result: mAP 0.486 to 0.489 for EAT and 0.502 for SSLAM as published; not run by us.
     """
     return Recipe(
@@ -245,7 +281,8 @@ def audioset_distilled() -> Recipe:
         --scores passt_enemble_logits_mAP_495.npy --index fname_to_index.pkl
     Then: python jobs/train.py audioset_distilled --root data/audioset \
         --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 10 million samples of 783 GFLOP, as audioset_full: reading the scores is under a hundredth of a step.
+    Cost: 9.8 million samples of 783 GFLOP, by computation 4.8 hours of an H200 at 45 % of the peak; reading the
+        scores is under a hundredth of a step.
     Result: none yet: it was never run. Published with the same scores and share: mAP 0.471 for EfficientAT's mn10_as
         and 0.484 for mn40_as; with CED's own teachers and no labels 0.500 for a ViT-base; all after far more epochs.
     """
@@ -258,7 +295,7 @@ def esc50() -> Recipe:
 
     Command: python jobs/esc50.py --data ESC-50-master --init audioset_10_10_0.4593.pth
     Without AudioSet's weights: --init facebook/deit-base-distilled-patch16-384 --learning-rate 1e-4
-    Cost: 200,000 samples of 348 GFLOP, by computation 3 minutes of an H200 for all folds.
+    Cost: 200,000 samples of 348 GFLOP, by computation 3 minutes of an H200 at 45 % of the peak for all folds.
     Result: accuracy 95.6 % (88.7 % from ImageNet weights alone) in the paper, at the epoch that is best on the
         test folds; not run by us. The last epoch's, our default, is not chosen on them.
     """
@@ -287,7 +324,8 @@ def speechcommands() -> Recipe:
 
     Command: python jobs/speechcommands.py --data speech_commands_v0.02 \
         --init facebook/deit-base-distilled-patch16-384
-    Cost: 2.5 million samples of 77 GFLOP, by computation 7 minutes of an H200, more likely bound by reading.
+    Cost: 2.5 million samples of 77 GFLOP, by computation 7 minutes of an H200 at 45 % of the peak, more likely
+        bound by reading.
     Result: accuracy 98.1 % in the paper, on the testing list by the epoch best on the validation list; not run by us.
     """
     return Recipe(
@@ -321,7 +359,8 @@ def fsd50k() -> Recipe:
     take the first 10.24 s. Learning rate, batch and crop are those of PaSST's recipe, mean and std those of PSLA's.
 
     Command: python jobs/fsd50k.py --data FSD50K --init audioset_10_10_0.4593.pth
-    Cost: 1.1 million samples of 783 GFLOP, by computation 33 minutes of an H200; evaluations are left out.
+    Cost: 1.1 million samples of 783 GFLOP, by computation 32 minutes of an H200 at 45 % of the peak; evaluations
+        are left out.
     Result: none yet: it was never run. Published mAP on the evaluation set: PaSST-S 0.655 (random crops of 10 s, from
         AudioSet's weights), PSLA 0.567 (whole clips, from ImageNet's).
     """
@@ -347,7 +386,8 @@ def vggsound() -> Recipe:
     clips are measured on after each epoch, as there: there is no official validation split. The last epoch counts.
 
     Command: python jobs/vggsound.py --media youtube --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 1.8 million samples of 783 GFLOP, by computation 54 minutes of an H200; fetching 200,000 clips.
+    Cost: 1.8 million samples of 783 GFLOP, by computation 54 minutes of an H200 at 45 % of the peak; fetching
+        200,000 clips.
     Result: none yet: it was never run. Published: mAP 0.532 for the paper's ResNet-50; accuracy 59.5 % for CAV-MAE's
         audio branch alone, pre-trained on AudioSet.
     """
@@ -376,7 +416,8 @@ def urbansound8k() -> Recipe:
     deviation are measured on all folds.
 
     Command: python jobs/urbansound8k.py --data UrbanSound8K --init audioset_10_10_0.4593.pth
-    Cost: 2 million samples of 264 GFLOP, by computation 19 minutes of an H200 for all folds.
+    Cost: 2.0 million samples of 264 GFLOP, by computation 19 minutes of an H200 at 45 % of the peak for all
+        folds.
     Result: none yet: it was never run. Published accuracy: 89.8 % for a transformer from AudioSet's weights (Nogueira
         et al., Sensors 2022), 83.3 % for a linear layer on Dasheng's frozen embeddings (X-ARES).
     """

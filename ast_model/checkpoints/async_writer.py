@@ -50,8 +50,8 @@ class SavedCheckpoint:
 class Staging:
     """Memory that checkpoints are copied to one after the other, before they are written.
 
-    Pinned where they come from a GPU: that then copies by itself, in its place between two steps, and the process, which
-    would wait for over 1 GB of AST-base, goes on.
+    Pinned where they come from a GPU: that then copies by itself, in its place between two steps, and the process
+    goes on, which would wait for over 1 GB of AST-base.
     """
 
     def __init__(self) -> None:

@@ -15,22 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ast_model.config import PEAK_FLOPS
 from ast_model.distributed import World
 
 Metrics = dict[str, float]
 Item = TypeVar("Item")
-
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
-"""Dense 16-bit peak by a part of the device's name, from the makers' data sheets; the first that fits counts."""
 
 
 def peak_flops(device: torch.device) -> float | None:
