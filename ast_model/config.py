@@ -11,7 +11,7 @@ Features = Literal["fbank", "waveform"]
 Loss = Literal["bce", "ce"]
 Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
 Attention = Literal["auto", "cudnn", "flash", "efficient", "math"]
-Compile = Literal["none", "blocks", "model"]
+Compile = Literal["auto", "none", "blocks", "model"]
 MicroBatchSize = int | Literal["auto"]
 DeviceType = Literal["cpu", "cuda"]
 
@@ -354,7 +354,8 @@ class TrainConfig:
     """Kernels of the attention. auto measures on a GPU which are the fastest for this training, and changes over to the
     next best ones if those give gradients that are not finite; on a CPU it leaves the choice to torch."""
     compile: Compile = "none"
-    """Compile the model's blocks, or the whole model, which takes longer at first; the log tells the time."""
+    """Compile the model's blocks, or the whole model with augmentation and loss, which takes longer at first; the log
+    tells the time. auto compiles the blocks on a GPU whose machine has a C compiler, else nothing."""
     activation_checkpointing: bool = False
     """Keep only the blocks' inputs for the backward and compute the rest again: less memory, a third more time."""
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)

@@ -2,8 +2,8 @@
 
 They are the paper's settings, as far as the official code and logs tell them, and EAT's in `audioset_eat`; `demo`,
 `audioset_full_scaled`, `audioset_distilled`, `fsd50k`, `vggsound` and `urbansound8k` are ours. A global batch has as
-many samples as there, on any number of ranks. Costs are computed by `cost_sentence`, not measured; docs/cluster.md has
-more of them.
+many samples as there, on any number of ranks. On a GPU all but `demo` compile the model's blocks (`--train.compile
+auto`). Costs are computed by `cost_sentence`, not measured; docs/cluster.md has more of them.
 """
 
 import dataclasses
@@ -196,6 +196,7 @@ def audioset_balanced() -> Recipe:
             mean=AUDIOSET_MEAN,
             std=AUDIOSET_STD,
             average_last_epochs=20,
+            compile="auto",
         ),
     )
 
@@ -211,7 +212,7 @@ def audioset_full() -> Recipe:
     """
     return Recipe(
         ASTConfig.base(),
-        TrainConfig(mean=AUDIOSET_MEAN, std=AUDIOSET_STD, average_last_epochs=5),
+        TrainConfig(mean=AUDIOSET_MEAN, std=AUDIOSET_STD, average_last_epochs=5, compile="auto"),
     )
 
 
@@ -267,6 +268,7 @@ def audioset_eat() -> Recipe:
             layer_decay=0.65,
             mean=AUDIOSET_MEAN,
             std=AUDIOSET_STD,
+            compile="auto",
         ),
     )
 
@@ -312,6 +314,7 @@ def esc50() -> Recipe:
             loss="ce",
             mean=-6.6268077,
             std=5.358466,
+            compile="auto",
         ),
     )
 
@@ -348,6 +351,7 @@ def speechcommands() -> Recipe:
             ),
             mean=-6.845978,
             std=5.5654526,
+            compile="auto",
         ),
     )
 
@@ -375,6 +379,7 @@ def fsd50k() -> Recipe:
             augment=AugmentConfig(random_crop=True),
             mean=-4.6476,
             std=4.5699,
+            compile="auto",
         ),
     )
 
@@ -405,6 +410,7 @@ def vggsound() -> Recipe:
             mean=-5.081,
             std=4.4849,
             average_last_epochs=8,
+            compile="auto",
         ),
     )
 
@@ -432,5 +438,6 @@ def urbansound8k() -> Recipe:
             schedule=ScheduleConfig(num_warmup_steps=0, num_epochs_before_decay=5, decay_factor=0.85),
             augment=AugmentConfig(mixup_probability=0.0, max_freq_mask_bins=24, max_time_mask_frames=80),
             loss="ce",
+            compile="auto",
         ),
     )

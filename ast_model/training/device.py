@@ -1,17 +1,19 @@
 """The device's arithmetic: precision of float32 products, and the kernels that attention runs on."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ast_model.config import ASTConfig, TrainConfig
+from ast_model.config import ASTConfig, Compile, TrainConfig
 from ast_model.distributed import AUTOCAST_DTYPES, World
 from ast_model.training.regularise import num_kept_patches
 from pipeline.errors import ConfigError
@@ -29,6 +31,7 @@ KERNELS: Kernels = {
 }
 """Contexts in which torch's attention runs on one kind of kernels only."""
 NUM_TIMED_STEPS = 5
+C_COMPILERS = ("cc", "gcc", "clang")
 
 
 def set_matmul_precision(config: TrainConfig) -> None:
@@ -39,6 +42,15 @@ def set_matmul_precision(config: TrainConfig) -> None:
     is_rounded = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if is_rounded else "highest")
     torch.backends.cudnn.allow_tf32 = is_rounded
+
+
+def choose_compile(config: TrainConfig, world: World) -> Compile:
+    """Return what `--train.compile` means on this machine."""
+    if config.compile != "auto":
+        return config.compile
+    # Triton compiles a launcher, in C, for each of its kernels.
+    can_compile = world.device.type == "cuda" and find_spec("triton") and any(map(shutil.which, C_COMPILERS))
+    return "blocks" if can_compile else "none"
 
 
 class AttentionKernels:
@@ -136,6 +148,7 @@ def describe_device(config: TrainConfig, attention: AttentionKernels, world: Wor
         "device.precision": world.resolve(config.precision),
         "device.float32_products": torch.get_float32_matmul_precision(),
         "device.attention": attention.name,
+        "device.compile": choose_compile(config, world),
         "device.micro_batch_size": str(config.micro_batch_size),
         "device.cudnn": str(torch.backends.cudnn.version()) if is_gpu else "none",
         "device.torch": torch.__version__,

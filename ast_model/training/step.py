@@ -20,7 +20,7 @@ from ast_model.data.sampling import rank_slice
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST, DropMasks
-from ast_model.training.device import AttentionKernels, choose_attention
+from ast_model.training.device import AttentionKernels, choose_attention, choose_compile
 from ast_model.training.regularise import DropMaskSampler
 from ast_model.training.state import TrainingState
 from ast_model.training.step_metrics import StepResult
@@ -72,10 +72,11 @@ class Stepper:
         self.num_bad_in_row = torch.zeros((), device=world.device)
         self.attention = attention or choose_attention(config, model.config, world)
         model.activation_checkpointing = config.activation_checkpointing
-        self._must_warm_up = config.compile != "none"
+        self.compile = choose_compile(config, world)
+        self._must_warm_up = self.compile != "none"
         # Not dynamic: a last micro-batch that is smaller gets code of its own, instead of slower code for every size.
         losses = ClipLosses(model, config, normalisation)
-        for module in {"none": [], "blocks": list(model.blocks), "model": [losses]}[config.compile]:
+        for module in {"none": [], "blocks": list(model.blocks), "model": [losses]}[self.compile]:
             module.compile(dynamic=False)
         self.ranked_losses = world.wrap(losses)
 
@@ -86,7 +87,7 @@ class Stepper:
             result = self._train_step(epoch, step, batches)
         if self._must_warm_up:
             result.loss.item()  # waits for the device, this once
-            log.info("compiled the %s: the first step took %.1f s", self.config.compile, time.perf_counter() - started)
+            log.info("compiled the %s: the first step took %.1f s", self.compile, time.perf_counter() - started)
             self._must_warm_up = False
         return result
 
@@ -106,7 +107,7 @@ class Stepper:
     def gradient_is_finite(self, epoch: int, step: int, batches: Iterator[Batch], attention: AttentionKernels) -> bool:
         """Whether some kernels give a finite gradient for a step. The weights stay as they are."""
         used, self.attention = self.attention, attention
-        if self.config.compile != "none":
+        if self.compile != "none":
             torch.compiler.reset()  # compiled code keeps the kernels that it was made with
         try:
             self._accumulate(epoch, step, batches)

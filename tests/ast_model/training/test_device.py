@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ast_model.config import ASTConfig, Attention, TrainConfig
 from ast_model.distributed import World
+from ast_model.recipes import audioset_full
 from ast_model.training import device
-from ast_model.training.device import AttentionKernels, choose_attention, set_matmul_precision
+from ast_model.training.device import AttentionKernels, choose_attention, choose_compile, set_matmul_precision
 from ast_model.training.job import Job
 from ast_model.training.trainer import Trainer
 from pipeline.errors import ConfigError
@@ -43,6 +44,16 @@ def test_float32_products_are_exact_unless_tf32_is_asked_for() -> None:
     finally:
         set_matmul_precision(TrainConfig())
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+
+
+def test_presets_compile_the_blocks_on_a_gpu_where_there_is_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = audioset_full().train
+    monkeypatch.setattr(device, "find_spec", lambda name: name == "triton")
+    monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/gcc" if name == "gcc" else None)
+    assert (choose_compile(train, GPU), choose_compile(train, ALONE)) == ("blocks", "none")
+    assert choose_compile(dataclasses.replace(train, compile="model"), ALONE) == "model"
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    assert choose_compile(train, GPU) == "none"
 
 
 def test_auto_takes_the_fastest_kernels_of_a_gpu_that_work(
