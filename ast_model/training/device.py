@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,6 +31,8 @@ KERNELS: Kernels = {
 }
 """Contexts in which torch's attention runs on one kind of kernels only."""
 NUM_TIMED_STEPS = 5
+MAX_TIMED_CLIPS = 32
+"""They fill a GPU: more take more time, in the same proportions."""
 C_COMPILERS = ("cc", "gcc", "clang")
 
 
@@ -93,10 +95,10 @@ def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> Att
         log.debug("attention: torch's choice, since there is no GPU")
         return AttentionKernels([])
     num_tokens = num_kept_patches(model.grid, config.regularise) + model.num_extra_tokens
-    num_clips = min(config.clips_at_a_time, config.global_batch_size)
+    num_clips = min(config.clips_at_a_time, config.global_batch_size, MAX_TIMED_CLIPS)
     shape = (num_clips, model.num_heads, num_tokens, model.width // model.num_heads)
     dtype = AUTOCAST_DTYPES.get(world.resolve(config.precision), torch.float32)
-    names = list(KERNELS) if config.attention == "auto" else [config.attention]
+    names = tuple(KERNELS) if config.attention == "auto" else (config.attention,)
     # The main rank measures for all: kernels that differ would let the ranks wait for the slowest.
     seconds = world.broadcast_object(_seconds_of(names, shape, dtype, world.device) if world.is_main else None)
     if not seconds:
@@ -111,7 +113,8 @@ def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> Att
     return AttentionKernels(order)
 
 
-def _seconds_of(names: Sequence[str], shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+@cache
+def _seconds_of(names: tuple[str, ...], shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     """Time each kind of kernels; leave out what the device lacks, or what gives gradients that are not finite."""
     timed = {name: seconds_of_attention(name, shape, dtype, device) for name in names}
     return {name: seconds for name, seconds in timed.items() if seconds is not None}

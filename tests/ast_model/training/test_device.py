@@ -70,7 +70,9 @@ def test_auto_takes_the_fastest_kernels_of_a_gpu_that_work(
     monkeypatch.setattr(device, "seconds_of_attention", time_kernels)
     attention = choose_attention(TrainConfig(global_batch_size=96, micro_batch_size=48), TINY, GPU)
     assert (attention.name, attention.next_best) == ("flash", "cudnn")
-    assert asked[0] == ((48, 2, TINY.num_tokens, 8), torch.bfloat16, GPU.device)
+    assert asked[0] == ((32, 2, TINY.num_tokens, 8), torch.bfloat16, GPU.device)
+    choose_attention(TrainConfig(global_batch_size=96, micro_batch_size=96), TINY, GPU)
+    assert len(asked) == 4, "measured once for a shape and device"
     assert "attention: flash" in caplog.text
     assert "flash 1.00 ms, cudnn 2.00 ms, math 9.00 ms" in caplog.text
 
