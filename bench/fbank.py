@@ -1,9 +1,10 @@
-"""Compare fbanks computed in batches on this machine's device with torchaudio's, clip by clip on the same device.
+"""Compare fbanks computed in batches on this machine's device with torchaudio's and Hugging Face's.
 
     python -m bench.fbank
 
-Takes a GPU if there is one. Prints a JSON line: clips of 10 s a second, medians of rounds that take turns. The results
-are compared first.
+Takes a GPU if there is one. torchaudio computes one clip after the other on the same device; `ASTFeatureExtractor` does
+so on the CPU, and what it returns is copied to the device. Prints a JSON line for each: clips of 10 s a second, medians
+of rounds that take turns. The results are compared first.
 """
 
 import time
@@ -11,9 +12,12 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 from torchaudio.compliance import kaldi
+from transformers import ASTFeatureExtractor
 
+from ast_model.data.augment import normalise
 from bench.lines import print_line
 from pipeline.fbank import NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank
 
@@ -39,10 +43,10 @@ def torchaudio_loop(waveform_BS: Tensor) -> Tensor:
     return torch.stack(fbanks)
 
 
-def seconds_of(compute: Callable[[Tensor], Tensor], waveform_BS: Tensor) -> float:
+def seconds_of(compute: Callable[[], Tensor], device: torch.device) -> float:
     started = time.perf_counter()
-    compute(waveform_BS)
-    if waveform_BS.is_cuda:
+    compute()
+    if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
@@ -52,15 +56,35 @@ def main() -> None:
     num_clips = 64 if device.type == "cuda" else 4
     torch.manual_seed(0)
     waveform_BS = (0.1 * torch.randn(num_clips, 10 * SAMPLE_RATE_HZ)).to(device)
-    ours, theirs = compute_fbank(waveform_BS), torchaudio_loop(waveform_BS)  # warms both up, too
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
-    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    extractor, arrays = ASTFeatureExtractor(), list(waveform_BS.cpu().numpy())
+
+    def features() -> Tensor:
+        """As the extractor returns them: padded with 0, then normalised."""
+        fbank_BTM = compute_fbank(waveform_BS)
+        padded_BTM = nnf.pad(fbank_BTM, (0, 0, 0, extractor.max_length - fbank_BTM.shape[1]))
+        return normalise(padded_BTM, extractor.mean, extractor.std)
+
+    def extract() -> Tensor:
+        found = extractor(arrays, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")["input_values"]
+        return found.to(device)
+
+    computations = {
+        "fbank": lambda: compute_fbank(waveform_BS),
+        "torchaudio, clip by clip": lambda: torchaudio_loop(waveform_BS),
+        "fbank, padded and normalised": features,
+        "ASTFeatureExtractor": extract,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in computations}
+    found = {name: compute() for name, compute in computations.items()}  # warms them up, too
+    pairs = list(zip(list(computations)[::2], list(computations)[1::2], strict=True))
+    for ours, theirs in pairs:
+        torch.testing.assert_close(found[ours], found[theirs], rtol=0, atol=TOLERANCE)
     for _ in range(NUM_ROUNDS):
-        seconds["ours"].append(seconds_of(compute_fbank, waveform_BS))
-        seconds["theirs"].append(seconds_of(torchaudio_loop, waveform_BS))
+        for name, compute in computations.items():
+            seconds[name].append(seconds_of(compute, device))
     rates = {name: num_clips / median(each) for name, each in seconds.items()}
-    peer = ("torchaudio, clip by clip", rates["theirs"])
-    print_line("fbank", "clips/s", rates["ours"], peer, device=device.type, batch_size=num_clips)
+    for ours, theirs in pairs:
+        print_line(ours, "clips/s", rates[ours], (theirs, rates[theirs]), device=device.type, batch_size=num_clips)
 
 
 if __name__ == "__main__":

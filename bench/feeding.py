@@ -3,14 +3,23 @@
     python -m bench.feeding
 
 Reads batches of 48 clips as a training does (balanced draws, mixup, two threads) from a local store, in turns with a
-step that only passes time. Prints a JSON line for each length of a step. The store's pages are in memory after the
-first pass, so the figures are the loader's, not the disk's.
+step that only passes time: by one process, then by eight at once, as on a machine with eight GPUs. Prints a JSON line
+for each length of a step, and one for how long another thread of the process had to wait for Python's lock meanwhile.
+The store's pages are in memory after the first pass, so the figures are the loaders', not the disk's.
 """
 
+import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from statistics import mean
+from threading import Event, Thread
 
+import numpy as np
 import torch
 
 from ast_model.config import ASTConfig
@@ -19,40 +28,111 @@ from ast_model.distributed import World
 from bench.lines import print_line
 from bench.stores import make_store
 from bench.train_step import stored_batches
+from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
 
 BATCH_SIZE = 48
 STEPS_MS = (1, 3, 10, 30, 100)
-SECONDS_PER_LENGTH = 3.0
-NUM_WARM_STEPS = 10
+NUM_LOADERS = 8
+SECONDS_PER_LENGTH = 2.0
+MIN_STEPS = 8
+NUM_WARM_STEPS = 4
+TICK_S = 0.0005
 
 
-def wait_share(batches: Iterator[Batch], step_s: float) -> float:
-    """Return which part of the time a step of `step_s` waits for its batch."""
-    num_steps = max(10, min(100, int(SECONDS_PER_LENGTH / step_s)))
-    for _ in range(NUM_WARM_STEPS):  # what was read ahead during the slower steps before does not count
+def wait_share(batches: Iterator[Batch], step_s: float) -> tuple[float, float]:
+    """Return which part of the time steps of `step_s` wait for their batch, and the samples a second."""
+    for _ in range(NUM_WARM_STEPS):  # what was read ahead while others were slower does not count
         next(batches)
-    waited_s, started = 0.0, time.perf_counter()
-    for _ in range(num_steps):
+    num_steps, waited_s, started = 0, 0.0, time.perf_counter()
+    while num_steps < MIN_STEPS or time.perf_counter() - started < SECONDS_PER_LENGTH:
         asked = time.perf_counter()
         next(batches)
         waited_s += time.perf_counter() - asked
         time.sleep(step_s)
-    return waited_s / (time.perf_counter() - started)
+        num_steps += 1
+    elapsed_s = time.perf_counter() - started
+    return waited_s / elapsed_s, num_steps * BATCH_SIZE / elapsed_s
+
+
+def load(root: str, number: int, start: Barrier, results: "Queue[list[tuple[float, float]]]") -> None:
+    """Read as one of several loaders that begin each length of a step together."""
+    torch.set_num_threads(1)
+    num_gpus = torch.cuda.device_count()
+    device = torch.device("cuda", number % num_gpus) if num_gpus else torch.device("cpu")
+    batches = stored_batches(load_snapshot(Store(root)), ASTConfig.base(), BATCH_SIZE, World(0, 1, device))
+    next(batches)
+    measured = []
+    for step_ms in STEPS_MS:
+        start.wait()
+        measured.append(wait_share(batches, step_ms / 1000))
+    batches.close()
+    results.put(measured)
+
+
+def measure(root: str, num_loaders: int) -> list[tuple[float, float]]:
+    """Return the mean share of waiting, and the samples a second of all loaders, for each length of a step."""
+    context = multiprocessing.get_context("spawn")  # CUDA can't be used after a fork
+    start, results = context.Barrier(num_loaders), context.Queue()
+    loaders = [context.Process(target=load, args=(root, number, start, results)) for number in range(num_loaders)]
+    for loader in loaders:
+        loader.start()
+    measured = [results.get() for _ in loaders]
+    for loader in loaders:
+        loader.join()
+    return [(mean(share for share, _ in each), sum(rate for _, rate in each)) for each in zip(*measured, strict=True)]
+
+
+@contextmanager
+def ticking() -> Iterator[list[float]]:
+    """Run a thread that wants to go on every half millisecond; collect the seconds by which it was late."""
+    late_s: list[float] = []
+    is_over = Event()
+
+    def tick() -> None:
+        while not is_over.is_set():
+            slept = time.perf_counter()
+            time.sleep(TICK_S)
+            late_s.append(time.perf_counter() - slept - TICK_S)
+
+    thread = Thread(target=tick)
+    thread.start()
+    try:
+        yield late_s
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def print_lock(root: str) -> None:
+    """Print how late a thread is that needs Python's lock, while batches are read as fast as they can be."""
+    torch.set_num_threads(1)
+    with ticking() as idle_s:
+        time.sleep(SECONDS_PER_LENGTH)
+    batches = stored_batches(load_snapshot(Store(root)), ASTConfig.base(), BATCH_SIZE, World(0, 1, torch.device("cpu")))
+    next(batches)
+    with ticking() as late_s:
+        share, _ = wait_share(batches, 0.0)
+    batches.close()
+    assert share > 0
+    for name, quantile in (("at most", 1.0), ("99 % of the time less than", 0.99)):
+        late_ms, idle_ms = (1000 * float(np.quantile(each, quantile)) for each in (late_s, idle_s))
+        # Python itself takes the lock from a thread that keeps it only after this long.
+        interval_ms = 1000 * sys.getswitchinterval()
+        print_line(f"late by the lock, {name}", "ms", late_ms, without_reading=idle_ms, switch_interval=interval_ms)
 
 
 def main() -> None:
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        snapshot = make_store(Store(folder), 4, 250)
-        batches = stored_batches(snapshot, ASTConfig.base(), BATCH_SIZE, World(0, 1, device))
-        for step_ms in STEPS_MS:
-            share = wait_share(batches, step_ms / 1000)
-            rate = (1 - share) * BATCH_SIZE / step_ms * 1000
-            name = f"waiting for data, steps of {step_ms} ms"
-            print_line(name, "of the time", share, samples_per_s=rate, batch_size=BATCH_SIZE, device=device.type)
-        batches.close()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as root:
+        make_store(Store(root), 4, 250)
+        for num_loaders in (1, NUM_LOADERS):
+            of = f"{num_loaders} loaders" if num_loaders > 1 else "one loader"
+            for step_ms, (share, rate) in zip(STEPS_MS, measure(root, num_loaders), strict=True):
+                name = f"waiting for data, {of}, steps of {step_ms} ms"
+                shown = {"samples_per_s": rate, "batch_size": BATCH_SIZE, "device": device}
+                print_line(name, "of the time", share, **shown)
+        print_lock(root)
 
 
 if __name__ == "__main__":

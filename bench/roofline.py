@@ -1,0 +1,84 @@
+"""Show where the time of a training step goes, beside what its operations would take at the device's peak.
+
+    python -m bench.roofline                    # a small model on a CPU: that it runs
+    python -m bench.roofline --compile blocks   # AST-base on a GPU
+
+Prints a JSON line for each kind of work: products of matrices, attention, copies, everything else (norms, gelu, the
+optimizer, the augmentation), and the time in which a GPU had nothing to do.
+"""
+
+import argparse
+import itertools
+import re
+import time
+from collections import Counter
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from ast_model.config import FORWARDS_PER_STEP, ASTConfig
+from ast_model.distributed import World
+from ast_model.training.step_metrics import peak_flops
+from bench.lines import print_line
+from bench.train_step import SMALL, make_batch, ours, wait
+
+NUM_WARM_STEPS, NUM_STEPS = 3, 5
+KINDS = {
+    "everything else": r"^triton",  # first: a fused kernel is named after all that it does
+    "attention": r"flash|fmha|sdpa|scaled_dot_product",
+    "products": r"gemm|gemv|nvjet|cutlass|xmma|aten::(addmm|mm|bmm)|conv",
+    "copies": r"memcpy|memset|aten::(copy_|fill_|zero_)",
+}
+"""Patterns of the names of kernels, or on a CPU of operations; the first that fits counts."""
+
+
+def kind_of(name: str) -> str:
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name.lower())), "everything else")
+
+
+def operations(config: ASTConfig, size: int) -> dict[str, float]:
+    """Count the operations of a step's products and attention."""
+    attention = 4 * config.num_tokens**2 * config.width * config.depth
+    whole = config.num_forward_flops
+    return {
+        "attention": FORWARDS_PER_STEP * size * attention,
+        "products": FORWARDS_PER_STEP * size * (whole - attention),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=None)
+    parser.add_argument("--compile", default="none", choices=("none", "blocks", "model"))
+    args = parser.parse_args()
+    is_gpu = torch.cuda.is_available()
+    world = World(0, 1, torch.device("cuda", 0) if is_gpu else torch.device("cpu"))
+    config, size = (ASTConfig.base(), args.batch_size or 64) if is_gpu else (SMALL, args.batch_size or 4)
+    step = ours(config, itertools.repeat(make_batch(config, size, world.device)), size, world, compile=args.compile)
+    for _ in range(NUM_WARM_STEPS):
+        step()
+    wait(world)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
+    with profile(activities=activities) as profiled:
+        started = time.perf_counter()
+        for _ in range(NUM_STEPS):
+            step()
+        wait(world)
+        step_ms = 1000 * (time.perf_counter() - started) / NUM_STEPS
+    milliseconds: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        if not is_gpu or event.device_type == DeviceType.CUDA:
+            spent_us = event.self_device_time_total if is_gpu else event.self_cpu_time_total
+            milliseconds[kind_of(event.key)] += spent_us / 1000 / NUM_STEPS
+    if is_gpu:
+        milliseconds["nothing to do"] = max(0.0, step_ms - milliseconds.total())
+    peak, counts = peak_flops(world.device), operations(config, size)
+    for kind, spent_ms in milliseconds.most_common():
+        at_peak = ("at the device's peak", 1000 * counts[kind] / peak) if peak and kind in counts else None
+        shown = {"share": spent_ms / step_ms, "compiled": args.compile, "batch_size": size}
+        print_line(f"a step's {kind}", "ms", spent_ms, at_peak, **shown)
+
+
+if __name__ == "__main__":
+    main()
