@@ -28,7 +28,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = BlindFinder
 """
 TWO_STEPS = """
 import itertools, sys, torch
-import bench.fbank, bench.gpu
+import bench.attention, bench.fbank, bench.feeding, bench.gpu, bench.memory, bench.roofline
 from ast_model.config import ASTConfig
 from ast_model.distributed import World
 from bench.stores import make_store
@@ -76,8 +76,8 @@ def test_without_a_gpu_the_parts_that_need_none_run(bare_machine: dict[str, str]
     printed = python(["-m", "bench.gpu", "--out", str(out), "--parts", "tests,fbank"], bare_machine)
     report = json.loads(out.read_text())
     assert [part["status"] for part in report["parts"]] == ["left out, there is no GPU here", "done"]
-    (result,) = report["results"]
-    assert result["name"] == "fbank"
+    result, hugging_face = report["results"]
+    assert (result["name"], hugging_face["peer"]) == ("fbank", "ASTFeatureExtractor")
     assert f"| fbank | {result['figure']} clips/s (device cpu, batch_size 4) | torchaudio, clip by clip" in printed
     assert "There is no GPU here" in printed
 
