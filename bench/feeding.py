@@ -34,7 +34,7 @@ from pipeline.store.storage import Store
 BATCH_SIZE = 48
 STEPS_MS = (1, 3, 10, 30, 100)
 NUM_LOADERS = 8
-SECONDS_PER_LENGTH = 2.0
+SECONDS_PER_LENGTH = 1.5
 MIN_STEPS = 8
 NUM_WARM_STEPS = 4
 TICK_S = 0.0005
@@ -47,9 +47,10 @@ def wait_share(batches: Iterator[Batch], step_s: float) -> tuple[float, float]:
     num_steps, waited_s, started = 0, 0.0, time.perf_counter()
     while num_steps < MIN_STEPS or time.perf_counter() - started < SECONDS_PER_LENGTH:
         asked = time.perf_counter()
-        next(batches)
+        batch = next(batches)
         waited_s += time.perf_counter() - asked
         time.sleep(step_s)
+        del batch  # now: a CPU gives its memory back to the system, which is no waiting for data
         num_steps += 1
     elapsed_s = time.perf_counter() - started
     return waited_s / elapsed_s, num_steps * BATCH_SIZE / elapsed_s
@@ -72,7 +73,9 @@ def load(root: str, number: int, start: Barrier, results: "Queue[list[tuple[floa
 
 def measure(root: str, num_loaders: int) -> list[tuple[float, float]]:
     """Return the mean share of waiting, and the samples a second of all loaders, for each length of a step."""
-    context = multiprocessing.get_context("spawn")  # CUDA can't be used after a fork
+    # Forks of a process that has imported torch, but not begun to use CUDA.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.train_step"])
     start, results = context.Barrier(num_loaders), context.Queue()
     loaders = [context.Process(target=load, args=(root, number, start, results)) for number in range(num_loaders)]
     for loader in loaders:

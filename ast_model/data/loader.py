@@ -125,7 +125,7 @@ class BatchReader:
         """Yield a batch for each group of draws, in order, read ahead by threads, for a GPU in pinned memory."""
 
         def read(draws: Draws) -> Batch:
-            batch = self.read_draws(draws)
+            batch = self.read_draws(draws, pinned)
             return batch.pin() if pinned else batch
 
         return prefetch_batches(read, self._advancing(batches), num_threads)
@@ -142,16 +142,16 @@ class BatchReader:
         """Read clips as they are, for an evaluation."""
         return self.read_draws(without_augmentation(positions))
 
-    def read_draws(self, draws: Draws) -> Batch:
-        """Read a batch of draws, with the partners to mix in."""
+    def read_draws(self, draws: Draws, pinned: bool = False) -> Batch:
+        """Read a batch of draws, with the partners to mix in; clips right into pinned memory, if that is asked for."""
         mixed = np.flatnonzero(draws.partner != NO_PARTNER)
         partner, lambda_Q = draws.partner[mixed], draws.mixup_lambda[mixed]
         rows = self.rows[draws.clip]
         crops_B = partner_crops_Q = None
         if self.random_crop and draws.uniforms.shape[1]:
             crops_B, partner_crops_Q = draws.uniforms[:, CROP], draws.uniforms[mixed, PARTNER_CROP]
-        clips, lengths_B = self._read(rows, crops_B)
-        partners, partner_lengths_Q = self._read(self.rows[partner], partner_crops_Q)
+        clips, lengths_B = self._read(rows, crops_B, pinned)
+        partners, partner_lengths_Q = self._read(self.rows[partner], partner_crops_Q, pinned)
         targets_BC = self._targets(draws.clip)
         targets_BC[mixed] *= lambda_Q[:, None]
         targets_BC[mixed] += (1 - lambda_Q[:, None]) * self._targets(partner)
@@ -169,29 +169,34 @@ class BatchReader:
             uniforms=torch.from_numpy(draws.uniforms),
         )
 
-    def _read(self, rows: np.ndarray, crops: np.ndarray | None) -> tuple[Tensor, Tensor]:
+    def _read(self, rows: np.ndarray, crops: np.ndarray | None, pinned: bool) -> tuple[Tensor, Tensor]:
         """Read clips from the start, or, where `crops` (in [0, 1)) are given, a stretch of those that are longer."""
-        return self._read_fbanks(rows, crops) if self.features == "fbank" else self._read_waveforms(rows, crops)
+        read = self._read_fbanks if self.features == "fbank" else self._read_waveforms
+        return read(rows, crops, pinned)
 
-    def _read_fbanks(self, rows: np.ndarray, crops: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        fbank_BTM = np.empty((len(rows), self.num_frames, NUM_MEL_BINS), np.float16)
+    def _read_fbanks(self, rows: np.ndarray, crops: np.ndarray | None, pinned: bool) -> tuple[Tensor, Tensor]:
+        # Not pinned afterwards, which would be a copy. torch keeps pinned memory for the next batches, whose pages then
+        # don't have to come from the system again.
+        clips = torch.empty(len(rows), self.num_frames, NUM_MEL_BINS, dtype=torch.float16, pin_memory=pinned)
+        fbank_BTM = clips.numpy()
         num_frames_B = np.empty(len(rows), np.int64)
         for position, row in enumerate(rows.tolist()):
             clip_TM = fbank_BTM[position]
             start = 0 if crops is None else self._start_of(int(self.reader.num_frames[row]), crops[position])
             num_frames_B[position] = num_read = self.reader.read_fbank(row, clip_TM, start)
             clip_TM[num_read:] = 0
-        return torch.from_numpy(fbank_BTM), torch.from_numpy(num_frames_B)
+        return clips, torch.from_numpy(num_frames_B)
 
-    def _read_waveforms(self, rows: np.ndarray, crops: np.ndarray | None) -> tuple[Tensor, Tensor]:
+    def _read_waveforms(self, rows: np.ndarray, crops: np.ndarray | None, pinned: bool) -> tuple[Tensor, Tensor]:
         waveforms = [self.reader.read_audio(row) for row in rows.tolist()]
         if crops is not None:
             waveforms = [self._crop(waveform, crop) for waveform, crop in zip(waveforms, crops, strict=True)]
         num_samples_B = np.array([len(waveform) for waveform in waveforms], np.int64)
-        waveform_BS = np.zeros((len(rows), num_samples_B.max(initial=0)), np.int16)
+        clips = torch.zeros(len(rows), int(num_samples_B.max(initial=0)), dtype=torch.int16, pin_memory=pinned)
+        waveform_BS = clips.numpy()
         for position, waveform in enumerate(waveforms):
             waveform_BS[position, : len(waveform)] = waveform
-        return torch.from_numpy(waveform_BS), torch.from_numpy(num_samples_B)
+        return clips, torch.from_numpy(num_samples_B)
 
     def _crop(self, waveform: np.ndarray, crop: float) -> np.ndarray:
         """Return the samples of the frames that `_read_fbanks` takes."""
