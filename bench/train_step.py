@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from statistics import median
 
 import numpy as np
@@ -187,8 +187,10 @@ def time_in_turns(contenders: dict[str, Step], world: World, rounds: int, steps:
     return {name: median(each) for name, each in seconds.items()}
 
 
-def print_cells(seconds: Mapping[str, float], size: int, config: ASTConfig, patchout: RegulariseConfig) -> None:
-    """Print each contender beside its peer, with MFU where the device's peak is known."""
+def print_cells(
+    names: Container[str], seconds: Mapping[str, float], size: int, config: ASTConfig, patchout: RegulariseConfig
+) -> None:
+    """Print each of some contenders beside its peer, with MFU where the device's peak is known."""
     rates = {name: size / each for name, each in seconds.items()}
     rates["official arithmetic"] *= min(size, MAX_OFFICIAL_BATCH_SIZE) / size
     peak = peak_flops(torch.device("cuda")) if torch.cuda.is_available() else None
@@ -197,7 +199,7 @@ def print_cells(seconds: Mapping[str, float], size: int, config: ASTConfig, patc
     cells += [("ours, compiled", peer) for peer in ("transformers", "transformers, compiled", "official arithmetic")]
     cells += [("ours, compiled as a whole", "transformers, compiled")]
     for name, peer in cells:
-        if name in rates:
+        if name in names and peer in rates:
             kept = num_kept_patches(config.grid, patchout) if "patchout" in name else config.num_patches
             flops_per_s = FORWARDS_PER_STEP * config.flops_with(kept) * rates[name]
             rest = {"tflops": flops_per_s / 1e12} | ({"mfu": flops_per_s / peak} if peak else {})
@@ -230,17 +232,21 @@ def main() -> None:
             "transformers": transformers_ast(config, batch, world),
             "official arithmetic": official_arithmetic(config, small_batch, world),
         }
+        compiled: dict[str, Step] = {}
         if is_gpu or args.compile:
             for what in ("blocks", "model"):
                 name = "ours, compiled" if what == "blocks" else "ours, compiled as a whole"
-                contenders[name] = ours(config, itertools.repeat(batch), size, world, compile=what)
-            contenders["transformers, compiled"] = transformers_ast(config, batch, world, is_compiled=True)
-        for name, first_s in warm_up(contenders, world).items():
-            if "compiled" in name:
-                print_line(f"first step, {name}", "s", first_s)
-        seconds = time_in_turns(contenders, world, args.rounds, args.steps or (20 if is_gpu else 2))
+                compiled[name] = ours(config, itertools.repeat(batch), size, world, compile=what)
+            compiled["transformers, compiled"] = transformers_ast(config, batch, world, is_compiled=True)
+        seconds: dict[str, float] = {}
+        # The compiled ones last, once the others are printed: compiling may take longer than there is time.
+        for group in (contenders, compiled):
+            for name, first_s in warm_up(group, world).items():
+                if group is compiled:
+                    print_line(f"first step, {name}", "s", first_s)
+            seconds |= time_in_turns(group, world, args.rounds, args.steps or (20 if is_gpu else 2))
+            print_cells(group, seconds, size, config, patchout)
         stored.close()
-    print_cells(seconds, size, config, patchout)
 
 
 if __name__ == "__main__":
