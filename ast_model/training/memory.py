@@ -24,8 +24,8 @@ BYTES_PER_PARAMETER = 16
 """Weight, gradient and Adam's two moments, float32."""
 RESERVE_SHARE = 0.05
 """Of a GPU's memory that is held back in a trial: for checkpoints' and evaluations' copies, and what fragments."""
-HOPE = 1.25
-"""A size is tried if what it takes by computation, divided by this, is there."""
+MAX_COMPUTED_SHARE = 1.25
+"""Of a GPU's memory: a size that takes more by computation is not tried."""
 
 
 def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: World) -> int:
@@ -68,9 +68,12 @@ def find_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisat
     share = -(-config.global_batch_size // world.size)
     for size in sorted({-(-share // parts) for parts in range(1, share + 1)}, reverse=True):
         computed = step_bytes(model, config, size, world)
-        if computed > HOPE * room:
+        if computed > MAX_COMPUTED_SHARE * room:
             continue
         peak = _peak_of_trial(state, config, norm, size, reserve, device)
+        if device.type == "cuda":  # parts of the wrong sizes would be in the training's way
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
         if world.is_main:
             found = "no room" if peak is None else f"{peak / 2**30:.1f} GiB"
             log.info("micro-batch of %d clips: %s, by computation %.1f GiB", size, found, computed / 2**30)
@@ -86,21 +89,14 @@ def _peak_of_trial(
     # By itself, since ranks may try unlike numbers of sizes; not compiled, which takes minutes each, and less memory.
     alone = World(0, 1, device)
     trial = dataclasses.replace(config, global_batch_size=size, micro_batch_size=size, compile="none")
-    is_gpu = device.type == "cuda"
     try:
-        if is_gpu:
-            torch.cuda.reset_peak_memory_stats(device)
-        held = torch.empty(reserve if is_gpu else 0, dtype=torch.uint8, device=device)
+        held = torch.empty(reserve if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
         stepper = Stepper(state, trial, norm, alone)
         batch = blank_batch(state.model.config, config.features, size)
         stepper.gradient_is_finite(0, 0, iter([batch]), stepper.attention)
-        return memory_peak_gib(device) * 2**30 - held.numel() + 8 * state.model.config.num_parameters
     except torch.OutOfMemoryError:
         return None
-    finally:
-        if is_gpu:
-            torch.cuda.empty_cache()  # parts of the wrong sizes would be in the training's way
-            torch.cuda.reset_peak_memory_stats(device)
+    return memory_peak_gib(device) * 2**30 - held.numel() + 8 * state.model.config.num_parameters
 
 
 def blank_batch(model: ASTConfig, features: Features, num_clips: int) -> Batch:
