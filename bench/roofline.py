@@ -11,10 +11,9 @@ import argparse
 import itertools
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ast_model.config import FORWARDS_PER_STEP, ASTConfig
@@ -66,15 +65,15 @@ def main() -> None:
             step()
         wait(world)
         step_ms = 1000 * (time.perf_counter() - started) / NUM_STEPS
-    milliseconds: Counter[str] = Counter()
+    milliseconds: dict[str, float] = defaultdict(float)
     for event in profiled.key_averages():
-        if not is_gpu or event.device_type == DeviceType.CUDA:
+        if not is_gpu or event.device_type.name == "CUDA":  # else an operation, whose kernels are counted
             spent_us = event.self_device_time_total if is_gpu else event.self_cpu_time_total
             milliseconds[kind_of(event.key)] += spent_us / 1000 / NUM_STEPS
     if is_gpu:
-        milliseconds["nothing to do"] = max(0.0, step_ms - milliseconds.total())
+        milliseconds["nothing to do"] = max(0.0, step_ms - sum(milliseconds.values()))
     peak, counts = peak_flops(world.device), operations(config, size)
-    for kind, spent_ms in milliseconds.most_common():
+    for kind, spent_ms in sorted(milliseconds.items(), key=lambda item: -item[1]):
         at_peak = ("at the device's peak", 1000 * counts[kind] / peak) if peak and kind in counts else None
         shown = {"share": spent_ms / step_ms, "compiled": args.compile, "batch_size": size}
         print_line(f"a step's {kind}", "ms", spent_ms, at_peak, **shown)
