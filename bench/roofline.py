@@ -22,7 +22,7 @@ from ast_model.training.step_metrics import peak_flops
 from bench.lines import print_line
 from bench.train_step import SMALL, make_batch, ours, wait
 
-NUM_WARM_STEPS, NUM_STEPS = 3, 5
+NUM_WARM_STEPS, NUM_STEPS = 3, 3
 KINDS = {
     "everything else": r"^triton",  # first: a fused kernel is named after all that it does
     "attention": r"flash|fmha|sdpa|scaled_dot_product",
@@ -53,13 +53,14 @@ def main() -> None:
     args = parser.parse_args()
     is_gpu = torch.cuda.is_available()
     world = World(0, 1, torch.device("cuda", 0) if is_gpu else torch.device("cpu"))
+    torch.set_num_threads(torch.get_num_threads() if is_gpu else 1)
     config, size = (ASTConfig.base(), args.batch_size or 64) if is_gpu else (SMALL, args.batch_size or 4)
     step = ours(config, itertools.repeat(make_batch(config, size, world.device)), size, world, compile=args.compile)
     for _ in range(NUM_WARM_STEPS):
         step()
     wait(world)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
-    with profile(activities=activities) as profiled:
+    with profile(activities=activities, acc_events=True) as profiled:
         started = time.perf_counter()
         for _ in range(NUM_STEPS):
             step()
