@@ -114,7 +114,8 @@ def transformers_ast(config: ASTConfig, batch: Batch, world: World, is_compiled:
 class WrittenOutAttention(Attention):
     """The official model's attention: products and a softmax, each result in memory."""
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
+    def forward(self, tokens_BND: Tensor, num_queries: int | None = None) -> Tensor:
+        assert num_queries is None, "a training computes all tokens"
         qkv_BN3HK = self.qkv(tokens_BND).unflatten(2, (3, self.num_heads, -1))
         query, key, value = qkv_BN3HK.permute(2, 0, 3, 1, 4).unbind(0)
         weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
