@@ -45,19 +45,16 @@ def match_ids(ids: pa.ChunkedArray, snapshot: Snapshot) -> Matches:
     singles = recordings.filter(pa.array(is_single))
     several = encoded.dictionary.filter(pa.array(counts > 1))
 
-    name = pc.replace_substring_regex(pc.replace_substring_regex(ids, FOLDERS, ""), EXTENSION, "")
-    forms = [
-        name,
-        *(pc.replace_substring_regex(name, pattern, by) for pattern, by in ((LEADING_Y, ""), (TIMES, r"\1"))),
-    ]
-    rows = np.full(len(ids), -1)
-    is_ambiguous = np.zeros(len(ids), bool)
-    for form in forms:
-        is_free = (rows < 0) & ~is_ambiguous
-        by_key = positions_of(form, keys)
-        by_recording = positions_of(form, singles)
-        by_recording = np.where(by_recording >= 0, single_rows[by_recording] if len(single_rows) else -1, -1)
-        rows = np.where(is_free, np.where(by_key >= 0, by_key, by_recording), rows)
-        named = pc.fill_null(pc.is_in(form, value_set=several), False).to_numpy()
-        is_ambiguous |= named & (rows < 0)
+    names = pc.replace_substring_regex(pc.replace_substring_regex(ids, FOLDERS, ""), EXTENSION, "")
+    rows, is_ambiguous = np.full(len(ids), -1), np.zeros(len(ids), bool)
+    for pattern, replacement in (("^$", ""), (LEADING_Y, ""), (TIMES, r"\1")):
+        # Only of those that are left: of two million ids most match at once.
+        left = np.flatnonzero((rows < 0) & ~is_ambiguous)
+        forms = pc.replace_substring_regex(names.take(pa.array(left)), pattern, replacement)
+        by_key, by_recording = positions_of(forms, keys), positions_of(forms, singles)
+        if len(single_rows):
+            by_recording = np.where(by_recording >= 0, single_rows[by_recording], -1)
+        rows[left] = np.where(by_key >= 0, by_key, by_recording)
+        is_several = pc.fill_null(pc.is_in(forms, value_set=several), False).to_numpy()
+        is_ambiguous[left] = is_several & (rows[left] < 0)
     return Matches(rows, int(is_ambiguous.sum()))

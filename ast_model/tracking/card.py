@@ -60,7 +60,8 @@ Scores are a softmax over the classes.
 ## Results
 
 On {{ num_clips }} clips of the split `{{ eval_split }}`, which it was not trained on; 95 % intervals by bootstrap over
-clips.
+clips.{% if variant == "best" %} The epoch was chosen by its mAP on them.{% endif %}
+
 
 | metric | value |
 |---|---|
