@@ -228,7 +228,7 @@ def fixed_positions(config: ASTConfig, grid: Grid) -> Tensor:
     They don't depend on the grid's size: a shorter clip has the first ones of a longer.
     """
     num_rates = config.width // 4
-    rates = 10_000.0 ** -(torch.arange(num_rates) / num_rates)
+    rates = 1.0 / 10_000.0 ** (torch.arange(num_rates) / num_rates)
     freq_FR, time_TR = (torch.arange(count)[:, None] * rates for count in grid)
     freq_FD, time_TD = (torch.cat([angle.sin(), angle.cos()], dim=1) for angle in (freq_FR, time_TR))
     num_freq, num_time = grid
