@@ -39,9 +39,10 @@ class Part:
     needs_gpu: bool = True
 
 
-# Not the other tests' fixtures and filters of warnings, which need the whole project's packages.
+# Not the other tests' fixtures, filters of warnings and plugins, which need the whole project's packages.
 ALONE = ("--noconftest", "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default")
 PYTEST = ("-m", "pytest", *ALONE, "-q", "-p", "no:cacheprovider")
+ENV = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 PARTS = (
     Part("tests", (*PYTEST, "-m", "gpu", "tests/gpu"), 100),
     Part("train_step", ("-m", "bench.train_step", "--rounds", "3", "--steps", "10"), 200),
@@ -89,9 +90,9 @@ def run_part(part: Part, on_line: Callable[[str], None]) -> Result:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its compilers and readers too
 
-    command = [sys.executable, *part.command]
+    command, out = [sys.executable, *part.command], subprocess.PIPE
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, cwd=ROOT, env=ENV, stdout=out, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
         timer = Timer(part.deadline_s, end)
         timer.start()

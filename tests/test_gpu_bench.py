@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import PARTS, Part, Report, markdown_table, run_part
+from bench.gpu import ENV, PARTS, Part, Report, markdown_table, run_part
 
 ROOT = Path(__file__).parents[1]
 ABSENT = (
@@ -49,7 +49,7 @@ batches.close()
 def bare_machine(tmp_path: Path) -> dict[str, str]:
     """An environment in which Python finds none of the absent packages."""
     (tmp_path / "sitecustomize.py").write_text(BLIND_FINDER)
-    return {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    return {**ENV, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
 
 
 def python(arguments: list[str], env: dict[str, str]) -> str:
