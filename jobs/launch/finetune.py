@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
-from ast_model.pretrained.files import locate_weights
+from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig, flag_of
+from ast_model.pretrained.files import locate_weights, read_weights
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.step_metrics import Metrics
 from jobs.config import FinetuneConfig, RayConfig
@@ -48,6 +48,9 @@ NUM_SAMPLES_AIMED_AT = 4_000
 FEW_CLIPS = 2_000
 """Training clips below which a head on embeddings is as good a first try as a training of all weights."""
 
+HEAD_PRESET = "finetune_head"
+"""Begins the names of runs that fitted only a head."""
+
 PUBLISHED = "MIT/ast-finetuned-audioset-10-10-0.4593"
 
 
@@ -69,6 +72,7 @@ def finetune(config: FinetuneConfig) -> None:
         raise ConfigError("--data is not set: name a table with the columns path,labels, or a folder of folders")
     if config.init:
         config = dataclasses.replace(config, init=locate_weights(config.init))
+        warn_of_random_weights(config.init)
     clips, classes = read_sounds(Path(config.data), CutConfig(config.clip_s, config.eval_share, config.seed))
     log_counts(clips, classes)
     if not config.init and (num_clips := sum(clip.split == "train" for clip in clips)) < NUM_SAMPLES_AIMED_AT:
@@ -83,7 +87,7 @@ def finetune(config: FinetuneConfig) -> None:
         is_head_only = choose_head_only(config, bool(run.ray.use_gpu), clips)
         snapshot = convert(clips, classes, store)
         if is_head_only:
-            run = dataclasses.replace(run, preset=f"{config.preset}_head", train=head_settings(train))
+            run = dataclasses.replace(run, preset=HEAD_PRESET, train=head_settings(train))
             job = begin_run(run, snapshot, new_run_name(run.preset))
             with ending_tracked(job):
                 report = train_head(job, config.views, config.shots, bool(run.ray.use_gpu))
@@ -92,6 +96,17 @@ def finetune(config: FinetuneConfig) -> None:
             job, history = train_tracked(run, snapshot, faster=faster_ways(config, model))
             lines = [_line(metrics) for metrics in history]
     print("\n".join([*lines, *_next_steps(job, config, is_head_only)]))
+
+
+def warn_of_random_weights(init: str) -> None:
+    """Warn of a head that was fitted over random weights: a training changes those long before they are of use."""
+    description = read_weights(init).description
+    if str(description.get("run", "")).startswith(HEAD_PRESET) and not description.get("train", {}).get("init"):
+        log.warning(
+            "%s is a head on random weights; a training of all soon changes what it was fitted to, and begins with less"
+            " than the head has (docs/your-own-sounds.md): leave --init out, or start from an AST's: --init %s",
+            *(init, PUBLISHED),
+        )
 
 
 def _next_steps(job: TrackedJob, config: FinetuneConfig, is_head_only: bool) -> list[str]:
@@ -106,10 +121,18 @@ def _next_steps(job: TrackedJob, config: FinetuneConfig, is_head_only: bool) -> 
         lines.append(
             f"tag with     {shlex.join(('python', 'jobs/predict.py', '--checkpoint', address, '--audio'))} FILES"
         )
-        if is_head_only:
-            words = ("python", "jobs/finetune.py", "--data", config.data, "--init", address, "--no-head-only")
+        if is_head_only and config.init:
+            words = ("python", "jobs/finetune.py", *_flags_of_data(config), "--init", address, "--no-head-only")
             lines.append(f"train all    {shlex.join(words)}")
     return lines
+
+
+def _flags_of_data(config: FinetuneConfig) -> list[str]:
+    """Return the flags by which another command takes the same clips from the same store."""
+    default = FinetuneConfig(data=config.data)
+    names = ("data", "root", "clip_s", "eval_share", "seed")
+    changed = [name for name in names if name == "data" or getattr(config, name) != getattr(default, name)]
+    return [word for name in changed for word in (flag_of(name), str(getattr(config, name)))]
 
 
 def faster_ways(config: FinetuneConfig, model: ASTConfig) -> list[str]:

@@ -13,21 +13,24 @@ from ast_model.embeddings.extract import embed_chunk, plan_embeddings
 from ast_model.embeddings.few_shot import measure_few_shots
 from ast_model.evaluation.ensemble import score_each
 from ast_model.evaluation.predictions import load_predictions, predictions_name
+from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.trainer import initial_model
 from jobs.config import FinetuneConfig, RayConfig
 from jobs.launch.embedding import publish_model
-from jobs.launch.finetune import FinetuneRun, choose_head_only
+from jobs.launch.finetune import FinetuneRun, choose_head_only, warn_of_random_weights
 from jobs.launch.head_only import head_settings, recordings_of, train_head
 from jobs.launch.runs import begin_run, ending_tracked
 from pipeline.recordings.tables import Recording
 from pipeline.snapshots.snapshot import Snapshot
 
-SHAPE = ASTConfig(patch_time=32, freq_stride=16, time_stride=32, width=16, depth=1, num_heads=2)
+SHAPE = ASTConfig(freq_stride=16, time_stride=32, width=16, depth=1, num_heads=2)
 
 
-def test_the_checkpoint_is_a_plain_ast_that_scores_as_was_measured(snapshot: Snapshot, empty_database: Path) -> None:
+def test_the_checkpoint_is_a_plain_ast_that_scores_as_was_measured(
+    snapshot: Snapshot, empty_database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     Path(snapshot.store.path("mlflow.db")).write_bytes(empty_database.read_bytes())
     train = TrainConfig(global_batch_size=4, micro_batch_size=4, allow_empty_classes=True, eval_split="eval")
     run = FinetuneRun("finetune_head", "", SHAPE, head_settings(train), "", RayConfig("1"))
@@ -47,10 +50,17 @@ def test_the_checkpoint_is_a_plain_ast_that_scores_as_was_measured(snapshot: Sna
     kept = load_predictions(store, predictions_name(job.run, "best"))
     np.testing.assert_allclose(kept.scores, member.evaluation.scores, atol=1e-5)
     assert store.read_json(f"runs/{job.run}/history.json") == [{"epoch": 1, **report.metrics}]
-    assert Tagger.load(address, device="cpu").labels == snapshot.labels.names
+    tagger = Tagger.load(address, device="cpu")
+    assert tagger.labels == snapshot.labels.names
+    export_hugging_face(tagger.model, tagger.metadata, tmp_path / "hugging face")
+    fbank = np.random.default_rng(0).normal(size=(1024, 128)).astype(np.float32)
+    back = Tagger.load(tmp_path / "hugging face", device="cpu")
+    np.testing.assert_allclose(back.scores_of_fbank(fbank), tagger.scores_of_fbank(fbank), atol=1e-5)
     # A training of all weights that starts from it keeps the head.
     again = load_pretrained(address, model.config, snapshot.labels.names)
-    torch.testing.assert_close(again.head.linear.weight, Tagger.load(address, device="cpu").model.head.linear.weight)
+    torch.testing.assert_close(again.head.linear.weight, tagger.model.head.linear.weight)
+    warn_of_random_weights(address)
+    assert "leave --init out" in caplog.text
     assert any("in cross-validation" in line for line in report.lines())
     assert report.few_shots is not None and list(report.few_shots["per class"]) == [1]
     record = json.loads(Path(store.path(f"runs/{job.run}/run.json")).read_text())
