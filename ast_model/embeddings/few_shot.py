@@ -12,8 +12,9 @@ from ast_model.config import TrainConfig
 from ast_model.embeddings.head import fit_head
 from ast_model.metrics import accuracy, tagging_metrics
 
-FEW_SHOT_PENALTY = 0.1
-"""Too few clips to cross-validate a penalty with."""
+FEW_SHOT_PENALTY = 0.01
+MIN_CROSS_VALIDATED = 5
+"""Clips per class below which there are too few to cross-validate a penalty with."""
 NUM_DRAWS = 5
 
 Examples = tuple[np.ndarray, np.ndarray]
@@ -35,7 +36,8 @@ def measure_few_shots(
         scores, num_clips = [], []
         for _ in range(num_draws):
             chosen = _draw(train_NC, num_shots, rng)
-            head = fit_head(train_ND[chosen], train_NC[chosen], config.loss, penalty=FEW_SHOT_PENALTY)
+            penalty = None if num_shots >= MIN_CROSS_VALIDATED else FEW_SHOT_PENALTY
+            head = fit_head(train_ND[chosen], train_NC[chosen], config.loss, penalty=penalty)
             logits = head.logits(eval_ND)
             score = accuracy(logits, eval_NC) if config.loss == "ce" else tagging_metrics(logits, eval_NC).mAP
             scores.append(score)
