@@ -361,7 +361,8 @@ def fsd50k() -> Recipe:
 
     Clips last 0.3 to 30 s: of longer ones each draw takes another stretch, shorter ones are padded, and evaluations
     take the first 10.24 s. Batches by length would save the padding, but an AST's positions are made for one length: a
-    shorter input takes the middle of them, which is another task than the one that weights were trained for. Learning rate, batch and crop are those of PaSST's recipe, mean and std those of PSLA's.
+    shorter input takes the middle of them, which is another task than the one that weights were trained for. Learning
+    rate, batch and crop are those of PaSST's recipe, mean and std those of PSLA's.
 
     Command: python jobs/fsd50k.py --data FSD50K --init audioset_10_10_0.4593.pth
     Cost: 1.1 million samples of 783 GFLOP, by computation 32 minutes of an H200 at 45 % of the peak; evaluations
