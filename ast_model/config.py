@@ -1,8 +1,8 @@
 """Settings of a training. The docstring under a field is its `--help` text; presets are in `ast_model.recipes`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pipeline.errors import ConfigError
 
@@ -97,30 +97,36 @@ class ASTConfig:
             )
 
     @classmethod
-    def nano(cls, **overrides) -> "ASTConfig":
+    def nano(cls, **overrides: Any) -> "ASTConfig":
         """Size that a CPU can train: patches without overlap, four blocks, 0.8 M parameters."""
-        return cls(**{"width": 128, "depth": 4, "num_heads": 4, "freq_stride": 16, "time_stride": 16, **overrides})
+        return cls._sized(overrides, width=128, depth=4, num_heads=4, freq_stride=16, time_stride=16)
 
     @classmethod
-    def tiny(cls, **overrides) -> "ASTConfig":
+    def tiny(cls, **overrides: Any) -> "ASTConfig":
         """Size of DeiT-tiny: 5.5 M parameters."""
-        return cls(**{"width": 192, "num_heads": 3, **overrides})
+        return cls._sized(overrides, width=192, num_heads=3)
 
     @classmethod
-    def small(cls, **overrides) -> "ASTConfig":
+    def small(cls, **overrides: Any) -> "ASTConfig":
         """Size of DeiT-small: 22 M parameters."""
-        return cls(**{"width": 384, "num_heads": 6, **overrides})
+        return cls._sized(overrides, width=384, num_heads=6)
 
     @classmethod
-    def base(cls, **overrides) -> "ASTConfig":
+    def base(cls, **overrides: Any) -> "ASTConfig":
         """Size of DeiT-base, the paper's: 87 M parameters."""
         return cls(**overrides)
 
     @classmethod
-    def eat(cls, **overrides) -> "ASTConfig":
+    def eat(cls, **overrides: Any) -> "ASTConfig":
         """Shape of EAT-base, and of SSLAM: 86 M parameters, patches without overlap."""
-        own = {"num_extra_tokens": 1, "post_norm": True, "fixed_positions": True, "head_norm_eps": 1e-6}
-        return cls(**{"freq_stride": 16, "time_stride": 16, **own, **overrides})
+        grid = {"freq_stride": 16, "time_stride": 16}
+        return cls._sized(
+            overrides, **grid, num_extra_tokens=1, post_norm=True, fixed_positions=True, head_norm_eps=1e-6
+        )
+
+    @classmethod
+    def _sized(cls, overrides: dict[str, Any], **size: Any) -> "ASTConfig":
+        return cls(**(size | overrides))
 
     @property
     def grid(self) -> Grid:
@@ -421,11 +427,16 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
     Takes a dataclass, or a mapping such as its JSON: both of the same settings give the same result, so that what was
     recorded can be compared with what is asked for now.
     """
-    named = settings if isinstance(settings, Mapping) else {f.name: getattr(settings, f.name) for f in fields(settings)}
+    named: Mapping[str, Any] = (
+        cast(Mapping[str, Any], settings)
+        if isinstance(settings, Mapping)
+        else {field.name: getattr(settings, field.name) for field in fields(settings)}
+    )
     flat: dict[str, str] = {}
     for name, value in named.items():
         if isinstance(value, Mapping) or is_dataclass(value):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+            values = cast(Sequence[Any], value) if isinstance(value, tuple | list) else [value]
+            flat[prefix + name] = ",".join(map(str, values))
     return flat

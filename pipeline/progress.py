@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Protocol
@@ -31,7 +31,7 @@ def format_duration(seconds: float) -> str:
 
 
 @contextmanager
-def show_progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
+def show_progress(what: str, total: int, unit: str, start: int = 0) -> Generator[Progress, None, None]:
     """Show how far `total` units of work are."""
     bar = [BarColumn()] if sys.stderr.isatty() else []
     columns = [

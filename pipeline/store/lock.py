@@ -8,9 +8,9 @@ be dead, the next number may be taken.
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from pipeline.errors import CorruptError, LeaseError, StoreError
 from pipeline.store.process import Owner, this_process
@@ -69,12 +69,12 @@ class Holder:
             self.lost = f"the run lost its lease of {self.store.root} to {lease.holder}: it paused"
             self.lost += f" for more than {DURATION_S:.0f} s. What it kept is kept; end the other run or wait for it"
             return
-        self.lease = Lease(**{**asdict(self.lease), "expires": time.time() + DURATION_S})
+        self.lease = replace(self.lease, expires=time.time() + DURATION_S)
         self.store.write_json(self.name, asdict(self.lease))
 
 
 @contextmanager
-def hold_lease(store: Store) -> Iterator[Holder]:
+def hold_lease(store: Store) -> Generator[Holder, None, None]:
     """Hold the store's lease while the context lasts. Raises LeaseError if a live run holds it."""
     owner = this_process()
     lease = Lease(secrets.token_hex(8), owner.machine, owner.pid, owner.started, time.time() + DURATION_S)
