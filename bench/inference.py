@@ -1,34 +1,53 @@
-"""Measure the service under load: 32 clients against one, a small model on Ray Serve on two cores.
+"""Measure the use of a model: files and latency beside transformers' pipeline, memory, the service, and Ray's workers.
 
 python -m bench.inference
+python -m bench.inference --figures files latency --size small --num-files 500
 
-Weights are random: they cost the same. Prints a JSON line for the throughput, and one for the 99th percentile of time.
+The weights are random, but the same for both: they cost the same. transformers decodes with the program ffmpeg, which
+must be there. Rounds of ours and of the peer take turns, and medians are printed, a JSON line for each figure.
 """
 
+import argparse
+import io
+import multiprocessing
+import resource
 import tempfile
 import time
+import wave
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
+import av
 import numpy as np
 import requests
 import torch
 
 from ast_model.config import ASTConfig
 from ast_model.export import export_hugging_face
+from ast_model.inference import Tagger
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
+from ast_model.tagging import Tagged, TagSettings, tag_recordings
 from bench.lines import print_line
-from jobs.config import ServeConfig
+from jobs.config import PredictConfig, ServeConfig
+from jobs.launch.parallel_tagging import tag_in_groups
 from jobs.launch.serve import running
 from pipeline.audio.decode import encode_flac
 from pipeline.cluster import ray_session
 from pipeline.fbank import SAMPLE_RATE_HZ
+from pipeline.sources.listing import Recording, list_recordings
 
 NUM_CLASSES, CLIP_S = 527, 10
 NUM_CLIENTS, NUM_REQUESTS = 32, 64
+NUM_ROUNDS, NUM_LATENCIES = 3, 10
+NUM_WORKERS = 2
 PORT = 8765
+FORMATS = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "ogg": "libvorbis", "opus": "libopus", "m4a": "aac"}
+SIZES = {"tiny": ASTConfig.tiny, "small": ASTConfig.small, "base": ASTConfig.base}
+NANO = ASTConfig(NUM_CLASSES, num_frames=128, width=96, depth=4, num_heads=3)
+"""For what costs little beside the model: files of a second, by the thousand."""
 
 
 def make_model(folder: Path, config: ASTConfig) -> Path:
@@ -42,13 +61,111 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.3, 0.3, int(seconds * SAMPLE_RATE_HZ)).astype(np.float32)
 
 
+def encode(extension: str, seed: int) -> bytes:
+    """Encode stereo noise of 10 s at 48 kHz, as recorders and phones write it."""
+    samples = np.random.default_rng(seed).uniform(-0.3, 0.3, (2, CLIP_S * 48_000)).astype(np.float32)
+    file = io.BytesIO()
+    with av.open(file, "w", format={"m4a": "mp4", "opus": "ogg"}.get(extension, extension)) as container:
+        stream = container.add_stream(FORMATS[extension], rate=48_000, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+        frame.sample_rate = 48_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
 def seconds_of(function: Callable[[], object]) -> float:
     start_s = time.perf_counter()
     function()
     return time.perf_counter() - start_s
 
 
-def measure_service(folder: Path) -> None:
+def take_turns(ours: Callable[[], object], peer: Callable[[], object], num_rounds: int) -> tuple[float, float]:
+    """Return median seconds of both, measured in turn, since other work on the machine comes and goes."""
+    times = [(seconds_of(ours), seconds_of(peer)) for _ in range(num_rounds)]
+    return median(first for first, _ in times), median(second for _, second in times)
+
+
+def open_pipeline(model: Path):
+    from transformers import pipeline
+
+    return pipeline("audio-classification", model=str(model), device="cpu")
+
+
+def measure_files(folder: Path, args: argparse.Namespace) -> None:
+    model = make_model(folder, SIZES[args.size](num_classes=NUM_CLASSES))
+    for number in range(args.num_files):
+        extension = list(FORMATS)[number % len(FORMATS)]
+        (folder / f"{number:04d}.{extension}").write_bytes(encode(extension, number % 12))
+    files = sorted(path for path in folder.iterdir() if path.suffix[1:] in FORMATS)
+    tagger, peer = Tagger.load(model, device="cpu"), open_pipeline(model)
+    recordings = [Recording(str(file), str(file)) for file in files]
+
+    def ours() -> None:
+        assert all(isinstance(result, Tagged) for result in tag_recordings(tagger, recordings, TagSettings()))
+
+    ours_s, peer_s = take_turns(ours, lambda: peer([str(file) for file in files], top_k=5), NUM_ROUNDS)
+    about = f"{len(files)} files of 10 s in {len(FORMATS)} formats, {args.size}"
+    print_line(about, "clips per second", len(files) / ours_s, ("transformers", len(files) / peer_s))
+
+
+def measure_latency(folder: Path, args: argparse.Namespace) -> None:
+    model, file = make_model(folder, SIZES[args.size](num_classes=NUM_CLASSES)), folder / "sound.flac"
+    file.write_bytes(encode("flac", 0))
+    tagger, peer = Tagger.load(model, device="cpu"), open_pipeline(model)
+    np.testing.assert_allclose(tagger.tag(file, 1)[0][1], peer(str(file), top_k=1)[0]["score"], atol=0.02)
+    ours_s, peer_s = take_turns(lambda: tagger.tag(file), lambda: peer(str(file)), NUM_LATENCIES)
+    print_line(f"one file of 10 s, warm, {args.size}", "seconds", ours_s, ("transformers", peer_s))
+
+
+def measure_memory(folder: Path, args: argparse.Namespace) -> None:
+    """Measure the peak memory of an hour above that of ten seconds, each in a process of its own."""
+    model = make_model(folder, SIZES[args.size](num_classes=NUM_CLASSES))
+    peaks_mb = []
+    for seconds in (CLIP_S, 3600):
+        with wave.open(str(folder / f"{seconds}.wav"), "wb") as out:
+            out.setparams((2, 2, 44_100, 0, "NONE", ""))
+            content = np.random.default_rng(0).integers(-9_000, 9_000, (44_100 * CLIP_S, 2)).astype("<i2").tobytes()
+            for _ in range(seconds // CLIP_S):
+                out.writeframes(content)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peaks_mb.append(pool.apply(_peak_mb, (model, folder / f"{seconds}.wav")))
+    print_line(f"an hour, hop 5 s, {args.size}, above ten seconds", "MB", peaks_mb[1] - peaks_mb[0])
+
+
+def _peak_mb(model: Path, file: Path) -> float:
+    tagger = Tagger.load(model, device="cpu")
+    list(tag_recordings(tagger, [Recording(str(file), str(file))], TagSettings(timeline=True, hop_s=5)))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure_workers(folder: Path, args: argparse.Namespace) -> None:
+    """Measure Ray's workers on a core each against one process on one core. Starting Ray is not counted."""
+    model, sounds = make_model(folder, NANO), folder / "sounds"
+    sounds.mkdir()
+    for number in range(args.num_short_files):
+        (sounds / f"{number:05d}.flac").write_bytes(encode_flac(noise(1, number % 100)))
+    recordings, settings = list(list_recordings([str(sounds)])), TagSettings()
+    tagger = Tagger.load(model, device="cpu")
+    threads = torch.get_num_threads()
+    outputs = iter(range(100))
+
+    def parallel() -> None:
+        output = str(folder / f"tags-{next(outputs)}")
+        config = PredictConfig(str(model), (str(sounds),), format="parquet", output=output, device="cpu")
+        tag_in_groups(recordings, settings, config)
+
+    with ray_session(NUM_WORKERS):
+        parallel()  # starts the workers
+        torch.set_num_threads(1)
+        ours_s, alone_s = take_turns(parallel, lambda: list(tag_recordings(tagger, recordings, settings)), NUM_ROUNDS)
+        torch.set_num_threads(threads)
+    about = f"{len(recordings)} files of 1 s, {NUM_WORKERS} Ray workers, nano"
+    peer = ("one process, one thread", len(recordings) / alone_s)
+    print_line(about, "files per second", len(recordings) / ours_s, peer)
+
+
+def measure_service(folder: Path, args: argparse.Namespace) -> None:
     model, sound = make_model(folder, ASTConfig.tiny(num_classes=NUM_CLASSES)), encode_flac(noise(CLIP_S))
     with ray_session(2), running(ServeConfig(str(model), port=PORT), "") as address:
 
@@ -71,6 +188,26 @@ def measure_service(folder: Path) -> None:
         print_line(f"service, {NUM_CLIENTS} clients, p99", "seconds", many_p99_s, ("one client", one_p99_s))
 
 
+MEASUREMENTS = {
+    "files": measure_files,
+    "latency": measure_latency,
+    "memory": measure_memory,
+    "workers": measure_workers,
+    "service": measure_service,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--figures", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--num-files", type=int, default=500)
+    parser.add_argument("--num-short-files", type=int, default=20_000)
+    args = parser.parse_args()
+    for name in args.figures:
+        with tempfile.TemporaryDirectory() as folder:
+            MEASUREMENTS[name](Path(folder), args)
+
+
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        measure_service(Path(folder))
+    main()
