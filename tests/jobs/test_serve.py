@@ -1,8 +1,13 @@
 """The service on Ray Serve, under load and while its model is exchanged."""
 
+import contextlib
 import dataclasses
 import itertools
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -10,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import requests
 import torch
@@ -18,8 +24,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, save_checkpoint
 from ast_model.config import ASTConfig
 from ast_model.evaluation.predictions import Predictions
+from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
 from ast_model.model import AST
+from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.service.limits import Limits
 from ast_model.tracking import delivery
 from ast_model.tracking.models import log_served_model
@@ -117,6 +125,14 @@ def test_clients_share_batches_and_an_exchange_drops_no_request(
         windows = {sample.name: sample.value for sample in families["ast_batch_windows"].samples}
         assert windows["ast_batch_windows_sum"] / windows["ast_batch_windows_count"] > 1
 
+        idle = [socket.create_connection(("127.0.0.1", config.port)) for _ in range(1_000)]
+        with contextlib.ExitStack() as stack:
+            for number, connection in enumerate(idle):
+                stack.enter_context(connection)
+                if number % 10 == 0:  # some say that they will send a body, and send the start of it
+                    connection.sendall(b"POST /v1/tag HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\nRIFF")
+            assert requests.post(f"{address}/v1/tag", data=sound, timeout=TIMEOUT_S).ok
+
         long = noise(60)
         asked = [threads.submit(requests.post, f"{address}/v1/tag", data=long) for _ in range(4 * NUM_CLIENTS)]
         responses = [request.result() for request in asked]
@@ -124,6 +140,31 @@ def test_clients_share_batches_and_an_exchange_drops_no_request(
         assert counts.keys() == {200, 429} and counts[200] >= NUM_CLIENTS
         assert all(response.headers["retry-after"] == "2" for response in responses if response.status_code == 429)
         assert requests.get(f"{address}/healthz", timeout=TIMEOUT_S).ok
+
+
+@pytest.mark.rehearsal
+@pytest.mark.process
+def test_sigterm_ends_the_service_cleanly(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = ASTConfig(len(NAMES), num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)
+    export_hugging_face(AST(shape), ModelMetadata(NAMES, -5, 4), tmp_path / "ast")
+    root, port = Path(__file__).parents[2], free_port()
+    command = [sys.executable, "jobs/serve.py", "--checkpoint", str(tmp_path / "ast"), "--port", str(port)]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as service:
+        assert service.stdout is not None
+        shown = b""
+        while b"Ctrl-C ends" not in shown:
+            line = service.stdout.readline()
+            shown += line
+            assert line, shown.decode()
+        assert requests.post(f"http://127.0.0.1:{port}/v1/tag", data=noise(1), timeout=TIMEOUT_S).ok
+        children = psutil.Process(service.pid).children(recursive=True)
+        service.send_signal(signal.SIGTERM)
+        rest, _ = service.communicate(timeout=TIMEOUT_S)
+        assert service.returncode == 0 and b"Traceback" not in rest, rest.decode()
+        assert psutil.wait_procs(children, timeout=TIMEOUT_S)[1] == []
+    socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_other_addresses_than_loopback_need_a_token(tmp_path: Path) -> None:

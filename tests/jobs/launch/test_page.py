@@ -1,5 +1,6 @@
 """The page of the service in a real browser: a sound is chosen, looked at, played and written to files."""
 
+import base64
 import os
 import shutil
 import socket
@@ -136,6 +137,24 @@ def test_a_sound_is_tagged_played_and_downloaded(driver: Any, address: str, soun
     table = pd.read_csv(tmp_path / "tones.flac.csv")
     assert set(table["label"]) == set(LABELS) and table["end_s"].max() == pytest.approx(5.995)
     assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+DROP = """
+const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0));
+const data = new DataTransfer();
+data.items.add(new File([bytes], "dropped.flac"));
+const area = document.getElementById("drop");
+for (const kind of ["dragenter", "dragover", "drop"])
+  area.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+return area.classList.contains("over");
+"""
+
+
+def test_a_sound_is_dropped(driver: Any, address: str, sound: Path) -> None:
+    enter(driver, address)
+    assert driver.execute_script(DROP, base64.b64encode(sound.read_bytes()).decode()) is False
+    wait_for(lambda: find(driver, "#result").is_displayed())
+    assert find(driver, "#name").text == "dropped.flac" and "6.0 s" in find(driver, "#status").text
 
 
 def test_the_microphone_is_recorded(driver: Any, address: str) -> None:

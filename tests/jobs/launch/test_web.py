@@ -74,6 +74,21 @@ def silent_video() -> bytes:
     return file.getvalue()
 
 
+def encrypted() -> bytes:
+    """Return AAC in MP4 as shops sell it: its header is plain, its samples are encrypted."""
+    file = io.BytesIO()
+    key = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "0" * 31 + "1", "encryption_kid": "0" * 31 + "2"}
+    with av.open(file, "w", format="mp4", container_options=key) as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.random.default_rng(0).normal(0, 0.1, (1, 32_000)).astype("f4"), "fltp", "mono"
+        )
+        frame.sample_rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
 def long_sound(hours: float) -> bytes:
     """Return silence at a low rate: hours of audio in few bytes."""
     file = io.BytesIO()
@@ -169,12 +184,13 @@ CONCAT = b"ffconcat version 1.0\nfile /etc/passwd\n"
         (noise(40_000)[:9_000], "can't be decoded"),
         (wav(np.ones((40_000, 1)))[:-30_000], "fewer bytes than it says"),
         (silent_video(), "no audio stream"),
+        (encrypted(), "can't be decoded"),
         (float_wav(np.full(16_000, np.nan)), "not finite"),
         (PLAYLIST, "can't be decoded"),
         (CONCAT, "can't be decoded"),
         (long_sound(1), "longer than 0.333"),
     ],
-    ids="empty text truncated-flac truncated-wav video nan playlist concat an-hour".split(),
+    ids="empty text truncated-flac truncated-wav video encrypted nan playlist concat an-hour".split(),
 )
 def test_what_is_no_sound_gets_a_sentence(client: TestClient, content: bytes, sentence: str) -> None:
     for path in ("/v1/tag", "/v1/embed"):
@@ -381,3 +397,28 @@ def test_a_sound_is_read_from_the_request_only(client: TestClient, tmp_path: Pat
     (tmp_path / "sound.flac").write_bytes(noise(16_000))
     for content in (f"{tmp_path}/sound.flac", f"file://{tmp_path}/sound.flac", "http://127.0.0.1:1/a.wav"):
         assert client.post("/v1/tag", content=content.encode()).status_code == 422
+
+
+@pytest.mark.rehearsal
+def test_every_answer_is_one_of_the_description(service: Service) -> None:
+    """Fuzz each route by schemathesis, with requests that fit the description and such that don't."""
+    schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
+
+    checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
+    bearer = {"authorization": "Bearer a token of some length"}
+    gate = make_app(service, LIMITS, "a token of some length", Figures())
+    schema = schemathesis.openapi.from_asgi("/openapi.json", gate, headers=bearer)
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) >= 6
+    for operation in operations:
+        # A request without parameters can only be right.
+        for mode in list(schemathesis.GenerationMode)[: 2 if list(operation.query) else 1]:
+
+            @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case: Any) -> None:
+                case.call_and_validate(checks=checks, headers=bearer)
+
+            ask()
