@@ -132,9 +132,7 @@ class Tagger:
     ) -> pd.DataFrame:
         """Do what `timeline` does with features (T, 128) as `compute_fbank` returns them."""
         window = self.num_window_frames(window_s)
-        hop = window // 2 if hop_s is None else round(hop_s * FRAMES_PER_S)
-        if hop < 1:
-            raise ConfigError(f"hop_s must be at least {1 / FRAMES_PER_S}, found {hop_s}")
+        hop = self.num_hop_frames(window, hop_s)
         fbank_TM = torch.as_tensor(fbank_TM, dtype=torch.float32, device=self.device)
         starts = window_starts(len(fbank_TM), window, hop)
         scores = self.calibrate(self._run(fbank_TM, starts, window, self._score))
@@ -200,6 +198,13 @@ class Tagger:
             )
         return window
 
+    def num_hop_frames(self, window: int, hop_s: float | None) -> int:
+        """Return the frames from one window's start to the next, half a window unless set. Raises ConfigError."""
+        hop = window // 2 if hop_s is None else round(hop_s * FRAMES_PER_S)
+        if hop < 1:
+            raise ConfigError(f"hop_s must be at least {1 / FRAMES_PER_S}, found {hop_s}")
+        return hop
+
 
 def _read_calibration(source: str | Path, labels: Sequence[str]) -> Calibration:
     path = Path(source).expanduser()
@@ -213,8 +218,25 @@ def _read_calibration(source: str | Path, labels: Sequence[str]) -> Calibration:
 
 
 def window_starts(num_frames: int, window: int, hop: int) -> list[int]:
-    """Return the frames at which windows start, so that the last one is the first to reach the end."""
-    return list(range(0, max(num_frames - window, 0) + hop, hop))
+    """Return the frames at which windows start, so that the last one is the first to reach the end, if one does."""
+    return list(range(0, min(max(num_frames - window, 0) + hop, num_frames), hop))
+
+
+def stream_windows(fbanks: Iterable[Tensor], window: int, hop: int) -> Iterator[tuple[int, Tensor]]:
+    """Cut features that come in pieces (t, M) into windows → where each starts, and its frames; as `window_starts`."""
+    buffer_TM = torch.zeros(0, NUM_MEL_BINS)
+    first = start = 0  # frame that the buffer begins with; start of the next window
+    num_covered = num_frames = 0
+    for fbank_TM in fbanks:
+        buffer_TM = torch.cat([buffer_TM, fbank_TM])
+        num_frames = first + len(buffer_TM)
+        while start + window <= num_frames:
+            yield start, buffer_TM[start - first : start - first + window]
+            num_covered, start = start + window, start + hop
+        num_used = min(start - first, len(buffer_TM))
+        first, buffer_TM = first + num_used, buffer_TM[num_used:]
+    if num_covered < num_frames and start < num_frames:
+        yield start, buffer_TM[start - first :]
 
 
 def read_audio(audio: Audio) -> np.ndarray:

@@ -40,10 +40,13 @@ def rank_tags(
     scores: a row for each window, indexed by where it starts in seconds, and a column for each class.
     thresholds: the least score of each class that is shown.
     """
+    scores_WC = np.where(scores.to_numpy() >= thresholds, scores.to_numpy(), -np.inf)
+    best_WK = np.argsort(-scores_WC, axis=1, kind="stable")[:, :top_k]
     rows = [
-        (file, start_s, min(start_s + window_s, length_s), label, score)
-        for start_s, (_, row) in zip(scores.index.to_numpy(float).tolist(), scores.iterrows(), strict=True)
-        for label, score in row[row.to_numpy() >= thresholds].nlargest(top_k).items()
+        (file, start_s, min(start_s + window_s, length_s), scores.columns[c], float(scores_C[c]))
+        for start_s, scores_C, best_K in zip(scores.index.to_numpy(float).tolist(), scores_WC, best_WK, strict=True)
+        for c in best_K
+        if scores_C[c] > -np.inf
     ]
     return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 

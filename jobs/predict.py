@@ -2,6 +2,7 @@
 
 python jobs/predict.py --checkpoint data/demo/runs/RUN/average --audio dog.wav recordings/
 python jobs/predict.py --checkpoint MIT/ast-finetuned-audioset-10-10-0.4593 --audio street.flac --timeline
+python jobs/predict.py --checkpoint CHECKPOINT --audio s3://bucket/field/ --format parquet --output tags/
 python jobs/predict.py --checkpoint audioset_10_10_0.4593.pth --labels class_labels_indices.csv --audio a.wav
 """
 
@@ -14,7 +15,7 @@ from jobs.launch.cli import CommandLine
 
 
 def tag_files() -> PredictConfig:
-    """Files or folders → a table of the best classes."""
+    """Files, folders, tars or lists → a table of the best classes; a million of them on Ray."""
     return PredictConfig(checkpoint=tyro.MISSING, audio=tyro.MISSING)
 
 

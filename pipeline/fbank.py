@@ -4,8 +4,10 @@ It equals `torchaudio.compliance.kaldi.fbank` with AST's settings, but makes the
 skips the many zeros of the mel bank.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchaudio.compliance.kaldi import get_mel_banks
@@ -67,6 +69,17 @@ def compute_fbank(waveform: Tensor) -> Tensor:
         if waveform.dim() == 2:
             return torch.stack([_fbank_in_chunks(clip) for clip in waveform])
         return _fbank_in_chunks(waveform)
+
+
+def stream_fbank(blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
+    """Compute the features of a waveform that comes in blocks (S,) → (t, 128) each, all those of the whole."""
+    rest_S = torch.zeros(0)
+    for block_S in blocks:
+        waveform_S = torch.cat([rest_S, torch.from_numpy(block_S)])
+        if num_frames := num_frames_of(len(waveform_S)):
+            yield compute_fbank(waveform_S)
+        # What the next frame begins with lies in this block.
+        rest_S = waveform_S[num_frames * FRAME_SHIFT :]
 
 
 def _check(waveform: Tensor) -> None:

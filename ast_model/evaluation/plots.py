@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
@@ -12,6 +13,8 @@ from pipeline.labels import Labels
 
 MAX_CLASSES_IN_PLOT = 60
 NUM_CURVES = 8
+NUM_LANES = 5
+"""Classes drawn below a recording's spectrogram."""
 Series = tuple[Sequence[float], Sequence[float]]
 """Steps and values."""
 
@@ -100,6 +103,29 @@ def plot_training(series: Mapping[str, Series]) -> Figure:
         axes.plot(steps, values, marker="." if len(values) < 50 else "")
         axes.set(xlabel=unit, ylabel=label)
         axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_tags(title: str, fbank_TM: np.ndarray, length_s: float, tags: pd.DataFrame) -> Figure:
+    """Draw the spectrogram of a recording, and below it where its strongest classes are, darker for a higher score."""
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
+    low, high = np.percentile(fbank_TM, [5, 99])
+    above.imshow(
+        fbank_TM.T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, length_s, 0, 128)
+    )
+    above.set(ylabel="mel bin", title=_plain(title))
+    labels = list(tags.groupby("label", sort=False)["score"].max().nlargest(NUM_LANES).index)
+    for lane, label in enumerate(labels):
+        rows = tags[tags["label"] == label]
+        # Windows overlap: a stretch has the colour of the last one that begins in it.
+        ends_s = np.minimum(rows["end_s"], rows["start_s"].shift(-1, fill_value=np.inf))
+        colours = colormaps["Blues"](0.1 + 0.9 * rows["score"].to_numpy())
+        below.broken_barh(
+            list(zip(rows["start_s"], ends_s - rows["start_s"], strict=True)), (lane - 0.4, 0.8), color=colours
+        )
+    below.set_yticks(range(len(labels)), [_plain(label) for label in labels], fontsize=8)
+    below.set(xlim=(0, length_s), ylim=(len(labels) - 0.5, -0.5), xlabel="seconds")
     return figure
 
 

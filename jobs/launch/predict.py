@@ -1,69 +1,55 @@
-"""Tags of audio files, as a table."""
+"""Tags of audio files, as a table: in this process, or on Ray where the output is a folder of tables."""
 
 import logging
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
-import numpy as np
 import pandas as pd
 
-from ast_model.inference import FRAMES_PER_S, Tagger
-from ast_model.review import rank_tags, write_tags
+from ast_model.inference import Tagger
+from ast_model.review import write_tags
+from ast_model.tagging import Tagged, TagSettings, Untagged, tag_recordings
 from jobs.config import PredictConfig
-from pipeline.audio.container import EXTENSIONS
-from pipeline.errors import AudioTaggingError, InputError
-from pipeline.fbank import FRAME_LENGTH_MS, FRAME_SHIFT_MS
+from pipeline.errors import InputError
 from pipeline.progress import show_progress
+from pipeline.sources.listing import list_recordings
 
 log = logging.getLogger(__name__)
+MANY_FILES = 1_000
 
 
 def predict(config: PredictConfig) -> None:
-    """Tag each file; unreadable ones are named at the end, and make the job fail."""
-    files = list(find_audio(config.audio))
+    """Tag each file. Those that can't be read are named at the end, and make the job fail."""
+    recordings = list(list_recordings(config.audio))
+    settings = TagSettings(config.top_k, config.timeline, config.window_s, config.hop_s, bool(config.plot))
+    if config.is_parallel:
+        from jobs.launch.parallel_tagging import tag_in_groups  # only here: a few files are tagged without Ray
+
+        tag_in_groups(recordings, settings, config)
+        return
+    if len(recordings) >= MANY_FILES:
+        log.info(
+            "%d files: with --format parquet and a folder as --output they are tagged in parallel, and an interrupted"
+            " run goes on",
+            len(recordings),
+        )
     tagger = Tagger.load(config.checkpoint, config.labels or None, config.device or None, config.calibrated)
     tables, errors = [], []
-    with show_progress("tag", len(files), "files") as progress:
-        for file in files:
-            try:
-                tables.append(tag_file(tagger, file, config))
-            except AudioTaggingError as error:
-                errors.append(f"{file}: {error}")
+    with show_progress("tag", len(recordings), "files") as progress:
+        for result in tag_recordings(tagger, recordings, settings):
+            if isinstance(result, Untagged):
+                errors.append(f"{result.name}: {result.failure.detail}")
+            else:
+                tables.append(result.tags)
+                if config.plot:
+                    _draw(result, Path(config.plot))
             progress.advance(1, f"{len(errors)} failed" if errors else "")
     if tables:
         write_table(pd.concat(tables, ignore_index=True), config)
     if errors:
-        raise InputError(f"{len(errors)} of {len(files)} files could not be tagged:\n  " + "\n  ".join(errors[:20]))
-
-
-def find_audio(paths: tuple[str, ...]) -> Iterator[str]:
-    """Yield files as given, and those of folders by name. Raises InputError for a path that holds no audio."""
-    for path in paths:
-        if not Path(path).is_dir():
-            yield path
-            continue
-        found = sorted(str(file) for file in Path(path).rglob("*") if file.suffix[1:].lower() in EXTENSIONS)
-        if not found:
-            raise InputError(f"expected audio files in {path}, found none ({', '.join(sorted(EXTENSIONS))})")
-        yield from found
-
-
-def tag_file(tagger: Tagger, file: str, config: PredictConfig) -> pd.DataFrame:
-    """Return a row for each window, or the whole file, and each of its best classes; columns as in `review`."""
-    fbank_TM = tagger.fbank(file)
-    length_s = (FRAME_LENGTH_MS + (len(fbank_TM) - 1) * FRAME_SHIFT_MS) / 1000
-    if config.timeline:
-        scores = tagger.timeline_of_fbank(fbank_TM, config.window_s, config.hop_s)
-        window_s = config.window_s or tagger.model.config.num_frames / FRAMES_PER_S
-    else:
-        whole = tagger.scores_of_fbank(fbank_TM)[None]
-        scores = pd.DataFrame(whole, index=pd.Index([0.0]), columns=pd.Index(tagger.labels))
-        window_s = length_s
-    thresholds = np.zeros(len(tagger.labels))
-    if tagger.calibration is not None:
-        thresholds = np.asarray(tagger.calibration.thresholds)
-    return rank_tags(file, scores, window_s, length_s, config.top_k, thresholds)
+        raise InputError(
+            f"{len(errors)} of {len(recordings)} files could not be tagged:\n  " + "\n  ".join(errors[:20])
+        )
 
 
 def write_table(table: pd.DataFrame, config: PredictConfig) -> None:
@@ -84,3 +70,15 @@ def _as_text(table: pd.DataFrame) -> str:
         lines.append(f"{file}" if table["start_s"].eq(0).all() else f"{file}  {start_s:.2f} s")
         lines += [f"  {score:.3f}  {label}" for label, score in zip(tags["label"], tags["score"], strict=True)]
     return "\n".join(lines) + "\n"
+
+
+def _draw(result: Tagged, folder: Path) -> None:
+    from ast_model.evaluation.plots import plot_tags  # only here: matplotlib takes a while
+
+    folder.mkdir(parents=True, exist_ok=True)
+    name = PurePath(result.name).name
+    file, number = folder / f"{name}.png", 1
+    while file.exists():  # recordings of one name from several folders
+        number += 1
+        file = folder / f"{name}-{number}.png"
+    plot_tags(name, result.spectrogram_TM, result.length_s, result.tags).savefig(file, dpi=120)

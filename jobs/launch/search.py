@@ -19,7 +19,6 @@ from ast_model.inference import FRAMES_PER_S, Tagger
 from jobs.config import SearchConfig
 from jobs.launch.cli import resolve_root
 from jobs.launch.embedding import embed_snapshot
-from jobs.launch.predict import find_audio
 from pipeline.audio.decode import decode_file, encode_flac
 from pipeline.errors import AudioTaggingError, ConfigError, InputError, quote
 from pipeline.fbank import SAMPLE_RATE_HZ
@@ -27,6 +26,7 @@ from pipeline.progress import show_progress
 from pipeline.reading.reader import ClipReader
 from pipeline.recordings.tables import MEDIA_TABLE
 from pipeline.snapshots.snapshot import Snapshot, check_fingerprint, load_snapshot
+from pipeline.sources.listing import find_audio
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)

@@ -5,6 +5,8 @@ lower rate. Measured from 48, 44.1, 32 and 22.05 kHz: flat within 0.1 dB to 7.4 
 from 8.1 kHz on, no delay.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -32,6 +34,19 @@ END_TOLERANCE_S = 0.5
 """A file that ends less than this before its stated end is whole."""
 MAX_FILE_MS = 3_600_000
 """The longest file that is decoded as a whole."""
+MAX_STREAM_MS = 48 * 3_600_000
+"""The longest file that is decoded as a stream: a few bytes may claim years of silence."""
+
+
+class DecodeError(InputError):
+    """A file that is no audio, and why."""
+
+    def __init__(self, message: str, reason: Reason):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return DecodeError, (str(self), self.reason)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,20 +81,56 @@ def decode_segment(media: Media, start_ms: int, end_ms: int) -> Clip | Failure:
 def decode_file(content: bytes | Path, max_ms: int = MAX_FILE_MS) -> np.ndarray:
     """Decode a whole file, at most `max_ms` long → (S,) float32, like a clip's waveform.
 
-    Raises InputError if it can't be read, has no audio, is truncated, or is longer.
+    Raises DecodeError if it can't be read, has no audio, is truncated, or is longer.
     """
-    name = str(content) if isinstance(content, Path) else f"a file of {len(content)} bytes"
-    try:
+    with _explaining(content):
         clip = _decode(content, 0, max_ms)
-    except BrokenMediaError as error:
-        raise InputError(
-            f"expected audio, but {name} can't be decoded ({error.failure.reason}): {error.failure.detail}"
-        ) from error
-    except OSError as error:
-        raise InputError(f"expected a file with audio, but {name} can't be read: {error.strerror}") from error
-    if not clip.is_short:
-        raise InputError(f"{name} is longer than {max_ms / 60_000:g} minutes: cut it into parts first")
+        if not clip.is_short:
+            raise _too_long(content, max_ms)
     return clip.waveform
+
+
+def stream_file(content: bytes | Path) -> Iterator[np.ndarray]:
+    """Decode a whole file of any length in blocks of at most half a minute or so, (S,) float32 in [-1, 1].
+
+    The mean is not removed, since it is not known before the end; the features don't depend on it. Raises DecodeError
+    as `decode_file` does, for a truncated file at its end.
+    """
+    num_samples = 0
+    with _explaining(content), open_media(content) as container:
+        track = Track(container, 0, MAX_STREAM_MS)
+        for block in _resample(track, 0):
+            num_samples += len(block)
+            yield block
+        if num_samples >= MAX_STREAM_MS * SAMPLES_PER_MS:
+            raise _too_long(content, MAX_STREAM_MS)
+        if track.reached_eof:
+            _check_whole(content, track, 0)
+        _check_real(num_samples, track)
+
+
+@contextmanager
+def _explaining(content: bytes | Path) -> Iterator[None]:
+    """Turn what makes a file unreadable into a DecodeError."""
+    try:
+        yield
+    except BrokenMediaError as error:
+        failure = error.failure
+        message = f"expected audio, but {_name_of(content)} can't be decoded ({failure.reason}): {failure.detail}"
+        raise DecodeError(message, failure.reason) from error
+    except OSError as error:
+        reason = Reason.NOT_FOUND if isinstance(error, FileNotFoundError) else Reason.CONNECTION
+        message = f"expected a file with audio, but {_name_of(content)} can't be read: {error.strerror}"
+        raise DecodeError(message, reason) from error
+
+
+def _too_long(content: bytes | Path, max_ms: int) -> DecodeError:
+    message = f"{_name_of(content)} is longer than {max_ms / 60_000:g} minutes: cut it into parts first"
+    return DecodeError(message, Reason.TOO_LARGE)
+
+
+def _name_of(content: bytes | Path) -> str:
+    return str(content) if isinstance(content, Path) else f"a file of {len(content)} bytes"
 
 
 def encode_flac(waveform: np.ndarray) -> bytes:
@@ -120,7 +171,7 @@ def _decode(content: bytes | Path, start_ms: int, end_ms: int) -> Clip:
     is_short = len(waveform) < (end_ms - start_ms) * SAMPLES_PER_MS
     if is_short and track.reached_eof:
         _check_whole(content, track, start_ms)
-    _check_real(waveform, track)
+    _check_real(len(waveform), track)
     # The resampler's overshoot and the removed mean may carry samples a little past ±1.
     waveform = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
     waveform.clip(-1, 1, out=waveform)
@@ -134,29 +185,27 @@ def _read(content: bytes | Path, start_ms: int, end_ms: int) -> tuple[np.ndarray
     for first_ms in (start_ms - SEEK_MARGIN_MS, 0):
         with open_media(content) as container:
             track = Track(container, window_start_ms, end_ms + CUT_MARGIN_MS)
-            waveform = _resample(track, first_ms)
+            waveform = np.concatenate([np.zeros(0, np.float32), *_resample(track, first_ms)])
         if first_ms <= 0 or not track.missed_start:
             break
     skip = (start_ms - window_start_ms) * SAMPLES_PER_MS
     return waveform[skip : skip + (end_ms - start_ms) * SAMPLES_PER_MS], track
 
 
-def _resample(track: Track, first_ms: int) -> np.ndarray:
+def _resample(track: Track, first_ms: int) -> Iterator[np.ndarray]:
     resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE_HZ, options=RESAMPLER_OPTIONS)
-    parts = [np.zeros(0, np.float32)]
     for block in track.blocks(first_ms):
         if not np.isfinite(block).all():
             raise BrokenMediaError(Reason.NOT_MEDIA, "some samples are not finite numbers")
         # Lossy codecs overshoot; the encoder's input was within the range.
         block.clip(-1, 1, out=block)
         if track.rate_hz == SAMPLE_RATE_HZ:
-            parts.append(block)
+            yield block
             continue
         frame = AudioFrame.from_ndarray(block[None], format="flt", layout="mono")
         frame.sample_rate = track.rate_hz
-        parts += [resampled.to_ndarray()[0] for resampled in resampler.resample(frame)]
-    parts += [resampled.to_ndarray()[0] for resampled in resampler.resample(None)]
-    return np.concatenate(parts)
+        yield from (resampled.to_ndarray()[0] for resampled in resampler.resample(frame))
+    yield from (resampled.to_ndarray()[0] for resampled in resampler.resample(None))
 
 
 def _check_whole(content: bytes | Path, track: Track, start_ms: int) -> None:
@@ -169,12 +218,11 @@ def _check_whole(content: bytes | Path, track: Track, start_ms: int) -> None:
         raise BrokenMediaError(Reason.TRUNCATED, track.error or "the file has fewer bytes than it says")
 
 
-def _check_real(waveform: np.ndarray, track: Track) -> None:
+def _check_real(num_samples: int, track: Track) -> None:
     """Raise BrokenMediaError for less than one fbank frame, or mostly silence in place of broken packets."""
-    num_samples = track.position or 0
-    is_mostly_broken = track.error != "" and 2 * track.num_decoded <= num_samples
+    is_mostly_broken = track.error != "" and 2 * track.num_decoded <= (track.position or 0)
     if is_mostly_broken or (track.position is None and track.end_s == 0):
         raise BrokenMediaError(Reason.NOT_MEDIA, track.error or "the audio stream is empty")
-    if track.num_decoded == 0 or len(waveform) < FRAME_LENGTH:
-        detail = f"{len(waveform)} samples of the segment exist, at least {FRAME_LENGTH} are needed"
+    if track.num_decoded == 0 or num_samples < FRAME_LENGTH:
+        detail = f"{num_samples} samples of the segment exist, at least {FRAME_LENGTH} are needed"
         raise BrokenMediaError(Reason.OUT_OF_RANGE, f"{detail}; the file ends at {track.end_s:.3f} s")

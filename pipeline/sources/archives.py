@@ -5,6 +5,7 @@ import tarfile
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import braceexpand
@@ -17,7 +18,7 @@ from botocore.exceptions import BotoCoreError
 from pipeline.config import FetchConfig
 from pipeline.errors import InputError, describe, quote
 from pipeline.records import Failure, Media, Reason, Segment
-from pipeline.sources.index import Entry, MediaIndex
+from pipeline.sources.index import Entry, MediaIndex, is_media
 
 log = logging.getLogger(__name__)
 READ_ERRORS = (OSError, ClientError, BotoCoreError)
@@ -57,7 +58,9 @@ class TarSource:
         self.pattern = pattern
         self.config = config
         with ThreadPoolExecutor(NUM_READERS) as pool:
-            self.index = MediaIndex(entry for entries in pool.map(_list_tar, find_files(pattern)) for entry in entries)
+            members = (member for members in pool.map(list_tar, find_files(pattern)) for member in members)
+            entries = (Entry.of(member.name, member.tar, member.offset, member.size) for member in members)
+            self.index = MediaIndex(entry for entry in entries if entry)
         if not len(self.index):
             raise InputError(
                 f"expected media named by their id, such as --PJHxphWEs.flac, in the tars {pattern}; found none"
@@ -82,12 +85,23 @@ class TarSource:
         return Media(content, source, offset_ms=segment.start_ms)
 
 
-def _list_tar(file: str) -> list[Entry]:
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A media file within a tar, and where its bytes lie."""
+
+    tar: str
+    name: str
+    """With its folders."""
+    offset: int
+    size: int
+
+
+def list_tar(file: str) -> list[Member]:
     """List the media of a tar by its headers; a truncated one as far as it goes.
 
     Raises InputError if it is none, or can't be read to its end now.
     """
-    entries: list[Entry] = []
+    members: list[Member] = []
     try:
         fs, path = fsspec.core.url_to_fs(file)
         with (
@@ -98,18 +112,17 @@ def _list_tar(file: str) -> list[Entry]:
                 # A negative size leads back to the same header, for ever.
                 if tar.offset <= member.offset:
                     raise tarfile.ReadError(f"the member {quote(member.name)} has an impossible size")
-                entry = Entry.of(member.name, file, member.offset_data, member.size) if member.isreg() else None
-                if entry:
-                    entries.append(entry)
+                if member.isreg() and is_media(member.name):
+                    members.append(Member(file, member.name, member.offset_data, member.size))
                 # Otherwise all headers stay in memory.
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
     except tarfile.TarError as error:
-        if not entries:
+        if not members:
             raise InputError(f"expected a tar at {file}, found: {describe(error)}") from error
-        log.warning("%s is truncated or damaged after %d media: %s", file, len(entries), describe(error))
+        log.warning("%s is truncated or damaged after %d media: %s", file, len(members), describe(error))
     except (*READ_ERRORS, *FORMAT_ERRORS) as error:  # a ValueError is also a server that sends no ranges
         raise InputError(f"can't read the tar {file}: {describe(error)}") from error
-    return entries
+    return members
 
 
 class ParquetSource:

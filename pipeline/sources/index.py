@@ -25,6 +25,11 @@ SCHEMA = pa.schema(
 )
 
 
+def is_media(name: str) -> bool:
+    """Return whether a file's name has the extension of a media file."""
+    return PurePosixPath(name).suffix[1:].lower() in EXTENSIONS
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A media file, alone or within another file."""
@@ -41,8 +46,7 @@ class Entry:
     def of(name: str, file: str, offset: int = 0, size: int = 0) -> "Entry | None":
         """Return the entry of a name, None unless it is a media file's."""
         path = PurePosixPath(name)
-        is_media = path.suffix[1:].lower() in EXTENSIONS
-        return Entry(path.stem, file, path.suffix, offset, size) if is_media else None
+        return Entry(path.stem, file, path.suffix, offset, size) if is_media(name) else None
 
     @property
     def is_utf8(self) -> bool:

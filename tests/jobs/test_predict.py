@@ -1,18 +1,33 @@
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from ast_model.config import ASTConfig
 from ast_model.export import export_hugging_face
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
+from ast_model.tagging import TagSettings
+from jobs.config import PredictConfig
+from jobs.launch.parallel_tagging import FILES, TAGS, Group, open_job, remove_unfinished, tag_group
 from jobs.predict import COMMAND_LINE
 from pipeline.audio.decode import encode_flac
+from pipeline.sources.listing import list_recordings
+from pipeline.store.storage import Store
 
+ROOT = Path(__file__).parents[2]
 SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)
 
 
@@ -67,3 +82,119 @@ def test_bad_files_are_named_after_the_good(
     shown = capsys.readouterr()
     assert f"{sounds}/a.flac\n  0." in shown.out
     assert "1 of 2 files could not be tagged" in shown.err and "broken.wav" in shown.err
+
+
+def test_a_picture_is_drawn_of_each_file(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+    wanted = ("--checkpoint", checkpoint, "--audio", sounds, "--device", "cpu", "--timeline", "--plot", tmp_path)
+    assert run_predict(*wanted, "--output", tmp_path / "tags.txt") == 0
+    for name in ("a.flac.png", "b.flac.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 1000 and len(picture.convert("RGB").getcolors(10**6) or ()) > 100
+
+
+@pytest.fixture(scope="module")
+def mixed(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Broken files between sounds, some of them in a tar, and a list that names both."""
+    folder = tmp_path_factory.mktemp("mixed")
+    content = (sounds / "deep" / "b.flac").read_bytes()
+    for number in range(7):
+        (folder / f"{number}.flac").write_bytes(content if number % 3 else content[:5_000])
+    (folder / "._0.flac").write_bytes(b"left by macOS")
+    (folder / os.fsdecode(b"\xff.flac")).write_bytes(content)
+    (folder / os.fsdecode(b"\xfe.flac")).write_bytes(b"no sound")
+    with tarfile.open(folder / "more.tar", "w") as tar:
+        for name, data in {"x/a.flac": content, "y/a.flac": b"no sound", "notes.md": b"text"}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    (folder / "list.txt").write_text(f"more.tar\n{sounds}/a.flac\nmissing.wav\n")
+    return [folder, folder / "list.txt"]
+
+
+FAILURES = {"0.flac": "truncated", "3.flac": "truncated", "6.flac": "truncated", "missing.wav": "not_found"}
+FAILURES |= {"more.tar/y/a.flac": "not_media", "\\udcfe.flac": "no_audio"}
+
+
+@pytest.mark.usefixtures("ray")
+def test_many_files_are_tagged_on_ray_as_in_one_process(
+    checkpoint: Path, mixed: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ("--checkpoint", checkpoint, "--device", "cpu", "--timeline", "--hop-s", 1, "--format", "parquet")
+    kept = (*wanted, "--audio", *mixed, "--output", tmp_path / "kept", "--embeddings", "--files-per-task", 3)
+    assert run_predict(*kept) == 0
+    files = pd.read_parquet(tmp_path / "kept" / FILES).set_index("file")
+    failed = files[files["status"] == "failed"]["reason"]
+    assert len(files) == 13 and failed.to_dict() == {f"{mixed[0]}/{name}": why for name, why in FAILURES.items()}
+
+    assert run_predict(*wanted, "--audio", *mixed, "--output", tmp_path / "tags.parquet") == 1
+    order = ["file", "start_s", "score"]
+    alone, parallel = (
+        pd.read_parquet(path).sort_values(order, ignore_index=True)
+        for path in (tmp_path / "tags.parquet", tmp_path / "kept" / TAGS)
+    )
+    pd.testing.assert_frame_equal(alone, parallel, atol=1e-5)
+    embeddings = pd.read_parquet(tmp_path / "kept" / "embeddings")
+    assert len(embeddings) == len(alone) / 3 and len(embeddings["embedding"][0]) == SHAPE.width
+
+    # Only what may pass is tried again, which is what was truncated; nothing else is written.
+    before = set(Store(str(tmp_path / "kept")).list(TAGS))
+    assert run_predict(*kept) == 0
+    files = pd.read_parquet(tmp_path / "kept" / FILES)
+    assert files["attempts"].value_counts().to_dict() == {1: 13, 2: 3}
+    assert set(Store(str(tmp_path / "kept")).list(TAGS)) == before
+    capsys.readouterr()
+    assert run_predict(*kept, "--top-k", 2) == 1
+    assert "made with another --top-k" in capsys.readouterr().err
+
+
+def config_of(*argv: object) -> PredictConfig:
+    return COMMAND_LINE.parse([str(word) for word in argv])
+
+
+def test_what_a_killed_group_left_is_made_again(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    config = config_of("--checkpoint", checkpoint, "--audio", sounds, "--format", "parquet", "--output", tmp_path)
+    job = open_job(store, TagSettings(), config)
+    first, second = (Group((each,), (0,)) for each in list_recordings(config.audio))
+    tag_group(first, job)
+    tag_group(second, job)
+    store.remove(f"{FILES}/{second.group_id}.parquet")
+    remove_unfinished(store)
+    assert store.list(TAGS) == [f"{TAGS}/{first.group_id}.parquet"]
+
+
+def test_a_prefix_on_s3_is_listed_and_read(s3_store: Store, checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+    for name in ("deep/b.flac", "a.flac"):
+        boto3.client("s3").put_object(Bucket="bucket", Key=f"field/{name}", Body=(sounds / name).read_bytes())
+    boto3.client("s3").put_object(Bucket="bucket", Key="field/readme.md", Body=b"text")
+    wanted = ("--checkpoint", checkpoint, "--device", "cpu", "--format", "csv", "--output", tmp_path / "tags.csv")
+    assert run_predict(*wanted, "--audio", "s3://bucket/field/") == 0
+    table = pd.read_csv(tmp_path / "tags.csv")
+    assert table["file"].unique().tolist() == ["s3://bucket/field/a.flac", "s3://bucket/field/deep/b.flac"]
+    assert run_predict(*wanted, "--audio", "s3://bucket/empty/") == 1
+
+
+@pytest.mark.rehearsal
+@pytest.mark.process
+def test_a_run_that_is_killed_goes_on_with_the_rest(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    content = (sounds / "a.flac").read_bytes()
+    for number in range(2_000):
+        (tmp_path / "many" / f"{number:04d}.flac").write_bytes(content if number % 10 else b"no sound")
+    words = ["--checkpoint", checkpoint, "--audio", tmp_path / "many", "--format", "parquet", "--files-per-task", 20]
+    command = [sys.executable, "jobs/predict.py", *map(str, words), "--output", str(tmp_path / "out")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    store = Store(str(tmp_path / "out"))
+    run = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True)
+    while len(store.list(FILES)) < 20:
+        assert run.poll() is None, "it ended before its time"
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    done = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in store.list(FILES)}
+    assert len(done) < 100
+    subprocess.run(command, cwd=ROOT, env=env, check=True)
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done} == done
+    files, tags = (pd.read_parquet(tmp_path / "out" / folder) for folder in (FILES, TAGS))
+    assert len(files) == files["file"].nunique() == 2_000 and files["status"].value_counts()["tagged"] == 1_800
+    assert tags.groupby("file").size().eq(3).all() and tags["file"].nunique() == 1_800

@@ -1,0 +1,237 @@
+"""Many recordings → tags. Each is decoded as a stream, ahead of the model, so that memory stays bounded whatever its
+length; windows of several recordings share the model's batches.
+
+Axes: W windows, C classes, T frames, M mel bins, D embedding size.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ast_model.inference import FRAMES_PER_S, Tagger, stream_windows
+from ast_model.review import COLUMNS, rank_tags
+from pipeline.audio.decode import DecodeError, stream_file
+from pipeline.errors import AudioTaggingError, ConfigError, describe
+from pipeline.fbank import FRAME_LENGTH_MS, FRAME_SHIFT_MS, NUM_MEL_BINS, stream_fbank
+from pipeline.records import Failure, Reason
+
+BATCHES_AHEAD = 2
+"""Batches of the model that are decoded ahead: half a megabyte for each window of 10 s."""
+MAX_COLUMNS = 2_048
+"""Of a recording's spectrogram, however long it is."""
+
+
+class Recording(Protocol):
+    """A media file that can be opened."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self) -> AbstractContextManager[bytes | Path]: ...
+
+
+@dataclass(frozen=True)
+class TagSettings:
+    """What is wanted of each recording."""
+
+    top_k: int = 5
+    timeline: bool = False
+    """Tags of windows instead of the whole."""
+    window_s: float | None = None
+    hop_s: float | None = None
+    spectrogram: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Tagged:
+    """A recording with its tags."""
+
+    name: str
+    length_s: float
+    tags: pd.DataFrame
+    """Columns as in `review`."""
+    starts_s: np.ndarray
+    """(W,) of the windows that the embeddings are of: one, unless a timeline was asked for."""
+    embeddings_WD: np.ndarray
+    spectrogram_TM: np.ndarray
+    """Features of all of it, a few frames averaged where there are many; empty unless asked for."""
+
+
+@dataclass(frozen=True)
+class Untagged:
+    """A recording that is none, and why."""
+
+    name: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Window:
+    start: int
+    fbank_TM: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _End:
+    """Comes after the last window of a recording."""
+
+    name: str
+    num_frames: int = 0
+    failure: Failure | None = None
+    spectrogram_TM: np.ndarray = field(default_factory=lambda: np.zeros((0, NUM_MEL_BINS), np.float32))
+
+
+def tag_recordings(
+    tagger: Tagger, recordings: Iterable[Recording], settings: TagSettings
+) -> Generator[Tagged | Untagged, None, None]:
+    """Tag recordings in their order. One that can't be read is a result, too; whatever the reason, others go on."""
+    window = tagger.num_window_frames(settings.window_s)
+    hop = tagger.num_hop_frames(window, settings.hop_s) if settings.timeline else window
+    results = _Results(tagger, settings, window)
+    events = (event for each in recordings for event in _read(each, window, hop, settings.spectrogram))
+    with closing(_read_ahead(events, tagger.batch_size)) as batches:
+        for batch in batches:
+            windows = [event for event in batch if isinstance(event, _Window)]
+            outputs = iter(
+                zip(*tagger.run_windows([each.fbank_TM for each in windows]), strict=True) if windows else ()
+            )
+            for event in batch:
+                if isinstance(event, _Window):
+                    results.add(event, *next(outputs))
+                else:
+                    yield results.finish(event)
+
+
+class _Results:
+    """Results of the windows of one recording, as they come. Of a timeline only the best classes are kept."""
+
+    def __init__(self, tagger: Tagger, settings: TagSettings, window: int):
+        self.tagger, self.settings, self.window_s = tagger, settings, window / FRAMES_PER_S
+        calibration = tagger.calibration
+        self.thresholds = np.zeros(len(tagger.labels)) if calibration is None else np.asarray(calibration.thresholds)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.starts_s: list[float] = []
+        self.num_filled: list[int] = []
+        self.tables: list[pd.DataFrame] = []
+        self.embeddings: list[np.ndarray] = []
+        self.score_sum_C = np.zeros(len(self.tagger.labels))
+
+    def add(self, window: _Window, scores_C: np.ndarray, embedding_D: np.ndarray) -> None:
+        self.starts_s.append(window.start / FRAMES_PER_S)
+        self.num_filled.append(len(window.fbank_TM))
+        self.embeddings.append(embedding_D)
+        if self.settings.timeline:
+            self.tables.append(self._rank(scores_C, self.starts_s[-1], self.window_s))
+        else:
+            self.score_sum_C += scores_C * len(window.fbank_TM)
+
+    def _rank(self, scores_C: np.ndarray, start_s: float, window_s: float) -> pd.DataFrame:
+        calibrated = self.tagger.calibrate(scores_C[None])
+        table = pd.DataFrame(calibrated, index=pd.Index([start_s]), columns=pd.Index(self.tagger.labels))
+        return rank_tags("", table, window_s, np.inf, self.settings.top_k, self.thresholds)
+
+    def finish(self, end: _End) -> Tagged | Untagged:
+        try:
+            return Untagged(end.name, end.failure) if end.failure else self._tagged(end)
+        finally:
+            self._clear()
+
+    def _tagged(self, end: _End) -> Tagged:
+        length_s = (FRAME_LENGTH_MS + (end.num_frames - 1) * FRAME_SHIFT_MS) / 1000
+        tables, starts_s, embeddings_WD = self.tables, np.asarray(self.starts_s), np.stack(self.embeddings)
+        if not self.settings.timeline:
+            # As `Tagger.scores` pools: weighted by how much of each window is filled.
+            scores_C = (self.score_sum_C / sum(self.num_filled)).astype(np.float32)
+            tables = [self._rank(scores_C, 0.0, length_s)]
+            pooled_D = np.average(embeddings_WD, axis=0, weights=self.num_filled).astype(np.float32)
+            starts_s, embeddings_WD = starts_s[:1], pooled_D[None]
+        tags = pd.concat(tables, ignore_index=True)
+        tags["file"], tags["end_s"] = end.name, tags["end_s"].clip(upper=length_s)
+        return Tagged(end.name, length_s, tags[list(COLUMNS)], starts_s, embeddings_WD, end.spectrogram_TM)
+
+
+def _read_ahead(events: Iterator["_Window | _End"], size: int) -> Generator[list["_Window | _End"], None, None]:
+    """Take events in groups by a thread, ahead of the model: codecs and features leave Python to it meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
+
+        def take() -> Future[list[_Window | _End]]:
+            return pool.submit(lambda: list(islice(events, size)))
+
+        ahead = deque(take() for _ in range(BATCHES_AHEAD))
+        try:
+            while batch := ahead.popleft().result():
+                ahead.append(take())
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(recording: Recording, window: int, hop: int, with_spectrogram: bool) -> Iterator["_Window | _End"]:
+    """Yield the windows of a recording, then its end, which says what was wrong with it."""
+    overview = Overview()
+    num_frames = 0
+
+    def count(fbanks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        nonlocal num_frames
+        for fbank_TM in fbanks:
+            num_frames += len(fbank_TM)
+            if with_spectrogram:
+                overview.add(fbank_TM.numpy())
+            yield fbank_TM
+
+    try:
+        with recording.open() as content:
+            for start, window_TM in stream_windows(count(stream_fbank(stream_file(content))), window, hop):
+                yield _Window(start, window_TM.numpy())
+    except ConfigError:
+        raise
+    except DecodeError as error:
+        yield _End(recording.name, failure=Failure(error.reason, _one_line(error)))
+    except AudioTaggingError as error:
+        yield _End(recording.name, failure=Failure(Reason.CONNECTION, _one_line(error)))
+    except Exception as error:  # files of strangers find ways through any library, and one must not end a million
+        yield _End(recording.name, failure=Failure(Reason.UNKNOWN, describe(error)))
+    else:
+        yield _End(recording.name, num_frames, spectrogram_TM=overview.columns_TM)
+
+
+def _one_line(error: AudioTaggingError) -> str:
+    """Return our own message as it may be stored: a path in it may have bytes that are no UTF-8."""
+    return " ".join(str(error).split()).encode(errors="backslashreplace").decode()
+
+
+class Overview:
+    """A spectrogram of bounded width: whenever it is full, neighbouring columns become one."""
+
+    def __init__(self) -> None:
+        self.frames_per_column = 1
+        self.columns_TM = np.zeros((0, NUM_MEL_BINS), np.float32)
+        self._rest = self.columns_TM
+
+    def add(self, fbank_TM: np.ndarray) -> None:
+        frames_TM = np.concatenate([self._rest, fbank_TM])
+        whole = len(frames_TM) // self.frames_per_column * self.frames_per_column
+        self._rest = frames_TM[whole:]
+        self.columns_TM = np.concatenate([self.columns_TM, _average(frames_TM[:whole], self.frames_per_column)])
+        while len(self.columns_TM) > MAX_COLUMNS:
+            # An odd column at the end goes back to the frames that are still to be averaged.
+            even = len(self.columns_TM) // 2 * 2
+            odd = np.repeat(self.columns_TM[even:], self.frames_per_column, axis=0)
+            self._rest = np.concatenate([odd, self._rest])
+            self.columns_TM = _average(self.columns_TM[:even], 2)
+            self.frames_per_column *= 2
+
+
+def _average(frames_TM: np.ndarray, num: int) -> np.ndarray:
+    return frames_TM.reshape(-1, num, NUM_MEL_BINS).mean(axis=1)

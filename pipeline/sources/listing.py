@@ -1,0 +1,129 @@
+"""Recordings to be tagged: files, folders, S3 prefixes, tars and lists → what they hold, each opened by itself."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+
+from pipeline.audio.container import EXTENSIONS
+from pipeline.errors import InputError, StoreError, describe
+from pipeline.sources.archives import READ_ERRORS, find_files, list_tar
+from pipeline.sources.index import is_media
+
+PIECE_BYTES = 32 * 2**20
+LIST, TAR = ".txt", ".tar"
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A media file, alone or within a tar."""
+
+    name: str
+    """By which results know it."""
+    file: str
+    """Path or address of it, or of its tar."""
+    offset: int = 0
+    size: int | None = None
+    """Bytes of a tar's member; None for the whole of `file`."""
+
+    @contextmanager
+    def open(self) -> Iterator[Path]:
+        """Lend a local file. What lies elsewhere is copied in pieces, since it may be larger than the memory.
+
+        Raises StoreError if it can't be read.
+        """
+        if "://" not in self.file and self.size is None:
+            yield Path(self.file)
+            return
+        with tempfile.TemporaryDirectory(prefix="recording-") as folder:
+            copy = Path(folder) / "media"
+            try:
+                fs, path = fsspec.core.url_to_fs(self.file)
+                if self.size is None:
+                    fs.get_file(path, str(copy))
+                else:
+                    self._copy_member(fs, path, copy)
+            except READ_ERRORS as error:
+                raise StoreError(f"can't read {self.name}: {describe(error)}") from error
+            yield copy
+
+    def _copy_member(self, fs: fsspec.AbstractFileSystem, path: str, copy: Path) -> None:
+        assert self.size is not None
+        end = self.offset + self.size
+        with copy.open("wb") as out:
+            for start in range(self.offset, end, PIECE_BYTES):
+                piece = fs.cat_file(path, start=start, end=min(start + PIECE_BYTES, end))
+                assert isinstance(piece, bytes), "fsspec's cat_file returns bytes"
+                out.write(piece)
+        if copy.stat().st_size != self.size:
+            raise OSError(f"{copy.stat().st_size} of {self.size} bytes")
+
+
+def list_recordings(paths: Iterable[str]) -> Iterator[Recording]:
+    """Yield what paths and addresses name. Raises InputError for one that holds no audio.
+
+    Folders and s3:// prefixes are searched at any depth, a tar is listed without unpacking it, and a `.txt` has a path
+    or address per line; relative ones count from its folder.
+    """
+    for path in paths:
+        if path.endswith(LIST):
+            yield from list_recordings(_read_list(Path(path)))
+        elif path.endswith(TAR):
+            for file in find_files(path):
+                tar = file.removeprefix("file://")
+                yield from (Recording(f"{tar}/{each.name}", tar, each.offset, each.size) for each in list_tar(tar))
+        elif "://" in path and not is_media(path):
+            yield from (Recording(name, name) for name in _list_prefix(path))
+        elif "://" in path:
+            yield Recording(path, path)
+        else:
+            yield from (Recording(_storable(name), str(Path(name).absolute())) for name in find_audio((path,)))
+
+
+def _storable(name: str) -> str:
+    """Escape bytes that are no UTF-8, which Python keeps as surrogates: no table would take them."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def find_audio(paths: Iterable[str]) -> Iterator[str]:
+    """Yield local files as given, and those of folders by name. Raises InputError for a folder that holds no audio."""
+    for path in paths:
+        if not Path(path).is_dir():
+            yield path
+            continue
+        # Hidden files are what macOS leaves beside recordings, under the same extension.
+        found = (file for file in Path(path).rglob("*") if is_media(file.name) and not file.name.startswith("."))
+        names = sorted(map(str, found))
+        if not names:
+            raise _no_audio(path)
+        yield from names
+
+
+def _list_prefix(address: str) -> list[str]:
+    try:
+        fs, prefix = fsspec.core.url_to_fs(address)
+        found = sorted(fs.unstrip_protocol(name) for name in fs.find(prefix) if is_media(name))
+    except (*READ_ERRORS, ValueError, ImportError) as error:
+        raise InputError(f"can't list {address}: {describe(error)}") from error
+    if not found:
+        raise _no_audio(address)
+    return found
+
+
+def _read_list(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"can't read the list of recordings {file}: {describe(error)}") from error
+    if not lines:
+        raise InputError(f"expected a path or address per line in {file}, found none")
+    if lists := [line for line in lines if line.endswith(LIST)]:
+        raise InputError(f"expected recordings in the list {file}, found another list: {lists[0]}")
+    return [line if "://" in line else str(file.parent / line) for line in lines]
+
+
+def _no_audio(where: str) -> InputError:
+    return InputError(f"expected audio files in {where}, found none ({', '.join(sorted(EXTENSIONS))})")

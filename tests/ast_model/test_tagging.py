@@ -1,0 +1,114 @@
+"""Streams of any length become the tags that the whole would."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from ast_model.config import ASTConfig
+from ast_model.inference import Tagger, stream_windows, window_starts
+from ast_model.model import AST
+from ast_model.pretrained.metadata import ModelMetadata
+from ast_model.tagging import MAX_COLUMNS, Overview, Tagged, TagSettings, Untagged, tag_recordings
+from pipeline.audio.decode import DecodeError, decode_file, encode_flac, stream_file
+from pipeline.fbank import compute_fbank, stream_fbank
+from pipeline.records import Reason
+
+SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A recording in memory."""
+
+    name: str
+    content: bytes
+
+    @contextmanager
+    def open(self) -> Iterator[bytes]:
+        yield self.content
+
+
+def stereo(seconds: float) -> bytes:
+    """Return noise at 44.1 kHz, louder on the right, with an offset."""
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, (2, int(seconds * 44_100))) * [[0.5], [1]] + 0.1
+    file = io.BytesIO()
+    with av.open(file, "w", format="wav") as container:
+        stream = container.add_stream("pcm_f32le", rate=44_100, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(samples.astype(np.float32), format="fltp", layout="stereo")
+        frame.sample_rate = 44_100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tagger() -> Tagger:
+    torch.manual_seed(0)
+    return Tagger(AST(SHAPE), ModelMetadata(("Speech", "Dog", "Rain"), -5, 4), "cpu")
+
+
+def test_a_stream_has_the_features_of_the_whole() -> None:
+    content = stereo(50)
+    blocks = list(stream_file(content))
+    assert len(blocks) > 3
+    fbank_TM = torch.cat(list(stream_fbank(blocks)))
+    np.testing.assert_allclose(fbank_TM, compute_fbank(torch.from_numpy(decode_file(content))), atol=2e-3)
+    for broken, reason in ((content[:-9_000], Reason.TRUNCATED), (b"no sound", Reason.NOT_MEDIA)):
+        with pytest.raises(DecodeError) as caught:
+            list(stream_file(broken))
+        assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(("num_frames", "window", "hop"), [(1, 4, 4), (4, 4, 2), (9, 4, 3), (10, 2, 7), (11, 4, 1)])
+@pytest.mark.parametrize("piece", [1, 3, 100])
+def test_windows_of_a_stream_are_those_of_the_whole(num_frames: int, window: int, hop: int, piece: int) -> None:
+    fbank_TM = torch.arange(num_frames * 128, dtype=torch.float32).reshape(-1, 128)
+    found = dict(stream_windows(fbank_TM.split(piece), window, hop))
+    assert list(found) == window_starts(num_frames, window, hop)
+    for start, window_TM in found.items():
+        assert len(window_TM) and torch.equal(window_TM, fbank_TM[start : start + window])
+
+
+@pytest.mark.parametrize("timeline", [False, True])
+def test_recordings_are_tagged_as_alone_whatever_lies_between(tagger: Tagger, timeline: bool) -> None:
+    contents = [encode_flac(np.random.default_rng(n).normal(0, 0.1, 9_000 * n).astype(np.float32)) for n in range(1, 8)]
+    contents.insert(3, b"no sound")
+    recordings = [Kept(str(number), content) for number, content in enumerate(contents)]
+    results = list(tag_recordings(tagger, recordings, TagSettings(3, timeline, spectrogram=True)))
+    for recording, result in zip(recordings, results, strict=True):
+        if recording.content == b"no sound":
+            assert isinstance(result, Untagged) and result.failure.reason is Reason.NOT_MEDIA
+            continue
+        assert isinstance(result, Tagged)
+        fbank_TM = tagger.fbank(recording.content)
+        assert result.tags["file"].eq(recording.name).all() and result.tags["end_s"].max() == result.length_s
+        np.testing.assert_allclose(result.spectrogram_TM, fbank_TM, atol=2e-3)
+        found = result.tags.pivot(index="start_s", columns="label", values="score")[list(tagger.labels)]
+        expected = tagger.timeline_of_fbank(fbank_TM) if timeline else tagger.scores_of_fbank(fbank_TM)[None]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        if not timeline:
+            np.testing.assert_allclose(result.embeddings_WD, tagger.embed([recording.content]), atol=1e-4)
+
+
+def test_a_caller_that_leaves_early_is_not_waited_for(tagger: Tagger) -> None:
+    content = encode_flac(np.zeros(16_000, np.float32))
+    results = tag_recordings(tagger, (Kept("endless", content) for _ in iter(int, 1)), TagSettings())
+    assert isinstance(next(results), Tagged)
+    results.close()
+
+
+def test_an_overview_stays_narrow_and_keeps_the_mean() -> None:
+    overview = Overview()
+    levels = np.random.default_rng(0).random(50_000).astype(np.float32)
+    for piece in np.split(levels, [5, 3_000, 3_001, 20_011]):
+        overview.add(np.repeat(piece[:, None], 128, axis=1))
+    num = overview.frames_per_column
+    assert num == 32 and 50_000 // num - 1 <= len(overview.columns_TM) <= MAX_COLUMNS
+    expected = levels[: len(overview.columns_TM) * num].reshape(-1, num).mean(axis=1)
+    np.testing.assert_allclose(overview.columns_TM[:, 0], expected, atol=1e-5)
