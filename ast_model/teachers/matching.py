@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.keys import positions_of
+from pipeline.keys import has_repeats, positions_of
 from pipeline.snapshots.snapshot import Snapshot
 
 FOLDERS = r"^.*[/\\]"
@@ -38,12 +38,12 @@ def match_ids(ids: pa.ChunkedArray, snapshot: Snapshot) -> Matches:
     """
     keys = snapshot.index["key"]
     recordings = pc.replace_substring_regex(keys, r"_\d+$", "")
-    encoded = recordings.combine_chunks().dictionary_encode()
-    counts = np.bincount(encoded.indices.to_numpy())
-    is_single = counts[encoded.indices.to_numpy()] == 1
-    single_rows = np.flatnonzero(is_single)
-    singles = recordings.filter(pa.array(is_single))
-    several = encoded.dictionary.filter(pa.array(counts > 1))
+    several = pa.array([], pa.string())
+    if has_repeats(recordings):
+        counts = pc.value_counts(recordings)
+        several = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    single_rows = np.flatnonzero(~pc.is_in(recordings, value_set=several).to_numpy())
+    singles = recordings.take(pa.array(single_rows))
 
     names = pc.replace_substring_regex(pc.replace_substring_regex(ids, FOLDERS, ""), EXTENSION, "")
     rows, is_ambiguous = np.full(len(ids), -1), np.zeros(len(ids), bool)

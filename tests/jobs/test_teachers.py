@@ -12,12 +12,14 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from scipy import sparse
 
 from ast_model.config import CacheConfig
 from ast_model.teachers.formats import read_index
 from ast_model.teachers.grade import grade_teacher
+from ast_model.teachers.matching import match_ids
 from ast_model.teachers.store import ScoreRows, Teachers, load_teacher, write_rows
 from jobs.teachers import COMMAND_LINE
 from pipeline.errors import ConfigError, MismatchError
@@ -153,6 +155,23 @@ def test_gaps_leading_ys_and_several_rows_of_a_clip(
     assert "logits" in said and "1 rows are of a clip that another row is of" in said and "publisher's 0.495" in said
     assert COMMAND_LINE.main(["list", "--root", own.store.root]) == 0
     assert "0.495" in capsys.readouterr().out
+
+
+def test_ids_of_recordings_with_several_segments_need_their_start() -> None:
+    keys = ["Yab_cdefghi_0", "abc-efghijk_30000", "abc-efghijk_90000", "own sound_0"]
+    index = pa.table({"key": pa.chunked_array([keys])})
+    ids = [
+        "Yab_cdefghi",
+        "YYab_cdefghi.wav",
+        "folder/abc-efghijk.mp3",
+        "Yabc-efghijk_90000",
+        "own sound.flac",
+        None,
+        "Y",
+    ]
+    matches = match_ids(pa.chunked_array([ids]), cast(Snapshot, SimpleNamespace(index=index)))
+    assert matches.rows.tolist() == [0, 0, -1, 2, 3, -1, -1]
+    assert matches.num_ambiguous == 1
 
 
 def test_an_index_that_is_shifted_is_refused_with_both_figures(
