@@ -287,6 +287,7 @@ def audioset_distilled() -> Recipe:
         scores is under a hundredth of a step.
     Result: none yet: it was never run. Published with the same scores and share: mAP 0.471 for EfficientAT's mn10_as
         and 0.484 for mn40_as; with CED's own teachers and no labels 0.500 for a ViT-base; all after far more epochs.
+        On the miniature a teacher of 73 % of the clips raised the mAP of each of three seeds by 0.012 to 0.024.
     """
     full = audioset_full()
     return Recipe(full.model, dataclasses.replace(full.train, teachers=("passt",), teacher_share=0.9))
