@@ -173,6 +173,13 @@ def test_a_prefix_on_s3_is_listed_and_read(s3_store: Store, checkpoint: Path, so
     assert table["file"].unique().tolist() == ["s3://bucket/field/a.flac", "s3://bucket/field/deep/b.flac"]
     assert run_predict(*wanted, "--audio", "s3://bucket/empty/") == 1
 
+    store, config = Store("s3://bucket/tags"), config_of(*wanted, "--audio", "s3://bucket/field/")
+    job = open_job(store, TagSettings(), config)
+    group = Group(tuple(list_recordings(config.audio)), (0, 0))
+    assert tag_group(group, job).total() == 0
+    kept = pd.read_parquet(io.BytesIO(store.read_bytes(f"{TAGS}/{group.group_id}.parquet")))
+    assert kept["file"].unique().tolist() == table["file"].unique().tolist()
+
 
 @pytest.mark.rehearsal
 @pytest.mark.process
