@@ -93,7 +93,7 @@ def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
         assert list(found["tags"][0]) == [name for name, _ in expected]
         assert list(found["scores"][0]) == pytest.approx([score for _, score in expected], abs=1e-5)
     assert list(model.predict(pd.DataFrame({"audio": [sound]}), params={"top_k": 1})["tags"][0]) == [expected[0][0]]
-    with pytest.raises(mlflow.MlflowException, match="InputError"):
+    with pytest.raises(mlflow.MlflowException, match="DecodeError"):
         model.predict(pd.DataFrame({"audio": [b"no sound"]}))
 
 
