@@ -218,7 +218,12 @@ def _matrix(column: Any, where: str) -> np.ndarray:
 
 
 def _id_column(fields: Mapping[str, pa.DataType]) -> str:
-    text = [name for name, kind in fields.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+    # pandas writes a categorical column as a dictionary of its values.
+    kinds = {
+        name: getattr(kind, "value_type", kind) if pa.types.is_dictionary(kind) else kind
+        for name, kind in fields.items()
+    }
+    text = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
     named = [name for name in ID_COLUMNS if name in text]
     return named[0] if named else _only("text, the clips' ids,", text, fields)
 

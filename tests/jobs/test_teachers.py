@@ -72,7 +72,7 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
 
 
 def write_parquet(folder: Path, logits: Logits, ids: list[str]) -> tuple[str, ...]:
-    pd.DataFrame({"id": ids, "scores": list(sigmoid(logits))}).to_parquet(folder / "scores.parquet")
+    pd.DataFrame({"id": pd.Categorical(ids), "scores": list(sigmoid(logits))}).to_parquet(folder / "scores.parquet")
     return "--scores", str(folder / "scores.parquet")
 
 
