@@ -17,7 +17,8 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -172,8 +173,9 @@ def main() -> None:
         if part.needs_gpu and not has_gpu:
             report.add_part({"part": part.name, "status": "left out, there is no GPU here", "seconds": 0})
         else:
-            name = part.name
-            report.add_part(run_part(part, lambda line, name=name: report.add_line(name, line)))
+            if not has_gpu:  # a processor is slow, and nobody has lent this machine for ten minutes
+                part = replace(part, deadline_s=4 * part.deadline_s)
+            report.add_part(run_part(part, partial(report.add_line, part.name)))
     print(markdown_table(report.content["results"]))
     for result in report.content["results"]:
         if "mfu" in result and result["name"] == "ours, compiled":
