@@ -44,7 +44,8 @@ NUM_CLIENTS, NUM_REQUESTS = 32, 64
 NUM_ROUNDS, NUM_LATENCIES = 3, 10
 NUM_WORKERS = 2
 PORT = 8765
-FORMATS = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "ogg": "libvorbis", "opus": "libopus", "m4a": "aac"}
+FORMATS = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "opus": "libopus", "aac": "aac"}
+"""Codec of each. No MP4: transformers hands files to ffmpeg through a pipe, in which it can't be sought."""
 SIZES = {"tiny": ASTConfig.tiny, "small": ASTConfig.small, "base": ASTConfig.base}
 NANO = ASTConfig(NUM_CLASSES, num_frames=128, width=96, depth=4, num_heads=3)
 """For what costs little beside the model: files of a second, by the thousand."""
@@ -65,7 +66,7 @@ def encode(extension: str, seed: int) -> bytes:
     """Encode stereo noise of 10 s at 48 kHz, as recorders and phones write it."""
     samples = np.random.default_rng(seed).uniform(-0.3, 0.3, (2, CLIP_S * 48_000)).astype(np.float32)
     file = io.BytesIO()
-    with av.open(file, "w", format={"m4a": "mp4", "opus": "ogg"}.get(extension, extension)) as container:
+    with av.open(file, "w", format={"aac": "adts", "opus": "ogg"}.get(extension, extension)) as container:
         stream = container.add_stream(FORMATS[extension], rate=48_000, layout="stereo")
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
         frame.sample_rate = 48_000
