@@ -41,9 +41,10 @@ def rank_tags(
     thresholds: the least score of each class that is shown.
     """
     scores_WC = np.where(scores.to_numpy() >= thresholds, scores.to_numpy(), -np.inf)
+    labels = [str(label) for label in scores.columns]
     best_WK = np.argsort(-scores_WC, axis=1, kind="stable")[:, :top_k]
-    rows = [
-        (file, start_s, min(start_s + window_s, length_s), scores.columns[c], float(scores_C[c]))
+    rows: list[tuple[str, float, float, str, float]] = [
+        (file, start_s, min(start_s + window_s, length_s), labels[c], float(scores_C[c]))
         for start_s, scores_C, best_K in zip(scores.index.to_numpy(float).tolist(), scores_WC, best_WK, strict=True)
         for c in best_K
         if scores_C[c] > -np.inf

@@ -14,7 +14,7 @@ import resource
 import tempfile
 import time
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -151,13 +151,13 @@ def measure_workers(folder: Path, args: argparse.Namespace) -> None:
     threads = torch.get_num_threads()
     outputs = iter(range(100))
 
-    def parallel() -> None:
+    def parallel(some: Sequence[Recording] = recordings) -> None:
         output = str(folder / f"tags-{next(outputs)}")
         config = PredictConfig(str(model), (str(sounds),), format="parquet", output=output, device="cpu")
-        tag_in_groups(recordings, settings, config)
+        tag_in_groups(some, settings, config)
 
     with ray_session(NUM_WORKERS):
-        parallel()  # starts the workers
+        parallel(recordings[:400])  # starts the workers
         torch.set_num_threads(1)
         ours_s, alone_s = take_turns(parallel, lambda: list(tag_recordings(tagger, recordings, settings)), NUM_ROUNDS)
         torch.set_num_threads(threads)
