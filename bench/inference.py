@@ -18,11 +18,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import av
 import numpy as np
 import requests
 import torch
+from av.audio.stream import AudioStream
 
 from ast_model.config import ASTConfig
 from ast_model.export import export_hugging_face
@@ -68,6 +70,7 @@ def encode(extension: str, seed: int) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format={"aac": "adts", "opus": "ogg"}.get(extension, extension)) as container:
         stream = container.add_stream(FORMATS[extension], rate=48_000, layout="stereo")
+        assert isinstance(stream, AudioStream)
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
         frame.sample_rate = 48_000
         container.mux(stream.encode(frame))
@@ -88,9 +91,10 @@ def take_turns(ours: Callable[[], object], peer: Callable[[], object], num_round
 
 
 def open_pipeline(model: Path):
-    from transformers import pipeline
+    import transformers  # only here: it takes seconds
 
-    return pipeline("audio-classification", model=str(model), device="cpu")
+    pipeline: Any = transformers.pipeline("audio-classification", model=str(model), device="cpu")
+    return pipeline
 
 
 def measure_files(folder: Path, args: argparse.Namespace) -> None:
