@@ -40,16 +40,19 @@ def rank_tags(
     scores: a row for each window, indexed by where it starts in seconds, and a column for each class.
     thresholds: the least score of each class that is shown.
     """
-    scores_WC = np.where(scores.to_numpy() >= thresholds, scores.to_numpy(), -np.inf)
     labels = [str(label) for label in scores.columns]
-    best_WK = np.argsort(-scores_WC, axis=1, kind="stable")[:, :top_k]
     rows: list[tuple[str, float, float, str, float]] = [
         (file, start_s, min(start_s + window_s, length_s), labels[c], float(scores_C[c]))
-        for start_s, scores_C, best_K in zip(scores.index.to_numpy(float).tolist(), scores_WC, best_WK, strict=True)
-        for c in best_K
-        if scores_C[c] > -np.inf
+        for start_s, scores_C in zip(scores.index.to_numpy(float).tolist(), scores.to_numpy(), strict=True)
+        for c in best_classes(scores_C, top_k, thresholds).tolist()
     ]
     return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
+
+
+def best_classes(scores_C: np.ndarray, top_k: int, thresholds: np.ndarray) -> np.ndarray:
+    """Return the classes that reach their thresholds, at most `top_k`, best first."""
+    ranked = np.argsort(-scores_C, kind="stable")
+    return ranked[scores_C[ranked] >= thresholds[ranked]][:top_k]
 
 
 def write_tags(table: pd.DataFrame, format: Format, output: Path) -> list[Path]:

@@ -4,6 +4,7 @@ length; windows of several recordings share the model's batches.
 Axes: W windows, C classes, T frames, M mel bins, D embedding size.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ import pandas as pd
 import torch
 
 from ast_model.inference import FRAMES_PER_S, Tagger, stream_windows
-from ast_model.review import COLUMNS, rank_tags
+from ast_model.review import COLUMNS, best_classes
 from pipeline.audio.decode import DecodeError, stream_file
 from pipeline.errors import AudioTaggingError, ConfigError, describe
 from pipeline.fbank import FRAME_LENGTH_MS, FRAME_SHIFT_MS, NUM_MEL_BINS, stream_fbank
@@ -121,25 +122,27 @@ class _Results:
         self._clear()
 
     def _clear(self) -> None:
-        self.starts_s: list[float] = []
-        self.num_filled: list[int] = []
-        self.tables: list[pd.DataFrame] = []
-        self.embeddings: list[np.ndarray] = []
+        # Flat arrays: an object for each window would lie between the large buffers of the model, and keep their memory
+        # from being used again: hundreds of MB for an hour.
+        self.starts_s, self.num_filled, self.embeddings = array("d"), array("q"), array("f")
+        self.tag_starts_s, self.tag_classes, self.tag_scores = array("d"), array("q"), array("f")
         self.score_sum_C = np.zeros(len(self.tagger.labels))
 
     def add(self, window: _Window, scores_C: np.ndarray, embedding_D: np.ndarray) -> None:
         self.starts_s.append(window.start / FRAMES_PER_S)
         self.num_filled.append(len(window.fbank_TM))
-        self.embeddings.append(embedding_D)
+        self.embeddings.frombytes(embedding_D.tobytes())
         if self.settings.timeline:
-            self.tables.append(self._rank(scores_C, self.starts_s[-1], self.window_s))
+            self._rank(scores_C, self.starts_s[-1])
         else:
             self.score_sum_C += scores_C * len(window.fbank_TM)
 
-    def _rank(self, scores_C: np.ndarray, start_s: float, window_s: float) -> pd.DataFrame:
-        calibrated = self.tagger.calibrate(scores_C[None])
-        table = pd.DataFrame(calibrated, index=pd.Index([start_s]), columns=pd.Index(self.tagger.labels))
-        return rank_tags("", table, window_s, np.inf, self.settings.top_k, self.thresholds)
+    def _rank(self, scores_C: np.ndarray, start_s: float) -> None:
+        calibrated_C = self.tagger.calibrate(scores_C[None])[0]
+        best = best_classes(calibrated_C, self.settings.top_k, self.thresholds)
+        self.tag_starts_s.extend([start_s] * len(best))
+        self.tag_classes.extend(best.tolist())
+        self.tag_scores.extend(calibrated_C[best].tolist())
 
     def finish(self, end: _End) -> Tagged | Untagged:
         try:
@@ -149,16 +152,23 @@ class _Results:
 
     def _tagged(self, end: _End) -> Tagged:
         length_s = (FRAME_LENGTH_MS + (end.num_frames - 1) * FRAME_SHIFT_MS) / 1000
-        tables, starts_s, embeddings_WD = self.tables, np.asarray(self.starts_s), np.stack(self.embeddings)
+        starts_s, window_s = np.array(self.starts_s), self.window_s
+        embeddings_WD = np.array(self.embeddings).reshape(len(starts_s), -1)
         if not self.settings.timeline:
             # As `Tagger.scores` pools: weighted by how much of each window is filled.
-            scores_C = (self.score_sum_C / sum(self.num_filled)).astype(np.float32)
-            tables = [self._rank(scores_C, 0.0, length_s)]
+            self._rank((self.score_sum_C / sum(self.num_filled)).astype(np.float32), 0.0)
             pooled_D = np.average(embeddings_WD, axis=0, weights=self.num_filled).astype(np.float32)
-            starts_s, embeddings_WD = starts_s[:1], pooled_D[None]
-        tags = pd.concat(tables, ignore_index=True)
-        tags["file"], tags["end_s"] = end.name, tags["end_s"].clip(upper=length_s)
-        return Tagged(end.name, length_s, tags[list(COLUMNS)], starts_s, embeddings_WD, end.spectrogram_TM)
+            starts_s, embeddings_WD, window_s = starts_s[:1], pooled_D[None], length_s
+        tag_starts_s = np.array(self.tag_starts_s)
+        columns = {
+            "file": [end.name] * len(tag_starts_s),
+            "start_s": tag_starts_s,
+            "end_s": np.minimum(tag_starts_s + window_s, length_s),
+            "label": [self.tagger.labels[c] for c in self.tag_classes],
+            "score": np.array(self.tag_scores, dtype=float),
+        }
+        tags = pd.DataFrame(columns, columns=pd.Index(COLUMNS))
+        return Tagged(end.name, length_s, tags, starts_s, embeddings_WD, end.spectrogram_TM)
 
 
 def _read_ahead(events: Iterator["_Window | _End"], size: int) -> Generator[list["_Window | _End"], None, None]:

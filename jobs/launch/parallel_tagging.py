@@ -51,6 +51,16 @@ RETRIED = (FailureCategory.TRANSIENT, FailureCategory.THROTTLED)
 NUM_READERS = 16
 TASKS_PER_PROCESSOR = 2
 """Handed out at a time, so that none waits for the driver."""
+TAGS_SCHEMA = pa.schema(
+    {
+        "file": pa.string(),
+        "start_s": pa.float64(),
+        "end_s": pa.float64(),
+        "label": pa.string(),
+        "score": pa.float64(),
+    }
+)
+"""Said, not found: a group without any tag above its threshold would have columns of no type."""
 FILES_SCHEMA = pa.schema(
     {
         "file": pa.string(),
@@ -217,7 +227,7 @@ def write_group(group: Group, results: Sequence[Tagged | Untagged], job: TagJob)
     tagged = [result for result in results if isinstance(result, Tagged)]
     if tagged:
         tags = pd.concat([result.tags for result in tagged], ignore_index=True)
-        _write_table(job.store, TAGS, group, pa.Table.from_pandas(tags, preserve_index=False))
+        _write_table(job.store, TAGS, group, pa.Table.from_pandas(tags, TAGS_SCHEMA, preserve_index=False))
         if job.with_embeddings:
             _write_table(job.store, EMBEDDINGS, group, _embedding_table(tagged))
     _write_table(job.store, FILES, group, pa.Table.from_pylist(rows, FILES_SCHEMA))
