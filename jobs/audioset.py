@@ -9,8 +9,8 @@ import dataclasses
 import sys
 
 from ast_model.recipes import Recipe
-from jobs.config import MINIATURE, AudioSetConfig, RayConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import MINIATURE, AudioSetConfig, RayConfig
 from jobs.launch.presets import make_presets
 from pipeline.config import PreprocessConfig
 

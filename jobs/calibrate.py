@@ -8,8 +8,8 @@ import sys
 
 import tyro
 
-from jobs.config import CalibrateConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import CalibrateConfig
 
 
 def calibrate() -> CalibrateConfig:

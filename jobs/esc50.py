@@ -8,8 +8,8 @@ python jobs/esc50.py … --resume RUN                                     goes o
 import sys
 
 from ast_model import recipes
-from jobs.config import ESC50Config
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import ESC50Config
 
 
 def preset() -> ESC50Config:

@@ -9,8 +9,8 @@ import sys
 
 import tyro
 
-from jobs.config import EvaluateConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import EvaluateConfig
 
 
 def score() -> EvaluateConfig:

@@ -9,8 +9,8 @@ import sys
 
 import tyro
 
-from jobs.config import ExportConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import ExportConfig
 
 
 def hugging_face() -> ExportConfig:

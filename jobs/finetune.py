@@ -9,8 +9,8 @@ eval, test). Without splits a fifth of the files is kept for measuring.
 
 import sys
 
-from jobs.config import FinetuneConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import FinetuneConfig
 
 
 def preset() -> FinetuneConfig:

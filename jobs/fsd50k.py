@@ -7,8 +7,8 @@ python jobs/fsd50k.py --init MIT/ast-finetuned-audioset-10-10-0.4593    fetches 
 import sys
 
 from ast_model import recipes
-from jobs.config import FSD50KConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import FSD50KConfig
 
 
 def preset() -> FSD50KConfig:

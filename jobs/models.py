@@ -10,8 +10,8 @@ python jobs/models.py publish --run RUN
 
 import sys
 
-from jobs.config import CompareVersions, ExportVersion, FetchModel, ListModels, PromoteVersion, PublishRun
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import CompareVersions, ExportVersion, FetchModel, ListModels, PromoteVersion, PublishRun
 
 COMMAND_LINE = CommandLine(
     {

@@ -10,8 +10,8 @@ import sys
 
 import tyro
 
-from jobs.config import PredictConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import PredictConfig
 
 
 def tag_files() -> PredictConfig:

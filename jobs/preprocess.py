@@ -7,7 +7,8 @@ python jobs/preprocess.py snapshots list|diff|prune --root /data/audioset …
 
 import sys
 
-from jobs.config import (
+from jobs.launch.cli import CommandLine
+from jobs.launch.config import (
     DiffSnapshots,
     ListSnapshots,
     PlanCommand,
@@ -16,7 +17,6 @@ from jobs.config import (
     StatusCommand,
     VerifyCommand,
 )
-from jobs.launch.cli import CommandLine
 
 COMMAND_LINE = CommandLine(
     {

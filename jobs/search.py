@@ -8,8 +8,8 @@ import sys
 
 import tyro
 
-from jobs.config import SearchConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import SearchConfig
 
 
 def search() -> SearchConfig:

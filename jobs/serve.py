@@ -10,8 +10,8 @@ import sys
 
 import tyro
 
-from jobs.config import ServeConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import ServeConfig
 
 
 def serve() -> ServeConfig:

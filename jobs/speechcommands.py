@@ -7,8 +7,8 @@ python jobs/speechcommands.py --init …                                  fetche
 import sys
 
 from ast_model import recipes
-from jobs.config import SpeechCommandsConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import SpeechCommandsConfig
 
 
 def preset() -> SpeechCommandsConfig:

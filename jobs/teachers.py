@@ -9,8 +9,8 @@ import sys
 
 import tyro
 
-from jobs.config import ImportTeacher, ListTeachers
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import ImportTeacher, ListTeachers
 
 
 def import_teacher() -> ImportTeacher:

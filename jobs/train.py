@@ -8,8 +8,8 @@ python -m jobs.launch.torchrun --nproc-per-node 8 jobs/train.py audioset_full --
 import sys
 
 from ast_model.recipes import Recipe
-from jobs.config import RayConfig, TrainJobConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import RayConfig, TrainJobConfig
 from jobs.launch.presets import make_presets
 
 

@@ -5,8 +5,8 @@ python jobs/ui.py --root data/demo
 
 import sys
 
-from jobs.config import UIConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import UIConfig
 
 COMMAND_LINE = CommandLine("jobs.launch.ui:serve", {"ui": UIConfig})
 

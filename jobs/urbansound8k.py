@@ -8,8 +8,8 @@ python jobs/urbansound8k.py … --resume RUN                                    
 import sys
 
 from ast_model import recipes
-from jobs.config import UrbanSound8KConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import UrbanSound8KConfig
 
 
 def preset() -> UrbanSound8KConfig:

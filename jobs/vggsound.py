@@ -7,8 +7,8 @@ python jobs/vggsound.py --table vggsound.csv --media 'http://mirror/{ytid}_{star
 import sys
 
 from ast_model import recipes
-from jobs.config import VGGSoundConfig
 from jobs.launch.cli import CommandLine
+from jobs.launch.config import VGGSoundConfig
 
 
 def preset() -> VGGSoundConfig:

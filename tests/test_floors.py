@@ -21,7 +21,7 @@ ROOMS = """
         training tracking
 
     jobs:
-        config launch
+        launch
         audioset preprocess train evaluate teachers calibrate predict export models compare search ui serve esc50
         speechcommands fsd50k vggsound urbansound8k finetune
 """

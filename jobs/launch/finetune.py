@@ -16,8 +16,8 @@ from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConf
 from ast_model.pretrained.files import locate_weights, read_weights
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.step_metrics import Metrics
-from jobs.config import FinetuneConfig, RayConfig
 from jobs.launch.cli import resolve_root
+from jobs.launch.config import FinetuneConfig, RayConfig
 from jobs.launch.head_only import head_settings, train_head
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import choose_gpu

@@ -10,8 +10,8 @@ import numpy as np
 
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.step_metrics import Metrics
-from jobs.config import FoldsConfig
 from jobs.launch.cli import resolve_root
+from jobs.launch.config import FoldsConfig
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.provenance import provenance
 from jobs.launch.recordings import convert, official_folder, train_tracked

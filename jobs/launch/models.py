@@ -17,7 +17,8 @@ from ast_model.tracking.registry import CHAMPION, difference, download, find_ver
 from ast_model.tracking.run import tracked_run_of
 from ast_model.tracking.server import connect
 from ast_model.tracking.tags import RUN_TAG, VARIANT_TAG
-from jobs.config import (
+from jobs.launch.cli import resolve_root
+from jobs.launch.config import (
     CompareVersions,
     ExportVersion,
     FetchModel,
@@ -26,7 +27,6 @@ from jobs.config import (
     PromoteVersion,
     PublishRun,
 )
-from jobs.launch.cli import resolve_root
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
 

@@ -24,8 +24,8 @@ from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.distributed import BACKENDS, World, check_cuda, join_world
 from ast_model.training.job import StopSignal
 from ast_model.training.step_metrics import Metrics
-from jobs.config import RayConfig
 from jobs.launch.cli import configure_logging
+from jobs.launch.config import RayConfig
 from jobs.launch.runs import TrackedJob, history_name, train_rank
 from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreError, TrainingError
 

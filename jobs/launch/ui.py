@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ast_model.tracking.relocate import ARTIFACTS, DATABASE, follow_store
 from ast_model.tracking.server import check_server, runs_page
-from jobs.config import UIConfig
 from jobs.launch.cli import resolve_root
+from jobs.launch.config import UIConfig
 from pipeline.errors import ConfigError, TrackingError
 
 HOST = "127.0.0.1"

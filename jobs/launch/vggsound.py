@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.config import AudioSetConfig, VGGSoundConfig
 from jobs.launch.audioset import audioset
 from jobs.launch.cli import resolve_root
+from jobs.launch.config import AudioSetConfig, VGGSoundConfig
 from jobs.launch.recordings import download_folder
 from pipeline.errors import InputError, describe, quote
 from pipeline.recordings.download import fetch_archive

@@ -20,7 +20,7 @@ from ast_model.export import export_hugging_face
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.tagging import TagSettings
-from jobs.config import PredictConfig
+from jobs.launch.config import PredictConfig
 from jobs.launch.parallel_tagging import FILES, TAGS, Group, open_job, remove_unfinished, tag_group
 from jobs.predict import COMMAND_LINE
 from pipeline.audio.decode import encode_flac

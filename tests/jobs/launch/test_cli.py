@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from jobs import audioset, esc50, finetune, models, preprocess
-from jobs.config import AudioSetConfig, DiffSnapshots, FetchModel
 from jobs.launch.cli import CommandLine, configure_logging, flags_of, resolve_root
+from jobs.launch.config import AudioSetConfig, DiffSnapshots, FetchModel
 from pipeline.errors import ConfigError, InputError, LeaseError
 
 NO_JOBS = ("__init__", "config")
