@@ -72,6 +72,7 @@ def register(store: Store, seed: int) -> tuple[TrackedRun, Tagger]:
     return run, Tagger.load(store.url(name))
 
 
+@pytest.mark.rehearsal
 @pytest.mark.usefixtures("ray")
 def test_clients_share_batches_and_an_exchange_drops_no_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

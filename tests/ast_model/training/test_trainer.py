@@ -197,7 +197,7 @@ def train_two(snapshot: Snapshot, run: str, folder: Path, stop_at: int = -1) -> 
     return json.loads((folder / "out").read_text())
 
 
-@pytest.mark.process
+@pytest.mark.rehearsal  # two ranks' gradient, and their draws, are also tested without
 def test_two_processes_learn_as_one(snapshot: Snapshot, whole: tuple[Job, list[Metrics]], tmp_path: Path) -> None:
     out = train_two(snapshot, "two", tmp_path)
     job, history = whole
