@@ -37,7 +37,7 @@ SEGMENT_SCHEMA = pa.schema(
 )
 """Two million segments as objects would take a gigabyte, as a table 80 MB. Labels are joined by commas."""
 BATCH_ROWS = 2**14
-BLOCK_BYTES = 2**23
+BLOCK_BYTES = 2**24
 MAX_MS = 2**31 - 1
 OFFICIAL_ROW = r'^[A-Za-z0-9_-]{1,64}, [0-9]{1,6}\.[0-9]{3}, [0-9]{1,6}\.[0-9]{3}, "[^"]+" *\n?$'
 

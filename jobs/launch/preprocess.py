@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -74,11 +73,9 @@ def status(command: StatusCommand) -> None:
     if missing := [split for split in data.splits if split not in kept_splits(store)]:
         names = ", ".join(f"metadata/{split}_segments.csv" for split in missing)
         raise NoClipsError(f"expected {names} in {store.root}, found none; run first, or name --splits")
-    with ThreadPoolExecutor(1) as pool:  # each takes half of the time at AudioSet's size
-        reading = pool.submit(read_sidecar_table, store, digest_of(shard_settings(data.keep_audio)))
-        metadata = read_kept_metadata(store, data.splits)
-        sidecar_table = reading.result()
+    metadata = read_kept_metadata(store, data.splits)
     segments = metadata.segments_of(data.splits, data.limit)
+    sidecar_table = read_sidecar_table(store, digest_of(shard_settings(data.keep_audio)))
     rows = match_segments(segments, sidecar_table)
     statuses = segment_statuses(segments, sidecar_table, rows)
     print(count_reasons(statuses).to_string(index=False))
