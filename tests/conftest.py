@@ -120,13 +120,14 @@ def enter_s3(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def s3_store(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+def s3_store(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """An empty store on S3, found and entered by AWS's usual environment variables."""
     enter_s3(s3_address, monkeypatch)
     requests.post(f"{s3_address}/moto-api/reset", timeout=10).raise_for_status()
     boto3.client("s3").create_bucket(Bucket="bucket")
     S3FileSystem.clear_instance_cache()  # its clients keep the settings that they were made with
-    return Store("s3://bucket/store")
+    yield Store("s3://bucket/store")
+    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session", name="ray")
