@@ -77,7 +77,7 @@ class ASTConfig:
     """LayerNorms behind the sums in the blocks and before the first block (EAT), not before each branch and after the
     last block."""
     fixed_positions: bool = False
-    """Positions that are sines and cosines of a patch's place, counted from the clip's start (EAT), not learnt ones."""
+    """Positions that are sines and cosines of a patch's place, counted from the clip's start (EAT), not learned ones."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -371,8 +371,8 @@ class TrainConfig:
     """Keep an exponential moving average of the weights with this decay per step, measure it after each epoch and
     keep it as the checkpoint's model; none: the weights themselves."""
     teachers: tuple[str, ...] = ()
-    """Teachers in the store, as jobs/teachers.py import names them, whose mean probabilities are learnt beside the
-    labels; clips without any are learnt by their labels alone."""
+    """Teachers in the store, as jobs/teachers.py import names them, whose mean probabilities are learned beside the
+    labels; clips without any are learned by their labels alone."""
     teacher_share: float = 0.5
     """The teachers' part in the targets of the clips that they have scored."""
     max_bad_steps: int = 20

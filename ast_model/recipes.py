@@ -32,7 +32,7 @@ class Recipe:
 
 MFU = {"H200": 0.45, "L40S": 0.40}
 """Share of a GPU's 16-bit peak that a training reaches: assumed until `make gpu` has measured it. After a change
-`python scripts/write_costs.py` writes all that follows from it anew, below and in docs/cluster.md."""
+`python scripts/write_costs.py` updates all that follows from it, below and in docs/cluster.md."""
 NUM_CLIPS = {
     "audioset_balanced": 22_160,
     "audioset_full": 1_953_082,

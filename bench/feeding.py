@@ -50,7 +50,7 @@ def wait_share(batches: Iterator[Batch], step_s: float) -> tuple[float, float]:
         batch = next(batches)
         waited_s += time.perf_counter() - asked
         time.sleep(step_s)
-        del batch  # now: a CPU gives its memory back to the system, which is no waiting for data
+        del batch  # now: a CPU gives its memory back to the system, which does not count as waiting for data
         num_steps += 1
     elapsed_s = time.perf_counter() - started
     return waited_s / elapsed_s, num_steps * BATCH_SIZE / elapsed_s

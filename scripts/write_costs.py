@@ -1,4 +1,4 @@
-"""Write the presets' computed costs anew: in their docstrings and in docs/cluster.md.
+"""Update the presets' computed costs: in their docstrings and in docs/cluster.md.
 
     python scripts/write_costs.py
 

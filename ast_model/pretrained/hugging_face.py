@@ -59,9 +59,9 @@ def describe_config(config: ASTConfig, labels: Sequence[str], loss: str = "bce")
     """Return the `config.json` of a model with these labels; its two epsilons must be one."""
     if not fits_hugging_face(config):
         raise ConfigError(
-            "Hugging Face's AST has square patches, two extra tokens, learnt positions and LayerNorms before its"
+            "Hugging Face's AST has square patches, two extra tokens, learned positions and LayerNorms before its"
             f" branches, but this model has patches of {config.patch_freq} bins × {config.patch_time} frames,"
-            f" {config.num_extra_tokens} extra tokens, {'fixed' if config.fixed_positions else 'learnt'} positions and"
+            f" {config.num_extra_tokens} extra tokens, {'fixed' if config.fixed_positions else 'learned'} positions and"
             f" LayerNorms {'behind' if config.post_norm else 'before'} them; it can be exported to safetensors or ONNX"
         )
     return {

@@ -126,7 +126,7 @@ EAT = Layout(
         "norm": f"{_OF_EAT}context_encoder.norm",
     },
     head={"head.norm": "fc_norm", "head.linear": "head"},
-    # What pre-training learnt with, and positions that follow from a formula.
+    # What pre-training learned with, and positions that follow from a formula.
     unused=(EAT_POSITIONS, f"{_OF_EAT}decoder.", "shared_decoder.", "recon_proj.", "cls_proj.", "center", "_ema"),
     mark=f"{_OF_EAT}extra_tokens",
 )

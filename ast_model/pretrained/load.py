@@ -133,7 +133,7 @@ def _describe_eat(weights: Weights, depth: int, positions: Tensor | None) -> AST
         if positions.shape[1] % num_freq or not torch.allclose(positions[0], expected.flatten(0, 1), atol=2e-3):
             raise WeightsError(
                 f"expected the positions of an EAT, sines and cosines of {num_freq} rows, found"
-                f" {positions.shape[1]} others: a model of images, or one that learnt its positions?"
+                f" {positions.shape[1]} others: a model of images, or one that learned its positions?"
             )
     return config
 

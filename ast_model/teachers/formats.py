@@ -105,7 +105,7 @@ def read_index(path: Path) -> Mapping[str, int]:
     except InputError as error:
         raise InputError(f"{path} {error}") from error
     except Exception as error:  # a damaged pickle ends in an error of any kind
-        raise InputError(f"{path} is no pickled or JSON {{id: row}}, or is damaged: {describe(error)}") from error
+        raise InputError(f"{path} is not a pickled or JSON {{id: row}}, or is damaged: {describe(error)}") from error
     if not isinstance(found, dict):
         raise InputError(f"expected {{id: row}} in {path}, found a {type(found).__name__}")
     for name, row in found.items():
@@ -166,7 +166,7 @@ def _open_evaluation(path: Path) -> ScoreFile:
         with np.load(path, allow_pickle=False) as arrays:
             keys, mids = arrays["keys"], arrays["mids"]
     except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path} is no evaluation of jobs/evaluate.py, or is cut short: {describe(error)}") from error
+        raise InputError(f"{path} is not an evaluation of jobs/evaluate.py, or is cut short: {describe(error)}") from error
 
     with zipfile.ZipFile(path) as archive, archive.open("scores.npy") as stream:
         shape, _ = _read_npy_header(stream, str(path))

@@ -34,8 +34,8 @@ def find_columns(files: Sequence[ScoreFile], labels: Labels, columns: Labels | N
     for file in files[1:]:
         if (file.num_classes, file.mids) != (first.num_classes, first.mids):
             raise MismatchError(
-                f"expected the classes of {first.where} ({first.num_classes}) also in {file.where}, found others"
-                f" ({file.num_classes})"
+                f"expected the classes of {first.where} ({first.num_classes}) also in {file.where}, found different"
+                f" classes ({file.num_classes})"
             )
     if not mids:
         return np.arange(num_found)

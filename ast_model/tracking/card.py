@@ -109,7 +109,7 @@ Targets are partly the scores of these teachers: {{ teachers }}.
 
 ## Licence
 
-{{ licence or "Not stated" }}. The clips that it learnt from belong to their uploaders and are not part of it.
+{{ licence or "Not stated" }}. The clips that it learned from belong to their uploaders and are not part of it.
 """
 
 

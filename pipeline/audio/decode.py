@@ -39,7 +39,7 @@ MAX_STREAM_MS = 48 * 3_600_000
 
 
 class DecodeError(InputError):
-    """A file that is no audio, and why."""
+    """A file without usable audio, and why."""
 
     def __init__(self, message: str, reason: Reason):
         super().__init__(message)

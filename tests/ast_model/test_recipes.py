@@ -72,7 +72,7 @@ def test_the_documented_costs_are_the_computed_ones_and_follow_the_mfu(
     monkeypatch: pytest.MonkeyPatch, file: str, write: Callable[[str], str]
 ) -> None:
     text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
-    assert write(text) == text, "python scripts/write_costs.py writes them anew"
+    assert write(text) == text, "python scripts/write_costs.py updates them"
     monkeypatch.setitem(recipes.MFU, "H200", 0.225)
     assert ("9.5 hours" in write(text), "9.5 | 9.5" in write(text)) == ("recipes" in file, "cluster" in file)
 
