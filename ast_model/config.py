@@ -77,7 +77,7 @@ class ASTConfig:
     """LayerNorms behind the sums in the blocks and before the first block (EAT), not before each branch and after the
     last block."""
     fixed_positions: bool = False
-    """Positions that are sines and cosines of a patch's place, counted from the clip's start (EAT), not learned ones."""
+    """Positions as sines and cosines of a patch's place, counted from the clip's start (EAT), not learned ones."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

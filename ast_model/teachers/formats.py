@@ -166,7 +166,9 @@ def _open_evaluation(path: Path) -> ScoreFile:
         with np.load(path, allow_pickle=False) as arrays:
             keys, mids = arrays["keys"], arrays["mids"]
     except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path} is not an evaluation of jobs/evaluate.py, or is cut short: {describe(error)}") from error
+        raise InputError(
+            f"{path} is not an evaluation of jobs/evaluate.py, or is cut short: {describe(error)}"
+        ) from error
 
     with zipfile.ZipFile(path) as archive, archive.open("scores.npy") as stream:
         shape, _ = _read_npy_header(stream, str(path))
