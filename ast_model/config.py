@@ -276,6 +276,17 @@ class RegulariseConfig:
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"--train.regularise.drop-path must be at least 0 and below 1, found {self.drop_path}")
 
+    def num_kept_patches(self, grid: Grid) -> int:
+        """Count the patches that a clip keeps. Raises ConfigError if none is left."""
+        num_freq, num_time = grid[0] - self.patchout_freq, grid[1] - self.patchout_time
+        if min(num_freq, num_time) < 1:
+            raise ConfigError(
+                f"expected patchout to leave some of {grid[0]} rows and {grid[1]} columns of patches, found"
+                f" --train.regularise.patchout-freq {self.patchout_freq} and --train.regularise.patchout-time"
+                f" {self.patchout_time}; lower them"
+            )
+        return num_freq * num_time
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:

@@ -179,9 +179,7 @@ def main() -> None:
     print(markdown_table(report.content["results"]))
     for result in report.content["results"]:
         if "mfu" in result and result["name"] == "ours, compiled":
-            print(
-                f"MFU {result['mfu']}, to reach 0.38: set it in ast_model/recipes.py, then run scripts/write_costs.py"
-            )
+            print(f"MFU {result['mfu']}, to reach 0.38: set it in ast_model/costs.py, then run scripts/write_costs.py")
             break
     if not has_gpu:
         print("There is no GPU here: the parts that need one were left out. Run it on a machine with one to fill them.")

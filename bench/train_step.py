@@ -35,7 +35,6 @@ from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST, Attention
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
-from ast_model.training.regularise import num_kept_patches
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper, clip_losses
 from ast_model.training.step_metrics import peak_flops
@@ -201,7 +200,7 @@ def print_cells(
     cells += [("ours, compiled as a whole", "transformers, compiled")]
     for name, peer in cells:
         if name in names and peer in rates:
-            kept = num_kept_patches(config.grid, patchout) if "patchout" in name else config.num_patches
+            kept = patchout.num_kept_patches(config.grid) if "patchout" in name else config.num_patches
             flops_per_s = FORWARDS_PER_STEP * config.flops_with(kept) * rates[name]
             rest = {"tflops": flops_per_s / 1e12} | ({"mfu": flops_per_s / peak} if peak else {})
             print_line(name, "samples/s", rates[name], (peer, rates[peer]), batch_size=size, **rest)

@@ -2,14 +2,15 @@
 
     python scripts/write_costs.py
 
-For after a change of `ast_model.recipes.MFU`, of a preset, or of the number of its clips.
+For after a change of `ast_model.costs.MFU`, of a preset, or of the number of its clips.
 """
 
 import re
 from pathlib import Path
 
 from ast_model import recipes
-from ast_model.recipes import H200, L40S_CLUSTER, L40S_NODE, MFU, NUM_CLIPS, cost_sentence, estimate_cost
+from ast_model.costs import H200, L40S_CLUSTER, L40S_NODE, MFU, cost_sentence, estimate_cost
+from ast_model.recipes import NUM_CLIPS
 
 ROOT = Path(__file__).parents[1]
 MACHINES = {"1 × H200": H200, "4 × L40S": L40S_NODE, "32 × L40S": L40S_CLUSTER}

@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from ast_model.training.checks import check_ranks
-from ast_model.training.regularise import num_kept_patches
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "Makefile", "deploy/crontab", "deploy/Dockerfile"]
@@ -109,7 +108,7 @@ def test_a_documented_command_is_accepted(name: str) -> None:
         ranks = {command.num_torchrun_ranks} if "torchrun" in command.launcher else {fewest, most}
         for num_ranks in ranks:
             check_ranks(config.train, num_ranks)
-        num_kept_patches(config.model.grid, config.train.regularise)
+        config.train.regularise.num_kept_patches(config.model.grid)
 
 
 def test_every_job_is_documented() -> None:

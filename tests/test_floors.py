@@ -17,7 +17,7 @@ ROOMS = """
 
     ast_model:
         config metrics model distributed
-        data pretrained recipes checkpoints evaluation teachers embeddings inference export review tagging service
+        data pretrained recipes costs checkpoints evaluation teachers embeddings inference export review tagging service
         training tracking
 
     jobs:

@@ -10,7 +10,6 @@ from ast_model.config import ASTConfig, TrainConfig, flag_of, flatten
 from ast_model.data.sampling import check_num_draws, num_steps_of, rank_slice
 from ast_model.teachers.store import Teachers
 from ast_model.training.job import Job
-from ast_model.training.regularise import num_kept_patches
 from pipeline.errors import MismatchError, NoClipsError
 from pipeline.fbank import NUM_MEL_BINS
 from pipeline.snapshots.snapshot import Snapshot, check_fingerprint
@@ -60,7 +59,7 @@ def _check_model(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> N
             f"expected a model of {NUM_MEL_BINS} mel bins, as the fbanks have, found {model.num_mel_bins}; set"
             f" --model.num-mel-bins {NUM_MEL_BINS}"
         )
-    num_kept_patches(model.grid, config.regularise)
+    config.regularise.num_kept_patches(model.grid)
 
 
 def _check_clips(config: TrainConfig, snapshot: Snapshot) -> None:

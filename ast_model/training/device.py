@@ -15,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ast_model.config import ASTConfig, Compile, TrainConfig
 from ast_model.distributed import AUTOCAST_DTYPES, World
-from ast_model.training.regularise import num_kept_patches
 from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> Att
     if world.device.type == "cpu" and config.attention == "auto":
         log.debug("attention: torch's choice, since there is no GPU")
         return AttentionKernels([])
-    num_tokens = num_kept_patches(model.grid, config.regularise) + model.num_extra_tokens
+    num_tokens = config.regularise.num_kept_patches(model.grid) + model.num_extra_tokens
     num_clips = min(config.clips_at_a_time, config.global_batch_size, MAX_TIMED_CLIPS)
     shape = (num_clips, model.num_heads, num_tokens, model.width // model.num_heads)
     dtype = AUTOCAST_DTYPES.get(world.resolve(config.precision), torch.float32)

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 
 from ast_model.config import FORWARDS_PER_STEP, ASTConfig
+from ast_model.costs import H200
 from ast_model.data.augment import prepare
 from ast_model.data.loader import split_evenly
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import evaluating
 from ast_model.model import AST
-from ast_model.recipes import H200
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
-from ast_model.training.regularise import num_kept_patches
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
 from ast_model.training.trainer import Trainer
@@ -129,7 +128,7 @@ def _seconds_per_eval_clip(model: AST, trainer: Trainer, batch_size: int) -> flo
 def _in_small(job: Job, world: World) -> tuple[Job, float]:
     """Return a training whose steps take a second or two at most, and how many times as long the job's own take."""
     config, model = job.config, job.model
-    num_kept = num_kept_patches(model.grid, config.regularise)
+    num_kept = config.regularise.num_kept_patches(model.grid)
     most = MAX_MEASURED_FLOPS[world.device.type] / FORWARDS_PER_STEP
     num_samples = -(-config.global_batch_size // world.size)
     shape, num_measured = model, num_samples

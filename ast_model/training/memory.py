@@ -12,7 +12,6 @@ from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import AUTOCAST_DTYPES, World
 from ast_model.evaluation.evaluate import Normalisation
-from ast_model.training.regularise import num_kept_patches
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
 from ast_model.training.step_metrics import memory_peak_gib
@@ -36,7 +35,7 @@ def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: Wor
     the backward is in takes as much again. Compiled code needs less; attention by `math` needs far more, its weights.
     """
     is_half = world.resolve(config.precision) in AUTOCAST_DTYPES
-    num_tokens = num_kept_patches(model.grid, config.regularise) + model.num_extra_tokens
+    num_tokens = config.regularise.num_kept_patches(model.grid) + model.num_extra_tokens
     block = (2 * 4 + (6 + 2 * model.mlp_ratio) * (2 if is_half else 4)) * model.width * num_tokens
     kept = 4 * model.width * num_tokens if config.activation_checkpointing else block
     num_averages = bool(config.ema_decay) + bool(config.average_last_epochs)

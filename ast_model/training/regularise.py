@@ -13,30 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_model.config import ASTConfig, Grid, RegulariseConfig
+from ast_model.config import ASTConfig, RegulariseConfig
 from ast_model.model import DropMasks
-from pipeline.errors import ConfigError
 
 NUM_BRANCHES_PER_BLOCK = 2
-
-
-def num_kept_patches(grid: Grid, config: RegulariseConfig) -> int:
-    """Count the patches that a clip keeps. Raises ConfigError if none is left."""
-    num_freq, num_time = grid[0] - config.patchout_freq, grid[1] - config.patchout_time
-    if min(num_freq, num_time) < 1:
-        raise ConfigError(
-            f"expected patchout to leave some of {grid[0]} rows and {grid[1]} columns of patches, found"
-            f" --train.regularise.patchout-freq {config.patchout_freq} and --train.regularise.patchout-time"
-            f" {config.patchout_time}; lower them"
-        )
-    return num_freq * num_time
 
 
 class DropMaskSampler:
     """Draws the masks of any part of any step."""
 
     def __init__(self, config: RegulariseConfig, model: ASTConfig, global_batch_size: int, seed: int):
-        num_kept_patches(model.grid, config)
+        config.num_kept_patches(model.grid)
         self.config, self.grid, self.depth = config, model.grid, model.depth
         self.global_batch_size, self.seed = global_batch_size, seed
 

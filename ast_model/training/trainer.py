@@ -27,7 +27,6 @@ from ast_model.training.device import describe_device, set_matmul_precision
 from ast_model.training.job import Job, StopSignal
 from ast_model.training.memory import settle_micro_batch, step_bytes
 from ast_model.training.optimizer import set_learning_rate
-from ast_model.training.regularise import num_kept_patches
 from ast_model.training.reporter import Reporter, eval_metrics
 from ast_model.training.schedule import learning_rate_factor
 from ast_model.training.state import TrainingState
@@ -124,7 +123,7 @@ class Trainer:
 
     def _new_window(self) -> StepWindow:
         model, config = self.job.model, self.config
-        num_flops = FORWARDS_PER_STEP * model.flops_with(num_kept_patches(model.grid, config.regularise))
+        num_flops = FORWARDS_PER_STEP * model.flops_with(config.regularise.num_kept_patches(model.grid))
         return StepWindow(self.world, config.global_batch_size, num_flops)
 
     def _show_progress(self, total: int) -> AbstractContextManager[Progress]:

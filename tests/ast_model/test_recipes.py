@@ -11,11 +11,12 @@ from sklearn.metrics import accuracy_score
 
 from ast_model import recipes
 from ast_model.config import ASTConfig, TrainConfig, flatten
+from ast_model.costs import H200, MFU, estimate_cost
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.metrics import tagging_metrics
 from ast_model.model import AST
 from ast_model.pretrained.metadata import scores_from_logits
-from ast_model.recipes import H200, NUM_CLIPS, Recipe, estimate_cost, scale_batch
+from ast_model.recipes import NUM_CLIPS, Recipe, scale_batch
 from ast_model.training.checks import check_training
 from ast_model.training.step import clip_losses
 from pipeline.errors import MismatchError
@@ -73,7 +74,7 @@ def test_the_documented_costs_are_the_computed_ones_and_follow_the_mfu(
 ) -> None:
     text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
     assert write(text) == text, "python scripts/write_costs.py updates them"
-    monkeypatch.setitem(recipes.MFU, "H200", 0.225)
+    monkeypatch.setitem(MFU, "H200", 0.225)
     assert ("9.5 hours" in write(text), "9.5 | 9.5" in write(text)) == ("recipes" in file, "cluster" in file)
 
 

@@ -8,7 +8,7 @@ import torch
 from ast_model.config import ASTConfig, RegulariseConfig, ScheduleConfig, TrainConfig
 from ast_model.model import AST, DropMasks
 from ast_model.training.optimizer import make_optimizer, set_learning_rate, start_ema, update_average, update_ema
-from ast_model.training.regularise import DropMaskSampler, num_kept_patches
+from ast_model.training.regularise import DropMaskSampler
 from ast_model.training.schedule import learning_rate_factor
 from pipeline.errors import ConfigError
 
@@ -19,8 +19,8 @@ PASST = RegulariseConfig(patchout_freq=4, patchout_time=40)
 
 def test_patchout_leaves_as_many_tokens_as_passts() -> None:
     base = ASTConfig.base()
-    assert num_kept_patches(base.grid, PASST) + 2 == 490
-    saved = base.num_forward_flops / base.flops_with(num_kept_patches(base.grid, PASST))
+    assert PASST.num_kept_patches(base.grid) + 2 == 490
+    saved = base.num_forward_flops / base.flops_with(PASST.num_kept_patches(base.grid))
     assert saved == pytest.approx(2.8, abs=0.15)  # "2.8 times fewer FLOPs" (PaSST)
 
 
