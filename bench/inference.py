@@ -39,7 +39,7 @@ from jobs.launch.serve import running
 from pipeline.audio.decode import encode_flac
 from pipeline.cluster import ray_session
 from pipeline.fbank import SAMPLE_RATE_HZ
-from pipeline.sources.listing import Recording, list_recordings
+from pipeline.sources.listing import MediaFile, list_media_files
 
 NUM_CLASSES, CLIP_S = 527, 10
 NUM_CLIENTS, NUM_REQUESTS = 32, 64
@@ -104,7 +104,7 @@ def measure_files(folder: Path, args: argparse.Namespace) -> None:
         (folder / f"{number:04d}.{extension}").write_bytes(encode(extension, number % 12))
     files = sorted(path for path in folder.iterdir() if path.suffix[1:] in FORMATS)
     tagger, peer = Tagger.load(model, device="cpu"), open_pipeline(model)
-    recordings = [Recording(str(file), str(file)) for file in files]
+    recordings = [MediaFile(str(file), str(file)) for file in files]
 
     def ours() -> None:
         assert all(isinstance(result, Tagged) for result in tag_recordings(tagger, recordings, TagSettings()))
@@ -140,7 +140,7 @@ def measure_memory(folder: Path, args: argparse.Namespace) -> None:
 
 def _peak_mb(model: Path, file: Path) -> float:
     tagger = Tagger.load(model, device="cpu")
-    list(tag_recordings(tagger, [Recording(str(file), str(file))], TagSettings(timeline=True, hop_s=5)))
+    list(tag_recordings(tagger, [MediaFile(str(file), str(file))], TagSettings(timeline=True, hop_s=5)))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -150,12 +150,12 @@ def measure_workers(folder: Path, args: argparse.Namespace) -> None:
     sounds.mkdir()
     for number in range(args.num_short_files):
         (sounds / f"{number:05d}.flac").write_bytes(encode_flac(noise(1, number % 100)))
-    recordings, settings = list(list_recordings([str(sounds)])), TagSettings()
+    recordings, settings = list(list_media_files([str(sounds)])), TagSettings()
     tagger = Tagger.load(model, device="cpu")
     threads = torch.get_num_threads()
     outputs = iter(range(100))
 
-    def parallel(some: Sequence[Recording] = recordings) -> None:
+    def parallel(some: Sequence[MediaFile] = recordings) -> None:
         output = str(folder / f"tags-{next(outputs)}")
         config = PredictConfig(str(model), (str(sounds),), format="parquet", output=output, device="cpu")
         tag_in_groups(some, settings, config)

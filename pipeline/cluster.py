@@ -33,6 +33,8 @@ MAX_STORE_ERRORS = 3
 STORE_PAUSE_S = 5.0
 """Before a task that the store refused is tried again; it doubles with each further time."""
 MAX_STORE_PAUSE_S = 60.0
+TASKS_PER_PROCESSOR = 2
+"""To hand out at a time, so that no processor waits for the driver."""
 POLL_S = 10.0
 """How often a run that waits asks whether it should stop."""
 FRESH_S = 1.0
@@ -89,6 +91,11 @@ def _keep_local_ray_quiet() -> None:
             usual(args)
 
     threading.excepthook = hook
+
+
+def count_processors(use_gpu: bool) -> int:
+    """Return how many tasks of a GPU, or a CPU, each the cluster runs at a time."""
+    return max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)))
 
 
 @dataclass(order=True)

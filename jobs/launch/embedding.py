@@ -5,21 +5,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import ray
 import torch
 
 from ast_model.embeddings.extract import EmbeddingPlan, embed_chunk, plan_embeddings
 from ast_model.evaluation.evaluate import Normalisation
 from ast_model.export import export_safetensors
 from ast_model.model import AST
-from pipeline.cluster import ray_session, run_tasks
+from pipeline.cluster import TASKS_PER_PROCESSOR, count_processors, ray_session, run_tasks
 from pipeline.progress import format_duration, show_progress
 from pipeline.snapshots.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
-
-TASKS_PER_PROCESSOR = 2
-"""Handed out at a time, so that none waits for the driver."""
 
 
 def embed_snapshot(
@@ -35,7 +31,7 @@ def embed_snapshot(
     num_done = plan.num_clips - sum(len(plan.rows_of(first)) for first in missing)
     start = time.monotonic()
     with ray_session(), show_progress("embed", plan.num_clips, "clips", num_done) as progress:
-        num_processors = max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)))
+        num_processors = count_processors(use_gpu)
         results = run_tasks(
             _embed_on_gpu if use_gpu else embed_chunk,
             missing,

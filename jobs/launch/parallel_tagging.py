@@ -32,13 +32,13 @@ from ast_model.export import export_safetensors
 from ast_model.inference import Tagger
 from ast_model.tagging import Tagged, TagSettings, Untagged, tag_recordings
 from jobs.launch.config import PredictConfig
-from pipeline.cluster import ray_session, run_tasks
+from pipeline.cluster import TASKS_PER_PROCESSOR, count_processors, ray_session, run_tasks
 from pipeline.config import FetchConfig
 from pipeline.errors import CorruptError, InputError, MismatchError, describe
 from pipeline.progress import format_duration, show_progress
 from pipeline.records import Failure, FailureCategory, Reason
 from pipeline.shards.format import FAILED, digest_of
-from pipeline.sources.listing import Recording
+from pipeline.sources.listing import MediaFile
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
@@ -49,8 +49,6 @@ MODEL, SETTINGS = "model.safetensors", "settings.json"
 TAGGED = "tagged"
 RETRIED = (FailureCategory.TRANSIENT, FailureCategory.THROTTLED)
 NUM_READERS = 16
-TASKS_PER_PROCESSOR = 2
-"""Handed out at a time, so that none waits for the driver."""
 TAGS_SCHEMA = pa.schema(
     {
         "file": pa.string(),
@@ -88,7 +86,7 @@ class TagJob:
 class Group:
     """Recordings of one task, with the attempts made at each in earlier runs."""
 
-    recordings: tuple[Recording, ...]
+    recordings: tuple[MediaFile, ...]
     attempts: tuple[int, ...]
 
     @property
@@ -96,7 +94,7 @@ class Group:
         return digest_of([[each.name, count] for each, count in zip(self.recordings, self.attempts, strict=True)])
 
 
-def tag_in_groups(recordings: Sequence[Recording], settings: TagSettings, config: PredictConfig) -> None:
+def tag_in_groups(recordings: Sequence[MediaFile], settings: TagSettings, config: PredictConfig) -> None:
     """Tag what is not tagged yet, or failed in a way that may pass. Starts or joins Ray only if there is such a file.
 
     Raises LeaseError if another run writes there, MismatchError if it holds tags of other settings.
@@ -154,7 +152,7 @@ def _digest_of_model(tagger: Tagger) -> str:
     return digest.hexdigest()
 
 
-def plan_groups(recordings: Sequence[Recording], ledger: pd.DataFrame, files_per_task: int) -> list[Group]:
+def plan_groups(recordings: Sequence[MediaFile], ledger: pd.DataFrame, files_per_task: int) -> list[Group]:
     """Group what was never attempted, in its order, and then what failed in a way that may pass."""
     attempts = dict(zip(ledger["file"], ledger["attempts"], strict=True))
     is_retryable = ledger["reason"].map(lambda reason: bool(reason) and Reason(reason).category in RETRIED)
@@ -174,8 +172,7 @@ def plan_groups(recordings: Sequence[Recording], ledger: pd.DataFrame, files_per
 def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Counter[Reason]]]:
     """Yield each group that is done and its failures. Raises what no other group would fare better with."""
     use_gpu = job.device.startswith("cuda") or (not job.device and ray.cluster_resources().get("GPU", 0) > 0)
-    num_processors = max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)))
-    in_flight, num_gpus = TASKS_PER_PROCESSOR * num_processors, int(use_gpu)
+    in_flight, num_gpus = TASKS_PER_PROCESSOR * count_processors(use_gpu), int(use_gpu)
     suspects: list[Group] = []
     for group, result in run_tasks(tag_group, groups, job, max_in_flight=in_flight, num_gpus=num_gpus):
         if isinstance(result, RayError):  # its process died each time, perhaps of one recording
@@ -276,7 +273,7 @@ def read_ledger(store: Store) -> pd.DataFrame:
     return ledger.sort_values("attempts", kind="stable").drop_duplicates("file", keep="last")
 
 
-def _report(recordings: Sequence[Recording], ledger: pd.DataFrame, store: Store) -> None:
+def _report(recordings: Sequence[MediaFile], ledger: pd.DataFrame, store: Store) -> None:
     """Log what became of all recordings: planned = tagged + failed. Raises InputError if none could be tagged."""
     rows = ledger[ledger["file"].isin({each.name for each in recordings})]
     failed = rows[rows["status"] == FAILED]

@@ -12,7 +12,7 @@ from ast_model.tagging import Tagged, TagSettings, Untagged, tag_recordings
 from jobs.launch.config import PredictConfig
 from pipeline.errors import InputError
 from pipeline.progress import show_progress
-from pipeline.sources.listing import list_recordings
+from pipeline.sources.listing import list_media_files
 
 log = logging.getLogger(__name__)
 MANY_FILES = 1_000
@@ -20,7 +20,7 @@ MANY_FILES = 1_000
 
 def predict(config: PredictConfig) -> None:
     """Tag each file. Those that can't be read are named at the end, and make the job fail."""
-    recordings = list(list_recordings(config.audio))
+    recordings = list(list_media_files(config.audio))
     settings = TagSettings(config.top_k, config.timeline, config.window_s, config.hop_s, bool(config.plot))
     if config.is_parallel:
         from jobs.launch.parallel_tagging import tag_in_groups  # only here: a few files are tagged without Ray

@@ -19,7 +19,7 @@ LIST, TAR = ".txt", ".tar"
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class MediaFile:
     """A media file, alone or within a tar."""
 
     name: str
@@ -63,7 +63,7 @@ class Recording:
             raise OSError(f"{copy.stat().st_size} of {self.size} bytes")
 
 
-def list_recordings(paths: Iterable[str]) -> Iterator[Recording]:
+def list_media_files(paths: Iterable[str]) -> Iterator[MediaFile]:
     """Yield what paths and addresses name. Raises InputError for one that holds no audio.
 
     Folders and s3:// prefixes are searched at any depth, a tar is listed without unpacking it, and a `.txt` has a path
@@ -71,17 +71,17 @@ def list_recordings(paths: Iterable[str]) -> Iterator[Recording]:
     """
     for path in paths:
         if path.endswith(LIST):
-            yield from list_recordings(_read_list(Path(path)))
+            yield from list_media_files(_read_list(Path(path)))
         elif path.endswith(TAR):
             for file in find_files(path):
                 tar = file.removeprefix("file://")
-                yield from (Recording(f"{tar}/{each.name}", tar, each.offset, each.size) for each in list_tar(tar))
+                yield from (MediaFile(f"{tar}/{each.name}", tar, each.offset, each.size) for each in list_tar(tar))
         elif "://" in path and not is_media(path):
-            yield from (Recording(name, name) for name in _list_prefix(path))
+            yield from (MediaFile(name, name) for name in _list_prefix(path))
         elif "://" in path:
-            yield Recording(path, path)
+            yield MediaFile(path, path)
         else:
-            yield from (Recording(_storable(name), str(Path(name).absolute())) for name in find_audio((path,)))
+            yield from (MediaFile(_storable(name), str(Path(name).absolute())) for name in find_audio((path,)))
 
 
 def _storable(name: str) -> str:

@@ -6,12 +6,15 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 import torch
 from PIL import Image
 
@@ -21,10 +24,19 @@ from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.tagging import TagSettings
 from jobs.launch.config import PredictConfig
-from jobs.launch.parallel_tagging import FILES, TAGS, Group, open_job, remove_unfinished, tag_group
+from jobs.launch.parallel_tagging import (
+    FILES,
+    TAGS,
+    Group,
+    open_job,
+    read_ledger,
+    remove_unfinished,
+    tag_group,
+    tag_in_groups,
+)
 from jobs.predict import COMMAND_LINE
 from pipeline.audio.decode import encode_flac
-from pipeline.sources.listing import list_recordings
+from pipeline.sources.listing import MediaFile, list_media_files
 from pipeline.store.storage import Store
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +167,7 @@ def test_what_a_killed_group_left_is_made_again(checkpoint: Path, sounds: Path, 
     store = Store(str(tmp_path))
     config = config_of("--checkpoint", checkpoint, "--audio", sounds, "--format", "parquet", "--output", tmp_path)
     job = open_job(store, TagSettings(), config)
-    first, second = (Group((each,), (0,)) for each in list_recordings(config.audio))
+    first, second = (Group((each,), (0,)) for each in list_media_files(config.audio))
     tag_group(first, job)
     tag_group(second, job)
     store.remove(f"{FILES}/{second.group_id}.parquet")
@@ -175,10 +187,31 @@ def test_a_prefix_on_s3_is_listed_and_read(s3_store: Store, checkpoint: Path, so
 
     store, config = Store("s3://bucket/tags"), config_of(*wanted, "--audio", "s3://bucket/field/")
     job = open_job(store, TagSettings(), config)
-    group = Group(tuple(list_recordings(config.audio)), (0, 0))
+    group = Group(tuple(list_media_files(config.audio)), (0, 0))
     assert tag_group(group, job).total() == 0
     kept = pd.read_parquet(io.BytesIO(store.read_bytes(f"{TAGS}/{group.group_id}.parquet")))
     assert kept["file"].unique().tolist() == table["file"].unique().tolist()
+
+
+class Deadly(MediaFile):
+    """A file that takes down the process that decodes it."""
+
+    @contextmanager
+    def open(self) -> Iterator[Path]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield Path(self.file)
+
+
+@pytest.mark.rehearsal
+@pytest.mark.usefixtures("ray")
+def test_a_file_that_kills_its_process_fails_alone(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    config = config_of("--checkpoint", checkpoint, "--audio", sounds, "--format", "parquet", "--output", tmp_path)
+    files = [Deadly("deadly", "deadly"), *list_media_files(config.audio)]
+    tag_in_groups(files, TagSettings(), config)
+    ledger = read_ledger(Store(str(tmp_path))).set_index("file")
+    assert "the process that tags it died" in ledger["detail"]["deadly"]
+    assert (ledger.drop("deadly")["status"] == "tagged").all() and len(ledger) == len(files)
 
 
 @pytest.mark.rehearsal
