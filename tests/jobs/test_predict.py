@@ -14,9 +14,9 @@ import boto3
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 import torch
 from PIL import Image
+from ray import cloudpickle
 
 from ast_model.config import ASTConfig
 from ast_model.export import export_hugging_face
@@ -205,7 +205,7 @@ class Deadly(MediaFile):
 @pytest.mark.rehearsal
 @pytest.mark.usefixtures("ray")
 def test_a_file_that_kills_its_process_fails_alone(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     config = config_of("--checkpoint", checkpoint, "--audio", sounds, "--format", "parquet", "--output", tmp_path)
     files = [Deadly("deadly", "deadly"), *list_media_files(config.audio)]
     tag_in_groups(files, TagSettings(), config)
