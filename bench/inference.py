@@ -33,7 +33,7 @@ from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.tagging import Tagged, TagSettings, tag_recordings
 from bench.lines import print_line
-from jobs.launch.config import PredictConfig, ServeConfig
+from jobs.launch.config.using import PredictConfig, ServeConfig
 from jobs.launch.parallel_tagging import tag_in_groups
 from jobs.launch.serve import running
 from pipeline.audio.decode import encode_flac

@@ -22,7 +22,7 @@ import numpy as np
 
 import pipeline.preprocess
 from bench.lines import print_line
-from jobs.launch.config import StatusCommand
+from jobs.launch.config.preprocess import StatusCommand
 from jobs.launch.preprocess import status
 from pipeline.cluster import ray_session
 from pipeline.config import PreprocessConfig

@@ -10,7 +10,8 @@ import sys
 
 from ast_model.recipes import Recipe
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import MINIATURE, AudioSetConfig, RayConfig
+from jobs.launch.config.common import MINIATURE, RayConfig
+from jobs.launch.config.training import AudioSetConfig
 from jobs.launch.presets import make_presets
 from pipeline.config import PreprocessConfig
 

@@ -9,7 +9,7 @@ import sys
 import tyro
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import CalibrateConfig
+from jobs.launch.config.evaluation import CalibrateConfig
 
 
 def calibrate() -> CalibrateConfig:

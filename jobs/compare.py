@@ -10,7 +10,7 @@ import sys
 import tyro
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import CompareConfig
+from jobs.launch.config.evaluation import CompareConfig
 
 
 def runs() -> CompareConfig:

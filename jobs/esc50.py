@@ -9,7 +9,7 @@ import sys
 
 from ast_model import recipes
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import ESC50Config
+from jobs.launch.config.recordings import ESC50Config
 
 
 def preset() -> ESC50Config:

@@ -10,7 +10,7 @@ import sys
 import tyro
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import ExportConfig
+from jobs.launch.config.models import ExportConfig
 
 
 def hugging_face() -> ExportConfig:

@@ -10,7 +10,7 @@ eval, test). Without splits a fifth of the files is kept for measuring.
 import sys
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import FinetuneConfig
+from jobs.launch.config.recordings import FinetuneConfig
 
 
 def preset() -> FinetuneConfig:

@@ -8,7 +8,7 @@ import sys
 
 from ast_model import recipes
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import FSD50KConfig
+from jobs.launch.config.recordings import FSD50KConfig
 
 
 def preset() -> FSD50KConfig:

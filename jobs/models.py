@@ -11,7 +11,7 @@ python jobs/models.py publish --run RUN
 import sys
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import CompareVersions, ExportVersion, FetchModel, ListModels, PromoteVersion, PublishRun
+from jobs.launch.config.models import CompareVersions, ExportVersion, FetchModel, ListModels, PromoteVersion, PublishRun
 
 COMMAND_LINE = CommandLine(
     {

@@ -11,7 +11,7 @@ import sys
 import tyro
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import PredictConfig
+from jobs.launch.config.using import PredictConfig
 
 
 def tag_files() -> PredictConfig:

@@ -8,7 +8,7 @@ python jobs/preprocess.py snapshots list|diff|prune --root /data/audioset …
 import sys
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import (
+from jobs.launch.config.preprocess import (
     DiffSnapshots,
     ListSnapshots,
     PlanCommand,

@@ -9,7 +9,7 @@ import sys
 import tyro
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import SearchConfig
+from jobs.launch.config.using import SearchConfig
 
 
 def search() -> SearchConfig:

@@ -11,7 +11,7 @@ import sys
 import tyro
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import ServeConfig
+from jobs.launch.config.using import ServeConfig
 
 
 def serve() -> ServeConfig:

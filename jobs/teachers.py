@@ -10,7 +10,7 @@ import sys
 import tyro
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import ImportTeacher, ListTeachers
+from jobs.launch.config.training import ImportTeacher, ListTeachers
 
 
 def import_teacher() -> ImportTeacher:

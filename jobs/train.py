@@ -9,7 +9,8 @@ import sys
 
 from ast_model.recipes import Recipe
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import RayConfig, TrainJobConfig
+from jobs.launch.config.common import RayConfig
+from jobs.launch.config.training import TrainJobConfig
 from jobs.launch.presets import make_presets
 
 

@@ -6,7 +6,7 @@ python jobs/ui.py --root data/demo
 import sys
 
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import UIConfig
+from jobs.launch.config.models import UIConfig
 
 COMMAND_LINE = CommandLine("jobs.launch.ui:serve", {"ui": UIConfig})
 

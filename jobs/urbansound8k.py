@@ -9,7 +9,7 @@ import sys
 
 from ast_model import recipes
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import UrbanSound8KConfig
+from jobs.launch.config.recordings import UrbanSound8KConfig
 
 
 def preset() -> UrbanSound8KConfig:

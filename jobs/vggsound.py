@@ -8,7 +8,7 @@ import sys
 
 from ast_model import recipes
 from jobs.launch.cli import CommandLine
-from jobs.launch.config import VGGSoundConfig
+from jobs.launch.config.recordings import VGGSoundConfig
 
 
 def preset() -> VGGSoundConfig:

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.launch.config import RunCommand
+from jobs.launch.config.preprocess import RunCommand
 from jobs.preprocess import COMMAND_LINE
 
 DEPLOY = Path(__file__).parents[1] / "deploy"

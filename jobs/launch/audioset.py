@@ -5,7 +5,7 @@ import dataclasses
 from ast_model.tracking.server import connect, tracking_uri
 from ast_model.training.checks import check_ranks
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import AudioSetConfig
+from jobs.launch.config.training import AudioSetConfig
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.report import RunSummary, print_report

@@ -24,7 +24,7 @@ from ast_model.pretrained.files import find_weights, read_weights
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import connect
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import CalibrateConfig
+from jobs.launch.config.evaluation import CalibrateConfig
 from pipeline.errors import ConfigError, InputError, TrackingError
 from pipeline.snapshots.snapshot import Snapshot, check_fingerprint, load_snapshot
 from pipeline.store.storage import Store

@@ -1,6 +1,6 @@
 """The command line of every job: preset or command + flags → config; logging; exit codes.
 
-A file of `jobs/` says what its job takes: the settings are in `jobs/launch/config.py`, the presets or commands in its
+A file of `jobs/` says what its job takes: the settings are in `jobs/launch/config/`, the presets or commands in its
 `COMMAND_LINE`. The job itself is in `jobs/launch/` and is named by a string, `module:function`, so that it is imported
 only once the command line is known to be right: `--help` and a misspelt flag answer at once, without PyTorch and Ray.
 """
@@ -23,7 +23,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from jobs.launch.config import NO_PREFIX, Exists
+from jobs.launch.config.common import NO_PREFIX, Exists
 from pipeline.errors import AudioTaggingError, ConfigError, InputError
 
 log = logging.getLogger(__name__)

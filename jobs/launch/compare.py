@@ -5,7 +5,7 @@ from pathlib import Path
 from ast_model.tracking.comparison import as_page, as_text, compare_runs, find_run
 from ast_model.tracking.server import connect
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import CompareConfig
+from jobs.launch.config.evaluation import CompareConfig
 from pipeline.store.storage import Store
 
 

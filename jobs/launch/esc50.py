@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from jobs.launch.config import ESC50Config
+from jobs.launch.config.recordings import ESC50Config
 from jobs.launch.folds import check_files, train_folds
 from pipeline.errors import InputError
 from pipeline.recordings.tables import Recording

@@ -14,7 +14,7 @@ from ast_model.evaluation.predictions import make_predictions
 from ast_model.evaluation.report import write_evaluation
 from ast_model.metrics import mean_average_precision_interval
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import EvaluateConfig
+from jobs.launch.config.evaluation import EvaluateConfig
 from pipeline.errors import ConfigError
 from pipeline.labels import Labels
 from pipeline.snapshots.snapshot import check_fingerprint, load_snapshot

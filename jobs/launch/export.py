@@ -7,7 +7,7 @@ from ast_model.export import LOGITS_TOLERANCE, export_hugging_face, export_onnx,
 from ast_model.inference import Tagger
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
-from jobs.launch.config import ExportConfig
+from jobs.launch.config.models import ExportConfig
 
 FORMATS: dict[str, Callable[[AST, ModelMetadata, Path], None]] = {
     "hugging_face": export_hugging_face,

@@ -17,7 +17,8 @@ from ast_model.pretrained.files import locate_weights, read_weights
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.step_metrics import Metrics
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import FinetuneConfig, RayConfig
+from jobs.launch.config.common import RayConfig
+from jobs.launch.config.recordings import FinetuneConfig
 from jobs.launch.head_only import head_settings, train_head
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import choose_gpu

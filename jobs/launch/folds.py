@@ -11,7 +11,7 @@ import numpy as np
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.step_metrics import Metrics
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import FoldsConfig
+from jobs.launch.config.recordings import FoldsConfig
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.provenance import provenance
 from jobs.launch.recordings import convert, official_folder, train_tracked

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import FSD50KConfig
+from jobs.launch.config.recordings import FSD50KConfig
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.recordings import convert, download_folder, score_held_out, train_tracked
 from pipeline.cluster import ray_session

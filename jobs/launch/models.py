@@ -18,7 +18,7 @@ from ast_model.tracking.run import tracked_run_of
 from ast_model.tracking.server import connect
 from ast_model.tracking.tags import RUN_TAG, VARIANT_TAG
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import (
+from jobs.launch.config.models import (
     CompareVersions,
     ExportVersion,
     FetchModel,

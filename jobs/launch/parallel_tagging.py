@@ -31,7 +31,7 @@ from ast_model.evaluation.calibration import Calibration
 from ast_model.export import export_safetensors
 from ast_model.inference import Tagger
 from ast_model.tagging import Tagged, TagSettings, Untagged, tag_recordings
-from jobs.launch.config import PredictConfig
+from jobs.launch.config.using import PredictConfig
 from pipeline.cluster import TASKS_PER_PROCESSOR, count_processors, ray_session, run_tasks
 from pipeline.config import FetchConfig
 from pipeline.errors import CorruptError, InputError, MismatchError, describe

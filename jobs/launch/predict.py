@@ -9,7 +9,7 @@ import pandas as pd
 from ast_model.inference import Tagger
 from ast_model.review import write_tags
 from ast_model.tagging import Tagged, TagSettings, Untagged, tag_recordings
-from jobs.launch.config import PredictConfig
+from jobs.launch.config.using import PredictConfig
 from pipeline.errors import InputError
 from pipeline.progress import show_progress
 from pipeline.sources.listing import list_media_files

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import PlanCommand, RunCommand, StatusCommand, VerifyCommand
+from jobs.launch.config.preprocess import PlanCommand, RunCommand, StatusCommand, VerifyCommand
 from jobs.launch.tracked_preprocessing import check_all_made, preprocess_tracked, with_miniature_media
 from pipeline.cluster import ray_session, run_tasks
 from pipeline.errors import CorruptError, NoClipsError

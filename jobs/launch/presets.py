@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from ast_model import recipes
 from ast_model.recipes import Recipe
-from jobs.launch.config import RayConfig
+from jobs.launch.config.common import RayConfig
 
 Config = TypeVar("Config")
 

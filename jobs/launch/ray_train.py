@@ -25,7 +25,7 @@ from ast_model.distributed import BACKENDS, World, check_cuda, join_world
 from ast_model.training.job import StopSignal
 from ast_model.training.step_metrics import Metrics
 from jobs.launch.cli import configure_logging
-from jobs.launch.config import RayConfig
+from jobs.launch.config.common import RayConfig
 from jobs.launch.runs import TrackedJob, history_name, train_rank
 from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreError, TrainingError
 

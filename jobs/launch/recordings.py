@@ -12,7 +12,8 @@ from ast_model.evaluation.ensemble import score_each
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import connect
 from ast_model.training.step_metrics import Metrics
-from jobs.launch.config import FSD50KConfig, PublishedConfig, RayConfig, SpeechCommandsConfig
+from jobs.launch.config.common import RayConfig
+from jobs.launch.config.recordings import FSD50KConfig, PublishedConfig, SpeechCommandsConfig
 from jobs.launch.ray_train import choose_gpu, train_on_ray
 from jobs.launch.runs import RunConfig, TrackedJob, begin_run, ending_tracked, new_run_name, resume_run
 from jobs.launch.tracked_preprocessing import preprocess_tracked

@@ -17,7 +17,7 @@ from ast_model.evaluation.evaluate import Normalisation
 from ast_model.evaluation.html import render_page
 from ast_model.inference import FRAMES_PER_S, Tagger
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import SearchConfig
+from jobs.launch.config.using import SearchConfig
 from jobs.launch.embedding import embed_snapshot
 from pipeline.audio.decode import decode_file, encode_flac
 from pipeline.errors import AudioTaggingError, ConfigError, InputError, quote

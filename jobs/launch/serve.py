@@ -19,7 +19,7 @@ from ast_model.inference import Tagger
 from ast_model.service.gate import RETRY_AFTER_S, Gate
 from ast_model.service.service import Result, ServedModel, Service, Work, run_batch
 from jobs.launch.cli import configure_logging, resolve_root
-from jobs.launch.config import ServeConfig
+from jobs.launch.config.using import ServeConfig
 from jobs.launch.web import Figures, make_app
 from pipeline.cluster import ray_session
 from pipeline.errors import AudioTaggingError, ConfigError, InputError

@@ -2,7 +2,7 @@
 
 from ast_model.tracking.lineage import snapshots_in_use
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import DiffSnapshots, ListSnapshots, PruneSnapshots
+from jobs.launch.config.preprocess import DiffSnapshots, ListSnapshots, PruneSnapshots
 from pipeline.errors import ConfigError
 from pipeline.snapshots.history import count_changes, diff_snapshots, list_snapshots, prune_snapshots
 from pipeline.snapshots.snapshot import load_snapshot

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import SpeechCommandsConfig
+from jobs.launch.config.recordings import SpeechCommandsConfig
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.recordings import convert, official_folder, score_held_out, train_tracked
 from pipeline.cluster import ray_session

@@ -12,7 +12,7 @@ from ast_model.teachers.matching import match_ids
 from ast_model.teachers.probabilities import find_columns, find_kind, read_probabilities
 from ast_model.teachers.store import ScoreRows, check_name, list_teachers, publish_teacher, write_rows
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import ImportTeacher, ListTeachers
+from jobs.launch.config.training import ImportTeacher, ListTeachers
 from pipeline.errors import MismatchError, quote
 from pipeline.labels import read_labels
 from pipeline.snapshots.snapshot import load_snapshot

@@ -10,7 +10,7 @@ from ast_model.config import flatten
 from ast_model.tracking.run import TrackedRun, start_run
 from ast_model.tracking.server import PREPROCESSING
 from ast_model.tracking.tags import ROOT_TAG
-from jobs.launch.config import MINIATURE
+from jobs.launch.config.common import MINIATURE
 from pipeline.config import PreprocessConfig
 from pipeline.errors import StoreError
 from pipeline.miniature import make_miniature, serve_miniature

@@ -10,7 +10,7 @@ from ast_model.training.checks import check_ranks
 from ast_model.training.job import StopSignal
 from ast_model.training.step_metrics import Metrics
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import TrainJobConfig
+from jobs.launch.config.training import TrainJobConfig
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, resume_run, train_rank

@@ -13,7 +13,7 @@ from pathlib import Path
 from ast_model.tracking.relocate import ARTIFACTS, DATABASE, follow_store
 from ast_model.tracking.server import check_server, runs_page
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import UIConfig
+from jobs.launch.config.models import UIConfig
 from pipeline.errors import ConfigError, TrackingError
 
 HOST = "127.0.0.1"

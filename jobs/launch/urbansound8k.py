@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs.launch.config import UrbanSound8KConfig
+from jobs.launch.config.recordings import UrbanSound8KConfig
 from jobs.launch.folds import check_files, train_folds
 from pipeline.errors import InputError, describe, quote
 from pipeline.recordings.tables import Recording

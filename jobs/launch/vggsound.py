@@ -9,7 +9,8 @@ from pathlib import Path
 
 from jobs.launch.audioset import audioset
 from jobs.launch.cli import resolve_root
-from jobs.launch.config import AudioSetConfig, VGGSoundConfig
+from jobs.launch.config.recordings import VGGSoundConfig
+from jobs.launch.config.training import AudioSetConfig
 from jobs.launch.recordings import download_folder
 from pipeline.errors import InputError, describe, quote
 from pipeline.recordings.download import fetch_archive

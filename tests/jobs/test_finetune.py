@@ -6,7 +6,7 @@ from ast_model.config import ASTConfig
 from ast_model.export import export_safetensors
 from ast_model.model import AST
 from jobs.finetune import COMMAND_LINE
-from jobs.launch.config import FinetuneConfig
+from jobs.launch.config.recordings import FinetuneConfig
 from jobs.launch.finetune import plan_model, plan_training
 from pipeline.recordings.tables import Recording
 

@@ -23,7 +23,7 @@ from ast_model.export import export_hugging_face
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.tagging import TagSettings
-from jobs.launch.config import PredictConfig
+from jobs.launch.config.using import PredictConfig
 from jobs.launch.parallel_tagging import (
     FILES,
     TAGS,

@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ast_model.tracking.server import PREPROCESSING
-from jobs.launch.config import VerifyCommand
+from jobs.launch.config.preprocess import VerifyCommand
 from jobs.launch.tracked_preprocessing import check_all_made
 from jobs.preprocess import COMMAND_LINE
 from pipeline.errors import StoreError

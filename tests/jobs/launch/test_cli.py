@@ -12,7 +12,9 @@ import pytest
 
 from jobs import audioset, esc50, finetune, models, preprocess
 from jobs.launch.cli import CommandLine, configure_logging, flags_of, resolve_root
-from jobs.launch.config import AudioSetConfig, DiffSnapshots, FetchModel
+from jobs.launch.config.models import FetchModel
+from jobs.launch.config.preprocess import DiffSnapshots
+from jobs.launch.config.training import AudioSetConfig
 from pipeline.errors import ConfigError, InputError, LeaseError
 
 NO_JOBS = ("__init__", "config")

@@ -17,7 +17,8 @@ from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.trainer import initial_model
-from jobs.launch.config import FinetuneConfig, RayConfig
+from jobs.launch.config.common import RayConfig
+from jobs.launch.config.recordings import FinetuneConfig
 from jobs.launch.embedding import publish_model
 from jobs.launch.finetune import FinetuneRun, choose_head_only, warn_of_random_weights
 from jobs.launch.head_only import head_settings, recordings_of, train_head

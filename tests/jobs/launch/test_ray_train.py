@@ -24,7 +24,8 @@ from ast_model.distributed import World
 from ast_model.tracking.run import TrackedRun
 from ast_model.training.job import StopSignal
 from jobs.launch import ray_train
-from jobs.launch.config import RayConfig, TrainJobConfig
+from jobs.launch.config.common import RayConfig
+from jobs.launch.config.training import TrainJobConfig
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, resume_run, train_rank
 from jobs.launch.train import train

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from ast_model import recipes
-from jobs.launch.config import TrainJobConfig
+from jobs.launch.config.training import TrainJobConfig
 from jobs.launch.titles import run_title
 from pipeline.snapshots.snapshot import Snapshot
 

@@ -1,0 +1,88 @@
+"""Settings of the commands about clips and snapshots."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from jobs.launch.config.common import Data, Exists, StoreRoot
+from pipeline.config import PreprocessConfig
+from pipeline.estimate import CostConfig
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """Fetch and convert what is missing or failed in a way that may pass, and publish a snapshot if something changed.
+
+    Exit codes: 0 done; 75 another run holds the store, try later; 1 an error, whose message says what to do.
+    """
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    track: bool = True
+    """Log the run to MLflow."""
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """Show what is due in a run and what that costs. Touches nothing."""
+
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    costs: CostConfig = field(default_factory=CostConfig)
+
+
+@dataclass(frozen=True)
+class StatusCommand:
+    """Show how far the store is, per split, reason and class. Touches nothing."""
+
+    root: Annotated[str, Exists("run `preprocess.py run` first, or name another --root", "metadata")] = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    num_classes: int = 20
+    """Classes to show, those with the least yield first."""
+
+
+@dataclass(frozen=True)
+class VerifyCommand:
+    """Reread all shards and compare them with their sidecars."""
+
+    root: StoreRoot = "data/audioset"
+    """Folder or s3:// address of the store."""
+    data: Data = field(default_factory=PreprocessConfig)
+    repair: bool = False
+    """Remove the shards that are wrong and fetch their clips again."""
+
+
+@dataclass(frozen=True)
+class ListSnapshots:
+    """List the snapshots, the latest last, and the runs in the store that refer to them."""
+
+    root: StoreRoot = "data/audioset"
+    """Folder or s3:// address of the store."""
+
+
+@dataclass(frozen=True)
+class DiffSnapshots:
+    """Compare two snapshots: clips that are new, gone, moved or relabelled, and clips per split and class."""
+
+    root: StoreRoot = "data/audioset"
+    """Folder or s3:// address of the store."""
+    old: str = ""
+    """Snapshot to compare from."""
+    new: str = ""
+    """Snapshot to compare with; unset the latest."""
+
+
+@dataclass(frozen=True)
+class PruneSnapshots:
+    """Remove snapshots that are not the latest and that no run refers to, in the store or in MLflow. Shards stay."""
+
+    root: StoreRoot = "data/audioset"
+    """Folder or s3:// address of the store."""
+    keep: tuple[str, ...] = ()
+    """Snapshots to keep all the same."""
+    track: bool = True
+    """Ask MLflow which runs there are."""
+    dry_run: bool = False
+    """Only list what would be removed."""
