@@ -10,7 +10,6 @@ must be there. Rounds of ours and of the peer take turns, and medians are printe
 import argparse
 import io
 import multiprocessing
-import resource
 import tempfile
 import time
 import wave
@@ -32,7 +31,7 @@ from ast_model.inference import Tagger
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.tagging import Tagged, TagSettings, tag_recordings
-from bench.lines import print_line
+from bench.lines import peak_mb, print_line
 from jobs.launch.config.using import PredictConfig, ServeConfig
 from jobs.launch.parallel_tagging import tag_in_groups
 from jobs.launch.serve import running
@@ -141,7 +140,7 @@ def measure_memory(folder: Path, args: argparse.Namespace) -> None:
 def _peak_mb(model: Path, file: Path) -> float:
     tagger = Tagger.load(model, device="cpu")
     list(tag_recordings(tagger, [MediaFile(str(file), str(file))], TagSettings(timeline=True, hop_s=5)))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_mb()
 
 
 def measure_workers(folder: Path, args: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ does the same.
 
 import argparse
 import io
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 import pipeline.preprocess
-from bench.lines import print_line
+from bench.lines import peak_mb, print_line
 from jobs.launch.config.preprocess import StatusCommand
 from jobs.launch.preprocess import status
 from pipeline.cluster import ray_session
@@ -107,10 +106,6 @@ def timed(function: Callable[[], R]) -> tuple[tuple[float, float], R]:
     start, cpu_start = time.perf_counter(), time.process_time()
     result = function()
     return (time.perf_counter() - start, time.process_time() - cpu_start), result
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:

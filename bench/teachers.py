@@ -8,7 +8,6 @@ counts. Prints a JSON line for each; the peer of a read is the same without a te
 """
 
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from ast_model.config import AUDIOSET_MEAN, AUDIOSET_STD, CacheConfig
 from ast_model.data.loader import BatchReader, open_reader
 from ast_model.teachers.store import Teachers
 from ast_model.training.data import DistillationBatchReader
-from bench.lines import print_line
+from bench.lines import peak_mb, print_line
 from pipeline.labels import Labels
 from pipeline.shards.format import shard_settings
 from pipeline.snapshots.snapshot import INDEX_SCHEMA, Snapshot, load_snapshot, multi_hot, publish_snapshot
@@ -115,10 +114,6 @@ def read_targets(root: str, with_teacher: bool, num_steps: int) -> tuple[float, 
         clips._targets(clip)
         clips._targets(partner)
     return 1000 * (time.perf_counter() - start) / num_steps, peak_mb()
-
-
-def peak_mb() -> float:
-    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
 
 
 def main(folder: Path = Path("data/bench-teachers"), num_clips: int = 2_064_000, num_steps: int = 20_000) -> None:
