@@ -8,6 +8,7 @@ DeiT's (Touvron et al., 2021). With post-norm, one extra token and fixed positio
 Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI 2024, which SSLAM (ICLR 2025) has too.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -138,6 +139,9 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(nnf.scaled_dot_product_attention)
+    """Softmax attention of query, key and value (B, H, N, K). A training may set one that runs on chosen kernels."""
+
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
@@ -147,15 +151,16 @@ class Attention(nn.Module):
     def forward(self, tokens_BND: Tensor, num_queries: int | None = None) -> Tensor:
         if num_queries is None:
             qkv_BN3HK = self.qkv(tokens_BND).unflatten(2, (3, self.num_heads, -1))
-            query_BHNK, key_BHNK, value_BHNK = qkv_BN3HK.permute(2, 0, 3, 1, 4).unbind(0)
+            # Unbound before the axes change places: so the backward writes the three gradients once, side by side.
+            query_BHNK, key_BHNK, value_BHNK = (part_BNHK.transpose(1, 2) for part_BNHK in qkv_BN3HK.unbind(2))
         else:
             width = tokens_BND.shape[2]
             weights, biases = self.qkv.weight.split([width, 2 * width]), self.qkv.bias.split([width, 2 * width])
             query_BQD = nnf.linear(tokens_BND[:, :num_queries], weights[0], biases[0])
             kv_BN2HK = nnf.linear(tokens_BND, weights[1], biases[1]).unflatten(2, (2, self.num_heads, -1))
             query_BHNK = query_BQD.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            key_BHNK, value_BHNK = kv_BN2HK.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_BHNK = nnf.scaled_dot_product_attention(query_BHNK, key_BHNK, value_BHNK)
+            key_BHNK, value_BHNK = (part_BNHK.transpose(1, 2) for part_BNHK in kv_BN2HK.unbind(2))
+        mixed_BHNK = self.attend(query_BHNK, key_BHNK, value_BHNK)
         return self.out(mixed_BHNK.transpose(1, 2).flatten(2))
 
 

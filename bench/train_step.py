@@ -161,15 +161,24 @@ def wait(world: World) -> None:
 
 
 def warm_up(contenders: dict[str, Step], world: World) -> dict[str, float]:
-    """Take three steps of each contender, and return the seconds of the first, which compiles what is compiled."""
+    """Take three steps of each contender, and return the seconds of the first, which compiles what is compiled.
+
+    One that needs more memory than there is leaves the contest.
+    """
     seconds = {}
-    for name, step in contenders.items():
-        started = time.perf_counter()
-        step()
-        wait(world)
-        seconds[name] = time.perf_counter() - started
-        step()
-        step()
+    for name, step in list(contenders.items()):
+        try:
+            started = time.perf_counter()
+            step()
+            wait(world)
+            seconds[name] = time.perf_counter() - started
+            step()
+            step()
+        except torch.OutOfMemoryError as error:
+            print(f"{name}: out of memory, {str(error).splitlines()[0][:200]}", flush=True)
+            del contenders[name]
+        if world.device.type == "cuda":
+            torch.cuda.empty_cache()  # other contenders' batches have other sizes
     return seconds
 
 

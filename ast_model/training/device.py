@@ -3,33 +3,50 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from statistics import median
 
 import torch
 import torch.nn.functional as nnf
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ast_model.config import ASTConfig, Compile, TrainConfig
 from ast_model.distributed import AUTOCAST_DTYPES, World
+from ast_model.model import Attention
 from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, int, int, int]
 """Clips, heads, tokens and size of a head."""
-Kernels = Mapping[str, Callable[[], AbstractContextManager[Any]]]
-KERNELS: Kernels = {
-    "cudnn": partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION),
-    "flash": partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION),
-    "efficient": partial(sdpa_kernel, SDPBackend.EFFICIENT_ATTENTION),
-    "math": partial(sdpa_kernel, SDPBackend.MATH),
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _attend_on(backend: SDPBackend) -> Attend:
+    """Return torch's attention on one kind of kernels only.
+
+    The choice is made within what is compiled, and so a part of its graph. Compiled code of a graph that was run within
+    `sdpa_kernel` comes from inductor's cache whatever kernels it was made with.
+    """
+
+    def attend(query_BHNK: Tensor, key_BHNK: Tensor, value_BHNK: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return nnf.scaled_dot_product_attention(query_BHNK, key_BHNK, value_BHNK)
+
+    return attend
+
+
+KERNELS: Mapping[str, Attend] = {
+    "cudnn": _attend_on(SDPBackend.CUDNN_ATTENTION),
+    "flash": _attend_on(SDPBackend.FLASH_ATTENTION),
+    "efficient": _attend_on(SDPBackend.EFFICIENT_ATTENTION),
+    "math": _attend_on(SDPBackend.MATH),
 }
-"""Contexts in which torch's attention runs on one kind of kernels only."""
-NUM_TIMED_STEPS = 5
+NUM_WARM_STEPS, NUM_TIMED_STEPS = 3, 5
 MAX_TIMED_CLIPS = 32
 """They fill a GPU: more take more time, in the same proportions."""
 C_COMPILERS = ("cc", "gcc", "clang")
@@ -57,9 +74,9 @@ def choose_compile(config: TrainConfig, world: World) -> Compile:
 class AttentionKernels:
     """The kernels in use, and those to change over to should they give gradients that are not finite."""
 
-    def __init__(self, names: Sequence[str], kernels: Kernels | None = None):
+    def __init__(self, names: Sequence[str], kernels: Mapping[str, Attend] = KERNELS):
         """names: of the kernels to use and of the next best ones, in order; none leaves the choice to torch."""
-        self._names, self._kernels = list(names), kernels or KERNELS
+        self._names, self._kernels = list(names), kernels
         self.num_changes = 0
 
     @property
@@ -70,15 +87,22 @@ class AttentionKernels:
     def next_best(self) -> str | None:
         return self._names[1] if len(self._names) > 1 else None
 
-    def active(self) -> AbstractContextManager[Any]:
-        """Use the kernels within this context: of a forward and its backward, which may repeat parts of the forward."""
-        return self._kernels[self.name]() if self._names else nullcontext()
+    @contextmanager
+    def used_by(self, model: nn.Module) -> Iterator[None]:
+        """Let a model's attention run on them: in the forward, and where the backward repeats parts of it."""
+        attentions = [module for module in model.modules() if isinstance(module, Attention)] if self._names else []
+        for attention in attentions:
+            attention.attend = self._kernels[self.name]
+        try:
+            yield
+        finally:
+            for attention in attentions:
+                del attention.attend
 
     def change(self) -> None:
         """Change over to the next best kernels."""
         self._names.pop(0)
         self.num_changes += 1
-        torch.compiler.reset()  # compiled code keeps the kernels that it was made with
 
     def try_next_best(self) -> "AttentionKernels":
         """Return the kernels as they would be after a change."""
@@ -123,23 +147,22 @@ def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: to
     """Return the time of attention's forward and backward, or None where the device lacks it."""
     query, key, value = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
 
-    def step() -> None:
-        nnf.scaled_dot_product_attention(query, key, value).sum().backward()
+    def step() -> tuple[float, tuple[Tensor, ...]]:
+        started = time.perf_counter()
+        gradients = torch.autograd.grad(KERNELS[name](query, key, value).sum(), (query, key, value))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        return time.perf_counter() - started, gradients
 
     try:
-        with KERNELS[name]():
-            step()  # loads and tunes them
-            started = time.perf_counter()
-            for _ in range(NUM_TIMED_STEPS):
-                step()
+        # More than one: what is loaded, planned and tuned the first times takes longer than many steps.
+        for _ in range(NUM_WARM_STEPS):
+            _, gradients = step()
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            return None
+        return median(step()[0] for _ in range(NUM_TIMED_STEPS))
     except RuntimeError:  # "No available kernel", or no room for the written-out attention weights
         return None
-    gradients = [value.grad for value in (query, key, value) if value.grad is not None]
-    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-        return None
-    return (time.perf_counter() - started) / NUM_TIMED_STEPS
 
 
 def describe_device(config: TrainConfig, attention: AttentionKernels, world: World) -> dict[str, str]:

@@ -107,8 +107,6 @@ class Stepper:
     def gradient_is_finite(self, epoch: int, step: int, batches: Iterator[Batch], attention: AttentionKernels) -> bool:
         """Whether some kernels give a finite gradient for a step. The weights stay as they are."""
         used, self.attention = self.attention, attention
-        if self.compile != "none":
-            torch.compiler.reset()  # compiled code keeps the kernels that it was made with
         try:
             self._accumulate(epoch, step, batches)
             return bool(self._grad_norm().isfinite())
@@ -123,13 +121,14 @@ class Stepper:
         first = step * self.config.global_batch_size
         loss = torch.zeros((), device=self.world.device)
         rows, are_bad = [], []
-        for number, part in enumerate(parts, start=1):
-            batch = next(batches)
-            with _sync_gradients(self.ranked_losses, number == len(parts)), self.attention.active():
-                losses_B = self._backward(batch, epoch, step, slice(part.start - first, part.stop - first))
-            loss += losses_B.sum()
-            rows.append(batch.rows)
-            are_bad.append(~losses_B.isfinite())
+        with self.attention.used_by(self.state.model):
+            for number, part in enumerate(parts, start=1):
+                batch = next(batches)
+                with _sync_gradients(self.ranked_losses, number == len(parts)):
+                    losses_B = self._backward(batch, epoch, step, slice(part.start - first, part.stop - first))
+                loss += losses_B.sum()
+                rows.append(batch.rows)
+                are_bad.append(~losses_B.isfinite())
         return loss, np.concatenate(rows), torch.cat(are_bad)
 
     def _backward(self, batch: Batch, epoch: int, step: int, part: slice) -> Tensor:

@@ -1,8 +1,7 @@
-import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ast_model.config import ASTConfig, Attention, TrainConfig
 from ast_model.distributed import World
+from ast_model.model import AST
 from ast_model.recipes import audioset_full
 from ast_model.training import device
 from ast_model.training.device import AttentionKernels, choose_attention, choose_compile, set_matmul_precision
@@ -95,19 +95,11 @@ def test_all_kernels_give_the_same_losses(make_job: Callable[..., Job]) -> None:
     assert losses["math"] == pytest.approx(losses["auto"], rel=1e-3)
 
 
-@contextlib.contextmanager
-def overflowing() -> Iterator[None]:
-    """Kernels whose backward overflows."""
-    attend = nnf.scaled_dot_product_attention
-
-    def attend_badly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        mixed = attend(query, key, value)
-        mixed.register_hook(lambda gradient: gradient * math.inf)
-        return mixed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nnf, "scaled_dot_product_attention", attend_badly)
-        yield
+def attend_badly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend by kernels whose backward overflows."""
+    mixed = nnf.scaled_dot_product_attention(query, key, value)
+    mixed.register_hook(lambda gradient: gradient * math.inf)
+    return mixed
 
 
 def test_kernels_with_gradients_that_are_not_finite_are_changed_for_others(
@@ -115,7 +107,7 @@ def test_kernels_with_gradients_that_are_not_finite_are_changed_for_others(
 ) -> None:
     trainer = Trainer(make_job(), ALONE)
     trainer.stepper.attention = AttentionKernels(
-        ["cudnn", "flash"], {"cudnn": overflowing, "flash": contextlib.nullcontext}
+        ["cudnn", "flash"], {"cudnn": attend_badly, "flash": nnf.scaled_dot_product_attention}
     )
     history = trainer.run()
     # The first window of two steps is read while the third step runs.
@@ -127,8 +119,33 @@ def test_kernels_with_gradients_that_are_not_finite_are_changed_for_others(
     assert notes.metrics[-1][1]["train/attention_changes"] == 1
 
 
+def test_compiled_attention_follows_a_change_of_kernels() -> None:
+    model, graphs = AST(TINY), []
+
+    def keep(graph: Any, inputs: object) -> Any:
+        graphs.append(graph.code)
+        return graph
+
+    model.blocks[0].compile(backend=keep)
+    attention = AttentionKernels(["flash", "math"])
+
+    @torch.no_grad
+    def forward() -> None:
+        with attention.used_by(model):
+            model(torch.zeros(1, 128, 128))
+
+    forward()
+    attention.change()
+    forward()
+    forward()
+    torch.compiler.reset()
+    # The kernels stand in the graph by which compiled code is cached.
+    assert len(graphs) == 2
+    assert graphs[0] != graphs[1]
+
+
 def test_kernels_stay_where_others_are_no_better(make_job: Callable[..., Job]) -> None:
     trainer = Trainer(dataclasses.replace(make_job(max_bad_steps=100)), ALONE)
-    trainer.stepper.attention = AttentionKernels(["cudnn", "flash"], {"cudnn": overflowing, "flash": overflowing})
+    trainer.stepper.attention = AttentionKernels(["cudnn", "flash"], {"cudnn": attend_badly, "flash": attend_badly})
     trainer.run()
     assert (trainer.stepper.attention.name, trainer.stepper.attention.num_changes) == ("cudnn", 0)
