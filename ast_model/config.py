@@ -154,12 +154,19 @@ class ASTConfig:
         return self.flops_with(self.num_patches)
 
     def flops_with(self, num_patches_kept: int) -> int:
-        """Count the operations of a forward whose blocks see only some of the patches."""
+        """Count the operations of a forward whose blocks see only some of the patches.
+
+        The last block reads all tokens, and makes the extra ones alone.
+        """
         num_tokens = num_patches_kept + self.num_extra_tokens
-        linear = (4 + 2 * self.mlp_ratio) * num_tokens * self.width**2
-        attention = 2 * num_tokens**2 * self.width
+
+        def block(num_out: int) -> int:
+            linear = (2 * num_tokens + (2 + 2 * self.mlp_ratio) * num_out) * self.width**2
+            return linear + 2 * num_out * num_tokens * self.width
+
         patches = self.num_patches * self.width * self.patch_freq * self.patch_time
-        return 2 * (self.depth * (linear + attention) + patches + self.width * self.num_classes)
+        blocks = (self.depth - 1) * block(num_tokens) + block(self.num_extra_tokens)
+        return 2 * (blocks + patches + self.width * self.num_classes)
 
     @property
     def num_parameters(self) -> int:

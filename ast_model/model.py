@@ -66,11 +66,8 @@ class AST(nn.Module):
 
     def embed(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
         """Return one embedding per clip (B, D): the class token, or the mean of it and the distillation token."""
-        # Nobody reads what the last block makes of the patches. A training computes it all the same: its results are
-        # held to the bit, and products of other shapes round differently.
-        num_extra = self.config.num_extra_tokens
-        num_out = None if torch.is_grad_enabled() else num_extra
-        return self._tokens(fbank_BTM, drop_masks, num_out)[:, :num_extra].mean(dim=1)
+        # Nobody reads what the last block makes of the patches, so no gradient comes from there either.
+        return self._tokens(fbank_BTM, drop_masks, self.config.num_extra_tokens).mean(dim=1)
 
     def tokens(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
         """Return all tokens after the last block, normalised (B, N, D), patches frequency by frequency.
@@ -89,17 +86,17 @@ class AST(nn.Module):
             tokens_BND = self.norm(tokens_BND)
         for number, block in enumerate(self.blocks):
             scale_B2 = None if drop_masks.scale_BL is None else drop_masks.scale_BL[:, 2 * number : 2 * number + 2]
+            num_out_here = num_out if block is self.blocks[-1] else None
             if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens_BND = cast(Tensor, checkpoint(block, tokens_BND, scale_B2, use_reentrant=False))
+                tokens_BND = cast(Tensor, checkpoint(block, tokens_BND, scale_B2, num_out_here, use_reentrant=False))
             else:
-                tokens_BND = block(tokens_BND, scale_B2, num_out if block is self.blocks[-1] else None)
+                tokens_BND = block(tokens_BND, scale_B2, num_out_here)
         return tokens_BND if self.config.post_norm else self.norm(tokens_BND)
 
     def _embed_patches(self, fbank_BTM: Tensor) -> Tensor:
         config = self.config
         _check_shape(fbank_BTM, config)
-        patches_BDFT = self.patch_embedding(fbank_BTM.transpose(1, 2).unsqueeze(1))
-        patches_BPD = patches_BDFT.flatten(2).transpose(1, 2)
+        patches_BPD = _embed_as_product(fbank_BTM.transpose(1, 2), self.patch_embedding)
         # Each token by itself: a gradient that is a part of another's has strides that DDP copies and warns about.
         # Not len(), which an export to ONNX takes for a constant.
         num_clips = patches_BPD.shape[0]
@@ -186,6 +183,16 @@ class Head(nn.Module):
 
 def _scale(change_BND: Tensor, scale_B11: Tensor | None) -> Tensor:
     return change_BND if scale_B11 is None else change_BND * scale_B11
+
+
+def _embed_as_product(fbank_BMT: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Compute a convolution of one input channel (B, P, D), patches frequency by frequency, as a product of matrices.
+
+    Nobody has fast kernels for one channel: on an H100 cuDNN takes ten times as long as the product.
+    """
+    (patch_freq, patch_time), (freq_stride, time_stride) = conv.kernel_size, conv.stride
+    patches_BFTKL = fbank_BMT.unfold(1, patch_freq, freq_stride).unfold(2, patch_time, time_stride)
+    return nnf.linear(patches_BFTKL.flatten(3).flatten(1, 2), conv.weight.flatten(1), conv.bias)
 
 
 def _keep_patches(tokens_BND: Tensor, kept_BK: Tensor, num_extra: int) -> Tensor:

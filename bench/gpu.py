@@ -47,7 +47,7 @@ ENV = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 PARTS = (
     Part("tests", (*PYTEST, "-m", "gpu", "tests/gpu"), 100),
     Part("train_step", ("-m", "bench.train_step", "--rounds", "3", "--steps", "10"), 200),
-    Part("roofline", ("-m", "bench.roofline"), 35, needs_gpu=False),
+    Part("roofline", ("-m", "bench.roofline", "--compile", "auto"), 35, needs_gpu=False),
     Part("attention", ("-m", "bench.attention"), 25, needs_gpu=False),
     Part("feeding", ("-m", "bench.feeding"), 70, needs_gpu=False),
     Part("fbank", ("-m", "bench.fbank"), 20, needs_gpu=False),

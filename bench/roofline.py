@@ -16,8 +16,9 @@ from collections import defaultdict
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ast_model.config import FORWARDS_PER_STEP, ASTConfig
+from ast_model.config import FORWARDS_PER_STEP, ASTConfig, TrainConfig
 from ast_model.distributed import World
+from ast_model.training.device import choose_compile
 from ast_model.training.step_metrics import peak_flops
 from bench.lines import print_line
 from bench.train_step import SMALL, make_batch, ours, wait
@@ -38,7 +39,9 @@ def kind_of(name: str) -> str:
 
 def operations(config: ASTConfig, size: int) -> dict[str, float]:
     """Count the operations of a step's products and attention."""
-    attention = 4 * config.num_tokens**2 * config.width * config.depth
+    # The last block makes the extra tokens alone.
+    num_queries = (config.depth - 1) * config.num_tokens + config.num_extra_tokens
+    attention = 4 * num_queries * config.num_tokens * config.width
     whole = config.num_forward_flops
     return {
         "attention": FORWARDS_PER_STEP * size * attention,
@@ -49,7 +52,7 @@ def operations(config: ASTConfig, size: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=None)
-    parser.add_argument("--compile", default="none", choices=("none", "blocks", "model"))
+    parser.add_argument("--compile", default="none", choices=("none", "auto", "blocks", "model"))
     args = parser.parse_args()
     is_gpu = torch.cuda.is_available()
     world = World(0, 1, torch.device("cuda", 0) if is_gpu else torch.device("cpu"))
@@ -76,7 +79,11 @@ def main() -> None:
     peak, counts = peak_flops(world.device), operations(config, size)
     for kind, spent_ms in sorted(milliseconds.items(), key=lambda item: -item[1]):
         at_peak = ("at the device's peak", 1000 * counts[kind] / peak) if peak and kind in counts else None
-        shown = {"share": spent_ms / step_ms, "compiled": args.compile, "batch_size": size}
+        shown = {
+            "share": spent_ms / step_ms,
+            "compiled": choose_compile(TrainConfig(compile=args.compile), world),
+            "batch_size": size,
+        }
         print_line(f"a step's {kind}", "ms", spent_ms, at_peak, **shown)
 
 

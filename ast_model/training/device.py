@@ -156,8 +156,9 @@ def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: to
 
     try:
         # More than one: what is loaded, planned and tuned the first times takes longer than many steps.
-        for _ in range(NUM_WARM_STEPS):
-            _, gradients = step()
+        for _ in range(NUM_WARM_STEPS - 1):
+            step()
+        _, gradients = step()
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
             return None
         return median(step()[0] for _ in range(NUM_TIMED_STEPS))

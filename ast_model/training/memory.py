@@ -30,17 +30,20 @@ MAX_COMPUTED_SHARE = 1.25
 def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: World) -> int:
     """Compute the most memory that a step takes with micro-batches of so many clips.
 
-    Counts what the backward needs of each block: the float32 inputs of both LayerNorms, and, in the products'
-    precision, the inputs of the four products, queries, keys and values, and the MLP before its gelu. The block that
-    the backward is in takes as much again. Compiled code needs less; attention by `math` needs far more, its weights.
+    Counts what the backward needs: the patches, and of each block the float32 inputs of both LayerNorms, and, in the
+    products' precision, the inputs of the four products, queries, keys and values, and the MLP before its gelu. The
+    block that the backward is in takes as much again. The last one, which makes the extra tokens alone, is done by
+    then. Compiled code needs less; attention by `math` needs far more, its weights.
     """
     is_half = world.resolve(config.precision) in AUTOCAST_DTYPES
     num_tokens = config.regularise.num_kept_patches(model.grid) + model.num_extra_tokens
-    block = (2 * 4 + (6 + 2 * model.mlp_ratio) * (2 if is_half else 4)) * model.width * num_tokens
-    kept = 4 * model.width * num_tokens if config.activation_checkpointing else block
+    half = 2 if is_half else 4
+    block = (2 * 4 + (6 + 2 * model.mlp_ratio) * half) * model.width * num_tokens
+    kept = model.depth * 4 * model.width * num_tokens if config.activation_checkpointing else (model.depth - 1) * block
+    patches = half * model.num_patches * model.patch_freq * model.patch_time
     num_averages = bool(config.ema_decay) + bool(config.average_last_epochs)
     bytes_per_parameter = BYTES_PER_PARAMETER + 4 * num_averages + (2 if is_half else 0)  # autocast keeps its weights
-    return bytes_per_parameter * model.num_parameters + num_clips * (model.depth * kept + block)
+    return bytes_per_parameter * model.num_parameters + num_clips * (patches + kept + block)
 
 
 def settle_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> TrainConfig:

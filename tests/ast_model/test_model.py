@@ -54,7 +54,8 @@ def test_flops_are_those_torch_counts(model: AST) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 128, 128))
     assert counter.get_total_flops() == SMALL.num_forward_flops
-    assert ASTConfig.base().num_forward_flops == pytest.approx(261e9, rel=0.001)
+    # 261e9 with all tokens of the last block, of which the head reads two.
+    assert ASTConfig.base().num_forward_flops == pytest.approx(242e9, rel=0.001)
 
 
 def test_embedding_is_the_mean_of_the_first_two_tokens_and_feeds_the_head(model: AST) -> None:
