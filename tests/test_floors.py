@@ -12,7 +12,7 @@ ROOMS = """
     pipeline:
         errors records config
         keys store labels segments weights fbank backoff progress
-        metadata audio sources shards snapshots reading recordings miniature
+        metadata audio sources shards snapshots reading quality recordings miniature
         cluster estimate convert preprocess
 
     ast_model:

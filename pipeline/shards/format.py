@@ -89,6 +89,11 @@ def shard_name(split: str, shard_id: str, extension: str) -> str:
     return f"shards/{split}/{shard_id}.{extension}"
 
 
+def quality_name(shard: str) -> str:
+    """Name of the table of measures that lies beside a shard, `shards/{split}/{shard_id}`."""
+    return f"quality/{shard.removeprefix('shards/')}.parquet"
+
+
 class ShardWriter:
     """Writes the clips of a shard to a local tar and tells where each member lies."""
 

@@ -43,7 +43,7 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
         _check_fingerprint(table, fingerprint, store.url(name))
         return table.replace_schema_metadata(None)
 
-    with ThreadPoolExecutor(_num_readers(store)) as pool:
+    with ThreadPoolExecutor(num_readers(store)) as pool:
         tables = list(pool.map(read, names))
     empty = pa.schema([SIDECAR_SCHEMA.field(name) for name in columns]).empty_table()
     sidecar_table = pa.concat_tables([empty, *tables]).combine_chunks()
@@ -59,7 +59,7 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
     return _latest_attempts(sidecar_table)
 
 
-def _num_readers(store: Store) -> int:
+def num_readers(store: Store) -> int:
     return NUM_LOCAL_READERS if store.is_local else NUM_READERS
 
 
@@ -86,7 +86,7 @@ def match_segments(segments: pa.Table, sidecar_table: pa.Table) -> np.ndarray:
 def read_checksums(store: Store, tars: Sequence[str]) -> dict[str, Checksum]:
     """Read the checksums of tars from their sidecars."""
     sidecars = [tar.removesuffix(".tar") + ".parquet" for tar in tars]
-    with ThreadPoolExecutor(_num_readers(store)) as pool:
+    with ThreadPoolExecutor(num_readers(store)) as pool:
         checksums = pool.map(lambda name: sidecar_checksum(read_sidecar(store, name, ["key"])), sidecars)
         return dict(zip(tars, checksums, strict=True))
 

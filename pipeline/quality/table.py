@@ -1,0 +1,103 @@
+"""The measures of a shard's written clips, in a table of their own beside it.
+
+`quality/{split}/{shard_id}.parquet` is written before the shard's sidecar, or later by `preprocess.py measure`. Shards
+and snapshots don't depend on it: a store without is only not measured yet.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported.
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import CorruptError
+from pipeline.quality.measures import MEASURES_VERSION, Measures
+from pipeline.shards.format import TAR, quality_name
+from pipeline.shards.ledger import num_readers
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
+
+MEASURES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("peak", pa.float32()),
+        ("rms_db", pa.float32()),
+        ("loudness_lufs", pa.float32()),
+        ("clipping", pa.float32()),
+        ("silence", pa.float32()),
+        ("dc", pa.float32()),
+        ("bandwidth_hz", pa.float32()),
+        ("codec", pa.string()),
+        ("rate_hz", pa.int32()),
+        ("channels", pa.int16()),
+        ("bit_rate", pa.int32()),
+        ("media_length_s", pa.float32()),
+        ("media_start_s", pa.float32()),
+        ("fingerprint", pa.binary()),
+    ]
+)
+NUMERIC_AND_TEXT = tuple(name for name in MEASURES_SCHEMA.names if name not in ("key", "fingerprint"))
+VERSION_KEY = b"measures"
+
+
+def write_measures(store: Store, shard: str, keys: Sequence[str], measures: Sequence[Measures]) -> None:
+    """Publish the measures of a shard's written clips, in their order.
+
+    shard: `shards/{split}/{shard_id}`, without extension.
+    """
+    columns = {
+        name: keys if name == "key" else [getattr(each, name) for each in measures] for name in MEASURES_SCHEMA.names
+    }
+    schema = MEASURES_SCHEMA.with_metadata({VERSION_KEY: str(MEASURES_VERSION)})
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns, schema), out, compression="zstd")
+    store.write_bytes(quality_name(shard), out.getvalue())
+
+
+def read_shard_measures(store: Store, shard: str, columns: Sequence[str] = NUMERIC_AND_TEXT) -> pa.Table | None:
+    """Read `key` and some columns of a shard's measures, as it was written; None for a table of another version.
+
+    Raises StoreError if there is none, CorruptError if it is not a valid table.
+    """
+    name = quality_name(shard)
+    try:
+        with pq.ParquetFile(pa.BufferReader(store.read_bytes(name))) as file:
+            if (file.schema_arrow.metadata or {}).get(VERSION_KEY) != str(MEASURES_VERSION).encode():
+                return None
+            table = file.read(["key", *columns], use_threads=False)
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise CorruptError(
+            f"{store.url(name)} is not a valid table of measures: {error}; remove it and run `preprocess.py measure`"
+        ) from error
+    return table.replace_schema_metadata(None)
+
+
+def read_measures(snapshot: Snapshot, columns: Sequence[str] = NUMERIC_AND_TEXT) -> pa.Table:
+    """Read some columns of `MEASURES_SCHEMA` for a snapshot's clips, row by row as its index; null is not measured."""
+    store, index = snapshot.store, snapshot.index
+    present = set(store.list("quality", ".parquet"))
+    schema = pa.schema([MEASURES_SCHEMA.field(name) for name in columns])
+    keys, shards = index["key"].combine_chunks(), index["shard"].combine_chunks()
+    codes, names = shards.indices.to_numpy(), shards.dictionary.to_pylist()
+    # Each shard's rows together, so that clips are looked up among the thousand of their shard.
+    order = np.argsort(codes, kind="stable")
+    ends = np.searchsorted(codes[order], np.arange(len(names) + 1))
+
+    def read(code: int) -> pa.Table:
+        rows, shard = order[ends[code] : ends[code + 1]], names[code].removesuffix(TAR)
+        found = read_shard_measures(store, shard, columns) if quality_name(shard) in present else None
+        if found is None:
+            return pa.table([pa.nulls(len(rows), field.type) for field in schema], schema)
+        places = pc.index_in(keys.take(pa.array(rows)), value_set=found["key"].combine_chunks())
+        return found.select(list(columns)).take(places).cast(schema)
+
+    with ThreadPoolExecutor(num_readers(store)) as pool:
+        tables = list(pool.map(read, range(len(names))))
+    table = pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
+    return table.take(pa.array(np.argsort(order, kind="stable")))
