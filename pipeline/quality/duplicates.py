@@ -1,0 +1,63 @@
+"""Pairs of near-identical clips of a snapshot, in a table beside its index.
+
+`snapshots/{id}/duplicates.parquet` is no part of what names a snapshot: it follows from the clips, and may be added
+later.
+"""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import CorruptError
+from pipeline.snapshots.snapshot import Snapshot
+
+DUPLICATES_VERSION = 1
+"""Of the search and its fingerprints. A table of another version counts as not there."""
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("first", pa.string()),
+        ("second", pa.string()),
+        ("distance", pa.float32()),
+        ("offset_s", pa.float32()),
+    ]
+)
+"""A group of near-identical clips is listed against its first: held-out splits come before those that are trained on,
+then the order of the index. `distance` is 0 for identical clips; `offset_s` is where `second` starts within `first`."""
+VERSION_KEY, THRESHOLD_KEY = b"duplicates", b"threshold"
+
+
+def write_duplicates(snapshot: Snapshot, pairs: pa.Table, threshold: float) -> None:
+    """Keep a snapshot's pairs, sorted by their clips, with the distance up to which clips count as near-identical."""
+    ordered = pairs.cast(PAIRS_SCHEMA).sort_by([("first", "ascending"), ("second", "ascending")])
+    metadata = {
+        VERSION_KEY: str(DUPLICATES_VERSION).encode(),
+        THRESHOLD_KEY: str(threshold).encode(),
+    }
+    out = io.BytesIO()
+    pq.write_table(ordered.replace_schema_metadata(metadata), out, compression="zstd")
+    snapshot.store.write_bytes(_name_of(snapshot), out.getvalue())
+
+
+def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
+    """Return a snapshot's pairs of near-identical clips by `PAIRS_SCHEMA`; None if they were not searched yet.
+
+    Raises CorruptError if the file is no such table.
+    """
+    store, name = snapshot.store, _name_of(snapshot)
+    if not store.exists(name):
+        return None
+    try:
+        table = pq.read_table(pa.BufferReader(store.read_bytes(name)))
+        if (table.schema.metadata or {}).get(VERSION_KEY) != str(DUPLICATES_VERSION).encode():
+            return None
+        return table.select(PAIRS_SCHEMA.names).cast(PAIRS_SCHEMA.with_metadata(table.schema.metadata))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise CorruptError(
+            f"{store.url(name)} is not a valid table of duplicates: {error}; remove it and run"
+            " `preprocess.py duplicates`"
+        ) from error
+
+
+def _name_of(snapshot: Snapshot) -> str:
+    return f"snapshots/{snapshot.snapshot_id}/duplicates.parquet"
