@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from ast_model.config import FORWARDS_PER_STEP, PEAK_FLOPS
 from ast_model.recipes import Recipe
 
-MFU = {"H200": 0.45, "L40S": 0.40}
-"""Share of a GPU's 16-bit peak that a training reaches: assumed until `make gpu` has measured it. After a change
-`python scripts/write_costs.py` updates all that follows from it, in `recipes` and in docs/cluster.md."""
+MFU = {"H200": 0.36, "L40S": 0.33}
+"""Share of a GPU's 16-bit peak that a training reaches.
+
+An H200's as `make gpu` measured it on an H100, which has the same peak and less bandwidth; an L40S's by computation:
+products and attention at the same share of its peak, the rest at its bandwidth. After a change `python
+scripts/write_costs.py` updates all that follows from it, in `recipes` and in docs/cluster.md.
+"""
 
 
 @dataclass(frozen=True)
