@@ -6,10 +6,14 @@ later.
 
 import io
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from pipeline.errors import CorruptError
+from pipeline.keys import positions_of
 from pipeline.snapshots.snapshot import Snapshot
 
 DUPLICATES_VERSION = 1
@@ -22,8 +26,9 @@ PAIRS_SCHEMA = pa.schema(
         ("offset_s", pa.float32()),
     ]
 )
-"""A group of near-identical clips is listed against its first: held-out splits come before those that are trained on,
-then the order of the index. `distance` is 0 for identical clips; `offset_s` is where `second` starts within `first`."""
+"""`first` comes before `second` in the index. A group of near-identical clips is listed against its first, not each
+against each: see `duplicate_groups`. `distance` is 0 for identical clips; `offset_s` is where `second` starts within
+`first`."""
 VERSION_KEY, THRESHOLD_KEY = b"duplicates", b"threshold"
 
 
@@ -57,6 +62,19 @@ def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
             f"{store.url(name)} is not a valid table of duplicates: {error}; remove it and run"
             " `preprocess.py duplicates`"
         ) from error
+
+
+def duplicate_groups(snapshot: Snapshot, pairs: pa.Table) -> np.ndarray:
+    """Number the groups of clips that pairs join, directly or through others: (N,), equal within a group.
+
+    A clip without a near-identical one is a group of its own.
+    """
+    keys, size = snapshot.index["key"], len(snapshot.index)
+    rows_P2 = np.stack([positions_of(pairs[name], keys) for name in ("first", "second")], -1)
+    # A selection of the snapshot lacks some of the clips.
+    first, second = rows_P2[(rows_P2 >= 0).all(-1)].T
+    edges = sparse.coo_array((np.ones(len(first), bool), (first, second)), shape=(size, size))
+    return csgraph.connected_components(edges, directed=False)[1]
 
 
 def _name_of(snapshot: Snapshot) -> str:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import CorruptError
-from pipeline.quality.duplicates import PAIRS_SCHEMA, load_duplicates, write_duplicates
+from pipeline.quality.duplicates import PAIRS_SCHEMA, duplicate_groups, load_duplicates, write_duplicates
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 
@@ -40,3 +40,11 @@ def test_a_table_of_another_version_counts_as_not_there_and_a_broken_one_is_name
     pq.write_table(PAIRS_SCHEMA.with_metadata({b"duplicates": b"0"}).empty_table(), out)
     own_snapshot.store.write_bytes(name, out.getvalue().to_pybytes())
     assert load_duplicates(own_snapshot) is None
+
+
+def test_pairs_join_clips_into_groups_also_through_others(snapshot: Snapshot) -> None:
+    keys = snapshot.index["key"].to_pylist()
+    pairs = pa.table([[keys[0], keys[3], "gone"], [keys[3], keys[5], keys[1]], [0.0] * 3, [0.0] * 3], PAIRS_SCHEMA)
+    groups = duplicate_groups(snapshot, pairs)
+    assert groups[0] == groups[3] == groups[5]
+    assert len(set(groups)) == len(keys) - 2
