@@ -75,7 +75,7 @@ def test_the_documented_costs_are_the_computed_ones_and_follow_the_mfu(
     text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
     assert write(text) == text, "python scripts/write_costs.py updates them"
     monkeypatch.setitem(MFU, "H200", 0.18)
-    assert ("11.0 hours" in write(text), "11.0 | 11.0" in write(text)) == ("recipes" in file, "cluster" in file)
+    assert ("11.1 hours" in write(text), "11.1 | 11.1" in write(text)) == ("recipes" in file, "cluster" in file)
 
 
 def test_each_preset_for_gpus_has_a_cost() -> None:
