@@ -3,6 +3,7 @@
 import base64
 import csv
 import difflib
+import io
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ PAGE = """{% extends "page" %}
 <td>{{ "%.3f" % row.cosine if row.cosine is not none else "" }}</td>
 <td>{% if row.player %}<audio controls preload="none" src="{{ row.player }}"></audio>{% else %}
 <span class="grey">no audio kept</span>{% endif %}</td>
-<td>{{ row.clip }}<br><span class="grey">{{ "%.2f" % row.start_s }} to {{ "%.2f" % row.end_s }} s</span></td>
+<td>{{ row.file or row.clip }}<br>
+<span class="grey">{{ "%.2f" % row.start_s }} to {{ "%.2f" % row.end_s }} s</span></td>
 <td class="true">{{ row.labels }}</td>
 </tr>
 {% endfor %}
@@ -56,7 +58,10 @@ PAGE = """{% extends "page" %}
 
 @dataclass(frozen=True)
 class Sounds:
-    """Clips by row: a table of `clip`, `start_s`, `end_s`, `split`, `labels`, and how to get and to hear them."""
+    """Clips by row, and how to hear them.
+
+    Columns of the table: `clip`, `file` (empty where none is known), `start_s`, `end_s`, `split`, `labels`.
+    """
 
     table: pd.DataFrame
     embeddings_ND: np.ndarray
@@ -120,9 +125,12 @@ def _embed_store(tagger: Tagger, config: SearchConfig) -> Sounds:
     index = snapshot.index
     keys = index["key"].to_pylist()
     start_s = np.array([int(key.rpartition("_")[2]) for key in keys]) / 1000
+    clips = [key.rpartition("_")[0] for key in keys]
+    files = _files_of_clips(store)
     table = pd.DataFrame(
         {
-            "clip": [key.rpartition("_")[0] for key in keys],
+            "clip": clips,
+            "file": [files.get(clip, "") for clip in clips],
             "start_s": start_s,
             "end_s": start_s + index["num_frames"].to_numpy() / FRAMES_PER_S,
             "split": snapshot.splits,
@@ -134,21 +142,25 @@ def _embed_store(tagger: Tagger, config: SearchConfig) -> Sounds:
 
 def _reader_of_store(snapshot: Snapshot, table: pd.DataFrame) -> Callable[[int], np.ndarray | None]:
     """Return how to hear a clip: from its shard if audio was kept, else from the file that it was cut from."""
-    reader, store = ClipReader(snapshot), snapshot.store
+    reader = ClipReader(snapshot)
     has_audio = snapshot.index["audio_length"].to_numpy() > 0
-    media = f"tables/{MEDIA_TABLE}"
-    file_of = {}
-    if store.is_local and store.exists(media):
-        file_of = pd.read_csv(store.path(media), index_col="id")["path"].to_dict()
 
     def read(row: int) -> np.ndarray | None:
         if has_audio[row]:
             return reader.read_audio(row).astype(np.float32) / 32768
-        path = file_of.get(table["clip"][row])
-        times = table["start_s"][row], table["end_s"][row]
-        return _cut(Path(path), *times) if path and Path(path).is_file() else None
+        path = Path(table["file"][row])
+        return _cut(path, table["start_s"][row], table["end_s"][row]) if path.is_file() else None
 
     return read
+
+
+def _files_of_clips(store: Store) -> dict[str, str]:
+    """Return the file that each clip was cut from, where the store has a table of them."""
+    name = f"tables/{MEDIA_TABLE}"
+    if not store.exists(name):
+        return {}
+    media = pd.read_csv(io.BytesIO(store.read_bytes(name)), dtype=str)
+    return dict(zip(media["id"], media["path"], strict=True))
 
 
 def _embed_files(tagger: Tagger, paths: tuple[str, ...]) -> Sounds:
@@ -163,14 +175,15 @@ def _embed_files(tagger: Tagger, paths: tuple[str, ...]) -> Sounds:
                 log.warning("left out %s", error)
             else:
                 starts, embeddings_WD = tagger.embed_windows(fbank_TM)
-                length_s = len(fbank_TM) / FRAMES_PER_S
-                rows += [(file, start_s, min(start_s + window_s, length_s), "", ()) for start_s in starts.tolist()]
+                ends_s = np.minimum(starts + window_s, len(fbank_TM) / FRAMES_PER_S)
+                clip = Path(file).stem
+                rows += [(clip, file, *times, "", ()) for times in zip(starts.tolist(), ends_s.tolist(), strict=True)]
                 parts.append(embeddings_WD)
             progress.advance(1)
     if not parts:
         raise InputError(f"expected sounds in {', '.join(paths)[:200]}, none of {len(files)} files could be read")
-    table = pd.DataFrame(rows, columns=pd.Index(["clip", "start_s", "end_s", "split", "labels"]))
-    return Sounds(table, np.concatenate(parts), lambda row: _cut(Path(rows[row][0]), rows[row][1], rows[row][2]))
+    table = pd.DataFrame(rows, columns=pd.Index(["clip", "file", "start_s", "end_s", "split", "labels"]))
+    return Sounds(table, np.concatenate(parts), lambda row: _cut(Path(rows[row][1]), rows[row][2], rows[row][3]))
 
 
 def _cut(file: Path, start_s: float, end_s: float) -> np.ndarray:

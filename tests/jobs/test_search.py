@@ -84,8 +84,8 @@ def test_windows_of_files_are_searched_and_unreadable_ones_left_out(checkpoint: 
     query = tmp_path / "query.flac"
     query.write_bytes(encode_flac(tone * 0.9))
     table = run_search(checkpoint, tmp_path / "page.html", "--like", query, "--audio", folder)
-    assert Path(table["clip"][0]).name == "tone.flac"
-    assert sorted(table["start_s"][table["clip"].str.endswith("noise.flac")]) == [0, 10.24, 20.48]
+    assert Path(table["file"][0]).name == "tone.flac"
+    assert sorted(table["start_s"][table["file"].str.endswith("noise.flac")]) == [0, 10.24, 20.48]
     assert table["end_s"].max() == pytest.approx(25, abs=0.03)
 
 
