@@ -1,0 +1,103 @@
+"""Fingerprints of clips, by which near-identical ones are known: another codec, rate, level or start changes little.
+
+A fingerprint says of `NUM_BANDS` pairs of neighbouring bands, 25 times a second, whether the balance between the two is
+above or below its average of the two seconds around, or close to it. A level changes no balance, and neither does a
+filter, such as a telephone's, its course; what codecs leave out lies above `HIGH_BIN` or far below the clip's peaks.
+Steady sounds and silence have no such course: their fingerprints say nothing, and match nothing, not even each other.
+"""
+
+# Letters: N clips, T frames, M mel bins, P steps, B bands or pairs of them.
+
+import numpy as np
+
+from pipeline.fbank import FRAME_SHIFT_MS
+
+LOW_BIN, HIGH_BIN = 16, 84
+"""Mel bins that count, from 280 Hz to 2.9 kHz: what a telephone passes, too."""
+NUM_BANDS = 16
+BANDS_MB = np.kron(np.eye(NUM_BANDS + 1), np.full((4, 1), 1 / 4)).astype(np.float32)
+"""Averages of 4 mel bins each."""
+STEP_FRAMES = 4
+STEP_S = STEP_FRAMES * FRAME_SHIFT_MS / 1000
+NUM_STEPS = 250
+"""Of the first 10 s; what a longer clip has after them does not count."""
+WINDOW_FRAMES = 16
+"""Frames that are averaged for a step: four times its length, so that a start between two steps changes little."""
+RANGE_NATS = 10.0
+"""Below the loudest band (43 dB), nothing counts: there codecs differ."""
+AROUND_STEPS = 25
+"""To each side, whose average a balance is compared with."""
+MIN_NATS, MIN_SHARE = 0.1, 0.5
+"""A balance this close to its average counts as close, the latter as a share of the clip's deviation."""
+
+MAX_SHIFT_STEPS = 15
+"""Two clips are compared at starts up to 0.6 s apart."""
+CHANCE = 7.0
+"""Similarity that clips have by chance at the best of a trillion comparisons, times the root of their cells."""
+MIN_CELLS = 200
+"""Cells, of `NUM_STEPS` times `NUM_BANDS`, that must be above or below, or there is too little to compare."""
+
+
+def fingerprint_of(fbank_TM: np.ndarray) -> bytes:
+    """Return the fingerprint of a fbank (T, 128), as shards hold it: 4 bytes a step, at most 1,000."""
+    frames_TM = fbank_TM[: NUM_STEPS * STEP_FRAMES + WINDOW_FRAMES - STEP_FRAMES, LOW_BIN:HIGH_BIN].astype(np.float32)
+    num_steps = (len(frames_TM) - WINDOW_FRAMES) // STEP_FRAMES + 1
+    if num_steps < 1:
+        return b""
+    bands_TB = frames_TM @ BANDS_MB
+    loudest = _moving_average(bands_TB, num_steps).max()
+    balances_PB = np.diff(_moving_average(np.maximum(bands_TB, loudest - RANGE_NATS), num_steps))
+    deviations_PB = balances_PB - _average_around(balances_PB)
+    limit = max(MIN_NATS, MIN_SHARE * float(np.sqrt(np.square(deviations_PB).mean())))
+    cells = np.packbits([deviations_PB > limit, deviations_PB < -limit], axis=-1)  # (2, P, NUM_BANDS / 8)
+    return np.ascontiguousarray(cells.transpose(1, 0, 2)).tobytes()
+
+
+def _moving_average(bands_TB: np.ndarray, num_steps: int) -> np.ndarray:
+    """Average the frames from each step on: (T, B) → (P, B)."""
+    sums_TB = np.cumsum(np.pad(bands_TB, ((1, 0), (0, 0))), axis=0)
+    starts = np.arange(num_steps) * STEP_FRAMES
+    return (sums_TB[starts + WINDOW_FRAMES] - sums_TB[starts]) / WINDOW_FRAMES
+
+
+def _average_around(balances_PB: np.ndarray) -> np.ndarray:
+    sums_PB = np.cumsum(np.pad(balances_PB, ((1, 0), (0, 0))), axis=0)
+    steps = np.arange(len(balances_PB))
+    starts, ends = np.maximum(steps - AROUND_STEPS, 0), np.minimum(steps + AROUND_STEPS + 1, len(steps))
+    return (sums_PB[ends] - sums_PB[starts]) / (ends - starts)[:, None]
+
+
+def unpack(fingerprints: list[bytes | None]) -> np.ndarray:
+    """Return fingerprints as words (N, NUM_STEPS, 2) of uint16: which bands are above, which below. None is empty."""
+    content = b"".join((each or b"").ljust(NUM_STEPS * 4, b"\0") for each in fingerprints)
+    return np.frombuffer(content, "<u2").reshape(len(fingerprints), NUM_STEPS, 2)
+
+
+def count_cells(words: np.ndarray) -> np.ndarray:
+    """Count the cells that are above or below: (N, NUM_STEPS, 2) → (N,)."""
+    return np.bitwise_count(words).sum((1, 2), dtype=np.int32)
+
+
+def distances(first: np.ndarray, second: np.ndarray, shift: int) -> np.ndarray:
+    """Return how far clips (N, NUM_STEPS, 2) are from others whose step 0 is step `shift` of theirs: (N,) in [0, 2].
+
+    0 is identical, 1 is what chance brings. The fewer cells there are, the more they agree by chance.
+    """
+    cells = np.minimum(num_first := count_cells(first), num_second := count_cells(second))
+    first, second = first[:, max(shift, 0) :], second[:, max(-shift, 0) :]
+    num_steps = min(first.shape[1], second.shape[1])
+    first, second = first[:, :num_steps], second[:, :num_steps]
+    agreeing = count_cells(first & second)
+    opposed = count_cells(first & second[:, :, ::-1])
+    # Cells that only one of them has, since it starts earlier, count as not agreeing.
+    similarity = (agreeing - opposed) / np.sqrt(np.maximum(num_first * num_second.astype(float), 1))
+    chance = CHANCE / np.sqrt(np.maximum(cells, MIN_CELLS))
+    return np.where(cells < MIN_CELLS, 1.0, (1 - similarity) / (1 - chance)).astype(np.float32)
+
+
+def closest(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distances of clips (N, NUM_STEPS, 2) from others at the best shift, and that shift in seconds."""
+    shifts = np.arange(-MAX_SHIFT_STEPS, MAX_SHIFT_STEPS + 1)
+    found = np.stack([distances(first, second, int(shift)) for shift in shifts])
+    best = found.argmin(0)
+    return found[best, np.arange(len(first))], (shifts[best] * STEP_S).astype(np.float32)
