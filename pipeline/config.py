@@ -64,6 +64,15 @@ class RateLimitConfig:
 
 
 @dataclass(frozen=True)
+class SelectionConfig:
+    """Choice of training clips."""
+
+    exclude: tuple[str, ...] = ()
+    """Training clips to leave out, by what is measured of them: "silence > 0.9", "bandwidth_hz < 4500", "codec == mp3
+    and bit_rate < 32000", duplicate_of_eval, duplicate. Clips that are evaluated on stay; see docs/quality.md."""
+
+
+@dataclass(frozen=True)
 class YouTubeConfig:
     """yt-dlp's settings for YouTube. Secrets are named by their files, so that they stand in no log."""
 

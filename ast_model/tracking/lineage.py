@@ -35,9 +35,11 @@ def _describe_version(client: MlflowClient, version: ModelVersion, best: ModelVe
 
 
 def preprocessing_runs(client: MlflowClient, snapshot_id: str) -> list[str]:
-    """Return the names of the runs that made a snapshot: the first that ended with it, and earlier ones of its store
-    that wrote clips."""
-    experiment = client.get_experiment_by_name(PREPROCESSING)
+    """Return the names of the runs that made a snapshot, or what it is a selection of.
+
+    The first that ended with it, and earlier ones of its store that wrote clips.
+    """
+    experiment, snapshot_id = client.get_experiment_by_name(PREPROCESSING), snapshot_id.partition("-")[0]
     if experiment is None:
         return []
     runs = list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"], max_results=5000))
@@ -51,13 +53,13 @@ def preprocessing_runs(client: MlflowClient, snapshot_id: str) -> list[str]:
 
 
 def snapshots_in_use(store: Store) -> set[str]:
-    """Return the snapshots that tracked runs name, whatever their state."""
+    """Return the snapshots that tracked runs name, by themselves or by a selection, whatever their state."""
     client = connect(store)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     found: set[str] = set()
     token: str | None = ""
     while experiment is not None and token is not None:
         runs = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token or None)
-        found |= {run.data.tags[SNAPSHOT_TAG] for run in runs if SNAPSHOT_TAG in run.data.tags}
+        found |= {run.data.tags[SNAPSHOT_TAG].partition("-")[0] for run in runs if SNAPSHOT_TAG in run.data.tags}
         token = runs.token or None
     return found

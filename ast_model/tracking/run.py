@@ -72,11 +72,13 @@ class TrackedRun:
     def log_data(self, snapshot: Snapshot, context: str) -> None:
         """Log the snapshot as the run's data, with counts, statistics and address."""
         self.snapshot_id = snapshot.snapshot_id
-        address = snapshot.store.url(f"snapshots/{snapshot.snapshot_id}")
+        address = snapshot.store.url(f"snapshots/{snapshot.whole_id}")
         scheme = address.split("://")[0] if "://" in address else "local"
         profile = {f"num_clips.{split}": count for split, count in snapshot.stats["num_clips"].items()}
         profile |= {"num_classes": len(snapshot.labels), "fbank_mean": snapshot.mean, "fbank_std": snapshot.std}
         profile["fingerprint"] = snapshot.manifest["fingerprint"]
+        if "selection" in snapshot.manifest:
+            profile["selection"] = snapshot.manifest["selection"]
         dataset = Dataset(
             name=data_name(snapshot.store),
             digest=snapshot.snapshot_id,

@@ -10,6 +10,7 @@ from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.report import RunSummary, print_report
 from jobs.launch.runs import begin_run, ending_tracked, new_run_name, resume_run
+from jobs.launch.snapshots import choose_clips
 from jobs.launch.tracked_preprocessing import check_all_made, preprocess_tracked, with_miniature_media
 from pipeline.cluster import ray_session
 from pipeline.preprocess import PreprocessReport
@@ -30,7 +31,7 @@ def audioset(config: AudioSetConfig) -> None:
             run = new_run_name(config.preset)
             with with_miniature_media(config.data, store) as data:
                 snapshot, report = preprocess_tracked(data, store, run)
-            job = begin_run(config, snapshot, run)
+            job = begin_run(config, choose_clips(snapshot, config.selection, config.train), run)
         with ending_tracked(job):
             history = train_on_ray(job, config.ray)
     print_report(RunSummary(job.snapshot, report, job.run, history, config.train.eval_split, tracking_uri(store)))

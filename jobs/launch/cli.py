@@ -139,7 +139,7 @@ def _is_complete(arg: str) -> bool:
 def flags_of(config: type, prefix: str = "--") -> Iterator[str]:
     """Yield the flags of a type of config as tyro makes them: `--root`, `--train.num-epochs`."""
     for name, kind, marks in _fields_of(config):
-        flag = prefix + name.replace("_", "-")
+        flag = prefix + _word_of(name, marks)
         if dataclasses.is_dataclass(kind):
             yield from flags_of(kind, prefix if NO_PREFIX in marks else f"{flag}.")
         else:
@@ -154,6 +154,11 @@ def _fields_of(config: type) -> Iterator[tuple[str, type, tuple[Any, ...]]]:
         marks = getattr(hint, "__metadata__", ())
         if tyro.conf.Suppress not in marks:
             yield name, get_args(hint)[0] if marks else hint, marks
+
+
+def _word_of(name: str, marks: tuple[Any, ...]) -> str:
+    """Return what stands for a field in flags: its name, unless a mark gives it another."""
+    return next((mark.name for mark in marks if getattr(mark, "name", "")), name).replace("_", "-")
 
 
 def _check_flags(argv: list[str], config: type) -> None:
@@ -181,7 +186,7 @@ def _give_values(argv: list[str], config: type) -> Iterator[str]:
 def _switches_of(config: type, prefix: str = "--") -> Iterator[str]:
     """Yield the switches of a type of config that may be unset."""
     for name, kind, marks in _fields_of(config):
-        flag = prefix + name.replace("_", "-")
+        flag = prefix + _word_of(name, marks)
         if dataclasses.is_dataclass(kind):
             yield from _switches_of(kind, prefix if NO_PREFIX in marks else f"{flag}.")
         elif kind == bool | None:
@@ -220,7 +225,7 @@ def _hide_rare_flags(config: Any, prefix: str = "--") -> Any:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     overrides = []
     for name, kind, marks in _fields_of(type(config)):
-        flag = prefix + name.replace("_", "-")
+        flag = prefix + _word_of(name, marks)
         if dataclasses.is_dataclass(kind):
             values[name] = _hide_rare_flags(values[name], prefix if NO_PREFIX in marks else f"{flag}.")
             part: Any = type(values[name])

@@ -24,6 +24,7 @@ from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import choose_gpu
 from jobs.launch.recordings import convert, train_tracked
 from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name
+from jobs.launch.snapshots import choose_clips
 from pipeline.cluster import ray_session
 from pipeline.errors import ConfigError
 from pipeline.fbank import SAMPLE_RATE_HZ, num_frames_of
@@ -86,7 +87,7 @@ def finetune(config: FinetuneConfig) -> None:
     with ray_session():
         run = dataclasses.replace(run, ray=choose_gpu(config.ray))
         is_head_only = choose_head_only(config, bool(run.ray.use_gpu), clips)
-        snapshot = convert(clips, classes, store)
+        snapshot = choose_clips(convert(clips, classes, store), config.selection, train)
         if is_head_only:
             run = dataclasses.replace(run, preset=HEAD_PRESET, train=head_settings(train))
             job = begin_run(run, snapshot, new_run_name(run.preset))

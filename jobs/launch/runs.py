@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ast_model.config import TrainConfig
 from ast_model.distributed import World
 from ast_model.tracking.publish import publish_or_say_how
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
@@ -18,6 +19,7 @@ from ast_model.training.trainer import Trainer
 from jobs.launch.provenance import provenance
 from jobs.launch.titles import RunConfig, describe_run, run_params, run_title
 from pipeline.errors import ConfigError, MismatchError, NoClipsError, StoppedError
+from pipeline.quality.filters import count_leaks
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 
@@ -40,6 +42,7 @@ def begin_run(config: RunConfig, snapshot: Snapshot, run: str, parent: TrackedRu
     # Checked first: a run in MLflow that could not even begin is noise in every list.
     store.check_writable()
     check_training(config.train, model, snapshot)
+    _warn_of_leaks(config.train, snapshot)
     title = run_title(config, model, snapshot, run)
     tags = {"preset": config.preset, "run": run, "stage": "train", **provenance()}
     tracker = start_run(store, title, tags, parent=parent)
@@ -50,6 +53,15 @@ def begin_run(config: RunConfig, snapshot: Snapshot, run: str, parent: TrackedRu
     tracker.log_data(snapshot, "training")
     tracker.describe(describe_run(config, model, snapshot, run))
     return job
+
+
+def _warn_of_leaks(config: TrainConfig, snapshot: Snapshot) -> None:
+    if num_leaks := count_leaks(snapshot, config.train_splits, config.eval_split):
+        log.warning(
+            "%d of %d clips of %s, which this training is evaluated on, are trained on, too, or sound nearly the same:"
+            " its figures will be too high; to leave such clips out of the training: --data.exclude duplicate_of_eval",
+            *(num_leaks, len(snapshot.rows_of((config.eval_split,))), config.eval_split),
+        )
 
 
 def resume_run(run: str, store: Store, config: RunConfig, snapshot_id: str = "") -> TrackedJob:

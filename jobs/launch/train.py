@@ -14,6 +14,7 @@ from jobs.launch.config.training import TrainJobConfig
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, resume_run, train_rank
+from jobs.launch.snapshots import choose_clips
 from pipeline.cluster import ray_session
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
@@ -64,4 +65,5 @@ def _open_run(config: TrainJobConfig) -> TrackedJob:
     connect(store)
     if config.resume:
         return resume_run(config.resume, store, config, config.snapshot)
-    return begin_run(config, load_snapshot(store, config.snapshot or None), new_run_name(config.preset))
+    snapshot = choose_clips(load_snapshot(store, config.snapshot or None), config.selection, config.train)
+    return begin_run(config, snapshot, new_run_name(config.preset))

@@ -42,7 +42,10 @@ def vggsound(config: VGGSoundConfig) -> None:
     folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())
     write_audioset_tables(read_vggsound(table), folder)
     data = dataclasses.replace(config.data, metadata=str(folder))
-    audioset(AudioSetConfig(config.preset, config.root, data, config.model, config.train, config.ray, config.resume))
+    settings = {
+        name: getattr(config, name) for name in ("preset", "root", "model", "train", "ray", "resume", "selection")
+    }
+    audioset(AudioSetConfig(data=data, **settings))
 
 
 def read_vggsound(table: Path) -> list[Row]:

@@ -80,4 +80,4 @@ def duplicate_groups(snapshot: Snapshot, pairs: pa.Table) -> np.ndarray:
 
 
 def _name_of(snapshot: Snapshot) -> str:
-    return f"snapshots/{snapshot.snapshot_id}/duplicates.parquet"
+    return f"snapshots/{snapshot.whole_id}/duplicates.parquet"

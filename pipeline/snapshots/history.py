@@ -54,7 +54,8 @@ def runs_by_snapshot(store: Store) -> dict[str, set[str]]:
     """Read from the JSON files under `runs/` which run names which snapshot."""
     found: dict[str, set[str]] = {}
     for name in store.list("runs", ".json"):
-        for snapshot_id in re.findall(r'"snapshot(?:_id)?": ?"(\w+)"', json.dumps(store.read_json(name))):
+        # What follows a hyphen names a selection of the snapshot.
+        for snapshot_id in re.findall(r'"snapshot(?:_id)?": ?"(\w+)[-\w]*"', json.dumps(store.read_json(name))):
             found.setdefault(snapshot_id, set()).add(name.split("/")[1])
     return found
 

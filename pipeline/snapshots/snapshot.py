@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from pipeline.shards.format import digest_of, shard_settings
 from pipeline.store.storage import Store
 
 LATEST = "latest.json"
+SELECTION_KEY = b"selection"
 PARTS = ("index.parquet", "labels.csv", "shards.parquet")
 INDEX_SCHEMA = pa.schema(
     [
@@ -49,6 +51,11 @@ class Snapshot:
     manifest: Mapping[str, Any]
     checksums: Mapping[str, Checksum]
     """Of each shard, by its name with extension."""
+
+    @property
+    def whole_id(self) -> str:
+        """Id of the snapshot that this is a selection of, or its own."""
+        return self.snapshot_id.partition("-")[0]
 
     @property
     def mean(self) -> float:
@@ -124,18 +131,74 @@ def _id_of(parts: Mapping[str, bytes], stats: Mapping[str, Any]) -> str:
     return digest_of({name: hashlib.sha256(data).hexdigest() for name, data in parts.items()} | {"stats": stats})
 
 
+def publish_selection(whole: Snapshot, rows: np.ndarray, made_by: Mapping[str, Any]) -> Snapshot:
+    """Keep some clips of a snapshot as one of its own, `{id}-{digest}`, which `load_snapshot` knows by its name.
+
+    rows: the clips that stay, ascending. made_by: how they were chosen, as JSON can hold it. Mean and deviation stay
+    those of the whole, so that models of both see the same features.
+    """
+    rows = np.asarray(rows, np.int32)
+    digest = _digest_of_selection(rows, made_by)
+    table = pa.table({"row": rows}).replace_schema_metadata({SELECTION_KEY: json.dumps(made_by)})
+    whole.store.write_bytes(_selection_name(whole.whole_id, digest), _parquet_bytes(table))
+    return _select(whole, digest, rows, made_by)
+
+
+def _load_selection(whole: Snapshot, digest: str) -> Snapshot:
+    store, name = whole.store, _selection_name(whole.snapshot_id, digest)
+    if not store.exists(name):
+        raise NoClipsError(
+            f"expected the selection {digest} of snapshot {whole.snapshot_id} in {store.root}, found none; give"
+            " --data.exclude again"
+        )
+    table = pq.read_table(io.BytesIO(store.read_bytes(name)))
+    rows = table["row"].to_numpy()
+    made_by = json.loads((table.schema.metadata or {}).get(SELECTION_KEY, b"{}"))
+    if (found := _digest_of_selection(rows, made_by)) != digest:
+        raise CorruptError(f"{store.url(name)}: expected content with the digest in its name, found {found}: edited?")
+    return _select(whole, digest, rows, made_by)
+
+
+def _select(whole: Snapshot, digest: str, rows: np.ndarray, made_by: Mapping[str, Any]) -> Snapshot:
+    index = whole.index.take(pa.array(rows)).combine_chunks()
+    selected = dataclasses.replace(
+        whole,
+        snapshot_id=f"{whole.whole_id}-{digest}",
+        index=index,
+        manifest={**whole.manifest, "selection": dict(made_by)},
+    )
+    rows_of = {split: np.flatnonzero(selected.splits == split) for split in whole.stats["num_clips"]}
+    changed = {
+        "num_clips": {split: len(rows) for split, rows in rows_of.items()},
+        "class_counts": {
+            split: np.asarray(selected.targets(rows).sum(axis=0)).ravel().astype(int).tolist()
+            for split, rows in rows_of.items()
+        },
+    }
+    return dataclasses.replace(selected, stats={**whole.stats, **changed})
+
+
+def _digest_of_selection(rows: np.ndarray, made_by: Mapping[str, Any]) -> str:
+    content = np.asarray(rows, "<i4").tobytes()
+    return digest_of({"rows": hashlib.sha256(content).hexdigest(), "made_by": made_by})
+
+
+def _selection_name(snapshot_id: str, digest: str) -> str:
+    return f"snapshots/{snapshot_id}/selections/{digest}.parquet"
+
+
 def latest_snapshot_id(store: Store) -> str | None:
     return store.read_json(LATEST)["snapshot"] if store.exists(LATEST) else None
 
 
 def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
-    """Load a snapshot, the latest unless named.
+    """Load a snapshot, or a selection of one, by name; the latest snapshot unless named.
 
     Raises NoClipsError if there is none, CorruptError if it was changed.
     """
-    snapshot_id = snapshot_id or latest_snapshot_id(store)
+    snapshot_id, _, selection = (snapshot_id or latest_snapshot_id(store) or "").partition("-")
     folder = f"snapshots/{snapshot_id}"
-    if snapshot_id is None or not store.exists(f"{folder}/manifest.json"):
+    if not snapshot_id or not store.exists(f"{folder}/manifest.json"):
         raise NoClipsError(
             f"expected the snapshot {snapshot_id or '(latest)'} in {store.root}, found none; preprocess first"
         )
@@ -148,7 +211,9 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
     labels = parse_labels(files["labels.csv"].decode(), f"{folder}/labels.csv")
     shards = pq.read_table(io.BytesIO(files["shards.parquet"])).to_pylist()
     checksums = {row["shard"]: Checksum(row["num_bytes"], row["digest"]) for row in shards}
-    return Snapshot(store, snapshot_id, index, labels, stats, store.read_json(f"{folder}/manifest.json"), checksums)
+    manifest = store.read_json(f"{folder}/manifest.json")
+    snapshot = Snapshot(store, snapshot_id, index, labels, stats, manifest, checksums)
+    return _load_selection(snapshot, selection) if selection else snapshot
 
 
 def check_fingerprint(snapshot: Snapshot) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from ast_model.config import DeviceType
-from pipeline.config import PreprocessConfig
+from pipeline.config import PreprocessConfig, SelectionConfig
 from pipeline.errors import ConfigError
 
 MINIATURE = "miniature"
@@ -34,6 +34,10 @@ StoreRoot = Annotated[
 
 
 Data = Annotated[PreprocessConfig, NO_PREFIX, tyro.conf.EnumChoicesFromValues]
+
+
+Selection = Annotated[SelectionConfig, tyro.conf.arg(name="data")]
+"""`--data.exclude`."""
 
 
 @dataclass(frozen=True)

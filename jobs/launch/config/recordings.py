@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import tyro
 
 from ast_model.config import ASTConfig, TrainConfig
-from jobs.launch.config.common import NO_PREFIX, Data, Exists, Input, RayConfig
-from pipeline.config import PreprocessConfig
+from jobs.launch.config.common import NO_PREFIX, Data, Exists, Input, RayConfig, Selection
+from pipeline.config import PreprocessConfig, SelectionConfig
 from pipeline.errors import ConfigError
 
 
@@ -119,6 +119,7 @@ class VGGSoundConfig:
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=None))
     resume: str = ""
     """Run to go on with, on its own snapshot and by the same command otherwise; empty for a new one."""
+    selection: Selection = field(default_factory=SelectionConfig)
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ class FinetuneConfig:
     resume: str = ""
     """Run to go on with, by the same command otherwise; empty for a new one."""
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=None))
+    selection: Selection = field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.clip_s <= 600:

@@ -6,8 +6,8 @@ from typing import Annotated
 import tyro
 
 from ast_model.config import ASTConfig, TrainConfig
-from jobs.launch.config.common import NO_PREFIX, Data, Input, RayConfig, StoreRoot
-from pipeline.config import PreprocessConfig
+from jobs.launch.config.common import NO_PREFIX, Data, Input, RayConfig, Selection, StoreRoot
+from pipeline.config import PreprocessConfig, SelectionConfig
 from pipeline.errors import ConfigError
 
 
@@ -25,6 +25,7 @@ class AudioSetConfig:
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
     resume: str = ""
     """Run to go on with, on its own snapshot and by the same command otherwise; empty for a new one."""
+    selection: Selection = field(default_factory=SelectionConfig)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TrainJobConfig:
     model: ASTConfig = field(default_factory=ASTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
+    selection: Selection = field(default_factory=SelectionConfig)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,182 @@
+"""Leaving out training clips by what is known of them: `silence > 0.9`, `codec == mp3 and bit_rate < 32000`.
+
+A clip is left out if any of several expressions is true of it; an expression is true if all its conditions are. What
+was not measured of a clip is no reason to leave it out.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported.
+
+import difflib
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import ConfigError, InputError, NoClipsError, quote
+from pipeline.fbank import FRAME_SHIFT_MS
+from pipeline.quality.duplicates import duplicate_groups, load_duplicates
+from pipeline.quality.table import MEASURES_SCHEMA, NUMERIC_AND_TEXT, read_measures
+from pipeline.snapshots.build import HELD_OUT_SPLITS
+from pipeline.snapshots.snapshot import Snapshot, publish_selection
+
+log = logging.getLogger(__name__)
+
+COMPARISONS = {
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    "==": pc.equal,
+    "!=": pc.not_equal,
+}
+CONDITION = re.compile(r"(\w+)\s*(?:(>=|<=|==|!=|>|<)\s*(\S+))?")
+FLAGS = ("duplicate", "duplicate_of_eval")
+"""Columns that are true or false."""
+COLUMNS = (*NUMERIC_AND_TEXT, "duration_s", *FLAGS)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A column compared with a value, or one that is true by itself."""
+
+    column: str
+    comparison: str = ""
+    value: float | str = ""
+
+
+def parse_expression(expression: str) -> tuple[Condition, ...]:
+    """Parse conditions joined by `and`. Raises ConfigError for what is none, with a suggestion for unknown columns."""
+    return tuple(_parse_condition(part.strip(), expression) for part in re.split(r"\band\b", expression))
+
+
+def _parse_condition(text: str, expression: str) -> Condition:
+    found = CONDITION.fullmatch(text)
+    if not found:
+        raise ConfigError(
+            f'--data.exclude: expected conditions such as "silence > 0.9", found {quote(text)} in {quote(expression)}'
+        )
+    column, comparison, value = found[1], found[2] or "", found[3] or ""
+    if column not in COLUMNS:
+        close = difflib.get_close_matches(column, COLUMNS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COLUMNS)}"
+        raise ConfigError(f"--data.exclude: expected a column, found {quote(column)}; {hint}")
+    if column in FLAGS:
+        if comparison:
+            raise ConfigError(f"--data.exclude: {column} stands by itself, found {quote(text)}")
+        return Condition(column)
+    is_text = column != "duration_s" and pa.types.is_string(MEASURES_SCHEMA.field(column).type)
+    if is_text:
+        if comparison not in ("==", "!="):
+            raise ConfigError(f"--data.exclude: {column} is text and takes == or !=, found {quote(text)}")
+        return Condition(column, comparison, value.strip("'\""))
+    try:
+        number = float(value)
+    except ValueError:
+        raise ConfigError(
+            f"--data.exclude: expected {column}, a comparison and a number, found {quote(text)}"
+        ) from None
+    return Condition(column, comparison, number)
+
+
+def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collection[str], eval_split: str) -> Snapshot:
+    """Return a snapshot without the training clips of which any expression is true; it is kept, by a name of its own.
+
+    train: the splits that are trained on; clips of others stay, so that figures remain comparable. eval_split: where
+    `duplicate_of_eval` looks for the same sounds, besides the splits that are held out by their names.
+    Raises ConfigError for no expression, InputError for a column that was never measured, NoClipsError if none is left.
+    """
+    parsed = [parse_expression(expression) for expression in expressions]
+    is_trained_on = np.isin(snapshot.splits, list(train))
+    columns = {condition.column for conditions in parsed for condition in conditions}
+    values = read_columns(snapshot, columns, is_trained_on, eval_split)
+    is_out = np.zeros(len(snapshot.index), bool)
+    counts = {}
+    for expression, conditions in zip(expressions, parsed, strict=True):
+        matches = np.logical_and.reduce([_evaluate(condition, values) for condition in conditions]) & is_trained_on
+        counts[expression] = int(matches.sum())
+        is_out |= matches
+    said = ", ".join(f"{count} by {expression}" for expression, count in counts.items())
+    log.info("--data.exclude leaves out %d of %d training clips: %s", is_out.sum(), is_trained_on.sum(), said)
+    if not (is_trained_on & ~is_out).any():
+        raise NoClipsError(
+            f"--data.exclude leaves none of the {is_trained_on.sum()} clips of {', '.join(sorted(train))}: {said};"
+            " exclude less"
+        )
+    made_by = {"exclude": list(expressions), "splits": sorted(train), "num_excluded": counts}
+    return publish_selection(snapshot, np.flatnonzero(~is_out), made_by)
+
+
+def read_columns(
+    snapshot: Snapshot, columns: Collection[str], is_trained_on: np.ndarray, eval_split: str
+) -> dict[str, pa.ChunkedArray]:
+    """Read what expressions compare: columns of a value per clip.
+
+    Raises InputError, naming the command that adds it, for what is not there.
+    """
+    measured = [name for name in columns if name in NUMERIC_AND_TEXT]
+    table = read_measures(snapshot, measured)
+    values = {name: table[name] for name in measured}
+    for name, column in values.items():
+        if column.null_count == len(column):
+            raise InputError(
+                f"--data.exclude: {name} was measured of no clip of {snapshot.store.root}; run `python"
+                " jobs/preprocess.py measure` there (what only the source had is known for clips that are converted"
+                " from now on)"
+            )
+    if "duration_s" in columns:
+        seconds = snapshot.index["num_frames"].to_numpy() * FRAME_SHIFT_MS / 1000
+        values["duration_s"] = pa.chunked_array([seconds])
+    if flags := set(FLAGS) & set(columns):
+        found = find_doubles(snapshot, is_trained_on, eval_split)
+        if found is None:
+            raise InputError(
+                f"--data.exclude: nobody looked for near-identical clips in snapshot {snapshot.whole_id}; run `python"
+                f" jobs/preprocess.py duplicates --root {snapshot.store.root}`"
+            )
+        values |= {name: pa.chunked_array([found[name]]) for name in flags}
+    return values
+
+
+def find_doubles(snapshot: Snapshot, is_trained_on: np.ndarray, eval_split: str) -> dict[str, np.ndarray] | None:
+    """Return which clips (N,) are `duplicate`, and `duplicate_of_eval`; None if nobody looked for them yet.
+
+    Of near-identical training clips all but the first are duplicates.
+    """
+    pairs = load_duplicates(snapshot)
+    if pairs is None:
+        return None
+    groups = duplicate_groups(snapshot, pairs)
+    is_held_out = np.isin(snapshot.splits, [eval_split, *HELD_OUT_SPLITS]) & ~is_trained_on
+    is_first = np.zeros(len(groups), bool)
+    rows = np.flatnonzero(is_trained_on)
+    is_first[rows[np.unique(groups[rows], return_index=True)[1]]] = True
+    return {
+        "duplicate": is_trained_on & ~is_first,
+        "duplicate_of_eval": is_trained_on & np.isin(groups, groups[is_held_out]),
+    }
+
+
+def count_leaks(snapshot: Snapshot, train: Collection[str], eval_split: str) -> int:
+    """Count the clips that are evaluated on and trained on: the same, or near-identical as far as that is known."""
+    is_trained_on, is_evaluated = np.isin(snapshot.splits, list(train)), snapshot.splits == eval_split
+    keys = snapshot.index["key"]
+    trained_keys = keys.filter(pa.array(is_trained_on)).combine_chunks()
+    is_leak = is_evaluated & pc.is_in(keys, value_set=trained_keys).to_numpy()
+    pairs = load_duplicates(snapshot)
+    if pairs is not None:
+        groups = duplicate_groups(snapshot, pairs)
+        is_leak |= is_evaluated & np.isin(groups, groups[is_trained_on])
+    return int(is_leak.sum())
+
+
+def _evaluate(condition: Condition, values: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
+    column = values[condition.column]
+    if not condition.comparison:
+        return column.to_numpy()
+    found = COMPARISONS[condition.comparison](column, condition.value)
+    return found.fill_null(False).to_numpy()
