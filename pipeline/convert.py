@@ -17,11 +17,15 @@ from pipeline.backoff import backoff
 from pipeline.config import FetchConfig
 from pipeline.errors import AudioTaggingError, StoreError, is_disk_full
 from pipeline.fbank import NUM_MEL_BINS, compute_fbank
+from pipeline.quality.measures import Measures, measure_clip, measure_stored
+from pipeline.quality.table import write_measures
 from pipeline.records import Failure, FailureCategory, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards.checksum import checksum_of
 from pipeline.shards.format import (
     FAILED,
     FBANK_DTYPE,
+    SIDECAR,
+    TAR,
     WRITTEN,
     ShardWriter,
     SidecarRow,
@@ -107,8 +111,9 @@ def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardRepo
 
 
 def _write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipResult | Wait]) -> ShardReport | Wait:
-    """Write results to a tar as they come, and publish it and its sidecar; return the first Wait instead."""
-    store, rows = conversion.store, list[SidecarRow]()
+    """Write results to a tar as they come; publish it, its measures and its sidecar. Return the first Wait instead."""
+    store, shard = conversion.store, shard_name(plan.split, plan.shard_id, "tar").removesuffix(TAR)
+    rows, measures = list[SidecarRow](), dict[str, Measures]()
     with store.scratch() as folder:
         tar = folder / "shard.tar"
         try:
@@ -120,6 +125,8 @@ def _write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[Clip
                     if result.status == WRITTEN:
                         fbank_TM = np.frombuffer(result.fbank, FBANK_DTYPE).reshape(-1, NUM_MEL_BINS)
                         fields = writer.write(segment, fbank_TM, result.audio or None, result.source)
+                        known = Measures.from_bytes(result.measures) if result.measures else None
+                        measures[segment.key] = known or measure_stored(fbank_TM, result.audio)
                     fields |= {name: getattr(segment, name) for name in SEGMENT_NAMES}
                     fields |= {name: getattr(result, name) for name in RESULT_NAMES}
                     rows.append(SidecarRow(key=segment.key, **fields))
@@ -127,10 +134,11 @@ def _write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[Clip
             hint = "; free some space on that disk" if is_disk_full(error) else ""
             raise StoreError(f"can't write {tar}: {type(error).__name__}: {error}{hint}") from error
         checksum = checksum_of(tar)
-        if any(row.status == WRITTEN for row in rows):
-            store.publish(tar, shard_name(plan.split, plan.shard_id, "tar"))
+        if measures:
+            store.publish(tar, shard + TAR)
+            write_measures(store, shard, measures)
         # The sidecar comes last, because with it the shard counts as made.
-        write_sidecar(store, shard_name(plan.split, plan.shard_id, "parquet"), rows, conversion.fingerprint, checksum)
+        write_sidecar(store, shard + SIDECAR, rows, conversion.fingerprint, checksum)
     return _report(plan, [(row.status, row.reason) for row in rows], checksum.num_bytes, is_new=True)
 
 
@@ -171,12 +179,13 @@ def _convert(segment: Segment, media: Media | Failure, attempts: int, keep_audio
             return ClipResult(segment, FAILED, attempts, clip.reason.value, clip.detail, source)
         fbank_TM = compute_fbank(torch.from_numpy(clip.waveform)).numpy().astype(FBANK_DTYPE)
         audio = encode_flac(clip.waveform) if keep_audio else b""
+        measures = measure_clip(clip.waveform, fbank_TM, clip.media).to_bytes()
     except AudioTaggingError:
         raise
     except Exception as error:  # a bug of ours: it ends the shard, and whoever fixes it needs to know the clip
         raise RuntimeError(f"can't convert clip {segment.key}: {type(error).__name__}: {error}") from error
     detail = SHORT if clip.is_short else ""
-    return ClipResult(segment, WRITTEN, attempts, "", detail, source, fbank_TM.tobytes(), audio)
+    return ClipResult(segment, WRITTEN, attempts, "", detail, source, fbank_TM.tobytes(), audio, measures)
 
 
 Fetched = tuple[Media | Failure, int]

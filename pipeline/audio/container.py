@@ -21,6 +21,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 
+from pipeline.audio.levels import Levels
 from pipeline.records import Failure, Reason
 
 GAP_S = 0.1
@@ -131,7 +132,14 @@ class Track:
     Time counts from the container's start. Once `blocks` is exhausted the public attributes hold what was found.
     """
 
-    def __init__(self, container: InputContainer, window_start_ms: int, window_end_ms: int) -> None:
+    def __init__(
+        self,
+        container: InputContainer,
+        window_start_ms: int,
+        window_end_ms: int,
+        measured_ms: tuple[int, int] | None = None,
+    ) -> None:
+        """`measured_ms`: from when to when in the file the levels are measured."""
         stream = container.streams.best("audio")
         # FFmpeg has no context for a codec that it doesn't know.
         if not isinstance(stream, AudioStream) or stream.codec_context is None or stream.time_base is None:
@@ -148,6 +156,7 @@ class Track:
         self._window_start_s = window_start_ms / 1000
         self._window_s = (window_end_ms - window_start_ms) / 1000
         self._window_end_s = window_end_ms / 1000
+        self._measured_s = tuple((time_ms - window_start_ms) / 1000 for time_ms in measured_ms or ())
         self._ends_s: dict[int, float] = {}
         self._num_stalled = 0
         self._num_outside = 0
@@ -155,6 +164,13 @@ class Track:
 
         self.rate_hz = 0
         """Sample rate of the source; 0 until a frame is decoded."""
+        self.num_channels = 0
+        """Of the first frame; they may change in midstream."""
+        self.codec = stream.codec_context.codec.canonical_name
+        self.bit_rate = stream.bit_rate or (container.bit_rate if len(container.streams) == 1 else None) or None
+        """As the header states it, or as it follows from the file's size."""
+        self.levels = Levels()
+        """Of the stretch that is measured."""
         self.position: int | None = None
         """Where the next samples belong: samples after the window's start, gaps included; None before the first."""
         self.num_decoded = 0
@@ -177,18 +193,35 @@ class Track:
 
     def blocks(self, first_ms: int) -> Iterator[np.ndarray]:
         """Decode from `first_ms` on and yield what lies in the window as (S,) float32, without gaps in between."""
-        # Codecs give some 20 ms at a time, and each call of the resampler has its price.
+        position = 0
+        for samples_CS in self._samples(first_ms / 1000):
+            self._measure(samples_CS, position)
+            position += samples_CS.shape[1]
+            yield _average_channels(samples_CS)
+
+    def _samples(self, first_s: float) -> Iterator[np.ndarray]:
+        """Yield what lies in the window as (C, S) of the decoder's type, in blocks."""
+        # Codecs give some 20 ms at a time, and each call of NumPy and of the resampler has its price.
         pieces: list[np.ndarray] = []
         num_pending = 0
-        for frame in self._frames(first_ms / 1000):
-            for piece in self._place(frame):
-                pieces.append(piece)
-                num_pending += len(piece)
-                if num_pending >= BLOCK_SAMPLES:
-                    yield np.concatenate(pieces)
+        for frame in self._frames(first_s):
+            for piece_CS in self._place(frame):
+                changed = pieces and (len(piece_CS), piece_CS.dtype) != (len(pieces[0]), pieces[0].dtype)
+                if changed or num_pending >= _block_samples(len(piece_CS)):
+                    yield np.concatenate(pieces, axis=1)
                     pieces, num_pending = [], 0
+                pieces.append(piece_CS)
+                num_pending += piece_CS.shape[1]
         if pieces:
-            yield np.concatenate(pieces)
+            yield np.concatenate(pieces, axis=1)
+
+    def _measure(self, samples_CS: np.ndarray, position: int) -> None:
+        """Measure what of some samples, of which the first is the window's number `position`, is to be measured."""
+        if self._measured_s:
+            first, last = (max(round(time_s * self.rate_hz) - position, 0) for time_s in self._measured_s)
+            # Floats may be anything; `decode` refuses what isn't finite.
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.levels.add(samples_CS[:, first:last])
 
     def _frames(self, first_s: float) -> Iterator[AudioFrame]:
         if first_s > 0 and not self._seek(first_s):
@@ -245,7 +278,7 @@ class Track:
                 return
 
     def _place(self, frame: AudioFrame) -> Iterator[np.ndarray]:
-        """Yield a frame's samples that lie in the window, after silence if its timestamp leaves a gap."""
+        """Yield a frame's samples (C, S) in the window, as they are, after silence if its timestamp leaves a gap."""
         if frame.samples == 0 or not self._is_readable(frame):
             return
         self._num_stalled = 0
@@ -253,11 +286,14 @@ class Track:
         position, start = self.position or 0, self._start_of(frame)
         self.missed_start = self.missed_start and start > 0
         self.position = start + frame.samples
-        yield from _silence(min(start, num_wanted) - max(position, 0))
+        samples_CS = frame.to_ndarray()
+        if not frame.format.is_planar:
+            samples_CS = samples_CS.reshape(-1, frame.layout.nb_channels).T
+        yield from _silence(min(start, num_wanted) - max(position, 0), like=samples_CS)
         if self.position > 0 and start < num_wanted:
-            samples = _average_channels(frame)[max(-start, 0) : num_wanted - start]
-            self.num_decoded += len(samples)
-            yield samples
+            samples_CS = samples_CS[:, max(-start, 0) : num_wanted - start]
+            self.num_decoded += samples_CS.shape[1]
+            yield samples_CS
         else:
             self._num_outside += frame.samples
             if self._num_outside > MAX_RUN_UP_S * self.rate_hz:
@@ -288,6 +324,7 @@ class Track:
             detail = f"{num_channels} channels at {frame.sample_rate} Hz are beyond usual audio"
             raise BrokenMediaError(Reason.NOT_MEDIA, detail)
         self.rate_hz = self.rate_hz or frame.sample_rate
+        self.num_channels = self.num_channels or num_channels
         if frame.sample_rate != self.rate_hz:
             self.error = f"the sample rate changes from {self.rate_hz} to {frame.sample_rate} Hz"
         elif frame.format.name not in format_dtypes:
@@ -309,26 +346,31 @@ def _stated_end_s(container: InputContainer, stream: AudioStream) -> float | Non
     return (container.duration - max(container.start_time or 0, 0)) / av.time_base
 
 
-def _silence(num_samples: int) -> Iterator[np.ndarray]:
+def _block_samples(num_channels: int) -> int:
+    """Return how many samples of each channel are handed on at a time, so that many channels take no more memory."""
+    return BLOCK_SAMPLES // max(num_channels // 2, 1)
+
+
+def _silence(num_samples: int, like: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield silence (C, S) of the channels and type of other samples."""
+    zero = 128 if like.dtype.kind == "u" else 0
     while num_samples > 0:
-        yield np.zeros(min(num_samples, BLOCK_SAMPLES), np.float32)
-        num_samples -= BLOCK_SAMPLES
+        num_next = min(num_samples, _block_samples(len(like)))
+        yield np.full((len(like), num_next), zero, like.dtype)
+        num_samples -= num_next
 
 
-def _average_channels(frame: AudioFrame) -> np.ndarray:
-    """Turn a frame of any sample format into (S,) float32 in [-1, 1]."""
-    samples = frame.to_ndarray()
-    num_channels = frame.layout.nb_channels
-    channels = samples if frame.format.is_planar else [samples[0, c::num_channels] for c in range(num_channels)]
+def _average_channels(samples_CS: np.ndarray) -> np.ndarray:
+    """Turn samples of any type (C, S) into (S,) float32 in [-1, 1]."""
     # Floats may be anything; `decode` refuses what isn't finite.
     with np.errstate(over="ignore", invalid="ignore"):
-        mono = np.array(channels[0], np.float32)
-        for channel in channels[1:]:
+        mono = np.array(samples_CS[0], np.float32)
+        for channel in samples_CS[1:]:
             mono += channel
-        if num_channels > 1:
-            mono /= num_channels
-    if samples.dtype.kind == "u":
+        if len(samples_CS) > 1:
+            mono /= len(samples_CS)
+    if samples_CS.dtype.kind == "u":
         return mono / 128 - 1
-    if samples.dtype.kind == "i":
-        return mono / (1 << (8 * samples.itemsize - 1))
+    if samples_CS.dtype.kind == "i":
+        return mono / (1 << (8 * samples_CS.itemsize - 1))
     return mono

@@ -17,6 +17,7 @@ from av.audio.frame import AudioFrame
 from av.error import FFmpegError
 
 from pipeline.audio.container import BrokenMediaError, Track, is_truncated_riff, open_media
+from pipeline.audio.levels import MediaAudio
 from pipeline.errors import InputError, describe
 from pipeline.fbank import FRAME_LENGTH, SAMPLE_RATE_HZ
 from pipeline.records import Failure, Media, Reason
@@ -57,6 +58,8 @@ class Clip:
     """(S,) float32 in [-1, 1], mono, 16 kHz, its mean removed, never padded at the end."""
     is_short: bool
     """The media ended before the segment did."""
+    media: MediaAudio
+    """What the media were at the segment."""
 
 
 def decode_segment(media: Media, start_ms: int, end_ms: int) -> Clip | Failure:
@@ -173,9 +176,21 @@ def _decode(content: bytes | Path, start_ms: int, end_ms: int) -> Clip:
         _check_whole(content, track, start_ms)
     _check_real(len(waveform), track)
     # The resampler's overshoot and the removed mean may carry samples a little past ±1.
-    waveform = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
+    mean = waveform.mean(dtype=np.float64).astype(np.float32)
+    waveform = waveform - mean
     waveform.clip(-1, 1, out=waveform)
-    return Clip(waveform, is_short)
+    media = MediaAudio(
+        peak=track.levels.peak,
+        clipping=track.levels.clipping,
+        dc=float(mean),
+        codec=track.codec,
+        rate_hz=track.rate_hz,
+        channels=track.num_channels,
+        bit_rate=track.bit_rate,
+        media_length_s=track.end_s if track.stated_end_s is None and track.reached_eof else track.stated_end_s,
+        media_start_s=start_ms / 1000,
+    )
+    return Clip(waveform, is_short, media)
 
 
 def _read(content: bytes | Path, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:
@@ -184,7 +199,7 @@ def _read(content: bytes | Path, start_ms: int, end_ms: int) -> tuple[np.ndarray
     # The second attempt reads from the file's start: some files have a wrong index, or none.
     for first_ms in (start_ms - SEEK_MARGIN_MS, 0):
         with open_media(content) as container:
-            track = Track(container, window_start_ms, end_ms + CUT_MARGIN_MS)
+            track = Track(container, window_start_ms, end_ms + CUT_MARGIN_MS, (start_ms, end_ms))
             waveform = np.concatenate([np.zeros(0, np.float32), *_resample(track, first_ms)])
         if first_ms <= 0 or not track.missed_start:
             break

@@ -32,6 +32,8 @@ class ClipResult:
     fbank: bytes = b""
     """float16 (T, 128)."""
     audio: bytes = b""
+    measures: bytes = b""
+    """Encoded; empty in the journals of versions that measured nothing."""
 
 
 SEGMENT_NAMES = [field.name for field in fields(Segment)]

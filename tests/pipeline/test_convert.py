@@ -6,15 +6,17 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.config import FetchConfig, RateLimitConfig
-from pipeline.convert import Conversion, convert_shard, fetch_clip, recover_partial_shard
+from pipeline.convert import Conversion, _convert_clips, convert_shard, fetch_clip, recover_partial_shard
 from pipeline.errors import StoreError
 from pipeline.miniature import Fault, Miniature
+from pipeline.quality.table import read_shard_measures
 from pipeline.records import Failure, Media, Reason, Segment, ShardPlan, ShardReport
-from pipeline.shards.format import read_sidecar, shard_name
-from pipeline.shards.journal import CLIPS_PER_PART, partial_shards
+from pipeline.shards.format import quality_name, read_sidecar, shard_name
+from pipeline.shards.journal import CLIPS_PER_PART, ClipResult, Journal, partial_shards
 from pipeline.sources import FolderSource
 from pipeline.sources.rate_limit import LocalRateLimiter, Wait
 from pipeline.store.storage import Store
@@ -212,6 +214,49 @@ def test_what_a_killed_run_had_decided_becomes_a_shard_of_its_own(
     assert written
     assert all(rows[key]["digest"] == in_one_go[key]["digest"] for key in written)
     assert partial_shards(here.store, here.fingerprint) == []
+    expected, measures = measures_of(small_store), measures_of(here.store)
+    assert measures.keys() == {key for key, row in rows.items() if row["status"] == "written"}
+    assert all(measures[key] == expected[key] for key in written)
+
+
+def measures_of(store: Store) -> dict[str, dict]:
+    names = store.list("quality", ".parquet")
+    tables = [read_shard_measures(store, name.removesuffix(".parquet").replace("quality", "shards")) for name in names]
+    return {row["key"]: row for table in tables if table for row in table.to_pylist()}
+
+
+def test_each_written_clip_is_measured(
+    conversion: Conversion, plans: list[ShardPlan], reports: list[ShardReport]
+) -> None:
+    store = conversion.store
+    rows, measures = rows_of(store), measures_of(store)
+    assert measures.keys() == {key for key, row in rows.items() if row["status"] == "written"}
+    for row in measures.values():
+        assert row["rate_hz"] > 0 and row["codec"] and row["peak"] > 0 and row["rms_db"] > -120
+    assert store.list("quality") == [quality_name(name.removesuffix(".tar")) for name in store.list("shards", ".tar")]
+
+
+def test_the_journal_of_a_version_that_measured_nothing_is_read(
+    conversion: Conversion, miniature: Miniature, plans: list[ShardPlan], small_store: Store, tmp_path: Path
+) -> None:
+    source = FolderSource(str(miniature.media_folder), conversion.fetch)
+    here = dataclasses.replace(conversion, store=Store(str(tmp_path)), source=source)
+    journal = Journal(here.store, here.fingerprint, plans[0].split, "old")
+    journal.append(0, [result for result in _convert_clips(plans[0], here, journal) if isinstance(result, ClipResult)])
+    (part,) = here.store.list(journal.folder)
+    old = pa.ipc.open_file(here.store.read_bytes(part)).read_all().drop_columns("measures")
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, old.schema) as writer:
+        writer.write_table(old)
+    here.store.write_bytes(part, sink.getvalue().to_pybytes())
+    assert recover_partial_shard(journal, here)
+    expected, found = measures_of(small_store), measures_of(here.store)
+    # What its audio says is there all the same; what its media were is not known any more.
+    served = found.keys() & expected.keys()
+    assert served
+    for key, row in ((key, found[key]) for key in served):
+        assert row["rms_db"] == pytest.approx(expected[key]["rms_db"], abs=0.01)
+        assert (row["silence"], row["codec"], row["peak"]) == (expected[key]["silence"], None, None)
 
 
 def test_a_throttled_shard_is_given_back_and_goes_on_where_it_was(

@@ -1,0 +1,76 @@
+"""What media were before they were mixed, resampled and levelled: levels of their samples, codec, rate, channels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+CLIPPED_FROM = 0.95
+"""Clipping below is not looked for. Telephone codes end at 0.98, samples of 8 bits at 0.99."""
+LEVEL_TOLERANCE = 2**-12
+"""Samples within this share of the highest level count as being at it."""
+MIN_RUN = 2
+"""Neighbouring samples at the highest level that are clipping. Any sound has one such sample, its peak."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaAudio:
+    """A segment's audio as the media have it."""
+
+    peak: float
+    """Largest absolute sample over all channels; 1 is full scale. Lossy codecs overshoot."""
+    clipping: float
+    """Share of the samples of all channels that are clipped, as `Levels` finds them."""
+    dc: float
+    """Mean of the samples of all channels."""
+    codec: str
+    rate_hz: int
+    channels: int
+    bit_rate: int | None
+    media_length_s: float | None
+    media_start_s: float
+
+
+class Levels:
+    """Peak and clipping of a segment's samples, over all channels.
+
+    A sample is clipped if it stands in a run of two or more at the highest level. That is full scale, or the peak
+    itself if it lies a little lower. Lossy codecs let flat tops swing around full scale, so that a third to a half of
+    them is found, and the peak is far above 1.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self._num_samples = 0
+        self._num_clipped = 0
+
+    @property
+    def clipping(self) -> float:
+        return self._num_clipped / max(self._num_samples, 1)
+
+    def add(self, samples_CS: np.ndarray) -> None:
+        """Measure samples (channels, S) of any type that FFmpeg decodes to."""
+        if not samples_CS.size:
+            return
+        full_scale = highest = 1.0
+        if samples_CS.dtype.kind in "iu":
+            full_scale = float(1 << (8 * samples_CS.itemsize - 1))
+            highest = full_scale - 1
+        if samples_CS.dtype.kind == "u":
+            samples_CS = samples_CS.astype(np.int16) - 128
+        peak = max(float(samples_CS.max()), -float(samples_CS.min())) / full_scale
+        if min(peak, 1) > min(self.peak, 1) * (1 + LEVEL_TOLERANCE):
+            self._num_clipped = 0  # what was found so far lies below the highest level
+        self.peak = max(self.peak, peak)
+        self._num_samples += samples_CS.size
+        if peak >= CLIPPED_FROM:
+            level = min(self.peak * full_scale, highest) * (1 - LEVEL_TOLERANCE)
+            # Few samples are that loud, so that only their places are looked at.
+            places = [np.flatnonzero((channel >= level) | (channel <= -level)) for channel in samples_CS]
+            self._num_clipped += sum(_count_in_runs(each) for each in places)
+
+
+def _count_in_runs(places: np.ndarray) -> int:
+    """Count the places that stand in runs of at least `MIN_RUN`."""
+    ends = np.flatnonzero(np.diff(places, append=-1) != 1)
+    lengths = np.diff(ends, prepend=-1)
+    return int(lengths[lengths >= MIN_RUN].sum())
