@@ -136,7 +136,7 @@ def _write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[Clip
         checksum = checksum_of(tar)
         if measures:
             store.publish(tar, shard + TAR)
-            write_measures(store, shard, measures)
+            write_measures(store, shard, list(measures), list(measures.values()))
         # The sidecar comes last, because with it the shard counts as made.
         write_sidecar(store, shard + SIDECAR, rows, conversion.fingerprint, checksum)
     return _report(plan, [(row.status, row.reason) for row in rows], checksum.num_bytes, is_new=True)

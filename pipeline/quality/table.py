@@ -8,7 +8,7 @@ and snapshots don't depend on it: a store without is only not measured yet.
 # pyarrow makes its compute functions when it is imported.
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -46,16 +46,16 @@ NUMERIC_AND_TEXT = tuple(name for name in MEASURES_SCHEMA.names if name not in (
 VERSION_KEY = b"measures"
 
 
-def write_measures(store: Store, shard: str, measures: Mapping[str, Measures]) -> None:
-    """Publish the measures of a shard's written clips by their keys, in the order of the shard.
+def write_measures(store: Store, shard: str, keys: Sequence[str], measures: Sequence[Measures]) -> None:
+    """Publish the measures of a shard's written clips, in their order.
 
     shard: `shards/{split}/{shard_id}`, without extension.
     """
     names = MEASURES_SCHEMA.names[1:]
-    columns = {name: [getattr(each, name) for each in measures.values()] for name in names}
+    columns = {name: [getattr(each, name) for each in measures] for name in names}
     schema = MEASURES_SCHEMA.with_metadata({VERSION_KEY: str(MEASURES_VERSION)})
     out = io.BytesIO()
-    pq.write_table(pa.table({"key": list(measures), **columns}, schema), out, compression="zstd")
+    pq.write_table(pa.table({"key": keys, **columns}, schema), out, compression="zstd")
     store.write_bytes(quality_name(shard), out.getvalue())
 
 

@@ -33,8 +33,7 @@ def test_measures_lie_row_by_row_as_the_index(elsewhere: Snapshot) -> None:
     unmeasured, outdated, *measured = clips
     for number, shard in enumerate([*measured, outdated]):
         keys = [*reversed(clips[shard]), "a clip that is in no snapshot"]
-        measures = {key: Measures(rate_hz=hash(key) % 1000, codec=f"{number}") for key in keys}
-        write_measures(store, shard, measures)
+        write_measures(store, shard, keys, [Measures(rate_hz=hash(key) % 1000, codec=f"{number}") for key in keys])
     path = Path(store.path(quality_name(outdated)))
     pq.write_table(pq.read_table(path).replace_schema_metadata({VERSION_KEY: b"0"}), path)
     table = read_measures(elsewhere, ["codec", "rate_hz"])
