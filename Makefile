@@ -56,7 +56,7 @@ PORT ?= 5000
 
 lock: .venv/.installed-dev  ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/pip-compile -q --upgrade $(COMPILE) -o requirements.lock pyproject.toml
-	$(BIN)/pip-compile -q --upgrade $(COMPILE) --extra dev --extra onnx --extra search --extra hdf5 --allow-unsafe -c requirements.lock \
+	$(BIN)/pip-compile -q --upgrade $(COMPILE) --extra dev --extra onnx --extra search --extra hdf5 --extra impersonate --allow-unsafe -c requirements.lock \
 		-o requirements-dev.lock pyproject.toml
 
 COMPILE := --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links

@@ -85,6 +85,9 @@ class YouTubeConfig:
     js_runtime: str = ""
     """JavaScript runtime for YouTube's player, as NAME or NAME:PATH, such as node:/usr/bin/node; unset yt-dlp looks for
     deno, which `pip install deno` brings."""
+    impersonate: str = ""
+    """Browser whose TLS and headers to send, such as chrome or safari; needs `pip install '.[impersonate]'`. Cures some
+    of the refusals that name too many requests."""
     source_address: str = ""
     """Local address to send requests from, on a machine that has several."""
     videos_per_process: int = 200

@@ -63,6 +63,7 @@ class Mirror:
     content: bytes
     num_requests: Counter[str] = field(default_factory=Counter)
     ranges: list[str] = field(default_factory=list)
+    user_agents: list[str] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -82,6 +83,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = urlsplit(self.path).path.strip("/").removesuffix(".flac").removesuffix(".tar")
         self.mirror.num_requests[name] += 1
+        self.mirror.user_agents.append(self.headers.get("User-Agent", ""))
         with suppress(ConnectionError):
             getattr(self, f"send_{name.rstrip('0123456789')}", self.send_whole)(name)
         self.close_connection = True

@@ -80,7 +80,11 @@ class YouTubeSource:
             return Media(Path(answer["file"]).read_bytes(), source=answer["source"])
 
     def _request(self, address: str, process: "YouTubeProcess", proxy: str | None) -> dict[str, Any]:
-        options: dict[str, Any] = {"proxy": proxy, "source_address": self.config.source_address or None}
+        options: dict[str, Any] = {
+            "proxy": proxy,
+            "source_address": self.config.source_address or None,
+            "impersonate": self.config.impersonate or None,
+        }
         if self._cookies:
             options["cookiefile"] = str(process.cookies)
         if self.config.js_runtime:

@@ -1,15 +1,22 @@
 """Checks of what yt-dlp needs for YouTube, made once, before the first of the few requests an hour is spent."""
 
+import logging
 import re
+from typing import Any
 
-from yt_dlp.dependencies import yt_dlp_ejs
+import yt_dlp
+from yt_dlp.dependencies import curl_cffi, yt_dlp_ejs
 from yt_dlp.extractor.youtube._base import INNERTUBE_CLIENTS
 from yt_dlp.extractor.youtube.jsc._builtin.vendor import VERSION as EJS_VERSION
+from yt_dlp.extractor.youtube.pot._registry import _pot_providers
 from yt_dlp.globals import supported_js_runtimes
+from yt_dlp.networking.impersonate import ImpersonateTarget
 from yt_dlp.version import __version__
 
 from pipeline.config import YouTubeConfig
 from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 DEFAULT_RUNTIME = "deno"
 INSTALL_RUNTIME = "install one with: pip install deno"
@@ -21,11 +28,14 @@ CLIENT_SETS = ("default", "all")
 def check_youtube(config: YouTubeConfig, cookies: str, po_tokens: list[str]) -> None:
     """Check that yt-dlp can run YouTube's JavaScript, and that it understands the settings and the files they name.
 
-    yt-dlp itself skips what it can't use, with a warning, and then fetches less than it could. Raises ConfigError.
+    Logs what is there. yt-dlp itself skips what it can't use, with a warning, and then fetches less than it could.
+    Raises ConfigError.
     """
-    check_js_runtime(config.js_runtime)
+    runtime = check_js_runtime(config.js_runtime)
     check_ejs()
     check_clients(config.clients)
+    with yt_dlp.YoutubeDL({"quiet": True}) as youtube:  # loads the plugins
+        check_impersonation(config.impersonate, youtube)
     if config.cookies:
         check_cookies(cookies, config.cookies)
     for token in po_tokens:
@@ -34,10 +44,46 @@ def check_youtube(config: YouTubeConfig, cookies: str, po_tokens: list[str]) -> 
                 f"{config.po_tokens}: expected PO tokens as CLIENT.CONTEXT+TOKEN, such as web.gvs+XXX, found one that"
                 " is not of that form"
             )
+    tokens = [f"{len(po_tokens)} of --youtube.po-tokens"] if po_tokens else []
+    log.info(
+        "YouTube: yt-dlp %s, %s, yt-dlp-ejs %s, impersonates %s, PO tokens by %s",
+        *(__version__, runtime, EJS_VERSION, config.impersonate or "no browser"),
+        ", ".join([*tokens, *po_token_providers()]) or "nothing",
+    )
 
 
-def check_js_runtime(setting: str) -> None:
-    """Start the runtime once. yt-dlp ignores one that it does not know or can't start."""
+def po_token_providers() -> list[str]:
+    """Name the plugins that make PO tokens, with their versions. yt-dlp finds them by itself; it brings none."""
+    return [f"{provider.PROVIDER_NAME} {provider.PROVIDER_VERSION}" for provider in _pot_providers.value.values()]
+
+
+def check_impersonation(setting: str, youtube: Any) -> None:
+    """Check that curl_cffi is there and knows the browser."""
+    if not setting:
+        return
+    if curl_cffi is None:
+        raise ConfigError(
+            f"--youtube.impersonate {setting} needs curl_cffi; install it with: pip install '.[impersonate]'"
+        )
+    clients = sorted({target.client for target, _ in youtube._get_available_impersonate_targets()})
+    try:
+        is_there = youtube._impersonate_target_available(ImpersonateTarget.from_str(setting))
+    except ValueError:
+        is_there = False
+    if not clients:
+        raise ConfigError(
+            f"yt-dlp {__version__} does not work with this curl_cffi; install another with: pip"
+            " install '.[impersonate]'"
+        )
+    if not is_there:
+        raise ConfigError(
+            f"--youtube.impersonate: expected {', '.join(clients)}, perhaps with a version as in chrome-131, found"
+            f" {setting!r}"
+        )
+
+
+def check_js_runtime(setting: str) -> str:
+    """Start the runtime once; return its name and version. yt-dlp ignores one that it does not know or can't start."""
     name, _, path = (setting or DEFAULT_RUNTIME).partition(":")
     runtimes = supported_js_runtimes.value
     if name not in runtimes:
@@ -57,6 +103,7 @@ def check_js_runtime(setting: str) -> None:
             f"expected {name} {minimum} or later for yt-dlp {__version__}, found {runtime.info.version} at"
             f" {runtime.info.path}; {INSTALL_RUNTIME}"
         )
+    return f"{name} {runtime.info.version}"
 
 
 def check_ejs() -> None:

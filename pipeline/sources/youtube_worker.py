@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yt_dlp
+from yt_dlp.networking.impersonate import ImpersonateTarget
 from yt_dlp.utils import DownloadCancelled
 from yt_dlp.version import __version__
 
@@ -80,7 +81,10 @@ def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         "no_color": True,
         "allowed_extractors": request["extractors"],
     }
-    return options | request["options"]
+    options |= request["options"]
+    if "impersonate" in options:
+        options["impersonate"] = ImpersonateTarget.from_str(options["impersonate"])
+    return options
 
 
 def fetch(request: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -104,6 +104,17 @@ def test_an_idle_process_ends_and_the_next_video_gets_another(mirror: Mirror, mo
     source.close()
 
 
+def test_a_browser_is_impersonated(mirror: Mirror) -> None:
+    pytest.importorskip("curl_cffi")
+    source = open_source(mirror, YouTubeConfig(impersonate="safari-18.0"))
+    mirror.user_agents.clear()
+    media = source.fetch(segment("whole", 2_000, 12_000))
+    source.close()
+    assert isinstance(media, Media)
+    assert media.content == mirror.content
+    assert mirror.user_agents and all("Version/18.0" in agent for agent in mirror.user_agents), mirror.user_agents
+
+
 def test_each_process_has_its_own_copy_of_the_cookies(mirror: Mirror, tmp_path: Path) -> None:
     cookies = tmp_path / "cookies.txt"
     cookies.write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tname\tvalue\n")

@@ -1,3 +1,7 @@
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +90,57 @@ def test_clients_and_tokens_are_ones_that_yt_dlp_takes(deno: str, tmp_path: Path
     with pytest.raises(ConfigError, match=r"CLIENT.CONTEXT\+TOKEN") as raised:
         YouTubeSource(YouTubeConfig(js_runtime=deno, po_tokens=str(path)), FetchConfig()).check()
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("setting", ["opera", "chrome-", "chrome-1"])
+def test_a_browser_that_nobody_can_impersonate_is_named(setting: str, deno: str) -> None:
+    pytest.importorskip("curl_cffi")
+    YouTubeSource(YouTubeConfig(js_runtime=deno, impersonate="chrome"), FetchConfig()).check()
+    with pytest.raises(ConfigError, match=rf"--youtube.impersonate: expected chrome, .*, found '{setting}'"):
+        YouTubeSource(YouTubeConfig(js_runtime=deno, impersonate=setting), FetchConfig()).check()
+
+
+def test_impersonation_without_curl_cffi_says_what_to_install(deno: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sources.youtube_check.curl_cffi", None)
+    with pytest.raises(ConfigError, match=r"needs curl_cffi; install it with: pip install '\.\[impersonate\]'"):
+        YouTubeSource(YouTubeConfig(js_runtime=deno, impersonate="chrome"), FetchConfig()).check()
+
+
+PLUGIN = """
+from yt_dlp.extractor.youtube.pot.provider import PoTokenProvider, register_provider
+
+@register_provider
+class TokensOfOursPTP(PoTokenProvider):
+    PROVIDER_VERSION, BUG_REPORT_LOCATION = "1.2.3", "nowhere"
+
+    def is_available(self):
+        return True
+
+    def _real_request_pot(self, request):
+        raise NotImplementedError
+"""
+CHECK = """
+import logging, sys
+from pipeline.config import YouTubeConfig
+from pipeline.sources.youtube_check import check_youtube
+
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+check_youtube(YouTubeConfig(js_runtime=sys.argv[1]), "", ["web.gvs+XXX"])
+"""
+
+
+@pytest.mark.process
+def test_what_is_there_is_said_with_plugins_that_make_po_tokens(deno: str, tmp_path: Path) -> None:
+    plugin = tmp_path / "yt_dlp_plugins/extractor/getpot_ours.py"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_text(PLUGIN)
+    env = {**os.environ, "PYTHONPATH": f"{Path.cwd()}{os.pathsep}{tmp_path}"}
+    said = subprocess.run([sys.executable, "-c", CHECK, deno], env=env, capture_output=True, text=True, check=True)
+    assert re.search(
+        r"yt-dlp \S+, deno 2\.9\.8, yt-dlp-ejs \S+, impersonates no browser, PO tokens by 1 of --youtube\.po-tokens,"
+        r" TokensOfOurs 1\.2\.3",
+        said.stdout,
+    ), said
 
 
 def test_proxies_are_connected_to(mirror: Mirror, tmp_path: Path) -> None:
