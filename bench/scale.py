@@ -2,18 +2,24 @@
 
 Plans, schedules on Ray, writes sidecars, reads them, builds the snapshot, reruns with nothing to do and asks for the
 status.
-Prints one JSON line: the driver's CPU per clip, seconds, and its peak memory. It has no peer: nothing that others wrote
+Prints a JSON line: the driver's CPU per clip, seconds, and its peak memory. It has no peer: nothing that others wrote
 does the same.
+
+    python -m bench.scale
+    python -m bench.scale --shares 0.1 1 10      0.2, 2 and 20 million; an hour, 20 GB of memory
+
+With several shares also prints how many times as much of the driver a segment costs in each as in the one before.
 """
 
 import argparse
 import io
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,16 +114,13 @@ def timed(function: Callable[[], R]) -> tuple[tuple[float, float], R]:
     return (time.perf_counter() - start, time.process_time() - cpu_start), result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--share", type=float, default=1.0, help="of AudioSet's segments")
-    parser.add_argument("--folder", type=Path, default=Path("data/bench-scale"))
-    arguments = parser.parse_args()
-    shutil.rmtree(arguments.folder, ignore_errors=True)
+def measure(share: float, folder: Path) -> dict[str, float]:
+    """Return the seconds, processor seconds and memory that each step takes the driver."""
+    shutil.rmtree(folder, ignore_errors=True)
     with ProcessPoolExecutor(1) as pool:  # its memory is not the driver's
-        num_segments = pool.submit(write_metadata, arguments.folder / "csv", arguments.share).result()
-    store = Store(str(arguments.folder.absolute() / "store"))
-    config = PreprocessConfig(metadata=str(arguments.folder / "csv"), media="stub")
+        num_segments = pool.submit(write_metadata, folder / "csv", share).result()
+    store = Store(str(folder.absolute() / "store"))
+    config = PreprocessConfig(metadata=str(folder / "csv"), media="stub")
     pipeline.preprocess.convert_shard = write_rows
     pipeline.preprocess.open_source = lambda config: NoSource()
     figures: dict[str, float] = {"num_segments": num_segments, "peak_mb_before": peak_mb()}
@@ -139,17 +142,41 @@ def main() -> None:
     assert (nothing.num_planned, again.snapshot_id) == (0, snapshot.snapshot_id)
     with redirect_stdout(io.StringIO()):
         status_s, _ = timed(lambda: status(StatusCommand(store.root, config)))
-    steps = {"first_run": first_s, "snapshot": snapshot_s[0], "idle_rerun": idle_s, "status": status_s}
+    orchestration_s = tuple(whole - part for whole, part in zip(first_s, snapshot_s[0], strict=True))
+    steps = {"first_run": orchestration_s, "snapshot": snapshot_s[0], "idle_rerun": idle_s, "status": status_s}
     for name, (wall_s, cpu_s) in steps.items():
         figures |= {f"{name}_s": wall_s, f"{name}_cpu_s": cpu_s}
-    figures |= {
-        "wall_ms_per_clip": 1000 * report.seconds / num_segments,
-        "peak_mb_orchestration": peaks[0],
-        "peak_mb_with_snapshot": peak_mb(),
-    }
-    driver_ms = 1000 * (first_s[1] - snapshot_s[0][1]) / num_segments
-    print_line("scale", "ms of the driver's CPU per clip", driver_ms, peer=None, **figures)
-    shutil.rmtree(arguments.folder)
+    figures |= {"peak_mb_orchestration": peaks[0], "peak_mb_with_snapshot": peak_mb()}
+    shutil.rmtree(folder)
+    return figures
+
+
+def growth(small: Mapping[str, float], large: Mapping[str, float]) -> dict[str, float]:
+    """Return how many times as much a segment of the larger run takes, by step; memory without what is there before."""
+
+    def per_segment(run: Mapping[str, float], name: str) -> float:
+        value = run["peak_mb_with_snapshot"] - run["peak_mb_before"] if name == "memory" else run[f"{name}_cpu_s"]
+        return value / run["num_segments"]
+
+    names = ("first_run", "snapshot", "idle_rerun", "status", "memory")
+    return {name: per_segment(large, name) / per_segment(small, name) for name in names}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shares", type=float, nargs="+", default=[1.0], help="of AudioSet's segments, ascending")
+    parser.add_argument("--folder", type=Path, default=Path("data/bench-scale"))
+    arguments = parser.parse_args()
+    before = None
+    for share in arguments.shares:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # begins with no memory of the one before
+            figures = pool.submit(measure, share, arguments.folder).result()
+        driver_ms = 1000 * figures["first_run_cpu_s"] / figures["num_segments"]
+        print_line("scale", "ms of the driver's CPU per clip", driver_ms, peer=None, **figures)
+        if before:
+            times = growth(before, figures)
+            print_line("a segment's cost, at most", "times", max(times.values()), peer=None, **times)
+        before = figures
 
 
 if __name__ == "__main__":
