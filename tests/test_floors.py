@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = """
     pipeline:
         errors records config
-        keys store labels segments weights fbank backoff progress
+        keys store labels segments weights fbank backoff progress page
         metadata audio sources shards snapshots reading quality recordings miniature
         cluster estimate convert preprocess
 
@@ -29,9 +29,9 @@ ROOMS = """
 what it uses."""
 
 OPEN_TO_AST_MODEL = (
-    "errors records config keys labels audio fbank store shards snapshots reading weights backoff progress"
+    "errors records config keys labels audio fbank store shards snapshots reading weights backoff progress page"
 )
-"""Modules of pipeline that ast_model may use: those that describe data, and two ways to wait."""
+"""Modules of pipeline that ast_model may use: those that describe data, two ways to wait, and pages."""
 
 ONLY_IN = {
     "ray": ("pipeline.cluster", "jobs."),

@@ -7,11 +7,11 @@ from math import ceil
 import numpy as np
 import torch
 
-from ast_model.evaluation.html import spectrogram_url
 from ast_model.inference import FRAMES_PER_S, Tagger, window_starts
 from pipeline.audio.decode import decode_file
 from pipeline.errors import ConfigError, InputError
 from pipeline.fbank import FRAME_LENGTH_MS, FRAME_SHIFT_MS, compute_fbank
+from pipeline.page import spectrogram_url
 
 MAX_PIXELS = 2_000
 """Width of a spectrogram; longer sounds have several frames to a pixel."""

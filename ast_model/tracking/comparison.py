@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from ast_model.evaluation.html import figure_url, render_page
 from ast_model.evaluation.plots import plot_changes
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Predictions, in_common
 from ast_model.metrics import mean_average_precision_interval
@@ -19,6 +18,7 @@ from ast_model.tracking.registry import difference, predictions_of
 from ast_model.tracking.server import EXPERIMENT, tracking_errors
 from ast_model.tracking.tags import RUN_TAG
 from pipeline.errors import MismatchError, TrackingError
+from pipeline.page import figure_url, render_page
 
 NUM_CLASSES_SHOWN = 10
 SETTING_TAGS = ("git.commit", "git.dirty", "hardware", "versions")

@@ -1,6 +1,5 @@
 """Search by sound: the clips of a store, or windows of files, whose embeddings are nearest to some examples'."""
 
-import base64
 import csv
 import difflib
 import io
@@ -15,7 +14,6 @@ import pandas as pd
 from ast_model.embeddings.extract import read_embeddings
 from ast_model.embeddings.search import build_index, normalise_rows
 from ast_model.evaluation.evaluate import Normalisation
-from ast_model.evaluation.html import render_page
 from ast_model.inference import FRAMES_PER_S, Tagger
 from jobs.launch.cli import resolve_root
 from jobs.launch.config.using import SearchConfig
@@ -23,6 +21,7 @@ from jobs.launch.embedding import embed_snapshot
 from pipeline.audio.decode import decode_file, encode_flac
 from pipeline.errors import AudioTaggingError, ConfigError, InputError, quote
 from pipeline.fbank import SAMPLE_RATE_HZ
+from pipeline.page import data_url, render_page
 from pipeline.progress import show_progress
 from pipeline.reading.reader import ClipReader
 from pipeline.recordings.tables import MEDIA_TABLE
@@ -201,5 +200,5 @@ def _row_of_page(sounds: Sounds, row: int, cosine: float | None) -> dict[str, ob
     player = ""
     if waveform is not None:
         flac = encode_flac(waveform[: round(MAX_PLAYED_S * SAMPLE_RATE_HZ)])
-        player = f"data:audio/flac;base64,{base64.b64encode(flac).decode()}"
+        player = data_url(flac, "audio/flac")
     return fields | {"labels": "; ".join(fields["labels"]), "cosine": cosine, "player": player}
