@@ -13,13 +13,16 @@ With several shares also prints how many times as much of the driver a segment c
 
 import argparse
 import io
+import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from multiprocessing import get_context
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -167,16 +170,20 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0], help="of AudioSet's segments, ascending")
     parser.add_argument("--folder", type=Path, default=Path("data/bench-scale"))
     arguments = parser.parse_args()
-    before = None
-    for share in arguments.shares:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # begins with no memory of the one before
-            figures = pool.submit(measure, share, arguments.folder).result()
+    if len(arguments.shares) == 1:
+        figures = measure(arguments.shares[0], arguments.folder)
         driver_ms = 1000 * figures["first_run_cpu_s"] / figures["num_segments"]
         print_line("scale", "ms of the driver's CPU per clip", driver_ms, peer=None, **figures)
-        if before:
-            times = growth(before, figures)
-            print_line("a segment's cost, at most", "times", max(times.values()), peer=None, **times)
-        before = figures
+        return
+    runs = []
+    for share in arguments.shares:  # each in a process that has no memory of the one before
+        command = [sys.executable, "-m", "bench.scale", "--shares", str(share), "--folder", str(arguments.folder)]
+        line = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+        print(line, flush=True)
+        runs.append(json.loads(line))
+    for small, large in pairwise(runs):
+        times = growth(small, large)
+        print_line("a segment's cost, at most", "times", max(times.values()), peer=None, **times)
 
 
 if __name__ == "__main__":
