@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from ast_model.evaluation.html import clip_page
 from ast_model.evaluation.plots import class_table, plot_average_precision, plot_confusion, plot_precision_recall
 from ast_model.evaluation.predictions import Predictions, encode_predictions
@@ -14,18 +16,25 @@ MAX_CLASSES_IN_CONFUSION = 60
 
 
 def write_evaluation(
-    folder: Path, predictions: Predictions, snapshot: Snapshot, title: str, classes: Sequence[str] = ()
+    folder: Path,
+    predictions: Predictions,
+    snapshot: Snapshot,
+    title: str,
+    classes: Sequence[str] = (),
+    about_classes: pd.DataFrame | None = None,
 ) -> None:
     """Write all files of an evaluation into a folder, which is made if need be.
 
     snapshot: where the page of clips finds their spectrograms.
     classes: names of those whose precision is drawn against recall; those with the most clips unless given.
+    about_classes: more columns for the table of classes, by the class's number.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PREDICTIONS_FILE).write_bytes(encode_predictions(predictions))
     evaluation, labels = predictions.evaluation, predictions.labels
     table = class_table(evaluation, labels, predictions.num_train_clips)
-    table.to_csv(folder / "classes.csv", index=False)
+    wide = table if about_classes is None else table.join(about_classes)
+    wide.to_csv(folder / "classes.csv", index=False)
     plot_average_precision(table).savefig(folder / "classes.png", dpi=90)
     plot_precision_recall(evaluation, labels, classes).savefig(folder / "precision_recall.png", dpi=90)
     if evaluation.main_metric == "accuracy" and len(table) <= MAX_CLASSES_IN_CONFUSION:

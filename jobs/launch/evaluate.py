@@ -17,6 +17,7 @@ from jobs.launch.cli import resolve_root
 from jobs.launch.config.evaluation import EvaluateConfig
 from pipeline.errors import ConfigError
 from pipeline.labels import Labels
+from pipeline.quality.classes import class_quality
 from pipeline.snapshots.snapshot import check_fingerprint, load_snapshot
 from pipeline.store.storage import Store
 
@@ -44,7 +45,8 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     # An ensemble has no training splits of its own; those of its members are taken to be all the others.
     splits = tuple(sorted(set(snapshot.splits) - {config.split})), config.split
     predictions = make_predictions(evaluation, snapshot, splits, epoch=0)
-    write_evaluation(folder, predictions, snapshot, ", ".join(config.checkpoints), config.classes)
+    quality = class_quality(snapshot, config.split)
+    write_evaluation(folder, predictions, snapshot, ", ".join(config.checkpoints), config.classes, quality)
     pd.DataFrame(rows).to_csv(folder / "checkpoints.csv", index=False)
     record = {"snapshot": snapshot.snapshot_id, **asdict(config), **figures}
     (folder / "metrics.json").write_text(json.dumps(record, indent=1))

@@ -90,7 +90,8 @@ def read_measures(snapshot: Snapshot, columns: Sequence[str] = NUMERIC_AND_TEXT)
 
     def read(code: int) -> pa.Table:
         rows, shard = order[ends[code] : ends[code + 1]], names[code].removesuffix(TAR)
-        found = read_shard_measures(store, shard, columns) if quality_name(shard) in present else None
+        is_there = len(rows) and quality_name(shard) in present
+        found = read_shard_measures(store, shard, columns) if is_there else None
         if found is None:
             return pa.table([pa.nulls(len(rows), field.type) for field in schema], schema)
         places = pc.index_in(keys.take(pa.array(rows)), value_set=found["key"].combine_chunks())
