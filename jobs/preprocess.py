@@ -1,7 +1,7 @@
 """Get AudioSet and keep it up to date.
 
 python jobs/preprocess.py run --media youtube --root /data/audioset
-python jobs/preprocess.py plan|status|verify --root /data/audioset …
+python jobs/preprocess.py plan|status|verify|measure --root /data/audioset …
 python jobs/preprocess.py snapshots list|diff|prune --root /data/audioset …
 """
 
@@ -11,6 +11,7 @@ from jobs.launch.cli import CommandLine
 from jobs.launch.config.preprocess import (
     DiffSnapshots,
     ListSnapshots,
+    MeasureCommand,
     PlanCommand,
     PruneSnapshots,
     RunCommand,
@@ -24,6 +25,7 @@ COMMAND_LINE = CommandLine(
         PlanCommand: "jobs.launch.preprocess:plan",
         StatusCommand: "jobs.launch.preprocess:status",
         VerifyCommand: "jobs.launch.preprocess:verify",
+        MeasureCommand: "jobs.launch.preprocess:measure",
         ListSnapshots: "jobs.launch.snapshots:print_snapshots",
         DiffSnapshots: "jobs.launch.snapshots:print_difference",
         PruneSnapshots: "jobs.launch.snapshots:remove_snapshots",
@@ -33,6 +35,7 @@ COMMAND_LINE = CommandLine(
         "plan": PlanCommand,
         "status": StatusCommand,
         "verify": VerifyCommand,
+        "measure": MeasureCommand,
         "snapshots list": ListSnapshots,
         "snapshots diff": DiffSnapshots,
         "snapshots prune": PruneSnapshots,

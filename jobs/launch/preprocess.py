@@ -1,4 +1,4 @@
-"""The commands about a store's clips: run, plan, status, verify."""
+"""The commands about a store's clips: run, plan, status, verify, measure."""
 
 import time
 from collections.abc import Collection
@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from jobs.launch.cli import resolve_root
-from jobs.launch.config.preprocess import PlanCommand, RunCommand, StatusCommand, VerifyCommand
+from jobs.launch.config.preprocess import MeasureCommand, PlanCommand, RunCommand, StatusCommand, VerifyCommand
 from jobs.launch.tracked_preprocessing import check_all_made, preprocess_tracked, with_miniature_media
 from pipeline.cluster import ray_session, run_tasks
 from pipeline.errors import CorruptError, NoClipsError
@@ -16,6 +16,7 @@ from pipeline.metadata import FOLDER as METADATA_FOLDER
 from pipeline.metadata import kept_splits, load_metadata, read_kept_metadata
 from pipeline.preprocess import PreprocessReport, clips_per_hour, preprocess
 from pipeline.progress import show_progress
+from pipeline.quality.stored import is_measured, measure_shard, shards_with_clips
 from pipeline.records import FailureCategory
 from pipeline.shards.format import digest_of, shard_settings
 from pipeline.shards.ledger import find_retries, match_segments, plan_shards, read_sidecar_table
@@ -96,23 +97,61 @@ def verify(command: VerifyCommand) -> None:
     store = Store(resolve_root(command.root))
     shards = [name.removesuffix(".parquet") for name in store.list("shards", ".parquet")]
     wrong: dict[str, list[str]] = {}
+    num_unmeasured = 0
     with ray_session(), show_progress("verify", len(shards), "shards") as progress:
-        for shard, found in run_tasks(verify_shard, shards, store, max_in_flight=command.data.max_in_flight):
-            if isinstance(found, Exception):
-                raise found
+        tasks = run_tasks(verify_with_measures, shards, store, max_in_flight=command.data.max_in_flight)
+        for shard, outcome in tasks:
+            if isinstance(outcome, Exception):
+                raise outcome
+            found, has_measures = outcome
             if found:
                 wrong[shard] = found
+            num_unmeasured += not has_measures
             progress.advance(1, f"{len(wrong)} wrong")
     for message in [message for messages in wrong.values() for message in messages][:NUM_NAMED]:
         print(message)
     num_orphaned = len(orphaned_tars(store))
     print(f"{len(shards) - len(wrong)} of {len(shards)} shards are intact, {num_orphaned} tars have no sidecar yet")
+    if num_unmeasured:
+        print(f"{num_unmeasured} shards lack measures of some clips; `preprocess.py measure` makes them")
     if wrong and not command.repair:
         raise CorruptError(
             f"{len(wrong)} shards of {store.root} are wrong; the same command with --repair fetches their clips again"
         )
     if wrong:
         repair(sorted(wrong), store, command)
+
+
+def verify_with_measures(shard: str, store: Store) -> tuple[list[str], bool]:
+    """Return what is wrong with a shard, and whether its clips, as far as they can be, are measured."""
+    found = verify_shard(shard, store)
+    return found, bool(found) or is_measured(shard, store)
+
+
+def measure(command: MeasureCommand) -> None:
+    measure_missing(Store(resolve_root(command.root)), command.max_in_flight)
+
+
+def measure_missing(store: Store, max_in_flight: int) -> None:
+    """Measure the clips that have no measures of this version. Raises CorruptError if some shards are damaged."""
+    shards, damaged = shards_with_clips(store), list[Exception]()
+    num_clips = num_shards = 0
+    with ray_session(), show_progress("measure", len(shards), "shards") as progress:
+        for _, num_measured in run_tasks(measure_shard, shards, store, max_in_flight=max_in_flight):
+            if isinstance(num_measured, CorruptError):  # the others can be measured all the same
+                damaged.append(num_measured)
+            elif isinstance(num_measured, Exception):
+                raise num_measured
+            else:
+                num_clips += num_measured
+                num_shards += num_measured > 0
+            progress.advance(1, f"{num_clips} clips measured")
+    print(f"{num_clips} clips in {num_shards} of {len(shards)} shards measured; the other shards were already")
+    if damaged:
+        raise CorruptError(
+            f"{len(damaged)} shards of {store.root} can't be measured; `preprocess.py verify --repair` fetches their"
+            f" clips again. The first: {damaged[0]}"
+        )
 
 
 def repair(shards: list[str], store: Store, command: VerifyCommand) -> None:

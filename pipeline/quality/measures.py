@@ -27,6 +27,7 @@ from pipeline.fbank import (
     PREEMPHASIS,
     SAMPLE_RATE_HZ,
 )
+from pipeline.quality.fingerprint import fingerprint_of
 
 MEASURES_VERSION = 1
 """Of the definitions below. Tables of another version count as not there."""
@@ -97,6 +98,7 @@ def measure_clip(waveform: np.ndarray, fbank_TM: np.ndarray, media: MediaAudio |
         loudness_lufs=_gated_loudness(_weighted_powers(torch.from_numpy(waveform)).numpy()),
         silence=silence,
         bandwidth_hz=bandwidth_hz,
+        fingerprint=fingerprint_of(fbank_TM),
         **(asdict(media) if media else {}),
     )
 
@@ -125,6 +127,7 @@ def measure_fbank(fbank_TM: np.ndarray) -> Measures:
         loudness_lufs=_gated_loudness(np.array([piece.mean() for piece in pieces])),
         silence=silence,
         bandwidth_hz=bandwidth_hz,
+        fingerprint=fingerprint_of(fbank_TM),
     )
 
 

@@ -10,6 +10,7 @@ and snapshots don't depend on it: a store without is only not measured yet.
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,21 @@ MEASURES_SCHEMA = pa.schema(
     ]
 )
 NUMERIC_AND_TEXT = tuple(name for name in MEASURES_SCHEMA.names if name not in ("key", "fingerprint"))
+FROM_MEDIA = (
+    "peak",
+    "clipping",
+    "dc",
+    "codec",
+    "rate_hz",
+    "channels",
+    "bit_rate",
+    "media_length_s",
+    "media_start_s",
+)
+"""Columns that can't be measured again without fetching."""
 VERSION_KEY = b"measures"
+BLOCK_BYTES = 2**16
+"""Read at a time. Fingerprints, nine tenths of a table, are its last column, so that reading goes around them."""
 
 
 def write_measures(store: Store, shard: str, keys: Sequence[str], measures: Sequence[Measures]) -> None:
@@ -59,22 +74,36 @@ def write_measures(store: Store, shard: str, keys: Sequence[str], measures: Sequ
     store.write_bytes(quality_name(shard), out.getvalue())
 
 
-def read_shard_measures(store: Store, shard: str, columns: Sequence[str] = NUMERIC_AND_TEXT) -> pa.Table | None:
-    """Read `key` and some columns of a shard's measures, as it was written; None for a table of another version.
+def read_shard_measures(
+    store: Store, shard: str, columns: Sequence[str] = NUMERIC_AND_TEXT, *, any_version: bool = False
+) -> pa.Table | None:
+    """Read `key` and some columns of a shard's measures; None for a table of another version, unless any will do.
 
     Raises StoreError if there is none, CorruptError if it is not a valid table.
     """
-    name = quality_name(shard)
+    name, columns = quality_name(shard), ["key", *columns]
     try:
-        with pq.ParquetFile(pa.BufferReader(store.read_bytes(name))) as file:
-            if (file.schema_arrow.metadata or {}).get(VERSION_KEY) != str(MEASURES_VERSION).encode():
-                return None
-            table = file.read(["key", *columns], use_threads=False)
-    except (pa.ArrowException, ValueError, KeyError) as error:
+        try:
+            with store.open(name, BLOCK_BYTES) as stream:
+                return _read_table(stream, columns, any_version)
+        except OSError:  # either a broken connection or a broken file: the next line tells
+            return _read_table(pa.BufferReader(store.read_bytes(name)), columns, any_version)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise CorruptError(
-            f"{store.url(name)} is not a valid table of measures: {error}; remove it and run `preprocess.py measure`"
+            f"{store.url(name)} is not a valid table of measures: {error}; `preprocess.py measure` makes it again"
         ) from error
-    return table.replace_schema_metadata(None)
+
+
+def _read_table(stream: BinaryIO | pa.NativeFile, columns: list[str], any_version: bool) -> pa.Table | None:
+    with pq.ParquetFile(stream) as file:
+        version = (file.schema_arrow.metadata or {}).get(VERSION_KEY)
+        if version != str(MEASURES_VERSION).encode() and not any_version:
+            return None
+        if missing := set(columns) - set(file.schema_arrow.names):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        table = file.read(columns, use_threads=False).replace_schema_metadata(None)
+    table.validate(full=True)  # text that is not UTF-8 would raise wherever a row is read
+    return table
 
 
 def read_measures(snapshot: Snapshot, columns: Sequence[str] = NUMERIC_AND_TEXT) -> pa.Table:

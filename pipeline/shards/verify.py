@@ -4,12 +4,11 @@ import hashlib
 import json
 import mmap
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.errors import CorruptError, StoreError
 from pipeline.shards.checksum import checksum_of
-from pipeline.shards.format import FAILED, SIDECAR, TAR, WRITTEN, read_sidecar, sidecar_checksum
+from pipeline.shards.format import FAILED, SIDECAR, TAR, WRITTEN, quality_name, read_sidecar, sidecar_checksum
 from pipeline.store.storage import Store
 
 
@@ -29,12 +28,7 @@ def verify_shard(shard: str, store: Store) -> list[str]:
         return wrong
     if not store.exists(shard + TAR):
         return [*wrong, f"{shard}{TAR} is missing; its sidecar has {len(written)} clips"]
-    with ExitStack() as stack:
-        if store.is_local:
-            tar = Path(store.path(shard + TAR))
-        else:
-            tar = stack.enter_context(store.scratch()) / "shard.tar"
-            store.fetch(shard + TAR, tar)
+    with store.local_copy(shard + TAR) as tar:
         found, expected = checksum_of(tar), sidecar_checksum(sidecar)
         if found != expected:
             what = f"{found.num_bytes} bytes and the digest {found.digest[:16]}"
@@ -74,6 +68,6 @@ def _agrees(text: bytes, row: dict) -> bool:
 
 def remove_shard(shard: str, store: Store) -> None:
     """Remove a shard, so that the next run makes it again. The sidecar goes first: it is what makes a shard count."""
-    for name in (shard + SIDECAR, shard + TAR):
+    for name in (shard + SIDECAR, shard + TAR, quality_name(shard)):
         if store.exists(name):
             store.remove(name)

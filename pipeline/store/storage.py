@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -93,6 +93,11 @@ class Store:
             if len(piece) < expected:
                 return
 
+    def open(self, name: str, block_bytes: int) -> BinaryIO:
+        """Open a file to read parts of it, in blocks. What goes wrong then is an error of the storage's own."""
+        with self._errors("read", name):
+            return self.fs.open(self.path(name), "rb", block_size=block_bytes)
+
     def read_json(self, name: str) -> Any:
         try:
             return json.loads(self.read_bytes(name))
@@ -155,6 +160,16 @@ class Store:
         """Copy a file of the store to a local one, in bounded memory."""
         with self._errors("read", name):
             self.fs.get_file(self.path(name), str(file))
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """Make a file readable under a local path: its own, or that of a copy which is gone afterwards."""
+        if self.is_local:
+            yield Path(self.path(name))
+            return
+        with self.scratch() as folder:
+            self.fetch(name, folder / "copy")
+            yield folder / "copy"
 
     def remove(self, name: str) -> None:
         with self._errors("remove", name):

@@ -100,6 +100,13 @@ def test_verify_names_what_is_wrong_and_repairs_it(
     assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 0
     assert f"{len(store.list('shards', '.parquet'))} of" in capsys.readouterr().out
     flipped, gone, edited = (name for name in store.list("shards", ".tar")[:3])
+    store.remove("quality")
+    assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 0
+    num_with_clips = len(store.list("shards", ".tar"))
+    assert f"{num_with_clips} shards lack measures" in capsys.readouterr().out
+    for num_measured in (num_with_clips, 0):
+        assert COMMAND_LINE.main(["measure", "--root", store.root]) == 0
+        assert f"in {num_measured} of {num_with_clips} shards measured" in capsys.readouterr().out
     content = bytearray(store.read_bytes(flipped))
     content[2000] ^= 1
     store.write_bytes(flipped, bytes(content))
@@ -116,6 +123,7 @@ def test_verify_names_what_is_wrong_and_repairs_it(
     ):
         assert what in printed.out.replace(store.root + "/", "")
     assert "3 shards" in printed.err
+    assert "lack measures" not in printed.out
     assert COMMAND_LINE.main(["verify", *flags(store, miniature, "--repair")]) == 0
     assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 0
 

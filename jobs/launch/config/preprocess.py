@@ -55,6 +55,20 @@ class VerifyCommand:
 
 
 @dataclass(frozen=True)
+class MeasureCommand:
+    """Measure the clips of shards that have no measures of this version, from what the shards hold.
+
+    Nothing is fetched, so what only the media had stays unknown: peak, clipping, DC, codec, rate and place. May be
+    interrupted, and run beside anything else.
+    """
+
+    root: StoreRoot = "data/audioset"
+    """Folder or s3:// address of the store."""
+    max_in_flight: int = PreprocessConfig.max_in_flight
+    """Shard tasks handed to Ray at a time."""
+
+
+@dataclass(frozen=True)
 class ListSnapshots:
     """List the snapshots, the latest last, and the runs in the store that refer to them."""
 

@@ -46,8 +46,14 @@ def test_folders_of_dead_processes_go_and_those_of_others_stay(tmp_path: Path) -
 
 
 def test_what_was_never_finished_goes_after_a_day(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["shards/eval/a.tar", "snapshots/b/index.parquet"]
-    done = ["shards/eval/c.parquet", "shards/eval/c.tar", "snapshots/d/index.parquet", "snapshots/d/manifest.json"]
+    names = ["quality/eval/a.parquet", "shards/eval/a.tar", "snapshots/b/index.parquet"]
+    done = [
+        "quality/eval/c.parquet",
+        "shards/eval/c.parquet",
+        "shards/eval/c.tar",
+        "snapshots/d/index.parquet",
+        "snapshots/d/manifest.json",
+    ]
     for name in (*names, *done):
         store.write_bytes(name, b"")
     remove_orphaned_files(store)
