@@ -65,7 +65,8 @@ def run_title(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str)
     )
     if len(changes) > MAX_CHANGES:
         changes = f"{changes[: MAX_CHANGES - 1].rstrip()}…"
-    return f"{changes or 'as preset'} {run.split('-')[-1]} · {config.preset} · data {snapshot.snapshot_id[:6]}"
+    data = "-".join(part[:6] for part in snapshot.snapshot_id.split("-"))
+    return f"{changes or 'as preset'} {run.split('-')[-1]} · {config.preset} · data {data}"
 
 
 def describe_run(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
@@ -73,10 +74,13 @@ def describe_run(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: s
     counts = ", ".join(f"{count} {split}" for split, count in snapshot.stats["num_clips"].items())
     changed = ", ".join(f"`{key}={value}`" for key, value in differences(config, model).items())
     store = snapshot.store
+    left_out = snapshot.manifest.get("selection", {}).get("num_excluded", {})
+    excluded = ", ".join(f"{count} by `{expression}`" for expression, count in left_out.items())
     return f"""AST trained by the recipe **{config.preset}** on snapshot `{snapshot.snapshot_id}` ({counts} clips, \
 {len(snapshot.labels)} classes).
 
 - differs from the preset: {changed or "in nothing"}
+- training clips left out: {excluded or "none"}
 - started by `{command()}`
 - resume it: the same command and `--resume {run}`
 - checkpoints: `{store.url(f"runs/{run}")}`
