@@ -2,6 +2,7 @@
 
 python jobs/preprocess.py run --media youtube --root /data/audioset
 python jobs/preprocess.py plan|status|verify|measure --root /data/audioset …
+python jobs/preprocess.py report --root /data/audioset --output report.html
 python jobs/preprocess.py snapshots list|diff|prune --root /data/audioset …
 """
 
@@ -14,6 +15,7 @@ from jobs.launch.config.preprocess import (
     MeasureCommand,
     PlanCommand,
     PruneSnapshots,
+    ReportCommand,
     RunCommand,
     StatusCommand,
     VerifyCommand,
@@ -26,6 +28,7 @@ COMMAND_LINE = CommandLine(
         StatusCommand: "jobs.launch.preprocess:status",
         VerifyCommand: "jobs.launch.preprocess:verify",
         MeasureCommand: "jobs.launch.preprocess:measure",
+        ReportCommand: "jobs.launch.quality:write_report",
         ListSnapshots: "jobs.launch.snapshots:print_snapshots",
         DiffSnapshots: "jobs.launch.snapshots:print_difference",
         PruneSnapshots: "jobs.launch.snapshots:remove_snapshots",
@@ -36,6 +39,7 @@ COMMAND_LINE = CommandLine(
         "status": StatusCommand,
         "verify": VerifyCommand,
         "measure": MeasureCommand,
+        "report": ReportCommand,
         "snapshots list": ListSnapshots,
         "snapshots diff": DiffSnapshots,
         "snapshots prune": PruneSnapshots,

@@ -1,5 +1,6 @@
 """The preprocessing as a job: the miniature's media if they are asked for, and a tracked run in MLflow."""
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from ast_model.tracking.run import TrackedRun, start_run
 from ast_model.tracking.server import PREPROCESSING
 from ast_model.tracking.tags import ROOT_TAG
 from jobs.launch.config.common import MINIATURE
+from jobs.launch.quality import save_report
 from pipeline.config import PreprocessConfig
-from pipeline.errors import StoreError
+from pipeline.errors import CorruptError, StoreError
 from pipeline.miniature import make_miniature, serve_miniature
 from pipeline.preprocess import PreprocessReport, preprocess
 from pipeline.progress import show_progress
@@ -20,6 +22,8 @@ from pipeline.records import FailureCategory
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import plot_failures
 from pipeline.store.storage import Store
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -82,7 +86,23 @@ def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, report: Preproces
         metrics[f"clips/{split}"] = counts["written"]
     tracker.log_metrics(metrics, step=0)
     tracker.log_data(snapshot, "preprocessing")
+    if report.num_planned:
+        log_report(tracker, snapshot)
     if report.failures:
         with tempfile.TemporaryDirectory() as folder:
             plot_failures(report.failures, report.num_written).savefig(f"{folder}/failures.png", dpi=90)
             tracker.log_files(Path(folder), "failures")
+
+
+def log_report(tracker: TrackedRun, snapshot: Snapshot) -> None:
+    """Log the page of what is in a snapshot, and its JSON.
+
+    A rerun that had nothing to do has none: at AudioSet's size a page takes as long as such a rerun.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            save_report(Path(folder) / "report.html", snapshot)
+        except (CorruptError, StoreError) as error:  # the data are published, whatever can be said of them
+            log.warning("no report of snapshot %s: %s", snapshot.snapshot_id, error)
+            return
+        tracker.log_files(Path(folder), "report")

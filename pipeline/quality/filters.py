@@ -97,7 +97,7 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
     is_out = np.zeros(len(snapshot.index), bool)
     counts = {}
     for expression, conditions in zip(expressions, parsed, strict=True):
-        matches = np.logical_and.reduce([_evaluate(condition, values) for condition in conditions]) & is_trained_on
+        matches = find_matches(conditions, values) & is_trained_on
         counts[expression] = int(matches.sum())
         is_out |= matches
     said = ", ".join(f"{count} by {expression}" for expression, count in counts.items())
@@ -172,6 +172,11 @@ def count_leaks(snapshot: Snapshot, train: Collection[str], eval_split: str) -> 
         groups = duplicate_groups(snapshot, pairs)
         is_leak |= is_evaluated & np.isin(groups, groups[is_trained_on])
     return int(is_leak.sum())
+
+
+def find_matches(conditions: Sequence[Condition], values: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
+    """Return the clips (N,) of which all conditions are true; values: each column that they name."""
+    return np.logical_and.reduce([_evaluate(condition, values) for condition in conditions])
 
 
 def _evaluate(condition: Condition, values: Mapping[str, pa.ChunkedArray]) -> np.ndarray:

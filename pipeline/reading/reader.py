@@ -67,19 +67,24 @@ class ClipReader:
 
     def read_audio(self, row: int) -> np.ndarray:
         """Read a clip's waveform (S,) int16. Raises InputError if it was not kept, CorruptError as `read_fbank`."""
+        flac = self.read_flac(row)
+        from pipeline.audio.decode import decode_flac  # PyAV is needed for audio only: fbanks are read without
+
+        try:
+            return decode_flac(flac)
+        except InputError as error:
+            raise CorruptError(f"{self._where(row)}: {error}") from error
+
+    def read_flac(self, row: int) -> bytes:
+        """Read a clip's audio as it is kept. Raises what `read_audio` does."""
         if not self._audio_length[row]:
             raise InputError(
                 f"clip {self._keys[row]} has no audio in {self._where(row)}; preprocess with --keep-audio, or train"
                 " with --train.features fbank"
             )
-        from pipeline.audio.decode import decode_flac  # PyAV is needed for audio only: fbanks are read without
-
         head, flac = bytearray(tarfile.BLOCKSIZE), np.empty(int(self._audio_length[row]), np.uint8)
         self._read(row, int(self._audio_offset[row]), "flac", head, flac)
-        try:
-            return decode_flac(flac.tobytes())
-        except InputError as error:
-            raise CorruptError(f"{self._where(row)}: {error}") from error
+        return flac.tobytes()
 
     def _read(self, row: int, offset: int, extension: str, head: bytearray, out: np.ndarray) -> None:
         """Read the tar's header, the first bytes of the member and `out`, one behind the other."""

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,11 +71,23 @@ class Store:
 
     def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
         """Bytes of each file that `list` names, in one listing."""
+        return {name: int(entry["size"]) for name, entry in self._find(folder, suffix).items()}
+
+    def months(self, folder: str, suffix: str = "") -> dict[str, str]:
+        """Month in which each file that `list` names was last written, such as `2026-11`, in one listing."""
+        found = {}
+        for name, entry in self._find(folder, suffix).items():
+            time_or_s = entry.get("mtime", entry.get("LastModified"))  # of local files; of S3
+            when = datetime.fromtimestamp(time_or_s, UTC) if isinstance(time_or_s, float) else time_or_s
+            found[name] = when.strftime("%Y-%m") if when else "unknown"
+        return found
+
+    def _find(self, folder: str, suffix: str) -> dict[str, dict[str, Any]]:
         with self._errors("list", folder):
             found = self.fs.find(self.path(folder), detail=True)
         assert isinstance(found, dict), "fsspec's find returns a dict with details"
-        names = {path[len(self.base) + 1 :]: int(entry["size"]) for path, entry in sorted(found.items())}
-        return {name: size for name, size in names.items() if name.endswith(suffix) and "/." not in f"/{name}"}
+        names = {path[len(self.base) + 1 :]: entry for path, entry in sorted(found.items())}
+        return {name: entry for name, entry in names.items() if name.endswith(suffix) and "/." not in f"/{name}"}
 
     def read_bytes(self, name: str) -> bytes:
         with self._errors("read", name):

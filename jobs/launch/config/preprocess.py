@@ -1,6 +1,7 @@
 """Settings of the commands about clips and snapshots."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from jobs.launch.config.common import Data, Exists, StoreRoot
@@ -66,6 +67,20 @@ class MeasureCommand:
     """Folder or s3:// address of the store."""
     max_in_flight: int = PreprocessConfig.max_in_flight
     """Shard tasks handed to Ray at a time."""
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write what is in a snapshot as a page and as JSON: yield, levels, flaws, duplicates, classes, and what to do."""
+
+    root: StoreRoot = "data/audioset"
+    """Folder or s3:// address of the store."""
+    snapshot: str = ""
+    """Snapshot, or a selection of one; unset the latest."""
+    against: str = ""
+    """Snapshot of the same store whose figures are shown beside."""
+    output: Path = Path("report.html")
+    """The page to write; the JSON lies beside it."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""The report of a snapshot: its figures as JSON, and as a page that holds all it shows."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import CorruptError, StoreError
+from pipeline.fbank import NUM_MEL_BINS
+from pipeline.page import data_url, render_page, spectrogram_url
+from pipeline.quality.figures import AXES, FLAWS, describe_snapshot, describe_store, find_flaws, read_values, suggest
+from pipeline.reading.reader import ClipReader
+from pipeline.records import FailureCategory, Reason
+from pipeline.snapshots.build import HELD_OUT_SPLITS
+from pipeline.snapshots.snapshot import Snapshot
+
+NUM_WORST = 4
+"""Clips that are shown of each flaw."""
+MAX_FRAMES = 2000
+MAX_AUDIO_BYTES = 2_000_000
+"""Of all players of a page: base64 makes a third more of them."""
+MAX_CLIP_AUDIO_BYTES = 500_000
+NUM_CLASSES_SHOWN = 20
+CATEGORY_OF = {reason.value: reason.category.value for reason in Reason}
+TEMPLATE = Path(__file__).with_name("report.html")
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    """A flawed clip as the page shows it."""
+
+    key: str
+    split: str
+    value: str
+    """Of the measure by which it is bad."""
+    labels: list[str]
+    spectrogram_url: str
+    """Empty if its shard can't be read."""
+    player_url: str
+    """Empty if no audio was kept, or there is no room for more."""
+
+
+def make_report(snapshot: Snapshot, against: Snapshot | None = None) -> tuple[dict[str, Any], str]:
+    """Return the figures of a snapshot, as JSON can hold them, and the page that shows them.
+
+    against: a snapshot, of the same store or another, whose figures are shown beside.
+    """
+    values = read_values(snapshot)
+    flaws = find_flaws(values)
+    figures = describe_snapshot(snapshot, values, flaws)
+    in_store = describe_store(snapshot)
+    report: dict[str, Any] = {
+        "root": snapshot.store.root,
+        "snapshot": figures,
+        "store": in_store,
+        "advice": suggest(figures, in_store, snapshot.store.root),
+    }
+    shown = [figures]
+    if against:
+        others = read_values(against)
+        report["against"] = describe_snapshot(against, others, find_flaws(others))
+        shown.append(report["against"])
+    page = render_page(
+        TEMPLATE.read_text(encoding="utf-8"),
+        title="What is in the data",
+        report=report,
+        shown=shown,
+        axes=AXES,
+        flaws=FLAWS,
+        worst=show_worst(snapshot, values, flaws),
+        categories=[str(category) for category in FailureCategory],
+        category_of=CATEGORY_OF,
+        held_out=HELD_OUT_SPLITS,
+        rarest=sorted(figures["classes"], key=lambda row: (row["train"], row["name"]))[:NUM_CLASSES_SHOWN],
+        most_flawed=_most_flawed(figures["classes"]),
+        bars=bars,
+        number=format_number,
+    )
+    return report, page
+
+
+def show_worst(
+    snapshot: Snapshot, values: Mapping[str, pa.ChunkedArray], flaws: Mapping[str, np.ndarray]
+) -> dict[str, list[ShownClip]]:
+    """Return the worst clips by flaw. Players are given in turn, until there is no more room."""
+    reader = ClipReader(snapshot)
+    rows_of = {}
+    for flaw in FLAWS:
+        rows = np.flatnonzero(flaws[flaw.label])
+        worst = np.argsort(-flaw.sign * values[flaw.worst].to_numpy()[rows], kind="stable")[:NUM_WORST]
+        if len(rows):
+            rows_of[flaw.label] = rows[worst].tolist()
+    players: dict[int, str] = {}
+    room = MAX_AUDIO_BYTES
+    audio_lengths = snapshot.index["audio_length"].to_numpy()
+    for place in range(NUM_WORST):
+        for row in (rows[place] for rows in rows_of.values() if place < len(rows)):
+            if row not in players and 0 < audio_lengths[row] <= min(room, MAX_CLIP_AUDIO_BYTES):
+                room -= int(audio_lengths[row])
+                players[row] = _player_of(reader, row)
+    axis_of = {flaw.label: (flaw.worst, AXES[flaw.worst].unit) for flaw in FLAWS}
+    label_lists = snapshot.index["labels"]
+
+    def show(label: str, row: int) -> ShownClip:
+        column, unit = axis_of[label]
+        return ShownClip(
+            key=reader.key_of(row),
+            split=str(snapshot.splits[row]),
+            value=f"{format_number(values[column][row].as_py())} {unit}",
+            labels=[snapshot.labels.names[c] for c in label_lists[row].as_py()],
+            spectrogram_url=_spectrogram_of(reader, row),
+            player_url=players.get(row, ""),
+        )
+
+    return {label: [show(label, row) for row in rows] for label, rows in rows_of.items()}
+
+
+def _spectrogram_of(reader: ClipReader, row: int) -> str:
+    fbank_TM = np.zeros((min(int(reader.num_frames[row]), MAX_FRAMES), NUM_MEL_BINS), np.float16)
+    try:
+        reader.read_fbank(row, fbank_TM)
+    except (CorruptError, StoreError):  # a report is about what is wrong, too: the page says it
+        return ""
+    return spectrogram_url(fbank_TM)
+
+
+def _player_of(reader: ClipReader, row: int) -> str:
+    try:
+        return data_url(reader.read_flac(row), "audio/flac")
+    except (CorruptError, StoreError):
+        return ""
+
+
+def _most_flawed(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the classes with the largest shares of flawed clips, with that `share`."""
+    shares = [row | {"share": row["flawed"] / (row["train"] + row["held_out"])} for row in classes if row["flawed"]]
+    return sorted(shares, key=lambda row: -row["share"])[:NUM_CLASSES_SHOWN]
+
+
+def bars(histogram: Mapping[str, Any], axis: Any) -> list[dict[str, Any]]:
+    """Return the bars of a histogram: height from 0 to 1, and a text of its range and count."""
+    counts, edges = histogram["counts"], histogram["edges"]
+    heights = [math.log1p(count) if axis.is_logarithmic else count for count in counts]
+    highest = max(heights) or 1
+    return [
+        {
+            "height": height / highest,
+            "text": f"{format_number(low)} to {format_number(high)} {axis.unit}: {count:,} clips",
+        }
+        for height, count, low, high in zip(heights, counts, edges[:-1], edges[1:], strict=True)
+    ]
+
+
+def format_number(value: float) -> str:
+    """Write a number as people read it: `12,345`, `0.125`, `−23.1`."""
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")

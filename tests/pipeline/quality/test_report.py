@@ -1,0 +1,156 @@
+"""The report of a snapshot: figures that can be counted by hand, and a page that is safe to open."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.preprocess import COMMAND_LINE
+from pipeline.labels import Labels
+from pipeline.miniature import Miniature
+from pipeline.quality.duplicates import PAIRS_SCHEMA, write_duplicates
+from pipeline.quality.filters import exclude_clips
+from pipeline.quality.measures import Measures
+from pipeline.quality.report import make_report
+from pipeline.quality.table import write_measures
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.storage import Store
+
+HOSTILE = "\"><script>alert('1')</script>{{ 7 * 7 }}{0.__class__}"
+TRAIN = ("balanced_train", "unbalanced_train")
+
+
+@pytest.fixture
+def copy(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
+    """The small snapshot in a store of its own, without measures."""
+    for folder in ("shards", "snapshots"):
+        shutil.copytree(Path(snapshot.store.root) / folder, tmp_path / "store" / folder)
+    shutil.copy(Path(snapshot.store.root) / "latest.json", tmp_path / "store")
+    return load_snapshot(Store(str(tmp_path / "store")))
+
+
+@pytest.fixture
+def measured(copy: Snapshot) -> Snapshot:
+    """With made-up measures: each fourth clip is silent, each third is an MP3 with clipped samples."""
+    rows = copy.index.select(["key", "shard"]).to_pylist()
+    for shard in {row["shard"] for row in rows}:
+        places = [place for place, row in enumerate(rows) if row["shard"] == shard]
+        measures = [
+            Measures(silence=float(n % 4 == 0), clipping=0.05 * (n % 3 == 0), codec="mp3" if n % 3 == 0 else "opus")
+            for n in places
+        ]
+        write_measures(copy.store, shard.removesuffix(".tar"), [rows[n]["key"] for n in places], measures)
+    return copy
+
+
+def test_figures_count_what_the_snapshot_holds(measured: Snapshot) -> None:
+    report, page = make_report(measured)
+    figures, size = report["snapshot"], len(measured.index)
+    assert (figures["num_clips"], figures["num_measured"]) == (size, size)
+    for name, split in figures["splits"].items():
+        rows = measured.rows_of((name,))
+        assert split["planned"] == split["written"] + sum(split["failed"].values())
+        assert split["clips"] == len(rows)
+        assert figures["flaws"]["Silent"][name] == np.count_nonzero(rows % 4 == 0)
+        assert figures["flaws"]["Clipped"][name] == np.count_nonzero(rows % 3 == 0)
+    assert figures["num_flawed"] == sum(n % 4 == 0 or n % 3 == 0 for n in range(size))
+    assert sum(figures["measures"]["silence"]["counts"]) == figures["measures"]["duration_s"]["num_known"] == size
+    assert figures["measures"]["peak"]["num_known"] == 0 and "Peak" not in page
+    assert figures["media"]["codec"] == {"opus": sum(n % 3 != 0 for n in range(size)), "mp3": -(-size // 3)}
+    targets = measured.targets(np.arange(size)).toarray().astype(int)
+    for c, row in enumerate(figures["classes"]):
+        assert row["train"] + row["held_out"] == targets[:, c].sum()
+    for pair in figures["pairs_of_classes"]:
+        first, second = (measured.labels.names.index(pair[name]) for name in ("first", "second"))
+        assert pair["clips"] == np.count_nonzero(targets[:, first] & targets[:, second])
+    assert '--data.exclude "silence > 0.9"' in [each["do"] for each in report["advice"]]
+
+
+def test_a_page_shows_and_plays_the_worst_clips_and_loads_nothing(measured: Snapshot) -> None:
+    _, page = make_report(measured)
+    assert "default-src 'none'" in page and "<script" not in page
+    assert page.count('<img class="spectrogram"') == 8  # four silent clips and four clipped ones
+    assert "data:audio/flac;base64,ZkxhQ" in page  # fLaC
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
+    assert len(page) < 5e6
+
+
+def test_a_clip_whose_shard_is_gone_is_named_without_a_picture(measured: Snapshot) -> None:
+    for name in measured.store.list("shards", ".tar"):
+        measured.store.remove(name)
+    _, page = make_report(measured)
+    assert "its shard can't be read" in page
+    assert '<img class="spectrogram"' not in page
+
+
+def test_a_store_that_is_not_measured_says_how_it_becomes_so(copy: Snapshot) -> None:
+    report, page = make_report(copy)
+    assert report["snapshot"]["num_measured"] == 0
+    assert f"python jobs/preprocess.py measure --root {copy.store.root}" in report["advice"][0]["do"]
+    assert "preprocess.py measure" in page and "preprocess.py duplicates" in page
+    json.dumps(report, allow_nan=False)
+
+
+def test_hostile_names_are_text(measured: Snapshot) -> None:
+    labels = Labels(measured.labels.mids, tuple(HOSTILE for _ in measured.labels.names))
+    _, page = make_report(dataclasses.replace(measured, labels=labels))
+    assert "<script" not in page and "&lt;script&gt;alert" in page and "{{ 7 * 7 }}{0.__class__}" in page
+
+
+def test_months_are_those_in_which_shards_were_written(copy: Snapshot) -> None:
+    names = copy.store.list("shards", ".parquet")
+    for name in names:
+        os.utime(copy.store.path(name), (1.6e9, 1.6e9 if name == names[0] else 1.7e9))
+    months = make_report(copy)[0]["store"]["months"]
+    assert list(months) == ["2020-09", "2023-11"]
+    written = sum(split["written"] for split in copy.manifest["split_counts"].values())
+    assert sum(counts.get("written", 0) for counts in months.values()) == written
+
+
+def test_months_are_known_on_s3(s3_store: Store) -> None:
+    s3_store.write_bytes("shards/eval/some.parquet", b"")
+    (month,) = s3_store.months("shards", ".parquet").values()
+    assert re.fullmatch(r"\d{4}-\d\d", month)
+
+
+def test_duplicates_are_counted_and_those_across_splits_come_first(measured: Snapshot) -> None:
+    train, held_out = measured.rows_of(TRAIN), measured.rows_of(("eval",))
+    keys = measured.index["key"].to_pylist()
+    rows = [(train[0], train[1], 0.1), (train[2], held_out[0], 0.3)]
+    pairs = [
+        {"first": keys[min(a, b)], "second": keys[max(a, b)], "distance": distance, "offset_s": 0.0}
+        for a, b, distance in rows
+    ]
+    write_duplicates(measured, pa.Table.from_pylist(pairs, PAIRS_SCHEMA), 0.5)
+    report, page = make_report(measured)
+    found = report["snapshot"]["duplicates"]
+    assert (found["num_pairs"], found["num_duplicates"], found["num_of_eval"]) == (2, 1, 1)
+    assert found["leaked"] == {"eval": 1}
+    assert [row["distance"] for row in found["pairs"]] == pytest.approx([0.3, 0.1])
+    assert "--data.exclude duplicate_of_eval" in page
+
+
+def test_two_snapshots_stand_side_by_side(measured: Snapshot) -> None:
+    selected = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
+    report, page = make_report(selected, measured)
+    assert report["against"]["num_clips"] > report["snapshot"]["num_clips"]
+    assert selected.snapshot_id in page and measured.snapshot_id in page and "<polyline" in page
+
+
+def test_the_command_writes_a_page_and_its_json(
+    measured: Snapshot, miniature: Miniature, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(miniature.metadata_folder, tmp_path / "store" / "metadata")
+    flags = ["report", "--root", measured.store.root, "--against", measured.snapshot_id]
+    assert COMMAND_LINE.main([*flags, "--output", str(tmp_path / "new" / "page.html")]) == 0
+    assert "1. " in capsys.readouterr().out
+    report = json.loads((tmp_path / "new" / "page.json").read_text())
+    assert report["store"]["classes"] and "The least yield" in (tmp_path / "new" / "page.html").read_text()
+    assert COMMAND_LINE.main([*flags, "--output", str(tmp_path / "page.json")]) == 2
+    assert "--output FILE.html" in capsys.readouterr().err
