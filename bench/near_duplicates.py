@@ -16,7 +16,8 @@ from pipeline.fbank import SAMPLE_RATE_HZ, compute_fbank
 from pipeline.shards.format import FBANK_DTYPE
 from scripts.recorded_sounds import PACKAGES, find_sounds
 
-CLIP_S, MAX_SHIFT_S = 10.0, 0.5
+CLIP_S, MAX_SHIFT_S, MAX_SOUND_S = 10.0, 0.5, 3.0
+SCENE_SOUNDS = 4
 ENCODINGS = [
     ("libmp3lame", "mp3", 44_100, 64_000),
     ("libmp3lame", "mp3", 22_050, 32_000),
@@ -62,17 +63,19 @@ def recorded_sounds(prefix: Path = Path("/usr/share"), max_per_package: int = 20
 
 
 def make_scenes(sounds: Sequence[np.ndarray], num_scenes: int, seed: int = 0) -> list[np.ndarray]:
-    """Return scenes of `CLIP_S` and the room to shift them: some sounds each, over a background of noise.
+    """Return scenes of `CLIP_S` and the room to shift them: four sounds each, over a background of noise.
 
-    The same sounds occur in several, in another order: scenes that only sound alike.
+    Scenes that only sound alike have the same sounds, at places that are farther apart than a clip may be shifted.
     """
     chance = np.random.default_rng(seed)
+    num_uses = -(-num_scenes * SCENE_SOUNDS // len(sounds))
+    uses = [(sound, use) for use in range(num_uses) for sound in chance.permutation(len(sounds))]
     scenes = []
-    for _ in range(num_scenes):
+    for number in range(num_scenes):
         scene_S = np.zeros(round((CLIP_S + 2 * MAX_SHIFT_S) * SAMPLE_RATE_HZ), np.float32)
-        for _ in range(chance.integers(1, 7)):
-            sound_S = sounds[chance.integers(len(sounds))][: len(scene_S)]
-            start = chance.integers(0, len(scene_S) - len(sound_S) + 1)
+        for sound, use in uses[number * SCENE_SOUNDS :][:SCENE_SOUNDS]:
+            sound_S = sounds[sound][: round(MAX_SOUND_S * SAMPLE_RATE_HZ)]
+            start = round(((sound + use) * 1.6 % 8 + chance.uniform(0, 0.3)) * SAMPLE_RATE_HZ)
             scene_S[start : start + len(sound_S)] += sound_S * chance.uniform(0.3, 1.0)
         noise_S = chance.standard_normal(len(scene_S)).astype(np.float32)
         scene_S += noise_S * 10 ** chance.uniform(-4, -2)

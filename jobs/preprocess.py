@@ -1,7 +1,7 @@
 """Get AudioSet and keep it up to date.
 
 python jobs/preprocess.py run --media youtube --root /data/audioset
-python jobs/preprocess.py plan|status|verify|measure --root /data/audioset …
+python jobs/preprocess.py plan|status|verify|measure|duplicates --root /data/audioset …
 python jobs/preprocess.py report --root /data/audioset --output report.html
 python jobs/preprocess.py snapshots list|diff|prune --root /data/audioset …
 """
@@ -11,6 +11,7 @@ import sys
 from jobs.launch.cli import CommandLine
 from jobs.launch.config.preprocess import (
     DiffSnapshots,
+    DuplicatesCommand,
     ListSnapshots,
     MeasureCommand,
     PlanCommand,
@@ -29,6 +30,7 @@ COMMAND_LINE = CommandLine(
         VerifyCommand: "jobs.launch.preprocess:verify",
         MeasureCommand: "jobs.launch.preprocess:measure",
         ReportCommand: "jobs.launch.quality:write_report",
+        DuplicatesCommand: "jobs.launch.duplicates:find_duplicates",
         ListSnapshots: "jobs.launch.snapshots:print_snapshots",
         DiffSnapshots: "jobs.launch.snapshots:print_difference",
         PruneSnapshots: "jobs.launch.snapshots:remove_snapshots",
@@ -40,6 +42,7 @@ COMMAND_LINE = CommandLine(
         "verify": VerifyCommand,
         "measure": MeasureCommand,
         "report": ReportCommand,
+        "duplicates": DuplicatesCommand,
         "snapshots list": ListSnapshots,
         "snapshots diff": DiffSnapshots,
         "snapshots prune": PruneSnapshots,

@@ -130,16 +130,19 @@ def run_tasks(
     *,
     max_in_flight: int,
     num_gpus: int = 0,
+    on_this_node: bool = False,
     should_stop: Callable[[float], bool] = lambda wait_s: False,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `function(item, shared)` for each item on the cluster and yield items and results as they finish.
 
-    At most `max_in_flight` are handed out at a time, each on one CPU and `num_gpus` GPUs. A task whose worker died is
-    repeated, so it must be idempotent. One that returns a Wait is handed out again later, and so is one that the store
-    refused, a few times. Any other that fails yields its exception. If all wait and `should_stop(seconds to wait)` says
-    so, the rest is left undone.
+    At most `max_in_flight` are handed out at a time, each on one CPU and `num_gpus` GPUs; `on_this_node`, where tasks
+    share local files, they all run beside the driver. A task whose worker died is repeated, so it must be idempotent.
+    One that returns a Wait is handed out again later, and so is one that the store refused, a few times. Any other that
+    fails yields its exception. If all wait and `should_stop(seconds to wait)` says so, the rest is left undone.
     """
-    remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=NUM_TASK_RETRIES)(function)
+    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=NUM_TASK_RETRIES)(function)
+    if on_this_node:  # which may be a cluster's head, where Ray has no CPUs to give
+        remote = remote.options(num_cpus=0, scheduling_strategy=this_node())
     shared_ref = ray.put(shared)  # once, not with each task
     # Items are taken when there is room for them: two million segments are never planned at once.
     fresh = (_Task(0.0, order, item) for order, item in enumerate(items))
@@ -184,6 +187,11 @@ def _result_of(ref: ray.ObjectRef) -> Any:
     except RayError as error:
         cause = getattr(error, "cause", None)
         return cause if isinstance(cause, Exception) else error
+
+
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """Return the strategy that keeps a task or actor beside the driver."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 @dataclass
@@ -235,7 +243,6 @@ class RayRateLimiter:
 
 def start_rate_limiter(config: RateLimitConfig, clips_per_hour: int, proxies: tuple[str, ...]) -> RayRateLimiter:
     """Start the run's limiter; it ends with the run. It lives beside the driver: other nodes may be lost."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(LocalRateLimiter)
-    actor = remote.options(scheduling_strategy=here).remote(config, clips_per_hour)
+    actor = remote.options(scheduling_strategy=this_node()).remote(config, clips_per_hour)
     return RayRateLimiter(actor, clips_per_hour > 0, proxies)

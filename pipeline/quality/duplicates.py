@@ -29,7 +29,7 @@ PAIRS_SCHEMA = pa.schema(
 """`first` comes before `second` in the index. A group of near-identical clips is listed against its first, not each
 against each: see `duplicate_groups`. `distance` is 0 for identical clips; `offset_s` is where `second` starts within
 `first`."""
-MAX_DISTANCE = 0.55
+MAX_DISTANCE = 0.5
 """Of near-identical clips, as `pipeline.quality.fingerprint` measures it."""
 VERSION_KEY, THRESHOLD_KEY = b"duplicates", b"threshold"
 

@@ -68,36 +68,43 @@ def _average_around(balances_PB: np.ndarray) -> np.ndarray:
 
 
 def unpack(fingerprints: list[bytes | None]) -> np.ndarray:
-    """Return fingerprints as words (N, NUM_STEPS, 2) of uint16: which bands are above, which below. None is empty."""
+    """Return fingerprints as words (N, NUM_STEPS) of uint32; None is empty.
+
+    The lower 16 bits say which pairs of bands are above their average, the upper 16 which are below.
+    """
     content = b"".join((each or b"").ljust(NUM_STEPS * 4, b"\0") for each in fingerprints)
-    return np.frombuffer(content, "<u2").reshape(len(fingerprints), NUM_STEPS, 2)
+    return np.frombuffer(content, "<u4").reshape(len(fingerprints), NUM_STEPS)
 
 
 def count_cells(words: np.ndarray) -> np.ndarray:
-    """Count the cells that are above or below: (N, NUM_STEPS, 2) → (N,)."""
-    return np.bitwise_count(words).sum((1, 2), dtype=np.int32)
+    """Count the cells that are above or below: (N, NUM_STEPS) → (N,)."""
+    return np.bitwise_count(words).sum(1, dtype=np.int32)
 
 
-def distances(first: np.ndarray, second: np.ndarray, shift: int) -> np.ndarray:
-    """Return how far clips (N, NUM_STEPS, 2) are from others whose step 0 is step `shift` of theirs: (N,) in [0, 2].
+def distances(first: np.ndarray, second: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
+    """Return how far clips (N, NUM_STEPS) are from others whose step 0 is step `shift` of theirs: (N,) in [0, 2].
 
     0 is identical, 1 is what chance brings. The fewer cells there are, the more they agree by chance.
+    shift: (N,), or one for all, up to `MAX_SHIFT_STEPS` + 1 to either side.
     """
-    cells = np.minimum(num_first := count_cells(first), num_second := count_cells(second))
-    first, second = first[:, max(shift, 0) :], second[:, max(-shift, 0) :]
-    num_steps = min(first.shape[1], second.shape[1])
-    first, second = first[:, :num_steps], second[:, :num_steps]
-    agreeing = count_cells(first & second)
-    opposed = count_cells(first & second[:, :, ::-1])
+    num_first, num_second = count_cells(first), count_cells(second)
+    room = MAX_SHIFT_STEPS + 1
+    steps = np.arange(room, room + NUM_STEPS) - np.reshape(shift, (-1, 1))
+    aligned = np.take_along_axis(np.pad(second, ((0, 0), (room, room))), steps, axis=1)
+    # Above in one and below in the other is where one agrees with the other's halves exchanged.
+    exchanged = aligned << np.uint32(NUM_BANDS) | aligned >> np.uint32(NUM_BANDS)
+    agreement = count_cells(first & aligned) - count_cells(first & exchanged)
     # Cells that only one of them has, since it starts earlier, count as not agreeing.
-    similarity = (agreeing - opposed) / np.sqrt(np.maximum(num_first * num_second.astype(float), 1))
-    chance = CHANCE / np.sqrt(np.maximum(cells, MIN_CELLS))
-    return np.where(cells < MIN_CELLS, 1.0, (1 - similarity) / (1 - chance)).astype(np.float32)
+    similarity = agreement / np.sqrt(np.maximum(num_first * num_second.astype(float), 1))
+    num_cells = np.minimum(num_first, num_second)
+    chance = CHANCE / np.sqrt(np.maximum(num_cells, MIN_CELLS))
+    return np.where(num_cells < MIN_CELLS, 1.0, (1 - similarity) / (1 - chance)).astype(np.float32)
 
 
 def closest(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances of clips (N, NUM_STEPS, 2) from others at the best shift, and that shift in seconds."""
-    shifts = np.arange(-MAX_SHIFT_STEPS, MAX_SHIFT_STEPS + 1)
-    found = np.stack([distances(first, second, int(shift)) for shift in shifts])
+    """Return the distances of clips (N, NUM_STEPS) from others at the best shift, and that shift in seconds."""
+    # The nearest to none first, which is taken where several are as good.
+    shifts = np.array(sorted(range(-MAX_SHIFT_STEPS, MAX_SHIFT_STEPS + 1), key=abs))
+    found = np.stack([distances(first, second, shift) for shift in shifts])
     best = found.argmin(0)
     return found[best, np.arange(len(first))], (shifts[best] * STEP_S).astype(np.float32)

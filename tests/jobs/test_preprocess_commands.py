@@ -6,6 +6,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -14,8 +15,13 @@ from jobs.launch.config.preprocess import VerifyCommand
 from jobs.launch.tracked_preprocessing import check_all_made
 from jobs.preprocess import COMMAND_LINE
 from pipeline.errors import StoreError
+from pipeline.fbank import NUM_MEL_BINS
 from pipeline.miniature import Miniature
 from pipeline.preprocess import PreprocessReport
+from pipeline.quality.duplicates import load_duplicates
+from pipeline.quality.fingerprint import fingerprint_of
+from pipeline.quality.measures import Measures
+from pipeline.quality.table import read_shard_measures, write_measures
 from pipeline.records import FailureCategory
 from pipeline.shards.checksum import remedy
 from pipeline.shards.format import read_sidecar
@@ -126,6 +132,32 @@ def test_verify_names_what_is_wrong_and_repairs_it(
     assert "lack measures" not in printed.out
     assert COMMAND_LINE.main(["verify", *flags(store, miniature, "--repair")]) == 0
     assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 0
+
+
+@pytest.mark.ray
+def test_near_identical_clips_are_listed_with_their_splits_and_searched_once(
+    ray: None, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = load_snapshot(store)
+    train, held_out = (np.flatnonzero(snapshot.splits == split)[0] for split in ("balanced_train", "eval"))
+    keys = snapshot.index["key"].to_pylist()
+    fbank_TM = np.repeat(np.random.default_rng(0).standard_normal((100, NUM_MEL_BINS)), 10, axis=0).astype(np.float16)
+    for row in (train, held_out):
+        shard = snapshot.index["shard"][int(row)].as_py().removesuffix(".tar")
+        measured = read_shard_measures(store, shard)
+        assert measured is not None
+        of_shard = measured["key"].to_pylist()
+        copy = Measures(fingerprint=fingerprint_of(fbank_TM))
+        write_measures(store, shard, of_shard, [copy if key == keys[row] else Measures() for key in of_shard])
+    for _ in range(2):
+        assert COMMAND_LINE.main(["duplicates", "--root", store.root]) == 0
+        printed = capsys.readouterr().out
+        assert "1 training clips are near-identical to clips that are evaluated on" in printed
+        assert re.search(rf"{keys[train]} +{keys[held_out]} +0.00 +0.00 +balanced_train +eval", printed)
+        shutil.rmtree(store.path("quality"), ignore_errors=True)  # a second search would find nothing
+    pairs = load_duplicates(snapshot)
+    assert pairs is not None
+    assert {"first": keys[train], "second": keys[held_out], "distance": 0.0, "offset_s": 0.0} in pairs.to_pylist()
 
 
 @pytest.mark.ray

@@ -84,6 +84,24 @@ class ReportCommand:
 
 
 @dataclass(frozen=True)
+class DuplicatesCommand:
+    """List the near-identical clips of a snapshot, within and across its splits, and keep the list beside it.
+
+    Clips are known by fingerprints, which the measures hold: shards that have none are measured first. A snapshot that
+    was searched is not searched again.
+    """
+
+    root: StoreRoot = "data/audioset"
+    """Folder or s3:// address of the store."""
+    snapshot: str = ""
+    """Snapshot to search; unset the latest."""
+    num_pairs: int = 20
+    """Pairs to show, those across splits first; all are in the file."""
+    max_in_flight: int = PreprocessConfig.max_in_flight
+    """Shard tasks handed to Ray at a time, where shards have to be measured."""
+
+
+@dataclass(frozen=True)
 class ListSnapshots:
     """List the snapshots, the latest last, and the runs in the store that refer to them."""
 

@@ -1,0 +1,354 @@
+"""Find pairs of near-identical clips among millions of fingerprints, in little memory.
+
+1. Fingerprints are written side by side to a local disk. At a few steps of each clip, its anchors, a vector describes
+   the second around. Anchors are where a fixed pattern fits best or worst, so a copy has them at the same sounds.
+2. Anchors are sorted into cells, those of similar vectors. Two copies share one, and with it how far apart they start.
+3. Within a cell, clips are compared by their vectors, and the few that resemble each other by their fingerprints.
+4. What is found is joined into groups, and each group listed against its first clip.
+
+Steps 1 to 3 are tasks that know each other's files only, so all of them run on one machine.
+"""
+
+# Letters: N clips, P steps, A anchors, V values of a vector, C cells.
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
+
+from pipeline.quality.duplicates import MAX_DISTANCE
+from pipeline.quality.fingerprint import (
+    MAX_SHIFT_STEPS,
+    MIN_CELLS,
+    NUM_BANDS,
+    NUM_STEPS,
+    STEP_S,
+    closest,
+    count_cells,
+    distances,
+    unpack,
+)
+from pipeline.quality.table import read_measures
+from pipeline.snapshots.snapshot import Snapshot
+
+AROUND_STEPS = 32
+"""Steps that a vector describes."""
+NUM_BASES = 8
+"""Cosines over the bands, and over the steps: a vector has the square of it."""
+NUM_ANCHORS, ANCHOR_SPACING = 5, 12
+"""At most of a clip and a sign of the fit, at least so many steps apart."""
+PART_CLIPS = 2**15
+BLOCK_CLIPS = 2**11
+COMPARED_ANCHORS = 2**9
+"""At a time. The products that they make stay in a processor's cache."""
+CELL_CLIPS = 512
+"""Of which a cell holds anchors, about."""
+MAX_CELLS = 4096
+TASK_CELLS = 16
+NUM_CELLS_OF_ANCHOR = 2
+"""The closest; in one cell alone, copies would miss each other at its border."""
+MIN_SIMILARITY = 0.75
+"""Cosine of two vectors whose clips are compared."""
+NUM_SHIFTS = 2 * MAX_SHIFT_STEPS + 1
+MAX_DISTANCE_NEARBY = 0.8
+"""Of copies that are compared at a start one step too early or late."""
+SCALE = 127
+"""Of vectors kept as int8."""
+
+
+class Run(Protocol):
+    def __call__(
+        self, function: Callable[[Any, Any], Any], items: Iterable[Any], shared: Any, num_items: int
+    ) -> Iterator[tuple[Any, Any]]:
+        """Run `function(item, shared)` for each item on this machine, and yield items and results in any order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Clips of some shards, whose numbers follow each other."""
+
+    number: int
+    start: int
+    clips: Snapshot
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the driver has to know of a part's fingerprints."""
+
+    hashes: np.ndarray
+    """Of each clip (N,) of uint64; 0 for one with too little content."""
+    num_missing: int
+    sample: np.ndarray
+    """Some of its vectors (A, V)."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Files of a search, and its cells once they are known."""
+
+    folder: Path
+    num_parts: int
+    centres: np.ndarray | None = None
+    """(C, V)"""
+
+    @property
+    def words(self) -> Path:
+        return self.folder / "words.npy"
+
+    def anchors(self, part: int) -> Path:
+        return self.folder / f"anchors-{part}.npy"
+
+    def cells(self, part: int) -> Path:
+        return self.folder / f"cells-{part}.npy"
+
+    def starts(self, part: int) -> Path:
+        return self.folder / f"starts-{part}.npy"
+
+
+ANCHOR_DTYPE = np.dtype([("clip", "<i4"), ("step", "<i2"), ("vector", "i1", NUM_BASES**2)])
+PAIR_DTYPE = np.dtype([("first", "<i4"), ("second", "<i4"), ("distance", "<f4"), ("offset_s", "<f4")])
+
+
+def _cosines(length: int, count: int) -> np.ndarray:
+    """Return the first cosines over some places (length, count), each of norm 1."""
+    waves = np.cos(np.pi * (np.arange(length)[:, None] + 0.5) * np.arange(count) / length)
+    return (waves / np.linalg.norm(waves, axis=0)).astype(np.float32)
+
+
+def _tabulate(weights: np.ndarray) -> np.ndarray:
+    """Return the sum of the weights (NUM_BANDS, …) of each word's bands: (2**16, …)."""
+    bits = np.unpackbits(np.arange(2**16, dtype="<u2").view(np.uint8).reshape(-1, 2), axis=1)
+    return bits.astype(np.float32) @ weights
+
+
+BANDS_BY_WORD = _tabulate(_cosines(NUM_BANDS, NUM_BASES))
+STEP_WAVES = _cosines(AROUND_STEPS, NUM_BASES) * np.hanning(AROUND_STEPS + 2)[1:-1, None].astype(np.float32)
+# Any pattern does, so long as it is the same for all clips, and not so smooth that its best fits are broad.
+ANCHOR_BY_WORD = _tabulate(_cosines(NUM_BANDS, NUM_BASES) @ np.array([0, 1, -1, 1, 1, 0, 0, 0], np.float32))
+ANCHOR_STEPS = STEP_WAVES @ np.array([0, 0, 1, 1, -1, 0, 0, 0], np.float32)
+
+
+def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, int]:
+    """Return the pairs of a snapshot's near-identical clips, and how many clips have no fingerprint yet.
+
+    folder: of a local disk, with room for 3 kB a clip.
+    """
+    # Clips are numbered by their shards, which are read part by part; `order` has their rows in the index.
+    order = np.argsort(snapshot.index["shard"].combine_chunks().indices.to_numpy(), kind="stable")
+    starts = range(0, len(order), PART_CLIPS)
+    space = Space(folder, len(starts))
+    words = np.lib.format.open_memmap(space.words, "w+", "<u4", (len(order), NUM_STEPS))
+    parts = (
+        Part(number, start, replace(snapshot, index=snapshot.index.take(pa.array(order[start : start + PART_CLIPS]))))
+        for number, start in enumerate(starts)
+    )
+    prepared: list[Prepared] = [Prepared(np.empty(0), 0, np.empty(0))] * len(starts)
+    for part, result in run(read_fingerprints, parts, space, len(starts)):
+        prepared[part.number] = result
+
+    hashes = np.concatenate([each.hashes for each in prepared])
+    # Identical fingerprints are one clip until the end, however many they are.
+    _, first_of_hash, same = np.unique(hashes, return_index=True, return_inverse=True)
+    representative = first_of_hash[same]
+    is_searched = (representative == np.arange(len(hashes))) & (hashes != 0)
+
+    # Anchors themselves are the centres: where there are many, there are many cells.
+    sample = np.concatenate([each.sample for each in prepared])
+    num_cells = min(MAX_CELLS, -(-int(is_searched.sum()) // CELL_CLIPS), len(sample))
+    centres = np.random.default_rng(0).permutation(sample)[:num_cells]
+    space = replace(space, centres=centres)
+    masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
+    for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
+        space.anchors(number).unlink()  # not by the task, which may be repeated
+    cells = [range(start, min(start + TASK_CELLS, num_cells)) for start in range(0, num_cells, TASK_CELLS)]
+    found = [pairs for _, pairs in run(compare_in_cells, cells, space, len(cells))]
+
+    is_copy = (representative != np.arange(len(hashes))) & (hashes != 0)
+    copies = np.zeros(int(is_copy.sum()), PAIR_DTYPE)
+    copies["first"], copies["second"] = representative[is_copy], np.flatnonzero(is_copy)
+    pairs = list_against_first(np.concatenate([copies, *found]), words, order)
+    keys = snapshot.index["key"]
+    columns = [keys.take(pa.array(order[pairs[name]])) for name in ("first", "second")]
+    table = pa.table([*columns, pairs["distance"], pairs["offset_s"]], ["first", "second", "distance", "offset_s"])
+    return table, sum(each.num_missing for each in prepared)
+
+
+def read_fingerprints(part: Part, space: Space) -> Prepared:
+    """Write the fingerprints of a part's clips where all find them, and their anchors."""
+    fingerprints = read_measures(part.clips, ["fingerprint"])["fingerprint"]
+    words = np.load(space.words, mmap_mode="r+")
+    hashes, anchors = [], []
+    factors = np.random.default_rng(0).integers(2**64, size=NUM_STEPS // 2, dtype=np.uint64) | np.uint64(1)
+    for start in range(0, len(fingerprints), BLOCK_CLIPS):
+        block = unpack(fingerprints.slice(start, BLOCK_CLIPS).to_pylist())
+        words[part.start + start : part.start + start + len(block)] = block
+        mixed = block.view("<u8") * factors
+        has_content = count_cells(block) >= MIN_CELLS
+        hashes.append(np.where(has_content, (mixed ^ mixed >> np.uint64(29)).sum(1), 0))
+        found = find_anchors(block)
+        found = found[has_content[found["clip"]]]
+        found["clip"] += part.start + start
+        anchors.append(found)
+    found = np.concatenate(anchors)
+    np.save(space.anchors(part.number), found)
+    chance = np.random.default_rng(part.number)
+    sample = chance.choice(len(found), min(len(found), -(-MAX_CELLS // space.num_parts)), replace=False)
+    return Prepared(np.concatenate(hashes), fingerprints.null_count, found["vector"][sample].astype(np.float32) / SCALE)
+
+
+def find_anchors(words: np.ndarray) -> np.ndarray:
+    """Return the anchors of clips (N, NUM_STEPS), by `ANCHOR_DTYPE`."""
+    course_NP = _look_up(ANCHOR_BY_WORD, words)
+    fit_NP = ndimage.correlate1d(course_NP, ANCHOR_STEPS, axis=1, mode="constant")
+    clip_A, step_A = np.concatenate([_peaks(fit_NP), _peaks(-fit_NP)], axis=1)
+    around = np.pad(words, ((0, 0), (AROUND_STEPS // 2, AROUND_STEPS // 2)))
+    bands = _look_up(BANDS_BY_WORD, around[clip_A[:, None], step_A[:, None] + np.arange(AROUND_STEPS)])
+    vector_AV = (np.swapaxes(bands, 1, 2) @ STEP_WAVES).reshape(-1, NUM_BASES**2)
+    vector_AV /= np.maximum(np.linalg.norm(vector_AV, axis=1, keepdims=True), 1e-6)
+    anchors = np.empty(len(clip_A), ANCHOR_DTYPE)
+    anchors["clip"], anchors["step"], anchors["vector"] = clip_A, step_A, np.rint(vector_AV * SCALE)
+    return anchors
+
+
+def _look_up(table: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Return the weights of the bands that are above, less those of the bands below."""
+    return table[words & 0xFFFF] - table[words >> NUM_BANDS]
+
+
+def _peaks(fit_NP: np.ndarray) -> np.ndarray:
+    """Return clip and step of the highest peaks: (2, A)."""
+    is_peak = (fit_NP == ndimage.maximum_filter1d(fit_NP, 2 * ANCHOR_SPACING + 1, axis=1)) & (fit_NP > 0)
+    highest = np.argpartition(np.where(is_peak, -fit_NP, 0), NUM_ANCHORS, axis=1)[:, :NUM_ANCHORS]
+    clip_A, place_A = np.nonzero(np.take_along_axis(is_peak, highest, axis=1))
+    return np.stack([clip_A, highest[clip_A, place_A]])
+
+
+def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
+    """Sort the anchors of a part's clips, those that are searched, by the cells that they are in."""
+    number, is_searched = part
+    anchors = np.load(space.anchors(number))
+    anchors = anchors[is_searched[anchors["clip"] - number * PART_CLIPS]]
+    assert space.centres is not None, "the centres are chosen before"
+    num_closest = min(NUM_CELLS_OF_ANCHOR, len(space.centres))
+    cells = np.empty((len(anchors), num_closest), np.int32)
+    for start in range(0, len(anchors), BLOCK_CLIPS):
+        near = anchors["vector"][start : start + BLOCK_CLIPS].astype(np.float32) @ space.centres.T
+        for column in range(num_closest):
+            cells[start : start + BLOCK_CLIPS, column] = closest_cell = near.argmax(1)
+            near[np.arange(len(near)), closest_cell] = -np.inf
+    order = np.argsort(cells.ravel(), kind="stable")
+    np.save(space.cells(number), anchors[order // num_closest])
+    np.save(space.starts(number), np.searchsorted(cells.ravel()[order], np.arange(len(space.centres) + 1)))
+
+
+def compare_in_cells(cells: range, space: Space) -> np.ndarray:
+    """Return the pairs of near-identical clips that share one of some cells, by `PAIR_DTYPE`."""
+    words = np.load(space.words, mmap_mode="r")
+    starts = [np.load(space.starts(part))[cells.start : cells.stop + 1] for part in range(space.num_parts)]
+    parts = [np.load(space.cells(part), mmap_mode="r") for part in range(space.num_parts)]
+    found = []
+    for cell in range(len(cells)):
+        anchors = [part[start[cell] : start[cell + 1]] for part, start in zip(parts, starts, strict=True)]
+        found.append(_compare(np.concatenate(anchors), words))
+    return np.concatenate(found)
+
+
+def _compare(anchors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Compare clips with those before that resemble none before them. So a thousand copies are compared with one."""
+    anchors = anchors[np.argsort(anchors["step"], kind="stable")]
+    vectors = anchors["vector"].astype(np.float32) / SCALE
+    leaders, found = np.empty(0, np.intp), [np.empty(0, PAIR_DTYPE)]
+    for start in range(0, len(anchors), COMPARED_ANCHORS):
+        block = np.arange(start, min(start + COMPARED_ANCHORS, len(anchors)))
+        # By step, so that leaders whose clips start too far apart from all that follow are left behind.
+        leaders = leaders[anchors["step"][leaders] >= anchors["step"][start] - MAX_SHIFT_STEPS]
+        known = _verify(*_resembling(vectors, block, leaders), anchors, words)
+        new = block[~np.isin(anchors["clip"][block], known["second"])]
+        second, first = _resembling(vectors, new, new)
+        among_new = _verify(second[first < second], first[first < second], anchors, words)
+        found += [known, among_new]
+        leaders = np.append(leaders, new[~np.isin(anchors["clip"][new], among_new["second"])])
+    return np.concatenate(found)
+
+
+def _resembling(vectors: np.ndarray, rows: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of some rows resemble which of others, sorted by both."""
+    is_similar = vectors[rows] @ vectors[among].T >= MIN_SIMILARITY
+    second, first = np.divmod(np.flatnonzero(is_similar), max(len(among), 1))  # several times as fast as `nonzero`
+    return rows[second], among[first]
+
+
+def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Compare the fingerprints of clips whose anchors resemble each other, and return the pairs that are close.
+
+    A clip is compared with one, two, four … others, until one is close: among copies with the first only.
+    """
+    clips, steps = anchors["clip"].astype(np.int64), anchors["step"].astype(np.int64)
+    shift = steps[first] - steps[second]
+    is_possible = (clips[first] != clips[second]) & (abs(shift) <= MAX_SHIFT_STEPS)
+    # In one number each, which sorts a hundred times as fast as rows of three.
+    packed = (clips[second] * len(words) + clips[first]) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
+    packed = np.sort(packed[is_possible])
+    packed = packed[np.append(True, np.diff(packed) > 0)[: len(packed)]]  # `unique` takes five times as long
+    found, num_at_once = [np.empty(0, PAIR_DTYPE)], 1
+    while len(packed):
+        second = packed // NUM_SHIFTS // len(words)
+        is_next = np.arange(len(packed)) - np.searchsorted(second, second) < num_at_once
+        first, shift = packed[is_next] // NUM_SHIFTS % len(words), packed[is_next] % NUM_SHIFTS - MAX_SHIFT_STEPS
+        close = _keep_close(second[is_next], first, shift, words)
+        found.append(close)
+        packed = packed[~is_next & ~np.isin(second, close["second"])]
+        num_at_once *= 2
+    return np.concatenate(found)
+
+
+def _keep_close(seconds: np.ndarray, firsts: np.ndarray, shifts: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Return the pairs of clips, at a shift each (N,), whose fingerprints are close."""
+    found = [np.empty(0, PAIR_DTYPE)]
+    for start in range(0, len(seconds), BLOCK_CLIPS):
+        second, first, shift = (each[start : start + BLOCK_CLIPS] for each in (seconds, firsts, shifts))
+        near = distances(words[first], words[second], shift)
+        # Two starts seldom are whole steps apart. Of most candidates the first look is enough.
+        again = np.flatnonzero(near <= MAX_DISTANCE_NEARBY)
+        for more in (-1, 1):
+            other = distances(words[first[again]], words[second[again]], shift[again] + more)
+            near[again] = np.minimum(near[again], other)
+        pairs = np.zeros(len(first), PAIR_DTYPE)
+        pairs["first"], pairs["second"], pairs["distance"], pairs["offset_s"] = first, second, near, shift * STEP_S
+        found.append(pairs[near <= MAX_DISTANCE])
+    return np.concatenate(found)
+
+
+def list_against_first(pairs: np.ndarray, words: np.ndarray, row_of: np.ndarray) -> np.ndarray:
+    """Return pairs with each group's clips against its first by `row_of`, at the best shift.
+
+    A clip that resembles its group's first only through others is listed as it was found.
+    """
+    size = len(words)
+    edges = sparse.coo_array((np.ones(len(pairs), bool), (pairs["first"], pairs["second"])), shape=(size, size))
+    group = csgraph.connected_components(edges, directed=False)[1]
+    members = np.unique(np.concatenate([pairs["first"], pairs["second"]]))
+    members = members[np.lexsort([row_of[members], group[members]])]
+    _, firsts, which = np.unique(group[members], return_index=True, return_inverse=True)
+    listed = np.zeros(len(members), PAIR_DTYPE)
+    listed["first"], listed["second"] = members[firsts][which], members
+    listed = listed[listed["first"] != listed["second"]]
+    for start in range(0, len(listed), BLOCK_CLIPS):
+        block = listed[start : start + BLOCK_CLIPS]
+        block["distance"], block["offset_s"] = closest(words[block["first"]], words[block["second"]])
+    is_close = listed["distance"] <= MAX_DISTANCE
+    far = listed["second"][~is_close]
+    others = pairs[np.isin(pairs["first"], far) | np.isin(pairs["second"], far)]
+    is_later = row_of[others["first"]] > row_of[others["second"]]
+    others["first"], others["second"] = (
+        np.where(is_later, others[here], others[there]) for here, there in (("second", "first"), ("first", "second"))
+    )
+    others["offset_s"][is_later] *= -1
+    return np.concatenate([listed[is_close], others])
