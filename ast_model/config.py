@@ -385,9 +385,6 @@ class TrainConfig:
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     layer_decay: float = 1.0
     """Factor of the learning rate from each block to the one before it; 1 for the same everywhere."""
-    ema_decay: float | None = None
-    """Keep an exponential moving average of the weights with this decay per step, measure it after each epoch and
-    keep it as the checkpoint's model; none: the weights themselves."""
     teachers: tuple[str, ...] = ()
     """Teachers in the store, as jobs/teachers.py import names them, whose mean probabilities are learned beside the
     labels; clips without any are learned by their labels alone."""
@@ -413,14 +410,9 @@ class TrainConfig:
         for name in ("weight_count_offset", "group_draws", "average_last_epochs"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{flag_of(f'train.{name}')} must not be negative, found {getattr(self, name)}")
-        for name in ("layer_decay", "ema_decay", "teacher_share"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
+        for name in ("layer_decay", "teacher_share"):
+            if not 0 < (value := getattr(self, name)) <= 1:
                 raise ConfigError(f"{flag_of(f'train.{name}')} must be above 0 and at most 1, found {value}")
-        if self.ema_decay is not None and self.average_last_epochs:
-            raise ConfigError(
-                "expected --train.ema-decay or --train.average-last-epochs, found both; each averages the weights"
-            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"--train.betas must be at least 0 and below 1, found {self.betas}")
         if self.learning_rate <= 0:

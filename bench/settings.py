@@ -4,9 +4,9 @@
     python -m bench.settings --root data/demo --names teachers --seeds 2      only this; teachers are made once
 
 Trains the demo's model for each seed and setting on one thread, with as many samples and the learning rate's decay in
-the last third of them, and prints a JSON line per training: mAP after the last epoch (of the moving average, where
-there is one) and training samples per processor second, which other work on the machine does not change much. Then a
-table. The teacher is the ensemble of the plain trainings of two seeds more; 30 % of the training clips have no score.
+the last third of them, and prints a JSON line per training: mAP after the last epoch and training samples per processor
+second, which other work on the machine does not change much. Then a table. The teacher is the ensemble of the plain
+trainings of two seeds more; 30 % of the training clips have no score.
 
 The miniature has 387 training clips in 15 classes, and the model 64 patches in one row: what helps here need not help
 on AudioSet, and the other way round.
@@ -82,7 +82,6 @@ def settings(plain: TrainConfig) -> dict[str, dict[str, Any]]:
         "plain": {},
         "teachers": {"teachers": (TEACHER,), "teacher_share": 0.9},
         "patchout": {"regularise": RegulariseConfig(patchout_time=26)},
-        "EMA": {"ema_decay": 0.99},
         "drop path": {"regularise": RegulariseConfig(drop_path=0.1)},
         "layer decay": {"layer_decay": 0.75},
         "cosine": {"schedule": ScheduleConfig("cosine", **warmup)},

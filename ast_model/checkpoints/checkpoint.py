@@ -1,8 +1,7 @@
 """Checkpoints: a folder of safetensors and a `checkpoint.json`, written last, that describes them.
 
 runs/{run}/checkpoints/{name}/
-    model.safetensors       weights to use; with an exponential moving average, that
-    raw.safetensors         weights to train on with, where they are others
+    model.safetensors       weights
     optimizer.safetensors   Adam's moments
     average.safetensors     running mean of the epochs' weights, where there is one
     checkpoint.json         state of the loop, configs, classes, normalisation, digests of the files and of itself
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 """2: the state of the loop in one piece, and a digest of checkpoint.json itself."""
 DESCRIPTION = "checkpoint.json"
-PARTS = ("model", "raw", "optimizer", "average")
+PARTS = ("model", "optimizer", "average")
 Tensors = dict[str, Tensor]
 
 
@@ -64,16 +63,10 @@ class Checkpoint:
 
     loop: LoopState
     model: Tensors
-    raw: Tensors = field(default_factory=dict)
     optimizer: Tensors = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
     """Model and train config, labels, mean, std, snapshot, run; once read, the whole of checkpoint.json."""
-
-    @property
-    def trained(self) -> Tensors:
-        """The weights that the training goes on with."""
-        return self.raw or self.model
 
 
 def save_checkpoint(store: Store, folder: str, checkpoint: Checkpoint) -> str:

@@ -41,8 +41,8 @@ def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: Wor
     block = (2 * 4 + (6 + 2 * model.mlp_ratio) * half) * model.width * num_tokens
     kept = model.depth * 4 * model.width * num_tokens if config.activation_checkpointing else (model.depth - 1) * block
     patches = half * model.num_patches * model.patch_freq * model.patch_time
-    num_averages = bool(config.ema_decay) + bool(config.average_last_epochs)
-    bytes_per_parameter = BYTES_PER_PARAMETER + 4 * num_averages + (2 if is_half else 0)  # autocast keeps its weights
+    bytes_per_parameter = BYTES_PER_PARAMETER + (4 if config.average_last_epochs else 0)
+    bytes_per_parameter += 2 if is_half else 0  # autocast keeps its weights
     return bytes_per_parameter * model.num_parameters + num_clips * (patches + kept + block)
 
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
 from ast_model.checkpoints.checkpoint import Tensors
 from ast_model.config import TrainConfig
@@ -76,16 +75,3 @@ def update_average(average: Tensors, weights: Mapping[str, Tensor], count: int) 
             average[name] = value.detach().clone()
         else:
             average[name].lerp_(value, 1 / count)
-
-
-def start_ema(model: nn.Module) -> Tensors:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-@torch.no_grad()
-def update_ema(ema: Tensors, model: nn.Module, decay: float, num_updates: int) -> None:
-    """Move `ema` towards the model's weights; faster at first, since the initial weights say nothing."""
-    decay = min(decay, (1 + num_updates) / (10 + num_updates))
-    weights = model.state_dict()
-    # The fused update takes lists: both must be in the same order, and a restored `ema` has its file's.
-    get_ema_multi_avg_fn(decay)([ema[name] for name in weights], list(weights.values()), num_updates)

@@ -13,9 +13,7 @@ from ast_model.training.optimizer import (
     load_optimizer_state,
     make_optimizer,
     optimizer_state,
-    start_ema,
     update_average,
-    update_ema,
 )
 
 
@@ -28,22 +26,13 @@ class TrainingState:
         self.model = model.to(world.device)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = GradScaler(world.device.type, enabled=world.resolve(config.precision) == "fp16")
-        self.ema: Tensors = start_ema(self.model) if config.ema_decay else {}
         self.average: Tensors = {}
-
-    def update_ema(self, num_updates: int) -> None:
-        if self.config.ema_decay:
-            update_ema(self.ema, self.model, self.config.ema_decay, num_updates)
 
     def update_average(self) -> None:
         """Take the weights after an epoch into the running mean, if it is one of those to average."""
         if self.loop.epoch > self.config.first_averaged_epoch:
             self.loop.num_averaged += 1
             update_average(self.average, self.model.state_dict(), self.loop.num_averaged)
-
-    def model_to_use(self) -> AST:
-        """Return the model with the weights that are evaluated: the moving average's where there is one."""
-        return self.model_with(self.ema) if self.ema else self.model
 
     def model_with(self, weights: Tensors) -> AST:
         model = AST(self.model.config).to(self.world.device)
@@ -53,11 +42,9 @@ class TrainingState:
     def checkpoint(self, description: Mapping[str, Any]) -> Checkpoint:
         """Return a view of the state; training on changes it."""
         self.loop.scaler = self.scaler.state_dict()
-        weights = self.model.state_dict()
         return Checkpoint(
             loop=self.loop,
-            model=self.ema or weights,
-            raw=weights if self.ema else {},
+            model=self.model.state_dict(),
             optimizer=optimizer_state(self.optimizer),
             average=self.average,
             description=description,
@@ -67,10 +54,8 @@ class TrainingState:
         """Go back to where a checkpoint was taken."""
         device = self.world.device
         self.loop = checkpoint.loop
-        self.model.load_state_dict(checkpoint.trained)
+        self.model.load_state_dict(checkpoint.model)
         load_optimizer_state(self.optimizer, checkpoint.optimizer)
         if self.loop.scaler:  # none, if the run was begun in another precision
             self.scaler.load_state_dict(self.loop.scaler)
-        if self.ema:
-            self.ema = {name: value.to(device) for name, value in checkpoint.model.items()}
         self.average = {name: value.to(device) for name, value in checkpoint.average.items()}

@@ -90,7 +90,6 @@ class Trainer:
                     factor = learning_rate_factor(self.num_steps_done, loop.epoch, config.schedule, total)
                     set_learning_rate(state.optimizer, config.learning_rate * factor)
                     window.add(self.stepper.train_step(loop.epoch, loop.step, batches))
-                    state.update_ema(self.num_steps_done)
                     loop.step += 1
                     # A stop is voted on: ranks hear of it at different times, but must leave at the same step, or
                     # those that stay would wait for the others' gradients for ever.
@@ -207,7 +206,7 @@ class Trainer:
     def _evaluate_epoch(self) -> None:
         """Evaluate the epoch that was just finished, and bring what that gave to its checkpoint."""
         loop = self.state.loop
-        evaluation = self._evaluate(self.state.model_to_use())
+        evaluation = self._evaluate(self.state.model)
         loss = loop.loss_sum / loop.num_steps_taken if loop.num_steps_taken else math.nan
         loop.history.append({"epoch": loop.epoch, "train/epoch_loss": loss, **eval_metrics(evaluation, "eval")})
         loop.loss_sum, loop.num_steps_taken = 0.0, 0

@@ -22,7 +22,6 @@ SHORT_NAMES = {
     "train.augment.max_freq_mask_bins": "fmask",
     "train.augment.max_time_mask_frames": "tmask",
     "train.layer_decay": "ldecay",
-    "train.ema_decay": "ema",
     "train.average_last_epochs": "avg",
     "train.num_epochs": "epochs",
     "train.draws_per_epoch": "draws",

@@ -24,4 +24,4 @@ def train(job: Job, stop_signal: StopSignal | None = None) -> tuple[Trainer, lis
 def final_state(job: Job) -> dict[str, Tensors]:
     checkpoint = newest_checkpoint(job.snapshot.store, job.folder)
     assert checkpoint is not None
-    return {part: getattr(checkpoint, part) for part in ("model", "raw", "optimizer", "average")}
+    return {part: getattr(checkpoint, part) for part in ("model", "optimizer", "average")}

@@ -7,7 +7,7 @@ import torch
 
 from ast_model.config import ASTConfig, RegulariseConfig, ScheduleConfig, TrainConfig
 from ast_model.model import AST, DropMasks
-from ast_model.training.optimizer import make_optimizer, set_learning_rate, start_ema, update_average, update_ema
+from ast_model.training.optimizer import make_optimizer, set_learning_rate, update_average
 from ast_model.training.regularise import DropMaskSampler
 from ast_model.training.schedule import learning_rate_factor
 from pipeline.errors import ConfigError
@@ -120,19 +120,6 @@ def test_the_cosine_is_torchs() -> None:
     assert learning_rate_factor(5, 0, config, 100) == pytest.approx(0.5)
 
 
-def test_the_ema_follows_its_formula_whatever_the_order_of_its_names() -> None:
-    model = AST(TINY)
-    ema = dict(sorted(start_ema(model).items()))
-    expected = model.norm.weight.detach().clone()
-    for count in range(200):
-        with torch.no_grad():
-            model.norm.weight.add_(1)
-        update_ema(ema, model, 0.9, count)
-        decay = min(0.9, (1 + count) / (10 + count))
-        expected = decay * expected + (1 - decay) * model.norm.weight.detach()
-    torch.testing.assert_close(ema["norm.weight"], expected)
-
-
 def test_the_average_is_the_mean() -> None:
     states = [{"weight": torch.randn(3)} for _ in range(4)]
     average: dict[str, torch.Tensor] = {}
@@ -144,6 +131,6 @@ def test_the_average_is_the_mean() -> None:
 def test_nothing_of_this_is_in_the_papers_settings() -> None:
     config = TrainConfig()
     assert config.regularise == RegulariseConfig(0, 0, 0.0)
-    assert (config.layer_decay, config.ema_decay, config.teachers, config.schedule.shape) == (1.0, None, (), "steps")
+    assert (config.layer_decay, config.teachers, config.schedule.shape) == (1.0, (), "steps")
     drop_masks = DropMaskSampler(config.regularise, TINY, 4, 0).draw(0, 0, slice(0, 4), CPU)
     assert dataclasses.astuple(drop_masks) == (None, None)

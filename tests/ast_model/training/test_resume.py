@@ -28,7 +28,6 @@ class StopAt(StopSignal):
 
 
 PAST_THE_PAPER: dict[str, Any] = {
-    "ema_decay": 0.9,
     "layer_decay": 0.7,
     "regularise": RegulariseConfig(patchout_freq=2, patchout_time=8, drop_path=0.3),
     "schedule": ScheduleConfig("cosine", num_warmup_steps=2, num_steps_per_stair=1),

@@ -110,16 +110,6 @@ def test_recomputing_changes_no_number(make_job: MakeJob) -> None:
     torch.testing.assert_close(final_state(recomputed), final_state(kept), rtol=0, atol=0)
 
 
-def test_the_average_model_is_measured_and_the_ema_is_what_is_kept(make_job: MakeJob) -> None:
-    job = make_job(ema_decay=0.9)
-    trainer, history = train(job)
-    state = final_state(job)
-    torch.testing.assert_close(state["model"], trainer.state.ema, rtol=0, atol=0)
-    torch.testing.assert_close(state["raw"], dict(trainer.state.model.state_dict()), rtol=0, atol=0)
-    scores = trainer._evaluate(trainer.state.model_with(trainer.state.ema)).metrics
-    assert history[-1]["eval/mAP"] == pytest.approx(scores.mAP)
-
-
 def test_out_of_memory_says_what_to_try(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_out(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
