@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +54,11 @@ def main() -> None:
         search("recorded sounds", write_recorded(store), store)
         starts = range(0, arguments.clips, SHARD_CLIPS)
         sizes = [(number, min(SHARD_CLIPS, arguments.clips - start)) for number, start in enumerate(starts)]
-        made = dict(run_tasks(write_synthetic, sizes, (store, arguments.crowd), max_in_flight=4))
-        search("synthetic fingerprints", {f"{number:06}": made[number, size] for number, size in sizes}, store)
+        made: dict[str, list[str]] = {}
+        for (number, _), keys in run_tasks(write_synthetic, sizes, (store, arguments.crowd), max_in_flight=4):
+            assert isinstance(keys, list), keys
+            made[f"{number:06}"] = keys
+        search("synthetic fingerprints", made, store)
     shutil.rmtree(arguments.folder)
 
 
@@ -67,9 +70,9 @@ def search(what: str, keys_of_shards: dict[str, list[str]], store: Store) -> Non
     snapshot = Snapshot(store, "made", pa.table(columns), Labels((), ()), {}, {}, {})
     del shards
     with store.scratch() as folder, peak_memory() as peaks:
-        started = time.perf_counter()
+        started, processor_started_s = time.perf_counter(), processor_s()
         pairs, _ = find_pairs(snapshot, folder, run_on_this_node)
-        seconds = time.perf_counter() - started
+        seconds, processor_seconds = time.perf_counter() - started, processor_s() - processor_started_s
         disk_gb = sum(file.stat().st_size for file in folder.iterdir()) / 1e9
     found = list(zip(pairs["first"].to_pylist(), pairs["second"].to_pylist(), strict=True))
     wrong = [pair for pair in found if identity_of(pair[0]) != identity_of(pair[1])]
@@ -90,6 +93,7 @@ def search(what: str, keys_of_shards: dict[str, list[str]], store: Store) -> Non
         f"near-identical {what}, time to search {len(keys)}",
         "s",
         seconds,
+        processor_s=processor_seconds,
         peak_mb_own=peaks[0],
         peak_mb_with_file_cache=peaks[1],
         scratch_gb=disk_gb,
@@ -152,6 +156,16 @@ def smooth_noise(chance: np.random.Generator, num_clips: int) -> np.ndarray:
     return smooth / max(float(smooth.std()), 1e-6)
 
 
+def processes() -> list[psutil.Process]:
+    """Return this process and those that it started, Ray's among them."""
+    return [psutil.Process(), *psutil.Process().children(recursive=True)]
+
+
+def processor_s() -> float:
+    """Return the seconds of a processor that they took, so long as none of them ends."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes()))
+
+
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
     """Yield the most MB that this process and its children held: of their own, and with a share of mapped files."""
@@ -160,12 +174,10 @@ def peak_memory() -> Iterator[list[float]]:
     def watch() -> None:
         while not is_over.wait(1.0):
             own = shared = 0.0
-            for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-                try:
+            for process in processes():
+                with suppress(psutil.Error):  # it ended
                     memory = process.memory_full_info()
-                except psutil.Error:  # it ended
-                    continue
-                own, shared = own + memory.uss / 2**20, shared + memory.pss / 2**20
+                    own, shared = own + memory.uss / 2**20, shared + memory.pss / 2**20
             peaks[:] = max(peaks[0], own), max(peaks[1], shared)
 
     thread = threading.Thread(target=watch)

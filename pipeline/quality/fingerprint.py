@@ -8,6 +8,8 @@ Steady sounds and silence have no such course: their fingerprints say nothing, a
 
 # Letters: N clips, T frames, M mel bins, P steps, B bands or pairs of them.
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.fbank import FRAME_SHIFT_MS
@@ -67,7 +69,7 @@ def _average_around(balances_PB: np.ndarray) -> np.ndarray:
     return (sums_PB[ends] - sums_PB[starts]) / (ends - starts)[:, None]
 
 
-def unpack(fingerprints: list[bytes | None]) -> np.ndarray:
+def unpack(fingerprints: Sequence[bytes | None]) -> np.ndarray:
     """Return fingerprints as words (N, NUM_STEPS) of uint32; None is empty.
 
     The lower 16 bits say which pairs of bands are above their average, the upper 16 which are below.
