@@ -80,7 +80,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the driver has to know of a part's fingerprints."""
+    """Figures of a part's fingerprints, by which the driver goes on."""
 
     hashes: np.ndarray
     """Of each clip (N,) of uint64; 0 for one with too little content."""
