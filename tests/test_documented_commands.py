@@ -78,9 +78,9 @@ def find_strings(node: Any) -> Iterator[str]:
 
 def read_arguments(text: str) -> Iterator[list[str]]:
     """Yield the words of a command as a person types it, once for each of `alternatives|like|these`."""
-    # A remark, a redirection or an explanation in a column of its own ends the command.
+    # A remark, a redirection (`> 0.9` is none) or an explanation in a column of its own ends the command.
     text = (
-        re.split(r"\s#|\s{4,}(?![\s-])|\s\||\s>>?|\s2>", f" {text}")[0]
+        re.split(r"\s#|\s{4,}(?![\s-])|\s\||\s>>?(?!\s\d)|\s2>", f" {text}")[0]
         .replace("$(ROOT)", "ROOT")
         .replace("$(PORT)", "5000")
     )

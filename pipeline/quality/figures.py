@@ -33,6 +33,7 @@ NUM_COMMON_CLASSES = 24
 """Of the table of classes that occur together."""
 NUM_PAIRS = 20
 SILENT_SHARE = 0.9
+SHARE = "of the clip"
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ AXES = {
     "loudness_lufs": Axis("Loudness (EBU R128)", "LUFS", -70, 0, 35),
     "rms_db": Axis("Level (RMS)", "dBFS", -90, 0, 45),
     "peak": Axis("Peak", "of full scale", 0, 1.25),
-    "silence": Axis("Digital silence", "of the clip", 0, 1, is_logarithmic=True),
-    "clipping": Axis("Clipped samples", "of the clip", 0, 0.1, is_logarithmic=True),
+    "silence": Axis("Digital silence", SHARE, 0, 1, is_logarithmic=True),
+    "clipping": Axis("Clipped samples", SHARE, 0, 0.1, is_logarithmic=True),
     "bandwidth_hz": Axis("Bandwidth", "Hz", 0, 8000),
     "dc": Axis("DC", "of full scale", -0.1, 0.1, is_logarithmic=True),
     "bit_rate": Axis("Bit rate of the media", "bit/s", 0, 320_000),
-    "media_length_s": Axis("Length of the media", "s", 0, 1200),
+    "media_length_s": Axis("Length of the media", "s", 0, 1200, is_logarithmic=True),
 }
 
 
@@ -79,7 +80,7 @@ FLAWS = (
     Flaw("Silent", f"silence > {SILENT_SHARE}", "silence", 1),
     Flaw("Clipped", "clipping > 0.01", "clipping", 1),
     Flaw("Hardly audible", f"loudness_lufs < -50 and silence <= {SILENT_SHARE}", "loudness_lufs", -1),
-    Flaw("Telephone band", "bandwidth_hz < 4500", "bandwidth_hz", -1),
+    Flaw("Narrow band", "bandwidth_hz < 4500", "bandwidth_hz", -1),
     Flaw("Positive DC", "dc > 0.02", "dc", 1),
     Flaw("Negative DC", "dc < -0.02", "dc", -1),
     Flaw("Short", "duration_s < 3", "duration_s", -1),

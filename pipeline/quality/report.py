@@ -12,7 +12,16 @@ import pyarrow as pa
 from pipeline.errors import CorruptError, StoreError
 from pipeline.fbank import NUM_MEL_BINS
 from pipeline.page import data_url, render_page, spectrogram_url
-from pipeline.quality.figures import AXES, FLAWS, describe_snapshot, describe_store, find_flaws, read_values, suggest
+from pipeline.quality.figures import (
+    AXES,
+    FLAWS,
+    SHARE,
+    describe_snapshot,
+    describe_store,
+    find_flaws,
+    read_values,
+    suggest,
+)
 from pipeline.reading.reader import ClipReader
 from pipeline.records import FailureCategory, Reason
 from pipeline.snapshots.build import HELD_OUT_SPLITS
@@ -110,7 +119,7 @@ def show_worst(
         return ShownClip(
             key=reader.key_of(row),
             split=str(snapshot.splits[row]),
-            value=f"{format_number(values[column][row].as_py())} {unit}",
+            value=format_with_unit(values[column][row].as_py(), unit),
             labels=[snapshot.labels.names[c] for c in label_lists[row].as_py()],
             spectrogram_url=_spectrogram_of(reader, row),
             player_url=players.get(row, ""),
@@ -157,5 +166,10 @@ def bars(histogram: Mapping[str, Any], axis: Any) -> list[dict[str, Any]]:
 
 def format_number(value: float) -> str:
     """Write a number as people read it: `12,345`, `0.125`, `−23.1`."""
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 4) + 0.0:.3g}"
     return text.replace("-", "−")
+
+
+def format_with_unit(value: float, unit: str) -> str:
+    """Write a number with its unit, and a share of a clip in percent."""
+    return f"{format_number(100 * value)} % {unit}" if unit == SHARE else f"{format_number(value)} {unit}"
