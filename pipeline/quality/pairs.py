@@ -46,11 +46,11 @@ PART_CLIPS = 2**15
 BLOCK_CLIPS = 2**11
 COMPARED_ANCHORS = 2**9
 """At a time. The products that they make stay in a processor's cache."""
-CELL_CLIPS = 512
+CELL_CLIPS = 1024
 """Of which a cell holds anchors, about."""
 MAX_CELLS = 4096
 TASK_CELLS = 16
-NUM_CELLS_OF_ANCHOR = 2
+NUM_CELLS_OF_ANCHOR = 3
 """The closest; in one cell alone, copies would miss each other at its border."""
 MIN_SIMILARITY = 0.75
 """Cosine of two vectors whose clips are compared."""
@@ -138,7 +138,7 @@ ANCHOR_STEPS = STEP_WAVES @ np.array([0, 0, 1, 1, -1, 0, 0, 0], np.float32)
 def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, int]:
     """Return the pairs of a snapshot's near-identical clips, and how many clips have no fingerprint yet.
 
-    folder: of a local disk, with room for 3 kB a clip.
+    folder: of a local disk, with room for 4 kB a clip.
     """
     # Clips are numbered by their shards, which are read part by part; `order` has their rows in the index.
     order = np.argsort(snapshot.index["shard"].combine_chunks().indices.to_numpy(), kind="stable")
