@@ -80,7 +80,7 @@ FLAWS = (
     Flaw("Silent", f"silence > {SILENT_SHARE}", "silence", 1),
     Flaw("Clipped", "clipping > 0.01", "clipping", 1),
     Flaw("Hardly audible", f"loudness_lufs < -50 and silence <= {SILENT_SHARE}", "loudness_lufs", -1),
-    Flaw("Narrow band", "bandwidth_hz < 4500", "bandwidth_hz", -1),
+    Flaw("Narrow-band", "bandwidth_hz < 4500", "bandwidth_hz", -1),
     Flaw("Positive DC", "dc > 0.02", "dc", 1),
     Flaw("Negative DC", "dc < -0.02", "dc", -1),
     Flaw("Short", "duration_s < 3", "duration_s", -1),
@@ -170,7 +170,7 @@ def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) 
     flaws = [
         (
             sum(figures["flaws"][flaw.label].get(name, 0) for name in trained),
-            f"training clips: {flaw.label.lower()}.",
+            f"{flaw.label} training clips",
             f'--data.exclude "{flaw.expression}"',
         )
         for flaw in FLAWS
@@ -178,39 +178,39 @@ def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) 
     candidates = [
         (
             num_clips - figures["num_measured"],
-            f"of {num_clips:,} clips are not measured.",
+            f"Clips of {num_clips:,} that are not measured",
             f"{command} measure --root {root}",
         ),
         (
             0 if duplicates["is_known"] else num_clips,
-            "clips were not searched for near-identical ones yet.",
+            "Clips that were not searched for near-identical ones yet",
             f"{command} duplicates --root {root}",
         ),
         (
             duplicates["num_of_eval"],
-            "training clips are near-identical to a held-out one.",
+            "Training clips near-identical to a held-out one",
             "--data.exclude duplicate_of_eval",
         ),
         (
             sum(duplicates["same_media"].values()),
-            "held-out clips are cut from media of which training clips are cut, too: results flatter.",
+            "Held-out clips cut from media of which training clips are cut, too, which flatters results",
             "",
         ),
-        (duplicates["num_duplicates"], "training clips repeat another one.", "--data.exclude duplicate"),
+        (duplicates["num_duplicates"], "Training clips that repeat another one", "--data.exclude duplicate"),
         *flaws,
         (
             failed["throttled"] + failed["transient"] + in_store["not_attempted"],
-            "segments may still be had: not attempted yet, or failed for the time being.",
+            "Segments not attempted yet, or failed for the time being",
             f"{command} run --root {root}",
         ),
         (
             failed["policy"],
-            "segments exist, but not for this account, address or country.",
+            "Segments that exist, but not for this account, address or country",
             "--youtube.cookies FILE --fetch.proxies FILE",
         ),
-        (len(without), f"of {len(figures['classes'])} classes have no training clip: {named}.", ""),
+        (len(without), f"Classes of {len(figures['classes'])} without a training clip ({named})", ""),
     ]
-    return [{"text": f"{count:,} {text}", "do": do} for count, text, do in candidates if count]
+    return [{"text": f"{text}: {count:,}", "do": do} for count, text, do in candidates if count]
 
 
 def _describe_splits(
