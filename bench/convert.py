@@ -1,17 +1,20 @@
 """Convert local clips for real and compare with the sum of the parts, and measure where cuts land.
 
 One process, CPU time, 10 s clips of 30 s FLAC and Opus files. `parts` are read + decode and cut + fbank + write, each
-alone. The cut's error is the lag of the best match with the original, over 200 cuts in files of five codecs.
-Prints one JSON line.
+alone, without measuring. `measuring_share` is what measuring each clip, its fingerprint included, adds to the same
+conversion without. The cut's error is the lag of the best match with the original, over 200 cuts in files of five
+codecs. Prints one JSON line.
 """
 
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import av
 import numpy as np
@@ -24,6 +27,7 @@ from pipeline.audio.decode import Clip, decode_segment
 from pipeline.config import FetchConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.fbank import compute_fbank
+from pipeline.quality.measures import Measures
 from pipeline.records import Media, Segment, ShardPlan
 from pipeline.shards.format import ShardWriter
 from pipeline.sources import FolderSource
@@ -38,12 +42,14 @@ CODECS = {
     "mp3": ("mp3", "libmp3lame"),
 }
 NUM_CLIPS = 200
+NUM_ROUNDS = 3
+UNMEASURED = Measures()
 NUM_CUTS_PER_CODEC = 40
 R = TypeVar("R")
 
 
 def make_sound(seed: int) -> np.ndarray:
-    """DropMasks below 6 kHz that never repeats (S,) at 48 kHz."""
+    """Noise below 6 kHz that never repeats (S,) at 48 kHz."""
     noise = np.fft.rfft(np.random.default_rng(seed).standard_normal(FILE_S * RATE_HZ))
     noise[np.fft.rfftfreq(FILE_S * RATE_HZ, 1 / RATE_HZ) > 6_000] = 0
     sound = np.fft.irfft(noise)
@@ -118,7 +124,21 @@ def measure_parts(segments: list[Segment], source: FolderSource, folder: Path) -
     return seconds
 
 
-def measure_conversion(segments: list[Segment], source: FolderSource, folder: Path) -> float:
+@contextmanager
+def without_measuring() -> Iterator[None]:
+    """Leave out all that measures clips. There is no setting for that: it costs too little."""
+    with ExitStack() as stack:
+        for name, stand_in in (
+            ("pipeline.audio.levels.Levels.add", lambda *given: None),
+            ("pipeline.convert.measure_clip", lambda *given: UNMEASURED),
+            ("pipeline.convert.write_measures", lambda *given: None),
+        ):
+            stack.enter_context(patch(name, stand_in))
+        yield
+
+
+def convert_all(segments: list[Segment], source: FolderSource, folder: Path) -> float:
+    """Return the CPU seconds of a conversion."""
     plan = ShardPlan("bench", "eval", tuple(segments), (0,) * len(segments))
     conversion = Conversion(Store(str(folder)), source, FetchConfig(), keep_audio=False)
     seconds, report = timed(lambda: convert_shard(plan, conversion))
@@ -143,13 +163,20 @@ def main() -> None:
             Segment(f"{number:011d}", 1000 * (number % 20), 1000 * (number % 20) + CLIP_MS, ("/m/1",), "eval")
         )
     source = FolderSource(str(media), FetchConfig())
-    rounds = []
-    for number in range(3):  # in turn, so that a slow moment of the machine meets both
-        parts = measure_parts(segments, source, folder / f"parts{number}")
-        rounds.append((sum(parts.values()), measure_conversion(segments, source, folder / f"whole{number}"), parts))
-    alone_s, whole_s = min(each[0] for each in rounds), min(each[1] for each in rounds)
-    parts = min(rounds, key=lambda each: each[0])[2]
+    all_parts, wholes, unmeasured = [], [], []
+    for number in range(NUM_ROUNDS):  # in turn, so that a slow moment of the machine meets all
+        wholes.append(convert_all(segments, source, folder / f"whole{number}"))
+        with without_measuring():
+            unmeasured.append(convert_all(segments, source, folder / f"unmeasured{number}"))
+            all_parts.append(measure_parts(segments, source, folder / f"parts{number}"))
+    parts = min(all_parts, key=lambda each: sum(each.values()))
+    alone_s, whole_s = sum(parts.values()), min(wholes)
     rest = {f"{name}_ms": 1000 * seconds / NUM_CLIPS for name, seconds in parts.items()}
+    rest |= {
+        "clips_unmeasured": NUM_CLIPS / min(unmeasured),
+        "measuring_ms": 1000 * (whole_s - min(unmeasured)) / NUM_CLIPS,
+        "measuring_share": whole_s / min(unmeasured) - 1,
+    }
     rest |= {f"cut_error_ms_{codec}": error for codec, error in measure_cuts(folder).items()}
     peer = "sum of its parts alone", NUM_CLIPS / alone_s
     print_line("convert", "clips per core and second", NUM_CLIPS / whole_s, peer, **rest)

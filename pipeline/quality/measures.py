@@ -92,13 +92,14 @@ class Measures:
 
 def measure_clip(waveform: np.ndarray, fbank_TM: np.ndarray, media: MediaAudio | None = None) -> Measures:
     """Measure a clip from its waveform (S,) float32 and fbank (T, 128) float16; `media` knows what those had."""
-    silence, bandwidth_hz = _measure_spectrum(_widened(fbank_TM))
+    log_TM = _widened(fbank_TM)
+    silence, bandwidth_hz = _measure_spectrum(log_TM)
     return Measures(
         rms_db=_decibels(float(np.dot(waveform, waveform)) / len(waveform)),
         loudness_lufs=_gated_loudness(_weighted_powers(torch.from_numpy(waveform)).numpy()),
         silence=silence,
         bandwidth_hz=bandwidth_hz,
-        fingerprint=fingerprint_of(fbank_TM),
+        fingerprint=fingerprint_of(log_TM.numpy()),
         **(asdict(media) if media else {}),
     )
 
@@ -127,7 +128,7 @@ def measure_fbank(fbank_TM: np.ndarray) -> Measures:
         loudness_lufs=_gated_loudness(np.array([piece.mean() for piece in pieces])),
         silence=silence,
         bandwidth_hz=bandwidth_hz,
-        fingerprint=fingerprint_of(fbank_TM),
+        fingerprint=fingerprint_of(log_TM.numpy()),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -109,7 +109,7 @@ class Store:
     def open(self, name: str, block_bytes: int) -> BinaryIO:
         """Open a file to read parts of it, in blocks. What goes wrong then is an error of the storage's own."""
         with self._errors("read", name):
-            return self.fs.open(self.path(name), "rb", block_size=block_bytes)
+            return cast(BinaryIO, self.fs.open(self.path(name), "rb", block_size=block_bytes))
 
     def read_json(self, name: str) -> Any:
         try:
