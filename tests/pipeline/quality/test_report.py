@@ -11,9 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ast_model.tracking.run import start_run
+from ast_model.tracking.server import PREPROCESSING
+from jobs.launch.tracked_preprocessing import log_preprocessing
 from jobs.preprocess import COMMAND_LINE
 from pipeline.labels import Labels
 from pipeline.miniature import Miniature
+from pipeline.preprocess import PreprocessReport
 from pipeline.quality.duplicates import PAIRS_SCHEMA, write_duplicates
 from pipeline.quality.filters import exclude_clips
 from pipeline.quality.measures import Measures
@@ -154,3 +158,14 @@ def test_the_command_writes_a_page_and_its_json(
     assert report["store"]["classes"] and "The least yield" in (tmp_path / "new" / "page.html").read_text()
     assert COMMAND_LINE.main([*flags, "--output", str(tmp_path / "page.json")]) == 2
     assert "--output FILE.html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("num_planned", "files"), [(1, ["report/report.html", "report/report.json"]), (0, [])])
+def test_a_run_that_had_something_to_do_keeps_its_report(
+    copy: Snapshot, empty_database: Path, num_planned: int, files: list[str]
+) -> None:
+    shutil.copy(empty_database, copy.store.path("mlflow.db"))
+    tracker = start_run(copy.store, "preprocess", {}, PREPROCESSING)
+    log_preprocessing(tracker, copy, PreprocessReport(num_planned=num_planned))
+    tracker.end("FINISHED")
+    assert [file.path for file in tracker.client.list_artifacts(tracker.run_id, "report")] == files
