@@ -149,7 +149,7 @@ def test_two_runs_are_compared_in_one_file(store: Store, tmp_path: Path, capsys:
     for value in (f"{good.mAP:.4f}", f"{bad.mAP:.4f}", f"{good.average_precision[0]:.3f}"):
         assert value in text and value in html
     assert NAMES[0] in text and "Male speech, man &amp; (singing)" in html
-    assert html.count("<img") == 1 and 'src="data:image/png' in html and "http" not in html
+    assert html.count("<img") == 1 and 'src="data:image/png' in html and "http:" not in html and "https:" not in html
     assert COMPARE.main(["noise 2.0", "noise 7", "--root", store.root]) == 1
     assert "named 'noise 7', found 0. The newest are: " in capsys.readouterr().err
     assert COMPARE.main(["noise 2.0", "--root", store.root]) == 2
