@@ -1,7 +1,7 @@
 """The floors of ARCHITECTURE.md: rooms from the ground up, each of which imports only from those before it."""
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,14 +72,17 @@ def module_of(name: str) -> str:
     return name if path.is_dir() or path.with_suffix(".py").exists() else name.rpartition(".")[0]
 
 
-def imports_of(file: Path) -> Iterator[str]:
-    """Yield the full name of all that a file imports, also within functions: `ast_model.recipes`, `ray.train`."""
+@cache
+def imports_of(file: Path) -> tuple[str, ...]:
+    """Return the full names of all that a file imports, also within functions: `ast_model.recipes`, `ray.train`."""
+    names = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(names)
 
 
 @pytest.mark.parametrize("file", source_files(), ids=dotted_name)
