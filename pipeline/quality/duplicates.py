@@ -72,11 +72,16 @@ def duplicate_groups(snapshot: Snapshot, pairs: pa.Table) -> np.ndarray:
     A clip without a near-identical one is a group of its own.
     """
     keys, size = snapshot.index["key"], len(snapshot.index)
-    rows_P2 = np.stack([positions_of(pairs[name], keys) for name in ("first", "second")], -1)
-    # A selection of the snapshot lacks some of the clips.
-    first, second = rows_P2[(rows_P2 >= 0).all(-1)].T
-    edges = sparse.coo_array((np.ones(len(first), bool), (first, second)), shape=(size, size))
-    return csgraph.connected_components(edges, directed=False)[1]
+    named = pa.chunked_array([*pairs["first"].chunks, *pairs["second"].chunks], pa.string())
+    nodes = positions_of(named, keys)
+    # A selection of the snapshot lacks some of the clips, which join others nonetheless: a group is listed against
+    # its first, and that one may have been left out.
+    is_absent = nodes < 0
+    absent = named.filter(pa.array(is_absent)).combine_chunks().dictionary_encode()
+    nodes[is_absent] = size + absent.indices.to_numpy()
+    num_nodes = size + len(absent.dictionary)
+    edges = sparse.coo_array((np.ones(len(pairs), bool), tuple(nodes.reshape(2, -1))), shape=(num_nodes, num_nodes))
+    return csgraph.connected_components(edges, directed=False)[1][:size]
 
 
 def _name_of(snapshot: Snapshot) -> str:

@@ -135,3 +135,13 @@ def test_doubles_are_left_out_and_leaks_counted(measured: Snapshot) -> None:
     assert count_leaks(measured, TRAIN, "eval") == 1
     assert count_leaks(exclude_clips(measured, ["duplicate_of_eval"], TRAIN, "eval"), TRAIN, "eval") == 0
     assert count_leaks(measured, (*TRAIN, "eval"), "eval") == len(evaluated)
+
+
+def test_a_leak_is_counted_though_the_clip_that_it_was_listed_against_is_left_out(measured: Snapshot) -> None:
+    keys, trained = measured.index["key"].to_pylist(), measured.rows_of(TRAIN).tolist()
+    silent, other = next(row for row in trained if row % 4 == 0), next(row for row in trained if row % 4)
+    doubles = [keys[other], keys[measured.rows_of(("eval",))[0]]]
+    write_duplicates(measured, pa.table([[keys[silent]] * 2, doubles, [0.0] * 2, [0.0] * 2], PAIRS_SCHEMA), 0.3)
+    selected = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
+    assert count_leaks(selected, TRAIN, "eval") == 1
+    assert keys[other] not in exclude_clips(selected, ["duplicate_of_eval"], TRAIN, "eval").index["key"].to_pylist()
