@@ -244,7 +244,8 @@ def test_compiling_makes_code_once_for_each_size_of_a_micro_batch_and_changes_no
             ]
         )
         num_compiled.append(counter.frame_count)
-    assert num_compiled == [2] * 6
+    # The last block makes fewer tokens, by code of its own.
+    assert num_compiled == [{"blocks": 4, "model": 2}[what]] * 6
     for expected, loss in losses:
         assert loss == pytest.approx(expected, rel=1e-4)
     assert caplog.text.count(f"compiled the {what}: the first step took") == 1
