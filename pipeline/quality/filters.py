@@ -9,8 +9,10 @@ was not measured of a clip is no reason to leave it out.
 
 import difflib
 import logging
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,12 +76,11 @@ def _parse_condition(text: str, expression: str) -> Condition:
         if comparison not in ("==", "!="):
             raise ConfigError(f"--data.exclude: {column} is text and takes == or !=, found {quote(text)}")
         return Condition(column, comparison, value.strip("'\""))
-    try:
+    number = math.nan
+    with suppress(ValueError):
         number = float(value)
-    except ValueError:
-        raise ConfigError(
-            f"--data.exclude: expected {column}, a comparison and a number, found {quote(text)}"
-        ) from None
+    if math.isnan(number):
+        raise ConfigError(f"--data.exclude: expected {column}, a comparison and a number, found {quote(text)}")
     return Condition(column, comparison, number)
 
 

@@ -99,6 +99,7 @@ def test_an_edited_or_missing_selection_is_named(measured: Snapshot) -> None:
         ("colour", "there are peak, rms_db"),
         ("silence", "a comparison and a number"),
         ("silence > loud", "a comparison and a number"),
+        ("silence > nan", "a comparison and a number"),
         ("silence >> 1", "expected conditions such as"),
         ("", "expected conditions such as"),
         ("codec > mp3", "is text and takes =="),
