@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from pipeline.errors import CorruptError, MismatchError, NoClipsError
+from pipeline.keys import positions_of
 from pipeline.labels import Labels, parse_labels
 from pipeline.shards.checksum import Checksum
 from pipeline.shards.format import digest_of, shard_settings
@@ -131,12 +132,17 @@ def _id_of(parts: Mapping[str, bytes], stats: Mapping[str, Any]) -> str:
     return digest_of({name: hashlib.sha256(data).hexdigest() for name, data in parts.items()} | {"stats": stats})
 
 
-def publish_selection(whole: Snapshot, rows: np.ndarray, made_by: Mapping[str, Any]) -> Snapshot:
+def publish_selection(snapshot: Snapshot, rows: np.ndarray, made_by: Mapping[str, Any]) -> Snapshot:
     """Keep some clips of a snapshot as one of its own, `{id}-{digest}`, which `load_snapshot` knows by its name.
 
-    rows: the clips that stay, ascending. made_by: how they were chosen, as JSON can hold it. Mean and deviation stay
-    those of the whole, so that models of both see the same features.
+    rows: the clips that stay, ascending. made_by: how they were chosen, as JSON can hold it. A selection of a selection
+    is one of the whole. Mean and deviation stay those of the whole, so that models of both see the same features.
     """
+    whole = snapshot
+    if snapshot.snapshot_id != snapshot.whole_id:
+        whole = load_snapshot(snapshot.store, snapshot.whole_id)
+        rows = positions_of(snapshot.index["key"].take(pa.array(rows)), whole.index["key"])
+        made_by = {**made_by, "among": snapshot.snapshot_id}
     rows = np.asarray(rows, np.int32)
     digest = _digest_of_selection(rows, made_by)
     table = pa.table({"row": rows}).replace_schema_metadata({SELECTION_KEY: json.dumps(made_by)})

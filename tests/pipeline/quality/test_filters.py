@@ -74,6 +74,16 @@ def test_a_selection_is_a_snapshot_that_is_known_by_its_name(
     assert exclude_clips(measured, ["silence > 0.8"], TRAIN, "eval").snapshot_id != selected.snapshot_id
 
 
+def test_a_selection_of_a_selection_lacks_what_either_leaves_out(measured: Snapshot) -> None:
+    loud = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
+    fewer = exclude_clips(loud, ["codec == mp3"], TRAIN, "eval")
+    both = exclude_clips(measured, ["silence > 0.9", "codec == mp3"], TRAIN, "eval")
+    assert fewer.index.equals(both.index)
+    again = load_snapshot(measured.store, fewer.snapshot_id)
+    assert again.index.equals(fewer.index)
+    assert again.manifest["selection"]["among"] == loud.snapshot_id
+
+
 def test_a_run_on_a_selection_keeps_its_snapshot(measured: Snapshot) -> None:
     selected = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
     measured.store.write_json("runs/some/run.json", {"snapshot": selected.snapshot_id})
