@@ -188,7 +188,7 @@ def _scale(change_BND: Tensor, scale_B11: Tensor | None) -> Tensor:
 def _embed_as_product(fbank_BMT: Tensor, conv: nn.Conv2d) -> Tensor:
     """Compute a convolution of one input channel (B, P, D), patches frequency by frequency, as a product of matrices.
 
-    Nobody has fast kernels for one channel: on an H100 cuDNN takes ten times as long as the product.
+    Libraries have no fast kernels for one channel: cuDNN's took 4 of the 141 ms of a step of AST-base on an H100.
     """
     (patch_freq, patch_time), (freq_stride, time_stride) = conv.kernel_size, conv.stride
     patches_BFTKL = fbank_BMT.unfold(1, patch_freq, freq_stride).unfold(2, patch_time, time_stride)

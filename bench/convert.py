@@ -126,7 +126,7 @@ def measure_parts(segments: list[Segment], source: FolderSource, folder: Path) -
 
 @contextmanager
 def without_measuring() -> Iterator[None]:
-    """Leave out all that measures clips. There is no setting for that: it costs too little."""
+    """Leave out all that measures clips. Only a benchmark does: no setting leaves it out."""
     with ExitStack() as stack:
         for name, stand_in in (
             ("pipeline.audio.levels.Levels.add", lambda *given: None),

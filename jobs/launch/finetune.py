@@ -87,7 +87,9 @@ def finetune(config: FinetuneConfig) -> None:
     with ray_session():
         run = dataclasses.replace(run, ray=choose_gpu(config.ray))
         is_head_only = choose_head_only(config, bool(run.ray.use_gpu), clips)
-        snapshot = choose_clips(convert(clips, classes, store), config.selection, train)
+        snapshot = convert(clips, classes, store)
+        if not config.resume:  # a resumed run keeps its own
+            snapshot = choose_clips(snapshot, config.selection, train)
         if is_head_only:
             run = dataclasses.replace(run, preset=HEAD_PRESET, train=head_settings(train))
             job = begin_run(run, snapshot, new_run_name(run.preset))

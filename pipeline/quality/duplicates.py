@@ -1,7 +1,7 @@
 """Pairs of near-identical clips of a snapshot, in a table beside its index.
 
-`snapshots/{id}/duplicates.parquet` is no part of what names a snapshot: it follows from the clips, and may be added
-later.
+`snapshots/{id}/duplicates.parquet` does not count towards a snapshot's name: it follows from the clips, and may be
+added later.
 """
 
 import io
@@ -49,7 +49,7 @@ def write_duplicates(snapshot: Snapshot, pairs: pa.Table, threshold: float) -> N
 def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
     """Return a snapshot's pairs of near-identical clips by `PAIRS_SCHEMA`; None if they were not searched yet.
 
-    Raises CorruptError if the file is no such table.
+    Raises CorruptError if the file is not a table of pairs.
     """
     store, name = snapshot.store, _name_of(snapshot)
     if not store.exists(name):

@@ -6,7 +6,6 @@ Letters: N clips, C classes.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported.
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.fbank import FRAME_SHIFT_MS
 from pipeline.keys import positions_of
 from pipeline.metadata import kept_splits, read_kept_metadata
 from pipeline.quality.duplicates import duplicate_groups, load_duplicates
-from pipeline.quality.filters import find_doubles, find_matches, parse_expression
+from pipeline.quality.filters import durations_of, find_doubles, find_matches, parse_expression
 from pipeline.quality.table import NUMERIC_AND_TEXT, read_measures
 from pipeline.records import Reason
 from pipeline.shards.format import WRITTEN
@@ -90,8 +88,7 @@ FLAWS = (
 def read_values(snapshot: Snapshot) -> dict[str, pa.ChunkedArray]:
     """Read what is known of each clip (N,): the measures, null where a clip was not measured, and `duration_s`."""
     table = read_measures(snapshot, NUMERIC_AND_TEXT)
-    seconds = snapshot.index["num_frames"].to_numpy() * FRAME_SHIFT_MS / 1000
-    return {name: table[name] for name in table.column_names} | {"duration_s": pa.chunked_array([seconds])}
+    return {name: table[name] for name in table.column_names} | {"duration_s": durations_of(snapshot)}
 
 
 def find_flaws(values: Mapping[str, pa.ChunkedArray]) -> dict[str, np.ndarray]:
@@ -154,63 +151,6 @@ def describe_store(snapshot: Snapshot) -> dict[str, Any]:
         described["not_attempted"] = int((found["status"] == NOT_ATTEMPTED).sum())
         described["classes"] = count_classes(found, metadata.segments, metadata.labels).to_dict("records")
     return described
-
-
-def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) -> list[dict[str, str]]:
-    """Return what to do about a snapshot, most important first: a text, and the command or setting that does it."""
-    command = "python jobs/preprocess.py"
-    num_clips, duplicates = figures["num_clips"], figures["duplicates"]
-    trained = [name for name in figures["splits"] if name not in HELD_OUT_SPLITS]
-    failed: Counter[str] = Counter()
-    for split in figures["splits"].values():
-        for reason, count in split["failed"].items():
-            failed[Reason(reason).category] += count
-    without = [row["name"] for row in figures["classes"] if not row["train"]]
-    named = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
-    flaws = [
-        (
-            sum(figures["flaws"][flaw.label].get(name, 0) for name in trained),
-            f"{flaw.label} training clips",
-            f'--data.exclude "{flaw.expression}"',
-        )
-        for flaw in FLAWS
-    ]
-    candidates = [
-        (
-            num_clips - figures["num_measured"],
-            f"Clips of {num_clips:,} that are not measured",
-            f"{command} measure --root {root}",
-        ),
-        (
-            0 if duplicates["is_known"] else num_clips,
-            "Clips that were not searched for near-identical ones yet",
-            f"{command} duplicates --root {root}",
-        ),
-        (
-            duplicates["num_of_eval"],
-            "Training clips near-identical to a held-out one",
-            "--data.exclude duplicate_of_eval",
-        ),
-        (
-            sum(duplicates["same_media"].values()),
-            "Held-out clips cut from media of which training clips are cut, too, which flatters results",
-            "",
-        ),
-        (duplicates["num_duplicates"], "Training clips that repeat another one", "--data.exclude duplicate"),
-        *flaws,
-        (
-            failed["throttled"] + failed["transient"] + in_store["not_attempted"],
-            "Segments not attempted yet, or failed for the time being",
-            f"{command} run --root {root}",
-        ),
-        (
-            failed["policy"],
-            "Segments that exist, but not for this account, address or country",
-            "--youtube.cookies FILE --fetch.proxies FILE",
-        ),
-        (len(without), f"Classes of {len(figures['classes'])} without a training clip ({named})", ""),
-    ]
-    return [{"text": f"{text}: {count:,}", "do": do} for count, text, do in candidates if count]
 
 
 def _describe_splits(

@@ -1,7 +1,7 @@
 """Leaving out training clips by what is known of them: `silence > 0.9`, `codec == mp3 and bit_rate < 32000`.
 
-A clip is left out if any of several expressions is true of it; an expression is true if all its conditions are. What
-was not measured of a clip is no reason to leave it out.
+A clip is left out if any of several expressions is true of it; an expression is true if all its conditions are. A
+condition on what was not measured of a clip is not true of it.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -130,8 +130,7 @@ def read_columns(
                 " from now on)"
             )
     if "duration_s" in columns:
-        seconds = snapshot.index["num_frames"].to_numpy() * FRAME_SHIFT_MS / 1000
-        values["duration_s"] = pa.chunked_array([seconds])
+        values["duration_s"] = durations_of(snapshot)
     if flags := set(FLAGS) & set(columns):
         found = find_doubles(snapshot, is_trained_on, eval_split)
         if found is None:
@@ -141,6 +140,11 @@ def read_columns(
             )
         values |= {name: pa.chunked_array([found[name]]) for name in flags}
     return values
+
+
+def durations_of(snapshot: Snapshot) -> pa.ChunkedArray:
+    """Return the seconds of each clip (N,)."""
+    return pa.chunked_array([snapshot.index["num_frames"].to_numpy() * FRAME_SHIFT_MS / 1000])
 
 
 def find_doubles(snapshot: Snapshot, is_trained_on: np.ndarray, eval_split: str) -> dict[str, np.ndarray] | None:

@@ -1,6 +1,7 @@
 """The report of a snapshot: its figures as JSON, and as a page that holds all it shows."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from pipeline.quality.figures import (
     describe_store,
     find_flaws,
     read_values,
-    suggest,
 )
 from pipeline.reading.reader import ClipReader
 from pipeline.records import FailureCategory, Reason
@@ -50,7 +50,7 @@ class ShownClip:
     spectrogram_url: str
     """Empty if its shard can't be read."""
     player_url: str
-    """Empty if no audio was kept, or there is no room for more."""
+    """Empty if no audio was kept, or the page holds as much as it may."""
 
 
 def make_report(snapshot: Snapshot, against: Snapshot | None = None) -> tuple[dict[str, Any], str]:
@@ -92,10 +92,67 @@ def make_report(snapshot: Snapshot, against: Snapshot | None = None) -> tuple[di
     return report, page
 
 
+def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) -> list[dict[str, str]]:
+    """Return what to do about a snapshot, most important first: a text, and the command or setting that does it."""
+    command = "python jobs/preprocess.py"
+    num_clips, duplicates = figures["num_clips"], figures["duplicates"]
+    trained = [name for name in figures["splits"] if name not in HELD_OUT_SPLITS]
+    failed: Counter[str] = Counter()
+    for split in figures["splits"].values():
+        for reason, count in split["failed"].items():
+            failed[Reason(reason).category] += count
+    without = [row["name"] for row in figures["classes"] if not row["train"]]
+    named = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
+    flaws = [
+        (
+            sum(figures["flaws"][flaw.label].get(name, 0) for name in trained),
+            f"{flaw.label} training clips",
+            f'--data.exclude "{flaw.expression}"',
+        )
+        for flaw in FLAWS
+    ]
+    candidates = [
+        (
+            num_clips - figures["num_measured"],
+            f"Clips of {num_clips:,} that are not measured",
+            f"{command} measure --root {root}",
+        ),
+        (
+            0 if duplicates["is_known"] else num_clips,
+            "Clips that were not searched for near-identical ones yet",
+            f"{command} duplicates --root {root}",
+        ),
+        (
+            duplicates["num_of_eval"],
+            "Training clips near-identical to a held-out one",
+            "--data.exclude duplicate_of_eval",
+        ),
+        (
+            sum(duplicates["same_media"].values()),
+            "Held-out clips cut from media of which training clips are cut, too, which flatters results",
+            "",
+        ),
+        (duplicates["num_duplicates"], "Training clips that repeat another one", "--data.exclude duplicate"),
+        *flaws,
+        (
+            failed["throttled"] + failed["transient"] + in_store["not_attempted"],
+            "Segments not attempted yet, or failed for the time being",
+            f"{command} run --root {root}",
+        ),
+        (
+            failed["policy"],
+            "Segments that exist, but not for this account, address or country",
+            "--youtube.cookies FILE --fetch.proxies FILE",
+        ),
+        (len(without), f"Classes of {len(figures['classes'])} without a training clip ({named})", ""),
+    ]
+    return [{"text": f"{text}: {count:,}", "do": do} for count, text, do in candidates if count]
+
+
 def show_worst(
     snapshot: Snapshot, values: Mapping[str, pa.ChunkedArray], flaws: Mapping[str, np.ndarray]
 ) -> dict[str, list[ShownClip]]:
-    """Return the worst clips by flaw. Players are given in turn, until there is no more room."""
+    """Return the worst clips by flaw. Players are given in turn, up to `MAX_AUDIO_BYTES`."""
     reader = ClipReader(snapshot)
     rows_of = {}
     for flaw in FLAWS:
