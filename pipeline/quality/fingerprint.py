@@ -11,13 +11,14 @@ Steady sounds and silence have no such course: their fingerprints say nothing, a
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from pipeline.fbank import FRAME_SHIFT_MS
 
 LOW_BIN, HIGH_BIN = 16, 84
 """Mel bins that count, from 280 Hz to 2.9 kHz: what a telephone passes, too."""
 NUM_BANDS = 16
-BANDS_MB = np.kron(np.eye(NUM_BANDS + 1), np.full((4, 1), 1 / 4)).astype(np.float32)
+BANDS_MB = torch.kron(torch.eye(NUM_BANDS + 1), torch.full((4, 1), 1 / 4))
 """Averages of 4 mel bins each."""
 STEP_FRAMES = 4
 STEP_S = STEP_FRAMES * FRAME_SHIFT_MS / 1000
@@ -29,6 +30,7 @@ RANGE_NATS = 10.0
 """Below the loudest band (43 dB), nothing counts: there codecs differ."""
 AROUND_STEPS = 25
 """To each side, whose average a balance is compared with."""
+IS_AROUND_PP = torch.ones(NUM_STEPS, NUM_STEPS).tril(AROUND_STEPS).triu(-AROUND_STEPS)
 MIN_NATS, MIN_SHARE = 0.1, 0.5
 """A balance this close to its average counts as close, the latter as a share of the clip's deviation."""
 
@@ -42,31 +44,34 @@ MIN_CELLS = 200
 
 def fingerprint_of(fbank_TM: np.ndarray) -> bytes:
     """Return the fingerprint of a fbank (T, 128), as shards hold it: 4 bytes a step, at most 1,000."""
-    frames_TM = fbank_TM[: NUM_STEPS * STEP_FRAMES + WINDOW_FRAMES - STEP_FRAMES, LOW_BIN:HIGH_BIN].astype(np.float32)
-    num_steps = (len(frames_TM) - WINDOW_FRAMES) // STEP_FRAMES + 1
+    num_steps = min((len(fbank_TM) - WINDOW_FRAMES) // STEP_FRAMES + 1, NUM_STEPS)
     if num_steps < 1:
         return b""
-    bands_TB = frames_TM @ BANDS_MB
-    loudest = _moving_average(bands_TB, num_steps).max()
-    balances_PB = np.diff(_moving_average(np.maximum(bands_TB, loudest - RANGE_NATS), num_steps))
-    deviations_PB = balances_PB - _average_around(balances_PB)
+    frames_TM = fbank_TM[: (num_steps - 1) * STEP_FRAMES + WINDOW_FRAMES, LOW_BIN:HIGH_BIN]
+    # By PyTorch, of which conversion uses one thread: NumPy's would wake others, which cost more than the product.
+    bands_TB = (torch.from_numpy(frames_TM.astype(np.float32, copy=False)) @ BANDS_MB).numpy()
+    loudest = _window_averages(bands_TB).max()
+    averages_PB = _window_averages(np.maximum(bands_TB, loudest - RANGE_NATS))
+    balances_PB = averages_PB[:, 1:] - averages_PB[:, :-1]
+    is_around_PP = IS_AROUND_PP[:num_steps, :num_steps]
+    around_PB = is_around_PP @ torch.from_numpy(balances_PB) / is_around_PP.sum(1, keepdim=True)
+    deviations_PB = balances_PB - around_PB.numpy()
     limit = max(MIN_NATS, MIN_SHARE * float(np.sqrt(np.square(deviations_PB).mean())))
-    cells = np.packbits([deviations_PB > limit, deviations_PB < -limit], axis=-1)  # (2, P, NUM_BANDS / 8)
-    return np.ascontiguousarray(cells.transpose(1, 0, 2)).tobytes()
+    return np.packbits(np.concatenate([deviations_PB > limit, deviations_PB < -limit], axis=1), axis=1).tobytes()
 
 
-def _moving_average(bands_TB: np.ndarray, num_steps: int) -> np.ndarray:
-    """Average the frames from each step on: (T, B) → (P, B)."""
-    sums_TB = np.cumsum(np.pad(bands_TB, ((1, 0), (0, 0))), axis=0)
-    starts = np.arange(num_steps) * STEP_FRAMES
-    return (sums_TB[starts + WINDOW_FRAMES] - sums_TB[starts]) / WINDOW_FRAMES
+def _window_averages(bands_TB: np.ndarray) -> np.ndarray:
+    """Average the window of each step: (T, B) → (P, B)."""
+    steps_PB = _sum([bands_TB[place::STEP_FRAMES] for place in range(STEP_FRAMES)])
+    num_steps, per_window = len(steps_PB), WINDOW_FRAMES // STEP_FRAMES
+    return _sum([steps_PB[place : num_steps - per_window + 1 + place] for place in range(per_window)]) / WINDOW_FRAMES
 
 
-def _average_around(balances_PB: np.ndarray) -> np.ndarray:
-    sums_PB = np.cumsum(np.pad(balances_PB, ((1, 0), (0, 0))), axis=0)
-    steps = np.arange(len(balances_PB))
-    starts, ends = np.maximum(steps - AROUND_STEPS, 0), np.minimum(steps + AROUND_STEPS + 1, len(steps))
-    return (sums_PB[ends] - sums_PB[starts]) / (ends - starts)[:, None]
+def _sum(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    total = arrays[0].copy()
+    for each in arrays[1:]:
+        total += each
+    return total
 
 
 def unpack(fingerprints: Sequence[bytes | None]) -> np.ndarray:

@@ -7,7 +7,7 @@ Letters: S samples, P pieces of 100 ms, F frequencies, T frames, M mel bins.
 import base64
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -35,8 +35,8 @@ MEASURES_VERSION = 1
 PIECE = SAMPLE_RATE_HZ // 10
 PIECES_PER_BLOCK = 4
 """Loudness is gated in blocks of 400 ms, of which each starts 100 ms after the one before."""
-FLANK = PIECE // 5
-"""Samples over which neighbouring pieces fade into each other."""
+FLANK = 2048 - PIECE
+"""Samples over which neighbouring pieces fade into each other; with them, a power of two is transformed."""
 FRAMES_PER_PIECE = PIECE // FRAME_SHIFT
 MIN_RMS_DB, MIN_LUFS = -120.0, -70.0
 MAX_SILENT_LOG = math.log(100 * LOG_FLOOR)
@@ -77,7 +77,7 @@ class Measures:
 
     def to_bytes(self) -> bytes:
         """Encode for a shard's journal."""
-        known = {name: value for name, value in asdict(self).items() if value is not None}
+        known = {name: value for name in MEASURE_NAMES if (value := getattr(self, name)) is not None}
         if self.fingerprint is not None:
             known["fingerprint"] = base64.b64encode(self.fingerprint).decode()
         return json.dumps(known).encode()
@@ -90,17 +90,22 @@ class Measures:
         return cls(**known)
 
 
+MEASURE_NAMES = [field.name for field in fields(Measures)]
+MEDIA_NAMES = [field.name for field in fields(MediaAudio)]
+
+
 def measure_clip(waveform: np.ndarray, fbank_TM: np.ndarray, media: MediaAudio | None = None) -> Measures:
     """Measure a clip from its waveform (S,) float32 and fbank (T, 128) float16; `media` knows what those had."""
-    log_TM = _widened(fbank_TM)
+    log_TM, waveform_S = _widened(fbank_TM), torch.from_numpy(waveform)
     silence, bandwidth_hz = _measure_spectrum(log_TM)
+    fingerprint = fingerprint_of(log_TM.numpy())  # while the fbank lies in the processor's cache
     return Measures(
-        rms_db=_decibels(float(np.dot(waveform, waveform)) / len(waveform)),
-        loudness_lufs=_gated_loudness(_weighted_powers(torch.from_numpy(waveform)).numpy()),
+        rms_db=_decibels(float(torch.dot(waveform_S, waveform_S)) / len(waveform_S)),
+        loudness_lufs=_gated_loudness(_weighted_powers(waveform_S).numpy()),
         silence=silence,
         bandwidth_hz=bandwidth_hz,
-        fingerprint=fingerprint_of(log_TM.numpy()),
-        **(asdict(media) if media else {}),
+        fingerprint=fingerprint,
+        **{name: getattr(media, name) for name in MEDIA_NAMES if media},
     )
 
 
@@ -143,14 +148,14 @@ def _decibels(power: float) -> float:
 
 def _measure_spectrum(log_TM: Tensor) -> tuple[float, float | None]:
     """Return the share of silent frames, and the highest frequency of the others' spectrum; None if there are none."""
-    is_silent_T = log_TM.amax(1) < MAX_SILENT_LOG
-    silence = float(is_silent_T.float().mean())
+    is_silent_T = log_TM.amax(1).numpy() < MAX_SILENT_LOG
+    silence = float(is_silent_T.mean())
     if silence == 1:
         return silence, None
     # Logarithms are averaged: the clicks of clipped peaks, which reach over all frequencies, would outweigh the rest.
-    spectrum_M = (log_TM[~is_silent_T] if silence else log_TM).mean(0)
+    spectrum_M = (log_TM[torch.from_numpy(~is_silent_T)] if silence else log_TM).mean(0).numpy()
     lowest = max(float(spectrum_M.max()) - SPECTRUM_DEPTH_DB * math.log(10) / 10, math.log(10 * LOG_FLOOR))
-    return silence, float(_mel_freqs_hz()[int((spectrum_M >= lowest).nonzero().max())])
+    return silence, float(_mel_freqs_hz()[np.flatnonzero(spectrum_M >= lowest)[-1]])
 
 
 def _gated_loudness(powers_P: np.ndarray) -> float:
