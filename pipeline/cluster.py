@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from threadpoolctl import threadpool_limits
 
 from pipeline.backoff import backoff
 from pipeline.config import RateLimitConfig
@@ -140,7 +142,7 @@ def run_tasks(
     One that returns a Wait is handed out again later, and so is one that the store refused, a few times. Any other that
     fails yields its exception. If all wait and `should_stop(seconds to wait)` says so, the rest is left undone.
     """
-    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=NUM_TASK_RETRIES)(function)
+    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=NUM_TASK_RETRIES)(_on_one_thread(function))
     if on_this_node:  # which may be a cluster's head, where Ray has no CPUs to give
         remote = remote.options(num_cpus=0, scheduling_strategy=this_node())
     shared_ref = ray.put(shared)  # once, not with each task
@@ -178,6 +180,20 @@ def run_tasks(
             if isinstance(result, StoreError) and time.monotonic() > warned_until_s:
                 warned_until_s = task.due_s  # all that run now meet the same refusal
                 log.warning("retrying in %.0f s: %s", pause_s, result)
+
+
+def _on_one_thread(function: Callable[[Item, Shared], Result]) -> Callable[[Item, Shared], Result]:
+    """Keep NumPy to one thread while a task runs.
+
+    It takes one for each core, which wait for their work by spinning: those of several tasks take each other's time.
+    """
+
+    @wraps(function)
+    def run(item: Item, shared: Shared) -> Result:
+        with threadpool_limits(1, user_api="blas"):
+            return function(item, shared)
+
+    return run
 
 
 def _result_of(ref: ray.ObjectRef) -> Any:
