@@ -2,11 +2,13 @@
 
     python -m bench.settings --root data/demo      a store with the miniature, as `make demo` leaves it
     python -m bench.settings --root data/demo --names teachers --seeds 2      only this; teachers are made once
+    python -m bench.settings --names plain teachers --label-errors 0.3        with wrong labels, as AudioSet has them
 
 Trains the demo's model for each seed and setting on one thread, with as many samples and the learning rate's decay in
 the last third of them, and prints a JSON line per training: mAP after the last epoch and training samples per processor
 second, which other work on the machine does not change much. Then a table. The teacher is the ensemble of the plain
-trainings of two seeds more; 30 % of the training clips have no score.
+trainings of two seeds more; 30 % of the training clips have no score. With `--label-errors` the teachers learn from the
+same damaged labels as the students, and only the evaluation has the true ones.
 
 The miniature has 387 training clips in 15 classes, and the model 64 patches in one row: what helps here need not help
 on AudioSet, and the other way round.
@@ -41,7 +43,6 @@ from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 
 ALONE = World(0, 1, torch.device("cpu"))
-TEACHER = "settings-teacher"
 TEACHER_SEEDS = (100, 101)
 SHARE_UNSCORED = 0.3
 SHORT = 160
@@ -68,7 +69,7 @@ def recipe(num_epochs: int) -> TrainConfig:
     return dataclasses.replace(train, num_epochs=num_epochs, schedule=schedule, average_last_epochs=0)
 
 
-def settings(plain: TrainConfig) -> dict[str, dict[str, Any]]:
+def settings(plain: TrainConfig, teacher: str) -> dict[str, dict[str, Any]]:
     """Return what is changed, by name."""
     schedule, shorter = plain.schedule, (plain.draws_per_epoch or 0) // SHORT
     warmup = {"num_warmup_steps": schedule.num_warmup_steps, "num_steps_per_stair": schedule.num_steps_per_stair}
@@ -80,7 +81,7 @@ def settings(plain: TrainConfig) -> dict[str, dict[str, Any]]:
     short = {"draws_per_epoch": SHORT, "num_epochs": plain.num_epochs * shorter, "sampler": "without_replacement"}
     return {
         "plain": {},
-        "teachers": {"teachers": (TEACHER,), "teacher_share": 0.9},
+        "teachers": {"teachers": (teacher,), "teacher_share": 0.9},
         "patchout": {"regularise": RegulariseConfig(patchout_time=26)},
         "drop path": {"regularise": RegulariseConfig(drop_path=0.1)},
         "layer decay": {"layer_decay": 0.75},
@@ -110,7 +111,19 @@ def train(snapshot: Snapshot, run: str, config: TrainConfig) -> tuple[Trainer, f
     return trainer, history[-1]["eval/mAP"], config.num_epochs * trainer.data.num_draws / seconds
 
 
-def make_teacher(snapshot: Snapshot, plain: TrainConfig, work: str) -> None:
+def with_label_errors(snapshot: Snapshot, splits: tuple[str, ...], share: float) -> Snapshot:
+    """Deal the labels of a share of the training clips among these clips anew: each class has as many as before."""
+    random = np.random.default_rng(0)
+    rows = snapshot.rows_of(splits)
+    damaged = np.sort(random.choice(rows, round(share * len(rows)), replace=False))
+    labels_of = np.arange(len(snapshot.index))
+    labels_of[damaged] = random.permutation(damaged)
+    place = snapshot.index.column_names.index("labels")
+    labels = snapshot.index["labels"].combine_chunks().take(pa.array(labels_of))
+    return dataclasses.replace(snapshot, index=snapshot.index.set_column(place, "labels", labels))
+
+
+def make_teacher(snapshot: Snapshot, plain: TrainConfig, teacher: str, work: str) -> None:
     """Train an ensemble, score the training clips and import the mean for some of them, as a user would."""
     rows = snapshot.rows_of(plain.train_splits)
     scores = np.zeros((len(rows), len(snapshot.labels)))
@@ -125,7 +138,7 @@ def make_teacher(snapshot: Snapshot, plain: TrainConfig, work: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = pa.table({"id": ids, "scores": list(scores[is_scored])})
         pq.write_table(table, f"{folder}/scores.parquet")
-        import_teacher(ImportTeacher(TEACHER, (f"{folder}/scores.parquet",), root=snapshot.store.root))
+        import_teacher(ImportTeacher(teacher, (f"{folder}/scores.parquet",), root=snapshot.store.root))
 
 
 def describe(values: list[float]) -> str:
@@ -133,14 +146,20 @@ def describe(values: list[float]) -> str:
 
 
 def main(
-    root: str = "data/demo", names: tuple[str, ...] = (), seeds: tuple[int, ...] = (0, 1, 2), num_epochs: int = 10
+    root: str = "data/demo",
+    names: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    num_epochs: int = 10,
+    label_errors: float = 0.0,
 ) -> None:
     """Compare; `root`: a store with the miniature; `names`: settings, all of them unless named."""
     torch.set_num_threads(1)
-    snapshot, work, plain = load_snapshot(Store(root)), f"settings-{secrets.token_hex(2)}", recipe(num_epochs)
-    chosen = {name: changes for name, changes in settings(plain).items() if name in names or not names}
-    if "teachers" in chosen and not snapshot.store.exists(f"teachers/{TEACHER}/teacher.json"):
-        make_teacher(snapshot, plain, work)
+    work, plain = f"settings-{secrets.token_hex(2)}", recipe(num_epochs)
+    snapshot = with_label_errors(load_snapshot(Store(root)), plain.train_splits, label_errors)
+    teacher = f"settings-teacher-{num_epochs}-{round(100 * label_errors)}"
+    chosen = {name: changes for name, changes in settings(plain, teacher).items() if name in names or not names}
+    if "teachers" in chosen and not snapshot.store.exists(f"teachers/{teacher}/teacher.json"):
+        make_teacher(snapshot, plain, teacher, work)
     scores: dict[str, list[float]] = {name: [] for name in chosen}
     rates: dict[str, list[float]] = {name: [] for name in chosen}
     for seed in seeds:
