@@ -15,21 +15,21 @@ install: .venv/.installed  ## What the jobs need, into .venv
 demo: .venv/.installed  ## The main job on an embedded miniature of AudioSet, through Ray Jobs
 	$(BIN)/python scripts/submit_local.py python jobs/audioset.py demo --root $(ROOT)
 
-check: .venv/.installed-dev  ## For the inner loop: format, lint, and the tests that start neither Ray nor other processes
+check: .venv/.installed-dev  ## For the inner loop: format, lint, and the quick tests, without Ray and other processes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check .
-	$(QUICK_TESTS)
+	$(TESTS_SIDE_BY_SIDE) and not slow'
 
 test: .venv/.installed-dev  ## All that CI runs: ruff, pyright and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(QUICK_TESTS)
+	$(TESTS_SIDE_BY_SIDE)'
 	@# pyright keeps one core busy, while tests with several processes mostly wait for these to start.
 	$(BIN)/pyright & types=$$!; \
 		$(BIN)/pytest -m '(ray or process or gpu) and not (rehearsal or browser)' --durations=10 && wait $$types
 
 # The others share one Ray, or end processes: one after the other.
-QUICK_TESTS = $(BIN)/pytest -n auto --dist loadfile -m 'not (ray or process or gpu or rehearsal or browser)'
+TESTS_SIDE_BY_SIDE = $(BIN)/pytest -n auto --dist loadfile -m 'not (ray or process or gpu or rehearsal or browser)
 
 rehearsal: .venv/.installed-dev  ## Several Ray nodes on this machine, a store on S3, and nodes that are lost
 	RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(32))') \

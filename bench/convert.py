@@ -2,8 +2,8 @@
 
 One process, CPU time, 10 s clips of 30 s FLAC and Opus files. `parts` are read + decode and cut + fbank + write, each
 alone, without measuring. `measuring_share` is what measuring each clip, its fingerprint included, adds to the same
-conversion without, the median of pairs that ran one after the other. The cut's error is the lag of the best match with the original, over 200 cuts in files of five
-codecs. Prints one JSON line.
+conversion without, the median of pairs that ran one after the other. The cut's error is the lag of the best match with
+the original, over 200 cuts in files of five codecs. Prints one JSON line.
 """
 
 import shutil

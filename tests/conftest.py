@@ -11,6 +11,7 @@ import requests
 import torch
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
+from threadpoolctl import threadpool_limits
 
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
@@ -26,7 +27,8 @@ from pipeline.store.storage import Store
 
 CLIPS_PER_SHARD = 7
 
-torch.set_num_threads(1)  # more would wait for each other on few cores
+torch.set_num_threads(1)  # more would wait for each other on few cores, and NumPy's even more so
+threadpool_limits(1, user_api="blas")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

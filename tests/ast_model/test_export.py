@@ -91,6 +91,7 @@ def test_safetensors_travel_alone(tmp_path: Path) -> None:
     assert torch.equal(loaded.eval()(fbank), ours(fbank))
 
 
+@pytest.mark.slow
 def test_onnxruntime_gives_our_logits_for_any_batch(tmp_path: Path) -> None:
     ours = small_model(10)
     export_onnx(ours, TAGGING, tmp_path / "ast.onnx")

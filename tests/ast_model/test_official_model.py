@@ -90,6 +90,7 @@ def official_logits(tensors: dict[str, Tensor], fbank_BTM: Tensor, num_heads: in
     return linear(norm((x[:, 0] + x[:, 1]) / 2, "mlp_head.0", 1e-5), "mlp_head.1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "stride", "num_frames"), [("tiny", 12, 1024), ("small", 10, 128), ("base", 16, 512)])
 def test_logits_are_the_official_models(tmp_path: Path, size: str, stride: int, num_frames: int) -> None:
     width, num_heads, side, make_config = SIZES[size]

@@ -38,6 +38,7 @@ def run_evaluate(*argv: object) -> int:
     return COMMAND_LINE.main([str(word) for word in argv])
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_the_mean_of_the_scores(snapshot: Snapshot, tmp_path: Path) -> None:
     checkpoints = [save_model(tmp_path, snapshot.labels, 16, 512), save_model(tmp_path, snapshot.labels, 12, 256)]
     scores = []

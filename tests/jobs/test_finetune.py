@@ -17,6 +17,7 @@ def make_clips(num_clips: int, labels: tuple[str, ...] = ("dog",), clip_ms: int 
     return [Recording(Path(str(index)), labels, split, 0, clip_ms) for index, split in enumerate(splits)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_clips", "num_epochs", "batch_size"), [(50, 40, 8), (5_000, 5, 48), (50_000, 5, 48), (4, 40, 3)]
 )

@@ -61,6 +61,7 @@ def test_pretrained_weights_come_without_a_head(tmp_path: Path) -> None:
     assert model(fbank).shape == (1, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])
 def test_exports_keep_what_it_is(tmp_path: Path, form: str) -> None:
     if form == "onnx":

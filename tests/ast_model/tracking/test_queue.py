@@ -24,6 +24,7 @@ class Receiver:
         self.got += events
 
 
+@pytest.mark.slow
 def test_all_arrive_in_order_although_the_receiver_was_away(tmp_path: Path) -> None:
     receiver = Receiver(num_outages=2)
     queue = MetricsQueue(tmp_path, "run", receiver)

@@ -86,6 +86,7 @@ def test_a_cpu_takes_torchs_choice_or_the_kernels_that_are_named() -> None:
         choose_attention(TrainConfig(attention="cudnn"), TINY, ALONE)
 
 
+@pytest.mark.slow
 def test_all_kernels_give_the_same_losses(make_job: Callable[..., Job]) -> None:
     losses = {
         name: [history["train/epoch_loss"] for history in Trainer(make_job(name, attention=name), ALONE).run()]
@@ -119,6 +120,7 @@ def test_kernels_with_gradients_that_are_not_finite_are_changed_for_others(
     assert notes.metrics[-1][1]["train/attention_changes"] == 1
 
 
+@pytest.mark.slow
 def test_compiled_attention_follows_a_change_of_kernels() -> None:
     model, graphs = AST(TINY), []
 

@@ -15,6 +15,7 @@ from pipeline.snapshots.snapshot import Snapshot
 from tests.ast_model.training.alone import ALONE, NUM_STEPS, MakeJob, final_state, train
 
 
+@pytest.mark.slow
 def test_samples_time_and_faster_ways_are_said_and_nothing_is_changed(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

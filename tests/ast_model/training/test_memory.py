@@ -20,6 +20,7 @@ NORM = Normalisation(-4.27, 4.57)
 NUM_CLIPS = 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_memory_of_a_step_is_near_what_torch_counts(precision: Precision, recompute: bool) -> None:
@@ -50,6 +51,7 @@ def test_checkpointing_triples_the_micro_batch_at_least() -> None:
     assert one / other > 3
 
 
+@pytest.mark.slow
 def test_the_largest_micro_batch_is_found_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     backward, tried = Stepper._backward, []
 

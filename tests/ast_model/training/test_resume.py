@@ -34,6 +34,7 @@ PAST_THE_PAPER: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "stop_at"),
     [

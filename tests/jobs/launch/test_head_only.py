@@ -29,6 +29,7 @@ from pipeline.snapshots.snapshot import Snapshot
 SHAPE = ASTConfig(freq_stride=16, time_stride=32, width=16, depth=1, num_heads=2)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_a_plain_ast_that_scores_as_was_measured(
     snapshot: Snapshot, empty_database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -93,6 +94,7 @@ def test_the_head_alone_is_chosen_without_a_gpu_or_with_few_clips(
     assert choose_head_only(config, has_gpu, clips) == expected
 
 
+@pytest.mark.slow
 def test_more_examples_give_better_heads() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=400)

@@ -355,6 +355,7 @@ def test_a_batch_may_hold_windows_of_two_models(tagger: Tagger) -> None:
         np.testing.assert_allclose(scores_C, model.tagger.scores_of_fbank(fbank_TM), atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_request_by_its_own_description_is_an_error_of_ours(client: TestClient, data: st.DataObject) -> None:

@@ -95,6 +95,7 @@ def reason_of(content: bytes | Path, start_ms: int = 10_000, end_ms: int = 20_00
     return failure.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODECS)
 def test_cut_is_exact(name: str) -> None:
     container, codec, rate, num_channels, allowed_ms = CODECS[name]
@@ -364,6 +365,7 @@ def test_tags_may_be_in_any_encoding() -> None:
     clip_of(content[:at] + tags + content[at:], 0, 1_000)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.sampled_from([("webm", "libopus"), ("ipod", "aac"), ("mp3", "libmp3lame"), ("flac", "flac"), ("mpegts", "aac")]),

@@ -93,6 +93,7 @@ def test_silence_is_no_copy_of_silence_and_what_is_not_measured_is_left_out(snap
     assert len(set(groups)) == 6
 
 
+@pytest.mark.slow
 def test_the_miniatures_clips_are_found_again_in_other_codecs(snapshot: Snapshot, tmp_path: Path) -> None:
     reader, chance = ClipReader(snapshot), np.random.default_rng(0)
     clips = [reader.read_audio(row).astype(np.float32) / 2**15 for row in range(8)]
@@ -100,6 +101,7 @@ def test_the_miniatures_clips_are_found_again_in_other_codecs(snapshot: Snapshot
     check_planted(clips, snapshot, tmp_path, chance, min_recall=0.8)
 
 
+@pytest.mark.slow
 def test_recorded_sounds_are_found_again_in_other_codecs(snapshot: Snapshot, tmp_path: Path) -> None:
     sounds = recorded_sounds(max_per_package=6)
     if len(sounds) < 10:

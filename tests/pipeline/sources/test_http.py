@@ -110,6 +110,7 @@ def test_a_wrong_content_type_does_not_matter(source: HttpSource, mirror: Mirror
     assert media.content == mirror.content
 
 
+@pytest.mark.slow
 def test_what_a_bad_mirror_sends_becomes_named_failures_in_little_memory(mirror: Mirror, tmp_path: Path) -> None:
     bad = {
         "page": Reason.NOT_MEDIA,
@@ -151,6 +152,7 @@ def test_odd_answers_end_no_shard_and_make_no_outage(mirror: Mirror, tmp_path: P
     assert all(row["detail"] for row in rows if row["status"] == "failed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ytid", ["mute", "trickle"])
 def test_the_deadline_holds(mirror: Mirror, ytid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.sources.source.GRACE_S", 0.3)
