@@ -18,6 +18,8 @@ MAX_CHARS = 96
 WORD_BYTES = 8
 MULTIPLIERS = np.random.default_rng(0).integers(2**64, size=4 * MAX_CHARS // WORD_BYTES, dtype=np.uint64) | np.uint64(1)
 """One for each word of 8 bytes, of which a character has up to 4."""
+MIXING = ((32, 0xD6E8FEB86659FD93), (32, 0xD6E8FEB86659FD93), (32, 1))
+"""Shifts and factors after which all bits of a word depend on each other. With one alone, ids that count on collide."""
 
 
 def identities_of(table: pa.Table) -> pa.ChunkedArray:
@@ -39,8 +41,10 @@ def hashes_of(keys: pa.ChunkedArray) -> np.ndarray:
         words = np.frombuffer(text, "<u8", len(batch) * num_words).reshape(len(batch), num_words)
         for column, multiplier in zip(words.T, MULTIPLIERS, strict=False):
             mixed = column * multiplier
-            mixed ^= mixed >> np.uint64(32)
-            hashes[start : start + len(batch)] += mixed * MULTIPLIERS[0]
+            for shift, factor in MIXING:
+                mixed ^= mixed >> np.uint64(shift)
+                mixed *= np.uint64(factor)
+            hashes[start : start + len(batch)] += mixed
     return hashes
 
 
