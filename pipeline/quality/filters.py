@@ -96,9 +96,15 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
     columns = {condition.column for conditions in parsed for condition in conditions}
     values = read_columns(snapshot, columns, is_trained_on, eval_split)
     is_out = np.zeros(len(snapshot.index), bool)
-    counts = {}
-    for expression, conditions in zip(expressions, parsed, strict=True):
-        matches = find_matches(conditions, values) & is_trained_on
+    counts = dict.fromkeys(expressions, 0)
+    by_name = dict(zip(expressions, parsed, strict=True))
+    # Duplicates come last: the first of a group that stays is kept, not one that goes for another reason.
+    for expression in sorted(by_name, key=lambda name: _names_duplicates(by_name[name])):
+        if _names_duplicates(by_name[expression]) and is_out.any():
+            found = find_doubles(snapshot, is_trained_on, eval_split, is_out)
+            assert found is not None, "they were there before"
+            values["duplicate"] = pa.chunked_array([found["duplicate"]])
+        matches = find_matches(by_name[expression], values) & is_trained_on
         counts[expression] = int(matches.sum())
         is_out |= matches
     said = ", ".join(f"{count} by {expression}" for expression, count in counts.items())
@@ -110,6 +116,10 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
         )
     made_by = {"exclude": list(expressions), "splits": sorted(train), "num_excluded": counts}
     return publish_selection(snapshot, np.flatnonzero(~is_out), made_by)
+
+
+def _names_duplicates(conditions: Sequence[Condition]) -> bool:
+    return any(condition.column == "duplicate" for condition in conditions)
 
 
 def read_columns(
@@ -147,10 +157,12 @@ def durations_of(snapshot: Snapshot) -> pa.ChunkedArray:
     return pa.chunked_array([snapshot.index["num_frames"].to_numpy() * FRAME_SHIFT_MS / 1000])
 
 
-def find_doubles(snapshot: Snapshot, is_trained_on: np.ndarray, eval_split: str) -> dict[str, np.ndarray] | None:
+def find_doubles(
+    snapshot: Snapshot, is_trained_on: np.ndarray, eval_split: str, is_out: np.ndarray | None = None
+) -> dict[str, np.ndarray] | None:
     """Return which clips (N,) are `duplicate`, and `duplicate_of_eval`; None if nobody looked for them yet.
 
-    Of near-identical training clips all but the first are duplicates.
+    Of near-identical training clips all but the first are duplicates: the first that is not in `is_out` (N,).
     """
     pairs = load_duplicates(snapshot)
     if pairs is None:
@@ -158,7 +170,7 @@ def find_doubles(snapshot: Snapshot, is_trained_on: np.ndarray, eval_split: str)
     groups = duplicate_groups(snapshot, pairs)
     is_held_out = np.isin(snapshot.splits, [eval_split, *HELD_OUT_SPLITS]) & ~is_trained_on
     is_first = np.zeros(len(groups), bool)
-    rows = np.flatnonzero(is_trained_on)
+    rows = np.flatnonzero(is_trained_on if is_out is None else is_trained_on & ~is_out)
     is_first[rows[np.unique(groups[rows], return_index=True)[1]]] = True
     return {
         "duplicate": is_trained_on & ~is_first,

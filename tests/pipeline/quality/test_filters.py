@@ -148,6 +148,15 @@ def test_doubles_are_left_out_and_leaks_counted(measured: Snapshot) -> None:
     assert count_leaks(measured, (*TRAIN, "eval"), "eval") == len(evaluated)
 
 
+def test_of_near_identical_clips_one_stays_that_nothing_else_leaves_out(measured: Snapshot) -> None:
+    keys, trained = measured.index["key"].to_pylist(), measured.rows_of(TRAIN).tolist()
+    silent, other = next(row for row in trained if row % 4 == 0), next(row for row in reversed(trained) if row % 4)
+    write_duplicates(measured, pa.table([[keys[silent]], [keys[other]], [0.0], [0.0]], PAIRS_SCHEMA), 0.3)
+    assert rows_left_out(measured, ["duplicate"]) == [other]
+    for expressions in (["duplicate", "silence > 0.9"], ["silence > 0.9", "duplicate"]):
+        assert rows_left_out(measured, expressions) == [row for row in trained if row % 4 == 0]
+
+
 def test_a_leak_is_counted_though_the_clip_that_it_was_listed_against_is_left_out(measured: Snapshot) -> None:
     keys, trained = measured.index["key"].to_pylist(), measured.rows_of(TRAIN).tolist()
     silent, other = next(row for row in trained if row % 4 == 0), next(row for row in trained if row % 4)
