@@ -18,18 +18,19 @@ demo: .venv/.installed  ## The main job on an embedded miniature of AudioSet, th
 check: .venv/.installed-dev  ## For the inner loop: format, lint, and the quick tests, without Ray and other processes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check .
-	$(TESTS_SIDE_BY_SIDE) and not slow'
+	$(PYTEST_SIDE_BY_SIDE) -m '$(ALONE) and not slow'
 
 test: .venv/.installed-dev  ## All that CI runs: ruff, pyright and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(TESTS_SIDE_BY_SIDE)'
+	$(PYTEST_SIDE_BY_SIDE) -m '$(ALONE)'
 	@# pyright keeps one core busy, while tests with several processes mostly wait for these to start.
 	$(BIN)/pyright & types=$$!; \
 		$(BIN)/pytest -m '(ray or process or gpu) and not (rehearsal or browser)' --durations=10 && wait $$types
 
 # The others share one Ray, or end processes: one after the other.
-TESTS_SIDE_BY_SIDE = $(BIN)/pytest -n auto --dist loadfile -m 'not (ray or process or gpu or rehearsal or browser)
+ALONE := not (ray or process or gpu or rehearsal or browser)
+PYTEST_SIDE_BY_SIDE := $(BIN)/pytest -n auto --dist loadfile
 
 rehearsal: .venv/.installed-dev  ## Several Ray nodes on this machine, a store on S3, and nodes that are lost
 	RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(32))') \

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from av.audio.frame import AudioFrame
 from scipy.signal import correlate
+from threadpoolctl import threadpool_limits
 
 from bench.lines import print_line
 from pipeline.audio.decode import Clip, decode_segment
@@ -149,7 +150,8 @@ def convert_all(segments: list[Segment], source: FolderSource, folder: Path) -> 
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as Ray and `run_tasks` do, in turn
+    threadpool_limits(1, user_api="blas")
     folder = Path(tempfile.mkdtemp(prefix="bench-convert-"))
     media = folder / "media"
     media.mkdir()

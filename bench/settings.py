@@ -112,7 +112,7 @@ def train(snapshot: Snapshot, run: str, config: TrainConfig) -> tuple[Trainer, f
 
 
 def with_label_errors(snapshot: Snapshot, splits: tuple[str, ...], share: float) -> Snapshot:
-    """Deal the labels of a share of the training clips among these clips anew: each class has as many as before."""
+    """Shuffle the labels of a share of the training clips among these clips: each class has as many as before."""
     random = np.random.default_rng(0)
     rows = snapshot.rows_of(splits)
     damaged = np.sort(random.choice(rows, round(share * len(rows)), replace=False))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from pandas.util import hash_array
 
 BATCH_ROWS = 2**16
 """Keys that are padded, or compared, at a time."""
@@ -18,8 +19,6 @@ MAX_CHARS = 96
 WORD_BYTES = 8
 MULTIPLIERS = np.random.default_rng(0).integers(2**64, size=4 * MAX_CHARS // WORD_BYTES, dtype=np.uint64) | np.uint64(1)
 """One for each word of 8 bytes, of which a character has up to 4."""
-MIXING = ((32, 0xD6E8FEB86659FD93), (32, 0xD6E8FEB86659FD93), (32, 1))
-"""Shifts and factors after which all bits of a word depend on each other. With one alone, ids that count on collide."""
 
 
 def identities_of(table: pa.Table) -> pa.ChunkedArray:
@@ -40,11 +39,8 @@ def hashes_of(keys: pa.ChunkedArray) -> np.ndarray:
         text = pc.ascii_rpad(batch, num_words * WORD_BYTES, "\0").buffers()[2]
         words = np.frombuffer(text, "<u8", len(batch) * num_words).reshape(len(batch), num_words)
         for column, multiplier in zip(words.T, MULTIPLIERS, strict=False):
-            mixed = column * multiplier
-            for shift, factor in MIXING:
-                mixed ^= mixed >> np.uint64(shift)
-                mixed *= np.uint64(factor)
-            hashes[start : start + len(batch)] += mixed
+            # A product alone does not mix a word's bits enough: of consecutive ids some would have one sum.
+            hashes[start : start + len(batch)] += hash_array(column * multiplier, categorize=False)
     return hashes
 
 

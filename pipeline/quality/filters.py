@@ -94,17 +94,15 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
     parsed = [parse_expression(expression) for expression in expressions]
     is_trained_on = np.isin(snapshot.splits, list(train))
     columns = {condition.column for conditions in parsed for condition in conditions}
-    values = read_columns(snapshot, columns, is_trained_on, eval_split)
+    values = read_columns(snapshot, columns - {"duplicate"}, is_trained_on, eval_split)
     is_out = np.zeros(len(snapshot.index), bool)
-    counts = dict.fromkeys(expressions, 0)
-    by_name = dict(zip(expressions, parsed, strict=True))
-    # Duplicates come last: the first of a group that stays is kept, not one that goes for another reason.
-    for expression in sorted(by_name, key=lambda name: _names_duplicates(by_name[name])):
-        if _names_duplicates(by_name[expression]) and is_out.any():
-            found = find_doubles(snapshot, is_trained_on, eval_split, is_out)
-            assert found is not None, "they were there before"
-            values["duplicate"] = pa.chunked_array([found["duplicate"]])
-        matches = find_matches(by_name[expression], values) & is_trained_on
+    counts = {}
+    # Duplicates come last: of near-identical clips the first that stays is kept, not one that is left out anyway.
+    duplicate = Condition("duplicate")
+    for expression, conditions in sorted(zip(expressions, parsed, strict=True), key=lambda each: duplicate in each[1]):
+        if duplicate in conditions and "duplicate" not in values:
+            values |= read_columns(snapshot, {"duplicate"}, is_trained_on & ~is_out, eval_split)
+        matches = find_matches(conditions, values) & is_trained_on
         counts[expression] = int(matches.sum())
         is_out |= matches
     said = ", ".join(f"{count} by {expression}" for expression, count in counts.items())
@@ -118,10 +116,6 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
     return publish_selection(snapshot, np.flatnonzero(~is_out), made_by)
 
 
-def _names_duplicates(conditions: Sequence[Condition]) -> bool:
-    return any(condition.column == "duplicate" for condition in conditions)
-
-
 def read_columns(
     snapshot: Snapshot, columns: Collection[str], is_trained_on: np.ndarray, eval_split: str
 ) -> dict[str, pa.ChunkedArray]:
@@ -129,9 +123,10 @@ def read_columns(
 
     Raises InputError, naming the command that adds it, for what is not there.
     """
-    measured = [name for name in columns if name in NUMERIC_AND_TEXT]
-    table = read_measures(snapshot, measured)
-    values = {name: table[name] for name in measured}
+    values: dict[str, pa.ChunkedArray] = {}
+    if measured := [name for name in columns if name in NUMERIC_AND_TEXT]:
+        table = read_measures(snapshot, measured)
+        values = {name: table[name] for name in measured}
     for name, column in values.items():
         if column.null_count == len(column):
             raise InputError(
@@ -157,12 +152,10 @@ def durations_of(snapshot: Snapshot) -> pa.ChunkedArray:
     return pa.chunked_array([snapshot.index["num_frames"].to_numpy() * FRAME_SHIFT_MS / 1000])
 
 
-def find_doubles(
-    snapshot: Snapshot, is_trained_on: np.ndarray, eval_split: str, is_out: np.ndarray | None = None
-) -> dict[str, np.ndarray] | None:
+def find_doubles(snapshot: Snapshot, is_trained_on: np.ndarray, eval_split: str) -> dict[str, np.ndarray] | None:
     """Return which clips (N,) are `duplicate`, and `duplicate_of_eval`; None if nobody looked for them yet.
 
-    Of near-identical training clips all but the first are duplicates: the first that is not in `is_out` (N,).
+    Of near-identical training clips all but the first are duplicates.
     """
     pairs = load_duplicates(snapshot)
     if pairs is None:
@@ -170,7 +163,7 @@ def find_doubles(
     groups = duplicate_groups(snapshot, pairs)
     is_held_out = np.isin(snapshot.splits, [eval_split, *HELD_OUT_SPLITS]) & ~is_trained_on
     is_first = np.zeros(len(groups), bool)
-    rows = np.flatnonzero(is_trained_on if is_out is None else is_trained_on & ~is_out)
+    rows = np.flatnonzero(is_trained_on)
     is_first[rows[np.unique(groups[rows], return_index=True)[1]]] = True
     return {
         "duplicate": is_trained_on & ~is_first,

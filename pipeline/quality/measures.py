@@ -96,12 +96,12 @@ MEDIA_NAMES = [field.name for field in fields(MediaAudio)]
 
 def measure_clip(waveform: np.ndarray, fbank_TM: np.ndarray, media: MediaAudio | None = None) -> Measures:
     """Measure a clip from its waveform (S,) float32 and fbank (T, 128) float16; `media` knows what those had."""
-    log_TM, waveform_S = _widened(fbank_TM), torch.from_numpy(waveform)
+    log_TM = _widened(fbank_TM)
     silence, bandwidth_hz = _measure_spectrum(log_TM)
     fingerprint = fingerprint_of(log_TM.numpy())  # while the fbank lies in the processor's cache
     return Measures(
-        rms_db=_decibels(float(torch.dot(waveform_S, waveform_S)) / len(waveform_S)),
-        loudness_lufs=_gated_loudness(_weighted_powers(waveform_S).numpy()),
+        rms_db=_decibels(float(np.dot(waveform, waveform)) / len(waveform)),
+        loudness_lufs=_gated_loudness(_weighted_powers(torch.from_numpy(waveform)).numpy()),
         silence=silence,
         bandwidth_hz=bandwidth_hz,
         fingerprint=fingerprint,
