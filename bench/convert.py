@@ -1,16 +1,16 @@
 """Convert local clips for real and compare with the sum of the parts, and measure where cuts land.
 
 One process, CPU time, 10 s clips of 30 s FLAC and Opus files. `parts` are read + decode and cut + fbank + write, each
-alone, without measuring. `measuring_share` is what measuring each clip, its fingerprint included, adds to the same
-conversion without, the median of pairs that ran one after the other. The cut's error is the lag of the best match with
-the original, over 200 cuts in files of five codecs. Prints one JSON line.
+alone, without measuring. `measuring_share` is what measuring, fingerprint and table included, adds to a conversion
+without: clips are measured and not in turn, since whole conversions differ from minute to minute by more than that. The
+cut's error is the lag of the best match with the original, over 200 cuts in files of five codecs. Prints one JSON line.
 """
 
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from fractions import Fraction
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,7 @@ from av.audio.frame import AudioFrame
 from scipy.signal import correlate
 from threadpoolctl import threadpool_limits
 
+import pipeline.convert
 from bench.lines import print_line
 from pipeline.audio.decode import Clip, decode_segment
 from pipeline.config import FetchConfig
@@ -45,7 +46,7 @@ CODECS = {
 }
 NUM_CLIPS = 200
 NUM_ROUNDS = 3
-NUM_MEASURED, NUM_MEASURING_ROUNDS = 50, 41
+NUM_MEASURING_ROUNDS = 20
 UNMEASURED = Measures()
 NUM_CUTS_PER_CODEC = 40
 R = TypeVar("R")
@@ -149,6 +150,38 @@ def convert_all(segments: list[Segment], source: FolderSource, folder: Path) -> 
     return seconds
 
 
+def measure_measuring(segments: list[Segment], source: FolderSource, folder: Path) -> tuple[float, float]:
+    """Return the CPU seconds a clip of measuring, and of a conversion without.
+
+    Each clip is converted as often with as without, and the medians over the rounds are compared.
+    """
+    convert, write = pipeline.convert._convert, pipeline.convert.write_measures  # pyright: ignore[reportPrivateUsage]
+    seconds = np.zeros((NUM_MEASURING_ROUNDS, len(segments)))
+    is_measured = (np.arange(len(segments)) // 2 + np.arange(NUM_MEASURING_ROUNDS)[:, None]) % 2 == 0  # of both codecs
+    order = iter(np.ndindex(seconds.shape))
+    writing_s = []
+
+    def convert_timed(*given: Any) -> Any:
+        place = next(order)
+        with nullcontext() if is_measured[place] else without_measuring():
+            seconds[place], result = timed(lambda: convert(*given))
+        return result
+
+    def write_timed(*given: Any) -> None:
+        writing_s.append(timed(lambda: write(*given))[0])
+
+    with patch("pipeline.convert._convert", convert_timed):
+        for number in range(NUM_MEASURING_ROUNDS):
+            convert_all(segments, source, folder / f"in_turn{number}")
+    with_s, without_s = (
+        np.nanmedian(np.where(of_these, seconds, np.nan), axis=0).mean() for of_these in (is_measured, ~is_measured)
+    )
+    with patch("pipeline.convert.write_measures", write_timed):
+        all_s = [convert_all(segments, source, folder / f"measured{number}") for number in range(NUM_ROUNDS)]
+    measuring_s = float(with_s - without_s) + median(writing_s) / len(segments)
+    return measuring_s, median(all_s) / len(segments) - measuring_s
+
+
 def main() -> None:
     torch.set_num_threads(1)  # as Ray and `run_tasks` do, in turn
     threadpool_limits(1, user_api="blas")
@@ -172,16 +205,11 @@ def main() -> None:
         wholes.append(convert_all(segments, source, folder / f"whole{number}"))
         with without_measuring():
             all_parts.append(measure_parts(segments, source, folder / f"parts{number}"))
-    measured, unmeasured = [], []
-    for number in range(NUM_MEASURING_ROUNDS):  # many short ones: it is a small difference between large figures
-        measured.append(convert_all(segments[:NUM_MEASURED], source, folder / f"measured{number}"))
-        with without_measuring():
-            unmeasured.append(convert_all(segments[:NUM_MEASURED], source, folder / f"unmeasured{number}"))
     parts = min(all_parts, key=lambda each: sum(each.values()))
     alone_s, whole_s = sum(parts.values()), min(wholes)
     rest = {f"{name}_ms": 1000 * seconds / NUM_CLIPS for name, seconds in parts.items()}
-    share = median(with_s / without_s for with_s, without_s in zip(measured, unmeasured, strict=True)) - 1
-    rest |= {"measuring_ms": 1000 * share * median(unmeasured) / NUM_MEASURED, "measuring_share": share}
+    measuring_s, without_s = measure_measuring(segments, source, folder)
+    rest |= {"measuring_ms": 1000 * measuring_s, "measuring_share": measuring_s / without_s}
     rest |= {f"cut_error_ms_{codec}": error for codec, error in measure_cuts(folder).items()}
     peer = "sum of its parts alone", NUM_CLIPS / alone_s
     print_line("convert", "clips per core and second", NUM_CLIPS / whole_s, peer, **rest)

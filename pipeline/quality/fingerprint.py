@@ -9,7 +9,7 @@ Steady sounds and silence have no such course: their fingerprints say nothing, a
 # Letters: N clips, T frames, M mel bins, P steps, B bands or pairs of them.
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -52,10 +52,15 @@ def fingerprint_of(fbank_TM: np.ndarray) -> bytes:
     loudest = _window_averages(bands_TB).max()
     averages_PB = _window_averages(np.maximum(bands_TB, loudest - RANGE_NATS))
     balances_PB = averages_PB[:, 1:] - averages_PB[:, :-1]
-    is_around_PP = IS_AROUND_PP[:num_steps, :num_steps]
-    deviations_PB = balances_PB - is_around_PP @ balances_PB / is_around_PP.sum(1, keepdims=True)
+    deviations_PB = balances_PB - IS_AROUND_PP[:num_steps, :num_steps] @ balances_PB / _num_around(num_steps)
     limit = max(MIN_NATS, MIN_SHARE * float(np.sqrt(np.square(deviations_PB).mean())))
     return np.packbits(np.concatenate([deviations_PB > limit, deviations_PB < -limit], axis=1), axis=1).tobytes()
+
+
+@lru_cache(maxsize=16)
+def _num_around(num_steps: int) -> np.ndarray:
+    """Count the steps around each (P, 1)."""
+    return IS_AROUND_PP[:num_steps, :num_steps].sum(1, keepdims=True)
 
 
 def _window_averages(bands_TB: np.ndarray) -> np.ndarray:
