@@ -1,16 +1,14 @@
-"""A small store made of a small miniature, an S3 service and a Ray, each made once."""
+"""A small store made of a small miniature, an S3 service and a Ray, each made once.
+
+What takes a second to import is imported where it is used, since each process that runs tests reads this file.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
-import mlflow
 import pytest
-import ray
 import requests
 import torch
-from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
 from threadpoolctl import threadpool_limits
 
 from pipeline.config import FetchConfig, PreprocessConfig
@@ -99,6 +97,8 @@ def small_store(snapshot: Snapshot) -> Store:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking database with its tables, whose making takes seconds."""
+    import mlflow
+
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
@@ -107,6 +107,8 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def s3_address() -> Iterator[str]:
     """An S3 service on loopback, by its address."""
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -124,6 +126,9 @@ def enter_s3(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def s3_store(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """An empty store on S3, found and entered by AWS's usual environment variables."""
+    import boto3
+    from s3fs import S3FileSystem
+
     enter_s3(s3_address, monkeypatch)
     requests.post(f"{s3_address}/moto-api/reset", timeout=10).raise_for_status()
     boto3.client("s3").create_bucket(Bucket="bucket")
@@ -135,6 +140,8 @@ def s3_store(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store
 @pytest.fixture(scope="session", name="ray")
 def start_ray(s3_address: str) -> Iterator[None]:
     """A Ray of two CPUs in this process's hands, whose workers can enter S3."""
+    import ray
+
     with pytest.MonkeyPatch.context() as monkeypatch:
         enter_s3(s3_address, monkeypatch)
         ray.init(

@@ -175,6 +175,7 @@ def test_what_a_killed_group_left_is_made_again(checkpoint: Path, sounds: Path, 
     assert store.list(TAGS) == [f"{TAGS}/{first.group_id}.parquet"]
 
 
+@pytest.mark.slow
 def test_a_prefix_on_s3_is_listed_and_read(s3_store: Store, checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     for name in ("deep/b.flac", "a.flac"):
         boto3.client("s3").put_object(Bucket="bucket", Key=f"field/{name}", Body=(sounds / name).read_bytes())

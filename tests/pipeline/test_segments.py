@@ -122,6 +122,7 @@ def segments(draw: st.DrawFn) -> Segment:
     return Segment(draw(ids), start_ms, start_ms + draw(st.integers(1, 10_000)), labels, "eval")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)  # files are read
 @given(st.lists(segments(), min_size=1, max_size=20, unique_by=lambda segment: segment.key))
 def test_official_rows_read_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, rows: list[Segment]) -> None:

@@ -90,6 +90,7 @@ def test_the_measures_of_a_removed_shard_go_with_it(copied: Snapshot) -> None:
     assert read_measures(copied, ["silence"])["silence"].null_count > 0
 
 
+@pytest.mark.slow
 def test_a_store_on_s3_is_measured_as_a_folder_is(snapshot: Snapshot, s3_store: Store) -> None:
     shard = shards_with_clips(snapshot.store)[0]
     for extension in (".tar", ".parquet"):

@@ -25,6 +25,7 @@ def copy(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
     return load_snapshot(Store(str(tmp_path / "copy")))
 
 
+@pytest.mark.slow
 def test_whole_shards_pass_on_disk_and_on_s3(snapshot: Snapshot, s3_store: Store) -> None:
     verify_sizes(snapshot)
     for name in [*snapshot.checksums, *snapshot.store.list("snapshots"), "latest.json"]:
