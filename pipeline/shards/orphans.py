@@ -34,5 +34,5 @@ def _orphaned_measures(store: Store) -> list[str]:
 
 def _files_of_unfinished_snapshots(store: Store) -> list[str]:
     names = store.list("snapshots")
-    complete = {name.rpartition("/")[0] for name in names if name.endswith("/manifest.json")}
-    return [name for name in names if name.rpartition("/")[0] not in complete]
+    complete = {name.split("/")[1] for name in names if name.endswith("/manifest.json")}
+    return [name for name in names if name.split("/")[1] not in complete]

@@ -53,6 +53,7 @@ def test_what_was_never_finished_goes_after_a_day(store: Store, monkeypatch: pyt
         "shards/eval/c.tar",
         "snapshots/d/index.parquet",
         "snapshots/d/manifest.json",
+        "snapshots/d/selections/e.parquet",
     ]
     for name in (*names, *done):
         store.write_bytes(name, b"")
