@@ -34,5 +34,6 @@ def _orphaned_measures(store: Store) -> list[str]:
 
 def _files_of_unfinished_snapshots(store: Store) -> list[str]:
     names = store.list("snapshots")
+    # A snapshot's folder may have folders, such as that of its selections.
     complete = {name.split("/")[1] for name in names if name.endswith("/manifest.json")}
     return [name for name in names if name.split("/")[1] not in complete]

@@ -238,7 +238,7 @@ def _with_number(number: float) -> bytes:
         pytest.param(lambda: b'{"error": "no"}', Reason.NOT_MEDIA, id="json"),
         pytest.param(lambda: bytes(50_000), Reason.NOT_MEDIA, id="zeros"),
         pytest.param(lambda: np.random.default_rng(0).bytes(50_000), Reason.NOT_MEDIA, id="noise"),
-        pytest.param(lambda: _video_only(), Reason.NO_AUDIO, id="video only"),
+        pytest.param(_video_only, Reason.NO_AUDIO, id="video only"),
         pytest.param(lambda: _with_number(float("nan")), Reason.NOT_MEDIA, id="not a number"),
         pytest.param(lambda: _with_number(1e300), Reason.NOT_MEDIA, id="beyond float32"),
         pytest.param(lambda: encode(tone(440, 16_000, 30), 16_000, "wav", "pcm_s64le"), Reason.NOT_MEDIA, id="int64"),
