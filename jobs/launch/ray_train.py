@@ -99,6 +99,7 @@ def train_on_ray(job: TrackedJob, config: RayConfig, faster: Sequence[str] = ())
     On SIGTERM the workers write a checkpoint and exit, and StoppedError is raised. Raises ConfigError if the workers
     can't use their GPUs, TrainingError if they fail over and over without a new checkpoint.
     """
+    config = choose_gpu(config)
     _wait_for_workers(config)
     if config.use_gpu:
         _check_gpu()

@@ -14,7 +14,7 @@ from ast_model.tracking.server import connect
 from ast_model.training.step_metrics import Metrics
 from jobs.launch.config.common import RayConfig
 from jobs.launch.config.recordings import FSD50KConfig, PublishedConfig, SpeechCommandsConfig
-from jobs.launch.ray_train import choose_gpu, train_on_ray
+from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import RunConfig, TrackedJob, begin_run, ending_tracked, new_run_name, resume_run
 from jobs.launch.tracked_preprocessing import preprocess_tracked
 from pipeline.config import PreprocessConfig
@@ -83,7 +83,7 @@ def train_tracked(
     else:
         job = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
     with ending_tracked(job):
-        return job, train_on_ray(job, choose_gpu(config.ray), faster)
+        return job, train_on_ray(job, config.ray, faster)
 
 
 def score_held_out(

@@ -1,6 +1,5 @@
 """Measure the clips of shards that lie in a store already: those of older versions, or whose table was lost."""
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from pipeline.errors import CorruptError, InputError
 from pipeline.quality.measures import measure_stored
 from pipeline.quality.table import FROM_MEDIA, read_shard_measures, write_measures
-from pipeline.shards.format import SIDECAR, TAR, WRITTEN, parse_fbank, quality_name, read_sidecar
+from pipeline.shards.format import SIDECAR, TAR, WRITTEN, map_tar, parse_fbank, quality_name, read_sidecar
 from pipeline.store.storage import Store
 
 PLACES = ["num_frames", "fbank_offset", "fbank_bytes", "audio_offset", "audio_bytes"]
@@ -38,11 +37,7 @@ def measure_shard(shard: str, store: Store) -> int:
         return 0
     of_media = _measures_of_media(shard, store)
     measures = []
-    with (
-        store.local_copy(shard + TAR) as tar,
-        tar.open("rb") as stream,
-        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
+    with store.local_copy(shard + TAR) as tar, map_tar(tar) as content:
         for row in rows:
             fbank, flac = (
                 content[row[f"{member}_offset"] :][: row[f"{member}_bytes"]] for member in ("fbank", "audio")

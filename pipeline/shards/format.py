@@ -8,8 +8,10 @@ import dataclasses
 import hashlib
 import io
 import json
+import mmap
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -156,6 +158,17 @@ def _npy_bytes(array: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.save(out, array, allow_pickle=False)
     return out.getvalue()
+
+
+@contextmanager
+def map_tar(tar: Path) -> Iterator[mmap.mmap | bytes]:
+    """Map a shard's tar into memory, whatever is left of it: nothing can't be mapped."""
+    with tar.open("rb") as stream:
+        if not tar.stat().st_size:
+            yield b""
+            return
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
 
 
 def parse_fbank(member: bytes | memoryview, num_frames: int) -> np.ndarray:

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import mmap
 from collections import Counter
 from pathlib import Path
 
 from pipeline.errors import CorruptError, StoreError
 from pipeline.shards.checksum import checksum_of
-from pipeline.shards.format import FAILED, SIDECAR, TAR, WRITTEN, quality_name, read_sidecar, sidecar_checksum
+from pipeline.shards.format import FAILED, SIDECAR, TAR, WRITTEN, map_tar, quality_name, read_sidecar, sidecar_checksum
 from pipeline.store.storage import Store
 
 
@@ -47,7 +46,7 @@ def _verify_rows(shard: str, rows: list[dict]) -> list[str]:
 
 def _verify_clips(tar: Path, shard: str, rows: list[dict]) -> list[str]:
     bad = []
-    with tar.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with map_tar(tar) as content:
         for row in rows:
             fbank = content[row["fbank_offset"] : row["fbank_offset"] + row["fbank_bytes"]]
             text = content[row["json_offset"] : row["json_offset"] + row["json_bytes"]]

@@ -34,8 +34,7 @@ class HttpSource:
     """
 
     def __init__(self, template: str, config: FetchConfig, *, already_cut: bool = False):
-        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
-        if not fields <= set(FIELDS) or "ytid" not in fields:
+        if not _is_template(template):
             raise ConfigError(
                 f"expected an address with {{ytid}} and perhaps {{start_ms}}, {{end_ms}} or {{split}} in it,"
                 f" such as http://mirror/{{ytid}}.webm, found {template!r}"
@@ -179,6 +178,16 @@ def _reason_of_exception(error: Exception) -> Reason:
         case requests.TooManyRedirects():
             return Reason.SERVER_ERROR
     return Reason.UNKNOWN
+
+
+def _is_template(text: str) -> bool:
+    """Whether a text takes a segment's fields, and its id among them."""
+    try:
+        fields = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+        text.format(ytid="", start_ms=0, end_ms=0, split="")  # a format such as {ytid:d} may not fit
+    except (ValueError, LookupError, AttributeError):
+        return False
+    return fields <= set(FIELDS) and "ytid" in fields
 
 
 def _reopen(template: str, config: FetchConfig, already_cut: bool) -> HttpSource:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import torch
 from ray.train import TrainingFailedError
 
@@ -225,13 +226,15 @@ def test_failures_count_only_without_a_new_checkpoint(own: Snapshot, monkeypatch
     assert failing.num_rounds == 6
 
 
+@pytest.mark.parametrize("use_gpu", [True, None], ids=["asked for", "left open"])
 def test_a_gpu_that_torch_can_not_use_is_refused_before_ray_train_starts(
-    own: Snapshot, monkeypatch: pytest.MonkeyPatch
+    own: Snapshot, monkeypatch: pytest.MonkeyPatch, use_gpu: bool | None
 ) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
     monkeypatch.setattr(ray_train, "_wait_for_workers", lambda config: None)
     monkeypatch.setattr(ray_train, "GPU_CHECK", {"num_cpus": 0})  # this Ray has no GPU to give
     with pytest.raises(ConfigError, match=r"expected a GPU that torch .* found (no )?NVIDIA driver"):
-        train_on_ray(begin(make_config(), own), RayConfig("1", use_gpu=True))
+        train_on_ray(begin(make_config(), own), RayConfig("1", use_gpu=use_gpu))
 
 
 @pytest.mark.parametrize(("text", "workers"), [("4", (4, 4)), ("2:8", (2, 8))])

@@ -71,12 +71,13 @@ def test_damaged_tables_and_those_of_other_clips_are_made_again(copied: Snapshot
         assert is_measured(shard, store)
 
 
-def test_a_damaged_shard_is_named(copied: Snapshot) -> None:
+@pytest.mark.parametrize("share_left", [0.5, 0.0])
+def test_a_damaged_shard_is_named(copied: Snapshot, share_left: float) -> None:
     store = copied.store
     shard = shards_with_clips(store)[0]
     store.remove(quality_name(shard))
     content = store.read_bytes(f"{shard}.tar")
-    store.write_bytes(f"{shard}.tar", content[: len(content) // 2])
+    store.write_bytes(f"{shard}.tar", content[: int(share_left * len(content))])
     with pytest.raises(CorruptError, match=rf"{shard}.tar: clip .* expected an .npy of"):
         measure_shard(shard, store)
     assert not store.exists(quality_name(shard))

@@ -31,6 +31,12 @@ def source(mirror: Mirror) -> HttpSource:
     return HttpSource(mirror.address + "/{ytid}.flac", FETCH)
 
 
+@pytest.mark.parametrize("path", ["{ytid", "{ytid:d}", "{ytid.name}", "{}", "clip", "{ytid}-{title}"])
+def test_other_templates_are_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected an address with \{ytid\}"):
+        HttpSource(f"http://mirror/{path}", FETCH)
+
+
 def test_a_body_that_breaks_off_is_taken_up_where_it_broke_off(source: HttpSource, mirror: Mirror) -> None:
     mirror.ranges.clear()
     media = source.fetch(segment("cut"))
