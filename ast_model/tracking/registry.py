@@ -21,6 +21,8 @@ from pipeline.errors import MismatchError, TrackingError
 REGISTERED = "audioset-ast"
 CHAMPION = "champion"
 """The alias that we set; MLflow itself keeps `latest` for the newest version."""
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's codes for a model that is not registered, and for an alias that is not set."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,14 @@ def find_version(client: MlflowClient, version: str) -> ModelVersion:
 
 
 def champion(client: MlflowClient) -> ModelVersion | None:
-    try:
-        return client.get_model_version_by_alias(REGISTERED, CHAMPION)
-    except MlflowException:
-        return None
+    """Return the champion; None if there is none yet. Raises TrackingError if that can't be known."""
+    with tracking_errors(client):
+        try:
+            return client.get_model_version_by_alias(REGISTERED, CHAMPION)
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
+            return None
 
 
 def predictions_of(client: MlflowClient, run_id: str, variant: str) -> Predictions:
@@ -107,9 +113,10 @@ def promote_if_better(client: MlflowClient, version: ModelVersion, scores: Predi
             decision, is_better = f"{change} against version {before.version}", change.value > 0
         except (MismatchError, TrackingError) as error:
             decision, is_better = f"not compared with version {before.version}: {error}", False
-    client.set_model_version_tag(REGISTERED, version.version, PROMOTION_TAG, decision)
-    if is_better:
-        client.set_registered_model_alias(REGISTERED, CHAMPION, version.version)
+    with tracking_errors(client):
+        client.set_model_version_tag(REGISTERED, version.version, PROMOTION_TAG, decision)
+        if is_better:
+            client.set_registered_model_alias(REGISTERED, CHAMPION, version.version)
     return decision
 
 

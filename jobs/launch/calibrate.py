@@ -54,7 +54,9 @@ def calibrate_checkpoint(config: CalibrateConfig) -> None:
     figure.savefig(folder / "reliability.png")
     columns = {"name": labels, "positives": targets.sum(axis=0), "threshold": np.round(final.thresholds, 4)}
     pd.DataFrame({**columns, "is_shared": final.is_shared}).to_csv(folder / "thresholds.csv", index=False)
-    _write_json(folder / CALIBRATION, final)
+    aside = folder / f".{CALIBRATION}"
+    aside.write_text(json.dumps(final.to_json(), indent=1), encoding="utf-8")
+    aside.replace(folder / CALIBRATION)
     if num_shared := sum(final.is_shared):
         log.warning(
             "%d of %d classes have too few clips for a threshold of their own: they share", num_shared, len(labels)
@@ -107,9 +109,3 @@ def _print_gain(trial: Calibration, held_out: Evaluation) -> None:
     print(f"on the half that was not fitted ({len(before)} clips)")
     print(f"  calibration error   {errors[0]:.4f} before, {errors[1]:.4f} after")
     print(f"  macro F1            {f1[0]:.4f} at 0.5, {f1[1]:.4f} at the chosen thresholds")
-
-
-def _write_json(file: Path, calibration: Calibration) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as stream:
-        json.dump(calibration.to_json(), stream, indent=1)
-    Path(stream.name).replace(file)

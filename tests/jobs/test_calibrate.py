@@ -38,6 +38,8 @@ def test_a_calibration_lies_beside_the_weights_and_is_used(
     assert "calibration error" in capsys.readouterr().out
     names = {file.name for file in checkpoint.parent.iterdir()}
     assert names == {"ast.safetensors", "calibration.json", "reliability.png", "thresholds.csv"}
+    written = [checkpoint.parent / name for name in ("calibration.json", "thresholds.csv")]
+    assert written[0].stat().st_mode == written[1].stat().st_mode, "who may read one may read the other"
     sound = encode_flac(np.random.default_rng(0).uniform(-0.3, 0.3, 16_000).astype(np.float32))
     plain, calibrated = Tagger.load(checkpoint, device="cpu"), Tagger.load(checkpoint, device="cpu", calibrated=True)
     assert calibrated.calibration is not None

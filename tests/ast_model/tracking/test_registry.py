@@ -1,0 +1,22 @@
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from ast_model.tracking.registry import REGISTERED, champion
+from pipeline.errors import TrackingError
+
+
+def test_a_registry_that_fails_is_not_taken_for_one_without_a_champion(empty_database: Path, tmp_path: Path) -> None:
+    database = Path(shutil.copy(empty_database, tmp_path))
+    client = MlflowClient(f"sqlite:///{database}")
+    assert champion(client) is None
+    client.create_registered_model(REGISTERED)
+    assert champion(client) is None
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("DROP TABLE registered_model_aliases")
+    with pytest.raises(TrackingError, match="registered_model_aliases"):
+        champion(client)
