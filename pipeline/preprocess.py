@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.cluster import ray_session, run_tasks, start_rate_limiter
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion, convert_shard, recover_partial_shard
-from pipeline.errors import AudioTaggingError, ConfigError, CorruptError, NoClipsError, SourceError, StoreError
+from pipeline.errors import AudioTaggingError, ConfigError, NoClipsError, SourceError, StoreError
 from pipeline.metadata import load_metadata
 from pipeline.progress import Progress, show_progress
 from pipeline.records import Reason, ShardPlan, ShardReport
@@ -20,7 +20,7 @@ from pipeline.shards.format import digest_of, shard_settings
 from pipeline.shards.journal import Journal, partial_shards
 from pipeline.shards.ledger import PreprocessPlan, plan_shards, read_sidecar_table
 from pipeline.shards.orphans import remove_orphaned_files
-from pipeline.snapshots.build import build_snapshot, load_current
+from pipeline.snapshots.build import build_snapshot, is_current
 from pipeline.snapshots.history import Changes, count_changes
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.sources import YOUTUBE, open_source, read_proxies
@@ -75,11 +75,11 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Prepro
         convert_due(metadata.segments_of(config.splits, config.limit), config, store, report, lease)
         report.seconds = time.monotonic() - started
         before = None
-        with suppress(NoClipsError, CorruptError):  # none yet, or damaged: that is no reason not to build the next
+        with suppress(NoClipsError, StoreError):  # none yet, or damaged: that is no reason not to build the next
             before = load_snapshot(store)
-        snapshot = load_current(store, metadata, config.keep_audio) or build_snapshot(
-            store, metadata, config.keep_audio
-        )
+        if before and is_current(before, metadata, config.keep_audio):
+            return before, report
+        snapshot = build_snapshot(store, metadata, config.keep_audio)
         if before and before.snapshot_id != snapshot.snapshot_id:
             report.changes = count_changes(before, snapshot)
         return snapshot, report

@@ -24,7 +24,6 @@ from pipeline.snapshots.snapshot import (
     INDEX_SCHEMA,
     LATEST,
     Snapshot,
-    load_snapshot,
     multi_hot,
     publish_snapshot,
 )
@@ -81,15 +80,13 @@ def _made_of(store: Store, metadata: Metadata, settings: Mapping[str, Any]) -> s
     return digest_of([store.list("shards", ".parquet"), metadata.digest, settings])
 
 
-def load_current(store: Store, metadata: Metadata, keep_audio: bool) -> Snapshot | None:
-    """Load the latest snapshot if building it again would change nothing; else None."""
-    if not store.exists(LATEST):
-        return None
+def is_current(snapshot: Snapshot, metadata: Metadata, keep_audio: bool) -> bool:
+    """Whether building the latest snapshot again would change nothing."""
+    store = snapshot.store
     if store.read_json(LATEST).get("made_of") != _made_of(store, metadata, shard_settings(keep_audio)):
-        return None
-    snapshot = load_snapshot(store)
+        return False
     # A shard that was removed and made again keeps its name; its bytes may differ.
-    return snapshot if read_checksums(store, list(snapshot.checksums)) == snapshot.checksums else None
+    return read_checksums(store, list(snapshot.checksums)) == snapshot.checksums
 
 
 def _describe_failures(counts: Mapping[str, Mapping[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from pipeline.keys import positions_of
 from pipeline.labels import Labels, parse_labels
 from pipeline.shards.checksum import Checksum
 from pipeline.shards.format import digest_of, shard_settings
-from pipeline.store.storage import Store
+from pipeline.store.storage import Store, json_bytes
 
 LATEST = "latest.json"
 SELECTION_KEY = b"selection"
@@ -110,15 +110,15 @@ def publish_snapshot(unnamed: Snapshot, made_of: str) -> Snapshot:
         "shards.parquet": _parquet_bytes(pa.Table.from_pylist(shards)),
     }
     snapshot = dataclasses.replace(unnamed, snapshot_id=_id_of(parts, unnamed.stats))
-    store, folder = snapshot.store, f"snapshots/{snapshot.snapshot_id}"
-    if not store.exists(f"{folder}/manifest.json"):
-        for name, data in parts.items():
-            store.write_bytes(f"{folder}/{name}", data)
-        store.write_json(f"{folder}/stats.json", snapshot.stats)
-        store.write_json(f"{folder}/manifest.json", snapshot.manifest)
-    latest = {"snapshot": snapshot.snapshot_id, "made_of": made_of}
-    if not store.exists(LATEST) or store.read_json(LATEST) != latest:
-        store.write_json(LATEST, latest)
+    folder, latest = f"snapshots/{snapshot.snapshot_id}", {"snapshot": snapshot.snapshot_id, "made_of": made_of}
+    files = {f"{folder}/{name}": data for name, data in parts.items()}
+    files[f"{folder}/stats.json"] = json_bytes(snapshot.stats)
+    files[f"{folder}/manifest.json"] = json_bytes(snapshot.manifest)
+    files[LATEST] = json_bytes(latest)
+    for name, data in files.items():
+        # It may be there already: whole, or damaged.
+        if not snapshot.store.exists(name) or snapshot.store.read_bytes(name) != data:
+            snapshot.store.write_bytes(name, data)
     return snapshot
 
 

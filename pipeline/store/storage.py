@@ -130,11 +130,11 @@ class Store:
             self.publish(file, name)
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+        self.write_bytes(name, json_bytes(value))
 
     def create_json(self, name: str, value: Any) -> bool:
         """Write a file only if there is none of that name; of several that try, one is told that it did."""
-        data = json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+        data = json_bytes(value)
         with self._errors("write", name):
             if not self.is_local:
                 return self._create_object(name, data)
@@ -245,6 +245,11 @@ class Store:
             raise
         except Exception as error:  # each storage library has errors of its own
             raise StoreError(f"can't {verb} {self.root.rstrip('/')}/{name}: {describe_error(error)}") from error
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a file's content: the same value always has the same bytes."""
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def describe_error(error: Exception) -> str:

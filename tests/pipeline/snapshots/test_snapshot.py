@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from webdataset.compat import WebDataset
 
-from pipeline.errors import CorruptError, InputError, MismatchError, NoClipsError
+from pipeline.config import PreprocessConfig
+from pipeline.errors import CorruptError, InputError, MismatchError, NoClipsError, StoreError
 from pipeline.labels import Labels
 from pipeline.metadata import Metadata
 from pipeline.miniature import Miniature
+from pipeline.preprocess import preprocess
 from pipeline.records import Reason, ShardReport
 from pipeline.segments import segments_of
 from pipeline.shards.checksum import Checksum
@@ -95,6 +97,20 @@ def test_an_edited_file_is_noticed(snapshot: Snapshot, copy: Store, file: str) -
     assert path.read_bytes() != content
     with pytest.raises(CorruptError, match=f"{snapshot.snapshot_id}.*edited"):
         load_snapshot(copy)
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "labels.csv", "manifest.json", "latest.json"])
+@pytest.mark.parametrize("content", [b"", None], ids=["emptied", "removed"])
+def test_a_damaged_snapshot_is_made_whole_by_the_next_preprocessing(
+    snapshot: Snapshot, copy: Store, miniature: Miniature, name: str, content: bytes | None
+) -> None:
+    config = PreprocessConfig(str(miniature.metadata_folder), str(miniature.media_folder), keep_audio=True, retry=())
+    path = Path(copy.path(name if name == "latest.json" else f"snapshots/{snapshot.snapshot_id}/{name}"))
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises((StoreError, NoClipsError)):
+        load_snapshot(copy)
+    preprocess(config, copy)
+    assert load_snapshot(copy) == dataclasses.replace(snapshot, store=copy)
 
 
 def test_new_clips_make_a_new_snapshot_and_leave_the_old_one(
