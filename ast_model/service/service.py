@@ -101,11 +101,12 @@ class Service:
         model = self.model
         thresholds = _thresholds(model.tagger, options)
         sound = await self._read(content)
-        whole = cut_windows(sound, model.tagger, self.limits.max_windows)
+        whole = self._cut(model, sound)
+        window = model.tagger.num_window_frames(options.window_s)
         windows: list[Window] = []
         if options.timeline:
-            hop_s = options.hop_s or model.tagger.num_window_frames(options.window_s) / FRAMES_PER_S / 2
-            windows = cut_windows(sound, model.tagger, self.limits.max_windows, options.window_s, hop_s)
+            hop = model.tagger.num_hop_frames(window, options.hop_s)
+            windows = cut_windows(sound, window, hop, self.limits.max_windows)
         # Windows of the timeline that the whole sound's score needs too are computed once.
         distinct = sorted({*whole, *windows})
         scores = dict(zip(distinct, (await self._run(model, sound, distinct))[0], strict=True))
@@ -126,9 +127,8 @@ class Service:
             "tags": rank([0.0], of_whole_C[None], sound.length_s),
         }
         if options.timeline:
-            window_s = options.window_s or model.tagger.num_window_frames(None) / FRAMES_PER_S
             starts_s, scores_WC = [window.start_s for window in windows], [scores[window] for window in windows]
-            answer["timeline"] = rank(starts_s, np.stack(scores_WC), window_s)
+            answer["timeline"] = rank(starts_s, np.stack(scores_WC), window / FRAMES_PER_S)
         if options.spectrogram:
             answer["spectrogram"] = await asyncio.to_thread(draw_spectrogram, sound)
         return answer
@@ -137,7 +137,7 @@ class Service:
         """Return the embedding of a sound. Raises InputError."""
         model = self.model
         sound = await self._read(content)
-        windows = cut_windows(sound, model.tagger, self.limits.max_windows)
+        windows = self._cut(model, sound)
         _, embeddings_WD = await self._run(model, sound, windows)
         return {
             "model": model.name,
@@ -161,6 +161,11 @@ class Service:
             return await asyncio.wait_for(asyncio.shield(work), self.limits.decode_s)
         except TimeoutError:
             raise InputError(f"expected a sound that is decoded within {self.limits.decode_s:g} s") from None
+
+    def _cut(self, model: ServedModel, sound: Sound) -> list[Window]:
+        """Return the windows of the model's own length that the score of a whole sound is the mean of."""
+        window = model.tagger.num_window_frames(None)
+        return cut_windows(sound, window, window, self.limits.max_windows)
 
     async def _run(self, model: ServedModel, sound: Sound, windows: Sequence[Window]) -> Result:
         """Return scores (W, C) and embeddings (W, D) of a sound's windows."""

@@ -7,7 +7,7 @@ from math import ceil
 import numpy as np
 import torch
 
-from ast_model.inference import FRAMES_PER_S, Tagger, window_starts
+from ast_model.inference import FRAMES_PER_S, window_starts
 from pipeline.audio.decode import decode_file
 from pipeline.errors import ConfigError, InputError
 from pipeline.fbank import FRAME_LENGTH_MS, FRAME_SHIFT_MS, compute_fbank
@@ -49,26 +49,17 @@ def read_sound(content: bytes, max_s: float) -> Sound:
     return Sound(compute_fbank(torch.from_numpy(waveform_S)).numpy())
 
 
-def cut_windows(
-    sound: Sound, tagger: Tagger, max_windows: int, window_s: float | None = None, hop_s: float | None = None
-) -> list[Window]:
-    """Return windows of `window_s`, the model's length unless set, every `hop_s`, a window unless set.
-
-    Raises ConfigError for a length that the model can't take, or more than `max_windows`.
-    """
-    length = tagger.num_window_frames(window_s)
-    hop = length if hop_s is None else round(hop_s * FRAMES_PER_S)
-    if hop < 1:
-        raise ConfigError(f"expected hop_s of at least {1 / FRAMES_PER_S} s, found {hop_s}")
+def cut_windows(sound: Sound, window: int, hop: int, max_windows: int) -> list[Window]:
+    """Return windows of so many frames, every `hop` frames. Raises ConfigError for more than `max_windows`."""
+    num_frames = len(sound.fbank_TM)
     # Counted before any is made: a hop of a hundredth of a second on a long sound would be much work for one request.
-    num_windows = 1 + max(0, -(-(len(sound.fbank_TM) - length) // hop))
+    num_windows = 1 + max(0, -(-(num_frames - window) // hop))
     if num_windows > max_windows:
         raise ConfigError(
             f"expected at most {max_windows} windows, found {num_windows} in {sound.length_s:.1f} s with a hop of"
             f" {hop / FRAMES_PER_S:g} s: set a longer hop_s, or send a shorter sound"
         )
-    num_frames = len(sound.fbank_TM)
-    return [Window(start, min(start + length, num_frames)) for start in window_starts(num_frames, length, hop)]
+    return [Window(start, min(start + window, num_frames)) for start in window_starts(num_frames, window, hop)]
 
 
 def pool(values_WX: np.ndarray, windows: Sequence[Window]) -> np.ndarray:

@@ -60,15 +60,18 @@ def versions(client: MlflowClient) -> list[ModelVersion]:
 
 def find_version(client: MlflowClient, version: str) -> ModelVersion:
     """Return a version by number or alias. Raises TrackingError."""
-    try:
-        if version.isdecimal():
-            return client.get_model_version(REGISTERED, version)
-        return client.get_model_version_by_alias(REGISTERED, version)
-    except MlflowException as error:
-        known = ", ".join(str(found.version) for found in versions(client)[:20]) or "none at all"
-        raise TrackingError(
-            f"expected a version or alias of the model {REGISTERED}, found {version!r}; there are: {known}"
-        ) from error
+    with tracking_errors(client):
+        try:
+            if version.isdecimal():
+                return client.get_model_version(REGISTERED, version)
+            return client.get_model_version_by_alias(REGISTERED, version)
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
+            known = ", ".join(str(found.version) for found in versions(client)[:20]) or "none at all"
+            raise TrackingError(
+                f"expected a version or alias of the model {REGISTERED}, found {version!r}; there are: {known}"
+            ) from error
 
 
 def champion(client: MlflowClient) -> ModelVersion | None:

@@ -22,7 +22,7 @@ from jobs.launch.cli import configure_logging, resolve_root
 from jobs.launch.config.using import ServeConfig
 from jobs.launch.web import Figures, make_app
 from pipeline.cluster import ray_session
-from pipeline.errors import AudioTaggingError, ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, describe
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
@@ -34,12 +34,13 @@ MAX_CONNECTIONS = 1_000
 sends a byte a second must not keep others out."""
 MAX_QUEUED = 100
 MIN_TOKEN_CHARS = 16
+MAX_ERROR_CHARS = 500
 
 
 def serve_model(config: ServeConfig) -> None:
     """Serve until interrupted. Raises ConfigError or InputError if there is nothing to serve, or the port is in use."""
     token = read_token(config.token_file)
-    version = find_version(config)
+    version = current_version(config)
     check_port(config.host, config.port)
     with ray_session():
         # The replicas end with us, not only after Ctrl-C. Set once Ray runs, whose own handler would abort.
@@ -109,19 +110,19 @@ class Replica:
         while True:
             await asyncio.sleep(self.config.poll_s)
             try:
-                version = await asyncio.to_thread(find_version, self.config)
+                version = await asyncio.to_thread(current_version, self.config)
                 if version != self.service.model.version:
                     self.service.model = await asyncio.to_thread(load_model, self.config, version)
                     log.info("version %s of %s answers from now on", version, self.config.checkpoint)
-            except (AudioTaggingError, OSError) as error:
-                log.warning("the model stays as it is: %s", error)
+            except Exception as error:  # whatever it is, the model at hand answers, and the next look may succeed
+                log.warning("the model stays as it is: %s", describe(error, MAX_ERROR_CHARS))
 
 
 def is_followed(config: ServeConfig) -> bool:
     return config.checkpoint.startswith(REGISTRY)
 
 
-def find_version(config: ServeConfig) -> str:
+def current_version(config: ServeConfig) -> str:
     """Return the version that `models:/…` names at this moment; empty for a checkpoint elsewhere."""
     if not is_followed(config):
         return ""

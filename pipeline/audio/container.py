@@ -96,11 +96,8 @@ def measure_length_ms(content: bytes | Path) -> int:
             stream = container.streams.best("audio")
             if stream is None or stream.time_base is None:
                 return 0
-            if container.format.name not in ESTIMATING_FORMATS:
-                if stream.duration is not None:
-                    return int(stream.duration * stream.time_base * 1000)
-                if container.duration:
-                    return container.duration * 1000 // av.time_base
+            if (end_s := _stated_end_s(container, stream)) is not None:
+                return int(end_s * 1000)
             # Browsers record WebM without a length; its packets have time stamps all the same.
             times = [
                 packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None

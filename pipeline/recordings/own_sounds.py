@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.audio.container import EXTENSIONS, measure_length_ms
+from pipeline.audio.container import measure_length_ms
 from pipeline.errors import InputError, describe, quote
 from pipeline.fbank import FRAME_LENGTH_MS
 from pipeline.recordings.splits import split_groups
 from pipeline.recordings.tables import Recording
+from pipeline.sources.index import is_media
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def read_sounds(source: Path, config: CutConfig) -> tuple[list[Recording], list[
 def _read_folder(folder: Path) -> list[Recording]:
     found: list[Recording] = []
     for class_folder in sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] not in "._"):
-        files = [file for file in sorted(class_folder.rglob("*")) if file.suffix[1:].lower() in EXTENSIONS]
+        files = [file for file in sorted(class_folder.rglob("*")) if is_media(file.name) and file.name[0] != "."]
         if not files:
             raise InputError(f"expected audio files in {class_folder}, found none; fill or remove the folder")
         if not _is_utf8(class_folder):
@@ -204,7 +205,9 @@ def _find_copies(clips: Sequence[Recording]) -> dict[Path, Path]:
 
     Only files of equal size are read. Copies count as one file in splits: one of them in each would be a leak.
     """
-    labels_of = {clip.path: set(clip.labels) for clip in clips}
+    labels_of: dict[Path, set[str]] = defaultdict(set)
+    for clip in clips:
+        labels_of[clip.path].update(clip.labels)
     paths_of: dict[int, list[Path]] = defaultdict(list)
     for path in labels_of:
         paths_of[path.stat().st_size].append(path)

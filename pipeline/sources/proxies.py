@@ -22,13 +22,14 @@ def read_proxies(config: FetchConfig) -> tuple[str, ...]:
     if not config.proxies:
         return ()
     try:
-        proxies = tuple(Path(config.proxies).expanduser().read_text().split())
+        lines = [line.strip() for line in Path(config.proxies).expanduser().read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"can't read the proxies {config.proxies}: {error}; correct --fetch.proxies") from error
-    places = [_split(proxy) for proxy in proxies]
-    if not places or None in places:
-        bad_line = f"another text in line {places.index(None) + 1}" if places else "an empty file"
-        raise ConfigError(f"{config.proxies}: expected an address such as http://host:3128 per line, found {bad_line}")
+    proxies = tuple(filter(None, lines))
+    bad_lines = [number for number, line in enumerate(lines, 1) if line and not _split(line)]
+    if bad_lines or not proxies:
+        found = f"another text in line {bad_lines[0]}" if bad_lines else "an empty file"
+        raise ConfigError(f"{config.proxies}: expected an address such as http://host:3128 per line, found {found}")
     with ThreadPoolExecutor(min(32, len(proxies))) as pool:
         errors = list(pool.map(_connect, proxies))
     lost = [f"{host_of(proxy)} ({error})" for proxy, error in zip(proxies, errors, strict=True) if error]
@@ -50,7 +51,7 @@ def host_of(proxy: str) -> str:
 def _split(proxy: str) -> SplitResult | None:
     try:
         parts = urlsplit(proxy)
-        is_address = parts.scheme in DEFAULT_PORTS and parts.hostname and parts.port != 0
+        is_address = parts.scheme in DEFAULT_PORTS and parts.hostname and parts.port != 0 and proxy.split() == [proxy]
     except ValueError:
         return None
     return parts if is_address else None

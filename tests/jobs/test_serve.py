@@ -34,7 +34,7 @@ from ast_model.tracking.models import log_served_model
 from ast_model.tracking.registry import CHAMPION, REGISTERED
 from ast_model.tracking.run import TrackedRun, start_run
 from jobs.launch.config.using import ServeConfig
-from jobs.launch.serve import find_version, read_token, running
+from jobs.launch.serve import current_version, read_token, running
 from jobs.serve import COMMAND_LINE
 from pipeline.audio.decode import encode_flac
 from pipeline.errors import ConfigError, InputError
@@ -91,7 +91,7 @@ def test_clients_share_batches_and_an_exchange_drops_no_request(
     sound = noise(1)
     is_over = threading.Event()
 
-    with running(config, "", find_version(config)) as address, ThreadPoolExecutor(4 * NUM_CLIENTS) as threads:
+    with running(config, "", current_version(config)) as address, ThreadPoolExecutor(4 * NUM_CLIENTS) as threads:
 
         def ask_until_over(_: int) -> list[tuple[int, str, float]]:
             answers = []
@@ -184,4 +184,4 @@ def test_other_addresses_than_loopback_need_a_token(tmp_path: Path) -> None:
 def test_only_our_own_model_is_followed(tmp_path: Path) -> None:
     for name in ("models:/other@champion", f"models:/{REGISTERED}"):
         with pytest.raises(ConfigError, match=f"expected models:/{REGISTERED}@ALIAS"):
-            find_version(ServeConfig(name, root=str(tmp_path)))
+            current_version(ServeConfig(name, root=str(tmp_path)))

@@ -1,12 +1,13 @@
 import shutil
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from ast_model.tracking.registry import REGISTERED, champion
+from ast_model.tracking.registry import REGISTERED, champion, find_version
 from pipeline.errors import TrackingError
 
 
@@ -16,7 +17,10 @@ def test_a_registry_that_fails_is_not_taken_for_one_without_a_champion(empty_dat
     assert champion(client) is None
     client.create_registered_model(REGISTERED)
     assert champion(client) is None
+    with pytest.raises(TrackingError, match="found 'best'; there are: none at all"):
+        find_version(client, "best")
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("DROP TABLE registered_model_aliases")
-    with pytest.raises(TrackingError, match="registered_model_aliases"):
-        champion(client)
+    for look in (champion, partial(find_version, version="best")):
+        with pytest.raises(TrackingError, match="(?s)sqlite:.*registered_model_aliases.*the store's folder"):
+            look(client)

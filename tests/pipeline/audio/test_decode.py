@@ -290,6 +290,8 @@ def test_length_is_that_of_the_packets_where_the_header_has_none() -> None:
     whole, live = (encode(tone(440, 48_000, 3.3), 48_000, "webm", "libopus", is_live=each) for each in (False, True))
     assert measure_length_ms(whole) == pytest.approx(3_300, abs=20)
     assert measure_length_ms(live) == pytest.approx(3_300, abs=20)
+    late = encode(tone(440, 48_000, 3.3), 48_000, "webm", "libopus", start_s=5)
+    assert measure_length_ms(late) == pytest.approx(3_300, abs=20)
     assert measure_length_ms(_video_only()) == measure_length_ms(b"<html>") == measure_length_ms(b"") == 0
 
 

@@ -138,6 +138,19 @@ def test_copies_of_a_file_are_one_file(tmp_path: Path, caplog: pytest.LogCapture
     assert "1 files, or copies of them, are in more than one split" in caplog.text
 
 
+def test_a_file_of_several_rows_has_the_labels_of_all_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        write_sound(tmp_path / f"{name}.flac", 1.0, seed=1)
+    table, rows = tmp_path / "sounds.csv", ["{},cat,0,0.5,train", "{},dog,0.5,1,train"]
+    both = [row.format(name) for name, order in (("a.flac", 1), ("b.flac", -1)) for row in rows[::order]]
+    write_sound(tmp_path / "c.flac", 1.0, seed=2)
+    table.write_text("\n".join(["path,labels,start,end,split", *both, "c.flac,dog,0,1,eval"]))
+    read_sounds(table, CUT)
+    assert "the same content as another one with different labels" not in caplog.text
+
+
 def test_odd_names_and_lengths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for index in range(2):
         write_sound(tmp_path / 'a;b, "c"' / f"{index}.flac", 0.5)
@@ -147,8 +160,10 @@ def test_odd_names_and_lengths(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         hour.setparams((1, 2, 16_000, 3_600 * 16_000, "NONE", ""))
         hour.writeframes(bytes(2 * 3_600 * 16_000))
     Path(os.fsdecode(os.fsencode(tmp_path / "d") + b"/\xff.flac")).write_bytes(b"")
+    (tmp_path / "d" / "._0.flac").write_bytes(b"what macOS keeps beside a file on a foreign disk")
     clips, classes = read_sounds(tmp_path, CutConfig(clip_s=10.0))
     assert classes == ['a;b, "c"', "d"]
+    assert "._0" not in caplog.text
     assert sum(clip.path.name == "hour.wav" for clip in clips) == 360
     assert "short.flac has less than 25 ms of audio" in caplog.text
     assert "left out 1 names that are not UTF-8" in caplog.text
