@@ -87,12 +87,8 @@ def mean_average_precision_interval(
     precision of a rare class, so the resamples' own quantiles lie too high.
     """
     mean = tagging_metrics(scores, targets).mAP
-    random = np.random.default_rng(seed)
-    resampled = []
-    for start in range(0, num_resamples, _RESAMPLES_PER_BLOCK):
-        num = min(_RESAMPLES_PER_BLOCK, num_resamples - start)
-        draws = [np.bincount(random.integers(len(scores), size=len(scores)), minlength=len(scores)) for _ in range(num)]
-        resampled.append(_resampled_mean_average_precision(scores, targets, np.stack(draws, axis=1)))
+    blocks = _resample(len(scores), num_resamples, seed)
+    resampled = [_resampled_mean_average_precision(scores, targets, draws_NR) for draws_NR in blocks]
     half_width = _HALF_WIDTH_OF_95_PERCENT * float(np.std(np.concatenate(resampled), ddof=1))
     return max(0.0, mean - half_width), min(1.0, mean + half_width)
 
@@ -106,17 +102,21 @@ def mean_average_precision_change(
     for both does not count.
     """
     change = tagging_metrics(after, targets).mAP - tagging_metrics(before, targets).mAP
-    random = np.random.default_rng(seed)
-    num_clips = len(targets)
     changes = []
-    for start in range(0, num_resamples, _RESAMPLES_PER_BLOCK):
-        num = min(_RESAMPLES_PER_BLOCK, num_resamples - start)
-        draws = [np.bincount(random.integers(num_clips, size=num_clips), minlength=num_clips) for _ in range(num)]
-        draws_NR = np.stack(draws, axis=1)
+    for draws_NR in _resample(len(targets), num_resamples, seed):
         means = [_resampled_mean_average_precision(scores, targets, draws_NR) for scores in (before, after)]
         changes.append(means[1] - means[0])
     half_width = _HALF_WIDTH_OF_95_PERCENT * float(np.std(np.concatenate(changes), ddof=1))
     return change, change - half_width, change + half_width
+
+
+def _resample(num_clips: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each resample draws each clip (N, R), some resamples at a time."""
+    random = np.random.default_rng(seed)
+    for start in range(0, num_resamples, _RESAMPLES_PER_BLOCK):
+        num = min(_RESAMPLES_PER_BLOCK, num_resamples - start)
+        draws = [np.bincount(random.integers(num_clips, size=num_clips), minlength=num_clips) for _ in range(num)]
+        yield np.stack(draws, axis=1)
 
 
 def _check(scores: np.ndarray, targets: np.ndarray) -> None:

@@ -19,7 +19,7 @@ from pipeline.errors import AudioTaggingError, StoreError, is_disk_full
 from pipeline.fbank import NUM_MEL_BINS, compute_fbank
 from pipeline.quality.measures import Measures, measure_clip, measure_stored
 from pipeline.quality.table import write_measures
-from pipeline.records import Failure, FailureCategory, Media, Reason, Segment, ShardPlan, ShardReport
+from pipeline.records import CLIPS_PER_PART, Failure, FailureCategory, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards.checksum import checksum_of
 from pipeline.shards.format import (
     FAILED,
@@ -35,7 +35,7 @@ from pipeline.shards.format import (
     shard_settings,
     write_sidecar,
 )
-from pipeline.shards.journal import CLIPS_PER_PART, SEGMENT_NAMES, ClipResult, Journal
+from pipeline.shards.journal import SEGMENT_NAMES, ClipResult, Journal
 from pipeline.sources import Source, fetch_within
 from pipeline.sources.rate_limit import MAX_FAILURES_IN_A_ROW, LocalRateLimiter, RateLimiter, Wait
 from pipeline.store.storage import Store

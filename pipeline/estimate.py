@@ -1,6 +1,9 @@
 """Estimate of what a run costs: time, bytes and, at stated prices, money."""
 
+import math
 from dataclasses import dataclass
+
+from pipeline.records import CLIPS_PER_PART
 
 SECONDS_PER_HOUR = 3600
 GB = 1e9
@@ -68,8 +71,8 @@ class Estimate:
 
     @property
     def num_puts(self) -> float:
-        """Tar and sidecar per shard, and a part of the journal per 8 clips."""
-        return 2 * self.num_segments / self.clips_per_shard + self.num_segments / 8
+        """Tar, measures and sidecar of each shard, and the parts of its journal."""
+        return self.num_segments / self.clips_per_shard * (3 + math.ceil(self.clips_per_shard / CLIPS_PER_PART))
 
     def lines(self) -> list[str]:
         costs = self.costs

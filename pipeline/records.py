@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+CLIPS_PER_PART = 8
+"""Of a shard's journal, by which a killed worker loses no clip."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:

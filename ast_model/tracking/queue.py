@@ -95,6 +95,7 @@ class MetricsQueue:
 
     def _run(self) -> None:
         pauses: Iterator[float] | None = None  # while MLflow does not answer
+        num_suspect = 0  # of which one or more are refused: they go alone, so that the others arrive
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._is_closing)
@@ -102,12 +103,15 @@ class MetricsQueue:
                     self._changed.wait_for(lambda: self._is_closing, next(pauses))
                 if self._is_closing:
                     return
-                events = self._waiting[:MAX_EVENTS_PER_DELIVERY]
+                events = self._waiting[: 1 if num_suspect else MAX_EVENTS_PER_DELIVERY]
             # Without the lock, since a server that is slow to fail must not hold up `put`.
             try:
                 self._deliver(events)
             except RefusedError as error:
-                self._set_aside(events, error)
+                if len(events) > 1:
+                    num_suspect = len(events)
+                    continue
+                self._set_aside(events[0], error)
             except Exception as error:  # of whatever library is between us and the server
                 if not pauses:
                     log.warning("MLflow does not answer (%s); entries are kept in %s", _short(error), self.file)
@@ -116,14 +120,14 @@ class MetricsQueue:
             if pauses:
                 log.warning("MLflow answers again")
             pauses = None
+            num_suspect = max(num_suspect - len(events), 0)
             self._remove(len(events))
 
-    def _set_aside(self, events: Sequence[Event], error: RefusedError) -> None:
+    def _set_aside(self, event: Event, error: RefusedError) -> None:
         refused = self.file.with_suffix(".refused")
-        log.warning("MLflow refused %d entries (%s); they are in %s", len(events), _short(error), refused)
+        log.warning("MLflow refused an entry (%s); it is in %s", _short(error), refused)
         with refused.open("a", encoding="utf-8") as stream:
-            for event in events:
-                stream.write(json.dumps({"reason": str(error), "at": time.time(), "event": event}) + "\n")
+            stream.write(json.dumps({"reason": str(error), "at": time.time(), "event": event}) + "\n")
 
     def _remove(self, num: int) -> None:
         """Remove the first events, on disk once none is left.

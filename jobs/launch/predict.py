@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Set
 from pathlib import Path, PurePath
 
 import pandas as pd
@@ -34,7 +35,7 @@ def predict(config: PredictConfig) -> None:
             len(recordings),
         )
     tagger = Tagger.load(config.checkpoint, config.labels or None, config.device or None, config.calibrated)
-    tables, errors = [], []
+    tables, errors, drawn = [], [], set[Path]()
     with show_progress("tag", len(recordings), "files") as progress:
         for result in tag_recordings(tagger, recordings, settings):
             if isinstance(result, Untagged):
@@ -42,7 +43,7 @@ def predict(config: PredictConfig) -> None:
             else:
                 tables.append(result.tags)
                 if config.plot:
-                    _draw(result, Path(config.plot))
+                    drawn.add(_draw(result, Path(config.plot), drawn))
             progress.advance(1, f"{len(errors)} failed" if errors else "")
     if tables:
         write_table(pd.concat(tables, ignore_index=True), config)
@@ -72,13 +73,15 @@ def _as_text(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _draw(result: Tagged, folder: Path) -> None:
+def _draw(result: Tagged, folder: Path, drawn: Set[Path]) -> Path:
+    """Draw the tags of a recording, beside those that were drawn before, and return the picture's file."""
     from ast_model.evaluation.plots import plot_tags  # only here: matplotlib takes a while
 
     folder.mkdir(parents=True, exist_ok=True)
     name = PurePath(result.name).name
     file, number = folder / f"{name}.png", 1
-    while file.exists():  # recordings of one name from several folders
+    while file in drawn:  # recordings of one name from several folders
         number += 1
         file = folder / f"{name}-{number}.png"
     plot_tags(name, result.spectrogram_TM, result.length_s, result.tags).savefig(file, dpi=120)
+    return file

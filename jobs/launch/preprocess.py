@@ -162,6 +162,7 @@ def repair(shards: list[str], store: Store, command: VerifyCommand) -> None:
     with with_miniature_media(command.data, store) as data:
         if splits := tuple(kept_splits(store)):
             data = replace(data, metadata=store.url(METADATA_FOLDER), splits=splits)
+        open_source(data)  # which says what is missing while the shards are still there
         with hold_lease(store):
             for shard in shards:
                 remove_shard(shard, store)

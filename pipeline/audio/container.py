@@ -94,7 +94,7 @@ def measure_length_ms(content: bytes | Path) -> int:
     try:
         with open_media(content) as container:
             stream = container.streams.best("audio")
-            if stream is None or stream.time_base is None:
+            if not isinstance(stream, AudioStream) or stream.time_base is None:
                 return 0
             if (end_s := _stated_end_s(container, stream)) is not None:
                 return int(end_s * 1000)

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.errors import CorruptError, StoreError
@@ -64,6 +64,8 @@ class ShardPrefetcher:
             return coming.result()
         except CorruptError:
             raise
+        except CancelledError:  # another order was set meanwhile
+            return None
         except StoreError as error:
             if not self._is_degraded:
                 self._is_degraded = True

@@ -16,7 +16,6 @@ from pipeline.shards.format import ARROW_TYPES
 from pipeline.store.storage import Store
 
 FOLDER = "parts"
-CLIPS_PER_PART = 8
 
 
 @dataclass(frozen=True, slots=True)

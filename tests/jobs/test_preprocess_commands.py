@@ -129,6 +129,9 @@ def test_verify_names_what_is_wrong_and_repairs_it(
     ):
         assert what in printed.out.replace(store.root + "/", "")
     assert "3 shards" in printed.err
+    assert COMMAND_LINE.main(["verify", "--root", store.root, "--repair"]) == 2
+    assert "--media is not set" in capsys.readouterr().err
+    assert store.exists(flipped)
     assert "lack measures" not in printed.out
     assert COMMAND_LINE.main(["verify", *flags(store, miniature, "--repair")]) == 0
     assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 0

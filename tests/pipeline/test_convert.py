@@ -14,9 +14,9 @@ from pipeline.convert import Conversion, _convert_clips, convert_shard, fetch_cl
 from pipeline.errors import StoreError
 from pipeline.miniature import Fault, Miniature
 from pipeline.quality.table import read_shard_measures
-from pipeline.records import Failure, Media, Reason, Segment, ShardPlan, ShardReport
+from pipeline.records import CLIPS_PER_PART, Failure, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards.format import quality_name, read_sidecar, shard_name
-from pipeline.shards.journal import CLIPS_PER_PART, ClipResult, Journal, partial_shards
+from pipeline.shards.journal import ClipResult, Journal, partial_shards
 from pipeline.sources import FolderSource
 from pipeline.sources.rate_limit import LocalRateLimiter, Wait
 from pipeline.store.storage import Store

@@ -31,9 +31,9 @@ class EvaluateConfig:
     """Clips scored at a time."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.bootstrap < 0:
+        if self.batch_size < 1 or self.bootstrap < 0 or self.bootstrap == 1:
             raise ConfigError(
-                f"--batch-size must be at least 1 and --bootstrap not negative, found {self.batch_size} and"
+                f"--batch-size must be at least 1 and --bootstrap 0 or at least 2, found {self.batch_size} and"
                 f" {self.bootstrap}"
             )
 
@@ -66,6 +66,10 @@ class CalibrateConfig:
             raise ConfigError(f"--batch-size must be at least 1, found {self.batch_size}")
 
 
+MAX_COMPARED_RUNS = 26
+"""Each is named by a letter."""
+
+
 @dataclass(frozen=True)
 class CompareConfig:
     """Settings of a comparison of runs."""
@@ -78,5 +82,7 @@ class CompareConfig:
     """File to write the page to."""
 
     def __post_init__(self) -> None:
-        if self.runs is not tyro.MISSING and len(set(self.runs)) < 2:
-            raise ConfigError(f"expected at least two runs to compare, found {', '.join(self.runs) or 'none'}")
+        if self.runs is not tyro.MISSING and not 2 <= len(set(self.runs)) <= MAX_COMPARED_RUNS:
+            raise ConfigError(
+                f"expected two to {MAX_COMPARED_RUNS} runs to compare, found {', '.join(self.runs) or 'none'}"
+            )

@@ -22,5 +22,5 @@ def test_a_registry_that_fails_is_not_taken_for_one_without_a_champion(empty_dat
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("DROP TABLE registered_model_aliases")
     for look in (champion, partial(find_version, version="best")):
-        with pytest.raises(TrackingError, match="(?s)sqlite:.*registered_model_aliases.*the store's folder"):
+        with pytest.raises(TrackingError, match=r"(?s)sqlite:.*registered_model_aliases.*the store's folder"):
             look(client)

@@ -138,9 +138,7 @@ def test_copies_of_a_file_are_one_file(tmp_path: Path, caplog: pytest.LogCapture
     assert "1 files, or copies of them, are in more than one split" in caplog.text
 
 
-def test_a_file_of_several_rows_has_the_labels_of_all_of_them(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_of_several_rows_has_the_labels_of_all_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a", "b"):
         write_sound(tmp_path / f"{name}.flac", 1.0, seed=1)
     table, rows = tmp_path / "sounds.csv", ["{},cat,0,0.5,train", "{},dog,0.5,1,train"]
