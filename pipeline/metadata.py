@@ -50,7 +50,7 @@ def load_metadata(config: PreprocessConfig, store: Store | None = None) -> Metad
     """Read the classes and the segments of `config.splits`; keep their files in a store, and add its other splits.
 
     So a store that was filled split by split keeps its earlier ones. A segment belongs to one split: to one that is
-    read now, else to the first by name. Raises InputError if segments have labels that are no class.
+    read now, else to the first by name. Raises InputError if segments have a label that is not a class.
     """
     address = config.metadata.rstrip("/")
     names = [LABELS_FILE, *(split + SEGMENTS_SUFFIX for split in config.splits)]

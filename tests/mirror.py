@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         self.head(503 if name == "patience" else 429, 0, Retry_After=RETRY_AFTER.get(name[-1], LATER))
 
     def send_redirect(self, name: str) -> None:
-        """Redirect to what is no address, or to itself."""
+        """Redirect to an invalid address, or to itself."""
         self.head(302, 0, Location=BAD_LOCATIONS[int(name.removeprefix("redirect"))])
 
     def send_length(self, name: str) -> None:

@@ -77,7 +77,7 @@ def evaluate(
 ) -> Evaluation:
     """Score all clips of `clips`; every rank returns the same. `loss`: what the model was trained with.
 
-    A clip whose scores are not finite is named and left out. Raises TrainingError if that are all.
+    A clip whose scores are not finite is named and left out. Raises TrainingError if none is left.
     """
     clips.set_order(without_augmentation(np.arange(len(clips.rows))), is_grouped=False)
     targets = clips.targets.toarray().astype(bool)

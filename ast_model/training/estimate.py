@@ -31,7 +31,7 @@ MAX_STEPS = 30
 """Steps on trial, where they take less than `MEASURE_S` in all."""
 NUM_EVAL_BATCHES = 4
 MAX_MEASURED_FLOPS = {"cpu": 1e11, "cuda": 1e14}
-"""Of a step that is taken on trial, on one rank: a second or two. What takes more is measured in small."""
+"""Of a step that is taken on trial, on one rank: a second or two. For more, fewer blocks or samples are measured."""
 WORTH_SAVING_S = 60.0
 """A shorter training needs no advice."""
 SHORT_SHARE = 0.5

@@ -18,7 +18,7 @@ def esc50(config: ESC50Config) -> None:
 
 
 def read_esc50(folder: Path) -> tuple[list[Recording], list[str]]:
-    """Read the official folder; each fold is a split. Raises InputError if it is another."""
+    """Read the official folder; each fold is a split. Raises InputError if the folder is not it."""
     try:
         with (folder / TABLE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

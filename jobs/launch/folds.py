@@ -129,7 +129,7 @@ def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
     epoch = last if choose == "last" else int(curves.mean(axis=0).argmax()) + 1
     how = f"epoch {epoch} of {last}, the last one"
     if choose != "last":
-        how = f"epoch {epoch} of {last}, chosen by the mean accuracy on the test folds: flattering"
+        how = f"epoch {epoch} of {last}, chosen by the mean accuracy on the test folds: optimistic"
     accuracies = curves[:, epoch - 1]
     return {
         "accuracies": accuracies.tolist(),

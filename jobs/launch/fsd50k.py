@@ -62,7 +62,7 @@ def fetch_fsd50k(address: str, home: Path) -> Path:
 def read_fsd50k(folder: Path) -> tuple[list[Recording], list[str]]:
     """Read the official folder into the splits train, valid and test, with the classes in the vocabulary's order.
 
-    Raises InputError, with the line, if it is another, if tables contradict each other, or if audio is missing.
+    Raises InputError, with the line, if the folder is not it, if tables contradict each other, or if audio is missing.
     """
     mid_of = read_vocabulary(folder / VOCABULARY)
     recordings = []

@@ -31,7 +31,7 @@ def speechcommands(config: SpeechCommandsConfig) -> None:
 
 
 def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:
-    """Read the official folder: what is in neither list is for training. Raises InputError if it is another."""
+    """Read the official folder: what is in neither list is for training. Raises InputError if the folder is not it."""
     split_of: dict[str, str] = {}
     for name, split in LISTS.items():
         try:

@@ -20,7 +20,7 @@ def urbansound8k(config: UrbanSound8KConfig) -> None:
 
 
 def read_urbansound8k(folder: Path) -> tuple[list[Recording], list[str]]:
-    """Read the official folder; each fold is a split. Raises InputError if it is another, or its folds leak."""
+    """Read the official folder; each fold is a split. Raises InputError if the folder is not it, or its folds leak."""
     try:
         with (folder / TABLE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -140,8 +140,8 @@ def read_columns(
         found = find_doubles(snapshot, is_trained_on, eval_split)
         if found is None:
             raise InputError(
-                f"--data.exclude: nobody looked for near-identical clips in snapshot {snapshot.whole_id}; run `python"
-                f" jobs/preprocess.py duplicates --root {snapshot.store.root}`"
+                f"--data.exclude: snapshot {snapshot.whole_id} has not been searched for near-identical clips; run"
+                f" `python jobs/preprocess.py duplicates --root {snapshot.store.root}`"
             )
         values |= {name: pa.chunked_array([found[name]]) for name in flags}
     return values
@@ -153,7 +153,7 @@ def durations_of(snapshot: Snapshot) -> pa.ChunkedArray:
 
 
 def find_doubles(snapshot: Snapshot, is_trained_on: np.ndarray, eval_split: str) -> dict[str, np.ndarray] | None:
-    """Return which clips (N,) are `duplicate`, and `duplicate_of_eval`; None if nobody looked for them yet.
+    """Return which clips (N,) are `duplicate`, and `duplicate_of_eval`; None if they were not searched for yet.
 
     Of near-identical training clips all but the first are duplicates.
     """

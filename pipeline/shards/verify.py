@@ -40,7 +40,7 @@ def _verify_rows(shard: str, rows: list[dict]) -> list[str]:
     if strange := {row["status"] for row in rows} - {WRITTEN, FAILED}:
         wrong.append(f"{shard}{SIDECAR}: expected the status written or failed, found {', '.join(sorted(strange))}")
     if repeated := [key for key, count in Counter(row["key"] for row in rows).items() if count > 1]:
-        wrong.append(f"{shard}{SIDECAR}: {repeated[0]} and {len(repeated) - 1} others stand there twice")
+        wrong.append(f"{shard}{SIDECAR}: {repeated[0]} and {len(repeated) - 1} others are listed twice")
     return wrong
 
 

@@ -140,7 +140,7 @@ def parse_retry_after(value: str) -> float | None:
 
 
 def _refusal(address: str, response: requests.Response) -> Failure:
-    """Classify an answer that is no success. A 503 that says when to come again throttles, as a 429 does."""
+    """Classify an unsuccessful response. A 503 that says when to come again throttles, as a 429 does."""
     status = response.status_code
     wait_s = parse_retry_after(response.headers.get("Retry-After", "")) if status in (429, 503) else None
     reason = reason_of_status(status) if wait_s is None else Reason.RATE_LIMITED
@@ -167,7 +167,7 @@ def _describe(error: Exception) -> str:
 
 def _reason_of_exception(error: Exception) -> Reason:
     match error:
-        case ValueError():  # a redirect to what is no address: Python's own parsers raise, too
+        case ValueError():  # a redirect to an invalid address: Python's own parsers raise, too
             return Reason.UNKNOWN
         case requests.Timeout() | urllib3.exceptions.TimeoutError():
             return Reason.TIMED_OUT

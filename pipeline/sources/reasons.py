@@ -116,7 +116,7 @@ def excerpt(text: object) -> str:
 
 
 def reason_of_status(status: int, reasons: dict[int, Reason] = REASON_OF_STATUS) -> Reason:
-    """Classify an HTTP status that is no success."""
+    """Classify an unsuccessful HTTP status."""
     # A 3xx arrives here only from a redirect that leads nowhere or in a circle.
     is_servers = status >= 500 or 300 <= status < 400
     return reasons.get(status, Reason.SERVER_ERROR if is_servers else Reason.UNKNOWN)

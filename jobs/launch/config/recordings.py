@@ -170,4 +170,4 @@ class FinetuneConfig:
         if self.views < 1 or min(self.shots, default=1) < 1:
             raise ConfigError(f"--views and --shots must be at least 1, found {self.views} and {self.shots}")
         if self.head_only and self.resume:
-            raise ConfigError("--head-only has nothing to resume: leave --resume away; embeddings that are there stay")
+            raise ConfigError("--head-only has nothing to resume: drop --resume; embeddings computed so far are kept")
