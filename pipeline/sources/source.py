@@ -48,8 +48,8 @@ def open_source(config: PreprocessConfig) -> Source:
 def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s: float) -> Media | Failure:
     """Make one attempt that ends at the deadline, whatever the source waits on; a late one is abandoned.
 
-    Whatever a source raises is a failure of the clip, except what is not the clip's fault: our own errors, no memory, and a
-    full disk, which becomes a StoreError.
+    Whatever a source raises is a failure of the clip, except what is not the clip's fault: our own errors, no memory,
+    and a full disk, which becomes a StoreError.
     """
     outcome: list[Media | Failure | BaseException] = []
 
