@@ -202,7 +202,7 @@ class Tagger:
         """Return the frames from one window's start to the next, half a window unless set. Raises ConfigError."""
         hop = window // 2 if hop_s is None else round(hop_s * FRAMES_PER_S)
         if hop < 1:
-            raise ConfigError(f"expected hop_s of at least {1 / FRAMES_PER_S} s, found {hop_s}")
+            raise ConfigError(f"hop_s must be at least {1 / FRAMES_PER_S}, found {hop_s}")
         return hop
 
 

@@ -116,7 +116,8 @@ class _Results:
     """Results of the windows of one recording, as they come. Of a timeline only the best classes are kept."""
 
     def __init__(self, tagger: Tagger, settings: TagSettings, window: int):
-        self.tagger, self.settings, self.window_s = tagger, settings, window / FRAMES_PER_S
+        self.tagger, self.settings = tagger, settings
+        self.window_s = settings.window_s or window / FRAMES_PER_S
         calibration = tagger.calibration
         self.thresholds = np.zeros(len(tagger.labels)) if calibration is None else np.asarray(calibration.thresholds)
         self._clear()

@@ -75,7 +75,7 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Prepro
         convert_due(metadata.segments_of(config.splits, config.limit), config, store, report, lease)
         report.seconds = time.monotonic() - started
         before = None
-        with suppress(NoClipsError, StoreError):  # none yet, or damaged: that is no reason not to build the next
+        with suppress(NoClipsError, StoreError):  # none yet, or a damaged one: the next is built all the same
             before = load_snapshot(store)
         if before and is_current(before, metadata, config.keep_audio):
             return before, report

@@ -102,11 +102,11 @@ class Service:
         thresholds = _thresholds(model.tagger, options)
         sound = await self._read(content)
         whole = self._cut(model, sound)
-        window = model.tagger.num_window_frames(options.window_s)
+        length = model.tagger.num_window_frames(options.window_s)
         windows: list[Window] = []
         if options.timeline:
-            hop = model.tagger.num_hop_frames(window, options.hop_s)
-            windows = cut_windows(sound, window, hop, self.limits.max_windows)
+            hop = model.tagger.num_hop_frames(length, options.hop_s)
+            windows = cut_windows(sound, length, hop, self.limits.max_windows)
         # Windows of the timeline that the whole sound's score needs too are computed once.
         distinct = sorted({*whole, *windows})
         scores = dict(zip(distinct, (await self._run(model, sound, distinct))[0], strict=True))
@@ -127,8 +127,9 @@ class Service:
             "tags": rank([0.0], of_whole_C[None], sound.length_s),
         }
         if options.timeline:
+            window_s = options.window_s or length / FRAMES_PER_S
             starts_s, scores_WC = [window.start_s for window in windows], [scores[window] for window in windows]
-            answer["timeline"] = rank(starts_s, np.stack(scores_WC), window / FRAMES_PER_S)
+            answer["timeline"] = rank(starts_s, np.stack(scores_WC), window_s)
         if options.spectrogram:
             answer["spectrogram"] = await asyncio.to_thread(draw_spectrogram, sound)
         return answer

@@ -114,7 +114,7 @@ class Replica:
                 if version != self.service.model.version:
                     self.service.model = await asyncio.to_thread(load_model, self.config, version)
                     log.info("version %s of %s answers from now on", version, self.config.checkpoint)
-            except Exception as error:  # whatever it is, the model at hand answers, and the next look may succeed
+            except Exception as error:  # whatever it is: the present model goes on answering
                 log.warning("the model stays as it is: %s", describe(error, MAX_ERROR_CHARS))
 
 

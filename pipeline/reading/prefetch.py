@@ -58,7 +58,7 @@ class ShardPrefetcher:
             return found
         with self._lock:
             coming = self._coming.get(name)
-        if coming is None or coming.cancelled():
+        if coming is None:
             return None
         try:
             return coming.result()

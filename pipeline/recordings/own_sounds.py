@@ -73,7 +73,9 @@ def read_sounds(source: Path, config: CutConfig) -> tuple[list[Recording], list[
 def _read_folder(folder: Path) -> list[Recording]:
     found: list[Recording] = []
     for class_folder in sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] not in "._"):
-        files = [file for file in sorted(class_folder.rglob("*")) if is_media(file.name) and file.name[0] != "."]
+        files = [
+            file for file in sorted(class_folder.rglob("*")) if is_media(file.name) and not file.name.startswith(".")
+        ]
         if not files:
             raise InputError(f"expected audio files in {class_folder}, found none; fill or remove the folder")
         if not _is_utf8(class_folder):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from pipeline.errors import CorruptError, MismatchError, NoClipsError
+from pipeline.errors import CorruptError, MismatchError, NoClipsError, StoreError
 from pipeline.keys import positions_of
 from pipeline.labels import Labels, parse_labels
 from pipeline.shards.checksum import Checksum
@@ -110,15 +110,17 @@ def publish_snapshot(unnamed: Snapshot, made_of: str) -> Snapshot:
         "shards.parquet": _parquet_bytes(pa.Table.from_pylist(shards)),
     }
     snapshot = dataclasses.replace(unnamed, snapshot_id=_id_of(parts, unnamed.stats))
-    folder, latest = f"snapshots/{snapshot.snapshot_id}", {"snapshot": snapshot.snapshot_id, "made_of": made_of}
-    files = {f"{folder}/{name}": data for name, data in parts.items()}
-    files[f"{folder}/stats.json"] = json_bytes(snapshot.stats)
-    files[f"{folder}/manifest.json"] = json_bytes(snapshot.manifest)
-    files[LATEST] = json_bytes(latest)
-    for name, data in files.items():
-        # It may be there already: whole, or damaged.
-        if not snapshot.store.exists(name) or snapshot.store.read_bytes(name) != data:
-            snapshot.store.write_bytes(name, data)
+    store, folder = snapshot.store, f"snapshots/{snapshot.snapshot_id}"
+    try:
+        load_snapshot(store, snapshot.snapshot_id)  # a whole one of this name stays as it is
+    except (NoClipsError, StoreError):
+        for name, data in parts.items():
+            store.write_bytes(f"{folder}/{name}", data)
+        store.write_json(f"{folder}/stats.json", snapshot.stats)
+        store.write_json(f"{folder}/manifest.json", snapshot.manifest)
+    latest = json_bytes({"snapshot": snapshot.snapshot_id, "made_of": made_of})
+    if not store.exists(LATEST) or store.read_bytes(LATEST) != latest:
+        store.write_bytes(LATEST, latest)
     return snapshot
 
 

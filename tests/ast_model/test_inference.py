@@ -86,7 +86,7 @@ def test_a_timeline_reaches_the_end_and_no_further(tagger: Tagger) -> None:
     assert tagger.timeline(make_sound(8_000)).index.tolist() == [0]
     with pytest.raises(ConfigError, match=r"between 0\.025 and the model's 1\.28 s, found 10"):
         tagger.timeline(make_sound(8_000), window_s=10)
-    with pytest.raises(ConfigError, match="expected hop_s of at least"):
+    with pytest.raises(ConfigError, match="hop_s must be at least"):
         tagger.timeline(make_sound(8_000), hop_s=0)
 
 

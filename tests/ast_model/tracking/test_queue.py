@@ -64,14 +64,26 @@ def test_a_killed_process_leaves_all_it_said(tmp_path: Path) -> None:
 
 
 def test_what_is_refused_is_set_aside_and_holds_up_nothing(tmp_path: Path) -> None:
-    receiver = Receiver(num_outages=1)  # meanwhile the others come, so that they would arrive with the bad one
+    receiver = Receiver()
+    queue = MetricsQueue(tmp_path, "run", receiver)
+    queue.put({"bad": True})
+    assert queue.flush(10)
+    queue.put({"n": 2})
+    queue.close(timeout_s=20)
+    assert receiver.got == [{"n": 2}]
+    (line,) = (tmp_path / "run.refused").read_text().splitlines()
+    assert json.loads(line)["reason"] == "no such metric"
+
+
+def test_one_that_is_refused_keeps_none_of_the_others_back(tmp_path: Path) -> None:
+    receiver = Receiver(num_outages=1)  # meanwhile the others come, so that they arrive with the bad one
     queue = MetricsQueue(tmp_path, "run", receiver)
     for event in ({"n": 1}, {"bad": True}, {"n": 2}):
         queue.put(event)
     queue.close(timeout_s=20)
     assert receiver.got == [{"n": 1}, {"n": 2}]
     (line,) = (tmp_path / "run.refused").read_text().splitlines()
-    assert json.loads(line)["reason"] == "no such metric"
+    assert json.loads(line)["event"] == {"bad": True}
 
 
 def test_two_processes_do_not_share_a_queue(tmp_path: Path) -> None:

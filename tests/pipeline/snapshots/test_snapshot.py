@@ -113,6 +113,16 @@ def test_a_damaged_snapshot_is_made_whole_by_the_next_preprocessing(
     assert load_snapshot(copy) == dataclasses.replace(snapshot, store=copy)
 
 
+def test_a_whole_snapshot_of_the_same_clips_stays_as_it_was_written(
+    snapshot: Snapshot, copy: Store, metadata: Metadata
+) -> None:
+    name = f"snapshots/{snapshot.snapshot_id}/manifest.json"
+    before = {**copy.read_json(name), "split_counts": {}}
+    copy.write_json(name, before)
+    assert build_snapshot(copy, metadata, keep_audio=True).snapshot_id == snapshot.snapshot_id
+    assert copy.read_json(name) == before
+
+
 def test_new_clips_make_a_new_snapshot_and_leave_the_old_one(
     snapshot: Snapshot, copy: Store, metadata: Metadata
 ) -> None:
