@@ -160,3 +160,10 @@ def test_a_line_that_is_no_proxy_is_named_by_its_number(line: str, tmp_path: Pat
     path.write_text(line)
     with pytest.raises(ConfigError, match=r"expected an address such as http://host:3128 .* found (another|an empty)"):
         read_proxies(FetchConfig(proxies=str(path)))
+
+
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
+    path = tmp_path / "proxies"
+    path.write_text("http://127.0.0.1:1\n\nhttp://one http://two\n")
+    with pytest.raises(ConfigError, match="found another text in line 3"):
+        read_proxies(FetchConfig(proxies=str(path)))
