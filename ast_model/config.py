@@ -228,9 +228,9 @@ class AugmentConfig:
     noise: bool = False
     """Add uniform noise of random strength, up to 0.1 after normalising."""
     max_roll_frames: int = 0
-    """Shift in time, round the end, by up to so many frames."""
+    """Roll in time by up to so many frames; what leaves at one end comes back at the other."""
     random_crop: bool = False
-    """Take a random stretch of a clip that is longer than the model, not its first; evaluations take the first."""
+    """Take a random stretch of a clip that is longer than the window, not its first; evaluations take the first."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mixup_probability <= 1:
@@ -253,7 +253,7 @@ class CacheConfig:
     folder: str = "~/.cache/audioset-ast"
     """Folder on each node, shared by its processes; empty reads every clip from the store."""
     max_gb: float = 200.0
-    """Space for it; shards that were longest without use make room."""
+    """Its largest size; the least recently used shards make room."""
     num_threads: int = 4
     """Shards that a process fetches at a time."""
 

@@ -32,23 +32,6 @@ RAVEN_COLUMNS = (
 RAVEN_SUFFIX, AUDACITY_SUFFIX = ".selections.txt", ".labels.txt"
 
 
-def rank_tags(
-    file: str, scores: pd.DataFrame, window_s: float, length_s: float, top_k: int, thresholds: np.ndarray
-) -> pd.DataFrame:
-    """Return a table with a row for each window and each of its best classes, best first.
-
-    scores: a row for each window, indexed by where it starts in seconds, and a column for each class.
-    thresholds: the least score of each class that is shown.
-    """
-    labels = [str(label) for label in scores.columns]
-    rows: list[tuple[str, float, float, str, float]] = [
-        (file, start_s, min(start_s + window_s, length_s), labels[c], float(scores_C[c]))
-        for start_s, scores_C in zip(scores.index.to_numpy(float).tolist(), scores.to_numpy(), strict=True)
-        for c in best_classes(scores_C, top_k, thresholds).tolist()
-    ]
-    return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
-
-
 def best_classes(scores_C: np.ndarray, top_k: int, thresholds: np.ndarray) -> np.ndarray:
     """Return the classes that reach their thresholds, at most `top_k`, best first."""
     ranked = np.argsort(-scores_C, kind="stable")

@@ -36,7 +36,7 @@ from scripts.recorded_sounds import find_sounds, write_table
 ROOT = Path(__file__).parents[1]
 PACKAGE, MIN_PER_CLASS = "tuxpaint-stamps-default", 500
 NUM_CLIPS, CLIP_S, CLIP_FRAMES = 2_000, 2, 208
-FULL_S = 240.0
+FULL_S = 900.0
 """Seconds that a training of all weights is given to reach the head's accuracy; what it announced is printed, too."""
 NUM_ROUNDS = 9
 NUM_SEARCHED, NUM_QUERIES, NUM_NEIGHBOURS = 1_000_000, 100, 10

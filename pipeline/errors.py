@@ -95,5 +95,5 @@ def describe(error: BaseException, limit: int = MAX_QUOTED_CHARS) -> str:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error is about the space on a disk, or a quota of it."""
+    """Tell whether an error means that a disk is full, or a quota used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -149,7 +149,7 @@ def _hash32(values: Tensor) -> Tensor:
 
 
 def _roll(fbank_BTM: Tensor, max_frames: int, uniforms_B: Tensor) -> Tensor:
-    """Shift each clip in time by −max_frames … max_frames − 1, round the end."""
+    """Roll each clip in time by −max_frames … max_frames − 1."""
     num_frames = fbank_BTM.shape[1]
     shift_B = (uniforms_B * 2 * max_frames).long() - max_frames
     source = (torch.arange(num_frames, device=fbank_BTM.device) - shift_B[:, None]) % num_frames

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ast_model.config import TrainConfig
-from ast_model.embeddings.head import fit_head
-from ast_model.metrics import accuracy, tagging_metrics
+from ast_model.embeddings.head import fit_head, score_head
 
 FEW_SHOT_PENALTY = 0.01
 MIN_CROSS_VALIDATED = 5
@@ -21,9 +20,7 @@ Examples = tuple[np.ndarray, np.ndarray]
 """Embeddings (N, D) and targets (N, C)."""
 
 
-def measure_few_shots(
-    train: Examples, evaluation: Examples, config: TrainConfig, shots: Sequence[int], num_draws: int = NUM_DRAWS
-) -> pd.DataFrame:
+def measure_few_shots(train: Examples, evaluation: Examples, config: TrainConfig, shots: Sequence[int]) -> pd.DataFrame:
     """Return a row for each number of clips per class: mean and range of the score over draws of the clips.
 
     A class that has fewer clips gives all of them. The score is the accuracy for one label per clip, else mAP.
@@ -34,13 +31,11 @@ def measure_few_shots(
     rows = []
     for num_shots in shots:
         scores, num_clips = [], []
-        for _ in range(num_draws):
+        for _ in range(NUM_DRAWS):
             chosen = _draw(train_NC, num_shots, rng)
             penalty = None if num_shots >= MIN_CROSS_VALIDATED else FEW_SHOT_PENALTY
             head = fit_head(train_ND[chosen], train_NC[chosen], config.loss, penalty=penalty)
-            logits = head.logits(eval_ND)
-            score = accuracy(logits, eval_NC) if config.loss == "ce" else tagging_metrics(logits, eval_NC).mAP
-            scores.append(score)
+            scores.append(score_head(head.logits(eval_ND), eval_NC, config.loss))
             num_clips.append(len(chosen))
         rows.append((num_shots, round(np.mean(num_clips)), np.mean(scores), min(scores), max(scores)))
     return pd.DataFrame(rows, columns=pd.Index(["per class", "clips", "mean", "lowest", "highest"])).round(4)

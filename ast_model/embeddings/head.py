@@ -30,6 +30,7 @@ CURVATURE = 0.03
 """Of the loss at a logit, roughly: between 0 and a quarter. It only sets how the solver scales its steps."""
 MAX_SINGLE_THREADED = 10**8
 """Multiply-adds of a gradient below which a second thread costs more than it computes: much more on a busy machine."""
+NUM_FOLDS = 5
 MAX_CROSS_VALIDATION_CLIPS = 20_000
 """More clips than this tell nothing new about the penalty."""
 
@@ -56,7 +57,6 @@ def fit_head(
     groups_N: Sequence[str] | None = None,
     penalty: float | None = None,
     is_balanced: bool = True,
-    num_folds: int = 5,
     seed: int = 0,
 ) -> LinearHead:
     """Fit a head, with the penalty that cross-validation finds best unless it is given.
@@ -72,7 +72,7 @@ def fit_head(
     with _few_threads(embeddings_ND.size * targets_NC.shape[1]):
         if penalty is None:
             groups = np.arange(len(embeddings_ND)) if groups_N is None else np.unique(groups_N, return_inverse=True)[1]
-            scores = _cross_validate(embeddings_ND, targets_NC, loss, groups, is_balanced, num_folds, seed)
+            scores = _cross_validate(embeddings_ND, targets_NC, loss, groups, is_balanced, seed)
             penalty = max(scores, key=lambda each: scores[each])
         weight_CD, bias_C = _Problem(embeddings_ND, targets_NC, loss, is_balanced).solve(penalty, EXACT)
     return LinearHead(weight_CD, bias_C, penalty, scores)
@@ -96,12 +96,11 @@ def _cross_validate(
     loss: Loss,
     groups: np.ndarray,
     is_balanced: bool,
-    num_folds: int,
     seed: int,
 ) -> dict[float, float]:
     """Return the score of each penalty: all clips are scored by a head that did not see their group."""
     rng = np.random.default_rng(seed)
-    num_folds = min(num_folds, int(groups.max()) + 1)
+    num_folds = min(NUM_FOLDS, int(groups.max()) + 1)
     fold_of_group = rng.permutation(int(groups.max()) + 1) % num_folds
     fold_N = fold_of_group[groups]
     chosen = rng.permutation(len(groups))[:MAX_CROSS_VALIDATION_CLIPS]
@@ -115,10 +114,11 @@ def _cross_validate(
         for penalty in PENALTIES:
             weight_CD, bias_C = problem.solve(penalty, RANKING)
             logits_of[penalty][is_test] = embeddings_ND[is_test] @ weight_CD.T + bias_C
-    return {penalty: _score(logits, targets_NC, loss) for penalty, logits in logits_of.items()}
+    return {penalty: score_head(logits, targets_NC, loss) for penalty, logits in logits_of.items()}
 
 
-def _score(logits_NC: np.ndarray, targets_NC: np.ndarray, loss: Loss) -> float:
+def score_head(logits_NC: np.ndarray, targets_NC: np.ndarray, loss: Loss) -> float:
+    """Return the accuracy for one label per clip, else mAP."""
     if loss == "ce":
         return accuracy(logits_NC, targets_NC)
     return tagging_metrics(logits_NC, targets_NC).mAP

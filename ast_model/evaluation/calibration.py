@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
 from sklearn.metrics import precision_recall_curve
@@ -198,18 +197,3 @@ def expected_calibration_error(scores_NC: np.ndarray, targets_NC: np.ndarray) ->
     """Return the mean distance between score and share of positives, over all pairs of clip and class."""
     mean_scores, shares, counts = reliability(scores_NC, targets_NC)
     return float(np.average(np.abs(mean_scores - shares), weights=counts))
-
-
-def plot_reliability(before_NC: np.ndarray, after_NC: np.ndarray, targets_NC: np.ndarray) -> Figure:
-    """Draw the share of positives against the score, before and after."""
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    for name, scores_NC in (("before", before_NC), ("after", after_NC)):
-        mean_scores, shares, _ = reliability(scores_NC, targets_NC)
-        error = expected_calibration_error(scores_NC, targets_NC)
-        axes.plot(mean_scores, shares, marker="o", label=f"{name}: calibration error {error:.4f}")
-    axes.set_xlabel("score")
-    axes.set_ylabel("share of clips that have the class")
-    axes.legend(loc="upper left")
-    return figure

@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
+from ast_model.evaluation.calibration import expected_calibration_error, reliability
 from ast_model.evaluation.evaluate import Evaluation
 from pipeline.labels import Labels
 
@@ -87,6 +88,21 @@ def plot_confusion(evaluation: Evaluation, labels: Labels) -> Figure:
     axes.set_xticks(range(num_classes), names, rotation=90, fontsize=7)
     axes.set_yticks(range(num_classes), names, fontsize=7)
     axes.set(xlabel="predicted", ylabel="true")
+    return figure
+
+
+def plot_reliability(before_NC: np.ndarray, after_NC: np.ndarray, targets_NC: np.ndarray) -> Figure:
+    """Draw the share of positives against the score, before and after."""
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for name, scores_NC in (("before", before_NC), ("after", after_NC)):
+        mean_scores, shares, _ = reliability(scores_NC, targets_NC)
+        error = expected_calibration_error(scores_NC, targets_NC)
+        axes.plot(mean_scores, shares, marker="o", label=f"{name}: calibration error {error:.4f}")
+    axes.set_xlabel("score")
+    axes.set_ylabel("share of clips that have the class")
+    axes.legend(loc="upper left")
     return figure
 
 

@@ -32,7 +32,7 @@ class Layout:
     mark: str = ""
     """Name of a tensor that tells it from other layouts; that of the first block's LayerNorm unless set."""
     optional: Names = ()
-    """Our tensors that some of its models have not."""
+    """Our tensors that some of its models lack."""
 
     def tensor_names(self, depth: int, prefix: str) -> dict[str, Names]:
         """Map each of our tensors to theirs."""

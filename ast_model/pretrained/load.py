@@ -112,7 +112,7 @@ def _read_description(description: Mapping[str, Any]) -> ASTConfig | None:
 
 
 def _describe_eat(weights: Weights, depth: int, positions: Tensor | None) -> ASTConfig:
-    """Return the config of an EAT, whose file has none that is read. Raises WeightsError if it is another model's.
+    """Return the config of an EAT, whose file states none that is read. Raises WeightsError for another model.
 
     data2vec's models of images have the same names.
     """
@@ -190,7 +190,7 @@ def _match_head(weights: Weights, found: Sequence[str], labels: Sequence[str] | 
             weights[name] = weights[name][rows]
         return [f"the head's {len(rows)} classes picked from {len(found)} by name"]
     _drop_head(weights)
-    return [f"the head left out, as its {len(found)} classes are others"]
+    return [f"the head left out, as its {len(found)} classes are different ones"]
 
 
 def _drop_head(weights: Weights) -> None:

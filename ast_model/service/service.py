@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ast_model.inference import FRAMES_PER_S, Tagger
-from ast_model.review import Format, rank_tags, write_tags
+from ast_model.review import Format, best_classes, write_tags
 from ast_model.service.limits import Limits
 from ast_model.service.sound import Sound, Window, cut_windows, draw_spectrogram, pool, read_sound
 from pipeline.errors import InputError, quote
@@ -112,12 +112,17 @@ class Service:
         scores = dict(zip(distinct, (await self._run(model, sound, distinct))[0], strict=True))
         of_whole_C = pool(np.stack([scores[window] for window in whole]), whole)
 
-        def rank(starts_s: list[float], scores_WC: np.ndarray, window_s: float) -> list[dict[Any, Any]]:
-            calibrated = model.tagger.calibrate(scores_WC)
-            table = pd.DataFrame(calibrated, index=pd.Index(starts_s), columns=pd.Index(model.tagger.labels))
-            ranked = rank_tags("", table, window_s, sound.length_s, options.top_k, thresholds)
-            # The file's name is said once, not in each row.
-            return ranked.drop(columns="file").round({"start_s": 3, "end_s": 3, "score": 6}).to_dict("records")
+        def rank(starts_s: list[float], scores_WC: np.ndarray, window_s: float) -> list[dict[str, Any]]:
+            return [
+                {
+                    "start_s": round(start_s, 3),
+                    "end_s": round(min(start_s + window_s, sound.length_s), 3),
+                    "label": model.tagger.labels[c],
+                    "score": round(float(scores_C[c]), 6),
+                }
+                for start_s, scores_C in zip(starts_s, model.tagger.calibrate(scores_WC), strict=True)
+                for c in best_classes(scores_C, options.top_k, thresholds)
+            ]
 
         answer: dict[str, Any] = {
             "name": clean_name(options.name),

@@ -81,7 +81,7 @@ def _open_npy(path: Path, index: str, allow_unnamed: bool) -> ScoreFile:
     rows = np.fromiter(row_of.values(), np.int64, len(row_of))
     is_there = (rows >= 0) & (rows < num_rows)
     if len(rows) > num_rows or not is_there.all() or (len(rows) < num_rows and not allow_unnamed):
-        outside = f", of which {(~is_there).sum()} name rows that {path} has not" if not is_there.all() else ""
+        outside = f", of which {(~is_there).sum()} name rows that {path} does not have" if not is_there.all() else ""
         raise InputError(
             f"expected in {index} an id for each of the {num_rows} rows of {path}, found {len(rows)} ids{outside}: they"
             " are of different versions. Rows without an id can be left out with --allow-unnamed-rows"

@@ -25,7 +25,7 @@ class Matches:
     """What each row of a file is of."""
 
     rows: np.ndarray
-    """(N,) rows of the snapshot's index; -1 for a clip that it has not."""
+    """(N,) rows of the snapshot's index; -1 for a clip that it lacks."""
     num_ambiguous: int
     """Rows that name a recording only, of which the snapshot has several segments; they are left out."""
 
@@ -33,8 +33,8 @@ class Matches:
 def match_ids(ids: pa.ChunkedArray, snapshot: Snapshot) -> Matches:
     """Match ids with a snapshot's clips: `YTID_START-MS` of our keys, or a YouTube id.
 
-    An id may have a folder before it, a file's ending or times after it, and a leading Y that its clip has not. The
-    form that changes least and means a clip counts, so an id that itself begins with Y stays what it is.
+    An id may have a folder before it, a file's ending or times after it, and a leading Y that its clip lacks. The
+    form that changes least and names a clip counts, so an id that itself begins with Y stays what it is.
     """
     keys = snapshot.index["key"]
     recordings = pc.replace_substring_regex(keys, r"_\d+$", "")

@@ -74,7 +74,7 @@ def _check_clips(config: TrainConfig, snapshot: Snapshot) -> None:
     if config.loss == "ce" and (several := int((snapshot.targets(rows).sum(axis=1) != 1).sum())):
         raise MismatchError(
             f"--train.loss ce needs exactly one class per clip, but {several} training clips of snapshot"
-            f" {snapshot.snapshot_id} have another number; train with --train.loss bce"
+            f" {snapshot.snapshot_id} have none or several; train with --train.loss bce"
         )
     num_draws = config.draws_per_epoch or len(rows)
     num_steps_of(num_draws, config.global_batch_size)

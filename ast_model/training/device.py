@@ -112,7 +112,7 @@ class AttentionKernels:
 def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> AttentionKernels:
     """Return the kernels that `--train.attention` names, or on a GPU the fastest for this training's shape.
 
-    Raises ConfigError if this device has not those that were asked for.
+    Raises ConfigError if this device lacks those that were asked for.
     """
     if world.device.type == "cpu" and config.attention == "auto":
         log.debug("attention: torch's choice, since there is no GPU")

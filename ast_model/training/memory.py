@@ -59,9 +59,10 @@ def settle_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalis
 
 
 def find_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> int:
-    """Return the largest micro-batch that this rank's device has room for, by forwards and backwards of nothing.
+    """Return the largest micro-batch that this rank's device has room for, by forward and backward passes of silence.
 
-    Only sizes are tried that take a rank's samples in equal parts, one, two, three …: any between takes as many passes.
+    Only sizes that divide a rank's samples into equal parts, one, two, three …, are tried: any between takes as many
+    passes.
     """
     model, device = state.model.config, world.device
     room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf

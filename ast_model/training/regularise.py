@@ -23,7 +23,7 @@ class DropMaskSampler:
     """Draws the masks of any part of any step."""
 
     def __init__(self, config: RegulariseConfig, model: ASTConfig, global_batch_size: int, seed: int):
-        config.num_kept_patches(model.grid)
+        config.num_kept_patches(model.grid)  # raises, where none would be left
         self.config, self.grid, self.depth = config, model.grid, model.depth
         self.global_batch_size, self.seed = global_batch_size, seed
 

@@ -11,14 +11,10 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score
 
-from ast_model.evaluation.calibration import (
-    Calibration,
-    calibrate,
-    expected_calibration_error,
-    plot_reliability,
-)
+from ast_model.evaluation.calibration import Calibration, calibrate, expected_calibration_error
 from ast_model.evaluation.ensemble import score_each
 from ast_model.evaluation.evaluate import Evaluation
+from ast_model.evaluation.plots import plot_reliability
 from ast_model.inference import CALIBRATION
 from ast_model.pretrained.files import find_weights, read_weights
 from ast_model.tracking.run import TrackedRun

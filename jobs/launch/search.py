@@ -1,6 +1,5 @@
 """Search by sound: the clips of a store, or windows of files, whose embeddings are nearest to some examples'."""
 
-import csv
 import difflib
 import io
 import logging
@@ -96,7 +95,7 @@ def search(config: SearchConfig) -> None:
     nearest.insert(0, "cosine", cosines_1K[0][is_found])
     nearest["labels"] = nearest["labels"].map("; ".join)
     output.parent.mkdir(parents=True, exist_ok=True)
-    nearest.to_csv(output.with_suffix(".csv"), index=False, float_format="%.4f", quoting=csv.QUOTE_MINIMAL)
+    nearest.to_csv(output.with_suffix(".csv"), index=False, float_format="%.4f")
     shown = range(min(3, len(examples.table)))
     page = render_page(
         PAGE,

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline.keys import positions_of
 from pipeline.metadata import kept_splits, read_kept_metadata
 from pipeline.quality.duplicates import duplicate_groups, load_duplicates
-from pipeline.quality.filters import durations_of, find_doubles, find_matches, parse_expression
+from pipeline.quality.filters import durations_of, find_matches, mark_duplicates, parse_expression
 from pipeline.quality.table import NUMERIC_AND_TEXT, read_measures
 from pipeline.records import Reason
 from pipeline.shards.format import WRITTEN
@@ -245,9 +245,8 @@ def _describe_duplicates(snapshot: Snapshot) -> dict[str, Any]:
     pairs = load_duplicates(snapshot)
     if pairs is None:
         return described
-    found = find_doubles(snapshot, ~is_held_out, "")
-    assert found is not None, "there are pairs"
     groups = duplicate_groups(snapshot, pairs)
+    found = mark_duplicates(groups, ~is_held_out, is_held_out)
     is_leaked = is_held_out & np.isin(groups, groups[~is_held_out])
     rows_P2 = np.stack([positions_of(pairs[name], snapshot.index["key"]) for name in ("first", "second")], -1)
     here = np.flatnonzero((rows_P2 >= 0).all(-1))  # a selection lacks some of the clips

@@ -137,12 +137,14 @@ def read_columns(
     if "duration_s" in columns:
         values["duration_s"] = durations_of(snapshot)
     if flags := set(FLAGS) & set(columns):
-        found = find_doubles(snapshot, is_trained_on, eval_split)
-        if found is None:
+        pairs = load_duplicates(snapshot)
+        if pairs is None:
             raise InputError(
                 f"--data.exclude: snapshot {snapshot.whole_id} has not been searched for near-identical clips; run"
                 f" `python jobs/preprocess.py duplicates --root {snapshot.store.root}`"
             )
+        is_held_out = np.isin(snapshot.splits, [eval_split, *HELD_OUT_SPLITS]) & ~is_trained_on
+        found = mark_duplicates(duplicate_groups(snapshot, pairs), is_trained_on, is_held_out)
         values |= {name: pa.chunked_array([found[name]]) for name in flags}
     return values
 
@@ -152,16 +154,11 @@ def durations_of(snapshot: Snapshot) -> pa.ChunkedArray:
     return pa.chunked_array([snapshot.index["num_frames"].to_numpy() * FRAME_SHIFT_MS / 1000])
 
 
-def find_doubles(snapshot: Snapshot, is_trained_on: np.ndarray, eval_split: str) -> dict[str, np.ndarray] | None:
-    """Return which clips (N,) are `duplicate`, and `duplicate_of_eval`; None if they were not searched for yet.
+def mark_duplicates(groups: np.ndarray, is_trained_on: np.ndarray, is_held_out: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which clips (N,) are `duplicate`, and which `duplicate_of_eval`, from their groups of near-identical ones.
 
     Of near-identical training clips all but the first are duplicates.
     """
-    pairs = load_duplicates(snapshot)
-    if pairs is None:
-        return None
-    groups = duplicate_groups(snapshot, pairs)
-    is_held_out = np.isin(snapshot.splits, [eval_split, *HELD_OUT_SPLITS]) & ~is_trained_on
     is_first = np.zeros(len(groups), bool)
     rows = np.flatnonzero(is_trained_on)
     is_first[rows[np.unique(groups[rows], return_index=True)[1]]] = True

@@ -82,8 +82,15 @@ def unpack(fingerprints: Sequence[bytes | None]) -> np.ndarray:
 
 
 def count_cells(words: np.ndarray) -> np.ndarray:
-    """Count the cells that are above or below: (N, NUM_STEPS) → (N,)."""
+    """Count the cells that are above or below: (N, P) → (N,)."""
     return np.bitwise_count(words).sum(1, dtype=np.int32)
+
+
+def count_agreement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count the cells (N, P) that are above or below in both, and those that are opposed: two times (N,)."""
+    # Opposed is where one agrees with the other's halves exchanged.
+    exchanged = second << np.uint32(NUM_BANDS) | second >> np.uint32(NUM_BANDS)
+    return count_cells(first & second), count_cells(first & exchanged)
 
 
 def distances(first: np.ndarray, second: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
@@ -96,11 +103,9 @@ def distances(first: np.ndarray, second: np.ndarray, shift: np.ndarray | int) ->
     room = MAX_SHIFT_STEPS + 1
     steps = np.arange(room, room + NUM_STEPS) - np.reshape(shift, (-1, 1))
     aligned = np.take_along_axis(np.pad(second, ((0, 0), (room, room))), steps, axis=1)
-    # Above in one and below in the other is where one agrees with the other's halves exchanged.
-    exchanged = aligned << np.uint32(NUM_BANDS) | aligned >> np.uint32(NUM_BANDS)
-    agreement = count_cells(first & aligned) - count_cells(first & exchanged)
+    num_agreeing, num_opposed = count_agreement(first, aligned)
     # Cells that only one of them has, since it starts earlier, count as not agreeing.
-    similarity = agreement / np.sqrt(np.maximum(num_first * num_second.astype(float), 1))
+    similarity = (num_agreeing - num_opposed) / np.sqrt(np.maximum(num_first * num_second.astype(float), 1))
     num_cells = np.minimum(num_first, num_second)
     chance = CHANCE / np.sqrt(np.maximum(num_cells, MIN_CELLS))
     return np.where(num_cells < MIN_CELLS, 1.0, (1 - similarity) / (1 - chance)).astype(np.float32)

@@ -1,9 +1,11 @@
 """Find pairs of near-identical clips among millions of fingerprints, in little memory.
 
 1. Fingerprints are written side by side to a local disk. At a few steps of each clip, its anchors, a vector describes
-   the second around. Anchors are where a fixed pattern fits best or worst, so a copy has them at the same sounds.
+   the second around, and a glimpse what is before and after. They are where a fixed pattern fits best or worst, so a
+   copy has them at the same sounds.
 2. Anchors are sorted into cells, those of similar vectors. Two copies share one, and with it how far apart they start.
-3. Within a cell, clips are compared by their vectors, and the few that resemble each other by their fingerprints.
+3. Within a cell, clips are compared by their vectors, those that resemble each other by their glimpses, and the few
+   that are left by their fingerprints.
 4. What is found is joined into groups, and each group listed against its first clip.
 
 Steps 1 to 3 are tasks that know each other's files only, so all of them run on one machine.
@@ -29,6 +31,7 @@ from pipeline.quality.fingerprint import (
     NUM_STEPS,
     STEP_S,
     closest,
+    count_agreement,
     count_cells,
     distances,
     unpack,
@@ -48,12 +51,19 @@ COMPARED_ANCHORS = 2**9
 """At a time. The products that they make stay in a processor's cache."""
 CELL_CLIPS = 1024
 """Of which a cell holds anchors, about."""
-MAX_CELLS = 4096
-TASK_CELLS = 16
+MAX_CELLS = 2**16
+NUM_GROUPS, GROUP_CELLS = 512, 1024
+"""Where there are more cells than these, an anchor is compared with some, and then with those closest to the best."""
+MIN_TASK_CELLS, MAX_TASKS = 16, 512
+"""Each task opens the files of all parts, so neither it nor their number may be small."""
 NUM_CELLS_OF_ANCHOR = 3
 """The closest; in one cell alone, copies would miss each other at its border."""
-MIN_SIMILARITY = 0.75
-"""Cosine of two vectors whose clips are compared."""
+MIN_SIMILARITY = 0.7
+"""Cosine of two vectors whose clips are compared, if their glimpses agree as well."""
+GLIMPSE_STEPS = np.array([-28, -16, 16, 28])
+"""Words of a fingerprint before and after what the vector describes, beside which they lie: the fingerprint doesn't."""
+MIN_GLIMPSE_AGREEMENT = 0.3
+"""Cells that agree less those that are opposed, as a share of both: about 0.8 of copies, 0 ± 0.2 by chance."""
 NUM_SHIFTS = 2 * MAX_SHIFT_STEPS + 1
 MAX_DISTANCE_NEARBY = 0.8
 """Of copies that are compared at a start one step too early or late."""
@@ -112,7 +122,9 @@ class Space:
         return self.folder / f"starts-{part}.npy"
 
 
-ANCHOR_DTYPE = np.dtype([("clip", "<i4"), ("step", "<i2"), ("vector", "i1", NUM_BASES**2)])
+ANCHOR_DTYPE = np.dtype(
+    [("clip", "<i4"), ("step", "<i2"), ("vector", "i1", NUM_BASES**2), ("glimpse", "<u4", len(GLIMPSE_STEPS))]
+)
 PAIR_DTYPE = np.dtype([("first", "<i4"), ("second", "<i4"), ("distance", "<f4"), ("offset_s", "<f4")])
 
 
@@ -167,7 +179,8 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
     for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
         space.anchors(number).unlink()  # not by the task, which may be repeated
-    cells = [range(start, min(start + TASK_CELLS, num_cells)) for start in range(0, num_cells, TASK_CELLS)]
+    task_cells = max(MIN_TASK_CELLS, num_cells // MAX_TASKS)
+    cells = [range(start, min(start + task_cells, num_cells)) for start in range(0, num_cells, task_cells)]
     found = [pairs for _, pairs in run(compare_in_cells, cells, space, len(cells))]
 
     is_copy = (representative != np.arange(len(hashes))) & (hashes != 0)
@@ -198,8 +211,8 @@ def read_fingerprints(part: Part, space: Space) -> Prepared:
         anchors.append(found)
     found = np.concatenate(anchors)
     np.save(space.anchors(part.number), found)
-    chance = np.random.default_rng(part.number)
-    sample = chance.choice(len(found), min(len(found), -(-MAX_CELLS // space.num_parts)), replace=False)
+    rng = np.random.default_rng(part.number)
+    sample = rng.choice(len(found), min(len(found), -(-MAX_CELLS // space.num_parts)), replace=False)
     return Prepared(np.concatenate(hashes), fingerprints.null_count, found["vector"][sample].astype(np.float32) / SCALE)
 
 
@@ -208,12 +221,15 @@ def find_anchors(words: np.ndarray) -> np.ndarray:
     course_NP = _look_up(ANCHOR_BY_WORD, words)
     fit_NP = ndimage.correlate1d(course_NP, ANCHOR_STEPS, axis=1, mode="constant")
     clip_A, step_A = np.concatenate([_peaks(fit_NP), _peaks(-fit_NP)], axis=1)
-    around = np.pad(words, ((0, 0), (AROUND_STEPS // 2, AROUND_STEPS // 2)))
-    bands = _look_up(BANDS_BY_WORD, around[clip_A[:, None], step_A[:, None] + np.arange(AROUND_STEPS)])
+    padding = GLIMPSE_STEPS.max()
+    around = np.pad(words, ((0, 0), (padding, padding)))
+    of_clip, centre = clip_A[:, None], step_A[:, None] + padding
+    bands = _look_up(BANDS_BY_WORD, around[of_clip, centre + np.arange(AROUND_STEPS) - AROUND_STEPS // 2])
     vector_AV = (np.swapaxes(bands, 1, 2) @ STEP_WAVES).reshape(-1, NUM_BASES**2)
     vector_AV /= np.maximum(np.linalg.norm(vector_AV, axis=1, keepdims=True), 1e-6)
     anchors = np.empty(len(clip_A), ANCHOR_DTYPE)
     anchors["clip"], anchors["step"], anchors["vector"] = clip_A, step_A, np.rint(vector_AV * SCALE)
+    anchors["glimpse"] = around[of_clip, centre + GLIMPSE_STEPS]
     return anchors
 
 
@@ -236,16 +252,34 @@ def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
     anchors = np.load(space.anchors(number))
     anchors = anchors[is_searched[anchors["clip"] - number * PART_CLIPS]]
     assert space.centres is not None, "the centres are chosen before"
-    num_closest = min(NUM_CELLS_OF_ANCHOR, len(space.centres))
-    cells = np.empty((len(anchors), num_closest), np.int32)
-    for start in range(0, len(anchors), BLOCK_CLIPS):
-        near = anchors["vector"][start : start + BLOCK_CLIPS].astype(np.float32) @ space.centres.T
-        for column in range(num_closest):
-            cells[start : start + BLOCK_CLIPS, column] = closest_cell = near.argmax(1)
-            near[np.arange(len(near)), closest_cell] = -np.inf
+    cells = closest_cells(anchors["vector"], space.centres)
     order = np.argsort(cells.ravel(), kind="stable")
-    np.save(space.cells(number), anchors[order // num_closest])
+    np.save(space.cells(number), anchors[order // cells.shape[1]])
     np.save(space.starts(number), np.searchsorted(cells.ravel()[order], np.arange(len(space.centres) + 1)))
+
+
+def closest_cells(vectors_AV: np.ndarray, centres_CV: np.ndarray) -> np.ndarray:
+    """Return the cells (A, `NUM_CELLS_OF_ANCHOR`) whose centres are closest to vectors, or of many nearly so."""
+    groups_GV = centres_CV[: NUM_GROUPS if len(centres_CV) > GROUP_CELLS else 1]
+    cells_of_group = np.argsort(-(groups_GV @ centres_CV.T), axis=1)[:, :GROUP_CELLS]
+    group_A = np.concatenate(
+        [
+            (vectors_AV[start : start + BLOCK_CLIPS].astype(np.float32) @ groups_GV.T).argmax(1)
+            for start in range(0, len(vectors_AV), BLOCK_CLIPS)
+        ]
+        or [np.empty(0, np.intp)]
+    )
+    closest = np.empty((len(vectors_AV), min(NUM_CELLS_OF_ANCHOR, len(centres_CV))), np.int32)
+    for group, cells in enumerate(cells_of_group):
+        members = np.flatnonzero(group_A == group)
+        for start in range(0, len(members), BLOCK_CLIPS):
+            block = members[start : start + BLOCK_CLIPS]
+            near = vectors_AV[block].astype(np.float32) @ centres_CV[cells].T
+            for column in range(closest.shape[1]):
+                place = near.argmax(1)
+                closest[block, column] = cells[place]
+                near[np.arange(len(near)), place] = -np.inf
+    return closest
 
 
 def compare_in_cells(cells: range, space: Space) -> np.ndarray:
@@ -293,6 +327,8 @@ def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: n
     clips, steps = anchors["clip"].astype(np.int64), anchors["step"].astype(np.int64)
     shift = steps[first] - steps[second]
     is_possible = (clips[first] != clips[second]) & (abs(shift) <= MAX_SHIFT_STEPS)
+    num_agreeing, num_opposed = count_agreement(anchors["glimpse"][first], anchors["glimpse"][second])
+    is_possible &= num_agreeing - num_opposed >= MIN_GLIMPSE_AGREEMENT * (num_agreeing + num_opposed)
     # In one number each, which sorts a hundred times as fast as rows of three.
     packed = (clips[second] * len(words) + clips[first]) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
     packed = np.sort(packed[is_possible])

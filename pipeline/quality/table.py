@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import CorruptError
-from pipeline.quality.measures import MEASURES_VERSION, Measures
+from pipeline.quality.measures import MEASURES_VERSION, MEDIA_NAMES, Measures
 from pipeline.shards.format import TAR, quality_name
 from pipeline.shards.ledger import num_readers
 from pipeline.snapshots.snapshot import Snapshot
@@ -44,17 +44,7 @@ MEASURES_SCHEMA = pa.schema(
     ]
 )
 NUMERIC_AND_TEXT = tuple(name for name in MEASURES_SCHEMA.names if name not in ("key", "fingerprint"))
-FROM_MEDIA = (
-    "peak",
-    "clipping",
-    "dc",
-    "codec",
-    "rate_hz",
-    "channels",
-    "bit_rate",
-    "media_length_s",
-    "media_start_s",
-)
+FROM_MEDIA = tuple(MEDIA_NAMES)
 """Columns that can't be measured again without fetching."""
 VERSION_KEY = b"measures"
 BLOCK_BYTES = 2**16

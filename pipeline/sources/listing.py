@@ -85,7 +85,7 @@ def list_media_files(paths: Iterable[str]) -> Iterator[MediaFile]:
 
 
 def _storable(name: str) -> str:
-    """Escape bytes that are no UTF-8, which Python keeps as surrogates: no table would take them."""
+    """Escape bytes that are not UTF-8. Python keeps them as surrogates, which no table takes."""
     return name.encode(errors="backslashreplace").decode()
 
 

@@ -104,12 +104,12 @@ class LocalRateLimiter:
         clips_per_hour: int = 0,
         *,
         clock: Callable[[], float] = time.monotonic,
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
     ):
         """clips_per_hour: 0 is no limit."""
         self.config = config or RateLimitConfig()
         self.clips_per_hour = clips_per_hour
-        self._clock, self._chance = clock, chance or random.Random()
+        self._clock, self._rng = clock, rng or random.Random()
         self._addresses: dict[str, _Address] = defaultdict(_Address)
         self._num_throttled: Counter[str] = Counter()
         self._last_answer_s = clock()
@@ -136,7 +136,7 @@ class LocalRateLimiter:
                 address.next_s = now_s + address.probe_every_s
             elif self.clips_per_hour:
                 # Even spacing would be as conspicuous as bursts.
-                jitter = self._chance.uniform(1 - JITTER, 1 + JITTER)
+                jitter = self._rng.uniform(1 - JITTER, 1 + JITTER)
                 address.next_s = now_s + SECONDS_PER_HOUR / self.clips_per_hour * jitter
             return Permit(name)
 
@@ -187,11 +187,11 @@ class LocalRateLimiter:
     ) -> float:
         """Start a cooldown, longer each time until an answer comes; return its seconds."""
         max_s = self.config.max_cooldown_s
-        address.pauses = address.pauses or backoff(first_s, max_s, self._chance)
+        address.pauses = address.pauses or backoff(first_s, max_s, self._rng)
         pause_s = next(address.pauses)
         if retry_after_s is not None:  # bounded: a server may ask for a thousand years
             # With jitter, or all addresses that were refused together would come back together.
-            pause_s = next(backoff(max(retry_after_s, MIN_COOLDOWN_S), max_s, self._chance))
+            pause_s = next(backoff(max(retry_after_s, MIN_COOLDOWN_S), max_s, self._rng))
         address.cool_at_s, address.next_s, address.probe_every_s = self._clock() + pause_s, 0.0, probe_every_s
         address.failed_keys.clear()
         address.outage = ""

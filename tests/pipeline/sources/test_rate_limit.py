@@ -34,7 +34,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def limiter(clock: Clock) -> LocalRateLimiter:
-    return LocalRateLimiter(CONFIG, clock=clock, chance=random.Random(0))
+    return LocalRateLimiter(CONFIG, clock=clock, rng=random.Random(0))
 
 
 def acquire_when_due(limiter: LocalRateLimiter, addresses: list[str], clock: Clock) -> Permit:
@@ -55,7 +55,7 @@ def fail_clips(limiter: LocalRateLimiter, count: int, name: str = "clip") -> lis
 
 
 def test_an_address_keeps_its_budget_and_its_questions_are_spread_with_jitter(clock: Clock) -> None:
-    limiter, times = LocalRateLimiter(CONFIG, 300, clock=clock, chance=random.Random(0)), []
+    limiter, times = LocalRateLimiter(CONFIG, 300, clock=clock, rng=random.Random(0)), []
     while clock.now_s < 3600:
         acquire_when_due(limiter, ["a"], clock)
         times.append(clock.now_s)
@@ -66,7 +66,7 @@ def test_an_address_keeps_its_budget_and_its_questions_are_spread_with_jitter(cl
 
 
 def test_each_address_has_a_budget_of_its_own(clock: Clock) -> None:
-    limiter, count = LocalRateLimiter(CONFIG, 300, clock=clock, chance=random.Random(0)), {"a": 0, "b": 0, "c": 0}
+    limiter, count = LocalRateLimiter(CONFIG, 300, clock=clock, rng=random.Random(0)), {"a": 0, "b": 0, "c": 0}
     while clock.now_s < 3600:
         count[acquire_when_due(limiter, list(count), clock).address] += 1
     assert all(290 <= each <= 310 for each in count.values())
