@@ -102,7 +102,7 @@ def audioset_balanced() -> Recipe:
 
     Command: python jobs/audioset.py audioset_balanced --media MEDIA_FOLDER \
         --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 554,000 samples of 727 GFLOP, by computation 19 minutes of an H200 at 36 % of the peak; fetching 42,000 clips.
+    Cost: 554,000 samples of 727 GFLOP, by computation 18 minutes of an H200 at 38 % of the peak; fetching 42,000 clips.
     Result: mAP 0.347 in the paper (0.350 with enhanced labels); not run by us.
     """
     return Recipe(
@@ -126,7 +126,7 @@ def audioset_full() -> Recipe:
 
     Command: python jobs/audioset.py audioset_full --media MEDIA_FOLDER \
         --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 9.8 million samples of 727 GFLOP, by computation 5.5 hours of an H200 at 36 % of the peak; fetching
+    Cost: 9.8 million samples of 727 GFLOP, by computation 5.2 hours of an H200 at 38 % of the peak; fetching
         2.06 M clips.
     Result: mAP 0.448 for the last epoch and 0.459 for the average of five in the paper; not run by us.
     """
@@ -161,7 +161,7 @@ def audioset_eat() -> Recipe:
     what makes the tokens learns at the lowest layer's rate, where there it has the full one.
 
     Command: python jobs/audioset.py audioset_eat --media MEDIA_FOLDER --train.init EAT-base_epoch30_pretrain.pt
-    Cost: 28.8 million samples of 271 GFLOP, by computation 6.1 hours of an H200 at 36 % of the peak.
+    Cost: 28.8 million samples of 271 GFLOP, by computation 5.8 hours of an H200 at 38 % of the peak.
     Result: mAP 0.486 to 0.489 for EAT and 0.502 for SSLAM as published; not run by us.
     """
     return Recipe(
@@ -203,7 +203,7 @@ def audioset_distilled() -> Recipe:
         --scores passt_enemble_logits_mAP_495.npy --index fname_to_index.pkl
     Then: python jobs/train.py audioset_distilled --root data/audioset \
         --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 9.8 million samples of 727 GFLOP, by computation 5.5 hours of an H200 at 36 % of the peak; reading the
+    Cost: 9.8 million samples of 727 GFLOP, by computation 5.2 hours of an H200 at 38 % of the peak; reading the
         scores is under a hundredth of a step.
     Result: none yet: it was never run. Published with the same scores and share: mAP 0.471 for EfficientAT's mn10_as
         and 0.484 for mn40_as; with CED's own teachers and no labels 0.500 for a ViT-base; all after far more epochs.
@@ -218,7 +218,7 @@ def esc50() -> Recipe:
 
     Command: python jobs/esc50.py --data ESC-50-master --init audioset_10_10_0.4593.pth
     Without AudioSet's weights: --init facebook/deit-base-distilled-patch16-384 --learning-rate 1e-4
-    Cost: 200,000 samples of 323 GFLOP, by computation 3 minutes of an H200 at 36 % of the peak for all folds.
+    Cost: 200,000 samples of 323 GFLOP, by computation 3 minutes of an H200 at 38 % of the peak for all folds.
     Result: accuracy 95.6 % (88.7 % from ImageNet weights alone) in the paper, at the epoch that is best on the
         test folds; not run by us. The last epoch's, our default, is not chosen on them.
     """
@@ -248,7 +248,7 @@ def speechcommands() -> Recipe:
 
     Command: python jobs/speechcommands.py --data speech_commands_v0.02 \
         --init facebook/deit-base-distilled-patch16-384
-    Cost: 2.5 million samples of 72 GFLOP, by computation 9 minutes of an H200 at 36 % of the peak, more likely
+    Cost: 2.5 million samples of 72 GFLOP, by computation 8 minutes of an H200 at 38 % of the peak, more likely
         bound by reading.
     Result: accuracy 98.1 % in the paper, on the testing list by the epoch best on the validation list; not run by us.
     """
@@ -286,7 +286,7 @@ def fsd50k() -> Recipe:
     rate, batch and crop are those of PaSST's recipe, mean and std those of PSLA's.
 
     Command: python jobs/fsd50k.py --data FSD50K --init audioset_10_10_0.4593.pth
-    Cost: 1.1 million samples of 727 GFLOP, by computation 38 minutes of an H200 at 36 % of the peak; evaluations
+    Cost: 1.1 million samples of 727 GFLOP, by computation 36 minutes of an H200 at 38 % of the peak; evaluations
         are left out.
     Result: none yet: it was never run. Published mAP on the evaluation set: PaSST-S 0.655 (random crops of 10 s, from
         AudioSet's weights), PSLA 0.567 (whole clips, from ImageNet's).
@@ -314,7 +314,7 @@ def vggsound() -> Recipe:
     clips are measured on after each epoch, as there: there is no official validation split. The last epoch counts.
 
     Command: python jobs/vggsound.py --media youtube --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 1.8 million samples of 727 GFLOP, by computation 1.0 hours of an H200 at 36 % of the peak; fetching
+    Cost: 1.8 million samples of 727 GFLOP, by computation 59 minutes of an H200 at 38 % of the peak; fetching
         200,000 clips.
     Result: none yet: it was never run. Published: mAP 0.532 for the paper's ResNet-50; accuracy 59.5 % for CAV-MAE's
         audio branch alone, pre-trained on AudioSet.
@@ -345,7 +345,7 @@ def urbansound8k() -> Recipe:
     deviation are measured on all folds.
 
     Command: python jobs/urbansound8k.py --data UrbanSound8K --init audioset_10_10_0.4593.pth
-    Cost: 2.0 million samples of 246 GFLOP, by computation 23 minutes of an H200 at 36 % of the peak for all
+    Cost: 2.0 million samples of 246 GFLOP, by computation 21 minutes of an H200 at 38 % of the peak for all
         folds.
     Result: none yet: it was never run. Published accuracy: 89.8 % for a transformer from AudioSet's weights (Nogueira
         et al., Sensors 2022), 83.3 % for a linear layer on Dasheng's frozen embeddings (X-ARES).

@@ -70,9 +70,9 @@ def search(what: str, keys_of_shards: dict[str, list[str]], store: Store) -> Non
     snapshot = Snapshot(store, "made", pa.table(columns), Labels((), ()), {}, {}, {})
     del shards
     with store.scratch() as folder, peak_memory() as peaks:
-        started, processor_started_s = time.perf_counter(), processor_s()
+        started = time.perf_counter()
         pairs, _ = find_pairs(snapshot, folder, run_on_this_node)
-        seconds, processor_seconds = time.perf_counter() - started, processor_s() - processor_started_s
+        seconds = time.perf_counter() - started
         disk_gb = sum(file.stat().st_size for file in folder.iterdir()) / 1e9
     found = list(zip(pairs["first"].to_pylist(), pairs["second"].to_pylist(), strict=True))
     wrong = [pair for pair in found if identity_of(pair[0]) != identity_of(pair[1])]
@@ -93,7 +93,6 @@ def search(what: str, keys_of_shards: dict[str, list[str]], store: Store) -> Non
         f"near-identical {what}, time to search {len(keys)}",
         "s",
         seconds,
-        processor_s=processor_seconds,
         peak_mb_own=peaks[0],
         peak_mb_with_file_cache=peaks[1],
         scratch_gb=disk_gb,
@@ -159,11 +158,6 @@ def smooth_noise(chance: np.random.Generator, num_clips: int) -> np.ndarray:
 def processes() -> list[psutil.Process]:
     """Return this process and those that it started, Ray's among them."""
     return [psutil.Process(), *psutil.Process().children(recursive=True)]
-
-
-def processor_s() -> float:
-    """Return the seconds of a processor that they took, so long as none of them ends."""
-    return sum(times.user + times.system for times in (process.cpu_times() for process in processes()))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from pipeline.reading.cache import ShardCache
 from pipeline.shards.checksum import Checksum, checksum_of
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
+from pipeline.store.tables import parquet_bytes
 
 FOLDER = "teachers"
 SCORES, KEYS, RECORD = "scores.npy", "keys.parquet", "teacher.json"
@@ -127,10 +128,8 @@ def publish_teacher(store: Store, file: Path, keys: pa.ChunkedArray, facts: dict
     """Move a complete file of scores to the store, the record last."""
     checksum = checksum_of(file)
     teacher = Teacher(**facts, num_clips=len(keys), num_bytes=checksum.num_bytes, digest=checksum.digest)
-    out = io.BytesIO()
-    pq.write_table(pa.table({"key": keys}), out, compression="zstd")
     store.publish(file, f"{teacher.folder}/{SCORES}")
-    store.write_bytes(f"{teacher.folder}/{KEYS}", out.getvalue())
+    store.write_bytes(f"{teacher.folder}/{KEYS}", parquet_bytes(pa.table({"key": keys})))
     store.write_json(f"{teacher.folder}/{RECORD}", asdict(teacher))
     return teacher
 

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Run, RunTag
@@ -14,7 +15,7 @@ from ast_model.tracking.heartbeat import Heartbeat, close_dead_runs, owner_tag, 
 from ast_model.tracking.queue import Event, MetricsQueue
 from ast_model.tracking.server import EXPERIMENT, connect, open_client, open_experiment, tracking_errors
 from ast_model.tracking.tags import NOTE_TAG, PARENT_TAG, SNAPSHOT_TAG
-from pipeline.errors import TrackingError
+from pipeline.errors import StoppedError, TrackingError
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
@@ -103,6 +104,19 @@ class TrackedRun:
     def start_heartbeat(self) -> None:
         """Announce from now on that this process works on the run."""
         self._heartbeat = Heartbeat(self.client, self.run_id)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """End the run with a status, whatever happens in the block."""
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except (KeyboardInterrupt, StoppedError):
+            status = "KILLED"
+            raise
+        finally:
+            self.end(status)
 
     def end(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED. With the server away it is set later."""

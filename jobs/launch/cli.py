@@ -136,16 +136,22 @@ def _is_complete(arg: str) -> bool:
     return not arg.startswith("--") or "=" in arg
 
 
-def flags_of(config: type, prefix: str = "--") -> Iterator[str]:
+def flags_of(config: type) -> Iterator[str]:
     """Yield the flags of a type of config as tyro makes them: `--root`, `--train.num-epochs`."""
+    for flag, negation, kind in _settings_of(config):
+        yield flag
+        if kind in (bool, bool | None):
+            yield negation
+
+
+def _settings_of(config: type, prefix: str = "--") -> Iterator[tuple[str, str, type]]:
+    """Yield flag, what it is if switched off, and type of each setting, those of the groups included."""
     for name, kind, marks in _fields_of(config):
         flag = prefix + _word_of(name, marks)
         if dataclasses.is_dataclass(kind):
-            yield from flags_of(kind, prefix if NO_PREFIX in marks else f"{flag}.")
+            yield from _settings_of(kind, prefix if NO_PREFIX in marks else f"{flag}.")
         else:
-            yield flag
-            if kind in (bool, bool | None):
-                yield f"{prefix}no-{name.replace('_', '-')}"
+            yield flag, f"{prefix}no-{name.replace('_', '-')}", kind
 
 
 def _fields_of(config: type) -> Iterator[tuple[str, type, tuple[Any, ...]]]:
@@ -174,23 +180,13 @@ def _check_flags(argv: list[str], config: type) -> None:
 
 def _give_values(argv: list[str], config: type) -> Iterator[str]:
     """Yield arguments as tyro reads them where a switch may also be left unset: `--no-use-gpu` is `--use-gpu False`."""
-    unset = set(_switches_of(config))
+    unset = {flag for flag, _, kind in _settings_of(config) if kind == bool | None}
     for arg, after in zip(argv, [*argv[1:], ""], strict=False):
         flag = arg.replace("_", "-")
         positive = flag.replace("no-", "", 1) if flag not in unset else flag
         yield positive if positive in unset else arg
         if positive in unset and after not in ("True", "False", "None"):
             yield str(positive == flag)
-
-
-def _switches_of(config: type, prefix: str = "--") -> Iterator[str]:
-    """Yield the switches of a type of config that may be unset."""
-    for name, kind, marks in _fields_of(config):
-        flag = prefix + _word_of(name, marks)
-        if dataclasses.is_dataclass(kind):
-            yield from _switches_of(kind, prefix if NO_PREFIX in marks else f"{flag}.")
-        elif kind == bool | None:
-            yield flag
 
 
 def _similar_flags(typed: str, flags: Sequence[str]) -> list[str]:

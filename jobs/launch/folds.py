@@ -15,7 +15,7 @@ from jobs.launch.config.recordings import FoldsConfig
 from jobs.launch.initial_weights import open_initial_weights
 from jobs.launch.provenance import provenance
 from jobs.launch.recordings import convert, official_folder, train_tracked
-from jobs.launch.runs import ending, history_name, new_run_name, was_begun
+from jobs.launch.runs import history_name, new_run_name, was_begun
 from jobs.launch.titles import run_params, run_title
 from pipeline.cluster import ray_session
 from pipeline.errors import ConfigError, InputError, MismatchError, NoClipsError
@@ -42,7 +42,7 @@ def train_folds(
         snapshot = convert(recordings, classes, store)
         check_folds(snapshot, config)
         run, parent = open_parent(config, snapshot)
-        with ending(parent):
+        with parent.ending():
             histories = [train_fold(config_of_fold(config, fold), snapshot, run, parent) for fold in config.folds]
             result = {"folds": config.folds, **choose_epoch(histories, config.choose)}
             store.write_json(f"{config.preset}.json", result | {"run": run, "snapshot": snapshot.snapshot_id})

@@ -11,7 +11,6 @@ As with shards, a group is named by a digest of what was planned: a task may be 
 """
 
 import hashlib
-import io
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -41,6 +40,7 @@ from pipeline.shards.format import FAILED, digest_of
 from pipeline.sources.listing import MediaFile
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
+from pipeline.store.tables import parquet_bytes
 
 log = logging.getLogger(__name__)
 
@@ -240,9 +240,7 @@ def _embedding_table(tagged: Sequence[Tagged]) -> pa.Table:
 
 
 def _write_table(store: Store, folder: str, group: Group, table: pa.Table) -> None:
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
-    store.write_bytes(_name(folder, group.group_id), out.getvalue())
+    store.write_bytes(_name(folder, group.group_id), parquet_bytes(table))
 
 
 def _name(folder: str, group_id: str) -> str:

@@ -18,7 +18,7 @@ from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from jobs.launch.provenance import provenance
 from jobs.launch.titles import RunConfig, describe_run, run_params, run_title
-from pipeline.errors import ConfigError, MismatchError, NoClipsError, StoppedError
+from pipeline.errors import ConfigError, MismatchError, NoClipsError
 from pipeline.quality.filters import count_leaks
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
@@ -122,23 +122,9 @@ def history_name(run: str) -> str:
 @contextmanager
 def ending_tracked(job: TrackedJob) -> Iterator[None]:
     """Publish what a finished run made, and end it with a status whatever happens."""
-    with ending(job.tracker):
+    with job.tracker.ending():
         yield
         publish_or_say_how(job.tracker, job.snapshot, job.run)
-
-
-@contextmanager
-def ending(tracker: TrackedRun) -> Iterator[None]:
-    """End a run with a status whatever happens."""
-    status = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except (KeyboardInterrupt, StoppedError):
-        status = "KILLED"
-        raise
-    finally:
-        tracker.end(status)
 
 
 def train_rank(job: TrackedJob, world: World, stop_signal: StopSignal, faster: Sequence[str] = ()) -> list[Metrics]:

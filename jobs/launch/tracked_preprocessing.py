@@ -42,17 +42,10 @@ def with_miniature_media(data: PreprocessConfig, store: Store) -> Iterator[Prepr
 def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, PreprocessReport]:
     """Preprocess as a tracked run in an experiment of its own, which ends with a status whatever happens."""
     tracker = start_run(store, run, {ROOT_TAG: store.root}, PREPROCESSING)
-    status = "FAILED"
-    try:
+    with tracker.ending():
         tracker.log_params(flatten(config))
         snapshot, report = preprocess(config, store)
         log_preprocessing(tracker, snapshot, report)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.end(status)
     return snapshot, report
 
 

@@ -4,8 +4,6 @@
 added later.
 """
 
-import io
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +13,7 @@ from scipy.sparse import csgraph
 from pipeline.errors import CorruptError
 from pipeline.keys import positions_of
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.tables import parquet_bytes
 
 DUPLICATES_VERSION = 1
 """Of the search and its fingerprints. A table of another version counts as not there."""
@@ -41,9 +40,7 @@ def write_duplicates(snapshot: Snapshot, pairs: pa.Table, threshold: float) -> N
         VERSION_KEY: str(DUPLICATES_VERSION).encode(),
         THRESHOLD_KEY: str(threshold).encode(),
     }
-    out = io.BytesIO()
-    pq.write_table(ordered.replace_schema_metadata(metadata), out, compression="zstd")
-    snapshot.store.write_bytes(_name_of(snapshot), out.getvalue())
+    snapshot.store.write_bytes(_name_of(snapshot), parquet_bytes(ordered.replace_schema_metadata(metadata)))
 
 
 def load_duplicates(snapshot: Snapshot) -> pa.Table | None:

@@ -7,7 +7,6 @@ and snapshots don't depend on it: a store without is only not measured yet.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported.
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
@@ -23,6 +22,7 @@ from pipeline.shards.format import TAR, quality_name
 from pipeline.shards.ledger import num_readers
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
+from pipeline.store.tables import parquet_bytes
 
 MEASURES_SCHEMA = pa.schema(
     [
@@ -59,9 +59,7 @@ def write_measures(store: Store, shard: str, keys: Sequence[str], measures: Sequ
     names = MEASURES_SCHEMA.names[1:]
     columns = {name: [getattr(each, name) for each in measures] for name in names}
     schema = MEASURES_SCHEMA.with_metadata({VERSION_KEY: str(MEASURES_VERSION)})
-    out = io.BytesIO()
-    pq.write_table(pa.table({"key": keys, **columns}, schema), out, compression="zstd")
-    store.write_bytes(quality_name(shard), out.getvalue())
+    store.write_bytes(quality_name(shard), parquet_bytes(pa.table({"key": keys, **columns}, schema)))
 
 
 def read_shard_measures(

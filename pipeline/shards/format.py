@@ -25,6 +25,7 @@ from pipeline.fbank import FBANK_SETTINGS, NUM_MEL_BINS
 from pipeline.records import Segment
 from pipeline.shards.checksum import Checksum
 from pipeline.store.storage import Store
+from pipeline.store.tables import parquet_bytes
 
 FORMAT_VERSION = 1
 FBANK_DTYPE = np.dtype("<f2")
@@ -190,9 +191,7 @@ def write_sidecar(store: Store, name: str, rows: list[SidecarRow], fingerprint: 
     columns = {name: [getattr(row, name) for row in rows] for name in SIDECAR_SCHEMA.names}
     table = pa.Table.from_pydict(columns, schema=SIDECAR_SCHEMA)
     metadata = {"fingerprint": fingerprint, "tar_bytes": str(checksum.num_bytes), "tar_digest": checksum.digest}
-    out = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata), out, compression="zstd")
-    store.write_bytes(name, out.getvalue())
+    store.write_bytes(name, parquet_bytes(table.replace_schema_metadata(metadata)))
 
 
 def sidecar_checksum(sidecar: pa.Table) -> Checksum:

@@ -20,6 +20,7 @@ from pipeline.labels import Labels, parse_labels
 from pipeline.shards.checksum import Checksum
 from pipeline.shards.format import digest_of, shard_settings
 from pipeline.store.storage import Store, json_bytes
+from pipeline.store.tables import parquet_bytes
 
 LATEST = "latest.json"
 SELECTION_KEY = b"selection"
@@ -105,9 +106,9 @@ def publish_snapshot(unnamed: Snapshot, made_of: str) -> Snapshot:
     """Name a snapshot by what is in it, write its files, the manifest last, and point `latest.json` to it."""
     shards = [{"shard": name, **dataclasses.asdict(checksum)} for name, checksum in unnamed.checksums.items()]
     parts = {
-        "index.parquet": _parquet_bytes(unnamed.index),
+        "index.parquet": parquet_bytes(unnamed.index),
         "labels.csv": unnamed.labels.to_csv().encode(),
-        "shards.parquet": _parquet_bytes(pa.Table.from_pylist(shards)),
+        "shards.parquet": parquet_bytes(pa.Table.from_pylist(shards)),
     }
     snapshot = dataclasses.replace(unnamed, snapshot_id=_id_of(parts, unnamed.stats))
     store, folder = snapshot.store, f"snapshots/{snapshot.snapshot_id}"
@@ -122,12 +123,6 @@ def publish_snapshot(unnamed: Snapshot, made_of: str) -> Snapshot:
     if not store.exists(LATEST) or store.read_bytes(LATEST) != latest:
         store.write_bytes(LATEST, latest)
     return snapshot
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
-    return out.getvalue()
 
 
 def _id_of(parts: Mapping[str, bytes], stats: Mapping[str, Any]) -> str:
@@ -148,7 +143,7 @@ def publish_selection(snapshot: Snapshot, rows: np.ndarray, made_by: Mapping[str
     rows = np.asarray(rows, np.int32)
     digest = _digest_of_selection(rows, made_by)
     table = pa.table({"row": rows}).replace_schema_metadata({SELECTION_KEY: json.dumps(made_by)})
-    whole.store.write_bytes(_selection_name(whole.whole_id, digest), _parquet_bytes(table))
+    whole.store.write_bytes(_selection_name(whole.whole_id, digest), parquet_bytes(table))
     return _select(whole, digest, rows, made_by)
 
 
