@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, cast
 
+from pipeline.config import check_above_0
 from pipeline.errors import ConfigError
 
 Sampler = Literal["uniform", "balanced", "without_replacement"]
@@ -80,9 +81,7 @@ class ASTConfig:
     """Positions as sines and cosines of a patch's place, counted from the clip's start (EAT), not learned ones."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not isinstance(value, bool) and value <= 0:
-                raise ConfigError(f"{flag_of(f'model.{name}')} must be above 0, found {value}")
+        check_above_0(self, [name for name, value in vars(self).items() if not isinstance(value, bool)], "model.")
         if self.num_extra_tokens > 2 or (self.fixed_positions and self.width % 4):
             raise ConfigError(
                 "expected at most 2 for --model.num-extra-tokens and, for --model.fixed-positions, a --model.width that"
@@ -237,8 +236,7 @@ class AugmentConfig:
             raise ConfigError(
                 f"--train.augment.mixup-probability must be between 0 and 1, found {self.mixup_probability}"
             )
-        if self.mixup_alpha <= 0:
-            raise ConfigError(f"--train.augment.mixup-alpha must be above 0, found {self.mixup_alpha}")
+        check_above_0(self, ["mixup_alpha"], "train.augment.")
         for name in ("max_freq_mask_bins", "max_time_mask_frames", "max_roll_frames"):
             if getattr(self, name) < 0:
                 raise ConfigError(
@@ -258,9 +256,7 @@ class CacheConfig:
     """Shards that a process fetches at a time."""
 
     def __post_init__(self) -> None:
-        for name in ("max_gb", "num_threads"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{flag_of(f'train.cache.{name}')} must be above 0, found {getattr(self, name)}")
+        check_above_0(self, ("max_gb", "num_threads"), "train.cache.")
 
 
 @dataclass(frozen=True)
@@ -314,9 +310,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.num_kept < 1:
             raise ConfigError(f"--train.checkpoints.num-kept must be at least 1, found {self.num_kept}")
-        for name in ("every_steps", "every_minutes"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ConfigError(f"{flag_of(f'train.checkpoints.{name}')} must be above 0 or None, found {value}")
+        check_above_0(self, ("every_steps", "every_minutes"), "train.checkpoints.")
         if self.patience_s < 0:
             raise ConfigError(f"--train.checkpoints.patience-s must not be negative, found {self.patience_s}")
 
@@ -415,8 +409,7 @@ class TrainConfig:
                 raise ConfigError(f"{flag_of(f'train.{name}')} must be above 0 and at most 1, found {value}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"--train.betas must be at least 0 and below 1, found {self.betas}")
-        if self.learning_rate <= 0:
-            raise ConfigError(f"--train.learning-rate must be above 0, found {self.learning_rate}")
+        check_above_0(self, ["learning_rate"], "train.")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("set both --train.mean and --train.std, or neither")
 

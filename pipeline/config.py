@@ -1,9 +1,18 @@
 """Settings of the preprocessing. The docstring under a field is its `--help` text."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
 from pipeline.records import FailureCategory
+
+
+def check_above_0(config: object, names: Iterable[str], group: str = "") -> None:
+    """Raise ConfigError, naming the flag, if one of some settings is 0 or less. None is no limit."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{group}{name.replace('_', '-')} must be above 0, found {value}")
 
 
 @dataclass(frozen=True)
@@ -27,10 +36,8 @@ class FetchConfig:
     """A file with the address of a proxy per line. Each has a rate limit of its own."""
 
     def __post_init__(self) -> None:
-        for name in ("deadline_s", "max_attempts", "max_total_attempts", "max_media_bytes", "num_threads"):
-            if getattr(self, name) <= 0:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--fetch.{flag} must be above 0, found {getattr(self, name)}")
+        names = ("deadline_s", "max_attempts", "max_total_attempts", "max_media_bytes", "num_threads")
+        check_above_0(self, names, "fetch.")
         if self.backoff_s < 0:
             raise ConfigError(f"--fetch.backoff-s must not be negative, found {self.backoff_s}")
 
@@ -57,10 +64,7 @@ class RateLimitConfig:
     def __post_init__(self) -> None:
         if (self.clips_per_hour or 0) < 0:
             raise ConfigError(f"--rate-limit.clips-per-hour must not be negative, found {self.clips_per_hour}")
-        for name in ("cooldown_s", "outage_cooldown_s", "max_cooldown_s", "max_idle_s"):
-            if getattr(self, name) <= 0:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--rate-limit.{flag} must be above 0, found {getattr(self, name)}")
+        check_above_0(self, ("cooldown_s", "outage_cooldown_s", "max_cooldown_s", "max_idle_s"), "rate-limit.")
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,7 @@ class YouTubeConfig:
     """Videos that a process fetches before it is replaced: yt-dlp leaks about 1 MB each."""
 
     def __post_init__(self) -> None:
-        if self.videos_per_process <= 0:
-            raise ConfigError(f"--youtube.videos-per-process must be above 0, found {self.videos_per_process}")
+        check_above_0(self, ["videos_per_process"], "youtube.")
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,6 @@ class PreprocessConfig:
     youtube: YouTubeConfig = field(default_factory=YouTubeConfig)
 
     def __post_init__(self) -> None:
-        for name in ("clips_per_shard", "max_in_flight"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, found {getattr(self, name)}")
-        if self.limit is not None and self.limit <= 0:
-            raise ConfigError(f"--limit must be above 0, found {self.limit}")
+        check_above_0(self, ("clips_per_shard", "max_in_flight", "limit"))
         if not self.splits:
             raise ConfigError("--splits is empty: name at least one, such as eval")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pipeline.config import check_above_0
 from pipeline.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -30,9 +31,7 @@ class Limits:
     """Seconds that decoding an upload may take."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise ConfigError(f"--limits.{name.replace('_', '-')} must be above 0, found {value}")
+        check_above_0(self, vars(self), "limits.")
         if self.max_audio_s > MAX_AUDIO_S:
             raise ConfigError(f"--limits.max-audio-s must be at most {MAX_AUDIO_S}, found {self.max_audio_s}")
         if self.max_total_mb < self.max_mb:

@@ -262,23 +262,22 @@ def closest_cells(vectors_AV: np.ndarray, centres_CV: np.ndarray) -> np.ndarray:
     """Return the cells (A, `NUM_CELLS_OF_ANCHOR`) whose centres are closest to vectors, or of many nearly so."""
     groups_GV = centres_CV[: NUM_GROUPS if len(centres_CV) > GROUP_CELLS else 1]
     cells_of_group = np.argsort(-(groups_GV @ centres_CV.T), axis=1)[:, :GROUP_CELLS]
-    group_A = np.concatenate(
-        [
-            (vectors_AV[start : start + BLOCK_CLIPS].astype(np.float32) @ groups_GV.T).argmax(1)
-            for start in range(0, len(vectors_AV), BLOCK_CLIPS)
-        ]
-        or [np.empty(0, np.intp)]
-    )
+    group_A = _closest(vectors_AV, groups_GV, 1)[:, 0]
     closest = np.empty((len(vectors_AV), min(NUM_CELLS_OF_ANCHOR, len(centres_CV))), np.int32)
     for group, cells in enumerate(cells_of_group):
         members = np.flatnonzero(group_A == group)
-        for start in range(0, len(members), BLOCK_CLIPS):
-            block = members[start : start + BLOCK_CLIPS]
-            near = vectors_AV[block].astype(np.float32) @ centres_CV[cells].T
-            for column in range(closest.shape[1]):
-                place = near.argmax(1)
-                closest[block, column] = cells[place]
-                near[np.arange(len(near)), place] = -np.inf
+        closest[members] = cells[_closest(vectors_AV[members], centres_CV[cells], closest.shape[1])]
+    return closest
+
+
+def _closest(vectors_AV: np.ndarray, centres_CV: np.ndarray, count: int) -> np.ndarray:
+    """Return which centres (A, count) are closest to vectors, the closest first."""
+    closest = np.empty((len(vectors_AV), count), np.int32)
+    for start in range(0, len(vectors_AV), BLOCK_CLIPS):
+        near = vectors_AV[start : start + BLOCK_CLIPS].astype(np.float32) @ centres_CV.T
+        for column in range(count):
+            closest[start : start + BLOCK_CLIPS, column] = place = near.argmax(1)
+            near[np.arange(len(near)), place] = -np.inf
     return closest
 
 
@@ -324,13 +323,13 @@ def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: n
 
     A clip is compared with one, two, four … others, until one is close: among copies with the first only.
     """
-    clips, steps = anchors["clip"].astype(np.int64), anchors["step"].astype(np.int64)
-    shift = steps[first] - steps[second]
-    is_possible = (clips[first] != clips[second]) & (abs(shift) <= MAX_SHIFT_STEPS)
-    num_agreeing, num_opposed = count_agreement(anchors["glimpse"][first], anchors["glimpse"][second])
+    first, second = anchors[first], anchors[second]
+    shift = first["step"].astype(np.int64) - second["step"]
+    num_agreeing, num_opposed = count_agreement(first["glimpse"], second["glimpse"])
+    is_possible = (first["clip"] != second["clip"]) & (abs(shift) <= MAX_SHIFT_STEPS)
     is_possible &= num_agreeing - num_opposed >= MIN_GLIMPSE_AGREEMENT * (num_agreeing + num_opposed)
     # In one number each, which sorts a hundred times as fast as rows of three.
-    packed = (clips[second] * len(words) + clips[first]) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
+    packed = (second["clip"].astype(np.int64) * len(words) + first["clip"]) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
     packed = np.sort(packed[is_possible])
     packed = packed[np.append(True, np.diff(packed) > 0)[: len(packed)]]  # `unique` takes five times as long
     found, num_at_once = [np.empty(0, PAIR_DTYPE)], 1

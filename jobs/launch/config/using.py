@@ -5,6 +5,7 @@ from typing import Literal
 
 from ast_model.service.limits import LOOPBACK, Limits
 from jobs.launch.config.common import Input
+from pipeline.config import check_above_0
 from pipeline.errors import ConfigError
 
 
@@ -104,9 +105,7 @@ class ServeConfig:
                 f"expected --token-file for --host {self.host}, found none: whoever reaches the address could use the"
                 " service; name a file that holds a token"
             )
-        for name in ("num_replicas", "batch_size", "poll_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must be above 0, found {getattr(self, name)}")
+        check_above_0(self, ("num_replicas", "batch_size", "poll_s"))
 
 
 @dataclass(frozen=True)

@@ -122,3 +122,15 @@ def check_planted(
     assert len(expected) >= len(clips) // 2
     assert pairs_found <= expected
     assert len(pairs_found) >= min_recall * len(expected)
+
+
+def test_of_many_cells_nearly_the_closest_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    vectors, centres = (rng.standard_normal((count, 8)).astype(np.float32) for count in (2_000, 512))
+    exact = np.argsort(-(vectors @ centres.T), axis=1)[:, : pairs.NUM_CELLS_OF_ANCHOR]
+    np.testing.assert_array_equal(pairs.closest_cells(vectors, centres), exact)
+    monkeypatch.setattr(pairs, "NUM_GROUPS", 32)
+    monkeypatch.setattr(pairs, "GROUP_CELLS", 128)
+    by_groups = pairs.closest_cells(vectors, centres)
+    assert 0.9 < (by_groups[:, 0] == exact[:, 0]).mean() < 1
+    assert pairs.closest_cells(vectors[:0], centres).shape == (0, pairs.NUM_CELLS_OF_ANCHOR)
