@@ -4,7 +4,7 @@
     python -m bench.own_sounds [head embedding search estimate]
 
 2,000 recorded words in eight languages, cut to 2 s; the model is AST-tiny with random weights. Jobs run as a person
-types them. Prints JSON lines; the whole takes a quarter of an hour of two cores.
+types them. Prints JSON lines; the whole takes half an hour of two cores.
 """
 
 import random
