@@ -9,8 +9,8 @@ MFU = {"H200": 0.38, "L40S": 0.33}
 """Share of a GPU's 16-bit peak that a training reaches.
 
 An H200's as `make gpu` measured it; an L40S's by computation: products and attention at the same share of its peak as
-an H100's, the rest at its bandwidth. After a change `python
-scripts/write_costs.py` updates all that follows from it, in `recipes` and in docs/cluster.md.
+an H100's, the rest at its bandwidth. After a change `python scripts/write_costs.py` updates all that follows from it,
+in `recipes` and in docs/cluster.md.
 """
 
 

@@ -240,7 +240,7 @@ def stream_windows(fbanks: Iterable[Tensor], window: int, hop: int) -> Iterator[
 
 
 def read_audio(audio: Audio) -> np.ndarray:
-    """Return a waveform (S,) float32 at 16 kHz without its mean. Raises InputError for what is no audio."""
+    """Return a waveform (S,) float32 at 16 kHz without its mean. Raises InputError for anything but audio."""
     if isinstance(audio, bytes):
         return decode_file(audio)
     if isinstance(audio, str | Path):

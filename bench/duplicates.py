@@ -155,11 +155,6 @@ def smooth_noise(chance: np.random.Generator, num_clips: int) -> np.ndarray:
     return smooth / max(float(smooth.std()), 1e-6)
 
 
-def processes() -> list[psutil.Process]:
-    """Return this process and those that it started, Ray's among them."""
-    return [psutil.Process(), *psutil.Process().children(recursive=True)]
-
-
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
     """Yield the most MB that this process and its children held: of their own, and with the files that they mapped.
@@ -171,7 +166,7 @@ def peak_memory() -> Iterator[list[float]]:
     def watch() -> None:
         while not is_over.wait(1.0):
             own = with_files = 0.0
-            for process in processes():
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:  # Ray's among them
                 with suppress(OSError):  # it ended
                     lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
                     mb = {line.split()[0]: int(line.split()[1]) / 1024 for line in lines}

@@ -8,7 +8,7 @@ from pipeline.records import FailureCategory
 
 
 def check_above_0(config: object, names: Iterable[str], group: str = "") -> None:
-    """Raise ConfigError, naming the flag, if one of some settings is 0 or less. None is no limit."""
+    """Raise ConfigError, naming the flag, if one of some settings is 0 or less; None is allowed."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value <= 0:

@@ -39,7 +39,7 @@ def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slic
 class ClipLosses(nn.Module):
     """The model with the augmentation before it and the loss behind it: one graph, where it is compiled as a whole.
 
-    Mixing is left out: the number of mixed clips changes from batch to batch, and each would be compiled anew.
+    Mixing is left out: the number of mixed clips changes from batch to batch, and each would be compiled again.
     """
 
     def __init__(self, model: AST, config: TrainConfig, normalisation: Normalisation):

@@ -20,18 +20,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from scipy import ndimage, sparse
+from scipy import sparse
 from scipy.sparse import csgraph
 
+from pipeline.quality.anchors import SCALE, find_anchors, glimpses_agree
 from pipeline.quality.duplicates import MAX_DISTANCE
 from pipeline.quality.fingerprint import (
     MAX_SHIFT_STEPS,
     MIN_CELLS,
-    NUM_BANDS,
     NUM_STEPS,
     STEP_S,
     closest,
-    count_agreement,
     count_cells,
     distances,
     unpack,
@@ -39,12 +38,6 @@ from pipeline.quality.fingerprint import (
 from pipeline.quality.table import read_measures
 from pipeline.snapshots.snapshot import Snapshot
 
-AROUND_STEPS = 32
-"""Steps that a vector describes."""
-NUM_BASES = 8
-"""Cosines over the bands, and over the steps: a vector has the square of it."""
-NUM_ANCHORS, ANCHOR_SPACING = 5, 12
-"""At most of a clip and a sign of the fit, at least so many steps apart."""
 PART_CLIPS = 2**15
 BLOCK_CLIPS = 2**11
 COMPARED_ANCHORS = 2**9
@@ -60,15 +53,9 @@ NUM_CELLS_OF_ANCHOR = 3
 """The closest; in one cell alone, copies would miss each other at its border."""
 MIN_SIMILARITY = 0.7
 """Cosine of two vectors whose clips are compared, if their glimpses agree as well."""
-GLIMPSE_STEPS = np.array([-28, -16, 16, 28])
-"""Words of a fingerprint before and after what the vector describes, beside which they lie: the fingerprint doesn't."""
-MIN_GLIMPSE_AGREEMENT = 0.3
-"""Cells that agree less those that are opposed, as a share of both: about 0.8 of copies, 0 ± 0.2 by chance."""
 NUM_SHIFTS = 2 * MAX_SHIFT_STEPS + 1
 MAX_DISTANCE_NEARBY = 0.8
 """Of copies that are compared at a start one step too early or late."""
-SCALE = 127
-"""Of vectors kept as int8."""
 
 
 class Run(Protocol):
@@ -122,29 +109,7 @@ class Space:
         return self.folder / f"starts-{part}.npy"
 
 
-ANCHOR_DTYPE = np.dtype(
-    [("clip", "<i4"), ("step", "<i2"), ("vector", "i1", NUM_BASES**2), ("glimpse", "<u4", len(GLIMPSE_STEPS))]
-)
 PAIR_DTYPE = np.dtype([("first", "<i4"), ("second", "<i4"), ("distance", "<f4"), ("offset_s", "<f4")])
-
-
-def _cosines(length: int, count: int) -> np.ndarray:
-    """Return the first cosines over some places (length, count), each of norm 1."""
-    waves = np.cos(np.pi * (np.arange(length)[:, None] + 0.5) * np.arange(count) / length)
-    return (waves / np.linalg.norm(waves, axis=0)).astype(np.float32)
-
-
-def _tabulate(weights: np.ndarray) -> np.ndarray:
-    """Return the sum of the weights (NUM_BANDS, …) of each word's bands: (2**16, …)."""
-    bits = np.unpackbits(np.arange(2**16, dtype="<u2").view(np.uint8).reshape(-1, 2), axis=1)
-    return bits.astype(np.float32) @ weights
-
-
-BANDS_BY_WORD = _tabulate(_cosines(NUM_BANDS, NUM_BASES))
-STEP_WAVES = _cosines(AROUND_STEPS, NUM_BASES) * np.hanning(AROUND_STEPS + 2)[1:-1, None].astype(np.float32)
-# Any pattern does, so long as it is the same for all clips, and not so smooth that its best fits are broad.
-ANCHOR_BY_WORD = _tabulate(_cosines(NUM_BANDS, NUM_BASES) @ np.array([0, 1, -1, 1, 1, 0, 0, 0], np.float32))
-ANCHOR_STEPS = STEP_WAVES @ np.array([0, 0, 1, 1, -1, 0, 0, 0], np.float32)
 
 
 def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, int]:
@@ -214,36 +179,6 @@ def read_fingerprints(part: Part, space: Space) -> Prepared:
     rng = np.random.default_rng(part.number)
     sample = rng.choice(len(found), min(len(found), -(-MAX_CELLS // space.num_parts)), replace=False)
     return Prepared(np.concatenate(hashes), fingerprints.null_count, found["vector"][sample].astype(np.float32) / SCALE)
-
-
-def find_anchors(words: np.ndarray) -> np.ndarray:
-    """Return the anchors of clips (N, NUM_STEPS), by `ANCHOR_DTYPE`."""
-    course_NP = _look_up(ANCHOR_BY_WORD, words)
-    fit_NP = ndimage.correlate1d(course_NP, ANCHOR_STEPS, axis=1, mode="constant")
-    clip_A, step_A = np.concatenate([_peaks(fit_NP), _peaks(-fit_NP)], axis=1)
-    padding = GLIMPSE_STEPS.max()
-    around = np.pad(words, ((0, 0), (padding, padding)))
-    of_clip, centre = clip_A[:, None], step_A[:, None] + padding
-    bands = _look_up(BANDS_BY_WORD, around[of_clip, centre + np.arange(AROUND_STEPS) - AROUND_STEPS // 2])
-    vector_AV = (np.swapaxes(bands, 1, 2) @ STEP_WAVES).reshape(-1, NUM_BASES**2)
-    vector_AV /= np.maximum(np.linalg.norm(vector_AV, axis=1, keepdims=True), 1e-6)
-    anchors = np.empty(len(clip_A), ANCHOR_DTYPE)
-    anchors["clip"], anchors["step"], anchors["vector"] = clip_A, step_A, np.rint(vector_AV * SCALE)
-    anchors["glimpse"] = around[of_clip, centre + GLIMPSE_STEPS]
-    return anchors
-
-
-def _look_up(table: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Return the weights of the bands that are above, less those of the bands below."""
-    return table[words & 0xFFFF] - table[words >> NUM_BANDS]
-
-
-def _peaks(fit_NP: np.ndarray) -> np.ndarray:
-    """Return clip and step of the highest peaks: (2, A)."""
-    is_peak = (fit_NP == ndimage.maximum_filter1d(fit_NP, 2 * ANCHOR_SPACING + 1, axis=1)) & (fit_NP > 0)
-    highest = np.argpartition(np.where(is_peak, -fit_NP, 0), NUM_ANCHORS, axis=1)[:, :NUM_ANCHORS]
-    clip_A, place_A = np.nonzero(np.take_along_axis(is_peak, highest, axis=1))
-    return np.stack([clip_A, highest[clip_A, place_A]])
 
 
 def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
@@ -325,9 +260,7 @@ def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: n
     """
     first, second = anchors[first], anchors[second]
     shift = first["step"].astype(np.int64) - second["step"]
-    num_agreeing, num_opposed = count_agreement(first["glimpse"], second["glimpse"])
-    is_possible = (first["clip"] != second["clip"]) & (abs(shift) <= MAX_SHIFT_STEPS)
-    is_possible &= num_agreeing - num_opposed >= MIN_GLIMPSE_AGREEMENT * (num_agreeing + num_opposed)
+    is_possible = (first["clip"] != second["clip"]) & (abs(shift) <= MAX_SHIFT_STEPS) & glimpses_agree(first, second)
     # In one number each, which sorts a hundred times as fast as rows of three.
     packed = (second["clip"].astype(np.int64) * len(words) + first["clip"]) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
     packed = np.sort(packed[is_possible])

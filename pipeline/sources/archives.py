@@ -99,7 +99,7 @@ class Member:
 def list_tar(file: str) -> list[Member]:
     """List the media of a tar by its headers; a truncated one as far as it goes.
 
-    Raises InputError for what is no tar, or can't be read to its end now.
+    Raises InputError for a file that is not a tar, or can't be read to its end now.
     """
     members: list[Member] = []
     try:
