@@ -96,7 +96,8 @@ class CommandLine:
             without_group = f"--{found[1]}"
             return without_group if found[0] not in flags and without_group in flags else found[0]
 
-        return re.sub(r"--[a-z]+\.([a-z.-]*[a-z])", own, message)
+        # What a person typed stays as it was typed.
+        return re.sub(r"(?<!unknown flag )--[a-z]+\.([a-z.-]*[a-z])", own, message)
 
     def _split_word(self, argv: list[str]) -> tuple[str, list[str]]:
         """Return the preset or command, of one word or two, and the other arguments."""

@@ -95,6 +95,7 @@ def test_an_unknown_preset_is_said_with_what_was_meant(capsys: pytest.CaptureFix
         ("--gpu", "did you mean --use-gpu or"),
         ("--global_batch_size", "did you mean --train.global-batch-size"),
         ("--xyz", "--help-all shows all flags"),
+        ("--data.clips-per-shard", "did you mean --clips-per-shard?"),
     ],
 )
 def test_an_unknown_flag_is_reported_with_similar_ones(
