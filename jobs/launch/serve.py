@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import tempfile
@@ -42,6 +43,8 @@ def serve_model(config: ServeConfig) -> None:
     token = read_token(config.token_file)
     version = current_version(config)
     check_port(config.host, config.port)
+    # Read by Serve's proxy, which inherits it if we start Ray; on a cluster that is there, its nodes have to set it.
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "ast_model.service.head:bound_heads")
     with ray_session():
         # The replicas end with us, not only after Ctrl-C. Set once Ray runs, whose own handler would abort.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

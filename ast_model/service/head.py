@@ -1,0 +1,65 @@
+"""A bound on how long a client may take for the head of a request: its first line and headers.
+
+The gate bounds what comes after: an application is only called once the headers are complete. Neither uvicorn nor Ray
+Serve has a setting for it, so Serve's proxy calls `bound_heads` before it listens, and takes uvicorn's protocol as it
+stands then.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+from uvicorn.protocols.http import auto
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_S = 20.0
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP as uvicorn speaks it; a connection that is slow with a head, or has nothing to ask, is answered with 408."""
+
+    head_s = HEAD_S
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._start()
+
+    def on_message_begin(self) -> None:
+        self._start()  # of a request that follows another; how long it may stay away is bounded by uvicorn
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._stop()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _start(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.head_s, self._refuse)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self) -> None:
+        self._timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._start()  # the request before this one is still being answered
+            return
+        content = json.dumps({"error": f"expected a request's headers within {self.head_s:g} s"})
+        self.transport.write(
+            f"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
+            f"connection: close\r\n\r\n{content}".encode()
+        )
+        self.transport.close()
+
+
+def bound_heads() -> list[Any]:
+    """Let uvicorn, in this process, bound the heads of requests. Returns what Serve asks for: middlewares, none."""
+    auto.AutoHTTPProtocol = BoundedProtocol
+    return []
