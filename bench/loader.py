@@ -20,10 +20,11 @@ from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import SimpleShardList
 
 from ast_model.config import AugmentConfig, Sampler
-from ast_model.data.loader import BatchReader, prefetch_batches
+from ast_model.data.loader import BatchReader
 from ast_model.data.sampling import plan_epoch
 from bench.lines import print_line
 from bench.stores import make_store
+from pipeline.ahead import map_ahead
 from pipeline.fbank import NUM_MEL_BINS
 from pipeline.reading.reader import ClipReader
 from pipeline.shards.format import FBANK_DTYPE
@@ -45,7 +46,7 @@ def own_batches(snapshot: Snapshot, mixup_probability: float, sampler: Sampler) 
     augment = AugmentConfig(mixup_probability=mixup_probability)
     draws = plan_epoch(weights, len(rows), sampler, augment, (snapshot.snapshot_id, 0, 0))
     works = (draws[start : start + BATCH_SIZE] for start in range(0, len(draws), BATCH_SIZE))
-    for batch in prefetch_batches(collator.read_draws, works, num_threads=1):
+    for batch in map_ahead(collator.read_draws, works, num_threads=1):
         yield len(batch.clips) + len(batch.partners)
 
 

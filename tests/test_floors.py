@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = """
     pipeline:
         errors records config
-        keys store labels segments weights fbank backoff progress page
+        keys store labels segments weights fbank backoff progress page ahead
         metadata audio sources shards snapshots reading quality recordings miniature
         cluster estimate convert preprocess
 
@@ -29,9 +29,9 @@ ROOMS = """
 what it uses."""
 
 OPEN_TO_AST_MODEL = (
-    "errors records config keys labels audio fbank store shards snapshots reading weights backoff progress page"
+    "errors records config keys labels audio fbank store shards snapshots reading weights backoff progress page ahead"
 )
-"""Modules of pipeline that ast_model may use: those that describe data, two ways to wait, and pages."""
+"""Modules of pipeline that ast_model may use: those that describe data, ways to wait and not to, and pages."""
 
 ONLY_IN = {
     "ray": ("pipeline.cluster", "jobs."),

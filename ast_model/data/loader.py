@@ -4,12 +4,10 @@ Axes: B clips, Q partners, T frames, M mel bins, S samples, C classes.
 """
 
 import dataclasses
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,14 +16,12 @@ from torch import Tensor
 
 from ast_model.config import CacheConfig, Features
 from ast_model.data.sampling import CROP, NO_PARTNER, PARTNER_CROP, Draws
+from pipeline.ahead import map_ahead
 from pipeline.fbank import FRAME_LENGTH, FRAME_SHIFT, NUM_MEL_BINS, num_frames_of
 from pipeline.reading.cache import ShardCache
 from pipeline.reading.prefetch import ShardPrefetcher
 from pipeline.reading.reader import ClipReader
 from pipeline.snapshots.snapshot import Snapshot
-
-PREFETCH_PER_THREAD = 2
-Request = TypeVar("Request")
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ class BatchReader:
             batch = self.read_draws(draws, pinned)
             return batch.pin() if pinned else batch
 
-        return prefetch_batches(read, self._advancing(batches), num_threads)
+        return map_ahead(read, self._advancing(batches), num_threads)
 
     def _advancing(self, batches: Iterable[Draws]) -> Iterator[Draws]:
         """Tell the cache how far reading has come, so that it fetches the next shards and may drop earlier ones."""
@@ -214,24 +210,6 @@ class BatchReader:
         for target_C, start, end in zip(targets_BC, starts.tolist(), ends.tolist(), strict=True):
             target_C[self.targets.indices[start:end]] = 1
         return targets_BC
-
-
-def prefetch_batches(
-    read: Callable[[Request], Batch], requests: Iterable[Request], num_threads: int
-) -> Iterator[Batch]:
-    """Yield `read(request)` for each request, in order, read ahead by threads; memory holds a bounded number."""
-    with ThreadPoolExecutor(num_threads) as pool:
-        window: deque[Future[Batch]] = deque()
-        try:
-            for request in requests:
-                window.append(pool.submit(read, request))
-                if len(window) > num_threads * PREFETCH_PER_THREAD:
-                    yield window.popleft().result()
-            while window:
-                yield window.popleft().result()
-        finally:
-            for future in window:
-                future.cancel()
 
 
 def split_evenly(num_clips: int, rank: int, world_size: int, batch_size: int) -> list[np.ndarray]:

@@ -11,10 +11,11 @@ from torch import nn
 
 from ast_model.config import Loss
 from ast_model.data.augment import prepare
-from ast_model.data.loader import BatchReader, prefetch_batches, split_evenly, without_augmentation
+from ast_model.data.loader import BatchReader, split_evenly, without_augmentation
 from ast_model.distributed import World
 from ast_model.metrics import TaggingMetrics, accuracy, tagging_metrics
 from ast_model.pretrained.metadata import scores_from_logits
+from pipeline.ahead import map_ahead
 from pipeline.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def evaluate(
     parts = []
     # The precision is the device's, not the training's: so a model has the same figures while it is trained and later.
     with evaluating(model), world.autocast("auto"):
-        for batch in prefetch_batches(clips.read_clips, batches, num_threads=1):
+        for batch in map_ahead(clips.read_clips, batches, num_threads=1):
             fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)
             parts.append(scores_from_logits(model(fbank_BTM), loss))
         own = torch.cat(parts) if parts else torch.empty((0, targets.shape[1]), device=world.device)

@@ -75,12 +75,16 @@ def test_windows_of_a_stream_are_those_of_the_whole(num_frames: int, window: int
         assert len(window_TM) and torch.equal(window_TM, fbank_TM[start : start + window])
 
 
-@pytest.mark.parametrize("timeline", [False, True])
-def test_recordings_are_tagged_as_alone_whatever_lies_between(tagger: Tagger, timeline: bool) -> None:
+@pytest.mark.parametrize(("timeline", "num_threads"), [(False, 1), (True, 1), (False, 3), (True, 3)])
+def test_recordings_are_tagged_as_alone_whatever_lies_between(tagger: Tagger, timeline: bool, num_threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
     contents = [encode_flac(np.random.default_rng(n).normal(0, 0.1, 9_000 * n).astype(np.float32)) for n in range(1, 8)]
     contents.insert(3, b"no sound")
     recordings = [Kept(str(number), content) for number, content in enumerate(contents)]
     results = list(tag_recordings(tagger, recordings, TagSettings(3, timeline, spectrogram=True)))
+    assert torch.get_num_threads() == num_threads
+    torch.set_num_threads(before)
     for recording, result in zip(recordings, results, strict=True):
         if recording.content == b"no sound":
             assert isinstance(result, Untagged) and result.failure.reason is Reason.NOT_MEDIA

@@ -10,7 +10,7 @@ from torchaudio.compliance import kaldi
 
 from ast_model.config import AugmentConfig, CacheConfig, Features
 from ast_model.data.augment import mix
-from ast_model.data.loader import Batch, BatchReader, open_reader, prefetch_batches, split_evenly, without_augmentation
+from ast_model.data.loader import Batch, BatchReader, open_reader, split_evenly, without_augmentation
 from ast_model.data.sampling import (
     CROP,
     NO_PARTNER,
@@ -22,6 +22,7 @@ from ast_model.data.sampling import (
     plan_epoch,
     rank_slice,
 )
+from pipeline.ahead import map_ahead
 from pipeline.errors import CorruptError
 from pipeline.reading.cache import ShardCache
 from pipeline.shards.format import read_sidecar
@@ -130,9 +131,7 @@ def global_batches(clips: BatchReader, world_size: int, num_threads: int) -> Ite
     draws = plan_epoch(weights, 40, "balanced", AugmentConfig(), SEED)
     steps = range(num_steps_of(40, 6))
     ranks = [
-        prefetch_batches(
-            clips.read_draws, [draws[rank_slice(step, 6, rank, world_size)] for step in steps], num_threads
-        )
+        map_ahead(clips.read_draws, [draws[rank_slice(step, 6, rank, world_size)] for step in steps], num_threads)
         for rank in range(world_size)
     ]
     for parts in zip(*ranks, strict=True):
@@ -238,7 +237,7 @@ def test_reading_ahead_is_bounded_and_ends_with_its_reader() -> None:
         started.append(work)
         return batch
 
-    batches = prefetch_batches(make, range(1000), num_threads=2)
+    batches = map_ahead(make, range(1000), num_threads=2)
     next(batches)
     assert isinstance(batches, Generator)
     batches.close()
@@ -251,7 +250,7 @@ def test_an_error_of_a_reader_thread_reaches_the_loop() -> None:
         raise CorruptError(f"clip {work}")
 
     with pytest.raises(CorruptError, match="clip 0"):
-        list(prefetch_batches(make, range(5), num_threads=3))
+        list(map_ahead(make, range(5), num_threads=3))
 
 
 @pytest.mark.parametrize(("num_clips", "world_size"), [(10, 1), (10, 3), (7, 4), (2, 4)])
