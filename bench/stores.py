@@ -18,9 +18,8 @@ from pipeline.shards.format import (
     WRITTEN,
     ShardWriter,
     SidecarRow,
-    digest_of,
+    shard_fingerprint,
     shard_name,
-    shard_settings,
     write_sidecar,
 )
 from pipeline.snapshots.build import build_snapshot
@@ -94,7 +93,7 @@ def _write_shard(
             for segment in segments
         ]
         writer.close()
-        split, fingerprint = segments[0].split, digest_of(shard_settings(audio is not None))
+        split, fingerprint = segments[0].split, shard_fingerprint(audio is not None)
         checksum = checksum_of(folder / "shard.tar")
         store.publish(folder / "shard.tar", shard_name(split, shard_id, "tar"))
         write_sidecar(store, shard_name(split, shard_id, "parquet"), rows, fingerprint, checksum)

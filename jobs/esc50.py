@@ -10,15 +10,9 @@ import sys
 from ast_model import recipes
 from jobs.launch.cli import CommandLine
 from jobs.launch.config.recordings import ESC50Config
+from jobs.launch.presets import make_preset
 
-
-def preset() -> ESC50Config:
-    recipe = recipes.esc50()
-    return ESC50Config(model=recipe.model, train=recipe.train)
-
-
-preset.__doc__ = recipes.esc50.__doc__
-
+preset = make_preset(recipes.esc50, lambda recipe: ESC50Config(model=recipe.model, train=recipe.train))
 COMMAND_LINE = CommandLine("jobs.launch.esc50:esc50", {"esc50": preset})
 
 

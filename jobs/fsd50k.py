@@ -9,15 +9,9 @@ import sys
 from ast_model import recipes
 from jobs.launch.cli import CommandLine
 from jobs.launch.config.recordings import FSD50KConfig
+from jobs.launch.presets import make_preset
 
-
-def preset() -> FSD50KConfig:
-    recipe = recipes.fsd50k()
-    return FSD50KConfig(model=recipe.model, train=recipe.train)
-
-
-preset.__doc__ = recipes.fsd50k.__doc__
-
+preset = make_preset(recipes.fsd50k, lambda recipe: FSD50KConfig(model=recipe.model, train=recipe.train))
 COMMAND_LINE = CommandLine("jobs.launch.fsd50k:fsd50k", {"fsd50k": preset})
 
 

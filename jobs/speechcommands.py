@@ -9,15 +9,11 @@ import sys
 from ast_model import recipes
 from jobs.launch.cli import CommandLine
 from jobs.launch.config.recordings import SpeechCommandsConfig
+from jobs.launch.presets import make_preset
 
-
-def preset() -> SpeechCommandsConfig:
-    recipe = recipes.speechcommands()
-    return SpeechCommandsConfig(model=recipe.model, train=recipe.train)
-
-
-preset.__doc__ = recipes.speechcommands.__doc__
-
+preset = make_preset(
+    recipes.speechcommands, lambda recipe: SpeechCommandsConfig(model=recipe.model, train=recipe.train)
+)
 COMMAND_LINE = CommandLine("jobs.launch.speechcommands:speechcommands", {"speechcommands": preset})
 
 

@@ -10,15 +10,9 @@ import sys
 from ast_model import recipes
 from jobs.launch.cli import CommandLine
 from jobs.launch.config.recordings import UrbanSound8KConfig
+from jobs.launch.presets import make_preset
 
-
-def preset() -> UrbanSound8KConfig:
-    recipe = recipes.urbansound8k()
-    return UrbanSound8KConfig(model=recipe.model, train=recipe.train)
-
-
-preset.__doc__ = recipes.urbansound8k.__doc__
-
+preset = make_preset(recipes.urbansound8k, lambda recipe: UrbanSound8KConfig(model=recipe.model, train=recipe.train))
 COMMAND_LINE = CommandLine("jobs.launch.urbansound8k:urbansound8k", {"urbansound8k": preset})
 
 

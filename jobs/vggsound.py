@@ -9,15 +9,9 @@ import sys
 from ast_model import recipes
 from jobs.launch.cli import CommandLine
 from jobs.launch.config.recordings import VGGSoundConfig
+from jobs.launch.presets import make_preset
 
-
-def preset() -> VGGSoundConfig:
-    recipe = recipes.vggsound()
-    return VGGSoundConfig(model=recipe.model, train=recipe.train)
-
-
-preset.__doc__ = recipes.vggsound.__doc__
-
+preset = make_preset(recipes.vggsound, lambda recipe: VGGSoundConfig(model=recipe.model, train=recipe.train))
 COMMAND_LINE = CommandLine("jobs.launch.vggsound:vggsound", {"vggsound": preset})
 
 

@@ -31,8 +31,8 @@ from pipeline.shards.format import (
     SidecarRow,
     digest_of,
     read_sidecar,
+    shard_fingerprint,
     shard_name,
-    shard_settings,
     write_sidecar,
 )
 from pipeline.shards.journal import SEGMENT_NAMES, ClipResult, Journal
@@ -71,7 +71,7 @@ class Conversion:
 
     @property
     def fingerprint(self) -> str:
-        return digest_of(shard_settings(self.keep_audio))
+        return shard_fingerprint(self.keep_audio)
 
 
 def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:

@@ -16,7 +16,7 @@ from pipeline.errors import AudioTaggingError, ConfigError, NoClipsError, Source
 from pipeline.metadata import load_metadata
 from pipeline.progress import Progress, show_progress
 from pipeline.records import Reason, ShardPlan, ShardReport
-from pipeline.shards.format import digest_of, shard_settings
+from pipeline.shards.format import shard_fingerprint
 from pipeline.shards.journal import Journal, partial_shards
 from pipeline.shards.ledger import PreprocessPlan, plan_shards, read_sidecar_table
 from pipeline.shards.orphans import remove_orphaned_files
@@ -89,7 +89,7 @@ def convert_due(
     segments: pa.Table, config: PreprocessConfig, store: Store, report: PreprocessReport, lease: Holder
 ) -> None:
     """Make shards of what is due among some segments, after those that an earlier run left unfinished."""
-    fingerprint = digest_of(shard_settings(config.keep_audio))
+    fingerprint = shard_fingerprint(config.keep_audio)
     unfinished = partial_shards(store, fingerprint)
     plan = _plan_due(segments, config, store, fingerprint)
     if not unfinished and not len(plan):

@@ -8,8 +8,7 @@ from pathlib import Path
 from jobs.launch.cli import resolve_root
 from jobs.launch.config.recordings import FSD50KConfig
 from jobs.launch.initial_weights import open_initial_weights
-from jobs.launch.recordings import convert, download_folder, score_held_out, train_tracked
-from pipeline.cluster import ray_session
+from jobs.launch.recordings import download_folder, train_and_test
 from pipeline.errors import InputError, describe, quote
 from pipeline.recordings.download import fetch_archive, join_split_zip, unpack
 from pipeline.recordings.tables import Recording
@@ -40,11 +39,7 @@ def fsd50k(config: FSD50KConfig) -> None:
     store = Store(resolve_root(config.root))
     folder = Path(config.data) if config.data else fetch_fsd50k(config.archive, download_folder(store))
     recordings, classes = read_fsd50k(folder)
-    with ray_session():
-        snapshot = convert(recordings, classes, store)
-        job, history = train_tracked(config, snapshot)
-    result = score_held_out(config, job, snapshot, history, "mAP")
-    store.write_json("fsd50k.json", result)
+    result = train_and_test(config, recordings, classes, store, "mAP")
     print(f"validation mAP {result['valid']:.4f}\nevaluation mAP {result['test']:.4f}   ({result['how']})")
 
 

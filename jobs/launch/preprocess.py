@@ -18,7 +18,7 @@ from pipeline.preprocess import PreprocessReport, clips_per_hour, preprocess
 from pipeline.progress import show_progress
 from pipeline.quality.stored import is_measured, measure_shard, shards_with_clips
 from pipeline.records import FailureCategory
-from pipeline.shards.format import digest_of, shard_settings
+from pipeline.shards.format import shard_fingerprint
 from pipeline.shards.ledger import find_retries, match_segments, plan_shards, read_sidecar_table
 from pipeline.shards.orphans import orphaned_tars
 from pipeline.shards.verify import remove_shard, verify_shard
@@ -62,7 +62,7 @@ def plan(command: PlanCommand) -> None:
         if data.media:
             open_source(data)  # raises an error if it can't be used
         segments = load_metadata(data).segments_of(data.splits, data.limit)
-    sidecar_table = read_sidecar_table(store, digest_of(shard_settings(data.keep_audio)))
+    sidecar_table = read_sidecar_table(store, shard_fingerprint(data.keep_audio))
     due = plan_shards(segments, sidecar_table, data.clips_per_shard, data.retry, data.fetch.max_total_attempts)
     print(f"{len(segments)} segments, {due.num_segments} due in {len(due)} shards")
     estimate = Estimate(due.num_segments, clips_per_hour(data), data.clips_per_shard, data.keep_audio, command.costs)
@@ -76,7 +76,7 @@ def status(command: StatusCommand) -> None:
         raise NoClipsError(f"expected {names} in {store.root}, found none; run first, or name --splits")
     metadata = read_kept_metadata(store, data.splits)
     segments = metadata.segments_of(data.splits, data.limit)
-    sidecar_table = read_sidecar_table(store, digest_of(shard_settings(data.keep_audio)))
+    sidecar_table = read_sidecar_table(store, shard_fingerprint(data.keep_audio))
     rows = match_segments(segments, sidecar_table)
     statuses = segment_statuses(segments, sidecar_table, rows)
     print(count_reasons(statuses).to_string(index=False))

@@ -1,4 +1,4 @@
-"""The recipes on AudioSet as presets of a job: the same names and workers in each."""
+"""Recipes as presets of a job; those on AudioSet with the same names and workers in each."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,14 +21,18 @@ WORKERS = {
 
 def make_presets(make: Callable[[str, Recipe, RayConfig], Config]) -> dict[str, Callable[[], Config]]:
     """Return a preset for each recipe, documented as the recipe is; `make` gives a job's config its settings."""
-    return {name: _preset(name, make) for name in WORKERS}
+
+    def preset(name: str) -> Callable[[], Config]:
+        return make_preset(getattr(recipes, name), lambda recipe: make(name, recipe, WORKERS[name]))
+
+    return {name: preset(name) for name in WORKERS}
 
 
-def _preset(name: str, make: Callable[[str, Recipe, RayConfig], Config]) -> Callable[[], Config]:
-    recipe: Callable[[], Recipe] = getattr(recipes, name)
+def make_preset(recipe: Callable[[], Recipe], make: Callable[[Recipe], Config]) -> Callable[[], Config]:
+    """Return the preset of one recipe, documented as it is; `make` gives a job's config its settings."""
 
     def preset() -> Config:
-        return make(name, recipe(), WORKERS[name])
+        return make(recipe())
 
     preset.__doc__ = recipe.__doc__
     return preset

@@ -17,6 +17,7 @@ from jobs.launch.config.recordings import FSD50KConfig, PublishedConfig, SpeechC
 from jobs.launch.ray_train import train_on_ray
 from jobs.launch.runs import RunConfig, TrackedJob, begin_run, ending_tracked, new_run_name, resume_run
 from jobs.launch.tracked_preprocessing import preprocess_tracked
+from pipeline.cluster import ray_session
 from pipeline.config import PreprocessConfig
 from pipeline.recordings.download import fetch_archive, unpack
 from pipeline.recordings.tables import MEDIA_TABLE, Recording, write_tables
@@ -86,17 +87,33 @@ def train_tracked(
         return job, train_on_ray(job, config.ray, faster)
 
 
-def score_held_out(
+def train_and_test(
+    config: SpeechCommandsConfig | FSD50KConfig,
+    recordings: Sequence[Recording],
+    classes: Sequence[str],
+    store: Store,
+    metric: str,
+) -> dict[str, Any]:
+    """Train on the split `train`, choose an epoch on `valid`, score `test`, and keep the result as {preset}.json.
+
+    metric: `accuracy` or `mAP`.
+    """
+    with ray_session():
+        snapshot = convert(recordings, classes, store)
+        job, history = train_tracked(config, snapshot)
+    result = _score_held_out(config, job, snapshot, history, metric)
+    store.write_json(f"{config.preset}.json", result)
+    return result
+
+
+def _score_held_out(
     config: SpeechCommandsConfig | FSD50KConfig,
     job: TrackedJob,
     snapshot: Snapshot,
     history: Sequence[Metrics],
     metric: str,
 ) -> dict[str, Any]:
-    """Score the split `test`, on which nothing was chosen, with the chosen epoch's checkpoint.
-
-    metric: `accuracy` or `mAP`, the one by which the best epoch is chosen on the split that was measured on.
-    """
+    """Score the split `test`, on which nothing was chosen, with the chosen epoch's checkpoint."""
     folder, epochs = f"runs/{job.run}/checkpoints", [each for each in history if f"eval/{metric}" in each]
     best = best_checkpoint(snapshot.store, folder)
     chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each[f"eval/{metric}"])

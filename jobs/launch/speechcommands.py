@@ -6,8 +6,7 @@ from pathlib import Path
 from jobs.launch.cli import resolve_root
 from jobs.launch.config.recordings import SpeechCommandsConfig
 from jobs.launch.initial_weights import open_initial_weights
-from jobs.launch.recordings import convert, official_folder, score_held_out, train_tracked
-from pipeline.cluster import ray_session
+from jobs.launch.recordings import official_folder, train_and_test
 from pipeline.errors import InputError
 from pipeline.recordings.tables import Recording
 from pipeline.store.storage import Store
@@ -22,11 +21,7 @@ def speechcommands(config: SpeechCommandsConfig) -> None:
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store = Store(resolve_root(config.root))
     recordings, words = read_speech_commands(official_folder(config, store, "testing_list.txt"))
-    with ray_session():
-        snapshot = convert(recordings, words, store)
-        job, history = train_tracked(config, snapshot)
-    result = score_held_out(config, job, snapshot, history, "accuracy")
-    store.write_json("speechcommands.json", result)
+    result = train_and_test(config, recordings, words, store, "accuracy")
     print(f"validation accuracy {result['valid']:.4f}\ntesting    accuracy {result['test']:.4f}   ({result['how']})")
 
 

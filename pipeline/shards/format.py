@@ -41,8 +41,12 @@ def digest_of(value: Any) -> str:
 
 
 def shard_settings(keep_audio: bool) -> dict[str, Any]:
-    """Settings that change a shard's bytes; their digest is the data's fingerprint."""
+    """Settings that change a shard's bytes."""
     return {"format": FORMAT_VERSION, "fbank": FBANK_SETTINGS, "keep_audio": keep_audio}
+
+
+def shard_fingerprint(keep_audio: bool) -> str:
+    return digest_of(shard_settings(keep_audio))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pipeline.labels import Labels
 from pipeline.metadata import Metadata
 from pipeline.records import Segment
 from pipeline.segments import segments_of, table_of
-from pipeline.shards.format import digest_of, shard_settings
+from pipeline.shards.format import digest_of, shard_fingerprint
 from pipeline.shards.ledger import plan_shards, read_sidecar_table
 from pipeline.shards.verify import verify_shard
 from pipeline.snapshots.build import build_snapshot
@@ -52,7 +52,7 @@ def check_says(snapshot: Snapshot, segments: list[Segment]) -> None:
 
 
 def num_due(store: Store, metadata: Metadata) -> int:
-    sidecar_table = read_sidecar_table(store, digest_of(shard_settings(keep_audio=True)))
+    sidecar_table = read_sidecar_table(store, shard_fingerprint(keep_audio=True))
     return plan_shards(metadata.segments, sidecar_table, clips_per_shard=7, retry=()).num_segments
 
 

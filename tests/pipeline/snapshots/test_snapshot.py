@@ -16,7 +16,7 @@ from pipeline.preprocess import preprocess
 from pipeline.records import Reason, ShardReport
 from pipeline.segments import segments_of
 from pipeline.shards.checksum import Checksum
-from pipeline.shards.format import SidecarRow, digest_of, shard_settings, write_sidecar
+from pipeline.shards.format import SidecarRow, shard_fingerprint, write_sidecar
 from pipeline.snapshots.build import build_snapshot
 from pipeline.snapshots.snapshot import Snapshot, check_fingerprint, load_snapshot
 from pipeline.store.storage import Store
@@ -154,7 +154,7 @@ def test_a_store_without_any_clip_is_refused_with_the_reasons(tmp_path: Path, me
         SidecarRow(segment.key, **dataclasses.asdict(segment), status="failed", reason=reason)
         for reason, segment in zip(reasons, segments, strict=False)
     ]
-    write_sidecar(store, "shards/eval/x.parquet", rows, digest_of(shard_settings(keep_audio=False)), Checksum(0, ""))
+    write_sidecar(store, "shards/eval/x.parquet", rows, shard_fingerprint(keep_audio=False), Checksum(0, ""))
     with pytest.raises(NoClipsError, match=r"3 segments failed \(2 not_found, 1 timed_out\)"):
         build_snapshot(store, metadata, keep_audio=False)
     with pytest.raises(NoClipsError, match="preprocess first"):
