@@ -95,6 +95,7 @@ def read_arguments(text: str) -> Iterator[list[str]]:
 BY_NAME = {str(command): command for command in find_commands()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME, ids=list(BY_NAME))
 def test_a_documented_command_is_accepted(name: str) -> None:
     command = BY_NAME[name]

@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 import uvicorn
 
 from ast_model.service.head import BoundedProtocol
@@ -39,6 +40,7 @@ async def ask(port: int, *pieces: bytes) -> list[bytes]:
     return [lines[0], lines[-1]]
 
 
+@pytest.mark.slow
 def test_a_head_that_drips_in_is_refused_and_all_else_served() -> None:
     async def run() -> None:
         server = uvicorn.Server(uvicorn.Config(application, port=0, http=Impatient, lifespan="off", log_level="error"))

@@ -96,6 +96,7 @@ def test_bad_files_are_named_after_the_good(
     assert "1 of 2 files could not be tagged" in shown.err and "broken.wav" in shown.err
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_of_each_file(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     wanted = ("--checkpoint", checkpoint, "--audio", sounds, "--device", "cpu", "--timeline", "--plot", tmp_path)
     for _ in range(2):

@@ -122,6 +122,7 @@ def test_own_evaluations_are_matched_by_key_and_class(own: Snapshot, logits: Log
     np.testing.assert_allclose(stored(own)[0], sigmoid(logits), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_remote_store_gives_the_scores_through_the_cache(
     own: Snapshot, logits: Logits, s3_store: Store, tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_what_sounds_outside_a_segment_is_not_in_its_labels():
     assert num_outside > 0.9 * len(clips)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_channels", [1, 2])
 @pytest.mark.parametrize("form", FORMATS)
 def test_sound_is_where_the_plan_says(form, num_channels, tmp_path):

@@ -75,6 +75,7 @@ def test_what_is_refused_is_set_aside_and_holds_up_nothing(tmp_path: Path) -> No
     assert json.loads(line)["reason"] == "no such metric"
 
 
+@pytest.mark.slow
 def test_one_that_is_refused_keeps_none_of_the_others_back(tmp_path: Path) -> None:
     receiver = Receiver(num_outages=1)  # meanwhile the others come, so that they arrive with the bad one
     queue = MetricsQueue(tmp_path, "run", receiver)

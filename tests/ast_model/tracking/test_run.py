@@ -61,6 +61,7 @@ def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp
     assert steps(store, "train/loss") == list(range(1, 61))
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_was_killed_does_not_stay_running(store: Store) -> None:
     dead, other = start_run(store, "dead", {}), start_run(store, "alive", {})
     assert dead._heartbeat is not None

@@ -104,6 +104,7 @@ def count_waits(recipe: recipes.Recipe, **settings: Any) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_no_recipes_step_waits_for_the_device(name: str, precision: str) -> None:

@@ -29,6 +29,7 @@ def compare(first_S: np.ndarray, second_S: np.ndarray) -> tuple[float, float]:
     return float(distance_1[0]), float(shift_s_1[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda each: f"{each[0]}-{each[2]}")
 @pytest.mark.parametrize(("shift_s", "gain"), [(0.5, 0.1), (-0.23, 1.0)])
 def test_a_copy_is_known_by_another_codec_rate_level_and_start(

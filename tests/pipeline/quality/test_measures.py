@@ -160,6 +160,7 @@ def test_bandwidth_is_where_the_spectrum_ends(rate_hz: int, container: str, code
     assert measures.rate_hz == rate_hz
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("container", "codec", "name", "channels"),
     [("webm", "libopus", "opus", 2), ("mp3", "libmp3lame", "mp3", 1), ("ipod", "aac", "aac", 2)],

@@ -97,6 +97,7 @@ def test_a_server_that_sends_nothing_is_an_error(server: Server, tmp_path: Path)
         fetch_archive(f"{server.address}/missing", tmp_path / "a", DIGEST)
 
 
+@pytest.mark.slow
 def test_impossible_headers_are_borne(server: Server, tmp_path: Path) -> None:
     for path in ("/digits", "/latin1"):
         with pytest.raises(StoreError, match="sends nothing more"):

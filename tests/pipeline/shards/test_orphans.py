@@ -45,6 +45,7 @@ def test_folders_of_dead_processes_go_and_those_of_others_stay(tmp_path: Path) -
     assert not dead.exists()
 
 
+@pytest.mark.slow
 def test_what_was_never_finished_goes_after_a_day(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["quality/eval/a.parquet", "shards/eval/a.tar", "snapshots/b/index.parquet"]
     done = [

@@ -107,6 +107,7 @@ def test_what_is_missing_is_named(store: Store) -> None:
             read("shards/x.tar")
 
 
+@pytest.mark.slow
 def test_json_that_was_cut_is_corrupt(store: Store) -> None:
     store.write_bytes("latest.json", b'{"snapshot": "ab')
     with pytest.raises(CorruptError, match=r"expected JSON in .*latest.json"):
