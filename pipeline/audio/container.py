@@ -63,6 +63,8 @@ def open_media(content: bytes | Path) -> Iterator[InputContainer]:
     # Always a file object: FFmpeg would take a string for an address of any protocol.
     with _open_file(content) as file:
         head = file.read(12)
+        if not head:  # to FFmpeg, one on a disk looks as if the disk failed
+            raise BrokenMediaError(Reason.NOT_MEDIA, "the file is empty")
         file.seek(0)
         # Without a protocol, a playlist or a reference inside a container leads nowhere.
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.audio import container as media
 from pipeline.audio.container import measure_length_ms
-from pipeline.audio.decode import Clip, decode_file, decode_segment, encode_flac
+from pipeline.audio.decode import Clip, DecodeError, decode_file, decode_segment, encode_flac
 from pipeline.errors import InputError
 from pipeline.records import Failure, Media, Reason
 from tests.mirror import ten_hours_of_silence
@@ -255,6 +255,14 @@ def _with_number(number: float) -> bytes:
 )
 def test_each_failure_has_a_reason(make: Callable[[], bytes], reason: Reason) -> None:
     assert reason_of(make()) is reason
+
+
+def test_an_empty_file_is_no_media_whether_in_memory_or_on_a_disk(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp3").touch()
+    for content in (b"", tmp_path / "empty.mp3"):
+        with pytest.raises(DecodeError, match=r"not_media\): the file is empty") as caught:
+            decode_file(content)
+        assert caught.value.reason is Reason.NOT_MEDIA
 
 
 def test_a_truncated_file_still_gives_what_lies_before_its_end() -> None:
