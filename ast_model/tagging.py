@@ -24,6 +24,8 @@ from pipeline.errors import AudioTaggingError, ConfigError, describe
 from pipeline.fbank import FRAME_LENGTH_MS, FRAME_SHIFT_MS, NUM_MEL_BINS, stream_fbank
 from pipeline.records import Failure, Reason
 
+WINDOW_FRAMES = 1024
+"""Of AudioSet's clips, of which `Tagger.batch_size` counts."""
 MAX_COLUMNS = 2_048
 """Of a recording's spectrogram, however long it is."""
 
@@ -98,7 +100,8 @@ def tag_recordings(
     events = (event for each in recordings for event in _read(each, window, hop, settings.spectrogram))
     num_threads = torch.get_num_threads()
     num_models = num_threads if tagger.device.type == "cpu" else 1
-    batch_size = max(1, tagger.batch_size // num_models)
+    # As much sound in the batches of all cores as in one of 10 s windows: memory stays, and short windows cost little.
+    batch_size = max(1, tagger.batch_size * WINDOW_FRAMES // tagger.model.config.num_frames // num_models)
 
     def run(batch: list[_Window | _End]) -> tuple[list[_Window | _End], Iterator[tuple[np.ndarray, np.ndarray]]]:
         windows = [event.fbank_TM for event in batch if isinstance(event, _Window)]
