@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ast_model.config import ASTConfig
 from ast_model.inference import FRAMES_PER_S, Tagger, stream_windows
 from ast_model.review import COLUMNS, best_classes
 from pipeline.ahead import map_ahead
@@ -24,8 +25,6 @@ from pipeline.errors import AudioTaggingError, ConfigError, describe
 from pipeline.fbank import FRAME_LENGTH_MS, FRAME_SHIFT_MS, NUM_MEL_BINS, stream_fbank
 from pipeline.records import Failure, Reason
 
-WINDOW_FRAMES = 1024
-"""Of AudioSet's clips, of which `Tagger.batch_size` counts."""
 MAX_COLUMNS = 2_048
 """Of a recording's spectrogram, however long it is."""
 
@@ -101,7 +100,7 @@ def tag_recordings(
     num_threads = torch.get_num_threads()
     num_models = num_threads if tagger.device.type == "cpu" else 1
     # As much sound in the batches of all cores as in one of 10 s windows: memory stays, and short windows cost little.
-    batch_size = max(1, tagger.batch_size * WINDOW_FRAMES // tagger.model.config.num_frames // num_models)
+    batch_size = max(1, tagger.batch_size * ASTConfig.num_frames // tagger.model.config.num_frames // num_models)
 
     def run(batch: list[_Window | _End]) -> tuple[list[_Window | _End], Iterator[tuple[np.ndarray, np.ndarray]]]:
         windows = [event.fbank_TM for event in batch if isinstance(event, _Window)]

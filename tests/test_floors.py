@@ -31,7 +31,7 @@ what it uses."""
 OPEN_TO_AST_MODEL = (
     "errors records config keys labels audio fbank store shards snapshots reading weights backoff progress page ahead"
 )
-"""Modules of pipeline that ast_model may use: those that describe data, ways to wait and not to, and pages."""
+"""Modules of pipeline that ast_model may use: those that describe data, progress and pauses, work ahead, and pages."""
 
 ONLY_IN = {
     "ray": ("pipeline.cluster", "jobs."),

@@ -44,7 +44,9 @@ def serve_model(config: ServeConfig) -> None:
     version = current_version(config)
     check_port(config.host, config.port)
     # Read by Serve's proxy, which inherits it if we start Ray; on a cluster that is there, its nodes have to set it.
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "ast_model.service.head:bound_heads")
+    os.environ.setdefault(
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "jobs.launch.header_timeout:install_header_timeout"
+    )
     with ray_session():
         # The replicas end with us, not only after Ctrl-C. Set once Ray runs, whose own handler would abort.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

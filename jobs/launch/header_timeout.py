@@ -1,8 +1,8 @@
-"""A bound on how long a client may take for the head of a request: its first line and headers.
+"""A timeout for the headers of a request, first line included.
 
 The gate bounds what comes after: an application is only called once the headers are complete. Neither uvicorn nor Ray
-Serve has a setting for it, so Serve's proxy calls `bound_heads` before it listens, and takes uvicorn's protocol as it
-stands then.
+Serve has a setting for it, so Serve's proxy calls `install_header_timeout` before it listens, and takes uvicorn's
+protocol as it stands then.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from typing import Any
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_S = 20.0
+HEADER_TIMEOUT_S = 20.0
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """HTTP as uvicorn speaks it; a connection that is slow with a head, or has nothing to ask, is answered with 408."""
+class HeaderTimeoutProtocol(HttpToolsProtocol):
+    """HTTP as uvicorn speaks it; a connection that is slow with its headers, or asks nothing, is answered with 408."""
 
-    head_s = HEAD_S
+    header_timeout_s = HEADER_TIMEOUT_S
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -39,7 +39,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self.head_s, self._refuse)
+            self._timer = asyncio.get_running_loop().call_later(self.header_timeout_s, self._refuse)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -51,7 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._start()  # the request before this one is still being answered
             return
-        content = json.dumps({"error": f"expected a request's headers within {self.head_s:g} s"})
+        content = json.dumps({"error": f"expected a request's headers within {self.header_timeout_s:g} s"})
         self.transport.write(
             f"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
             f"connection: close\r\n\r\n{content}".encode()
@@ -59,7 +59,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def bound_heads() -> list[Any]:
-    """Let uvicorn, in this process, bound the heads of requests. Returns what Serve asks for: middlewares, none."""
-    auto.AutoHTTPProtocol = BoundedProtocol
+def install_header_timeout() -> list[Any]:
+    """Let uvicorn, in this process, have the timeout. Returns what Serve asks for: middlewares, none."""
+    auto.AutoHTTPProtocol = HeaderTimeoutProtocol
     return []

@@ -1,4 +1,4 @@
-"""Slow heads of requests, sent to a real server: they are refused, and all else is served."""
+"""Slow headers, sent to a real server: they are refused, and all else is served."""
 
 import asyncio
 import json
@@ -7,32 +7,32 @@ from typing import Any
 import pytest
 import uvicorn
 
-from ast_model.service.head import BoundedProtocol
+from jobs.launch.header_timeout import HeaderTimeoutProtocol
 
-HEAD_S = 0.5
+TIMEOUT_S = 0.5
 SLOW = b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CLOSING = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
-class Impatient(BoundedProtocol):
-    head_s = HEAD_S
+class Impatient(HeaderTimeoutProtocol):
+    header_timeout_s = TIMEOUT_S
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
     path = scope["path"].encode()
-    await asyncio.sleep(3 * HEAD_S if path == b"/slow" else 0)
+    await asyncio.sleep(3 * TIMEOUT_S if path == b"/slow" else 0)
     headers = [(b"content-length", str(len(path)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": path})
 
 
 async def ask(port: int, *pieces: bytes) -> list[bytes]:
-    """Send a request piece by piece, two for each bound, and return the first line and the last of what comes back."""
+    """Send a request piece by piece, two for each timeout, and return the first and the last line of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = asyncio.create_task(reader.read())
     for piece in pieces:
         writer.write(piece)
-        await asyncio.wait([answer], timeout=HEAD_S / 2)
+        await asyncio.wait([answer], timeout=TIMEOUT_S / 2)
         if answer.done():
             break
     lines = (await answer).split(b"\r\n")
@@ -41,7 +41,7 @@ async def ask(port: int, *pieces: bytes) -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_a_head_that_drips_in_is_refused_and_all_else_served() -> None:
+def test_headers_that_drip_in_are_refused_and_all_else_is_served() -> None:
     async def run() -> None:
         server = uvicorn.Server(uvicorn.Config(application, port=0, http=Impatient, lifespan="off", log_level="error"))
         serving = asyncio.create_task(server.serve())
@@ -58,7 +58,7 @@ def test_a_head_that_drips_in_is_refused_and_all_else_served() -> None:
         )
         server.should_exit = True
         await serving
-        refusal = json.dumps({"error": f"expected a request's headers within {HEAD_S} s"}).encode()
+        refusal = json.dumps({"error": f"expected a request's headers within {TIMEOUT_S} s"}).encode()
         refused = [b"HTTP/1.1 408 Request Timeout", refusal]
         served = [b"HTTP/1.1 200 OK", b"/"]
         assert answers == [served, refused, refused, served, [served[0], refusal]]
