@@ -1,6 +1,6 @@
 """Anchors of clips: a few steps of each, at the same sounds in a copy, by which copies among millions are found.
 
-A vector describes the second around an anchor, and a glimpse what is before and after.
+A vector describes the second around an anchor.
 """
 
 # Letters: N clips, P steps, A anchors, V values of a vector.
@@ -8,7 +8,7 @@ A vector describes the second around an anchor, and a glimpse what is before and
 import numpy as np
 from scipy import ndimage
 
-from pipeline.quality.fingerprint import NUM_BANDS, count_agreement
+from pipeline.quality.fingerprint import NUM_BANDS
 
 AROUND_STEPS = 32
 """Steps that a vector describes."""
@@ -16,16 +16,10 @@ NUM_BASES = 8
 """Cosines over the bands, and over the steps: a vector has the square of it."""
 NUM_ANCHORS, ANCHOR_SPACING = 5, 12
 """At most of a clip and a sign of the fit, at least so many steps apart."""
-GLIMPSE_STEPS = np.array([-28, -16, 16, 28])
-"""Words of a fingerprint before and after what the vector describes, beside which they lie: the fingerprint doesn't."""
-MIN_GLIMPSE_AGREEMENT = 0.3
-"""Cells that agree less those that are opposed, as a share of both: about 0.8 of copies, 0 ± 0.2 by chance."""
 SCALE = 127
 """Of vectors kept as int8."""
 
-ANCHOR_DTYPE = np.dtype(
-    [("clip", "<i4"), ("step", "<i2"), ("vector", "i1", NUM_BASES**2), ("glimpse", "<u4", len(GLIMPSE_STEPS))]
-)
+ANCHOR_DTYPE = np.dtype([("clip", "<i4"), ("step", "<i2"), ("vector", "i1", NUM_BASES**2)])
 
 
 def _cosines(length: int, count: int) -> np.ndarray:
@@ -52,15 +46,12 @@ def find_anchors(words: np.ndarray) -> np.ndarray:
     course_NP = _look_up(ANCHOR_BY_WORD, words)
     fit_NP = ndimage.correlate1d(course_NP, ANCHOR_STEPS, axis=1, mode="constant")
     clip_A, step_A = np.concatenate([_peaks(fit_NP), _peaks(-fit_NP)], axis=1)
-    padding = GLIMPSE_STEPS.max()
-    around = np.pad(words, ((0, 0), (padding, padding)))
-    of_clip, centre = clip_A[:, None], step_A[:, None] + padding
-    bands = _look_up(BANDS_BY_WORD, around[of_clip, centre + np.arange(AROUND_STEPS) - AROUND_STEPS // 2])
+    around = np.pad(words, ((0, 0), (AROUND_STEPS // 2, AROUND_STEPS // 2)))
+    bands = _look_up(BANDS_BY_WORD, around[clip_A[:, None], step_A[:, None] + np.arange(AROUND_STEPS)])
     vector_AV = (np.swapaxes(bands, 1, 2) @ STEP_WAVES).reshape(-1, NUM_BASES**2)
     vector_AV /= np.maximum(np.linalg.norm(vector_AV, axis=1, keepdims=True), 1e-6)
     anchors = np.empty(len(clip_A), ANCHOR_DTYPE)
     anchors["clip"], anchors["step"], anchors["vector"] = clip_A, step_A, np.rint(vector_AV * SCALE)
-    anchors["glimpse"] = around[of_clip, centre + GLIMPSE_STEPS]
     return anchors
 
 
@@ -75,9 +66,3 @@ def _peaks(fit_NP: np.ndarray) -> np.ndarray:
     highest = np.argpartition(np.where(is_peak, -fit_NP, 0), NUM_ANCHORS, axis=1)[:, :NUM_ANCHORS]
     clip_A, place_A = np.nonzero(np.take_along_axis(is_peak, highest, axis=1))
     return np.stack([clip_A, highest[clip_A, place_A]])
-
-
-def glimpses_agree(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Tell which pairs of anchors (A,) may be of copies, by what is before and after: (A,)."""
-    num_agreeing, num_opposed = count_agreement(first["glimpse"], second["glimpse"])
-    return num_agreeing - num_opposed >= MIN_GLIMPSE_AGREEMENT * (num_agreeing + num_opposed)

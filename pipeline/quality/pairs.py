@@ -1,11 +1,10 @@
 """Find pairs of near-identical clips among millions of fingerprints, in little memory.
 
 1. Fingerprints are written side by side to a local disk. At a few steps of each clip, its anchors, a vector describes
-   the second around, and a glimpse what is before and after. They are where a fixed pattern fits best or worst, so a
-   copy has them at the same sounds.
+   the second around. They are where a fixed pattern fits best or worst, so a copy has them at the same sounds.
 2. Anchors are sorted into cells, those of similar vectors. Two copies share one, and with it how far apart they start.
-3. Within a cell, clips are compared by their vectors, those that resemble each other by their glimpses, and the few
-   that are left by their fingerprints.
+3. Within a cell, clips are compared by their vectors, whitened, and the few that resemble each other by their
+   fingerprints.
 4. What is found is joined into groups, and each group listed against its first clip.
 
 Steps 1 to 3 are tasks that know each other's files only, so all of them run on one machine.
@@ -23,7 +22,7 @@ import pyarrow as pa
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from pipeline.quality.anchors import SCALE, find_anchors, glimpses_agree
+from pipeline.quality.anchors import SCALE, find_anchors
 from pipeline.quality.duplicates import MAX_DISTANCE
 from pipeline.quality.fingerprint import (
     MAX_SHIFT_STEPS,
@@ -51,8 +50,12 @@ MIN_TASK_CELLS, MAX_TASKS = 16, 512
 """Each task opens the files of all parts, so neither it nor their number may be small."""
 NUM_CELLS_OF_ANCHOR = 3
 """The closest; in one cell alone, copies would miss each other at its border."""
-MIN_SIMILARITY = 0.7
-"""Cosine of two vectors whose clips are compared, if their glimpses agree as well."""
+WHITENING_RIDGE = 0.01
+"""Of the mean variance of a vector's values, added to each, so that those which hardly vary don't count as much."""
+MIN_SIMILARITY = 0.6
+"""Cosine of two whitened vectors whose clips are compared: above it are 98 % of copies' anchors, and three in ten
+million of those that are similar by chance. Otherwise each clip would have more of the latter, the more clips there
+are."""
 NUM_SHIFTS = 2 * MAX_SHIFT_STEPS + 1
 MAX_DISTANCE_NEARBY = 0.8
 """Of copies that are compared at a start one step too early or late."""
@@ -94,6 +97,8 @@ class Space:
     num_parts: int
     centres: np.ndarray | None = None
     """(C, V)"""
+    whitening: np.ndarray | None = None
+    """(V, V), by which the values of vectors are made independent and vary alike."""
 
     @property
     def words(self) -> Path:
@@ -140,7 +145,7 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     sample = np.concatenate([each.sample for each in prepared])
     num_cells = min(MAX_CELLS, -(-int(is_searched.sum()) // CELL_CLIPS), len(sample))
     centres = np.random.default_rng(0).permutation(sample)[:num_cells]
-    space = replace(space, centres=centres)
+    space = replace(space, centres=centres, whitening=find_whitening(sample))
     masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
     for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
         space.anchors(number).unlink()  # not by the task, which may be repeated
@@ -181,13 +186,25 @@ def read_fingerprints(part: Part, space: Space) -> Prepared:
     return Prepared(np.concatenate(hashes), fingerprints.null_count, found["vector"][sample].astype(np.float32) / SCALE)
 
 
+def find_whitening(vectors_AV: np.ndarray) -> np.ndarray:
+    """Return the matrix (V, V) after which vectors' values are uncorrelated, and of the same variance or nearly so."""
+    moments_VV = vectors_AV.T @ vectors_AV / max(len(vectors_AV), 1)
+    variances_V, directions_VV = np.linalg.eigh(moments_VV)
+    ridge = max(WHITENING_RIDGE * variances_V.mean(), 1e-6)
+    return directions_VV / np.sqrt(np.maximum(variances_V, 0) + ridge)
+
+
 def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
-    """Sort the anchors of a part's clips, those that are searched, by the cells that they are in."""
+    """Sort the anchors of a part's clips, those that are searched, by the cells that they are in, and whiten them."""
     number, is_searched = part
     anchors = np.load(space.anchors(number))
     anchors = anchors[is_searched[anchors["clip"] - number * PART_CLIPS]]
-    assert space.centres is not None, "the centres are chosen before"
+    assert space.centres is not None and space.whitening is not None, "chosen before"
+    # As they are, since what varies most is what changes least in a copy.
     cells = closest_cells(anchors["vector"], space.centres)
+    white_AV = anchors["vector"].astype(np.float32) @ space.whitening
+    white_AV /= np.maximum(np.linalg.norm(white_AV, axis=1, keepdims=True), 1e-6)
+    anchors["vector"] = np.rint(white_AV * SCALE)
     order = np.argsort(cells.ravel(), kind="stable")
     np.save(space.cells(number), anchors[order // cells.shape[1]])
     np.save(space.starts(number), np.searchsorted(cells.ravel()[order], np.arange(len(space.centres) + 1)))
@@ -196,7 +213,8 @@ def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
 def closest_cells(vectors_AV: np.ndarray, centres_CV: np.ndarray) -> np.ndarray:
     """Return the cells (A, `NUM_CELLS_OF_ANCHOR`) whose centres are closest to vectors, or of many nearly so."""
     groups_GV = centres_CV[: NUM_GROUPS if len(centres_CV) > GROUP_CELLS else 1]
-    cells_of_group = np.argsort(-(groups_GV @ centres_CV.T), axis=1)[:, :GROUP_CELLS]
+    num_cells = min(GROUP_CELLS, len(centres_CV))
+    cells_of_group = np.argpartition(-(groups_GV @ centres_CV.T), num_cells - 1, axis=1)[:, :num_cells]
     group_A = _closest(vectors_AV, groups_GV, 1)[:, 0]
     closest = np.empty((len(vectors_AV), min(NUM_CELLS_OF_ANCHOR, len(centres_CV))), np.int32)
     for group, cells in enumerate(cells_of_group):
@@ -258,11 +276,11 @@ def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: n
 
     A clip is compared with one, two, four … others, until one is close: among copies with the first only.
     """
-    first, second = anchors[first], anchors[second]
-    shift = first["step"].astype(np.int64) - second["step"]
-    is_possible = (first["clip"] != second["clip"]) & (abs(shift) <= MAX_SHIFT_STEPS) & glimpses_agree(first, second)
+    clip, step = anchors["clip"].astype(np.int64), anchors["step"].astype(np.int64)
+    shift = step[first] - step[second]
+    is_possible = (clip[first] != clip[second]) & (abs(shift) <= MAX_SHIFT_STEPS)
     # In one number each, which sorts a hundred times as fast as rows of three.
-    packed = (second["clip"].astype(np.int64) * len(words) + first["clip"]) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
+    packed = (clip[second] * len(words) + clip[first]) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
     packed = np.sort(packed[is_possible])
     packed = packed[np.append(True, np.diff(packed) > 0)[: len(packed)]]  # `unique` takes five times as long
     found, num_at_once = [np.empty(0, PAIR_DTYPE)], 1
