@@ -41,7 +41,7 @@ PART_CLIPS = 2**15
 BLOCK_CLIPS = 2**11
 COMPARED_ANCHORS = 2**9
 """At a time. The products that they make stay in a processor's cache."""
-CELL_CLIPS = 1024
+CELL_CLIPS = 512
 """Of which a cell holds anchors, about."""
 MAX_CELLS = 2**16
 NUM_GROUPS, GROUP_CELLS = 512, 1024
@@ -212,13 +212,22 @@ def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
 
 def closest_cells(vectors_AV: np.ndarray, centres_CV: np.ndarray) -> np.ndarray:
     """Return the cells (A, `NUM_CELLS_OF_ANCHOR`) whose centres are closest to vectors, or of many nearly so."""
-    groups_GV = centres_CV[: NUM_GROUPS if len(centres_CV) > GROUP_CELLS else 1]
-    num_cells = min(GROUP_CELLS, len(centres_CV))
-    cells_of_group = np.argpartition(-(groups_GV @ centres_CV.T), num_cells - 1, axis=1)[:, :num_cells]
+    num_groups, num_groups_of_cell = 1, 1
+    if len(centres_CV) > GROUP_CELLS:
+        num_groups, num_groups_of_cell = NUM_GROUPS, 1 + NUM_GROUPS * GROUP_CELLS // len(centres_CV)
+    groups_GV = centres_CV[:num_groups]
+    # Each cell is in as many groups. If each group had as many cells, those in the middle would be in most groups, and
+    # get most of the anchors.
+    far_CG = -(centres_CV @ groups_GV.T)
+    is_in_group_CG = np.zeros(far_CG.shape, bool)
+    closest_groups = np.argpartition(far_CG, num_groups_of_cell - 1, axis=1)[:, :num_groups_of_cell]
+    np.put_along_axis(is_in_group_CG, closest_groups, True, axis=1)
     group_A = _closest(vectors_AV, groups_GV, 1)[:, 0]
     closest = np.empty((len(vectors_AV), min(NUM_CELLS_OF_ANCHOR, len(centres_CV))), np.int32)
-    for group, cells in enumerate(cells_of_group):
-        members = np.flatnonzero(group_A == group)
+    for group in range(len(groups_GV)):
+        members, cells = np.flatnonzero(group_A == group), np.flatnonzero(is_in_group_CG[:, group])
+        if len(cells) < closest.shape[1]:  # where centres are equal
+            cells = np.arange(len(centres_CV))
         closest[members] = cells[_closest(vectors_AV[members], centres_CV[cells], closest.shape[1])]
     return closest
 
@@ -237,13 +246,16 @@ def _closest(vectors_AV: np.ndarray, centres_CV: np.ndarray, count: int) -> np.n
 def compare_in_cells(cells: range, space: Space) -> np.ndarray:
     """Return the pairs of near-identical clips that share one of some cells, by `PAIR_DTYPE`."""
     words = np.load(space.words, mmap_mode="r")
-    starts = [np.load(space.starts(part))[cells.start : cells.stop + 1] for part in range(space.num_parts)]
-    parts = [np.load(space.cells(part), mmap_mode="r") for part in range(space.num_parts)]
-    found = []
-    for cell in range(len(cells)):
-        anchors = [part[start[cell] : start[cell + 1]] for part, start in zip(parts, starts, strict=True)]
-        found.append(_compare(np.concatenate(anchors), words))
-    return np.concatenate(found)
+    anchors, counts = [], []
+    # All of the task's cells at once: a cell has few anchors in each of hundreds of parts.
+    for part in range(space.num_parts):
+        starts = np.load(space.starts(part), mmap_mode="r")[cells.start : cells.stop + 1].copy()
+        anchors.append(np.load(space.cells(part), mmap_mode="r")[starts[0] : starts[-1]].copy())
+        counts.append(np.diff(starts))
+    cell_A = np.tile(np.arange(len(cells)), space.num_parts).repeat(np.concatenate(counts))
+    ordered = np.concatenate(anchors)[np.argsort(cell_A, kind="stable")]
+    ends = np.sum(counts, axis=0).cumsum()
+    return np.concatenate([_compare(each, words) for each in np.split(ordered, ends[:-1])])
 
 
 def _compare(anchors: np.ndarray, words: np.ndarray) -> np.ndarray:
