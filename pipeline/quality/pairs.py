@@ -45,7 +45,8 @@ CELL_CLIPS = 512
 """Of which a cell holds anchors, about."""
 MAX_CELLS = 2**16
 NUM_GROUPS, GROUP_CELLS = 512, 1024
-"""Where there are more cells than these, an anchor is compared with some, and then with those closest to the best."""
+"""Where there are more cells than the latter, an anchor is compared with the first of them, and then with the cells,
+about as many, that are in the closest one's group."""
 MIN_TASK_CELLS, MAX_TASKS = 16, 512
 """Each task opens the files of all parts, so neither it nor their number may be small."""
 NUM_CELLS_OF_ANCHOR = 3
@@ -120,7 +121,7 @@ PAIR_DTYPE = np.dtype([("first", "<i4"), ("second", "<i4"), ("distance", "<f4"),
 def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, int]:
     """Return the pairs of a snapshot's near-identical clips, and how many clips have no fingerprint yet.
 
-    folder: of a local disk, with room for 4 kB a clip.
+    folder: of a local disk, with room for 3.2 kB a clip.
     """
     # Clips are numbered by their shards, which are read part by part; `order` has their rows in the index.
     order = np.argsort(snapshot.index["shard"].combine_chunks().indices.to_numpy(), kind="stable")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.decomposition import PCA
 
 from bench.duplicates import smooth_noise
 from bench.near_duplicates import fbank_of, make_scenes, recorded_sounds, vary
@@ -134,3 +135,22 @@ def test_of_many_cells_nearly_the_closest_are_found(monkeypatch: pytest.MonkeyPa
     by_groups = pairs.closest_cells(vectors, centres)
     assert 0.9 < (by_groups[:, 0] == exact[:, 0]).mean() < 1
     assert pairs.closest_cells(vectors[:0], centres).shape == (0, pairs.NUM_CELLS_OF_ANCHOR)
+
+
+def test_cells_of_equal_centres_take_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "NUM_GROUPS", 32)
+    monkeypatch.setattr(pairs, "GROUP_CELLS", 64)
+    vectors = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
+    cells = pairs.closest_cells(vectors, np.ones((512, 8), np.float32))
+    assert all(len(set(each)) == pairs.NUM_CELLS_OF_ANCHOR for each in cells.tolist())
+
+
+def test_vectors_are_whitened_as_by_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert np.isfinite(pairs.find_whitening(np.ones((1, 6), np.float32))).all()
+    assert np.isfinite(pairs.find_whitening(np.empty((0, 6), np.float32))).all()
+    monkeypatch.setattr(pairs, "WHITENING_RIDGE", 0)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((5_000, 6)).astype(np.float32) @ rng.standard_normal((6, 6)).astype(np.float32)
+    vectors = np.concatenate([vectors, -vectors])  # of mean 0, which scikit-learn subtracts
+    ours, theirs = vectors @ pairs.find_whitening(vectors), PCA(whiten=True).fit_transform(vectors)
+    np.testing.assert_allclose(ours[:50] @ ours[:50].T, theirs[:50] @ theirs[:50].T, atol=0.01)
