@@ -53,10 +53,10 @@ NUM_CELLS_OF_ANCHOR = 3
 """The closest; in one cell alone, copies would miss each other at its border."""
 WHITENING_RIDGE = 0.01
 """Of the mean variance of a vector's values, added to each, so that those which hardly vary don't count as much."""
-MIN_SIMILARITY = 0.6
-"""Cosine of two whitened vectors whose clips are compared: above it are 98 % of copies' anchors, and three in ten
-million of those that are similar by chance. Otherwise each clip would have more of the latter, the more clips there
-are."""
+MIN_SIMILARITY, MORE_PER_DECADE, OF_CLIPS = 0.6, 0.05, 2e6
+"""Cosine of two whitened vectors whose clips are compared: of two million clips, above it are 98 % of copies' anchors,
+and three in ten million of those that are similar by chance. Ten times as many clips would have ten times as many
+of the latter each, if they didn't have to be more similar."""
 NUM_SHIFTS = 2 * MAX_SHIFT_STEPS + 1
 MAX_DISTANCE_NEARBY = 0.8
 """Of copies that are compared at a start one step too early or late."""
@@ -100,6 +100,7 @@ class Space:
     """(C, V)"""
     whitening: np.ndarray | None = None
     """(V, V), by which the values of vectors are made independent and vary alike."""
+    min_similarity: float = MIN_SIMILARITY
 
     @property
     def words(self) -> Path:
@@ -144,9 +145,11 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
 
     # Anchors themselves are the centres: where there are many, there are many cells.
     sample = np.concatenate([each.sample for each in prepared])
-    num_cells = min(MAX_CELLS, -(-int(is_searched.sum()) // CELL_CLIPS), len(sample))
+    num_searched = int(is_searched.sum())
+    num_cells = min(MAX_CELLS, -(-num_searched // CELL_CLIPS), len(sample))
     centres = np.random.default_rng(0).permutation(sample)[:num_cells]
-    space = replace(space, centres=centres, whitening=find_whitening(sample))
+    similarity = MIN_SIMILARITY + MORE_PER_DECADE * float(np.log10(max(num_searched, 1) / OF_CLIPS))
+    space = replace(space, centres=centres, whitening=find_whitening(sample), min_similarity=max(similarity, 0.5))
     masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
     for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
         space.anchors(number).unlink()  # not by the task, which may be repeated
@@ -256,10 +259,10 @@ def compare_in_cells(cells: range, space: Space) -> np.ndarray:
     cell_A = np.tile(np.arange(len(cells)), space.num_parts).repeat(np.concatenate(counts))
     ordered = np.concatenate(anchors)[np.argsort(cell_A, kind="stable")]
     ends = np.sum(counts, axis=0).cumsum()
-    return np.concatenate([_compare(each, words) for each in np.split(ordered, ends[:-1])])
+    return np.concatenate([_compare(each, words, space.min_similarity) for each in np.split(ordered, ends[:-1])])
 
 
-def _compare(anchors: np.ndarray, words: np.ndarray) -> np.ndarray:
+def _compare(anchors: np.ndarray, words: np.ndarray, min_similarity: float) -> np.ndarray:
     """Compare clips with those before that resemble none before them. So a thousand copies are compared with one."""
     anchors = anchors[np.argsort(anchors["step"], kind="stable")]
     vectors = anchors["vector"].astype(np.float32) / SCALE
@@ -268,18 +271,20 @@ def _compare(anchors: np.ndarray, words: np.ndarray) -> np.ndarray:
         block = np.arange(start, min(start + COMPARED_ANCHORS, len(anchors)))
         # By step, so that leaders whose clips start too far apart from all that follow are left behind.
         leaders = leaders[anchors["step"][leaders] >= anchors["step"][start] - MAX_SHIFT_STEPS]
-        known = _verify(*_resembling(vectors, block, leaders), anchors, words)
+        known = _verify(*_resembling(vectors, block, leaders, min_similarity), anchors, words)
         new = block[~np.isin(anchors["clip"][block], known["second"])]
-        second, first = _resembling(vectors, new, new)
+        second, first = _resembling(vectors, new, new, min_similarity)
         among_new = _verify(second[first < second], first[first < second], anchors, words)
         found += [known, among_new]
         leaders = np.append(leaders, new[~np.isin(anchors["clip"][new], among_new["second"])])
     return np.concatenate(found)
 
 
-def _resembling(vectors: np.ndarray, rows: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _resembling(
+    vectors: np.ndarray, rows: np.ndarray, among: np.ndarray, min_similarity: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return which of some rows resemble which of others, sorted by both."""
-    is_similar = vectors[rows] @ vectors[among].T >= MIN_SIMILARITY
+    is_similar = vectors[rows] @ vectors[among].T >= min_similarity
     second, first = np.divmod(np.flatnonzero(is_similar), max(len(among), 1))  # several times as fast as `nonzero`
     return rows[second], among[first]
 
