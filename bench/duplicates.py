@@ -21,6 +21,7 @@ import psutil
 import pyarrow as pa
 from scipy import ndimage
 
+from bench.duplicates_growth import COPY_SHARE, CROWD_NOISE, MAX_COPY_NOISE, MAX_COPY_SHIFT
 from bench.lines import print_line
 from bench.near_duplicates import MAX_SHIFT_S, cut, fbank_of, make_scenes, recorded_sounds, vary
 from jobs.launch.duplicates import run_on_this_node
@@ -36,10 +37,6 @@ from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
 SHARD_CLIPS = 2000
-COPY_SHARE = 0.05
-"""Of the synthetic clips, copies and those that they are copies of."""
-MAX_COPY_SHIFT, MAX_COPY_NOISE, CROWD_NOISE = 12, 0.8, 0.3
-"""Of synthetic copies, in steps, and as shares of a clip's deviation."""
 
 
 def main() -> None:

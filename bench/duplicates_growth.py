@@ -11,10 +11,10 @@ import argparse
 import json
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -36,6 +36,7 @@ COPY_SHARE = 0.05
 CROWD_SHARE = 0.005
 """Of the clips, copies of one clip, half of them identical to it."""
 MAX_COPY_SHIFT, MAX_COPY_NOISE, CROWD_NOISE = 12, 0.8, 0.3
+"""Of copies, in steps, and as shares of a clip's deviation."""
 WINDOW_STEPS = 4
 LIMIT = 127.5 / np.sqrt(3) * np.sqrt(WINDOW_STEPS) / 2
 """Half the deviation of `make_fields`."""
@@ -50,9 +51,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=Path("data/duplicates-growth"))
     arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     peer = None
     for num_clips in arguments.clips:
-        us, figures = search(num_clips, arguments.processes, arguments.folder)
+        with TemporaryDirectory(dir=arguments.folder) as folder:
+            us, figures = search(num_clips, arguments.processes, Path(folder))
         print_line(f"search of {num_clips} fingerprints, time of a core for each", "us", us, peer, **figures)
         peer = peer or (f"search of {num_clips}", us)
 
@@ -69,8 +72,6 @@ def search(num_clips: int, num_processes: int, folder: Path) -> tuple[float, dic
         }
     )
     snapshot = Snapshot(Store(str(folder)), "made", index, Labels((), ()), {}, {}, {})
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     steps: dict[str, float] = {}
 
     def run(
@@ -100,7 +101,6 @@ def search(num_clips: int, num_processes: int, folder: Path) -> tuple[float, dic
     is_copy = origin != numbers
     is_copy[crowd] = False
     scratch_gb = sum(file.stat().st_size for file in folder.iterdir()) / 1e9
-    shutil.rmtree(folder)
     return sum(steps.values()) + driver_us, {
         "steps_us": steps,
         "driver_us": driver_us,
@@ -147,7 +147,7 @@ def crowd_of(num_clips: int) -> np.ndarray:
 
 
 def make_words(seed: int, num_clips: int) -> np.ndarray:
-    """Return fingerprints of clips (N, NUM_STEPS), a hundred times as fast as from audio."""
+    """Return fingerprints of clips (N, NUM_STEPS), some of which are copies of others."""
     rng = np.random.default_rng(seed)
     words = np.empty((num_clips, NUM_STEPS), np.uint32)
     num_copies, crowd = count_copies(num_clips), crowd_of(num_clips)
@@ -170,7 +170,10 @@ def make_words(seed: int, num_clips: int) -> np.ndarray:
 
 
 def make_fields(rng: np.random.Generator, num_clips: int) -> np.ndarray:
-    """Return noise (num_clips, NUM_STEPS, NUM_BANDS), as smooth as the windows of a fingerprint make it."""
+    """Return noise (num_clips, NUM_STEPS, NUM_BANDS), as smooth as the windows of a fingerprint make it.
+
+    Sums of bytes instead of normal values, which would take longer to make than to search.
+    """
     size = num_clips, NUM_STEPS + WINDOW_STEPS - 1, NUM_BANDS
     noise = np.frombuffer(rng.bytes(int(np.prod(size))), np.int8).reshape(size)
     fields = noise[:, :NUM_STEPS].astype(np.int16)

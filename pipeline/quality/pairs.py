@@ -53,10 +53,9 @@ NUM_CELLS_OF_ANCHOR = 3
 """The closest; in one cell alone, copies would miss each other at its border."""
 WHITENING_RIDGE = 0.01
 """Of the mean variance of a vector's values, added to each, so that those which hardly vary don't count as much."""
-MIN_SIMILARITY, MORE_PER_DECADE, OF_CLIPS = 0.6, 0.05, 2e6
-"""Cosine of two whitened vectors whose clips are compared: of two million clips, above it are 98 % of copies' anchors,
-and three in ten million of those that are similar by chance. Ten times as many clips would have ten times as many
-of the latter each, if they didn't have to be more similar."""
+SIMILARITY_OF_2M, SIMILARITY_PER_DECADE, LOWEST_SIMILARITY = 0.6, 0.05, 0.5
+"""Cosine of two whitened vectors whose clips are compared, in a search of two million clips, and how much more of ten
+times as many: see `similarity_needed`."""
 NUM_SHIFTS = 2 * MAX_SHIFT_STEPS + 1
 MAX_DISTANCE_NEARBY = 0.8
 """Of copies that are compared at a start one step too early or late."""
@@ -100,7 +99,7 @@ class Space:
     """(C, V)"""
     whitening: np.ndarray | None = None
     """(V, V), by which the values of vectors are made independent and vary alike."""
-    min_similarity: float = MIN_SIMILARITY
+    min_similarity: float = SIMILARITY_OF_2M
 
     @property
     def words(self) -> Path:
@@ -148,8 +147,8 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     num_searched = int(is_searched.sum())
     num_cells = min(MAX_CELLS, -(-num_searched // CELL_CLIPS), len(sample))
     centres = np.random.default_rng(0).permutation(sample)[:num_cells]
-    similarity = MIN_SIMILARITY + MORE_PER_DECADE * float(np.log10(max(num_searched, 1) / OF_CLIPS))
-    space = replace(space, centres=centres, whitening=find_whitening(sample), min_similarity=max(similarity, 0.5))
+    whitening, min_similarity = find_whitening(sample), similarity_needed(num_searched)
+    space = replace(space, centres=centres, whitening=whitening, min_similarity=min_similarity)
     masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
     for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
         space.anchors(number).unlink()  # not by the task, which may be repeated
@@ -196,6 +195,16 @@ def find_whitening(vectors_AV: np.ndarray) -> np.ndarray:
     variances_V, directions_VV = np.linalg.eigh(moments_VV)
     ridge = max(WHITENING_RIDGE * variances_V.mean(), 1e-6)
     return directions_VV / np.sqrt(np.maximum(variances_V, 0) + ridge)
+
+
+def similarity_needed(num_clips: int) -> float:
+    """Return the cosine from which two anchors' clips are compared, so that each clip meets as few by chance.
+
+    Of noise, 98 % of noisy copies' anchors are above 0.6, and three in ten million of unrelated ones; above 0.65 are
+    94 % and a sixth as many. So the more clips there are, the more similar must they be.
+    """
+    similarity = SIMILARITY_OF_2M + SIMILARITY_PER_DECADE * float(np.log10(max(num_clips, 1) / 2e6))
+    return max(similarity, LOWEST_SIMILARITY)
 
 
 def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
@@ -294,11 +303,11 @@ def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: n
 
     A clip is compared with one, two, four … others, until one is close: among copies with the first only.
     """
-    clip, step = anchors["clip"].astype(np.int64), anchors["step"].astype(np.int64)
-    shift = step[first] - step[second]
-    is_possible = (clip[first] != clip[second]) & (abs(shift) <= MAX_SHIFT_STEPS)
+    clip, other = anchors["clip"][second].astype(np.int64), anchors["clip"][first]
+    shift = anchors["step"][first].astype(np.int64) - anchors["step"][second]
+    is_possible = (clip != other) & (abs(shift) <= MAX_SHIFT_STEPS)
     # In one number each, which sorts a hundred times as fast as rows of three.
-    packed = (clip[second] * len(words) + clip[first]) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
+    packed = (clip * len(words) + other) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
     packed = np.sort(packed[is_possible])
     packed = packed[np.append(True, np.diff(packed) > 0)[: len(packed)]]  # `unique` takes five times as long
     found, num_at_once = [np.empty(0, PAIR_DTYPE)], 1

@@ -154,3 +154,8 @@ def test_vectors_are_whitened_as_by_scikit_learn(monkeypatch: pytest.MonkeyPatch
     vectors = np.concatenate([vectors, -vectors])  # of mean 0, which scikit-learn subtracts
     ours, theirs = vectors @ pairs.find_whitening(vectors), PCA(whiten=True).fit_transform(vectors)
     np.testing.assert_allclose(ours[:50] @ ours[:50].T, theirs[:50] @ theirs[:50].T, atol=0.01)
+
+
+def test_the_more_clips_are_searched_the_more_similar_must_they_be() -> None:
+    needed = [pairs.similarity_needed(num_clips) for num_clips in (0, 1_000, 2_000_000, 20_000_000)]
+    assert needed == pytest.approx([0.5, 0.5, 0.6, 0.65])
