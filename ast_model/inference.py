@@ -18,7 +18,8 @@ from ast_model.pretrained.load import fit_weights
 from ast_model.pretrained.metadata import ModelMetadata, check_labels, read_metadata, scores_from_logits
 from pipeline.audio.decode import decode_file
 from pipeline.errors import ConfigError, InputError
-from pipeline.fbank import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
+from pipeline.fbank import compute_fbank
+from pipeline.fbank_settings import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, num_frames_of
 from pipeline.labels import Labels, read_labels
 
 Audio = str | Path | bytes | np.ndarray | Tensor

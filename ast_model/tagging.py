@@ -22,7 +22,8 @@ from ast_model.review import COLUMNS, best_classes
 from pipeline.ahead import map_ahead
 from pipeline.audio.decode import DecodeError, stream_file
 from pipeline.errors import AudioTaggingError, ConfigError, describe
-from pipeline.fbank import FRAME_LENGTH_MS, FRAME_SHIFT_MS, NUM_MEL_BINS, stream_fbank
+from pipeline.fbank import stream_fbank
+from pipeline.fbank_settings import FRAME_LENGTH_MS, FRAME_SHIFT_MS, NUM_MEL_BINS
 from pipeline.records import Failure, Reason
 
 MAX_COLUMNS = 2_048

@@ -26,7 +26,7 @@ from bench.lines import print_line
 from bench.near_duplicates import MAX_SHIFT_S, cut, fbank_of, make_scenes, recorded_sounds, vary
 from jobs.launch.duplicates import run_on_this_node
 from pipeline.cluster import ray_session, run_tasks
-from pipeline.fbank import SAMPLE_RATE_HZ
+from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.labels import Labels
 from pipeline.quality.duplicates import duplicate_groups
 from pipeline.quality.fingerprint import MIN_CELLS, NUM_BANDS, NUM_STEPS, count_cells, fingerprint_of, unpack

@@ -19,7 +19,8 @@ from transformers import ASTFeatureExtractor
 
 from ast_model.data.augment import normalise
 from bench.lines import print_line
-from pipeline.fbank import NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank
+from pipeline.fbank import compute_fbank
+from pipeline.fbank_settings import NUM_MEL_BINS, SAMPLE_RATE_HZ
 
 NUM_ROUNDS = 5
 USUAL_DIFFERENCE, LARGEST_DIFFERENCE = 1e-4, 5e-3

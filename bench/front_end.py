@@ -25,7 +25,8 @@ from transformers import ASTFeatureExtractor
 
 from bench.lines import print_line
 from pipeline.audio.decode import Clip, decode_segment
-from pipeline.fbank import NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank
+from pipeline.fbank import compute_fbank
+from pipeline.fbank_settings import NUM_MEL_BINS, SAMPLE_RATE_HZ
 from pipeline.records import Media
 
 NUM_ROUNDS = 40

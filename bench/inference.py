@@ -38,7 +38,7 @@ from jobs.launch.parallel_tagging import tag_in_groups
 from jobs.launch.serve import running
 from pipeline.audio.decode import encode_flac
 from pipeline.cluster import ray_session
-from pipeline.fbank import SAMPLE_RATE_HZ
+from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.sources.listing import MediaFile, list_media_files
 
 NUM_CLASSES, CLIP_S = 527, 10

@@ -25,7 +25,7 @@ from ast_model.data.sampling import plan_epoch
 from bench.lines import print_line
 from bench.stores import make_store
 from pipeline.ahead import map_ahead
-from pipeline.fbank import NUM_MEL_BINS
+from pipeline.fbank_settings import NUM_MEL_BINS
 from pipeline.reading.reader import ClipReader
 from pipeline.shards.format import FBANK_DTYPE
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot

@@ -19,7 +19,8 @@ from ast_model.data.loader import Batch
 from bench.lines import print_line
 from pipeline.audio.decode import decode_file
 from pipeline.errors import InputError
-from pipeline.fbank import FRAME_SHIFT, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
+from pipeline.fbank import compute_fbank
+from pipeline.fbank_settings import FRAME_SHIFT, SAMPLE_RATE_HZ, num_frames_of
 
 NUM_FRAMES = 1024
 MAX_SAMPLES, MIN_SAMPLES = 10 * SAMPLE_RATE_HZ, SAMPLE_RATE_HZ

@@ -12,7 +12,8 @@ from av.audio.stream import AudioStream
 
 from pipeline.audio.decode import decode_file
 from pipeline.errors import InputError
-from pipeline.fbank import SAMPLE_RATE_HZ, compute_fbank
+from pipeline.fbank import compute_fbank
+from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.shards.format import FBANK_DTYPE
 from scripts.recorded_sounds import PACKAGES, find_sounds
 

@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from pipeline.fbank import SAMPLE_RATE_HZ, compute_fbank
+from pipeline.fbank import compute_fbank
+from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.labels import Labels
 from pipeline.metadata import Metadata
 from pipeline.records import Segment

@@ -18,7 +18,8 @@ from ast_model.pretrained.files import read_weights
 from ast_model.pretrained.load import fit_weights
 from ast_model.pretrained.metadata import find_labels, read_metadata
 from pipeline.errors import ConfigError
-from pipeline.fbank import FRAME_LENGTH, FRAME_SHIFT_MS, SAMPLE_RATE_HZ, compute_fbank
+from pipeline.fbank import compute_fbank
+from pipeline.fbank_settings import FRAME_LENGTH, FRAME_SHIFT_MS, SAMPLE_RATE_HZ
 from pipeline.labels import Labels
 
 CHECKPOINT = "XARES_CHECKPOINT"

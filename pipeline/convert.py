@@ -10,14 +10,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.audio.decode import decode_segment, encode_flac
 from pipeline.backoff import backoff
 from pipeline.config import FetchConfig
 from pipeline.errors import AudioTaggingError, StoreError, is_disk_full
-from pipeline.fbank import NUM_MEL_BINS, compute_fbank
-from pipeline.quality.measures import Measures, measure_clip, measure_stored
+from pipeline.fbank_settings import NUM_MEL_BINS
+from pipeline.quality.measures import Measures
 from pipeline.quality.table import write_measures
 from pipeline.records import CLIPS_PER_PART, Failure, FailureCategory, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards.checksum import checksum_of
@@ -125,8 +124,7 @@ def _write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[Clip
                     if result.status == WRITTEN:
                         fbank_TM = np.frombuffer(result.fbank, FBANK_DTYPE).reshape(-1, NUM_MEL_BINS)
                         fields = writer.write(segment, fbank_TM, result.audio or None, result.source)
-                        known = Measures.from_bytes(result.measures) if result.measures else None
-                        measures[segment.key] = known or measure_stored(fbank_TM, result.audio)
+                        measures[segment.key] = _measures_of(result, fbank_TM)
                     fields |= {name: getattr(segment, name) for name in SEGMENT_NAMES}
                     fields |= {name: getattr(result, name) for name in RESULT_NAMES}
                     rows.append(SidecarRow(key=segment.key, **fields))
@@ -171,7 +169,21 @@ def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) ->
             pending = []
 
 
+def _measures_of(result: ClipResult, fbank_TM: np.ndarray) -> Measures:
+    if result.measures:
+        return Measures.from_bytes(result.measures)
+    from pipeline.quality.measuring import measure_stored  # see `_convert`
+
+    return measure_stored(fbank_TM, result.audio)
+
+
 def _convert(segment: Segment, media: Media | Failure, attempts: int, keep_audio: bool) -> ClipResult:
+    # Imported by workers: whoever only hands out shards needs neither PyTorch nor its 500 MB.
+    import torch
+
+    from pipeline.fbank import compute_fbank
+    from pipeline.quality.measuring import measure_clip
+
     try:
         clip = media if isinstance(media, Failure) else decode_segment(media, segment.start_ms, segment.end_ms)
         source = media.source if isinstance(media, Media) else ""

@@ -13,44 +13,23 @@ from torch import Tensor
 from torchaudio.compliance.kaldi import get_mel_banks
 
 from pipeline.errors import InputError
-
-SAMPLE_RATE_HZ = 16_000
-FRAME_LENGTH_MS = 25
-FRAME_SHIFT_MS = 10
-NUM_MEL_BINS = 128
-LOW_FREQ_HZ = 20.0
-PREEMPHASIS = 0.97
-LOG_FLOOR = torch.finfo(torch.float32).eps
-
-FRAME_LENGTH = SAMPLE_RATE_HZ * FRAME_LENGTH_MS // 1000
-FRAME_SHIFT = SAMPLE_RATE_HZ * FRAME_SHIFT_MS // 1000
-FFT_SIZE = 1 << (FRAME_LENGTH - 1).bit_length()
-
-FBANK_SETTINGS: dict[str, int | float | str] = {
-    "sample_rate_hz": SAMPLE_RATE_HZ,
-    "frame_length_ms": FRAME_LENGTH_MS,
-    "frame_shift_ms": FRAME_SHIFT_MS,
-    "fft_size": FFT_SIZE,
-    "num_mel_bins": NUM_MEL_BINS,
-    "low_freq_hz": LOW_FREQ_HZ,
-    "preemphasis": PREEMPHASIS,
-    "log_floor": LOG_FLOOR,
-    "window": "hann",
-    "log": "natural",
-}
-"""Everything the features depend on, for the fingerprint of the data."""
+from pipeline.fbank_settings import (
+    FFT_SIZE,
+    FRAME_LENGTH,
+    FRAME_LENGTH_MS,
+    FRAME_SHIFT,
+    LOG_FLOOR,
+    LOW_FREQ_HZ,
+    NUM_MEL_BINS,
+    PREEMPHASIS,
+    SAMPLE_RATE_HZ,
+    num_frames_of,
+)
 
 NUM_MEL_BLOCKS = 8
 """Blocks of neighbouring mel bins, each multiplied with the few frequencies that it looks at."""
 CHUNK_FRAMES = 256
 """Frames computed at once on a CPU: their buffers stay in its cache, and are small enough for the allocator to keep."""
-
-
-def num_frames_of(num_samples: int) -> int:
-    """Count the frames of a waveform; samples at the end that don't fill a frame are left out."""
-    if num_samples < FRAME_LENGTH:
-        return 0
-    return 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT
 
 
 def compute_fbank(waveform: Tensor) -> Tensor:

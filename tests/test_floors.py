@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = """
     pipeline:
         errors records config
-        keys store labels segments weights fbank backoff progress page ahead
+        keys store labels segments weights fbank_settings fbank backoff progress page ahead
         metadata audio sources shards snapshots reading quality recordings miniature
         cluster estimate convert preprocess
 
@@ -28,9 +28,10 @@ ROOMS = """
 """A room is a folder, or a module that lies flat. A module that imports none of its neighbours may stand anywhere above
 what it uses."""
 
-OPEN_TO_AST_MODEL = (
-    "errors records config keys labels audio fbank store shards snapshots reading weights backoff progress page ahead"
-)
+OPEN_TO_AST_MODEL = """
+    errors records config keys labels audio fbank_settings fbank store shards snapshots reading weights
+    backoff progress page ahead
+"""
 """Modules of pipeline that ast_model may use: those that describe data, progress and pauses, work ahead, and pages."""
 
 ONLY_IN = {

@@ -10,7 +10,8 @@ from torch import Tensor
 from ast_model.config import AugmentConfig
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import FREQ_START, FREQ_WIDTH, NOISE, ROLL, TIME_START, TIME_WIDTH
-from pipeline.fbank import FRAME_LENGTH, FRAME_SHIFT, LOG_FLOOR, compute_fbank
+from pipeline.fbank import compute_fbank
+from pipeline.fbank_settings import FRAME_LENGTH, FRAME_SHIFT, LOG_FLOOR
 
 FULL_SCALE = 32768
 """Of int16 samples."""

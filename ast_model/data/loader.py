@@ -17,7 +17,7 @@ from torch import Tensor
 from ast_model.config import CacheConfig, Features
 from ast_model.data.sampling import CROP, NO_PARTNER, PARTNER_CROP, Draws
 from pipeline.ahead import map_ahead
-from pipeline.fbank import FRAME_LENGTH, FRAME_SHIFT, NUM_MEL_BINS, num_frames_of
+from pipeline.fbank_settings import FRAME_LENGTH, FRAME_SHIFT, NUM_MEL_BINS, num_frames_of
 from pipeline.reading.cache import ShardCache
 from pipeline.reading.prefetch import ShardPrefetcher
 from pipeline.reading.reader import ClipReader

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from ast_model.evaluation.predictions import Predictions
-from pipeline.fbank import FRAME_SHIFT_MS, NUM_MEL_BINS
+from pipeline.fbank_settings import FRAME_SHIFT_MS, NUM_MEL_BINS
 from pipeline.page import render_page, spectrogram_url
 from pipeline.reading.reader import ClipReader
 from pipeline.snapshots.snapshot import Snapshot

@@ -29,7 +29,7 @@ from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import tracking_errors
 from ast_model.tracking.tags import CHECKPOINT_TAG, EPOCH_TAG, SNAPSHOT_TAG, VARIANT_TAG
 from pipeline.errors import TrackingError
-from pipeline.fbank import SAMPLE_RATE_HZ
+from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.store.storage import Store
 
 PACKAGES = ("ast_model", "pipeline")

@@ -11,7 +11,7 @@ from ast_model.data.sampling import check_num_draws, num_steps_of, rank_slice
 from ast_model.teachers.store import Teachers
 from ast_model.training.job import Job
 from pipeline.errors import MismatchError, NoClipsError
-from pipeline.fbank import NUM_MEL_BINS
+from pipeline.fbank_settings import NUM_MEL_BINS
 from pipeline.snapshots.snapshot import Snapshot, check_fingerprint
 from pipeline.snapshots.verify import verify_sizes
 

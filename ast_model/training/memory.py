@@ -15,7 +15,7 @@ from ast_model.evaluation.evaluate import Normalisation
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
 from ast_model.training.step_metrics import memory_peak_gib
-from pipeline.fbank import FRAME_LENGTH, FRAME_SHIFT
+from pipeline.fbank_settings import FRAME_LENGTH, FRAME_SHIFT
 
 log = logging.getLogger(__name__)
 

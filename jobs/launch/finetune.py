@@ -27,7 +27,7 @@ from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name
 from jobs.launch.snapshots import choose_clips
 from pipeline.cluster import ray_session
 from pipeline.errors import ConfigError
-from pipeline.fbank import SAMPLE_RATE_HZ, num_frames_of
+from pipeline.fbank_settings import SAMPLE_RATE_HZ, num_frames_of
 from pipeline.recordings.own_sounds import SPLITS, CutConfig, read_sounds
 from pipeline.recordings.tables import Recording, digest_of_tables, write_tables
 from pipeline.store.storage import Store

@@ -19,7 +19,7 @@ from jobs.launch.config.using import SearchConfig
 from jobs.launch.embedding import embed_snapshot
 from pipeline.audio.decode import decode_file, encode_flac
 from pipeline.errors import AudioTaggingError, ConfigError, InputError, quote
-from pipeline.fbank import SAMPLE_RATE_HZ
+from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.page import data_url, render_page
 from pipeline.progress import show_progress
 from pipeline.reading.reader import ClipReader

@@ -19,7 +19,7 @@ from av.error import FFmpegError
 from pipeline.audio.container import BrokenMediaError, Track, is_truncated_riff, open_media
 from pipeline.audio.levels import MediaAudio
 from pipeline.errors import InputError, describe
-from pipeline.fbank import FRAME_LENGTH, SAMPLE_RATE_HZ
+from pipeline.fbank_settings import FRAME_LENGTH, SAMPLE_RATE_HZ
 from pipeline.records import Failure, Media, Reason
 
 SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError, InputError, NoClipsError, quote
-from pipeline.fbank import FRAME_SHIFT_MS
+from pipeline.fbank_settings import FRAME_SHIFT_MS
 from pipeline.quality.duplicates import duplicate_groups, load_duplicates
 from pipeline.quality.table import MEASURES_SCHEMA, NUMERIC_AND_TEXT, read_measures
 from pipeline.snapshots.build import HELD_OUT_SPLITS

@@ -13,7 +13,7 @@ from functools import lru_cache, reduce
 
 import numpy as np
 
-from pipeline.fbank import FRAME_SHIFT_MS
+from pipeline.fbank_settings import FRAME_SHIFT_MS
 
 LOW_BIN, HIGH_BIN = 16, 84
 """Mel bins that count, from 280 Hz to 2.9 kHz: what a telephone passes, too."""

@@ -12,6 +12,7 @@ Steps 1 to 3 are tasks that know each other's files only, so all of them run on 
 
 # Letters: N clips, P steps, A anchors, V values of a vector, C cells.
 
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import pyarrow as pa
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from pipeline.quality.anchors import SCALE, find_anchors
+from pipeline.quality.anchors import ANCHOR_DTYPE, SCALE, find_anchors
 from pipeline.quality.duplicates import MAX_DISTANCE
 from pipeline.quality.fingerprint import (
     MAX_SHIFT_STEPS,
@@ -97,6 +98,8 @@ class Space:
     num_parts: int
     centres: np.ndarray | None = None
     """(C, V)"""
+    groups: list[np.ndarray] | None = None
+    """The cells of each, by `group_cells`."""
     whitening: np.ndarray | None = None
     """(V, V), by which the values of vectors are made independent and vary alike."""
     min_similarity: float = SIMILARITY_OF_2M
@@ -105,14 +108,23 @@ class Space:
     def words(self) -> Path:
         return self.folder / "words.npy"
 
+    def read_words(self) -> np.ndarray:
+        """Map the fingerprints of all clips (N, P)."""
+        words = np.load(self.words, mmap_mode="r")
+        # Few are looked at, here and there: megabytes read ahead for each would fill what little memory there is.
+        assert isinstance(words.base, mmap.mmap)
+        words.base.madvise(mmap.MADV_RANDOM)
+        return words
+
     def anchors(self, part: int) -> Path:
         return self.folder / f"anchors-{part}.npy"
 
     def cells(self, part: int) -> Path:
-        return self.folder / f"cells-{part}.npy"
+        return self.folder / f"cells-{part}.bin"
 
     def starts(self, part: int) -> Path:
-        return self.folder / f"starts-{part}.npy"
+        """Where in `cells` each cell starts, and the last one ends (C + 1) of int64."""
+        return self.folder / f"starts-{part}.bin"
 
 
 PAIR_DTYPE = np.dtype([("first", "<i4"), ("second", "<i4"), ("distance", "<f4"), ("offset_s", "<f4")])
@@ -127,7 +139,7 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     order = np.argsort(snapshot.index["shard"].combine_chunks().indices.to_numpy(), kind="stable")
     starts = range(0, len(order), PART_CLIPS)
     space = Space(folder, len(starts))
-    words = np.lib.format.open_memmap(space.words, "w+", "<u4", (len(order), NUM_STEPS))
+    np.lib.format.open_memmap(space.words, "w+", "<u4", (len(order), NUM_STEPS))
     parts = (
         Part(number, start, replace(snapshot, index=snapshot.index.take(pa.array(order[start : start + PART_CLIPS]))))
         for number, start in enumerate(starts)
@@ -148,7 +160,9 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     num_cells = min(MAX_CELLS, -(-num_searched // CELL_CLIPS), len(sample))
     centres = np.random.default_rng(0).permutation(sample)[:num_cells]
     whitening, min_similarity = find_whitening(sample), similarity_needed(num_searched)
-    space = replace(space, centres=centres, whitening=whitening, min_similarity=min_similarity)
+    space = replace(
+        space, centres=centres, groups=group_cells(centres), whitening=whitening, min_similarity=min_similarity
+    )
     masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
     for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
         space.anchors(number).unlink()  # not by the task, which may be repeated
@@ -159,7 +173,7 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     is_copy = (representative != np.arange(len(hashes))) & (hashes != 0)
     copies = np.zeros(int(is_copy.sum()), PAIR_DTYPE)
     copies["first"], copies["second"] = representative[is_copy], np.flatnonzero(is_copy)
-    pairs = list_against_first(np.concatenate([copies, *found]), words, order)
+    pairs = list_against_first(np.concatenate([copies, *found]), space.read_words(), order)
     keys = snapshot.index["key"]
     columns = [keys.take(pa.array(order[pairs[name]])) for name in ("first", "second")]
     table = pa.table([*columns, pairs["distance"], pairs["offset_s"]], ["first", "second", "distance", "offset_s"])
@@ -212,33 +226,40 @@ def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
     number, is_searched = part
     anchors = np.load(space.anchors(number))
     anchors = anchors[is_searched[anchors["clip"] - number * PART_CLIPS]]
-    assert space.centres is not None and space.whitening is not None, "chosen before"
+    assert space.centres is not None and space.groups is not None and space.whitening is not None, "chosen before"
     # As they are, since what varies most is what changes least in a copy.
-    cells = closest_cells(anchors["vector"], space.centres)
-    white_AV = anchors["vector"].astype(np.float32) @ space.whitening
-    white_AV /= np.maximum(np.linalg.norm(white_AV, axis=1, keepdims=True), 1e-6)
-    anchors["vector"] = np.rint(white_AV * SCALE)
+    cells = closest_cells(anchors["vector"], space.centres, space.groups)
+    for start in range(0, len(anchors), BLOCK_CLIPS):
+        vectors_AV = anchors["vector"][start : start + BLOCK_CLIPS]
+        white_AV = vectors_AV.astype(np.float32) @ space.whitening
+        white_AV /= np.maximum(np.linalg.norm(white_AV, axis=1, keepdims=True), 1e-6)
+        vectors_AV[:] = np.rint(white_AV * SCALE)
     order = np.argsort(cells.ravel(), kind="stable")
-    np.save(space.cells(number), anchors[order // cells.shape[1]])
-    np.save(space.starts(number), np.searchsorted(cells.ravel()[order], np.arange(len(space.centres) + 1)))
+    anchors[order // cells.shape[1]].tofile(space.cells(number))
+    np.searchsorted(cells.ravel()[order], np.arange(len(space.centres) + 1)).tofile(space.starts(number))
 
 
-def closest_cells(vectors_AV: np.ndarray, centres_CV: np.ndarray) -> np.ndarray:
+def group_cells(centres_CV: np.ndarray) -> list[np.ndarray]:
+    """Return the cells of each group, those around one of the first centres.
+
+    Each cell is in as many groups. If each group had as many cells, those in the middle would be in most groups, and
+    get most of the anchors.
+    """
+    if len(centres_CV) <= GROUP_CELLS:
+        return [np.arange(len(centres_CV))]
+    num_groups_of_cell = 1 + NUM_GROUPS * GROUP_CELLS // len(centres_CV)
+    far_CG = -(centres_CV @ centres_CV[:NUM_GROUPS].T)
+    group_of = np.argpartition(far_CG, num_groups_of_cell - 1, axis=1)[:, :num_groups_of_cell].ravel()
+    order = np.argsort(group_of, kind="stable")
+    return np.split(order // num_groups_of_cell, np.searchsorted(group_of[order], np.arange(1, NUM_GROUPS)))
+
+
+def closest_cells(vectors_AV: np.ndarray, centres_CV: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
     """Return the cells (A, `NUM_CELLS_OF_ANCHOR`) whose centres are closest to vectors, or of many nearly so."""
-    num_groups, num_groups_of_cell = 1, 1
-    if len(centres_CV) > GROUP_CELLS:
-        num_groups, num_groups_of_cell = NUM_GROUPS, 1 + NUM_GROUPS * GROUP_CELLS // len(centres_CV)
-    groups_GV = centres_CV[:num_groups]
-    # Each cell is in as many groups. If each group had as many cells, those in the middle would be in most groups, and
-    # get most of the anchors.
-    far_CG = -(centres_CV @ groups_GV.T)
-    is_in_group_CG = np.zeros(far_CG.shape, bool)
-    closest_groups = np.argpartition(far_CG, num_groups_of_cell - 1, axis=1)[:, :num_groups_of_cell]
-    np.put_along_axis(is_in_group_CG, closest_groups, True, axis=1)
-    group_A = _closest(vectors_AV, groups_GV, 1)[:, 0]
+    group_A = _closest(vectors_AV, centres_CV[: len(groups)], 1)[:, 0]
     closest = np.empty((len(vectors_AV), min(NUM_CELLS_OF_ANCHOR, len(centres_CV))), np.int32)
-    for group in range(len(groups_GV)):
-        members, cells = np.flatnonzero(group_A == group), np.flatnonzero(is_in_group_CG[:, group])
+    for group, cells in enumerate(groups):
+        members = np.flatnonzero(group_A == group)
         if len(cells) < closest.shape[1]:  # where centres are equal
             cells = np.arange(len(centres_CV))
         closest[members] = cells[_closest(vectors_AV[members], centres_CV[cells], closest.shape[1])]
@@ -258,12 +279,13 @@ def _closest(vectors_AV: np.ndarray, centres_CV: np.ndarray, count: int) -> np.n
 
 def compare_in_cells(cells: range, space: Space) -> np.ndarray:
     """Return the pairs of near-identical clips that share one of some cells, by `PAIR_DTYPE`."""
-    words = np.load(space.words, mmap_mode="r")
+    words = space.read_words()
     anchors, counts = [], []
     # All of the task's cells at once: a cell has few anchors in each of hundreds of parts.
     for part in range(space.num_parts):
-        starts = np.load(space.starts(part), mmap_mode="r")[cells.start : cells.stop + 1].copy()
-        anchors.append(np.load(space.cells(part), mmap_mode="r")[starts[0] : starts[-1]].copy())
+        starts = np.fromfile(space.starts(part), np.int64, len(cells) + 1, offset=8 * cells.start)
+        offset = ANCHOR_DTYPE.itemsize * int(starts[0])
+        anchors.append(np.fromfile(space.cells(part), ANCHOR_DTYPE, starts[-1] - starts[0], offset=offset))
         counts.append(np.diff(starts))
     cell_A = np.tile(np.arange(len(cells)), space.num_parts).repeat(np.concatenate(counts))
     ordered = np.concatenate(anchors)[np.argsort(cell_A, kind="stable")]

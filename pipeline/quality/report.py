@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import CorruptError, StoreError
-from pipeline.fbank import NUM_MEL_BINS
+from pipeline.fbank_settings import NUM_MEL_BINS
 from pipeline.page import data_url, render_page, spectrogram_url
 from pipeline.quality.figures import (
     AXES,

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import CorruptError, InputError
-from pipeline.quality.measures import measure_stored
 from pipeline.quality.table import FROM_MEDIA, read_shard_measures, write_measures
 from pipeline.shards.format import SIDECAR, TAR, WRITTEN, map_tar, parse_fbank, quality_name, read_sidecar
 from pipeline.store.storage import Store
@@ -31,6 +30,8 @@ def measure_shard(shard: str, store: Store) -> int:
     What only the media had stays as an older table has it. Returns the number of clips that were measured; raises
     CorruptError for a shard that isn't what its sidecar says.
     """
+    from pipeline.quality.measuring import measure_stored  # by workers only, as it needs PyTorch
+
     rows = _written_rows(shard, store, ["key", *PLACES])
     keys = [row["key"] for row in rows]
     if _are_current(shard, store, keys):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.audio.container import measure_length_ms
 from pipeline.errors import InputError, describe, quote
-from pipeline.fbank import FRAME_LENGTH_MS
+from pipeline.fbank_settings import FRAME_LENGTH_MS
 from pipeline.recordings.splits import split_groups
 from pipeline.recordings.tables import Recording
 from pipeline.sources.index import is_media

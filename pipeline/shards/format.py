@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import CorruptError
-from pipeline.fbank import FBANK_SETTINGS, NUM_MEL_BINS
+from pipeline.fbank_settings import FBANK_SETTINGS, NUM_MEL_BINS
 from pipeline.records import Segment
 from pipeline.shards.checksum import Checksum
 from pipeline.store.storage import Store

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from pipeline.errors import InputError, NoClipsError
-from pipeline.fbank import NUM_MEL_BINS
+from pipeline.fbank_settings import NUM_MEL_BINS
 from pipeline.labels import Labels
 from pipeline.metadata import Metadata
 from pipeline.shards.format import WRITTEN, digest_of, shard_settings

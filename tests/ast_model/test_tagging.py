@@ -75,6 +75,7 @@ def test_windows_of_a_stream_are_those_of_the_whole(num_frames: int, window: int
         assert len(window_TM) and torch.equal(window_TM, fbank_TM[start : start + window])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("timeline", "num_threads"), [(False, 1), (True, 1), (False, 3), (True, 3)])
 def test_recordings_are_tagged_as_alone_whatever_lies_between(tagger: Tagger, timeline: bool, num_threads: int) -> None:
     before = torch.get_num_threads()

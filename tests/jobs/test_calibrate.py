@@ -28,6 +28,7 @@ def checkpoint(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> 
     return file
 
 
+@pytest.mark.slow
 def test_a_calibration_lies_beside_the_weights_and_is_used(
     checkpoint: Path, snapshot: Snapshot, capsys: pytest.CaptureFixture[str]
 ) -> None:

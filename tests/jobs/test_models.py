@@ -61,6 +61,7 @@ def checkpoint(store: Store) -> str:
     )
 
 
+@pytest.mark.slow
 def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

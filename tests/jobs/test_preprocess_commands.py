@@ -15,7 +15,7 @@ from jobs.launch.config.preprocess import VerifyCommand
 from jobs.launch.tracked_preprocessing import check_all_made
 from jobs.preprocess import COMMAND_LINE
 from pipeline.errors import StoreError
-from pipeline.fbank import NUM_MEL_BINS
+from pipeline.fbank_settings import NUM_MEL_BINS
 from pipeline.miniature import Miniature
 from pipeline.preprocess import PreprocessReport
 from pipeline.quality.duplicates import load_duplicates

@@ -6,7 +6,8 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 
 from pipeline.errors import InputError
-from pipeline.fbank import FBANK_SETTINGS, LOG_FLOOR, NUM_MEL_BINS, SAMPLE_RATE_HZ, compute_fbank, num_frames_of
+from pipeline.fbank import compute_fbank
+from pipeline.fbank_settings import FBANK_SETTINGS, LOG_FLOOR, NUM_MEL_BINS, SAMPLE_RATE_HZ, num_frames_of
 
 MAX_SAMPLES = 30 * SAMPLE_RATE_HZ
 KINDS = ("silence", "noise", "tone", "click", "clipped", "offset", "ramp")

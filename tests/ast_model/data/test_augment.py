@@ -20,7 +20,7 @@ from ast_model.data.augment import (
 )
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
-from pipeline.fbank import LOG_FLOOR
+from pipeline.fbank_settings import LOG_FLOOR
 
 NUM_FRAMES = 60
 NOTHING = AugmentConfig(mixup_probability=0, max_freq_mask_bins=0, max_time_mask_frames=0)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bench.near_duplicates import ENCODINGS, cut, fbank_of, make_scenes, reencode
-from pipeline.fbank import SAMPLE_RATE_HZ
+from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.quality.duplicates import MAX_DISTANCE
 from pipeline.quality.fingerprint import NUM_STEPS, STEP_S, closest, fingerprint_of, unpack
 

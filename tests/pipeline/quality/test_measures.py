@@ -11,7 +11,8 @@ from av.filter import Graph
 
 from pipeline.audio.decode import Clip, decode_segment, encode_flac
 from pipeline.fbank import compute_fbank
-from pipeline.quality.measures import MIN_LUFS, MIN_RMS_DB, Measures, measure_clip, measure_stored
+from pipeline.quality.measures import Measures
+from pipeline.quality.measuring import MIN_LUFS, MIN_RMS_DB, measure_clip, measure_stored
 from pipeline.records import Media
 from tests.pipeline.audio.test_decode import encode, tone
 

@@ -131,6 +131,7 @@ def test_missing_credentials_are_said(s3_store: Store, monkeypatch: pytest.Monke
         Store(s3_store.root).write_bytes("a", b"")
 
 
+@pytest.mark.slow
 def test_s3_holds_the_same_bytes_for_other_clients(s3_store: Store) -> None:
     s3_store.write_bytes("shards/x.tar", b"bytes")
     assert boto3.client("s3").get_object(Bucket="bucket", Key="store/shards/x.tar")["Body"].read() == b"bytes"

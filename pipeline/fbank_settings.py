@@ -1,0 +1,35 @@
+"""Settings of the fbank, apart from it so that what only counts frames needs no PyTorch."""
+
+SAMPLE_RATE_HZ = 16_000
+FRAME_LENGTH_MS = 25
+FRAME_SHIFT_MS = 10
+NUM_MEL_BINS = 128
+LOW_FREQ_HZ = 20.0
+PREEMPHASIS = 0.97
+LOG_FLOOR = 2.0**-23
+"""The epsilon of float32."""
+
+FRAME_LENGTH = SAMPLE_RATE_HZ * FRAME_LENGTH_MS // 1000
+FRAME_SHIFT = SAMPLE_RATE_HZ * FRAME_SHIFT_MS // 1000
+FFT_SIZE = 1 << (FRAME_LENGTH - 1).bit_length()
+
+FBANK_SETTINGS: dict[str, int | float | str] = {
+    "sample_rate_hz": SAMPLE_RATE_HZ,
+    "frame_length_ms": FRAME_LENGTH_MS,
+    "frame_shift_ms": FRAME_SHIFT_MS,
+    "fft_size": FFT_SIZE,
+    "num_mel_bins": NUM_MEL_BINS,
+    "low_freq_hz": LOW_FREQ_HZ,
+    "preemphasis": PREEMPHASIS,
+    "log_floor": LOG_FLOOR,
+    "window": "hann",
+    "log": "natural",
+}
+"""Everything the features depend on, for the fingerprint of the data."""
+
+
+def num_frames_of(num_samples: int) -> int:
+    """Count the frames of a waveform; samples at the end that don't fill a frame are left out."""
+    if num_samples < FRAME_LENGTH:
+        return 0
+    return 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT
