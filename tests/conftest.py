@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import requests
-import torch
 from threadpoolctl import threadpool_limits
 
 from pipeline.config import FetchConfig, PreprocessConfig
@@ -25,15 +24,21 @@ from pipeline.store.storage import Store
 
 CLIPS_PER_SHARD = 7
 
-torch.set_num_threads(1)  # more would wait for each other on few cores, and NumPy's even more so
-threadpool_limits(1, user_api="blas")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test that shares the one Ray, so that `make check` goes without it."""
     for item in items:
         if "ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """More would wait for each other on few cores, and NumPy's even more so."""
+    import torch
+
+    torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ from pipeline.errors import TrackingError
 from pipeline.fbank import compute_fbank
 from pipeline.store.storage import Store
 
+pytestmark = pytest.mark.slow  # each goes on with what those before it made
+
 NAMES = ("Male speech, man & (singing)", "Siren", "Music")
 
 
@@ -61,7 +63,6 @@ def checkpoint(store: Store) -> str:
     )
 
 
-@pytest.mark.slow
 def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
