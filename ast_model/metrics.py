@@ -70,14 +70,6 @@ def accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(np.mean(scores.argmax(axis=1) == _single_labels(scores, targets)))
 
 
-def accuracy_per_class(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Share of each class's clips whose highest score is that class (C,); NaN for a class without clips."""
-    labels_N = _single_labels(scores, targets)
-    num_clips = np.bincount(labels_N, minlength=scores.shape[1])
-    num_right = np.bincount(labels_N[scores.argmax(axis=1) == labels_N], minlength=scores.shape[1])
-    return np.divide(num_right, num_clips, out=np.full(scores.shape[1], np.nan), where=num_clips > 0)
-
-
 def mean_average_precision_interval(
     scores: np.ndarray, targets: np.ndarray, num_resamples: int = 200, seed: int = 0
 ) -> tuple[float, float]:

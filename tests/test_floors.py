@@ -74,10 +74,10 @@ def module_of(name: str) -> str:
 
 
 @cache
-def imports_of(file: Path) -> tuple[str, ...]:
-    """Return the full names of all that a file imports, also within functions: `ast_model.recipes`, `ray.train`."""
-    names = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def imports_of(file: Path, *, within_functions: bool = True) -> tuple[str, ...]:
+    """Return the full names of all that a file imports: `ast_model.recipes`, `ray.train`."""
+    tree, names = ast.parse(file.read_text(encoding="utf-8")), []
+    for node in ast.walk(tree) if within_functions else tree.body:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -116,3 +116,12 @@ def test_a_library_is_kept_to_its_place(library: str) -> None:
     }
     assert places, f"{library} is not imported at all"
     assert [place for place in places if not place.startswith(ONLY_IN[library])] == []
+
+
+def test_what_only_hands_out_shards_does_without_pytorch() -> None:
+    imported = {dotted_name(file): imports_of(file, within_functions=False) for file in source_files()}
+    reached, found = set[str](), {"jobs.launch.preprocess", "jobs.launch.duplicates"}
+    while found:
+        reached |= found
+        found = {module_of(name) for module in found for name in imported[module]} & imported.keys() - reached
+    assert [module for module in reached if any(f"{name}.".startswith("torch.") for name in imported[module])] == []

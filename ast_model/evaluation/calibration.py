@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
-from sklearn.metrics import precision_recall_curve
 
 from ast_model.config import Loss
 from pipeline.errors import InputError
@@ -173,6 +172,8 @@ def best_threshold(scores_N: np.ndarray, targets_N: np.ndarray, precision: float
 
     If no threshold reaches it, that of the highest precision.
     """
+    from sklearn.metrics import precision_recall_curve  # only here: it takes a second, and a tagger does without
+
     precisions, recalls, thresholds = precision_recall_curve(targets_N, scores_N)
     precisions, recalls = precisions[:-1], recalls[:-1]  # the last pair is the curve's end, without a threshold
     if precision is None:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ast_model.evaluation.predictions import Predictions
 from pipeline.fbank_settings import FRAME_SHIFT_MS, NUM_MEL_BINS
@@ -54,6 +53,8 @@ class ClipFigure:
 
 def rank_quality(predictions: Predictions) -> np.ndarray:
     """Rate how well each clip's own tags are ranked (N,): the mean over them of the precision at their rank."""
+    from scipy.stats import rankdata  # only here: it takes half a second, and a training's workers do without
+
     quality = np.full(len(predictions.keys), np.nan)
     for row, (scores_C, are_true_C) in enumerate(zip(predictions.scores, predictions.targets, strict=True)):
         if are_true_C.any():

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve
 
 from ast_model.evaluation.calibration import expected_calibration_error, reliability
 from ast_model.evaluation.evaluate import Evaluation
@@ -61,6 +60,8 @@ def plot_changes(changes: pd.Series, first: str, second: str) -> Figure:
 
 def plot_precision_recall(evaluation: Evaluation, labels: Labels, classes: Sequence[str] = ()) -> Figure:
     """Draw precision against recall of some classes; unless named, those with the most clips in the evaluation."""
+    from sklearn.metrics import precision_recall_curve  # only here: it takes a second, and a training does without
+
     counts, names = evaluation.targets.sum(axis=0), labels.names
     chosen = [names.index(name) for name in classes] or list(np.argsort(-counts, kind="stable")[:NUM_CURVES])
     figure = Figure(figsize=(7, 5), layout="constrained")

@@ -172,12 +172,6 @@ def test_a_command_line_answers_without_what_is_heavy_to_import() -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-@pytest.mark.process
-def test_whoever_only_hands_out_shards_does_without_pytorch() -> None:
-    code = "import sys, jobs.launch.preprocess, jobs.launch.duplicates; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-
-
 @pytest.mark.parametrize("name", JOBS)
 def test_each_job_is_where_its_command_line_says(name: str) -> None:
     command_line = importlib.import_module(f"jobs.{name}").COMMAND_LINE
