@@ -86,7 +86,7 @@ class Stepper:
         with advice_on_memory(self.config, self.world):
             result = self._train_step(epoch, step, batches)
         if self._must_warm_up:
-            result.loss.item()  # waits for the device, this once
+            result.loss.item()  # waits for the device, this once, or the time would be that of launching kernels
             log.info("compiled the %s: the first step took %.1f s", self.compile, time.perf_counter() - started)
             self._must_warm_up = False
         return result
@@ -101,7 +101,7 @@ class Stepper:
             num_bad_in_row=self.num_bad_in_row,
             rows=rows,
             is_bad_B=is_bad_B,
-            learning_rate=self.state.optimizer.param_groups[-1]["lr"],
+            learning_rate=self.state.optimizer.param_groups[-1]["lr"],  # the head's, which no layer decay scales
         )
 
     def gradient_is_finite(self, epoch: int, step: int, batches: Iterator[Batch], attention: AttentionKernels) -> bool:
@@ -153,6 +153,7 @@ class Stepper:
         scaler.unscale_(optimizer)
         grad_norm = self._grad_norm()
         is_bad = (~grad_norm.isfinite()).float()
+        # Counted on the device: a look at the norm from here would make the CPU wait for it in every step.
         self.num_bad_in_row = (self.num_bad_in_row + 1) * is_bad
         if scaler.is_enabled():
             scaler.step(optimizer)
