@@ -178,7 +178,7 @@ def _measures_of(result: ClipResult, fbank_TM: np.ndarray) -> Measures:
 
 
 def _convert(segment: Segment, media: Media | Failure, attempts: int, keep_audio: bool) -> ClipResult:
-    # Imported by workers: whoever only hands out shards needs neither PyTorch nor its 500 MB.
+    # Imported by workers: whoever only hands out shards needs neither PyTorch nor its 600 MB.
     import torch
 
     from pipeline.fbank import compute_fbank

@@ -24,6 +24,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from pipeline.quality.anchors import ANCHOR_DTYPE, SCALE, find_anchors
+from pipeline.quality.cells import Cells
 from pipeline.quality.duplicates import MAX_DISTANCE
 from pipeline.quality.fingerprint import (
     MAX_SHIFT_STEPS,
@@ -45,13 +46,8 @@ COMPARED_ANCHORS = 2**9
 CELL_CLIPS = 512
 """Of which a cell holds anchors, about."""
 MAX_CELLS = 2**16
-NUM_GROUPS, GROUP_CELLS = 512, 1024
-"""Where there are more cells than the latter, an anchor is compared with the first of them, and then with the cells,
-about as many, that are in the closest one's group."""
 MIN_TASK_CELLS, MAX_TASKS = 16, 512
 """Each task opens the files of all parts, so neither it nor their number may be small."""
-NUM_CELLS_OF_ANCHOR = 3
-"""The closest; in one cell alone, copies would miss each other at its border."""
 WHITENING_RIDGE = 0.01
 """Of the mean variance of a vector's values, added to each, so that those which hardly vary don't count as much."""
 SIMILARITY_OF_2M, SIMILARITY_PER_DECADE, LOWEST_SIMILARITY = 0.6, 0.05, 0.5
@@ -96,10 +92,7 @@ class Space:
 
     folder: Path
     num_parts: int
-    centres: np.ndarray | None = None
-    """(C, V)"""
-    groups: list[np.ndarray] | None = None
-    """The cells of each, by `group_cells`."""
+    cells: Cells | None = None
     whitening: np.ndarray | None = None
     """(V, V), by which the values of vectors are made independent and vary alike."""
     min_similarity: float = SIMILARITY_OF_2M
@@ -119,11 +112,11 @@ class Space:
     def anchors(self, part: int) -> Path:
         return self.folder / f"anchors-{part}.npy"
 
-    def cells(self, part: int) -> Path:
-        return self.folder / f"cells-{part}.bin"
+    def sorted_anchors(self, part: int) -> Path:
+        return self.folder / f"sorted-{part}.bin"
 
     def starts(self, part: int) -> Path:
-        """Where in `cells` each cell starts, and the last one ends (C + 1) of int64."""
+        """Where in `sorted_anchors` each cell starts, and the last one ends (C + 1) of int64."""
         return self.folder / f"starts-{part}.bin"
 
 
@@ -154,15 +147,12 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     representative = first_of_hash[same]
     is_searched = (representative == np.arange(len(hashes))) & (hashes != 0)
 
-    # Anchors themselves are the centres: where there are many, there are many cells.
     sample = np.concatenate([each.sample for each in prepared])
     num_searched = int(is_searched.sum())
     num_cells = min(MAX_CELLS, -(-num_searched // CELL_CLIPS), len(sample))
     centres = np.random.default_rng(0).permutation(sample)[:num_cells]
     whitening, min_similarity = find_whitening(sample), similarity_needed(num_searched)
-    space = replace(
-        space, centres=centres, groups=group_cells(centres), whitening=whitening, min_similarity=min_similarity
-    )
+    space = replace(space, cells=Cells.around(centres), whitening=whitening, min_similarity=min_similarity)
     masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
     for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
         space.anchors(number).unlink()  # not by the task, which may be repeated
@@ -226,55 +216,17 @@ def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
     number, is_searched = part
     anchors = np.load(space.anchors(number))
     anchors = anchors[is_searched[anchors["clip"] - number * PART_CLIPS]]
-    assert space.centres is not None and space.groups is not None and space.whitening is not None, "chosen before"
+    assert space.cells is not None and space.whitening is not None, "chosen before"
     # As they are, since what varies most is what changes least in a copy.
-    cells = closest_cells(anchors["vector"], space.centres, space.groups)
+    cells = space.cells.closest(anchors["vector"])
     for start in range(0, len(anchors), BLOCK_CLIPS):
         vectors_AV = anchors["vector"][start : start + BLOCK_CLIPS]
         white_AV = vectors_AV.astype(np.float32) @ space.whitening
         white_AV /= np.maximum(np.linalg.norm(white_AV, axis=1, keepdims=True), 1e-6)
         vectors_AV[:] = np.rint(white_AV * SCALE)
     order = np.argsort(cells.ravel(), kind="stable")
-    anchors[order // cells.shape[1]].tofile(space.cells(number))
-    np.searchsorted(cells.ravel()[order], np.arange(len(space.centres) + 1)).tofile(space.starts(number))
-
-
-def group_cells(centres_CV: np.ndarray) -> list[np.ndarray]:
-    """Return the cells of each group, those around one of the first centres.
-
-    Each cell is in as many groups. If each group had as many cells, those in the middle would be in most groups, and
-    get most of the anchors.
-    """
-    if len(centres_CV) <= GROUP_CELLS:
-        return [np.arange(len(centres_CV))]
-    num_groups_of_cell = 1 + NUM_GROUPS * GROUP_CELLS // len(centres_CV)
-    far_CG = -(centres_CV @ centres_CV[:NUM_GROUPS].T)
-    group_of = np.argpartition(far_CG, num_groups_of_cell - 1, axis=1)[:, :num_groups_of_cell].ravel()
-    order = np.argsort(group_of, kind="stable")
-    return np.split(order // num_groups_of_cell, np.searchsorted(group_of[order], np.arange(1, NUM_GROUPS)))
-
-
-def closest_cells(vectors_AV: np.ndarray, centres_CV: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
-    """Return the cells (A, `NUM_CELLS_OF_ANCHOR`) whose centres are closest to vectors, or of many nearly so."""
-    group_A = _closest(vectors_AV, centres_CV[: len(groups)], 1)[:, 0]
-    closest = np.empty((len(vectors_AV), min(NUM_CELLS_OF_ANCHOR, len(centres_CV))), np.int32)
-    for group, cells in enumerate(groups):
-        members = np.flatnonzero(group_A == group)
-        if len(cells) < closest.shape[1]:  # where centres are equal
-            cells = np.arange(len(centres_CV))
-        closest[members] = cells[_closest(vectors_AV[members], centres_CV[cells], closest.shape[1])]
-    return closest
-
-
-def _closest(vectors_AV: np.ndarray, centres_CV: np.ndarray, count: int) -> np.ndarray:
-    """Return which centres (A, count) are closest to vectors, the closest first."""
-    closest = np.empty((len(vectors_AV), count), np.int32)
-    for start in range(0, len(vectors_AV), BLOCK_CLIPS):
-        near = vectors_AV[start : start + BLOCK_CLIPS].astype(np.float32) @ centres_CV.T
-        for column in range(count):
-            closest[start : start + BLOCK_CLIPS, column] = place = near.argmax(1)
-            near[np.arange(len(near)), place] = -np.inf
-    return closest
+    anchors[order // cells.shape[1]].tofile(space.sorted_anchors(number))
+    np.searchsorted(cells.ravel()[order], np.arange(len(space.cells.centres_CV) + 1)).tofile(space.starts(number))
 
 
 def compare_in_cells(cells: range, space: Space) -> np.ndarray:
@@ -285,7 +237,7 @@ def compare_in_cells(cells: range, space: Space) -> np.ndarray:
     for part in range(space.num_parts):
         starts = np.fromfile(space.starts(part), np.int64, len(cells) + 1, offset=8 * cells.start)
         offset = ANCHOR_DTYPE.itemsize * int(starts[0])
-        anchors.append(np.fromfile(space.cells(part), ANCHOR_DTYPE, starts[-1] - starts[0], offset=offset))
+        anchors.append(np.fromfile(space.sorted_anchors(part), ANCHOR_DTYPE, starts[-1] - starts[0], offset=offset))
         counts.append(np.diff(starts))
     cell_A = np.tile(np.arange(len(cells)), space.num_parts).repeat(np.concatenate(counts))
     ordered = np.concatenate(anchors)[np.argsort(cell_A, kind="stable")]

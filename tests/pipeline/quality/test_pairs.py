@@ -125,27 +125,6 @@ def check_planted(
     assert len(pairs_found) >= min_recall * len(expected)
 
 
-def test_of_many_cells_nearly_the_closest_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    vectors, centres = (rng.standard_normal((count, 8)).astype(np.float32) for count in (2_000, 512))
-    exact = np.argsort(-(vectors @ centres.T), axis=1)[:, : pairs.NUM_CELLS_OF_ANCHOR]
-    np.testing.assert_array_equal(pairs.closest_cells(vectors, centres, pairs.group_cells(centres)), exact)
-    monkeypatch.setattr(pairs, "NUM_GROUPS", 32)
-    monkeypatch.setattr(pairs, "GROUP_CELLS", 128)
-    by_groups = pairs.closest_cells(vectors, centres, pairs.group_cells(centres))
-    assert 0.9 < (by_groups[:, 0] == exact[:, 0]).mean() < 1
-    assert pairs.closest_cells(vectors[:0], centres, pairs.group_cells(centres)).shape == (0, pairs.NUM_CELLS_OF_ANCHOR)
-
-
-def test_cells_of_equal_centres_take_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "NUM_GROUPS", 32)
-    monkeypatch.setattr(pairs, "GROUP_CELLS", 64)
-    vectors = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
-    centres = np.ones((512, 8), np.float32)
-    cells = pairs.closest_cells(vectors, centres, pairs.group_cells(centres))
-    assert all(len(set(each)) == pairs.NUM_CELLS_OF_ANCHOR for each in cells.tolist())
-
-
 def test_vectors_are_whitened_as_by_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.isfinite(pairs.find_whitening(np.ones((1, 6), np.float32))).all()
     assert np.isfinite(pairs.find_whitening(np.empty((0, 6), np.float32))).all()
