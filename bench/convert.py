@@ -134,7 +134,7 @@ def without_measuring() -> Iterator[None]:
     with ExitStack() as stack:
         for name, stand_in in (
             ("pipeline.audio.levels.Levels.add", lambda *given: None),
-            ("pipeline.convert.measure_clip", lambda *given: UNMEASURED),
+            ("pipeline.quality.measuring.measure_clip", lambda *given: UNMEASURED),
             ("pipeline.convert.write_measures", lambda *given: None),
         ):
             stack.enter_context(patch(name, stand_in))
