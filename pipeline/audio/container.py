@@ -21,7 +21,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 
-from pipeline.audio.levels import Levels
+from pipeline.audio.levels import MAX_BIT_RATE, Levels
 from pipeline.records import Failure, Reason
 
 GAP_S = 0.1
@@ -166,7 +166,7 @@ class Track:
         self.num_channels = 0
         """Of the first frame; they may change in midstream."""
         self.codec = stream.codec_context.codec.canonical_name
-        self.bit_rate = stream.bit_rate or (container.bit_rate if len(container.streams) == 1 else None) or None
+        self.bit_rate = _bit_rate(container, stream)
         """As the header states it, or as it follows from the file's size."""
         self.levels = Levels()
         """Of the stretch that is measured."""
@@ -343,6 +343,12 @@ def _stated_end_s(container: InputContainer, stream: AudioStream) -> float | Non
         return None
     # Matroska's duration counts from zero, not from the file's start.
     return (container.duration - max(container.start_time or 0, 0)) / av.time_base
+
+
+def _bit_rate(container: InputContainer, stream: AudioStream) -> int | None:
+    """Read the bit rate from the header, or from the file's size where nothing but audio is in it."""
+    of_file = container.bit_rate if len(container.streams) == 1 else None
+    return next((rate for rate in (stream.bit_rate, of_file) if rate and 0 < rate <= MAX_BIT_RATE), None)
 
 
 def _block_samples(num_channels: int) -> int:

@@ -9,6 +9,8 @@ CLIPPED_FROM = 0.95
 """Clipping below is not looked for. Telephone codes end at 0.98, samples of 8 bits at 0.99."""
 LEVEL_TOLERANCE = 2**-12
 """Samples within this share of the highest level count as being at it."""
+MAX_BIT_RATE = 2**31 - 1
+"""A higher one is none. Some Vorbis files state −1, not known, which FFmpeg reads as 4,294,967,295."""
 MIN_RUN = 2
 """Neighbouring samples at the highest level that are clipping. Any sound has one such sample, its peak."""
 
@@ -27,6 +29,7 @@ class MediaAudio:
     rate_hz: int
     channels: int
     bit_rate: int | None
+    """At most `MAX_BIT_RATE`."""
     media_length_s: float | None
     media_start_s: float
 

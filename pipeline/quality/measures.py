@@ -4,7 +4,7 @@ import base64
 import json
 from dataclasses import dataclass, fields
 
-from pipeline.audio.levels import MediaAudio
+from pipeline.audio.levels import MAX_BIT_RATE, MediaAudio
 
 MEASURES_VERSION = 1
 """Of the definitions below. Tables of another version count as not there."""
@@ -52,6 +52,8 @@ class Measures:
         known = json.loads(content)
         if "fingerprint" in known:
             known["fingerprint"] = base64.b64decode(known["fingerprint"])
+        if known.get("bit_rate", 0) > MAX_BIT_RATE:  # journals of earlier versions have what headers state
+            del known["bit_rate"]
         return cls(**known)
 
 

@@ -53,7 +53,8 @@ def encode(
     file = BytesIO()
     options = {"live": "1"} if is_live else {}
     with av.open(file, "w", format=container, options=options) as output:
-        stream: Any = output.add_stream(codec, rate=rate, layout=layout)
+        strict = {"strict": "experimental"}  # for FFmpeg's own Vorbis
+        stream: Any = output.add_stream(codec, rate=rate, layout=layout, options=strict)
         frame = AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
         converter = av.AudioResampler(stream.format, layout, rate, stream.frame_size or 1024)

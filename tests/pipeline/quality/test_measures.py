@@ -1,8 +1,10 @@
 """Measures of clips with planted defects, held against FFmpeg's own `astats`, `ebur128` and `silencedetect`."""
 
+import io
 from fractions import Fraction
 from itertools import groupby, pairwise
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -173,6 +175,27 @@ def test_what_the_media_were(container: str, codec: str, name: str, channels: in
     assert measures.bit_rate == pytest.approx(8 * len(content) / 15, rel=0.1)
     assert measures.media_length_s == pytest.approx(15, abs=0.1)
     assert measures.media_start_s == 2
+
+
+def test_a_bit_rate_of_minus_one_is_that_of_the_file() -> None:
+    content = encode(np.stack([sounds(48_000)] * 2), 48_000, "ogg", "vorbis")
+    nominal = content.index(b"\x01vorbis") + 20
+    first_page = content[:22] + bytes(4) + content[26:nominal] + b"\xff" * 4 + content[nominal + 4 : 58]
+    content = first_page[:22] + ogg_checksum(first_page).to_bytes(4, "little") + first_page[26:] + content[58:]
+    with av.open(io.BytesIO(content)) as media:
+        assert media.streams.audio[0].bit_rate == 2**32 - 1
+    assert measure(content).bit_rate == pytest.approx(8 * len(content) / 10, rel=0.01)
+    assert Measures.from_bytes(Measures(bit_rate=2**32 - 1, channels=2).to_bytes()) == Measures(channels=2)
+
+
+def ogg_checksum(page: bytes) -> int:
+    """CRC-32 with the polynomial 0x04c11db7, of bits in their order."""
+    checksum = 0
+    for byte in page:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = checksum << 1 ^ (0x104C11DB7 if checksum >> 31 else 0)
+    return checksum
 
 
 def test_media_that_end_early_show_it() -> None:
