@@ -51,7 +51,7 @@ mlflow: .venv/.installed  ## The same as a tracking server for trainings; ROOT m
 browser: .venv/.installed-dev  ## MLflow's pages and the service's in a real browser; new screenshots in docs/images
 	@command -v chromium chromedriver >/dev/null || \
 		{ echo "expected chromium and its driver; on Debian: apt-get install chromium chromium-driver"; exit 1; }
-	SCREENSHOTS=docs/images $(BIN)/pytest -m browser tests/jobs/test_browser.py tests/jobs/launch/test_page.py
+	SCREENSHOTS=docs/images $(BIN)/pytest -m browser tests/jobs/test_browser.py tests/jobs/service/test_page.py
 
 PORT ?= 5000
 

@@ -30,7 +30,7 @@ from pipeline.audio.decode import Clip, decode_segment
 from pipeline.config import FetchConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.fbank import compute_fbank
-from pipeline.quality.measures import Measures
+from pipeline.measures.clip_measures import Measures
 from pipeline.records import Media, Segment, ShardPlan
 from pipeline.shards.format import ShardWriter
 from pipeline.sources import FolderSource
@@ -134,7 +134,7 @@ def without_measuring() -> Iterator[None]:
     with ExitStack() as stack:
         for name, stand_in in (
             ("pipeline.audio.levels.Levels.add", lambda *given: None),
-            ("pipeline.quality.measuring.measure_clip", lambda *given: UNMEASURED),
+            ("pipeline.measures.measure.measure_clip", lambda *given: UNMEASURED),
             ("pipeline.convert.write_measures", lambda *given: None),
         ):
             stack.enter_context(patch(name, stand_in))

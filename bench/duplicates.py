@@ -24,15 +24,15 @@ from scipy import ndimage
 from bench.duplicates_growth import COPY_SHARE, CROWD_NOISE, MAX_COPY_NOISE, MAX_COPY_SHIFT
 from bench.lines import print_line
 from bench.near_duplicates import MAX_SHIFT_S, cut, fbank_of, make_scenes, recorded_sounds, vary
-from jobs.launch.duplicates import run_on_this_node
+from jobs.preprocessing.duplicates import run_on_this_node
 from pipeline.cluster import ray_session, run_tasks
 from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.labels import Labels
-from pipeline.quality.duplicates import duplicate_groups
-from pipeline.quality.fingerprint import MIN_CELLS, NUM_BANDS, NUM_STEPS, count_cells, fingerprint_of, unpack
-from pipeline.quality.measures import Measures
-from pipeline.quality.pairs import find_pairs
-from pipeline.quality.table import write_measures
+from pipeline.measures.clip_measures import Measures
+from pipeline.measures.fingerprint import MIN_CELLS, NUM_BANDS, NUM_STEPS, count_cells, fingerprint_of, unpack
+from pipeline.measures.table import write_measures
+from pipeline.quality.duplicates.pair_table import duplicate_groups
+from pipeline.quality.duplicates.pairs import find_pairs
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 

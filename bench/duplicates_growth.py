@@ -26,8 +26,8 @@ from threadpoolctl import threadpool_limits
 
 from bench.lines import peak_mb, print_line
 from pipeline.labels import Labels
-from pipeline.quality import pairs
-from pipeline.quality.fingerprint import NUM_BANDS, NUM_STEPS
+from pipeline.measures.fingerprint import NUM_BANDS, NUM_STEPS
+from pipeline.quality.duplicates import pairs
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 

@@ -33,9 +33,10 @@ from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.tagging import Tagged, TagSettings, tag_recordings
 from bench.lines import peak_mb, print_line
-from jobs.launch.config.using import PredictConfig, ServeConfig
-from jobs.launch.parallel_tagging import tag_in_groups
-from jobs.launch.serve import running
+from jobs.service.serve import running
+from jobs.service.settings import ServeConfig
+from jobs.tagging.parallel import tag_in_groups
+from jobs.tagging.settings import PredictConfig
 from pipeline.audio.decode import encode_flac
 from pipeline.cluster import ray_session
 from pipeline.fbank_settings import SAMPLE_RATE_HZ

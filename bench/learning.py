@@ -27,7 +27,7 @@ from ast_model.training.job import Job
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from bench.words import make_words
-from jobs.launch.speechcommands import read_speech_commands
+from jobs.datasets.speechcommands import read_speech_commands
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.metadata import load_metadata

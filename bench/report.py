@@ -17,12 +17,12 @@ import numpy as np
 
 from bench.lines import peak_mb, print_line
 from bench.scale import NoSource, write_metadata, write_rows
-from jobs.launch.quality import save_report
+from jobs.preprocessing.report import save_report
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion
+from pipeline.measures.clip_measures import Measures
+from pipeline.measures.table import write_measures
 from pipeline.metadata import load_metadata
-from pipeline.quality.measures import Measures
-from pipeline.quality.table import write_measures
 from pipeline.shards.ledger import plan_shards, read_sidecar_table
 from pipeline.snapshots.build import build_snapshot
 from pipeline.snapshots.snapshot import load_snapshot

@@ -30,8 +30,8 @@ import numpy as np
 
 import pipeline.preprocess
 from bench.lines import peak_mb, print_line
-from jobs.launch.config.preprocess import StatusCommand
-from jobs.launch.preprocess import status
+from jobs.preprocessing.commands import status
+from jobs.preprocessing.settings import StatusCommand
 from pipeline.cluster import ray_session
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion

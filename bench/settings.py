@@ -37,8 +37,8 @@ from ast_model.model import AST
 from ast_model.training.job import Job
 from ast_model.training.trainer import Trainer
 from bench.lines import print_line
-from jobs.launch.config.training import ImportTeacher
-from jobs.launch.teachers import import_teacher
+from jobs.checkpoints.settings import ImportTeacher
+from jobs.checkpoints.teachers import import_teacher
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 

@@ -9,10 +9,10 @@ import dataclasses
 import sys
 
 from ast_model.recipes import Recipe
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.common import MINIATURE, RayConfig
-from jobs.launch.config.training import AudioSetConfig
-from jobs.launch.presets import make_presets
+from jobs.command_line.cli import CommandLine
+from jobs.command_line.presets import make_presets
+from jobs.command_line.settings import MINIATURE, RayConfig
+from jobs.training.settings import AudioSetConfig
 from pipeline.config import PreprocessConfig
 
 
@@ -28,7 +28,7 @@ def make_config(name: str, recipe: Recipe, ray: RayConfig) -> AudioSetConfig:
 
 
 PRESETS = make_presets(make_config)
-COMMAND_LINE = CommandLine("jobs.launch.audioset:audioset", PRESETS, default="demo")
+COMMAND_LINE = CommandLine("jobs.training.audioset:audioset", PRESETS, default="demo")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import sys
 
 import tyro
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.evaluation import CalibrateConfig
+from jobs.checkpoints.settings import CalibrateConfig
+from jobs.command_line.cli import CommandLine
 
 
 def calibrate() -> CalibrateConfig:
@@ -17,7 +17,7 @@ def calibrate() -> CalibrateConfig:
     return CalibrateConfig(checkpoint=tyro.MISSING)
 
 
-COMMAND_LINE = CommandLine("jobs.launch.calibrate:calibrate_checkpoint", {"calibrate": calibrate})
+COMMAND_LINE = CommandLine("jobs.checkpoints.calibrate:calibrate_checkpoint", {"calibrate": calibrate})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import sys
 
 import tyro
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.evaluation import CompareConfig
+from jobs.checkpoints.settings import CompareConfig
+from jobs.command_line.cli import CommandLine
 
 
 def runs() -> CompareConfig:
@@ -18,7 +18,7 @@ def runs() -> CompareConfig:
     return CompareConfig(runs=tyro.MISSING)
 
 
-COMMAND_LINE = CommandLine("jobs.launch.compare:compare", {"runs": runs})
+COMMAND_LINE = CommandLine("jobs.checkpoints.compare:compare", {"runs": runs})
 
 
 if __name__ == "__main__":

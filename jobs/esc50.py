@@ -8,12 +8,12 @@ python jobs/esc50.py … --resume RUN                                     goes o
 import sys
 
 from ast_model import recipes
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.recordings import ESC50Config
-from jobs.launch.presets import make_preset
+from jobs.command_line.cli import CommandLine
+from jobs.command_line.presets import make_preset
+from jobs.datasets.settings import ESC50Config
 
 preset = make_preset(recipes.esc50, lambda recipe: ESC50Config(model=recipe.model, train=recipe.train))
-COMMAND_LINE = CommandLine("jobs.launch.esc50:esc50", {"esc50": preset})
+COMMAND_LINE = CommandLine("jobs.datasets.esc50:esc50", {"esc50": preset})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import sys
 
 import tyro
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.evaluation import EvaluateConfig
+from jobs.checkpoints.settings import EvaluateConfig
+from jobs.command_line.cli import CommandLine
 
 
 def score() -> EvaluateConfig:
@@ -18,7 +18,7 @@ def score() -> EvaluateConfig:
     return EvaluateConfig(checkpoints=tyro.MISSING)
 
 
-COMMAND_LINE = CommandLine("jobs.launch.evaluate:evaluate_checkpoints", {"score": score})
+COMMAND_LINE = CommandLine("jobs.checkpoints.evaluate:evaluate_checkpoints", {"score": score})
 
 
 if __name__ == "__main__":

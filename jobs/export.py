@@ -9,8 +9,8 @@ import sys
 
 import tyro
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.models import ExportConfig
+from jobs.checkpoints.settings import ExportConfig
+from jobs.command_line.cli import CommandLine
 
 
 def hugging_face() -> ExportConfig:
@@ -29,7 +29,7 @@ def onnx() -> ExportConfig:
 
 
 COMMAND_LINE = CommandLine(
-    "jobs.launch.export:export", {"hugging_face": hugging_face, "safetensors": safetensors, "onnx": onnx}
+    "jobs.checkpoints.export:export", {"hugging_face": hugging_face, "safetensors": safetensors, "onnx": onnx}
 )
 
 

@@ -9,8 +9,8 @@ eval, test). Without splits a fifth of the files is kept for measuring.
 
 import sys
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.recordings import FinetuneConfig
+from jobs.command_line.cli import CommandLine
+from jobs.own_sounds.settings import FinetuneConfig
 
 
 def preset() -> FinetuneConfig:
@@ -23,7 +23,7 @@ def preset() -> FinetuneConfig:
     return FinetuneConfig()
 
 
-COMMAND_LINE = CommandLine("jobs.launch.finetune:finetune", {"finetune": preset})
+COMMAND_LINE = CommandLine("jobs.own_sounds.finetune:finetune", {"finetune": preset})
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ python jobs/fsd50k.py --init MIT/ast-finetuned-audioset-10-10-0.4593    fetches 
 import sys
 
 from ast_model import recipes
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.recordings import FSD50KConfig
-from jobs.launch.presets import make_preset
+from jobs.command_line.cli import CommandLine
+from jobs.command_line.presets import make_preset
+from jobs.datasets.settings import FSD50KConfig
 
 preset = make_preset(recipes.fsd50k, lambda recipe: FSD50KConfig(model=recipe.model, train=recipe.train))
-COMMAND_LINE = CommandLine("jobs.launch.fsd50k:fsd50k", {"fsd50k": preset})
+COMMAND_LINE = CommandLine("jobs.datasets.fsd50k:fsd50k", {"fsd50k": preset})
 
 
 if __name__ == "__main__":

@@ -10,17 +10,17 @@ python jobs/models.py publish --run RUN
 
 import sys
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.models import CompareVersions, ExportVersion, FetchModel, ListModels, PromoteVersion, PublishRun
+from jobs.checkpoints.settings import CompareVersions, ExportVersion, FetchModel, ListModels, PromoteVersion, PublishRun
+from jobs.command_line.cli import CommandLine
 
 COMMAND_LINE = CommandLine(
     {
-        ListModels: "jobs.launch.models:list_models",
-        CompareVersions: "jobs.launch.models:compare",
-        PromoteVersion: "jobs.launch.models:promote_model",
-        FetchModel: "jobs.launch.models:fetch",
-        ExportVersion: "jobs.launch.models:export_version",
-        PublishRun: "jobs.launch.models:publish_run",
+        ListModels: "jobs.checkpoints.models:list_models",
+        CompareVersions: "jobs.checkpoints.models:compare",
+        PromoteVersion: "jobs.checkpoints.models:promote_model",
+        FetchModel: "jobs.checkpoints.models:fetch",
+        ExportVersion: "jobs.checkpoints.models:export_version",
+        PublishRun: "jobs.checkpoints.models:publish_run",
     },
     {
         "list": ListModels,

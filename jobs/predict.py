@@ -10,8 +10,8 @@ import sys
 
 import tyro
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.using import PredictConfig
+from jobs.command_line.cli import CommandLine
+from jobs.tagging.settings import PredictConfig
 
 
 def tag_files() -> PredictConfig:
@@ -19,7 +19,7 @@ def tag_files() -> PredictConfig:
     return PredictConfig(checkpoint=tyro.MISSING, audio=tyro.MISSING)
 
 
-COMMAND_LINE = CommandLine("jobs.launch.predict:predict", {"tag_files": tag_files})
+COMMAND_LINE = CommandLine("jobs.tagging.predict:predict", {"tag_files": tag_files})
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ python jobs/preprocess.py snapshots list|diff|prune --root /data/audioset …
 
 import sys
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.preprocess import (
+from jobs.command_line.cli import CommandLine
+from jobs.preprocessing.settings import (
     DiffSnapshots,
     DuplicatesCommand,
     ListSnapshots,
@@ -24,16 +24,16 @@ from jobs.launch.config.preprocess import (
 
 COMMAND_LINE = CommandLine(
     {
-        RunCommand: "jobs.launch.preprocess:run",
-        PlanCommand: "jobs.launch.preprocess:plan",
-        StatusCommand: "jobs.launch.preprocess:status",
-        VerifyCommand: "jobs.launch.preprocess:verify",
-        MeasureCommand: "jobs.launch.preprocess:measure",
-        ReportCommand: "jobs.launch.quality:write_report",
-        DuplicatesCommand: "jobs.launch.duplicates:find_duplicates",
-        ListSnapshots: "jobs.launch.snapshots:print_snapshots",
-        DiffSnapshots: "jobs.launch.snapshots:print_difference",
-        PruneSnapshots: "jobs.launch.snapshots:remove_snapshots",
+        RunCommand: "jobs.preprocessing.commands:run",
+        PlanCommand: "jobs.preprocessing.commands:plan",
+        StatusCommand: "jobs.preprocessing.commands:status",
+        VerifyCommand: "jobs.preprocessing.commands:verify",
+        MeasureCommand: "jobs.preprocessing.commands:measure",
+        ReportCommand: "jobs.preprocessing.report:write_report",
+        DuplicatesCommand: "jobs.preprocessing.duplicates:find_duplicates",
+        ListSnapshots: "jobs.preprocessing.snapshots:print_snapshots",
+        DiffSnapshots: "jobs.preprocessing.snapshots:print_difference",
+        PruneSnapshots: "jobs.preprocessing.snapshots:remove_snapshots",
     },
     {
         "run": RunCommand,

@@ -8,8 +8,8 @@ import sys
 
 import tyro
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.using import SearchConfig
+from jobs.command_line.cli import CommandLine
+from jobs.own_sounds.settings import SearchConfig
 
 
 def search() -> SearchConfig:
@@ -17,7 +17,7 @@ def search() -> SearchConfig:
     return SearchConfig(checkpoint=tyro.MISSING)
 
 
-COMMAND_LINE = CommandLine("jobs.launch.search:search", {"search": search})
+COMMAND_LINE = CommandLine("jobs.own_sounds.search:search", {"search": search})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import sys
 
 import tyro
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.using import ServeConfig
+from jobs.command_line.cli import CommandLine
+from jobs.service.settings import ServeConfig
 
 
 def serve() -> ServeConfig:
@@ -19,7 +19,7 @@ def serve() -> ServeConfig:
     return ServeConfig(checkpoint=tyro.MISSING)
 
 
-COMMAND_LINE = CommandLine("jobs.launch.serve:serve_model", {"serve": serve})
+COMMAND_LINE = CommandLine("jobs.service.serve:serve_model", {"serve": serve})
 
 
 if __name__ == "__main__":

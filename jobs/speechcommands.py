@@ -7,14 +7,14 @@ python jobs/speechcommands.py --init …                                  fetche
 import sys
 
 from ast_model import recipes
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.recordings import SpeechCommandsConfig
-from jobs.launch.presets import make_preset
+from jobs.command_line.cli import CommandLine
+from jobs.command_line.presets import make_preset
+from jobs.datasets.settings import SpeechCommandsConfig
 
 preset = make_preset(
     recipes.speechcommands, lambda recipe: SpeechCommandsConfig(model=recipe.model, train=recipe.train)
 )
-COMMAND_LINE = CommandLine("jobs.launch.speechcommands:speechcommands", {"speechcommands": preset})
+COMMAND_LINE = CommandLine("jobs.datasets.speechcommands:speechcommands", {"speechcommands": preset})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import sys
 
 import tyro
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.training import ImportTeacher, ListTeachers
+from jobs.checkpoints.settings import ImportTeacher, ListTeachers
+from jobs.command_line.cli import CommandLine
 
 
 def import_teacher() -> ImportTeacher:
@@ -20,8 +20,8 @@ def import_teacher() -> ImportTeacher:
 
 COMMAND_LINE = CommandLine(
     {
-        ImportTeacher: "jobs.launch.teachers:import_teacher",
-        ListTeachers: "jobs.launch.teachers:show_teachers",
+        ImportTeacher: "jobs.checkpoints.teachers:import_teacher",
+        ListTeachers: "jobs.checkpoints.teachers:show_teachers",
     },
     {"import": import_teacher, "list": ListTeachers},
 )

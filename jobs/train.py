@@ -2,16 +2,16 @@
 
 python jobs/train.py audioset_full --root s3://bucket/audioset --workers 2:8
 python jobs/train.py audioset_full --root s3://bucket/audioset --resume RUN
-python -m jobs.launch.torchrun --nproc-per-node 8 jobs/train.py audioset_full --root /data/audioset
+python -m jobs.training.torchrun --nproc-per-node 8 jobs/train.py audioset_full --root /data/audioset
 """
 
 import sys
 
 from ast_model.recipes import Recipe
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.common import RayConfig
-from jobs.launch.config.training import TrainJobConfig
-from jobs.launch.presets import make_presets
+from jobs.command_line.cli import CommandLine
+from jobs.command_line.presets import make_presets
+from jobs.command_line.settings import RayConfig
+from jobs.training.settings import TrainJobConfig
 
 
 def make_config(name: str, recipe: Recipe, ray: RayConfig) -> TrainJobConfig:
@@ -20,7 +20,7 @@ def make_config(name: str, recipe: Recipe, ray: RayConfig) -> TrainJobConfig:
 
 
 PRESETS = make_presets(make_config)
-COMMAND_LINE = CommandLine("jobs.launch.train:train", PRESETS, default="demo")
+COMMAND_LINE = CommandLine("jobs.training.train:train", PRESETS, default="demo")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ python jobs/ui.py --root data/demo
 
 import sys
 
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.models import UIConfig
+from jobs.checkpoints.settings import UIConfig
+from jobs.command_line.cli import CommandLine
 
-COMMAND_LINE = CommandLine("jobs.launch.ui:serve", {"ui": UIConfig})
+COMMAND_LINE = CommandLine("jobs.checkpoints.ui:serve", {"ui": UIConfig})
 
 if __name__ == "__main__":
     sys.exit(COMMAND_LINE.main(sys.argv[1:]))

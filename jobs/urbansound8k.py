@@ -8,12 +8,12 @@ python jobs/urbansound8k.py … --resume RUN                                    
 import sys
 
 from ast_model import recipes
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.recordings import UrbanSound8KConfig
-from jobs.launch.presets import make_preset
+from jobs.command_line.cli import CommandLine
+from jobs.command_line.presets import make_preset
+from jobs.datasets.settings import UrbanSound8KConfig
 
 preset = make_preset(recipes.urbansound8k, lambda recipe: UrbanSound8KConfig(model=recipe.model, train=recipe.train))
-COMMAND_LINE = CommandLine("jobs.launch.urbansound8k:urbansound8k", {"urbansound8k": preset})
+COMMAND_LINE = CommandLine("jobs.datasets.urbansound8k:urbansound8k", {"urbansound8k": preset})
 
 
 if __name__ == "__main__":

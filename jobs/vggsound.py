@@ -7,12 +7,12 @@ python jobs/vggsound.py --table vggsound.csv --media 'http://mirror/{ytid}_{star
 import sys
 
 from ast_model import recipes
-from jobs.launch.cli import CommandLine
-from jobs.launch.config.recordings import VGGSoundConfig
-from jobs.launch.presets import make_preset
+from jobs.command_line.cli import CommandLine
+from jobs.command_line.presets import make_preset
+from jobs.datasets.settings import VGGSoundConfig
 
 preset = make_preset(recipes.vggsound, lambda recipe: VGGSoundConfig(model=recipe.model, train=recipe.train))
-COMMAND_LINE = CommandLine("jobs.launch.vggsound:vggsound", {"vggsound": preset})
+COMMAND_LINE = CommandLine("jobs.datasets.vggsound:vggsound", {"vggsound": preset})
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from pipeline.backoff import backoff
 from pipeline.config import FetchConfig
 from pipeline.errors import AudioTaggingError, StoreError, is_disk_full
 from pipeline.fbank_settings import NUM_MEL_BINS
-from pipeline.quality.measures import Measures
-from pipeline.quality.table import write_measures
+from pipeline.measures.clip_measures import Measures
+from pipeline.measures.table import write_measures
 from pipeline.records import CLIPS_PER_PART, Failure, FailureCategory, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards.checksum import checksum_of
 from pipeline.shards.format import (
@@ -172,7 +172,7 @@ def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) ->
 def _measures_of(result: ClipResult, fbank_TM: np.ndarray) -> Measures:
     if result.measures:
         return Measures.from_bytes(result.measures)
-    from pipeline.quality.measuring import measure_stored  # see `_convert`
+    from pipeline.measures.measure import measure_stored  # see `_convert`
 
     return measure_stored(fbank_TM, result.audio)
 
@@ -182,7 +182,7 @@ def _convert(segment: Segment, media: Media | Failure, attempts: int, keep_audio
     import torch
 
     from pipeline.fbank import compute_fbank
-    from pipeline.quality.measuring import measure_clip
+    from pipeline.measures.measure import measure_clip
 
     try:
         clip = media if isinstance(media, Failure) else decode_segment(media, segment.start_ms, segment.end_ms)

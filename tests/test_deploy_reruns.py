@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.launch.config.preprocess import RunCommand
 from jobs.preprocess import COMMAND_LINE
+from jobs.preprocessing.settings import RunCommand
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 CRON = r"^(\S+ ){4}\S+$"

@@ -12,7 +12,7 @@ ROOMS = """
     pipeline:
         errors records config
         keys store labels segments weights fbank_settings fbank backoff progress page ahead
-        metadata audio sources shards snapshots reading quality recordings miniature
+        metadata audio sources shards snapshots reading measures quality recordings miniature
         cluster estimate convert preprocess
 
     ast_model:
@@ -21,7 +21,7 @@ ROOMS = """
         training tracking
 
     jobs:
-        launch
+        command_line preprocessing training datasets own_sounds tagging service checkpoints
         audioset preprocess train evaluate teachers calibrate predict export models compare search ui serve esc50
         speechcommands fsd50k vggsound urbansound8k finetune
 """
@@ -37,7 +37,7 @@ OPEN_TO_AST_MODEL = """
 ONLY_IN = {
     "ray": ("pipeline.cluster", "jobs."),
     "mlflow": ("ast_model.tracking.",),
-    "torch.distributed": ("ast_model.distributed", "jobs.launch.torchrun"),
+    "torch.distributed": ("ast_model.distributed", "jobs.training.torchrun"),
 }
 
 
@@ -120,7 +120,10 @@ def test_a_library_is_kept_to_its_place(library: str) -> None:
 
 def test_what_only_hands_out_shards_does_without_pytorch() -> None:
     imported = {dotted_name(file): imports_of(file, within_functions=False) for file in source_files()}
-    reached, found = set[str](), {"jobs.launch.preprocess", "jobs.launch.duplicates", "jobs.launch.quality"}
+    reached, found = (
+        set[str](),
+        {"jobs.preprocessing.commands", "jobs.preprocessing.duplicates", "jobs.preprocessing.report"},
+    )
     while found:
         reached |= found
         found = {module_of(name) for module in found for name in imported[module]} & imported.keys() - reached

@@ -24,11 +24,11 @@ from ast_model.distributed import World
 from ast_model.training.job import StopSignal
 from ast_model.training.step import Stepper
 from ast_model.training.step_metrics import StepResult
-from jobs.launch import ray_train
-from jobs.launch.config.common import RayConfig
-from jobs.launch.config.training import TrainJobConfig
-from jobs.launch.ray_train import train_on_ray
-from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, train_rank
+from jobs.command_line.settings import RayConfig
+from jobs.training import ray_train
+from jobs.training.ray_train import train_on_ray
+from jobs.training.runs import TrackedJob, begin_run, ending_tracked, new_run_name, train_rank
+from jobs.training.settings import TrainJobConfig
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.miniature import Miniature
 from pipeline.preprocess import preprocess

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.quality.table import read_measures
+from pipeline.measures.table import read_measures
 from pipeline.snapshots.snapshot import Snapshot
 
 MEDIANS, MEANS = ("loudness_lufs", "bandwidth_hz"), ("silence", "clipping")

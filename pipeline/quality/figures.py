@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.keys import positions_of
+from pipeline.measures.table import NUMERIC_AND_TEXT, read_measures
 from pipeline.metadata import kept_splits, read_kept_metadata
-from pipeline.quality.duplicates import duplicate_groups, load_duplicates
-from pipeline.quality.filters import durations_of, find_matches, mark_duplicates, parse_expression
-from pipeline.quality.table import NUMERIC_AND_TEXT, read_measures
+from pipeline.quality.duplicates.pair_table import duplicate_groups, load_duplicates
+from pipeline.quality.selection import durations_of, find_matches, mark_duplicates, parse_expression
 from pipeline.records import Reason
 from pipeline.shards.format import WRITTEN
 from pipeline.shards.ledger import SIDECAR_COLUMNS, match_segments, read_sidecar_table

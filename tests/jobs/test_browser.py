@@ -18,10 +18,10 @@ from ast_model.tracking.server import PREPROCESSING, open_client, runs_page
 from ast_model.tracking.tags import MODEL_ID_TAG, ROOT_TAG, VARIANT_TAG
 from ast_model.training.job import StopSignal
 from jobs.compare import COMMAND_LINE as COMPARE
-from jobs.launch.config.training import TrainJobConfig
-from jobs.launch.runs import TrackedJob, begin_run, ending_tracked, new_run_name, train_rank
-from jobs.launch.tracked_preprocessing import log_preprocessing
 from jobs.models import COMMAND_LINE as MODELS
+from jobs.preprocessing.tracked import log_preprocessing
+from jobs.training.runs import TrackedJob, begin_run, ending_tracked, new_run_name, train_rank
+from jobs.training.settings import TrainJobConfig
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.metadata import load_metadata

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.datasets.esc50 import read_esc50
+from jobs.datasets.folds import check_folds, choose_epoch, config_of_fold
 from jobs.esc50 import preset
-from jobs.launch.esc50 import read_esc50
-from jobs.launch.folds import check_folds, choose_epoch, config_of_fold
 from pipeline.errors import InputError, NoClipsError
 from pipeline.snapshots.snapshot import Snapshot
 

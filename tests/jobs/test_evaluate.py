@@ -12,7 +12,7 @@ from ast_model.config import ASTConfig
 from ast_model.model import AST
 from jobs.evaluate import COMMAND_LINE
 from pipeline.labels import Labels
-from pipeline.quality.table import read_measures
+from pipeline.measures.table import read_measures
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 

@@ -6,8 +6,8 @@ from ast_model.config import ASTConfig
 from ast_model.export import export_safetensors
 from ast_model.model import AST
 from jobs.finetune import COMMAND_LINE
-from jobs.launch.config.recordings import FinetuneConfig
-from jobs.launch.finetune import plan_model, plan_training
+from jobs.own_sounds.finetune import plan_model, plan_training
+from jobs.own_sounds.settings import FinetuneConfig
 from pipeline.recordings.tables import Recording
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.datasets import fsd50k
+from jobs.datasets.fsd50k import fetch_fsd50k, read_fsd50k
 from jobs.fsd50k import preset
-from jobs.launch import fsd50k
-from jobs.launch.fsd50k import fetch_fsd50k, read_fsd50k
 from pipeline.errors import InputError
 
 MID_OF = {"Bark": "/m/05tny_", "Dog": "/m/0bt9lr", "Keyboard_(musical)": "/m/05148p4"}

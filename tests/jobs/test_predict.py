@@ -23,8 +23,8 @@ from ast_model.export import export_hugging_face
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.tagging import TagSettings
-from jobs.launch.config.using import PredictConfig
-from jobs.launch.parallel_tagging import (
+from jobs.predict import COMMAND_LINE
+from jobs.tagging.parallel import (
     FILES,
     TAGS,
     Group,
@@ -34,7 +34,7 @@ from jobs.launch.parallel_tagging import (
     tag_group,
     tag_in_groups,
 )
-from jobs.predict import COMMAND_LINE
+from jobs.tagging.settings import PredictConfig
 from pipeline.audio.decode import encode_flac
 from pipeline.sources.listing import MediaFile, list_media_files
 from pipeline.store.storage import Store

@@ -11,17 +11,17 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ast_model.tracking.server import PREPROCESSING
-from jobs.launch.config.preprocess import VerifyCommand
-from jobs.launch.tracked_preprocessing import check_all_made
 from jobs.preprocess import COMMAND_LINE
+from jobs.preprocessing.settings import VerifyCommand
+from jobs.preprocessing.tracked import check_all_made
 from pipeline.errors import StoreError
 from pipeline.fbank_settings import NUM_MEL_BINS
+from pipeline.measures.clip_measures import Measures
+from pipeline.measures.fingerprint import fingerprint_of
+from pipeline.measures.table import read_shard_measures, write_measures
 from pipeline.miniature import Miniature
 from pipeline.preprocess import PreprocessReport
-from pipeline.quality.duplicates import load_duplicates
-from pipeline.quality.fingerprint import fingerprint_of
-from pipeline.quality.measures import Measures
-from pipeline.quality.table import read_shard_measures, write_measures
+from pipeline.quality.duplicates.pair_table import load_duplicates
 from pipeline.records import FailureCategory
 from pipeline.shards.checksum import remedy
 from pipeline.shards.format import read_sidecar

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.audioset import COMMAND_LINE
-from jobs.launch.audioset import audioset
+from jobs.training.audioset import audioset
 from pipeline.shards.format import read_sidecar
 from pipeline.store.storage import Store
 

@@ -14,7 +14,7 @@ from ast_model.evaluation.evaluate import Normalisation
 from ast_model.export import export_safetensors
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
-from jobs.launch.embedding import publish_model
+from jobs.own_sounds.embedding import publish_model
 from jobs.search import COMMAND_LINE
 from pipeline.audio.decode import encode_flac
 from pipeline.reading.reader import ClipReader

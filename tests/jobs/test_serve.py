@@ -33,9 +33,9 @@ from ast_model.tracking import delivery
 from ast_model.tracking.models import log_served_model
 from ast_model.tracking.registry import CHAMPION, REGISTERED
 from ast_model.tracking.run import TrackedRun, start_run
-from jobs.launch.config.using import ServeConfig
-from jobs.launch.serve import current_version, read_token, running
 from jobs.serve import COMMAND_LINE
+from jobs.service.serve import current_version, read_token, running
+from jobs.service.settings import ServeConfig
 from pipeline.audio.decode import encode_flac
 from pipeline.errors import ConfigError, InputError
 from pipeline.store.storage import Store

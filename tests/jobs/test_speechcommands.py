@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launch.speechcommands import read_speech_commands
+from jobs.datasets.speechcommands import read_speech_commands
 from pipeline.errors import InputError
 from pipeline.recordings.tables import write_tables
 from pipeline.segments import read_segments

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launch.folds import config_of_fold
-from jobs.launch.urbansound8k import read_urbansound8k
+from jobs.datasets.folds import config_of_fold
+from jobs.datasets.urbansound8k import read_urbansound8k
 from jobs.urbansound8k import preset
 from pipeline.errors import ConfigError, InputError
 

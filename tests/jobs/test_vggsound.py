@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launch.vggsound import read_vggsound, write_audioset_tables
+from jobs.datasets.vggsound import read_vggsound, write_audioset_tables
 from pipeline.errors import InputError
 from pipeline.labels import read_labels
 from pipeline.segments import read_segments

@@ -12,8 +12,8 @@ import pytest
 from pipeline.config import FetchConfig, RateLimitConfig
 from pipeline.convert import Conversion, _convert_clips, convert_shard, fetch_clip, recover_partial_shard
 from pipeline.errors import StoreError
+from pipeline.measures.table import read_shard_measures
 from pipeline.miniature import Fault, Miniature
-from pipeline.quality.table import read_shard_measures
 from pipeline.records import CLIPS_PER_PART, Failure, Media, Reason, Segment, ShardPlan, ShardReport
 from pipeline.shards.format import quality_name, read_sidecar, shard_name
 from pipeline.shards.journal import ClipResult, Journal, partial_shards

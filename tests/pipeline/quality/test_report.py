@@ -13,16 +13,16 @@ import pytest
 
 from ast_model.tracking.run import start_run
 from ast_model.tracking.server import PREPROCESSING
-from jobs.launch.tracked_preprocessing import log_preprocessing
 from jobs.preprocess import COMMAND_LINE
+from jobs.preprocessing.tracked import log_preprocessing
 from pipeline.labels import Labels
+from pipeline.measures.clip_measures import Measures
+from pipeline.measures.table import write_measures
 from pipeline.miniature import Miniature
 from pipeline.preprocess import PreprocessReport
-from pipeline.quality.duplicates import PAIRS_SCHEMA, write_duplicates
-from pipeline.quality.filters import exclude_clips
-from pipeline.quality.measures import Measures
+from pipeline.quality.duplicates.pair_table import PAIRS_SCHEMA, write_duplicates
 from pipeline.quality.report import make_report
-from pipeline.quality.table import write_measures
+from pipeline.quality.selection import exclude_clips
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 

@@ -1,7 +1,7 @@
 import shutil
 from pathlib import Path
 
-from pipeline.quality.stored import shards_with_clips
+from pipeline.measures.backfill import shards_with_clips
 from pipeline.shards.verify import verify_shard
 from pipeline.store.storage import Store
 

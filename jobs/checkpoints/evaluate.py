@@ -1,0 +1,76 @@
+"""Scores of a checkpoint, or an ensemble of them, on a split of a snapshot."""
+
+import difflib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from ast_model.evaluation.ensemble import score_each
+from ast_model.evaluation.predictions import make_predictions
+from ast_model.evaluation.report import write_evaluation
+from ast_model.metrics import mean_average_precision_interval
+from jobs.checkpoints.settings import EvaluateConfig
+from jobs.command_line.cli import resolve_root
+from pipeline.errors import ConfigError
+from pipeline.labels import Labels
+from pipeline.quality.classes import class_quality
+from pipeline.snapshots.snapshot import check_fingerprint, load_snapshot
+from pipeline.store.storage import Store
+
+
+def evaluate_checkpoints(config: EvaluateConfig) -> None:
+    """Score each checkpoint, print its metrics and those of the mean so far, and write the ensemble's files."""
+    store = Store(resolve_root(config.root))
+    snapshot = load_snapshot(store, config.snapshot or None)
+    check_fingerprint(snapshot)
+    check_classes(config.classes, snapshot.labels)
+    rows, member = [], None
+    for member in score_each(config.checkpoints, snapshot, config.split, config.batch_size):
+        alone, together = member.evaluation.figures, member.ensemble.figures
+        print(f"{member.checkpoint}\n  alone   {_line(alone)}" + (f"\n  mean    {_line(together)}" if rows else ""))
+        mean_so_far = {f"mean_so_far_{name}": value for name, value in together.items()}
+        rows.append({"checkpoint": member.checkpoint, **alone, **mean_so_far})
+    if member is None:
+        raise ConfigError("--checkpoints is empty: name at least one")
+    evaluation, figures = member.ensemble, member.ensemble.figures
+    if config.bootstrap:
+        low, high = mean_average_precision_interval(evaluation.scores, evaluation.targets, config.bootstrap)
+        figures |= {"mAP_low": low, "mAP_high": high}
+        print(f"  mAP     {figures['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+    folder = _output_folder(config, store)
+    # An ensemble has no training splits of its own; those of its members are taken to be all the others.
+    splits = tuple(sorted(set(snapshot.splits) - {config.split})), config.split
+    predictions = make_predictions(evaluation, snapshot, splits, epoch=0)
+    quality = class_quality(snapshot, config.split)
+    write_evaluation(folder, predictions, snapshot, ", ".join(config.checkpoints), config.classes, quality)
+    pd.DataFrame(rows).to_csv(folder / "checkpoints.csv", index=False)
+    record = {"snapshot": snapshot.snapshot_id, **asdict(config), **figures}
+    (folder / "metrics.json").write_text(json.dumps(record, indent=1))
+    num_scored = evaluation.metrics.num_classes_scored
+    print(f"{len(evaluation.scores)} clips of {config.split}, {num_scored} classes scored: {folder}")
+
+
+def check_classes(classes: Sequence[str], labels: Labels) -> None:
+    """Raise ConfigError, before anything is scored, if there is no class of a name."""
+    for name in classes:
+        if name not in labels.names:
+            close = difflib.get_close_matches(name, labels.names, n=3, cutoff=0.3)
+            raise ConfigError(
+                f"expected the name of a class, found {name!r}; put each name in quotation marks."
+                + (f" Close to it: {', '.join(map(repr, close))}" if close else " labels.csv of the snapshot has them")
+            )
+
+
+def _output_folder(config: EvaluateConfig, store: Store) -> Path:
+    parent = Path(store.path("evaluations") if store.is_local else "evaluations")
+    folder = Path(config.output) if config.output else parent / f"{config.split}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _line(figures: dict[str, float]) -> str:
+    return "   ".join(f"{name} {value:.4f}" for name, value in figures.items())

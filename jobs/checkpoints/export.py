@@ -1,0 +1,26 @@
+"""A checkpoint in others' formats, read back and compared before it gets its name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ast_model.export import LOGITS_TOLERANCE, export_hugging_face, export_onnx, export_safetensors
+from ast_model.inference import Tagger
+from ast_model.model import AST
+from ast_model.pretrained.metadata import ModelMetadata
+from jobs.checkpoints.settings import ExportConfig
+
+FORMATS: dict[str, Callable[[AST, ModelMetadata, Path], None]] = {
+    "hugging_face": export_hugging_face,
+    "safetensors": lambda model, metadata, file: export_safetensors(model, file, metadata),
+    "onnx": export_onnx,
+}
+
+
+def export(config: ExportConfig) -> None:
+    """Export a checkpoint and print what was written."""
+    tagger = Tagger.load(config.checkpoint, config.labels or None, device="cpu")
+    output = Path(config.output)
+    FORMATS[config.format](tagger.model, tagger.metadata, output)
+    files = sorted(output.iterdir()) if output.is_dir() else [output]
+    print("\n".join(f"{file}  {file.stat().st_size:,} bytes" for file in files))
+    print(f"read back: the same weights, and logits within {LOGITS_TOLERANCE} of the checkpoint's")

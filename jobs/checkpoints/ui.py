@@ -1,0 +1,71 @@
+"""MLflow's server on a local store, opened on the page that shows its trainings."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import webbrowser
+from pathlib import Path
+
+from ast_model.tracking.relocate import ARTIFACTS, DATABASE, follow_store
+from ast_model.tracking.server import check_server, runs_page
+from jobs.checkpoints.settings import UIConfig
+from jobs.command_line.cli import resolve_root
+from pipeline.errors import ConfigError, TrackingError
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 60.0
+
+
+def serve(config: UIConfig) -> None:
+    """Serve until interrupted. Raises ConfigError if there is nothing to serve, or the port is in use."""
+    root, address = Path(resolve_root(config.root)), f"http://{HOST}:{config.port}"
+    if not (root / DATABASE).is_file():
+        if not config.create:
+            raise ConfigError(f"expected {root / DATABASE}, found none; train first, or set --root (make: ROOT=…)")
+        root.mkdir(parents=True, exist_ok=True)
+    follow_store(root)
+    try:
+        socket.create_server((HOST, config.port)).close()
+    except OSError as error:
+        raise ConfigError(
+            f"port {config.port} can't be used: {error.strerror}; set --port (make: PORT=5001)"
+        ) from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends with us, not only after Ctrl-C
+    server = _start_server(root, config.port)
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            _wait_until_up(address, server)
+            page = runs_page(address)
+            print(f"\ntrainings: {page}\n(Ctrl-C ends the server)", flush=True)
+            if sys.platform == "darwin" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
+                webbrowser.open(page)
+            server.wait()
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _start_server(root: Path, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{root / DATABASE}"]
+    command += ["--serve-artifacts", "--artifacts-destination", str(root / ARTIFACTS)]
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    # Job execution doubles the time to start, and is for language models. The server looks for uvicorn in PATH.
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}"
+    return subprocess.Popen(command, env=environment)
+
+
+def _wait_until_up(address: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            return check_server(address)
+        except TrackingError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)

@@ -1,0 +1,156 @@
+"""A training for each fold of a set: child runs under one that carries the summary."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ast_model.tracking.run import TrackedRun, continue_run, start_run
+from ast_model.training.step_metrics import Metrics
+from jobs.command_line.cli import resolve_root
+from jobs.datasets.recordings import convert, official_folder, train_tracked
+from jobs.datasets.settings import FoldsConfig
+from jobs.training.initial_weights import open_initial_weights
+from jobs.training.provenance import provenance
+from jobs.training.runs import history_name, new_run_name, was_begun
+from jobs.training.titles import run_params, run_title
+from pipeline.cluster import ray_session
+from pipeline.errors import ConfigError, InputError, MismatchError, NoClipsError
+from pipeline.recordings.tables import Recording
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
+
+Config = TypeVar("Config", bound=FoldsConfig)
+
+INTRODUCTION = "A child run for each fold.\n\n"
+
+
+def train_folds(
+    config: FoldsConfig, table: str, read: Callable[[Path], tuple[Sequence[Recording], Sequence[str]]]
+) -> None:
+    """Train and test on each fold, the splits `fold1`, `fold2`, …, and print the accuracy of each and their mean.
+
+    table: of the official folder, by which that is known. read: the recordings and classes of such a folder.
+    """
+    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
+    store = Store(resolve_root(config.root))
+    recordings, classes = read(official_folder(config, store, table))
+    with ray_session():
+        snapshot = convert(recordings, classes, store)
+        check_folds(snapshot, config)
+        run, parent = open_parent(config, snapshot)
+        with parent.ending():
+            histories = [train_fold(config_of_fold(config, fold), snapshot, run, parent) for fold in config.folds]
+            result = {"folds": config.folds, **choose_epoch(histories, config.choose)}
+            store.write_json(f"{config.preset}.json", result | {"run": run, "snapshot": snapshot.snapshot_id})
+            log_result(parent, result)
+    print("\n".join(describe_result(result)))
+
+
+def check_files(recordings: Sequence[Recording], table: Path, folder: Path) -> None:
+    """Raise InputError if a table names no files, or some that are not in the folder."""
+    missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
+    if missing or not recordings:
+        raise InputError(
+            f"{table} names {len(recordings)} files; {len(missing)} are not in {folder}"
+            f" ({', '.join(missing[:3])}): unpack the archive again"
+        )
+
+
+def config_of_fold(config: Config, fold: int) -> Config:
+    """Return the settings of one fold: test on it, train on the others."""
+    others = tuple(f"fold{other}" for other in range(1, config.num_folds + 1) if other != fold)
+    train = dataclasses.replace(config.train, train_splits=others, eval_split=f"fold{fold}")
+    return dataclasses.replace(config, train=train)
+
+
+def check_folds(snapshot: Snapshot, config: FoldsConfig) -> None:
+    """Raise NoClipsError, before the first fold is trained, if one of them leaves a class without training clips."""
+    if config.train.allow_empty_classes:
+        return
+    for fold in config.folds:
+        counts = snapshot.class_counts(config_of_fold(config, fold).train.train_splits)
+        empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
+        if empty:
+            raise NoClipsError(
+                f"fold {fold} can't be tested: all clips of {', '.join(empty[:5])} are in it, so none is left to"
+                " train on. Spread them over the folds, leave the fold out of --folds, or set --allow-empty-classes"
+            )
+
+
+def open_parent(config: FoldsConfig, snapshot: Snapshot) -> tuple[str, TrackedRun]:
+    """Begin the run that the folds' runs are children of, or resume `config.resume`; return its name too.
+
+    Raises ConfigError if there is no such run, MismatchError if it is of another snapshot.
+    """
+    store = snapshot.store
+    if config.resume:
+        run = re.sub(r"-fold\d+$", "", config.resume)  # a fold that was stopped says its own name
+        if not store.exists(_record_name(run)):
+            found = ", ".join(name.split("/")[1] for name in store.list("runs", "/folds.json")[-10:])
+            raise ConfigError(f"expected a run of folds named {run} in {store.root}, found {found or 'none at all'}")
+        record = store.read_json(_record_name(run))
+        if record["snapshot"] != snapshot.snapshot_id:
+            raise MismatchError(
+                f"run {run} trains on snapshot {record['snapshot']}, but the sounds now form snapshot"
+                f" {snapshot.snapshot_id}; restore them, or start a new run"
+            )
+        return run, continue_run(store, record["tracking_run"])
+    run = new_run_name(config.preset)
+    title = run_title(config, config.model, snapshot, run)
+    parent = start_run(store, title, {"preset": config.preset, "run": run, "stage": "folds", **provenance()})
+    store.write_json(_record_name(run), {"snapshot": snapshot.snapshot_id, "tracking_run": parent.run_id})
+    parent.log_params(run_params(config, config.model))
+    parent.log_data(snapshot, "training")
+    parent.describe(f"{INTRODUCTION}- resume it: the same command and `--resume {run}`")
+    return run, parent
+
+
+def _record_name(run: str) -> str:
+    return f"runs/{run}/folds.json"
+
+
+def train_fold(config: FoldsConfig, snapshot: Snapshot, of: str, parent: TrackedRun) -> list[Metrics]:
+    """Train on a fold's settings, resume it if it was begun, or read its finished history; `of`: the parent's name."""
+    run, store = f"{of}-{config.train.eval_split}", snapshot.store
+    if store.exists(history_name(run)):
+        return store.read_json(history_name(run))
+    config = dataclasses.replace(config, resume=run if was_begun(run, store) else "")
+    return train_tracked(config, snapshot, run, parent)[1]
+
+
+def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
+    """Return each fold's accuracy at one epoch, the same for all, their mean, and how the epoch was chosen."""
+    curves = np.array([[epoch["eval/accuracy"] for epoch in each if "eval/accuracy" in epoch] for each in histories])
+    last = curves.shape[1]
+    epoch = last if choose == "last" else int(curves.mean(axis=0).argmax()) + 1
+    how = f"epoch {epoch} of {last}, the last one"
+    if choose != "last":
+        how = f"epoch {epoch} of {last}, chosen by the mean accuracy on the test folds: optimistic"
+    accuracies = curves[:, epoch - 1]
+    return {
+        "accuracies": accuracies.tolist(),
+        "accuracy": float(accuracies.mean()),
+        "epoch": epoch,
+        "how": how,
+        "mean_after_epoch": curves.mean(axis=0).tolist(),
+    }
+
+
+def log_result(parent: TrackedRun, result: Mapping[str, Any]) -> None:
+    """Give the parent run the folds' mean after each epoch, and what counts."""
+    for epoch, mean in enumerate(result["mean_after_epoch"], start=1):
+        parent.log_metrics({"eval/accuracy": mean}, epoch)
+    folds = {f"accuracy/fold{fold}": value for fold, value in zip(result["folds"], result["accuracies"], strict=True)}
+    parent.log_metrics({"accuracy": result["accuracy"], **folds}, result["epoch"])
+    parent.describe(INTRODUCTION + "\n".join(f"- {line}" for line in describe_result(result)))
+
+
+def describe_result(result: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"fold {fold}   accuracy {value:.4f}" for fold, value in zip(result["folds"], result["accuracies"], strict=True)
+    ]
+    return [*lines, f"mean     accuracy {result['accuracy']:.4f}   ({result['how']})"]

@@ -1,0 +1,49 @@
+"""Speech Commands V2: a training, tested on the official testing list."""
+
+import dataclasses
+from pathlib import Path
+
+from jobs.command_line.cli import resolve_root
+from jobs.datasets.recordings import official_folder, train_and_test
+from jobs.datasets.settings import SpeechCommandsConfig
+from jobs.training.initial_weights import open_initial_weights
+from pipeline.errors import InputError
+from pipeline.recordings.tables import Recording
+from pipeline.store.storage import Store
+
+CLIP_MS = 1_000
+LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
+NOISE_FOLDER = "_background_noise_"
+
+
+def speechcommands(config: SpeechCommandsConfig) -> None:
+    """Train, choose an epoch on the validation list, and print its accuracy on the testing list."""
+    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
+    store = Store(resolve_root(config.root))
+    recordings, words = read_speech_commands(official_folder(config, store, "testing_list.txt"))
+    result = train_and_test(config, recordings, words, store, "accuracy")
+    print(f"validation accuracy {result['valid']:.4f}\ntesting    accuracy {result['test']:.4f}   ({result['how']})")
+
+
+def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:
+    """Read the official folder: what is in neither list is for training. Raises InputError if the folder is not it."""
+    split_of: dict[str, str] = {}
+    for name, split in LISTS.items():
+        try:
+            lines = (folder / name).read_text(encoding="utf-8").split()
+        except OSError as error:
+            raise InputError(f"expected Speech Commands' {name} in {folder}, found: {error}") from error
+        split_of |= dict.fromkeys(lines, split)
+    names = [file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/*.wav"))]
+    names = [name for name in names if not name.startswith(NOISE_FOLDER)]
+    if missing := sorted(split_of.keys() - set(names)):
+        raise InputError(
+            f"{folder}: {len(missing)} of {len(split_of)} listed files are not there, such as {missing[0]}; unpack the"
+            " archive again"
+        )
+    if len(names) == len(split_of):
+        raise InputError(f"{folder}: expected files that are in neither list, which are for training; found none")
+    words = sorted({name.split("/")[0] for name in names})
+    return [
+        Recording(folder / name, (name.split("/")[0],), split_of.get(name, "train"), 0, CLIP_MS) for name in names
+    ], words

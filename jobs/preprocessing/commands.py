@@ -1,0 +1,169 @@
+"""The commands about a store's clips: run, plan, status, verify, measure."""
+
+import time
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+
+from jobs.command_line.cli import resolve_root
+from jobs.preprocessing.settings import MeasureCommand, PlanCommand, RunCommand, StatusCommand, VerifyCommand
+from jobs.preprocessing.tracked import check_all_made, preprocess_tracked, with_miniature_media
+from pipeline.cluster import ray_session, run_tasks
+from pipeline.errors import CorruptError, NoClipsError
+from pipeline.estimate import Estimate
+from pipeline.measures.backfill import is_measured, measure_shard, shards_with_clips
+from pipeline.metadata import FOLDER as METADATA_FOLDER
+from pipeline.metadata import kept_splits, load_metadata, read_kept_metadata
+from pipeline.preprocess import PreprocessReport, clips_per_hour, preprocess
+from pipeline.progress import show_progress
+from pipeline.records import FailureCategory
+from pipeline.shards.format import shard_fingerprint
+from pipeline.shards.ledger import find_retries, match_segments, plan_shards, read_sidecar_table
+from pipeline.shards.orphans import orphaned_tars
+from pipeline.shards.verify import remove_shard, verify_shard
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.snapshots.status import count_classes, count_reasons, segment_statuses
+from pipeline.sources import open_source
+from pipeline.store.lock import hold_lease
+from pipeline.store.storage import Store
+
+NUM_NAMED = 20
+
+
+def run(command: RunCommand) -> None:
+    store = Store(resolve_root(command.root))
+    with with_miniature_media(command.data, store) as data:
+        if command.track:
+            snapshot, report = preprocess_tracked(data, store, f"preprocess-{time.strftime('%Y%m%d-%H%M%S')}")
+        else:
+            snapshot, report = preprocess(data, store)
+    print_summary(snapshot, report)
+    check_all_made(report)
+
+
+def print_summary(snapshot: Snapshot, report: PreprocessReport) -> None:
+    if report.num_planned:
+        failed = ", ".join(f"{count} {reason}" for reason, count in report.failures.most_common())
+        counts = f"{report.num_planned} planned, {report.num_written} written, {report.failures.total()} failed"
+        print(f"{counts} ({failed})" if failed else counts)
+        if left := report.num_planned - report.num_decided:
+            print(f"{left} not decided; a later run goes on with them")
+        print(f"{report.seconds:.1f} s; snapshot {snapshot.snapshot_id}")
+    else:
+        print(f"nothing was due; the snapshot is {snapshot.snapshot_id}")
+    if report.changes:
+        print(f"changed since the snapshot before: {report.changes}")
+
+
+def plan(command: PlanCommand) -> None:
+    store, data = Store(resolve_root(command.root)), command.data
+    with with_miniature_media(data, store) as data:
+        if data.media:
+            open_source(data)  # raises an error if it can't be used
+        segments = load_metadata(data).segments_of(data.splits, data.limit)
+    sidecar_table = read_sidecar_table(store, shard_fingerprint(data.keep_audio))
+    due = plan_shards(segments, sidecar_table, data.clips_per_shard, data.retry, data.fetch.max_total_attempts)
+    print(f"{len(segments)} segments, {due.num_segments} due in {len(due)} shards")
+    estimate = Estimate(due.num_segments, clips_per_hour(data), data.clips_per_shard, data.keep_audio, command.costs)
+    print("\n".join(estimate.lines()))
+
+
+def status(command: StatusCommand) -> None:
+    store, data = Store(resolve_root(command.root)), command.data
+    if missing := [split for split in data.splits if split not in kept_splits(store)]:
+        names = ", ".join(f"metadata/{split}_segments.csv" for split in missing)
+        raise NoClipsError(f"expected {names} in {store.root}, found none; run first, or name --splits")
+    metadata = read_kept_metadata(store, data.splits)
+    segments = metadata.segments_of(data.splits, data.limit)
+    sidecar_table = read_sidecar_table(store, shard_fingerprint(data.keep_audio))
+    rows = match_segments(segments, sidecar_table)
+    statuses = segment_statuses(segments, sidecar_table, rows)
+    print(count_reasons(statuses).to_string(index=False))
+    if command.num_classes:
+        classes = count_classes(statuses, segments, metadata.labels)
+        print(f"\n{classes.head(command.num_classes).to_string(index=False)}")
+
+    def count_due(retry: Collection[FailureCategory]) -> int:
+        is_due_again = find_retries(rows, sidecar_table, retry, data.fetch.max_total_attempts)
+        return int(np.count_nonzero((rows < 0) | is_due_again))
+
+    num_due, num_more = count_due(data.retry), count_due(tuple(FailureCategory))
+    more = f", with --retry {' '.join(FailureCategory)} {num_more}" if num_more > num_due else ""
+    print(f"\n{num_due} of {len(statuses)} segments are due in a rerun{more}")
+
+
+def verify(command: VerifyCommand) -> None:
+    store = Store(resolve_root(command.root))
+    shards = [name.removesuffix(".parquet") for name in store.list("shards", ".parquet")]
+    wrong: dict[str, list[str]] = {}
+    num_unmeasured = 0
+    with ray_session(), show_progress("verify", len(shards), "shards") as progress:
+        tasks = run_tasks(verify_with_measures, shards, store, max_in_flight=command.data.max_in_flight)
+        for shard, outcome in tasks:
+            if isinstance(outcome, Exception):
+                raise outcome
+            found, has_measures = outcome
+            if found:
+                wrong[shard] = found
+            num_unmeasured += not has_measures
+            progress.advance(1, f"{len(wrong)} wrong")
+    for message in [message for messages in wrong.values() for message in messages][:NUM_NAMED]:
+        print(message)
+    num_orphaned = len(orphaned_tars(store))
+    print(f"{len(shards) - len(wrong)} of {len(shards)} shards are intact, {num_orphaned} tars have no sidecar yet")
+    if num_unmeasured:
+        print(f"{num_unmeasured} shards lack measures of some clips; `preprocess.py measure` makes them")
+    if wrong and not command.repair:
+        raise CorruptError(
+            f"{len(wrong)} shards of {store.root} are wrong; the same command with --repair fetches their clips again"
+        )
+    if wrong:
+        repair(sorted(wrong), store, command)
+
+
+def verify_with_measures(shard: str, store: Store) -> tuple[list[str], bool]:
+    """Return what is wrong with a shard, and whether its clips, as far as they can be, are measured."""
+    found = verify_shard(shard, store)
+    return found, bool(found) or is_measured(shard, store)
+
+
+def measure(command: MeasureCommand) -> None:
+    measure_missing(Store(resolve_root(command.root)), command.max_in_flight)
+
+
+def measure_missing(store: Store, max_in_flight: int) -> None:
+    """Measure the clips that have no measures of this version. Raises CorruptError if some shards are damaged."""
+    shards, damaged = shards_with_clips(store), list[Exception]()
+    num_clips = num_shards = 0
+    with ray_session(), show_progress("measure", len(shards), "shards") as progress:
+        for _, num_measured in run_tasks(measure_shard, shards, store, max_in_flight=max_in_flight):
+            if isinstance(num_measured, CorruptError):  # the others can be measured all the same
+                damaged.append(num_measured)
+            elif isinstance(num_measured, Exception):
+                raise num_measured
+            else:
+                num_clips += num_measured
+                num_shards += num_measured > 0
+            progress.advance(1, f"{num_clips} clips measured")
+    print(f"{num_clips} clips in {num_shards} of {len(shards)} shards measured; the other shards were already")
+    if damaged:
+        raise CorruptError(
+            f"{len(damaged)} shards of {store.root} can't be measured; `preprocess.py verify --repair` fetches their"
+            f" clips again. The first: {damaged[0]}"
+        )
+
+
+def repair(shards: list[str], store: Store, command: VerifyCommand) -> None:
+    """Remove shards and fetch their clips again, by the metadata that the store keeps.
+
+    A snapshot that names a shard finds it again if the same bytes come.
+    """
+    with with_miniature_media(command.data, store) as data:
+        if splits := tuple(kept_splits(store)):
+            data = replace(data, metadata=store.url(METADATA_FOLDER), splits=splits)
+        open_source(data)  # which says what is missing while the shards are still there
+        with hold_lease(store):
+            for shard in shards:
+                remove_shard(shard, store)
+        print_summary(*preprocess(data, store))

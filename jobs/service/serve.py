@@ -1,0 +1,185 @@
+"""The service on Ray Serve: replicas that batch the windows of all their requests and follow the champion."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from ast_model.inference import Tagger
+from ast_model.service.gate import RETRY_AFTER_S, Gate
+from ast_model.service.service import Result, ServedModel, Service, Work, run_batch
+from jobs.command_line.cli import configure_logging, resolve_root
+from jobs.service.settings import ServeConfig
+from jobs.service.web import Figures, make_app
+from pipeline.cluster import ray_session
+from pipeline.errors import ConfigError, InputError, describe
+from pipeline.store.storage import Store
+
+log = logging.getLogger(__name__)
+
+APPLICATION = "audio-tagging"
+REGISTRY = "models:/"
+MAX_CONNECTIONS = 1_000
+"""Requests that a replica may read at a time. Many, since the gate counts those that are complete, and a client that
+sends a byte a second must not keep others out."""
+MAX_QUEUED = 100
+MIN_TOKEN_CHARS = 16
+MAX_ERROR_CHARS = 500
+
+
+def serve_model(config: ServeConfig) -> None:
+    """Serve until interrupted. Raises ConfigError or InputError if there is nothing to serve, or the port is in use."""
+    token = read_token(config.token_file)
+    version = current_version(config)
+    check_port(config.host, config.port)
+    # Read by Serve's proxy, which inherits it if we start Ray; on a cluster that is there, its nodes have to set it.
+    os.environ.setdefault(
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "jobs.service.header_timeout:install_header_timeout"
+    )
+    with ray_session():
+        # The replicas end with us, not only after Ctrl-C. Set once Ray runs, whose own handler would abort.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt), running(config, token, version) as address:
+            print(f"\npage: {address}/\nAPI:  {address}/openapi.json\n(Ctrl-C ends the service)", flush=True)
+            threading.Event().wait()
+
+
+@contextlib.contextmanager
+def running(config: ServeConfig, token: str, version: str = "") -> Iterator[str]:
+    """Run the service on the Ray that is there; yield its address."""
+    # A whole GPU or a CPU for the model; decoding shares the CPU with it.
+    resources = {"num_cpus": 1, "num_gpus": 1} if config.use_gpu else {"num_cpus": 1}
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    deployment = serve.deployment(
+        name="replica",
+        num_replicas=config.num_replicas,
+        ray_actor_options=resources,
+        max_ongoing_requests=MAX_CONNECTIONS,
+        max_queued_requests=MAX_QUEUED,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
+        logging_config=quiet,
+    )(Replica)
+    serve.start(http_options=HTTPOptions(host=config.host, port=config.port), logging_config=quiet)
+    try:
+        serve.run(deployment.bind(config, token, version), name=APPLICATION, route_prefix="/")
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        yield f"http://{host}:{config.port}"
+    finally:
+        serve.shutdown()
+
+
+@serve.ingress()
+class Replica:
+    """A copy of the model, and the application before it.
+
+    Batches are made here, in the process that has the model, so that audio never travels through Ray's object store.
+    """
+
+    def __init__(self, config: ServeConfig, token: str, version: str):
+        configure_logging()
+        self.config, self.token, self.figures = config, token, Figures()
+        batches: Any = self.run  # the decorator adds setters that its type doesn't name
+        batches.set_max_batch_size(config.batch_size)
+        batches.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)
+        self.service = Service(load_model(config, version), config.limits, self.run)
+        self._follower = asyncio.get_running_loop().create_task(self._follow()) if is_followed(config) else None
+
+    def __serve_build_asgi_app__(self) -> Gate:
+        return make_app(self.service, self.config.limits, self.token, self.figures)
+
+    # Two batches at a time: on a CPU a second core is free, and on a GPU one is prepared while the other is computed.
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005, max_concurrent_batches=2)
+    async def run(self, works: list[Work]) -> list[Result]:
+        self.figures.batches.observe(len(works))
+        # In a thread: requests go on being read and answered while the model computes.
+        return await asyncio.to_thread(run_batch, works)
+
+    async def _follow(self) -> None:
+        """Exchange the model when the alias moves.
+
+        The new one is loaded beside the old, which answers until then, and to the end the requests that began with it:
+        none waits for a start, as it would for a new replica.
+        """
+        while True:
+            await asyncio.sleep(self.config.poll_s)
+            try:
+                version = await asyncio.to_thread(current_version, self.config)
+                if version != self.service.model.version:
+                    self.service.model = await asyncio.to_thread(load_model, self.config, version)
+                    log.info("version %s of %s answers from now on", version, self.config.checkpoint)
+            except Exception as error:  # whatever it is: the present model goes on answering
+                log.warning("the model stays as it is: %s", describe(error, MAX_ERROR_CHARS))
+
+
+def is_followed(config: ServeConfig) -> bool:
+    return config.checkpoint.startswith(REGISTRY)
+
+
+def current_version(config: ServeConfig) -> str:
+    """Return the version that `models:/…` names at this moment; empty for a checkpoint elsewhere."""
+    if not is_followed(config):
+        return ""
+    from ast_model.tracking.registry import REGISTERED, find_version
+    from ast_model.tracking.server import connect
+
+    name, separator, alias = config.checkpoint.removeprefix(REGISTRY).replace("@", "/").partition("/")
+    if name != REGISTERED or not separator:
+        raise ConfigError(
+            f"expected models:/{REGISTERED}@ALIAS or models:/{REGISTERED}/VERSION, found {config.checkpoint}"
+        )
+    return str(find_version(connect(Store(resolve_root(config.root))), alias).version)
+
+
+def load_model(config: ServeConfig, version: str) -> ServedModel:
+    """Load the checkpoint, or a version of the registry by way of a temporary folder."""
+    device = "cuda" if config.use_gpu else "cpu"
+    if not version:
+        tagger = Tagger.load(config.checkpoint, config.labels or None, device, config.calibrated)
+        return ServedModel(tagger, config.checkpoint)
+    from ast_model.tracking.pyfunc import CHECKPOINT
+    from ast_model.tracking.registry import download, find_version
+    from ast_model.tracking.server import connect
+
+    client = connect(Store(resolve_root(config.root)))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        download(client, find_version(client, version), folder)
+        tagger = Tagger.load(folder / "artifacts" / CHECKPOINT, None, device, config.calibrated)
+    return ServedModel(tagger, config.checkpoint, version)
+
+
+def read_token(file: str) -> str:
+    """Return the first line of a file; empty if there is none to read. Raises InputError."""
+    if not file:
+        return ""
+    try:
+        token = Path(file).expanduser().read_text(encoding="utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--token-file: can't read {file}: {error}") from error
+    if len(token) < MIN_TOKEN_CHARS or not token.isascii():
+        raise InputError(
+            f"--token-file: expected at least {MIN_TOKEN_CHARS} characters of ASCII in {file}, found {len(token)}; make"
+            " one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
+    return token
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ConfigError for an address that can't be listened on: Serve would start, and say so in a log only."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ConfigError(f"{host}:{port} can't be used: {error.strerror}; set --host or --port") from error

@@ -1,0 +1,289 @@
+"""Tagging of many recordings as Ray tasks. What is tagged is kept: an interrupted run goes on where it was.
+
+output/
+    settings.json                 what the tags follow from; other settings need another output
+    model.safetensors             the model, where every node finds it
+    tags/{group}.parquet          a row per tag, as `review` has them
+    embeddings/{group}.parquet    a row per recording or window, if they are wanted
+    files/{group}.parquet         a row per recording: tagged, or failed and why; comes last, with it the group is done
+
+As with shards, a group is named by a digest of what was planned: a task may be repeated at any time.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.exceptions import RayError
+
+from ast_model.evaluation.calibration import Calibration
+from ast_model.export import export_safetensors
+from ast_model.inference import Tagger
+from ast_model.tagging import Tagged, TagSettings, Untagged, tag_recordings
+from jobs.tagging.settings import PredictConfig
+from pipeline.cluster import TASKS_PER_PROCESSOR, count_processors, ray_session, run_tasks
+from pipeline.config import FetchConfig
+from pipeline.errors import CorruptError, InputError, MismatchError, describe
+from pipeline.progress import format_duration, show_progress
+from pipeline.records import Failure, FailureCategory, Reason
+from pipeline.shards.format import FAILED, digest_of
+from pipeline.sources.listing import MediaFile
+from pipeline.store.lock import hold_lease
+from pipeline.store.storage import Store
+from pipeline.store.tables import parquet_bytes
+
+log = logging.getLogger(__name__)
+
+TAGS, EMBEDDINGS, FILES = "tags", "embeddings", "files"
+MODEL, SETTINGS = "model.safetensors", "settings.json"
+TAGGED = "tagged"
+RETRIED = (FailureCategory.TRANSIENT, FailureCategory.THROTTLED)
+NUM_READERS = 16
+TAGS_SCHEMA = pa.schema(
+    {
+        "file": pa.string(),
+        "start_s": pa.float64(),
+        "end_s": pa.float64(),
+        "label": pa.string(),
+        "score": pa.float64(),
+    }
+)
+"""Said, not found: a group without any tag above its threshold would have columns of no type."""
+FILES_SCHEMA = pa.schema(
+    {
+        "file": pa.string(),
+        "status": pa.string(),
+        "reason": pa.string(),
+        "detail": pa.string(),
+        "attempts": pa.int64(),
+        "length_s": pa.float64(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class TagJob:
+    """All that a worker needs to tag any group; small, and picklable."""
+
+    store: Store
+    settings: TagSettings
+    calibration: Calibration | None
+    with_embeddings: bool
+    device: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Recordings of one task, with the attempts made at each in earlier runs."""
+
+    recordings: tuple[MediaFile, ...]
+    attempts: tuple[int, ...]
+
+    @property
+    def group_id(self) -> str:
+        return digest_of([[each.name, count] for each, count in zip(self.recordings, self.attempts, strict=True)])
+
+
+def tag_in_groups(recordings: Sequence[MediaFile], settings: TagSettings, config: PredictConfig) -> None:
+    """Tag what is not tagged yet, or failed in a way that may pass. Starts or joins Ray only if there is such a file.
+
+    Raises LeaseError if another run writes there, MismatchError if it holds tags of other settings.
+    """
+    store = Store(config.output.rstrip("/"))
+    recordings = list({each.name: each for each in recordings}.values())
+    with hold_lease(store) as lease:
+        store.remove_orphaned_files()
+        job = open_job(store, settings, config)
+        remove_unfinished(store)
+        ledger = read_ledger(store)
+        groups = plan_groups(recordings, ledger, config.files_per_task)
+        num_due = sum(len(group.recordings) for group in groups)
+        if groups:
+            log.info("%d recordings, %d to tag in %d groups", len(recordings), num_due, len(groups))
+            with ray_session(), show_progress("tag", len(recordings), "files", len(recordings) - num_due) as progress:
+                num_failed = 0
+                for group, failures in run_groups(groups, job):
+                    lease.check()
+                    num_failed += failures.total()
+                    progress.advance(len(group.recordings), f"{num_failed} failed" if num_failed else "")
+            ledger = read_ledger(store)
+        _report(recordings, ledger, store)
+
+
+def open_job(store: Store, settings: TagSettings, config: PredictConfig) -> TagJob:
+    """Bring the model to where tasks find it. Raises MismatchError if the store's tags follow from something else."""
+    tagger = Tagger.load(config.checkpoint, config.labels or None, "cpu", config.calibrated)
+    follow_from: dict[str, Any] = {
+        "checkpoint": _digest_of_model(tagger),
+        "calibrated": digest_of(tagger.calibration.to_json()) if tagger.calibration else "",
+        "embeddings": config.embeddings,
+        **{name: value for name, value in asdict(settings).items() if name != "spectrogram"},
+    }
+    if store.exists(SETTINGS):
+        found = store.read_json(SETTINGS)
+        if differ := [f"--{name.replace('_', '-')}" for name, value in follow_from.items() if found.get(name) != value]:
+            raise MismatchError(
+                f"{store.root} holds tags that were made with another {', '.join(differ)}: use the same, or another"
+                " --output"
+            )
+    else:
+        with store.scratch() as folder:
+            export_safetensors(tagger.model, folder / MODEL, tagger.metadata)
+            store.publish(folder / MODEL, MODEL)
+        store.write_json(SETTINGS, follow_from)
+    return TagJob(store, settings, tagger.calibration, config.embeddings, config.device)
+
+
+def _digest_of_model(tagger: Tagger) -> str:
+    """Digest weights and metadata. Not the file: safetensors writes its header in any order."""
+    digest = hashlib.sha256(repr((tagger.model.config, tagger.metadata)).encode())
+    for name, value in sorted(tagger.model.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def plan_groups(recordings: Sequence[MediaFile], ledger: pd.DataFrame, files_per_task: int) -> list[Group]:
+    """Group what was never attempted, in its order, and then what failed in a way that may pass."""
+    attempts = dict(zip(ledger["file"], ledger["attempts"], strict=True))
+    is_retryable = ledger["reason"].map(lambda reason: bool(reason) and Reason(reason).category in RETRIED)
+    is_due_again = is_retryable.astype(bool) & (ledger["attempts"] < FetchConfig.max_total_attempts)
+    again = set(ledger["file"][is_due_again])
+    groups = []
+    for due in (
+        [each for each in recordings if each.name not in attempts],
+        [each for each in recordings if each.name in again],
+    ):
+        for start in range(0, len(due), files_per_task):
+            some = tuple(due[start : start + files_per_task])
+            groups.append(Group(some, tuple(int(attempts.get(each.name, 0)) for each in some)))
+    return groups
+
+
+def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Counter[Reason]]]:
+    """Yield each group that is done and its failures. Raises what no other group would fare better with."""
+    use_gpu = job.device.startswith("cuda") or (not job.device and ray.cluster_resources().get("GPU", 0) > 0)
+    in_flight, num_gpus = TASKS_PER_PROCESSOR * count_processors(use_gpu), int(use_gpu)
+    suspects: list[Group] = []
+    for group, result in run_tasks(tag_group, groups, job, max_in_flight=in_flight, num_gpus=num_gpus):
+        if isinstance(result, RayError):  # its process died each time, perhaps of one recording
+            log.warning("a group of %d recordings is tagged one by one: %s", len(group.recordings), describe(result))
+            suspects += map(Group, ((each,) for each in group.recordings), ((count,) for count in group.attempts))
+        elif isinstance(result, Exception):
+            raise result
+        else:
+            yield group, result
+    for group, result in run_tasks(tag_group, suspects, job, max_in_flight=in_flight, num_gpus=num_gpus):
+        if isinstance(result, RayError):
+            failure = Failure(Reason.UNKNOWN, f"the process that tags it died: {describe(result)}")
+            yield group, write_group(group, [Untagged(group.recordings[0].name, failure)], job)
+        elif isinstance(result, Exception):
+            raise result
+        else:
+            yield group, result
+
+
+def tag_group(group: Group, job: TagJob) -> Counter[Reason]:
+    """Tag the recordings of a group and publish the results; return what failed. May be repeated at any time."""
+    tagger = _open_model(job.store.url(MODEL), job.device)
+    tagger.calibration = job.calibration
+    return write_group(group, list(tag_recordings(tagger, group.recordings, job.settings)), job)
+
+
+@lru_cache(maxsize=1)
+def _open_model(address: str, device: str) -> Tagger:
+    """Load the model, once for all groups that a process is given."""
+    return Tagger.load(address, device=device or None)
+
+
+def write_group(group: Group, results: Sequence[Tagged | Untagged], job: TagJob) -> Counter[Reason]:
+    """Publish the results of a group, the row of each recording last; return what failed."""
+    rows = []
+    for result, attempts in zip(results, group.attempts, strict=True):
+        row: dict[str, Any] = {
+            "file": result.name,
+            "reason": "",
+            "detail": "",
+            "attempts": attempts + 1,
+            "length_s": 0.0,
+        }
+        if isinstance(result, Tagged):
+            row |= {"status": TAGGED, "length_s": result.length_s}
+        else:
+            row |= {"status": FAILED, "reason": result.failure.reason.value, "detail": result.failure.detail}
+        rows.append(row)
+    tagged = [result for result in results if isinstance(result, Tagged)]
+    if tagged:
+        tags = pd.concat([result.tags for result in tagged], ignore_index=True)
+        _write_table(job.store, TAGS, group, pa.Table.from_pandas(tags, TAGS_SCHEMA, preserve_index=False))
+        if job.with_embeddings:
+            _write_table(job.store, EMBEDDINGS, group, _embedding_table(tagged))
+    _write_table(job.store, FILES, group, pa.Table.from_pylist(rows, FILES_SCHEMA))
+    return Counter(Reason(row["reason"]) for row in rows if row["reason"])
+
+
+def _embedding_table(tagged: Sequence[Tagged]) -> pa.Table:
+    names = np.repeat([result.name for result in tagged], [len(result.starts_s) for result in tagged])
+    embeddings_WD = np.concatenate([result.embeddings_WD for result in tagged])
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(embeddings_WD.ravel()), embeddings_WD.shape[1])
+    starts_s = np.concatenate([result.starts_s for result in tagged])
+    return pa.table({"file": names.astype(object), "start_s": starts_s, "embedding": lists})
+
+
+def _write_table(store: Store, folder: str, group: Group, table: pa.Table) -> None:
+    store.write_bytes(_name(folder, group.group_id), parquet_bytes(table))
+
+
+def _name(folder: str, group_id: str) -> str:
+    return f"{folder}/{group_id}.parquet"
+
+
+def remove_unfinished(store: Store) -> None:
+    """Remove tags of groups that were killed before their last file was written: they will be tagged again."""
+    done = {name.partition("/")[2] for name in store.list(FILES, ".parquet")}
+    for folder in (TAGS, EMBEDDINGS):
+        for name in store.list(folder, ".parquet"):
+            if name.partition("/")[2] not in done:
+                store.remove(name)
+
+
+def read_ledger(store: Store) -> pd.DataFrame:
+    """Read what became of each recording that was attempted; of several attempts the last. Raises CorruptError."""
+
+    def read(name: str) -> pa.Table:
+        try:
+            return pq.read_table(pa.BufferReader(store.read_bytes(name)), schema=FILES_SCHEMA)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CorruptError(f"{store.url(name)} is damaged: {describe(error)}; remove it and run again") from error
+
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        tables = list(pool.map(read, store.list(FILES, ".parquet")))
+    ledger = pa.concat_tables([FILES_SCHEMA.empty_table(), *tables]).to_pandas()
+    return ledger.sort_values("attempts", kind="stable").drop_duplicates("file", keep="last")
+
+
+def _report(recordings: Sequence[MediaFile], ledger: pd.DataFrame, store: Store) -> None:
+    """Log what became of all recordings: planned = tagged + failed. Raises InputError if none could be tagged."""
+    rows = ledger[ledger["file"].isin({each.name for each in recordings})]
+    failed = rows[rows["status"] == FAILED]
+    num_tagged = len(rows) - len(failed)
+    assert len(rows) == len(recordings), "each recording has a row once all groups are done"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in failed["reason"].value_counts().items())
+    log.info(
+        "%d recordings = %d tagged (%s of sound) + %d failed%s",
+        *(len(recordings), num_tagged, format_duration(rows["length_s"].sum())),
+        *(len(failed), f" ({reasons})" if reasons else ""),
+    )
+    log.info("tags: %s, and what became of each file: %s", store.url(TAGS), store.url(FILES))
+    if not num_tagged:
+        first = failed["detail"].iloc[0]
+        raise InputError(f"none of {len(recordings)} recordings could be tagged; the first: {first}")

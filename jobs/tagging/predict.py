@@ -1,0 +1,87 @@
+"""Tags of audio files, as a table: in this process, or on Ray where the output is a folder of tables."""
+
+import logging
+import sys
+from collections.abc import Set
+from pathlib import Path, PurePath
+
+import pandas as pd
+
+from ast_model.inference import Tagger
+from ast_model.review import write_tags
+from ast_model.tagging import Tagged, TagSettings, Untagged, tag_recordings
+from jobs.tagging.settings import PredictConfig
+from pipeline.errors import InputError
+from pipeline.progress import show_progress
+from pipeline.sources.listing import list_media_files
+
+log = logging.getLogger(__name__)
+MANY_FILES = 1_000
+
+
+def predict(config: PredictConfig) -> None:
+    """Tag each file. Those that can't be read are named at the end, and make the job fail."""
+    recordings = list(list_media_files(config.audio))
+    settings = TagSettings(config.top_k, config.timeline, config.window_s, config.hop_s, bool(config.plot))
+    if config.is_parallel:
+        from jobs.tagging.parallel import tag_in_groups  # only here: a few files are tagged without Ray
+
+        tag_in_groups(recordings, settings, config)
+        return
+    if len(recordings) >= MANY_FILES:
+        log.info(
+            "%d files: with --format parquet and a folder as --output they are tagged in parallel, and an interrupted"
+            " run goes on",
+            len(recordings),
+        )
+    tagger = Tagger.load(config.checkpoint, config.labels or None, config.device or None, config.calibrated)
+    tables, errors, drawn = [], [], set[Path]()
+    with show_progress("tag", len(recordings), "files") as progress:
+        for result in tag_recordings(tagger, recordings, settings):
+            if isinstance(result, Untagged):
+                errors.append(f"{result.name}: {result.failure.detail}")
+            else:
+                tables.append(result.tags)
+                if config.plot:
+                    drawn.add(_draw(result, Path(config.plot), drawn))
+            progress.advance(1, f"{len(errors)} failed" if errors else "")
+    if tables:
+        write_table(pd.concat(tables, ignore_index=True), config)
+    if errors:
+        raise InputError(
+            f"{len(errors)} of {len(recordings)} files could not be tagged:\n  " + "\n  ".join(errors[:20])
+        )
+
+
+def write_table(table: pd.DataFrame, config: PredictConfig) -> None:
+    if config.format != "text" and config.output:
+        files = write_tags(table, config.format, Path(config.output))
+        log.info("%d tags in %s%s", len(table), files[0] if files else config.output, " …" if len(files) > 1 else "")
+        return
+    text = _as_text(table) if config.format == "text" else table.to_csv(index=False, float_format="%.6g")
+    if config.output:
+        Path(config.output).write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+
+
+def _as_text(table: pd.DataFrame) -> str:
+    lines = []
+    for (file, start_s), tags in table.groupby(["file", "start_s"], sort=False):
+        lines.append(f"{file}" if table["start_s"].eq(0).all() else f"{file}  {start_s:.2f} s")
+        lines += [f"  {score:.3f}  {label}" for label, score in zip(tags["label"], tags["score"], strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _draw(result: Tagged, folder: Path, drawn: Set[Path]) -> Path:
+    """Draw the tags of a recording, beside those that were drawn before, and return the picture's file."""
+    from ast_model.evaluation.plots import plot_tags  # only here: matplotlib takes a while
+
+    folder.mkdir(parents=True, exist_ok=True)
+    name = PurePath(result.name).name
+    file, number = folder / f"{name}.png", 1
+    while file in drawn:  # recordings of one name from several folders
+        number += 1
+        file = folder / f"{name}-{number}.png"
+    plot_tags(name, result.spectrogram_TM, result.length_s, result.tags).savefig(file, dpi=120)
+    return file

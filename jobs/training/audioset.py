@@ -1,0 +1,39 @@
+"""The main job: preprocess what is missing, train on all that is there, and report."""
+
+import dataclasses
+
+from ast_model.tracking.server import connect, tracking_uri
+from ast_model.training.checks import check_ranks
+from jobs.command_line.cli import resolve_root
+from jobs.preprocessing.snapshots import choose_clips
+from jobs.preprocessing.tracked import check_all_made, preprocess_tracked, with_miniature_media
+from jobs.training.initial_weights import open_initial_weights
+from jobs.training.ray_train import train_on_ray
+from jobs.training.runs import begin_run, ending_tracked, new_run_name, resume_run
+from jobs.training.settings import AudioSetConfig
+from jobs.training.summary import RunSummary, print_report
+from pipeline.cluster import ray_session
+from pipeline.preprocess import PreprocessReport
+from pipeline.store.storage import Store
+
+
+def audioset(config: AudioSetConfig) -> None:
+    """Preprocess what is missing, train on all that is there, and report."""
+    check_ranks(config.train, config.ray.num_workers[1])
+    store = Store(resolve_root(config.root))
+    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
+    connect(store)  # a tracking server that does not answer is found now, not after hours of fetching
+    with ray_session():
+        if config.resume:
+            job = resume_run(config.resume, store, config)
+            report = PreprocessReport()
+        else:
+            run = new_run_name(config.preset)
+            with with_miniature_media(config.data, store) as data:
+                snapshot, report = preprocess_tracked(data, store, run)
+            job = begin_run(config, choose_clips(snapshot, config.selection, config.train), run)
+        with ending_tracked(job):
+            history = train_on_ray(job, config.ray)
+    print_report(RunSummary(job.snapshot, report, job.run, history, config.train.eval_split, tracking_uri(store)))
+    # After the training: the clips that are there are worth one, but a schedule must see that some are missing.
+    check_all_made(report)

@@ -1,0 +1,248 @@
+"""Training on Ray Train: as many workers as asked for, each a rank of one loop."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayTaskError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ast_model.checkpoints.checkpoint import list_checkpoints
+from ast_model.distributed import BACKENDS, World, check_cuda, join_world
+from ast_model.training.job import StopSignal
+from ast_model.training.step_metrics import Metrics
+from jobs.command_line.cli import configure_logging
+from jobs.command_line.settings import RayConfig
+from jobs.training.runs import TrackedJob, history_name, train_rank
+from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreError, TrainingError
+
+log = logging.getLogger(__name__)
+
+ASK_EVERY_S = 1.0
+QUICK_START_S = 5.0
+"""Seconds to wait for workers before a message says so."""
+GROW_EVERY_S = 60.0
+"""Seconds between looks for more workers, in a training with fewer than it may have."""
+GROUP_START_TIMEOUT_S = "30"
+"""How long Ray Train waits for its workers before it looks again at what the cluster has."""
+
+GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
+"""Resources of the task that looks whether torch can use a GPU."""
+
+
+@ray.remote(num_cpus=0)
+class DriverMailbox:
+    """Messages between driver and workers: a wish to stop, and an error that a person has to repair."""
+
+    def __init__(self) -> None:
+        self._is_stopping = False
+        self._error: AudioTaggingError | None = None
+
+    def ask_to_stop(self) -> None:
+        self._is_stopping = True
+
+    def is_stopping(self) -> bool:
+        return self._is_stopping
+
+    def post_error(self, error: AudioTaggingError) -> None:
+        self._error = error
+
+    def error(self) -> AudioTaggingError | None:
+        return self._error
+
+
+class RayStopSignal(StopSignal):
+    """The driver's wish to stop, and Ray's news of nodes that will be taken away."""
+
+    def __init__(self, mailbox: Any, world: World, is_watching: bool):
+        self.mailbox, self.world, self.is_watching = mailbox, world, is_watching
+        self._answer: ray.ObjectRef | None = None
+        self._asked, self._known_preemption = 0.0, None
+
+    def is_stopping(self) -> bool:
+        """Answer without waiting. The main rank asks for all."""
+        if not self.world.is_main:
+            return False
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            answer, self._answer = self._answer, None
+            return ray.get(answer)
+        if self._answer is None and time.monotonic() - self._asked > ASK_EVERY_S:
+            self._asked, self._answer = time.monotonic(), self.mailbox.is_stopping.remote()
+        return False
+
+    def preemption_imminent(self) -> bool:
+        if not self.is_watching:
+            return False
+        preemption = ray.train.get_preemption_info()
+        is_new = preemption is not None and preemption != self._known_preemption
+        self._known_preemption = preemption
+        return is_new
+
+
+def train_on_ray(job: TrackedJob, config: RayConfig, faster: Sequence[str] = ()) -> list[Metrics]:
+    """Train and return the metrics of each epoch. Needs a running Ray.
+
+    faster: settings by which it would take less time, for the log.
+    On SIGTERM the workers write a checkpoint and exit, and StoppedError is raised. Raises ConfigError if the workers
+    can't use their GPUs, TrainingError if they fail over and over without a new checkpoint.
+    """
+    config = choose_gpu(config)
+    _wait_for_workers(config)
+    if config.use_gpu:
+        _check_gpu()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox: Any = DriverMailbox.options(scheduling_strategy=here).remote()  # pyright: ignore[reportFunctionMemberAccess]
+    with _stopping_on_sigterm(mailbox):
+        while True:
+            found = list_checkpoints(job.store, job.folder)
+            try:
+                _trainer(job, config, mailbox, faster).fit()
+                error = None
+            except ray.train.TrainingFailedError as failure:
+                error = failure
+            posted: AudioTaggingError | None = ray.get(mailbox.error.remote())
+            if posted is not None:
+                raise posted
+            if error is None:
+                return job.store.read_json(history_name(job.run))
+            # Ray Train counts all failures of a training. A month on spot nodes has many, each of which costs some
+            # minutes; what has to end is one that fails again before it gets anywhere. So its count starts over with
+            # each round that left a checkpoint.
+            if list_checkpoints(job.store, job.folder) == found:
+                raise TrainingError(
+                    f"failed after all retries: {config.max_failures + 1} times without a new checkpoint (more:"
+                    f" --max-failures). The last failure: {error}"
+                ) from error
+            log.warning("workers failed %d times, with progress; starting again", config.max_failures + 1)
+
+
+def choose_gpu(config: RayConfig) -> RayConfig:
+    """Return settings that say whether to use GPUs: if the cluster has enough of them, where that was left open."""
+    if config.use_gpu is not None:
+        return config
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = num_gpus >= config.num_workers[0]
+    where, other = ("GPUs", "--no-use-gpu") if use_gpu else ("the CPU", "--use-gpu waits for one")
+    log.info("training on %s, since the cluster has %d GPUs (%s)", where, num_gpus, other)
+    return dataclasses.replace(config, use_gpu=use_gpu)
+
+
+def _check_gpu() -> None:
+    """Raise ConfigError if a worker's node has a GPU that torch can't use: Ray Train would try over and over."""
+    try:
+        ray.get(ray.remote(**GPU_CHECK)(check_cuda).remote())
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, ConfigError) else error from None
+
+
+def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any, faster: Sequence[str]) -> TorchTrainer:
+    fewest, most = config.num_workers
+    is_watching = len(ray.nodes()) > 1  # a cluster of one node loses the driver with it
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(is_watching)))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_TIMEOUT_S)
+    return TorchTrainer(
+        _train_worker,
+        # The job as bytes: reading its snapshot may fail, and a worker reports that as any other error.
+        train_loop_config={
+            "job": pickle.dumps(job),
+            "mailbox": mailbox,
+            "device_type": config.device_type,
+            "is_watching": is_watching,
+            "faster": tuple(faster),
+        },
+        torch_config=TorchConfig(backend=BACKENDS[config.device_type]),
+        scaling_config=ScalingConfig(
+            num_workers=fewest if fewest == most else (fewest, most),
+            use_gpu=bool(config.use_gpu),
+            resources_per_worker=config.worker_resources,
+            elastic_resize_monitor_interval_s=GROW_EVERY_S,
+        ),
+        run_config=RunConfig(
+            name=job.run,
+            storage_path=job.store.url(f"runs/{job.run}/ray"),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _wait_for_workers(config: RayConfig) -> None:
+    """Ask the cluster for the fewest workers, so that it may grow; raise TrainingError if it can't."""
+    fewest, _ = config.num_workers
+    group = placement_group([config.worker_resources] * fewest)
+    wait_s = config.start_timeout_s
+    try:
+        if group.wait(min(QUICK_START_S, wait_s)):
+            return
+        hint = "; to train without a GPU: --no-use-gpu" if config.use_gpu else ""
+        log.warning("waiting up to %.0f s for %s; there is %s%s", wait_s, _demand(config), _cluster(), hint)
+        if not group.wait(max(0.0, wait_s - QUICK_START_S)):
+            raise TrainingError(
+                f"expected {_demand(config)} within {wait_s:.0f} s, found {_cluster()}; lower --workers, add nodes, or"
+                " free what others use"
+            )
+    finally:
+        remove_placement_group(group)
+
+
+def _demand(config: RayConfig) -> str:
+    fewest, _ = config.num_workers
+    each = " and ".join(f"{count:.0f} {name}" for name, count in config.worker_resources.items())
+    return f"{fewest} workers of {each} each"
+
+
+def _cluster() -> str:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    resources, free = ray.cluster_resources(), ray.available_resources()
+    have = ", ".join(f"{resources.get(name, 0):.0f} {name} ({free.get(name, 0):.0f} free)" for name in ("CPU", "GPU"))
+    return f"a cluster of {len(nodes)} nodes with {have}"
+
+
+@contextmanager
+def _stopping_on_sigterm(mailbox: Any) -> Iterator[None]:
+    """Turn SIGTERM, which `ray job stop` sends too, into a wish that the workers hear."""
+
+    def ask(signum: int, frame: object) -> None:
+        log.warning("asked to stop: workers are writing a checkpoint and exiting")
+        mailbox.ask_to_stop.remote()
+
+    before = signal.getsignal(signal.SIGTERM)
+    with contextlib.suppress(ValueError):  # not the main thread: whoever runs us there takes care of signals
+        signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
+
+
+def _train_worker(loop_config: Mapping[str, Any]) -> None:
+    """Join a run. An error that a person can repair is posted, so that the workers don't try again and again."""
+    configure_logging()
+    mailbox = loop_config["mailbox"]
+    if ray.get(mailbox.error.remote()) is not None:
+        return
+    try:
+        with join_world(loop_config["device_type"]) as world:
+            job = pickle.loads(loop_config["job"])
+            stop_signal = RayStopSignal(mailbox, world, loop_config["is_watching"])
+            train_rank(job, world, stop_signal, loop_config["faster"])
+    except StoreError:
+        raise  # storage may come back
+    except AudioTaggingError as error:
+        ray.get(mailbox.post_error.remote(error))
+        if not isinstance(error, StoppedError):
+            raise

@@ -1,0 +1,45 @@
+"""Settings of the trainings on AudioSet, and of their teachers."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from ast_model.config import ASTConfig, TrainConfig
+from jobs.command_line.settings import NO_PREFIX, Data, RayConfig, Selection, StoreRoot
+from pipeline.config import PreprocessConfig, SelectionConfig
+
+
+@dataclass(frozen=True)
+class AudioSetConfig:
+    """All settings of the main job."""
+
+    preset: tyro.conf.Suppress[str] = "audioset_full"
+    root: str = "data/audioset"
+    """Folder or s3:// address of the store: metadata, shards, snapshots, runs. A relative one is taken from the
+    current folder, in a Ray job from ~/audioset-ast."""
+    data: Data = field(default_factory=PreprocessConfig)
+    model: ASTConfig = field(default_factory=ASTConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
+    resume: str = ""
+    """Run to go on with, on its own snapshot and by the same command otherwise; empty for a new one."""
+    selection: Selection = field(default_factory=SelectionConfig)
+
+
+@dataclass(frozen=True)
+class TrainJobConfig:
+    """All settings of a training."""
+
+    preset: tyro.conf.Suppress[str] = "demo"
+    root: StoreRoot = "data/demo"
+    """Folder or s3:// address of the store. A relative one is taken from the current folder, in a Ray job from
+    ~/audioset-ast."""
+    snapshot: str = ""
+    """Snapshot to train on; the latest unless named, a resumed run's own."""
+    resume: str = ""
+    """Run to go on with, by the same command otherwise; empty for a new one."""
+    model: ASTConfig = field(default_factory=ASTConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
+    selection: Selection = field(default_factory=SelectionConfig)

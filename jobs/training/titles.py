@@ -1,0 +1,90 @@
+"""Names and descriptions of runs, by which a list of runs tells them apart."""
+
+import dataclasses
+from typing import Protocol
+
+from ast_model import recipes
+from ast_model.config import ASTConfig, TrainConfig, flatten
+from jobs.training.provenance import command
+from pipeline.snapshots.snapshot import Snapshot
+
+MAX_CHANGES = 15
+"""Characters for what differs, so that the run's own four follow within the first 20, which MLflow's charts show."""
+SHORT_NAMES = {
+    "train.learning_rate": "lr",
+    "train.seed": "seed",
+    "train.global_batch_size": "batch",
+    "train.augment.mixup_probability": "mixup",
+    "train.weight_decay": "wd",
+    "train.regularise.drop_path": "drop",
+    "train.regularise.patchout_freq": "fpatch",
+    "train.regularise.patchout_time": "tpatch",
+    "train.augment.max_freq_mask_bins": "fmask",
+    "train.augment.max_time_mask_frames": "tmask",
+    "train.layer_decay": "ldecay",
+    "train.average_last_epochs": "avg",
+    "train.num_epochs": "epochs",
+    "train.draws_per_epoch": "draws",
+}
+"""Of settings, in the order in which names show them: first those that trainings are most often repeated with."""
+
+
+class RunConfig(Protocol):
+    """Settings of a job that trains."""
+
+    @property
+    def preset(self) -> str: ...
+    @property
+    def model(self) -> ASTConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+def run_params(config: RunConfig, model: ASTConfig) -> dict[str, str]:
+    """Return a run's parameters: the same names from whichever job."""
+    return {"preset": config.preset, **_flat(model, config.train)}
+
+
+def differences(config: RunConfig, model: ASTConfig) -> dict[str, str]:
+    """Return what differs from the preset. The number of classes follows from the data."""
+    recipe = getattr(recipes, config.preset, None)
+    if recipe is None:
+        return {}
+    preset = recipe()
+    usual = _flat(dataclasses.replace(preset.model, num_classes=model.num_classes), preset.train)
+    return {key: value for key, value in _flat(model, config.train).items() if usual.get(key) != value}
+
+
+def run_title(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
+    """Name a run by what differs from its preset, which comes first: `lr 0.0003 ab12 · demo · data 3f9a12`."""
+    differing = differences(config, model)
+    order = sorted(differing, key=list(SHORT_NAMES | differing).index)
+    changes = " ".join(
+        f"{SHORT_NAMES.get(name, name.split('.')[-1])} {differing[name].removesuffix('.0')}" for name in order
+    )
+    if len(changes) > MAX_CHANGES:
+        changes = f"{changes[: MAX_CHANGES - 1].rstrip()}…"
+    data = "-".join(part[:6] for part in snapshot.snapshot_id.split("-"))
+    return f"{changes or 'as preset'} {run.split('-')[-1]} · {config.preset} · data {data}"
+
+
+def describe_run(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
+    """Describe in Markdown what a run is, how it was started and how to resume it."""
+    counts = ", ".join(f"{count} {split}" for split, count in snapshot.stats["num_clips"].items())
+    changed = ", ".join(f"`{key}={value}`" for key, value in differences(config, model).items())
+    store = snapshot.store
+    left_out = snapshot.manifest.get("selection", {}).get("num_excluded", {})
+    excluded = ", ".join(f"{count} by `{expression}`" for expression, count in left_out.items())
+    return f"""AST trained by the recipe **{config.preset}** on snapshot `{snapshot.snapshot_id}` ({counts} clips, \
+{len(snapshot.labels)} classes).
+
+- differs from the preset: {changed or "in nothing"}
+- training clips left out: {excluded or "none"}
+- started by `{command()}`
+- resume it: the same command and `--resume {run}`
+- checkpoints: `{store.url(f"runs/{run}")}`
+"""
+
+
+def _flat(model: ASTConfig, train: TrainConfig) -> dict[str, str]:
+    return flatten(train, "train.") | flatten(model, "model.")

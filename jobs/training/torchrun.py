@@ -1,0 +1,30 @@
+"""torchrun that passes on the exit code of the ranks: 75 after SIGTERM, once they have saved.
+
+python -m jobs.training.torchrun --nproc-per-node 8 jobs/train.py audioset_full --root /data/audioset
+
+torchrun itself passes SIGTERM on to its ranks and waits for them, but then ends with 1 and a traceback, as if they had
+failed: a scheduler could not tell a run to go on with from a broken one.
+"""
+
+import sys
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from pipeline.errors import StoppedError
+
+
+def main() -> int:
+    try:
+        run.main()
+    except SignalException:
+        return StoppedError.exit_code
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Training on a snapshot that is there, on Ray Train or as one of torchrun's ranks."""
+
+import dataclasses
+import os
+import signal
+
+from ast_model.distributed import join_world
+from ast_model.tracking.server import connect
+from ast_model.training.checks import check_ranks
+from ast_model.training.job import StopSignal
+from ast_model.training.step_metrics import Metrics
+from jobs.command_line.cli import resolve_root
+from jobs.preprocessing.snapshots import choose_clips
+from jobs.training.initial_weights import open_initial_weights
+from jobs.training.ray_train import train_on_ray
+from jobs.training.runs import TrackedJob, begin_run, ending_tracked, new_run_name, resume_run, train_rank
+from jobs.training.settings import TrainJobConfig
+from pipeline.cluster import ray_session
+from pipeline.snapshots.snapshot import load_snapshot
+from pipeline.store.storage import Store
+
+
+def train(config: TrainJobConfig) -> None:
+    """Train a new run, or go on with one."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        history = _train_under_torchrun(config)
+    else:
+        check_ranks(config.train, config.ray.num_workers[1])
+        job = _open_run(config)
+        with ending_tracked(job), ray_session():  # in this order, so that a Ray that can't start ends the run, too
+            history = train_on_ray(job, config.ray)
+    if history:
+        print(f"\n{history[-1]}")
+
+
+def _train_under_torchrun(config: TrainJobConfig) -> list[Metrics]:
+    """Train as one of torchrun's ranks; only the main one returns the history."""
+    stop_signal = SigtermStopSignal()
+    with join_world(config.ray.device_type) as world:
+        job = world.broadcast_object(_open_run(config) if world.is_main else None)
+        if not world.is_main:
+            train_rank(job, world, stop_signal)
+            return []
+        with ending_tracked(job):
+            return train_rank(job, world, stop_signal)
+
+
+class SigtermStopSignal(StopSignal):
+    """SIGTERM to this process."""
+
+    def __init__(self) -> None:
+        self._is_stopping = False
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, signum: int, frame: object) -> None:
+        self._is_stopping = True
+
+    def is_stopping(self) -> bool:
+        return self._is_stopping
+
+
+def _open_run(config: TrainJobConfig) -> TrackedJob:
+    store = Store(resolve_root(config.root))
+    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
+    connect(store)
+    if config.resume:
+        return resume_run(config.resume, store, config, config.snapshot)
+    snapshot = choose_clips(load_snapshot(store, config.snapshot or None), config.selection, config.train)
+    return begin_run(config, snapshot, new_run_name(config.preset))

@@ -1,0 +1,78 @@
+"""Measure the clips of shards that lie in a store already: those of older versions, or whose table was lost."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pipeline.errors import CorruptError, InputError
+from pipeline.measures.table import FROM_MEDIA, read_shard_measures, write_measures
+from pipeline.shards.format import SIDECAR, TAR, WRITTEN, map_tar, parse_fbank, quality_name, read_sidecar
+from pipeline.store.storage import Store
+
+PLACES = ["num_frames", "fbank_offset", "fbank_bytes", "audio_offset", "audio_bytes"]
+
+
+def shards_with_clips(store: Store) -> list[str]:
+    """List the finished shards that have a tar, without extension."""
+    names = set(store.list("shards"))
+    return sorted(name.removesuffix(TAR) for name in names if name.endswith(TAR) and name[:-4] + SIDECAR in names)
+
+
+def is_measured(shard: str, store: Store) -> bool:
+    """Return whether a shard has measures of this version for each of its written clips, and no others."""
+    keys = [row["key"] for row in _written_rows(shard, store, ["key"])]
+    return not keys or _are_current(shard, store, keys)
+
+
+def measure_shard(shard: str, store: Store) -> int:
+    """Measure a shard's clips from their fbanks, and from their audio where that was kept, unless that is done.
+
+    What only the media had stays as an older table has it. Returns the number of clips that were measured; raises
+    CorruptError for a shard that isn't what its sidecar says.
+    """
+    from pipeline.measures.measure import measure_stored  # by workers only, as it needs PyTorch
+
+    rows = _written_rows(shard, store, ["key", *PLACES])
+    keys = [row["key"] for row in rows]
+    if _are_current(shard, store, keys):
+        return 0
+    of_media = _measures_of_media(shard, store)
+    measures = []
+    with store.local_copy(shard + TAR) as tar, map_tar(tar) as content:
+        for row in rows:
+            fbank, flac = (
+                content[row[f"{member}_offset"] :][: row[f"{member}_bytes"]] for member in ("fbank", "audio")
+            )
+            try:
+                each = measure_stored(parse_fbank(fbank, row["num_frames"]), flac)
+            except (CorruptError, InputError) as error:
+                raise CorruptError(f"{store.url(shard + TAR)}: clip {row['key']}: {error}") from error
+            measures.append(replace(each, **of_media.get(row["key"], {})))
+    write_measures(store, shard, keys, measures)
+    return len(rows)
+
+
+def _written_rows(shard: str, store: Store, columns: Sequence[str]) -> list[dict[str, Any]]:
+    rows = read_sidecar(store, shard + SIDECAR, ["status", *columns]).to_pylist()
+    return [row for row in rows if row["status"] == WRITTEN]
+
+
+def _are_current(shard: str, store: Store, keys: list[str]) -> bool:
+    if not store.exists(quality_name(shard)):
+        return False
+    try:
+        table = read_shard_measures(store, shard, [])
+    except CorruptError:
+        return False
+    return table is not None and table["key"].to_pylist() == keys
+
+
+def _measures_of_media(shard: str, store: Store) -> dict[str, dict[str, Any]]:
+    """Read by key what a table, of whichever version, knows of media that are not there any more."""
+    if not store.exists(quality_name(shard)):
+        return {}
+    try:
+        table = read_shard_measures(store, shard, FROM_MEDIA, any_version=True)
+    except CorruptError:
+        return {}
+    return {row.pop("key"): row for row in table.to_pylist()} if table else {}

@@ -1,0 +1,175 @@
+"""Measure a clip: levels, silence, bandwidth and fingerprint.
+
+A clip is measured as a training sees it: mono, 16 kHz, without DC. Peak, clipping and DC are those of the media.
+Letters: S samples, P pieces of 100 ms, F frequencies, T frames, M mel bins.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+from torchaudio.compliance.kaldi import get_mel_banks
+
+from pipeline.audio.levels import MediaAudio
+from pipeline.fbank_settings import (
+    FFT_SIZE,
+    FRAME_LENGTH,
+    FRAME_SHIFT,
+    LOG_FLOOR,
+    LOW_FREQ_HZ,
+    NUM_MEL_BINS,
+    PREEMPHASIS,
+    SAMPLE_RATE_HZ,
+)
+from pipeline.measures.clip_measures import MEDIA_NAMES, Measures
+from pipeline.measures.fingerprint import fingerprint_of
+
+PIECE = SAMPLE_RATE_HZ // 10
+PIECES_PER_BLOCK = 4
+"""Loudness is gated in blocks of 400 ms, of which each starts 100 ms after the one before."""
+FLANK = 2048 - PIECE
+"""Samples over which neighbouring pieces fade into each other; with them, a power of two is transformed."""
+FRAMES_PER_PIECE = PIECE // FRAME_SHIFT
+MIN_RMS_DB, MIN_LUFS = -120.0, -70.0
+MAX_SILENT_LOG = math.log(100 * LOG_FLOOR)
+"""Of a mel bin. Noise below −90 dBFS, such as the dither of 16 bits, stays below; zeros are at the floor itself."""
+SPECTRUM_DEPTH_DB = 40.0
+"""Below the loudest mel bin: what is weaker is taken for what a resampler, a codec or clipping adds."""
+
+
+def measure_clip(waveform: np.ndarray, fbank_TM: np.ndarray, media: MediaAudio | None = None) -> Measures:
+    """Measure a clip from its waveform (S,) float32 and fbank (T, 128) float16; `media` knows what those had."""
+    log_TM = _widened(fbank_TM)
+    silence, bandwidth_hz = _measure_spectrum(log_TM)
+    fingerprint = fingerprint_of(log_TM.numpy())  # while the fbank lies in the processor's cache
+    return Measures(
+        rms_db=_decibels(float(np.dot(waveform, waveform)) / len(waveform)),
+        loudness_lufs=_gated_loudness(_weighted_powers(torch.from_numpy(waveform)).numpy()),
+        silence=silence,
+        bandwidth_hz=bandwidth_hz,
+        fingerprint=fingerprint,
+        **{name: getattr(media, name) for name in MEDIA_NAMES if media},
+    )
+
+
+def measure_stored(fbank_TM: np.ndarray, flac: bytes) -> Measures:
+    """Measure a clip from what a shard holds of it; `flac` is empty where its audio was not kept."""
+    if not flac:
+        return measure_fbank(fbank_TM)
+    from pipeline.audio.decode import decode_flac  # PyAV is needed for audio only: fbanks are measured without
+
+    return measure_clip(decode_flac(flac).astype(np.float32) / 32768, fbank_TM)
+
+
+def measure_fbank(fbank_TM: np.ndarray) -> Measures:
+    """Estimate what a fbank (T, 128) float16 says of its clip.
+
+    RMS and loudness are mostly within 0.5 dB of those of the waveform, less where most of it lies below 60 Hz.
+    """
+    log_TM = _widened(fbank_TM)
+    silence, bandwidth_hz = _measure_spectrum(log_TM)
+    # What lies at the floor is nothing; the weights of the lowest bins would make −80 dBFS of it.
+    powers_T, weighted_T = (((log_TM.exp() - LOG_FLOOR).clamp(min=0)) @ _power_weights()).numpy().T
+    pieces = np.array_split(weighted_T, max(len(weighted_T) // FRAMES_PER_PIECE, 1))
+    return Measures(
+        rms_db=_decibels(float(powers_T.mean())),
+        loudness_lufs=_gated_loudness(np.array([piece.mean() for piece in pieces])),
+        silence=silence,
+        bandwidth_hz=bandwidth_hz,
+        fingerprint=fingerprint_of(log_TM.numpy()),
+    )
+
+
+def _widened(fbank_TM: np.ndarray) -> Tensor:
+    # PyTorch warns of arrays that can't be written to, such as views of a shard's bytes: these are copied.
+    return torch.from_numpy(np.require(fbank_TM, requirements="W")).float()
+
+
+def _decibels(power: float) -> float:
+    return max(10 * math.log10(power), MIN_RMS_DB) if power > 0 else MIN_RMS_DB
+
+
+def _measure_spectrum(log_TM: Tensor) -> tuple[float, float | None]:
+    """Return the share of silent frames, and the highest frequency of the others' spectrum; None if there are none."""
+    is_silent_T = log_TM.amax(1).numpy() < MAX_SILENT_LOG
+    silence = float(is_silent_T.mean())
+    if silence == 1:
+        return silence, None
+    # Logarithms are averaged: the clicks of clipped peaks, which reach over all frequencies, would outweigh the rest.
+    spectrum_M = (log_TM[torch.from_numpy(~is_silent_T)] if silence else log_TM).mean(0).numpy()
+    lowest = max(float(spectrum_M.max()) - SPECTRUM_DEPTH_DB * math.log(10) / 10, math.log(10 * LOG_FLOOR))
+    return silence, float(_mel_freqs_hz()[np.flatnonzero(spectrum_M >= lowest)[-1]])
+
+
+def _gated_loudness(powers_P: np.ndarray) -> float:
+    """Average the K-weighted powers of pieces of 100 ms (P,) as EBU R128 does → LUFS."""
+    blocks = powers_P
+    if len(powers_P) >= PIECES_PER_BLOCK:  # a clip shorter than a block is one
+        blocks = np.convolve(powers_P, np.full(PIECES_PER_BLOCK, 1 / PIECES_PER_BLOCK), mode="valid")
+    loud = blocks[blocks > 10 ** ((MIN_LUFS + 0.691) / 10)]
+    if not len(loud):
+        return MIN_LUFS
+    loudest = loud[loud > loud.mean() / 10]  # the relative gate, 10 LU below
+    return 10 * math.log10(loudest.mean()) - 0.691
+
+
+def _weighted_powers(waveform_S: Tensor) -> Tensor:
+    """Return the K-weighted mean square of each whole piece of 100 ms (P,).
+
+    The weighting is a product with spectra, a third of the time of the two filters that it is made of. Pieces fade into
+    each other, squares adding to 1: edges would put what the high-pass filter takes away into other frequencies.
+    """
+    window, weights_F = _piece_tables()
+    num_pieces = len(waveform_S) // PIECE
+    padded_S = torch.nn.functional.pad(waveform_S, (FLANK // 2, FLANK // 2 + PIECE))
+    pieces_PS = padded_S.unfold(0, PIECE + FLANK, PIECE)[: max(num_pieces, 1)]
+    spectra_PF = torch.view_as_real(torch.fft.rfft(pieces_PS * window)).flatten(1)
+    return spectra_PF.square_() @ weights_F
+
+
+@lru_cache(maxsize=1)
+def _piece_tables() -> tuple[Tensor, Tensor]:
+    """Make the window of a piece, and the weight of each part (real, imaginary) of each frequency."""
+    length = PIECE + FLANK
+    fade = np.sin(np.pi / 2 * (np.arange(FLANK) + 0.5) / FLANK)
+    window = np.concatenate([fade, np.ones(PIECE - FLANK), fade[::-1]])
+    # Parseval's sum runs over both halves of the spectrum.
+    weights_F = 2 * _k_weighting(np.fft.rfftfreq(length, 1 / SAMPLE_RATE_HZ)) / (length * PIECE)
+    return torch.from_numpy(window).float(), torch.from_numpy(weights_F.repeat(2)).float()
+
+
+def _k_weighting(freqs_hz: np.ndarray) -> np.ndarray:
+    """Return the gain in power of ITU-R BS.1770's two filters, which are given for 48 kHz."""
+    z = np.exp(-2j * np.pi * freqs_hz / 48_000)
+    shelf = np.polyval([1.19839281085285, -2.69169618940638, 1.53512485958697], z) / np.polyval(
+        [0.73248077421585, -1.69065929318241, 1], z
+    )
+    high_pass = np.polyval([1, -2, 1], z) / np.polyval([0.99007225036621, -1.99004745483398, 1], z)
+    return np.abs(shelf * high_pass) ** 2
+
+
+@lru_cache(maxsize=1)
+def _power_weights() -> Tensor:
+    """Make the weights (M, 2) with which mel energies add up to a frame's power, and to its K-weighted power."""
+    bank, _ = get_mel_banks(NUM_MEL_BINS, FFT_SIZE, SAMPLE_RATE_HZ, LOW_FREQ_HZ, 0.0, 100.0, -500.0, 1.0)
+    bank_MF = bank.double().numpy()[:, 1:]
+    freqs_hz = np.fft.rfftfreq(FFT_SIZE, 1 / SAMPLE_RATE_HZ)[1 : FFT_SIZE // 2]
+    bank_MF = bank_MF[:, : len(freqs_hz)]
+    window_power = np.square(np.hanning(FRAME_LENGTH)).sum()
+    emphasis = np.abs(1 - PREEMPHASIS * np.exp(-2j * np.pi * freqs_hz / SAMPLE_RATE_HZ)) ** 2
+    columns = []
+    for gain in (np.ones(len(freqs_hz)), _k_weighting(freqs_hz)):
+        wanted = 2 * gain / (FFT_SIZE * window_power * emphasis)
+        columns.append(nnls(bank_MF.T / wanted[:, None], np.ones(len(freqs_hz)))[0])
+    return torch.from_numpy(np.stack(columns, 1)).float()
+
+
+@lru_cache(maxsize=1)
+def _mel_freqs_hz() -> np.ndarray:
+    """Return the centre of each mel bin (M,); of the last one its end."""
+    low, high = (1127 * np.log1p(hz / 700) for hz in (LOW_FREQ_HZ, SAMPLE_RATE_HZ / 2))
+    centres = 700 * np.expm1(np.linspace(low, high, NUM_MEL_BINS + 2)[1:-1] / 1127)
+    return np.append(centres[:-1], SAMPLE_RATE_HZ / 2)

@@ -1,0 +1,120 @@
+"""The measures of a shard's written clips, in a table of their own beside it.
+
+`quality/{split}/{shard_id}.parquet` is written before the shard's sidecar, or later by `preprocess.py measure`. Shards
+and snapshots don't depend on it: a store without is only not measured yet.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported.
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import CorruptError
+from pipeline.measures.clip_measures import MEASURES_VERSION, MEDIA_NAMES, Measures
+from pipeline.shards.format import TAR, quality_name
+from pipeline.shards.ledger import num_readers
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
+from pipeline.store.tables import parquet_bytes
+
+MEASURES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("peak", pa.float32()),
+        ("rms_db", pa.float32()),
+        ("loudness_lufs", pa.float32()),
+        ("clipping", pa.float32()),
+        ("silence", pa.float32()),
+        ("dc", pa.float32()),
+        ("bandwidth_hz", pa.float32()),
+        ("codec", pa.string()),
+        ("rate_hz", pa.int32()),
+        ("channels", pa.int16()),
+        ("bit_rate", pa.int32()),
+        ("media_length_s", pa.float32()),
+        ("media_start_s", pa.float32()),
+        ("fingerprint", pa.binary()),
+    ]
+)
+NUMERIC_AND_TEXT = tuple(name for name in MEASURES_SCHEMA.names if name not in ("key", "fingerprint"))
+FROM_MEDIA = tuple(MEDIA_NAMES)
+"""Columns that can't be measured again without fetching."""
+VERSION_KEY = b"measures"
+BLOCK_BYTES = 2**16
+"""Read at a time. Fingerprints, nine tenths of a table, are its last column, so that reading goes around them."""
+
+
+def write_measures(store: Store, shard: str, keys: Sequence[str], measures: Sequence[Measures]) -> None:
+    """Publish the measures of a shard's written clips, in their order.
+
+    shard: `shards/{split}/{shard_id}`, without extension.
+    """
+    names = MEASURES_SCHEMA.names[1:]
+    columns = {name: [getattr(each, name) for each in measures] for name in names}
+    schema = MEASURES_SCHEMA.with_metadata({VERSION_KEY: str(MEASURES_VERSION)})
+    store.write_bytes(quality_name(shard), parquet_bytes(pa.table({"key": keys, **columns}, schema)))
+
+
+def read_shard_measures(
+    store: Store, shard: str, columns: Sequence[str] = NUMERIC_AND_TEXT, *, any_version: bool = False
+) -> pa.Table | None:
+    """Read `key` and some columns of a shard's measures; None for a table of another version, unless any will do.
+
+    Raises StoreError if there is none, CorruptError if it is not a valid table.
+    """
+    name, columns = quality_name(shard), ["key", *columns]
+    try:
+        try:
+            with store.open(name, BLOCK_BYTES) as stream:
+                return _read_table(stream, columns, any_version)
+        except OSError:  # either a broken connection or a broken file: the next line tells
+            return _read_table(pa.BufferReader(store.read_bytes(name)), columns, any_version)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise CorruptError(
+            f"{store.url(name)} is not a valid table of measures: {error}; `preprocess.py measure` makes it again"
+        ) from error
+
+
+def _read_table(stream: BinaryIO | pa.NativeFile, columns: list[str], any_version: bool) -> pa.Table | None:
+    with pq.ParquetFile(stream) as file:
+        version = (file.schema_arrow.metadata or {}).get(VERSION_KEY)
+        if version != str(MEASURES_VERSION).encode() and not any_version:
+            return None
+        if missing := set(columns) - set(file.schema_arrow.names):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        table = file.read(columns, use_threads=False).replace_schema_metadata(None)
+    table.validate(full=True)  # text that is not UTF-8 would raise wherever a row is read
+    return table
+
+
+def read_measures(snapshot: Snapshot, columns: Sequence[str] = NUMERIC_AND_TEXT) -> pa.Table:
+    """Read some columns of `MEASURES_SCHEMA` for a snapshot's clips, row by row as its index; null is not measured."""
+    store, index = snapshot.store, snapshot.index
+    present = set(store.list("quality", ".parquet"))
+    schema = pa.schema([MEASURES_SCHEMA.field(name) for name in columns])
+    keys, shards = index["key"].combine_chunks(), index["shard"].combine_chunks()
+    codes, names = shards.indices.to_numpy(), shards.dictionary.to_pylist()
+    # Each shard's rows together, so that clips are looked up among the thousand of their shard.
+    order = np.argsort(codes, kind="stable")
+    ends = np.searchsorted(codes[order], np.arange(len(names) + 1))
+
+    def read(code: int) -> pa.Table:
+        rows, shard = order[ends[code] : ends[code + 1]], names[code].removesuffix(TAR)
+        is_there = len(rows) and quality_name(shard) in present
+        found = read_shard_measures(store, shard, columns) if is_there else None
+        if found is None:
+            return pa.table([pa.nulls(len(rows), field.type) for field in schema], schema)
+        places = pc.index_in(keys.take(pa.array(rows)), value_set=found["key"].combine_chunks())
+        return found.select(list(columns)).take(places).cast(schema)
+
+    with ThreadPoolExecutor(num_readers(store)) as pool:
+        tables = list(pool.map(read, range(len(names))))
+    table = pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
+    return table.take(pa.array(np.argsort(order, kind="stable")))

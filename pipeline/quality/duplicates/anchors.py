@@ -1,0 +1,68 @@
+"""Anchors of clips: a few steps of each, at the same sounds in a copy, by which copies among millions are found.
+
+A vector describes the second around an anchor.
+"""
+
+# Letters: N clips, P steps, A anchors, V values of a vector.
+
+import numpy as np
+from scipy import ndimage
+
+from pipeline.measures.fingerprint import NUM_BANDS
+
+AROUND_STEPS = 32
+"""Steps that a vector describes."""
+NUM_BASES = 8
+"""Cosines over the bands, and over the steps: a vector has the square of it."""
+NUM_ANCHORS, ANCHOR_SPACING = 5, 12
+"""At most of a clip and a sign of the fit, at least so many steps apart."""
+SCALE = 127
+"""Of vectors kept as int8."""
+
+ANCHOR_DTYPE = np.dtype([("clip", "<i4"), ("step", "<i2"), ("vector", "i1", NUM_BASES**2)])
+
+
+def _cosines(length: int, count: int) -> np.ndarray:
+    """Return the first cosines over some places (length, count), each of norm 1."""
+    waves = np.cos(np.pi * (np.arange(length)[:, None] + 0.5) * np.arange(count) / length)
+    return (waves / np.linalg.norm(waves, axis=0)).astype(np.float32)
+
+
+def _tabulate(weights: np.ndarray) -> np.ndarray:
+    """Return the sum of the weights (NUM_BANDS, …) of each word's bands: (2**16, …)."""
+    bits = np.unpackbits(np.arange(2**16, dtype="<u2").view(np.uint8).reshape(-1, 2), axis=1)
+    return bits.astype(np.float32) @ weights
+
+
+BANDS_BY_WORD = _tabulate(_cosines(NUM_BANDS, NUM_BASES))
+STEP_WAVES = _cosines(AROUND_STEPS, NUM_BASES) * np.hanning(AROUND_STEPS + 2)[1:-1, None].astype(np.float32)
+# Any pattern does, so long as it is the same for all clips, and not so smooth that its best fits are broad.
+ANCHOR_BY_WORD = _tabulate(_cosines(NUM_BANDS, NUM_BASES) @ np.array([0, 1, -1, 1, 1, 0, 0, 0], np.float32))
+ANCHOR_STEPS = STEP_WAVES @ np.array([0, 0, 1, 1, -1, 0, 0, 0], np.float32)
+
+
+def find_anchors(words: np.ndarray) -> np.ndarray:
+    """Return the anchors of clips (N, NUM_STEPS), by `ANCHOR_DTYPE`."""
+    course_NP = _look_up(ANCHOR_BY_WORD, words)
+    fit_NP = ndimage.correlate1d(course_NP, ANCHOR_STEPS, axis=1, mode="constant")
+    clip_A, step_A = np.concatenate([_peaks(fit_NP), _peaks(-fit_NP)], axis=1)
+    around = np.pad(words, ((0, 0), (AROUND_STEPS // 2, AROUND_STEPS // 2)))
+    bands = _look_up(BANDS_BY_WORD, around[clip_A[:, None], step_A[:, None] + np.arange(AROUND_STEPS)])
+    vector_AV = (np.swapaxes(bands, 1, 2) @ STEP_WAVES).reshape(-1, NUM_BASES**2)
+    vector_AV /= np.maximum(np.linalg.norm(vector_AV, axis=1, keepdims=True), 1e-6)
+    anchors = np.empty(len(clip_A), ANCHOR_DTYPE)
+    anchors["clip"], anchors["step"], anchors["vector"] = clip_A, step_A, np.rint(vector_AV * SCALE)
+    return anchors
+
+
+def _look_up(table: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Return the weights of the bands that are above, less those of the bands below."""
+    return table[words & 0xFFFF] - table[words >> NUM_BANDS]
+
+
+def _peaks(fit_NP: np.ndarray) -> np.ndarray:
+    """Return clip and step of the highest peaks: (2, A)."""
+    is_peak = (fit_NP == ndimage.maximum_filter1d(fit_NP, 2 * ANCHOR_SPACING + 1, axis=1)) & (fit_NP > 0)
+    highest = np.argpartition(np.where(is_peak, -fit_NP, 0), NUM_ANCHORS, axis=1)[:, :NUM_ANCHORS]
+    clip_A, place_A = np.nonzero(np.take_along_axis(is_peak, highest, axis=1))
+    return np.stack([clip_A, highest[clip_A, place_A]])

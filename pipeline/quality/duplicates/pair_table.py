@@ -1,0 +1,85 @@
+"""Pairs of near-identical clips of a snapshot, in a table beside its index.
+
+`snapshots/{id}/duplicates.parquet` does not count towards a snapshot's name: it follows from the clips, and may be
+added later.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from pipeline.errors import CorruptError
+from pipeline.keys import positions_of
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.tables import parquet_bytes
+
+DUPLICATES_VERSION = 1
+"""Of the search and its fingerprints. A table of another version counts as not there."""
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("first", pa.string()),
+        ("second", pa.string()),
+        ("distance", pa.float32()),
+        ("offset_s", pa.float32()),
+    ]
+)
+"""`first` comes before `second` in the index. A group of near-identical clips is listed against its first, not each
+against each: see `duplicate_groups`. `distance` is 0 for identical clips; `offset_s` is where `second` starts within
+`first`."""
+MAX_DISTANCE = 0.5
+"""Of near-identical clips, as `pipeline.measures.fingerprint` measures it."""
+VERSION_KEY, THRESHOLD_KEY = b"duplicates", b"threshold"
+
+
+def write_duplicates(snapshot: Snapshot, pairs: pa.Table, threshold: float) -> None:
+    """Keep a snapshot's pairs, sorted by their clips, with the distance up to which clips count as near-identical."""
+    ordered = pairs.cast(PAIRS_SCHEMA).sort_by([("first", "ascending"), ("second", "ascending")])
+    metadata = {
+        VERSION_KEY: str(DUPLICATES_VERSION).encode(),
+        THRESHOLD_KEY: str(threshold).encode(),
+    }
+    snapshot.store.write_bytes(_name_of(snapshot), parquet_bytes(ordered.replace_schema_metadata(metadata)))
+
+
+def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
+    """Return a snapshot's pairs of near-identical clips by `PAIRS_SCHEMA`; None if they were not searched yet.
+
+    Raises CorruptError if the file is not a table of pairs.
+    """
+    store, name = snapshot.store, _name_of(snapshot)
+    if not store.exists(name):
+        return None
+    try:
+        table = pq.read_table(pa.BufferReader(store.read_bytes(name)))
+        if (table.schema.metadata or {}).get(VERSION_KEY) != str(DUPLICATES_VERSION).encode():
+            return None
+        return table.select(PAIRS_SCHEMA.names).cast(PAIRS_SCHEMA.with_metadata(table.schema.metadata))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise CorruptError(
+            f"{store.url(name)} is not a valid table of duplicates: {error}; remove it and run"
+            " `preprocess.py duplicates`"
+        ) from error
+
+
+def duplicate_groups(snapshot: Snapshot, pairs: pa.Table) -> np.ndarray:
+    """Number the groups of clips that pairs join, directly or through others: (N,), equal within a group.
+
+    A clip without a near-identical one is a group of its own.
+    """
+    keys, size = snapshot.index["key"], len(snapshot.index)
+    named = pa.chunked_array([*pairs["first"].chunks, *pairs["second"].chunks], pa.string())
+    nodes = positions_of(named, keys)
+    # A selection of the snapshot lacks some of the clips, which join others nonetheless: a group is listed against
+    # its first, and that one may have been left out.
+    is_absent = nodes < 0
+    absent = named.filter(pa.array(is_absent)).combine_chunks().dictionary_encode()
+    nodes[is_absent] = size + absent.indices.to_numpy()
+    num_nodes = size + len(absent.dictionary)
+    edges = sparse.coo_array((np.ones(len(pairs), bool), tuple(nodes.reshape(2, -1))), shape=(num_nodes, num_nodes))
+    return csgraph.connected_components(edges, directed=False)[1][:size]
+
+
+def _name_of(snapshot: Snapshot) -> str:
+    return f"snapshots/{snapshot.whole_id}/duplicates.parquet"

@@ -1,0 +1,167 @@
+"""Training clips left out by what is known of them, as a snapshot of their own."""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import ConfigError, CorruptError, InputError, NoClipsError
+from pipeline.measures.clip_measures import Measures
+from pipeline.measures.table import write_measures
+from pipeline.quality.duplicates.pair_table import PAIRS_SCHEMA, write_duplicates
+from pipeline.quality.selection import count_leaks, exclude_clips, parse_expression
+from pipeline.snapshots.history import prune_snapshots, runs_by_snapshot
+from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.storage import Store
+
+TRAIN = ("balanced_train", "unbalanced_train")
+
+
+@pytest.fixture
+def measured(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
+    """The small snapshot with made-up measures: each fourth clip is silent, each third an MP3; no bandwidth."""
+    shutil.copytree(Path(snapshot.store.root) / "snapshots", tmp_path / "snapshots")
+    store = Store(str(tmp_path))
+    rows = snapshot.index.select(["key", "shard"]).to_pylist()
+    for shard in {row["shard"] for row in rows}:
+        places = [place for place, row in enumerate(rows) if row["shard"] == shard]
+        measures = [
+            Measures(silence=float(place % 4 == 0), codec="mp3" if place % 3 == 0 else "opus", bit_rate=1000 * place)
+            for place in places
+        ]
+        write_measures(store, shard.removesuffix(".tar"), [rows[place]["key"] for place in places], measures)
+    return dataclasses.replace(snapshot, store=store)
+
+
+def rows_left_out(snapshot: Snapshot, expressions: Sequence[str]) -> list[int]:
+    kept = exclude_clips(snapshot, expressions, TRAIN, "eval").index["key"].to_pylist()
+    return [row for row, key in enumerate(snapshot.index["key"].to_pylist()) if key not in kept]
+
+
+@pytest.mark.parametrize(
+    ("expressions", "is_out"),
+    [
+        (["silence > 0.9"], lambda row: row % 4 == 0),
+        (["codec == mp3 and bit_rate < 9000"], lambda row: row % 3 == 0 and row < 9),
+        (["silence>=1", "codec != 'opus'"], lambda row: row % 4 == 0 or row % 3 == 0),
+        (["duration_s > 100"], lambda row: False),
+    ],
+)
+def test_training_clips_are_left_out_and_others_stay(measured: Snapshot, expressions: list[str], is_out) -> None:
+    trained = np.flatnonzero(np.isin(measured.splits, TRAIN))
+    assert rows_left_out(measured, expressions) == [row for row in trained.tolist() if is_out(row)]
+
+
+def test_a_selection_is_a_snapshot_that_is_known_by_its_name(
+    measured: Snapshot, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pipeline")
+    selected = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
+    assert "by silence > 0.9" in caplog.text
+    again = load_snapshot(measured.store, selected.snapshot_id)
+    assert again.index.equals(selected.index)
+    assert (again.stats, again.manifest, again.whole_id) == (selected.stats, selected.manifest, measured.snapshot_id)
+    assert again.manifest["selection"]["exclude"] == ["silence > 0.9"]
+    counts = np.asarray(again.targets(again.rows_of(TRAIN)).sum(axis=0)).ravel()
+    np.testing.assert_array_equal(again.class_counts(TRAIN), counts)
+    assert sum(again.stats["num_clips"][split] for split in TRAIN) == len(again.rows_of(TRAIN))
+    assert exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval").snapshot_id == selected.snapshot_id
+    assert exclude_clips(measured, ["silence > 0.8"], TRAIN, "eval").snapshot_id != selected.snapshot_id
+
+
+def test_a_selection_of_a_selection_lacks_what_either_leaves_out(measured: Snapshot) -> None:
+    loud = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
+    fewer = exclude_clips(loud, ["codec == mp3"], TRAIN, "eval")
+    both = exclude_clips(measured, ["silence > 0.9", "codec == mp3"], TRAIN, "eval")
+    assert fewer.index.equals(both.index)
+    again = load_snapshot(measured.store, fewer.snapshot_id)
+    assert again.index.equals(fewer.index)
+    assert again.manifest["selection"]["among"] == loud.snapshot_id
+
+
+def test_a_run_on_a_selection_keeps_its_snapshot(measured: Snapshot) -> None:
+    selected = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
+    measured.store.write_json("runs/some/run.json", {"snapshot": selected.snapshot_id})
+    assert runs_by_snapshot(measured.store) == {measured.snapshot_id: {"some"}}
+    assert prune_snapshots(measured.store, (), (), dry_run=True) == []
+
+
+def test_an_edited_or_missing_selection_is_named(measured: Snapshot) -> None:
+    name = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval").snapshot_id
+    other = exclude_clips(measured, ["codec == mp3"], TRAIN, "eval").snapshot_id
+    folder = Path(measured.store.root) / f"snapshots/{measured.snapshot_id}/selections"
+    shutil.copy(folder / f"{other.split('-')[1]}.parquet", folder / f"{name.split('-')[1]}.parquet")
+    with pytest.raises(CorruptError, match="edited"):
+        load_snapshot(measured.store, name)
+    with pytest.raises(NoClipsError, match=r"the selection gone .* give --data\.exclude again"):
+        load_snapshot(measured.store, f"{measured.snapshot_id}-gone")
+
+
+@pytest.mark.parametrize(
+    ("expression", "sentence"),
+    [
+        ("silense > 0.9", "did you mean silence"),
+        ("colour", "there are peak, rms_db"),
+        ("silence", "a comparison and a number"),
+        ("silence > loud", "a comparison and a number"),
+        ("silence > nan", "a comparison and a number"),
+        ("silence >> 1", "expected conditions such as"),
+        ("", "expected conditions such as"),
+        ("codec > mp3", "is text and takes =="),
+        ("duplicate == 1", "stands by itself"),
+        ("__import__('os')", "expected conditions such as"),
+    ],
+)
+def test_what_is_no_expression_gets_a_sentence(expression: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse_expression(expression)
+
+
+def test_what_was_never_measured_names_the_command(measured: Snapshot) -> None:
+    with pytest.raises(InputError, match=r"bandwidth_hz was measured of no clip of .*preprocess\.py measure"):
+        exclude_clips(measured, ["bandwidth_hz < 4500"], TRAIN, "eval")
+    with pytest.raises(InputError, match=r"preprocess\.py duplicates"):
+        exclude_clips(measured, ["duplicate"], TRAIN, "eval")
+
+
+def test_a_selection_of_nothing_is_refused_with_counts(measured: Snapshot) -> None:
+    with pytest.raises(NoClipsError, match=r"leaves none of the \d+ clips of .*: \d+ by silence >= 0;"):
+        exclude_clips(measured, ["silence >= 0"], TRAIN, "eval")
+
+
+def test_doubles_are_left_out_and_leaks_counted(measured: Snapshot) -> None:
+    keys, trained = measured.index["key"].to_pylist(), measured.rows_of(TRAIN).tolist()
+    evaluated = measured.rows_of(("eval",)).tolist()
+    assert count_leaks(measured, TRAIN, "eval") == 0
+    pairs = [(keys[trained[0]], keys[trained[2]]), (keys[trained[1]], keys[evaluated[0]])]
+    first, second = zip(*pairs, strict=True)
+    write_duplicates(measured, pa.table([first, second, [0.0] * 2, [0.0] * 2], PAIRS_SCHEMA), threshold=0.3)
+    assert rows_left_out(measured, ["duplicate"]) == [trained[2]]
+    assert rows_left_out(measured, ["duplicate_of_eval"]) == [trained[1]]
+    assert count_leaks(measured, TRAIN, "eval") == 1
+    assert count_leaks(exclude_clips(measured, ["duplicate_of_eval"], TRAIN, "eval"), TRAIN, "eval") == 0
+    assert count_leaks(measured, (*TRAIN, "eval"), "eval") == len(evaluated)
+
+
+def test_of_near_identical_clips_one_stays_that_nothing_else_leaves_out(measured: Snapshot) -> None:
+    keys, trained = measured.index["key"].to_pylist(), measured.rows_of(TRAIN).tolist()
+    silent, other = next(row for row in trained if row % 4 == 0), next(row for row in reversed(trained) if row % 4)
+    write_duplicates(measured, pa.table([[keys[silent]], [keys[other]], [0.0], [0.0]], PAIRS_SCHEMA), 0.3)
+    assert rows_left_out(measured, ["duplicate"]) == [other]
+    for expressions in (["duplicate", "silence > 0.9"], ["silence > 0.9", "duplicate"]):
+        assert rows_left_out(measured, expressions) == [row for row in trained if row % 4 == 0]
+
+
+def test_a_leak_is_counted_though_the_clip_that_it_was_listed_against_is_left_out(measured: Snapshot) -> None:
+    keys, trained = measured.index["key"].to_pylist(), measured.rows_of(TRAIN).tolist()
+    silent, other = next(row for row in trained if row % 4 == 0), next(row for row in trained if row % 4)
+    doubles = [keys[other], keys[measured.rows_of(("eval",))[0]]]
+    write_duplicates(measured, pa.table([[keys[silent]] * 2, doubles, [0.0] * 2, [0.0] * 2], PAIRS_SCHEMA), 0.3)
+    selected = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
+    assert count_leaks(selected, TRAIN, "eval") == 1
+    assert keys[other] not in exclude_clips(selected, ["duplicate_of_eval"], TRAIN, "eval").index["key"].to_pylist()
