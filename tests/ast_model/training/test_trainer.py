@@ -42,7 +42,7 @@ CONFIG = TrainConfig(
     num_epochs=3,
     global_batch_size=6,
     micro_batch_size=4,
-    learning_rate=3e-3,
+    learning_rate=1e-2,
     schedule=ScheduleConfig(num_warmup_steps=2, num_steps_per_stair=1, num_epochs_before_decay=2),
     augment=AugmentConfig(max_freq_mask_bins=16, max_time_mask_frames=40),
     average_last_epochs=2,
