@@ -12,21 +12,21 @@ from torch import Tensor
 
 from ast_model.data.augment import normalise
 from ast_model.evaluation.calibration import Calibration
+from ast_model.losses import scores_from_logits
 from ast_model.model import AST
 from ast_model.pretrained.files import find_weights, read_weights
 from ast_model.pretrained.load import fit_weights
-from ast_model.pretrained.metadata import ModelMetadata, check_labels, read_metadata, scores_from_logits
+from ast_model.pretrained.metadata import ModelMetadata, check_labels, read_metadata
 from pipeline.audio.decode import decode_file
 from pipeline.errors import ConfigError, InputError
 from pipeline.fbank import compute_fbank
-from pipeline.fbank_settings import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, num_frames_of
+from pipeline.fbank_settings import FRAMES_PER_S, NUM_MEL_BINS, SAMPLE_RATE_HZ, num_frames_of
 from pipeline.labels import Labels, read_labels
 
 Audio = str | Path | bytes | np.ndarray | Tensor
 """A path or address, the bytes of a media file, or a waveform (S,) float in [-1, 1] at 16 kHz."""
 Compute = Callable[[Tensor], Tensor]
 
-FRAMES_PER_S = 1000 // FRAME_SHIFT_MS
 CALIBRATION = "calibration.json"
 """Lies beside the weights it belongs to."""
 

@@ -17,13 +17,13 @@ import pandas as pd
 import torch
 
 from ast_model.config import ASTConfig
-from ast_model.inference import FRAMES_PER_S, Tagger, stream_windows
+from ast_model.inference import Tagger, stream_windows
 from ast_model.review import COLUMNS, best_classes
 from pipeline.ahead import map_ahead
 from pipeline.audio.decode import DecodeError, stream_file
 from pipeline.errors import AudioTaggingError, ConfigError, describe
 from pipeline.fbank import stream_fbank
-from pipeline.fbank_settings import FRAME_LENGTH_MS, FRAME_SHIFT_MS, NUM_MEL_BINS
+from pipeline.fbank_settings import FRAME_LENGTH_MS, FRAME_SHIFT_MS, FRAMES_PER_S, NUM_MEL_BINS
 from pipeline.records import Failure, Reason
 
 MAX_COLUMNS = 2_048

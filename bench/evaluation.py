@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from ast_model.config import ASTConfig, CacheConfig
-from ast_model.data.augment import prepare
+from ast_model.data.augment import Normalisation, prepare
 from ast_model.data.loader import BatchReader, open_reader, split_evenly
 from ast_model.distributed import World
-from ast_model.evaluation.evaluate import Normalisation, evaluate, evaluating
+from ast_model.evaluation.evaluate import evaluate, evaluating
 from ast_model.model import AST
 from bench.lines import print_line
 from bench.stores import NUM_CLASSES, make_store

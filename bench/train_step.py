@@ -29,15 +29,16 @@ from transformers import ASTConfig as TheirConfig
 from transformers import ASTForAudioClassification
 
 from ast_model.config import FORWARDS_PER_STEP, ASTConfig, AugmentConfig, RegulariseConfig, TrainConfig
+from ast_model.data.augment import Normalisation
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import World
-from ast_model.evaluation.evaluate import Normalisation
+from ast_model.losses import clip_losses
 from ast_model.model import AST, Attention
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
 from ast_model.training.state import TrainingState
-from ast_model.training.step import Stepper, clip_losses
+from ast_model.training.step import Stepper
 from ast_model.training.step_metrics import peak_flops
 from bench.lines import print_line
 from bench.stores import make_store

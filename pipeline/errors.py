@@ -97,3 +97,14 @@ def describe(error: BaseException, limit: int = MAX_QUOTED_CHARS) -> str:
 def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error means that a disk is full, or a quota used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def describe_storage_error(error: Exception) -> str:
+    """Describe a storage library's error on one line, with what to do where its own message doesn't say."""
+    if type(error).__name__ == "NoCredentialsError":  # botocore's, which a store in a folder does without
+        return f"{describe(error)}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or attach a role"
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, OSError):
+        return describe(error.__cause__)  # fsspec calls a host that doesn't answer a file that isn't there
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    return describe(error)

@@ -11,8 +11,7 @@ from typing import BinaryIO, cast
 import fsspec
 import numpy as np
 
-from pipeline.errors import InputError, describe, quote
-from pipeline.store.storage import describe_error
+from pipeline.errors import InputError, describe, describe_storage_error, quote
 
 HEADER = ["index", "mid", "display_name"]
 
@@ -54,7 +53,7 @@ def read_labels(path: str) -> Labels:
         with fsspec.open(path, "rb") as file:
             text = cast(BinaryIO, file).read().decode("utf-8-sig")
     except Exception as error:  # each storage library has errors of its own
-        raise InputError(f"can't read the labels {path}: {describe_error(error)}") from error
+        raise InputError(f"can't read the labels {path}: {describe_storage_error(error)}") from error
     return parse_labels(text, str(path))
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import PreprocessConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, describe_storage_error
 from pipeline.keys import has_repeats, positions_of
 from pipeline.labels import Labels, read_labels
 from pipeline.segments import join_tables, read_segment_table
-from pipeline.store.storage import Store, describe_error
+from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 FOLDER = "metadata"
@@ -91,7 +91,7 @@ def _copy(address: str, file: Path) -> Path:
         with fsspec.open(address, "rb") as source, file.open("wb") as copy:
             shutil.copyfileobj(source, copy)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # each storage library has errors of its own
-        raise InputError(f"can't read {address}: {describe_error(error)}; look at --metadata") from error
+        raise InputError(f"can't read {address}: {describe_storage_error(error)}; look at --metadata") from error
     return file
 
 

@@ -15,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import InputError, quote
+from pipeline.errors import InputError, describe_storage_error, quote
 from pipeline.keys import has_repeats
 from pipeline.records import Segment
-from pipeline.store.storage import describe_error
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +25,8 @@ ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Ids name files and archive members, so nothing else is let through. YouTube's have 11 characters."""
 
 
+HELD_OUT_SPLITS = ("eval", "valid", "test")
+"""Splits for evaluation. Statistics of the training data exclude them."""
 SEGMENT_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -111,7 +112,7 @@ def _read_blocks(path: str, where: str) -> Iterator[bytes]:
                 yield block.removeprefix(mark)
                 mark = b""
     except Exception as error:  # each storage library has errors of its own
-        raise InputError(f"can't read the segments {where}: {describe_error(error)}") from error
+        raise InputError(f"can't read the segments {where}: {describe_storage_error(error)}") from error
 
 
 def _parse(blocks: Iterable[bytes], where: str) -> Iterator[pa.Table]:

@@ -16,7 +16,7 @@ ROOMS = """
         cluster estimate convert preprocess
 
     ast_model:
-        config metrics model distributed
+        config metrics losses model distributed
         data pretrained recipes costs checkpoints evaluation teachers embeddings inference export review tagging service
         training tracking
 

@@ -3,6 +3,8 @@
 Axes: B clips, Q partners, T frames, M mel bins, S samples.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
@@ -19,6 +21,14 @@ NOISE_LEVEL = 0.1
 """Strongest noise, in normalised units."""
 SILENCE = torch.log(torch.tensor(LOG_FLOOR)).item()
 """Log-mel of digital silence, rounded as float32 is; a number, since `.item()` in a step would wait for the device."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation that fbanks are normalised with."""
+
+    mean: float
+    std: float
 
 
 def normalise(fbank_BTM: Tensor, mean: float, std: float) -> Tensor:

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from ast_model.config import AugmentConfig, CacheConfig
-from ast_model.data.augment import augment, prepare
+from ast_model.data.augment import Normalisation, augment, prepare
 from ast_model.data.loader import BatchReader, open_reader
 from ast_model.data.sampling import NO_PARTNER, NUM_UNIFORMS, Draws
 from ast_model.distributed import World
-from ast_model.evaluation.evaluate import Normalisation, evaluating
+from ast_model.evaluation.evaluate import evaluating
 from ast_model.model import AST
 from ast_model.pretrained.files import read_weights
 from ast_model.pretrained.load import fit_weights

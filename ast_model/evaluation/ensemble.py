@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from ast_model.config import CacheConfig, Loss
+from ast_model.data.augment import Normalisation
 from ast_model.data.loader import BatchReader, open_reader
 from ast_model.distributed import join_world
-from ast_model.evaluation.evaluate import Evaluation, Normalisation, evaluate
+from ast_model.evaluation.evaluate import Evaluation, evaluate
 from ast_model.metrics import tagging_metrics
 from ast_model.model import AST
 from ast_model.pretrained.files import read_weights

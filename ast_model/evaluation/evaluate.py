@@ -10,25 +10,17 @@ import torch
 from torch import nn
 
 from ast_model.config import Loss
-from ast_model.data.augment import prepare
+from ast_model.data.augment import Normalisation, prepare
 from ast_model.data.loader import BatchReader, split_evenly, without_augmentation
 from ast_model.distributed import World
+from ast_model.losses import scores_from_logits
 from ast_model.metrics import TaggingMetrics, accuracy, tagging_metrics
-from ast_model.pretrained.metadata import scores_from_logits
 from pipeline.ahead import map_ahead
 from pipeline.errors import TrainingError
 
 log = logging.getLogger(__name__)
 
 MAX_KEYS_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Mean and standard deviation that fbanks are normalised with."""
-
-    mean: float
-    std: float
 
 
 @dataclass(frozen=True)

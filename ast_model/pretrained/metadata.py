@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ast_model.config import AUDIOSET_MEAN, AUDIOSET_STD, ASTConfig, Loss
 from ast_model.pretrained.files import METADATA_KEY, WeightFile
 from ast_model.pretrained.hugging_face import MODEL_TYPE
@@ -31,11 +28,6 @@ class ModelMetadata:
     """Standard deviation that fbanks are normalised with, of which twice is divided by."""
     loss: Loss = "bce"
     """Loss that it was trained with: scores are a sigmoid per class, or with `ce` a softmax over classes."""
-
-
-def scores_from_logits(logits_BC: Tensor, loss: Loss) -> Tensor:
-    """Turn logits into scores between 0 and 1 (float32)."""
-    return logits_BC.float().softmax(dim=1) if loss == "ce" else torch.sigmoid(logits_BC.float())
 
 
 def read_metadata(file: WeightFile, config: ASTConfig, labels: Labels | None = None) -> ModelMetadata:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ast_model.inference import FRAMES_PER_S, Tagger
+from ast_model.inference import Tagger
 from ast_model.review import Format, best_classes, write_tags
 from ast_model.service.limits import Limits
 from ast_model.service.sound import Sound, Window, cut_windows, draw_spectrogram, pool, read_sound
 from pipeline.errors import InputError, quote
+from pipeline.fbank_settings import FRAMES_PER_S
 
 NUM_DECODERS = 2
 MAX_NAME_BYTES = 200

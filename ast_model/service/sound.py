@@ -7,11 +7,11 @@ from math import ceil
 import numpy as np
 import torch
 
-from ast_model.inference import FRAMES_PER_S, window_starts
+from ast_model.inference import window_starts
 from pipeline.audio.decode import decode_file
 from pipeline.errors import ConfigError, InputError
 from pipeline.fbank import compute_fbank
-from pipeline.fbank_settings import FRAME_LENGTH_MS, FRAME_SHIFT_MS
+from pipeline.fbank_settings import FRAME_LENGTH_MS, FRAME_SHIFT_MS, FRAMES_PER_S
 from pipeline.page import spectrogram_url
 
 MAX_PIXELS = 2_000

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from ast_model.config import ASTConfig, TrainConfig
-from ast_model.evaluation.evaluate import Normalisation
+from ast_model.data.augment import Normalisation
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from ast_model.config import ASTConfig, Features, TrainConfig
+from ast_model.data.augment import Normalisation
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import AUTOCAST_DTYPES, World
-from ast_model.evaluation.evaluate import Normalisation
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
 from ast_model.training.step_metrics import memory_peak_gib

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ast_model.config import TrainConfig
-from ast_model.data.augment import mix, perturb
+from ast_model.data.augment import Normalisation, mix, perturb
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import rank_slice
 from ast_model.distributed import World
-from ast_model.evaluation.evaluate import Normalisation
+from ast_model.losses import clip_losses
 from ast_model.model import AST, DropMasks
 from ast_model.training.device import AttentionKernels, choose_attention, choose_compile
 from ast_model.training.regularise import DropMaskSampler
@@ -183,13 +182,6 @@ def advice_on_memory(config: TrainConfig, world: World) -> Iterator[None]:
             advice += ", or --train.activation-checkpointing"
         message = f"out of memory on {world.device} with --train.micro-batch-size {micro}; {advice}"
         raise TrainingError(message) from error
-
-
-def clip_losses(logits_BC: Tensor, targets_BC: Tensor, loss: str) -> Tensor:
-    """Return each clip's loss (B,): mean over classes of the binary cross-entropy, or cross-entropy (soft targets)."""
-    if loss == "bce":
-        return nnf.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none").mean(dim=1)
-    return nnf.cross_entropy(logits_BC, targets_BC, reduction="none")
 
 
 def _sync_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[Any]:

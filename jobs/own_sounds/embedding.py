@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ast_model.data.augment import Normalisation
 from ast_model.embeddings.extract import EmbeddingPlan, embed_chunk, plan_embeddings
-from ast_model.evaluation.evaluate import Normalisation
 from ast_model.export import export_safetensors
 from ast_model.model import AST
 from pipeline.cluster import TASKS_PER_PROCESSOR, count_processors, ray_session, run_tasks

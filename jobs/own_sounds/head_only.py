@@ -22,9 +22,9 @@ from ast_model.embeddings.extract import read_embeddings
 from ast_model.embeddings.few_shot import measure_few_shots
 from ast_model.embeddings.head import LinearHead, fit_head
 from ast_model.evaluation.evaluate import Evaluation
+from ast_model.losses import scores_from_logits
 from ast_model.metrics import tagging_metrics
 from ast_model.model import AST
-from ast_model.pretrained.metadata import scores_from_logits
 from ast_model.training.reporter import Reporter, eval_metrics
 from ast_model.training.trainer import initial_model
 from jobs.own_sounds.embedding import embed_snapshot

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ast_model.data.augment import Normalisation
 from ast_model.embeddings.extract import read_embeddings
 from ast_model.embeddings.search import build_index, normalise_rows
-from ast_model.evaluation.evaluate import Normalisation
-from ast_model.inference import FRAMES_PER_S, Tagger
+from ast_model.inference import Tagger
 from jobs.command_line.cli import resolve_root
 from jobs.own_sounds.embedding import embed_snapshot
 from jobs.own_sounds.settings import SearchConfig
 from pipeline.audio.decode import decode_file, encode_flac
 from pipeline.errors import AudioTaggingError, ConfigError, InputError, quote
-from pipeline.fbank_settings import SAMPLE_RATE_HZ
+from pipeline.fbank_settings import FRAMES_PER_S, SAMPLE_RATE_HZ
 from pipeline.page import data_url, render_page
 from pipeline.progress import show_progress
 from pipeline.reading.reader import ClipReader

@@ -20,7 +20,7 @@ from pipeline.quality.duplicates.pair_table import (
     write_duplicates,
 )
 from pipeline.quality.duplicates.pairs import find_pairs
-from pipeline.snapshots.build import HELD_OUT_SPLITS
+from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 

@@ -21,9 +21,9 @@ from pipeline.metadata import kept_splits, read_kept_metadata
 from pipeline.quality.duplicates.pair_table import duplicate_groups, load_duplicates
 from pipeline.quality.selection import durations_of, find_matches, mark_duplicates, parse_expression
 from pipeline.records import Reason
+from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.shards.format import WRITTEN
 from pipeline.shards.ledger import SIDECAR_COLUMNS, match_segments, read_sidecar_table
-from pipeline.snapshots.build import HELD_OUT_SPLITS
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import NOT_ATTEMPTED, count_classes, segment_statuses
 

@@ -24,7 +24,7 @@ from pipeline.quality.figures import (
 )
 from pipeline.reading.reader import ClipReader
 from pipeline.records import FailureCategory, Reason
-from pipeline.snapshots.build import HELD_OUT_SPLITS
+from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.snapshots.snapshot import Snapshot
 
 NUM_WORST = 4

@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, InputError, NoClipsError, quote
 from pipeline.fbank_settings import FRAME_SHIFT_MS
 from pipeline.measures.table import MEASURES_SCHEMA, NUMERIC_AND_TEXT, read_measures
 from pipeline.quality.duplicates.pair_table import duplicate_groups, load_duplicates
-from pipeline.snapshots.build import HELD_OUT_SPLITS
+from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.snapshots.snapshot import Snapshot, publish_selection
 
 log = logging.getLogger(__name__)

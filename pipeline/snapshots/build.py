@@ -18,6 +18,7 @@ from pipeline.errors import InputError, NoClipsError
 from pipeline.fbank_settings import NUM_MEL_BINS
 from pipeline.labels import Labels
 from pipeline.metadata import Metadata
+from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.shards.format import WRITTEN, digest_of, shard_settings
 from pipeline.shards.ledger import SIDECAR_COLUMNS, match_segments, read_checksums, read_sidecar_table
 from pipeline.snapshots.snapshot import (
@@ -29,8 +30,6 @@ from pipeline.snapshots.snapshot import (
 )
 from pipeline.store.storage import Store
 
-HELD_OUT_SPLITS = ("eval", "valid", "test")
-"""Evaluation splits: they have no part in the statistics."""
 CLIP_COLUMNS = [
     "num_frames",
     "fbank_offset",

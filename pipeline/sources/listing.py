@@ -9,10 +9,9 @@ from pathlib import Path
 import fsspec
 
 from pipeline.audio.container import EXTENSIONS
-from pipeline.errors import InputError, StoreError, describe
+from pipeline.errors import InputError, StoreError, describe, describe_storage_error
 from pipeline.sources.archives import READ_ERRORS, find_files, list_tar
 from pipeline.sources.index import is_media
-from pipeline.store.storage import describe_error
 
 PIECE_BYTES = 32 * 2**20
 LIST, TAR = ".txt", ".tar"
@@ -48,7 +47,7 @@ class MediaFile:
                 else:
                     self._copy_member(fs, path, copy)
             except READ_ERRORS as error:
-                raise StoreError(f"can't read {self.name}: {describe_error(error)}") from error
+                raise StoreError(f"can't read {self.name}: {describe_storage_error(error)}") from error
             yield copy
 
     def _copy_member(self, fs: fsspec.AbstractFileSystem, path: str, copy: Path) -> None:
@@ -108,7 +107,7 @@ def _list_prefix(address: str) -> list[str]:
         fs, prefix = fsspec.core.url_to_fs(address)
         found = sorted(fs.unstrip_protocol(name) for name in fs.find(prefix) if is_media(name))
     except (*READ_ERRORS, ValueError, ImportError) as error:
-        raise InputError(f"can't list {address}: {describe_error(error)}") from error
+        raise InputError(f"can't list {address}: {describe_storage_error(error)}") from error
     if not found:
         raise _no_audio(address)
     return found

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import AudioTaggingError, CorruptError, StoreError, describe
+from pipeline.errors import AudioTaggingError, CorruptError, StoreError, describe_storage_error
 from pipeline.store.scratch import ABANDONED_S, clear_scratch, scratch_folder
 
 PIECE_BYTES = 32 * 2**20
@@ -244,20 +244,9 @@ class Store:
         except AudioTaggingError:
             raise
         except Exception as error:  # each storage library has errors of its own
-            raise StoreError(f"can't {verb} {self.root.rstrip('/')}/{name}: {describe_error(error)}") from error
+            raise StoreError(f"can't {verb} {self.root.rstrip('/')}/{name}: {describe_storage_error(error)}") from error
 
 
 def json_bytes(value: Any) -> bytes:
     """Return a file's content: the same value always has the same bytes."""
     return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
-
-
-def describe_error(error: Exception) -> str:
-    """Describe a storage library's error on one line, with what to do where its own message doesn't say."""
-    if type(error).__name__ == "NoCredentialsError":  # botocore's, which a store in a folder does without
-        return f"{describe(error)}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or attach a role"
-    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, OSError):
-        return describe(error.__cause__)  # fsspec calls a host that doesn't answer a file that isn't there
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no answer in time"
-    return describe(error)

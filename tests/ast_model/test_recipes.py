@@ -13,12 +13,11 @@ from ast_model import recipes
 from ast_model.config import ASTConfig, TrainConfig, flatten
 from ast_model.costs import H200, MFU, estimate_cost
 from ast_model.evaluation.evaluate import Evaluation
+from ast_model.losses import clip_losses, scores_from_logits
 from ast_model.metrics import tagging_metrics
 from ast_model.model import AST
-from ast_model.pretrained.metadata import scores_from_logits
 from ast_model.recipes import NUM_CLIPS, Recipe, scale_batch
 from ast_model.training.checks import check_training
-from ast_model.training.step import clip_losses
 from pipeline.errors import MismatchError
 from pipeline.snapshots.snapshot import Snapshot
 from scripts.write_costs import write_docstrings, write_table

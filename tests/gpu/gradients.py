@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ast_model.config import ASTConfig, Precision, RegulariseConfig, TrainConfig
+from ast_model.data.augment import Normalisation
 from ast_model.distributed import World, join_world
-from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job

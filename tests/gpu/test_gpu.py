@@ -24,12 +24,11 @@ from torchaudio.compliance import kaldi
 from ast_model.checkpoints.async_writer import Staging
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState
 from ast_model.config import ASTConfig, AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig, TrainConfig
-from ast_model.data.augment import augment
+from ast_model.data.augment import Normalisation, augment
 from ast_model.data.feed import feed
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import World
-from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST
 from ast_model.training.job import Job, StopSignal
 from ast_model.training.memory import blank_batch, find_micro_batch

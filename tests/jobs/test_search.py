@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ast_model.config import ASTConfig
+from ast_model.data.augment import Normalisation
 from ast_model.embeddings.extract import embed_chunk, plan_embeddings
-from ast_model.evaluation.evaluate import Normalisation
 from ast_model.export import export_safetensors
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ast_model.config import ASTConfig
+from ast_model.data.augment import Normalisation
 from ast_model.embeddings import extract
 from ast_model.embeddings.extract import EmbeddingPlan, embed_chunk, plan_embeddings, read_embeddings, weights_digest
-from ast_model.evaluation.evaluate import Normalisation
 from ast_model.export import export_safetensors
 from ast_model.inference import Tagger
 from ast_model.model import AST

@@ -6,7 +6,7 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from ast_model.config import ASTConfig, Precision, TrainConfig
-from ast_model.evaluation.evaluate import Normalisation
+from ast_model.data.augment import Normalisation
 from ast_model.model import AST
 from ast_model.training.memory import blank_batch, find_micro_batch, step_bytes
 from ast_model.training.state import TrainingState

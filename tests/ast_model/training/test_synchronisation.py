@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ast_model import recipes
 from ast_model.config import TrainConfig
+from ast_model.data.augment import Normalisation
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import World
-from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST
 from ast_model.training import step as step_module
 from ast_model.training.state import TrainingState

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ast_model.config import AugmentConfig
+from ast_model.losses import clip_losses
 from ast_model.teachers.store import publish_teacher, write_rows
 from ast_model.training.checks import check_training
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
-from ast_model.training.step import clip_losses
 from ast_model.training.trainer import Trainer
 from pipeline.errors import ConfigError, MismatchError
 from tests.ast_model.training.alone import ALONE

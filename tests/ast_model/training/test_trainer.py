@@ -19,8 +19,8 @@ import torch.nn.functional as nnf
 from ast_model.checkpoints.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
 from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, load_predictions, predictions_name
+from ast_model.losses import clip_losses
 from ast_model.training.job import Job, StopSignal
-from ast_model.training.step import clip_losses
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from pipeline.errors import MismatchError, NoClipsError, TrainingError

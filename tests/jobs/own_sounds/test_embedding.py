@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ast_model.config import ASTConfig
+from ast_model.data.augment import Normalisation
 from ast_model.embeddings.extract import embed_chunk, read_embeddings
-from ast_model.evaluation.evaluate import Normalisation
 from ast_model.model import AST
 from jobs.own_sounds.embedding import embed_snapshot
 from pipeline.snapshots.snapshot import Snapshot
