@@ -27,10 +27,10 @@ from ast_model.training.job import Job
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from bench.words import make_words
-from jobs.datasets.speechcommands import read_speech_commands
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
 from pipeline.metadata import load_metadata
+from pipeline.recordings.speechcommands import read_speech_commands
 from pipeline.recordings.tables import MEDIA_TABLE, write_tables
 from pipeline.shards.ledger import plan_shards, read_sidecar_table
 from pipeline.snapshots.build import build_snapshot

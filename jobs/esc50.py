@@ -8,12 +8,32 @@ python jobs/esc50.py … --resume RUN                                     goes o
 import sys
 
 from ast_model import recipes
+from ast_model.recipes import Recipe
 from jobs.command_line.cli import CommandLine
 from jobs.command_line.presets import make_preset
-from jobs.datasets.settings import ESC50Config
+from jobs.datasets.settings import Dataset, FoldsConfig
 
-preset = make_preset(recipes.esc50, lambda recipe: ESC50Config(model=recipe.model, train=recipe.train))
-COMMAND_LINE = CommandLine("jobs.datasets.esc50:esc50", {"esc50": preset})
+ESC50 = Dataset(
+    name="esc50",
+    reader="pipeline.recordings.esc50:read_esc50",
+    marker="meta/esc50.csv",
+    num_folds=5,
+)
+
+
+def make_config(recipe: Recipe) -> FoldsConfig:
+    return FoldsConfig(
+        dataset=ESC50,
+        archive="https://github.com/karoldvl/ESC-50/archive/master.zip",  # GitHub packs it on demand: it has no digest
+        root="data/esc50",
+        folds=(1, 2, 3, 4, 5),
+        model=recipe.model,
+        train=recipe.train,
+    )
+
+
+preset = make_preset(recipes.esc50, make_config)
+COMMAND_LINE = CommandLine("jobs.datasets.folds:train_folds", {"esc50": preset})
 
 
 if __name__ == "__main__":

@@ -8,12 +8,33 @@ python jobs/urbansound8k.py … --resume RUN                                    
 import sys
 
 from ast_model import recipes
+from ast_model.recipes import Recipe
 from jobs.command_line.cli import CommandLine
 from jobs.command_line.presets import make_preset
-from jobs.datasets.settings import UrbanSound8KConfig
+from jobs.datasets.settings import Dataset, FoldsConfig
 
-preset = make_preset(recipes.urbansound8k, lambda recipe: UrbanSound8KConfig(model=recipe.model, train=recipe.train))
-COMMAND_LINE = CommandLine("jobs.datasets.urbansound8k:urbansound8k", {"urbansound8k": preset})
+URBANSOUND8K = Dataset(
+    name="urbansound8k",
+    reader="pipeline.recordings.urbansound8k:read_urbansound8k",
+    marker="metadata/UrbanSound8K.csv",
+    num_folds=10,
+)
+
+
+def make_config(recipe: Recipe) -> FoldsConfig:
+    return FoldsConfig(
+        dataset=URBANSOUND8K,
+        archive="https://zenodo.org/records/1203745/files/UrbanSound8K.tar.gz",
+        digest="9aa69802bbf37fb986f71ec1483a196e",  # as soundata verifies it
+        root="data/urbansound8k",
+        folds=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
+        model=recipe.model,
+        train=recipe.train,
+    )
+
+
+preset = make_preset(recipes.urbansound8k, make_config)
+COMMAND_LINE = CommandLine("jobs.datasets.folds:train_folds", {"urbansound8k": preset})
 
 
 if __name__ == "__main__":

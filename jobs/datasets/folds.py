@@ -2,67 +2,54 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
-from jobs.datasets.recordings import convert, official_folder, train_tracked
+from jobs.command_line.run_names import new_run_name
+from jobs.datasets.official import read_dataset
 from jobs.datasets.settings import FoldsConfig
+from jobs.preprocessing.recordings import preprocess_recordings
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.provenance import provenance
-from jobs.training.runs import history_name, new_run_name, was_begun
+from jobs.training.runs import history_name, was_begun
+from jobs.training.start_or_resume import start_or_resume
 from jobs.training.titles import run_params, run_title
 from pipeline.cluster import ray_session
-from pipeline.errors import ConfigError, InputError, MismatchError, NoClipsError
-from pipeline.recordings.tables import Recording
+from pipeline.errors import ConfigError, MismatchError, NoClipsError
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
-
-Config = TypeVar("Config", bound=FoldsConfig)
 
 INTRODUCTION = "A child run for each fold.\n\n"
 
 
-def train_folds(
-    config: FoldsConfig, table: str, read: Callable[[Path], tuple[Sequence[Recording], Sequence[str]]]
-) -> None:
-    """Train and test on each fold, the splits `fold1`, `fold2`, …, and print the accuracy of each and their mean.
+def train_folds(config: FoldsConfig) -> None:
+    """Train and test on each fold; print and store the accuracies and their mean as {name}.json.
 
-    table: of the official folder, by which that is known. read: the recordings and classes of such a folder.
+    Fold 1 is the split `fold1`, and so on.
     """
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store = Store(resolve_root(config.root))
-    recordings, classes = read(official_folder(config, store, table))
+    recordings, classes = read_dataset(config, store)
     with ray_session():
-        snapshot = convert(recordings, classes, store)
+        snapshot = preprocess_recordings(recordings, classes, store)
         check_folds(snapshot, config)
         run, parent = open_parent(config, snapshot)
         with parent.ending():
             histories = [train_fold(config_of_fold(config, fold), snapshot, run, parent) for fold in config.folds]
             result = {"folds": config.folds, **choose_epoch(histories, config.choose)}
-            store.write_json(f"{config.preset}.json", result | {"run": run, "snapshot": snapshot.snapshot_id})
+            store.write_json(f"{config.dataset.name}.json", result | {"run": run, "snapshot": snapshot.snapshot_id})
             log_result(parent, result)
     print("\n".join(describe_result(result)))
 
 
-def check_files(recordings: Sequence[Recording], table: Path, folder: Path) -> None:
-    """Raise InputError if a table names no files, or some that are not in the folder."""
-    missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
-    if missing or not recordings:
-        raise InputError(
-            f"{table} names {len(recordings)} files; {len(missing)} are not in {folder}"
-            f" ({', '.join(missing[:3])}): unpack the archive again"
-        )
-
-
-def config_of_fold(config: Config, fold: int) -> Config:
+def config_of_fold(config: FoldsConfig, fold: int) -> FoldsConfig:
     """Return the settings of one fold: test on it, train on the others."""
-    others = tuple(f"fold{other}" for other in range(1, config.num_folds + 1) if other != fold)
+    others = tuple(f"fold{other}" for other in range(1, config.dataset.num_folds + 1) if other != fold)
     train = dataclasses.replace(config.train, train_splits=others, eval_split=f"fold{fold}")
     return dataclasses.replace(config, train=train)
 
@@ -119,7 +106,7 @@ def train_fold(config: FoldsConfig, snapshot: Snapshot, of: str, parent: Tracked
     if store.exists(history_name(run)):
         return store.read_json(history_name(run))
     config = dataclasses.replace(config, resume=run if was_begun(run, store) else "")
-    return train_tracked(config, snapshot, run, parent)[1]
+    return start_or_resume(config, snapshot, run, parent)[1]
 
 
 def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:

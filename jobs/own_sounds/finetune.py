@@ -17,14 +17,16 @@ from ast_model.pretrained.files import locate_weights, read_weights
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
+from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
-from jobs.datasets.recordings import convert, train_tracked
 from jobs.own_sounds.head_only import head_settings, train_head
 from jobs.own_sounds.settings import FinetuneConfig
+from jobs.preprocessing.recordings import preprocess_recordings
 from jobs.preprocessing.snapshots import choose_clips
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import choose_gpu
-from jobs.training.runs import TrackedJob, begin_run, ending_tracked, new_run_name
+from jobs.training.runs import TrackedJob, begin_run, ending_tracked
+from jobs.training.start_or_resume import start_or_resume
 from pipeline.cluster import ray_session
 from pipeline.errors import ConfigError
 from pipeline.fbank_settings import SAMPLE_RATE_HZ, num_frames_of
@@ -87,7 +89,7 @@ def finetune(config: FinetuneConfig) -> None:
     with ray_session():
         run = dataclasses.replace(run, ray=choose_gpu(config.ray))
         is_head_only = choose_head_only(config, bool(run.ray.use_gpu), clips)
-        snapshot = convert(clips, classes, store)
+        snapshot = preprocess_recordings(clips, classes, store)
         if not config.resume:  # a resumed run keeps its own
             snapshot = choose_clips(snapshot, config.selection, train)
         if is_head_only:
@@ -97,7 +99,7 @@ def finetune(config: FinetuneConfig) -> None:
                 report = train_head(job, config.views, config.shots, bool(run.ray.use_gpu))
             lines = report.lines()
         else:
-            job, history = train_tracked(run, snapshot, faster=faster_ways(config, model))
+            job, history = start_or_resume(run, snapshot, faster=faster_ways(config, model))
             lines = [_line(metrics) for metrics in history]
     print("\n".join([*lines, *_next_steps(job, config, is_head_only)]))
 

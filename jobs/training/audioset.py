@@ -5,11 +5,12 @@ import dataclasses
 from ast_model.tracking.server import connect, tracking_uri
 from ast_model.training.checks import check_ranks
 from jobs.command_line.cli import resolve_root
+from jobs.command_line.run_names import new_run_name
 from jobs.preprocessing.snapshots import choose_clips
 from jobs.preprocessing.tracked import check_all_made, preprocess_tracked, with_miniature_media
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import train_on_ray
-from jobs.training.runs import begin_run, ending_tracked, new_run_name, resume_run
+from jobs.training.runs import begin_run, ending_tracked, resume_run
 from jobs.training.settings import AudioSetConfig
 from jobs.training.summary import RunSummary, print_report
 from pipeline.cluster import ray_session

@@ -2,8 +2,6 @@
 
 import dataclasses
 import logging
-import secrets
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -26,10 +24,6 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 
 TrackedJob = Job[TrackedRun]
-
-
-def new_run_name(preset: str) -> str:
-    return f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def begin_run(config: RunConfig, snapshot: Snapshot, run: str, parent: TrackedRun | None = None) -> TrackedJob:

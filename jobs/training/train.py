@@ -10,10 +10,11 @@ from ast_model.training.checks import check_ranks
 from ast_model.training.job import StopSignal
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
+from jobs.command_line.run_names import new_run_name
 from jobs.preprocessing.snapshots import choose_clips
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import train_on_ray
-from jobs.training.runs import TrackedJob, begin_run, ending_tracked, new_run_name, resume_run, train_rank
+from jobs.training.runs import TrackedJob, begin_run, ending_tracked, resume_run, train_rank
 from jobs.training.settings import TrainJobConfig
 from pipeline.cluster import ray_session
 from pipeline.snapshots.snapshot import load_snapshot

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import InputError
 from pipeline.labels import Labels
 
 MEDIA_TABLE = "media.csv"
@@ -30,6 +31,16 @@ class Recording:
     split: str
     start_ms: int
     end_ms: int
+
+
+def check_files(recordings: Sequence[Recording], table: Path, folder: Path) -> None:
+    """Raise InputError if a table names no files, or some that are not in the folder."""
+    missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
+    if missing or not recordings:
+        raise InputError(
+            f"{table} names {len(recordings)} files; {len(missing)} are not in {folder}"
+            f" ({', '.join(missing[:3])}): unpack the archive again"
+        )
 
 
 def write_tables(recordings: Sequence[Recording], classes: Sequence[str], folder: Path) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 from mlflow.entities import Run
 from scipy.io import wavfile
 
-import jobs.datasets.recordings
+import jobs.training.start_or_resume
 from ast_model.inference import Tagger
 from jobs import esc50, finetune, fsd50k, speechcommands
 from jobs.command_line.cli import CommandLine
@@ -111,7 +111,7 @@ def runs_of(root: Path, experiment: str = "audioset-ast") -> list[Run]:
 
 def stop_once(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     """Stop the first training of a run with this ending before it begins."""
-    train: Callable = jobs.datasets.recordings.train_on_ray
+    train: Callable = jobs.training.start_or_resume.train_on_ray
     stopped = []
 
     def train_on_ray(job: TrackedJob, *settings):
@@ -120,7 +120,7 @@ def stop_once(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
             raise StoppedError(f"go on with --resume {job.run}")
         return train(job, *settings)
 
-    monkeypatch.setattr(jobs.datasets.recordings, "train_on_ray", train_on_ray)
+    monkeypatch.setattr(jobs.training.start_or_resume, "train_on_ray", train_on_ray)
 
 
 def test_the_folds_of_esc50_are_children_of_one_run_also_after_a_stop(
@@ -160,7 +160,7 @@ def test_speech_commands_are_chosen_on_one_list_and_tested_on_the_other(
     run_job(speechcommands.COMMAND_LINE, flags)
     result = json.loads((root / "speechcommands.json").read_text())
     assert result["test"] > 0.6
-    assert f"testing    accuracy {result['test']:.4f}" in capsys.readouterr().out
+    assert f"test       accuracy {result['test']:.4f}" in capsys.readouterr().out
     (run,) = runs_of(root)
     assert run.data.metrics["eval/accuracy"] >= 0.5
     assert run.data.params["train.eval_split"] == "valid"
@@ -173,7 +173,7 @@ def test_fsd50k_is_chosen_on_the_validation_clips_and_tested_on_the_evaluation_s
     run_job(fsd50k.COMMAND_LINE, f"--data {fsd50k_folder} --root {root} {SMALL}".split())
     result = json.loads((root / "fsd50k.json").read_text())
     assert result["test"] > 0.6
-    assert f"evaluation mAP {result['test']:.4f}" in capsys.readouterr().out
+    assert f"test       mAP {result['test']:.4f}" in capsys.readouterr().out
     (run,) = runs_of(root)
     assert run.data.metrics["eval/mAP"] > 0.6
     assert (run.data.params["train.eval_split"], run.data.params["train.augment.random_crop"]) == ("valid", "True")

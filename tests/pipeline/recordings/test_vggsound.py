@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.datasets.vggsound import read_vggsound, write_audioset_tables
 from pipeline.errors import InputError
 from pipeline.labels import read_labels
+from pipeline.recordings.vggsound import read_vggsound, write_audioset_tables
 from pipeline.segments import read_segments
 
 TABLE = """---g-f_I2yQ,1,people marching,test

@@ -1,18 +1,12 @@
-"""FSD50K: a training, tested on the official evaluation set."""
+"""Reader of FSD50K's official folder, and the download of its split archives."""
 
 import csv
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jobs.command_line.cli import resolve_root
-from jobs.datasets.recordings import download_folder, train_and_test
-from jobs.datasets.settings import FSD50KConfig
-from jobs.training.initial_weights import open_initial_weights
 from pipeline.errors import InputError, describe, quote
 from pipeline.recordings.download import fetch_archive, join_split_zip, unpack
 from pipeline.recordings.tables import Recording
-from pipeline.store.storage import Store
 
 LONGEST_MS = 30_000
 VOCABULARY = "FSD50K.ground_truth/vocabulary.csv"
@@ -31,16 +25,6 @@ ARCHIVES = {
     "FSD50K.eval_audio": {"z01": "3090670eaeecc013ca1ff84fe4442aeb", "zip": "6fa47636c3a3ad5c7dfeba99f2637982"},
 }
 """The md5 of each part, as soundata checks them; the last part carries the table of contents."""
-
-
-def fsd50k(config: FSD50KConfig) -> None:
-    """Train, choose an epoch on the official validation clips, and say its mAP on the evaluation set."""
-    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
-    store = Store(resolve_root(config.root))
-    folder = Path(config.data) if config.data else fetch_fsd50k(config.archive, download_folder(store))
-    recordings, classes = read_fsd50k(folder)
-    result = train_and_test(config, recordings, classes, store, "mAP")
-    print(f"validation mAP {result['valid']:.4f}\nevaluation mAP {result['test']:.4f}   ({result['how']})")
 
 
 def fetch_fsd50k(address: str, home: Path) -> Path:

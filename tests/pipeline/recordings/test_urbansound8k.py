@@ -3,10 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.datasets.folds import config_of_fold
-from jobs.datasets.urbansound8k import read_urbansound8k
-from jobs.urbansound8k import preset
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import InputError
+from pipeline.recordings.urbansound8k import read_urbansound8k
 
 HEADER = "slice_file_name,fsID,start,end,salience,fold,classID,class".split(",")
 
@@ -46,11 +44,3 @@ def test_the_official_folder_is_read(tmp_path: Path) -> None:
 def test_folds_that_leak_a_recording_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found 2 recordings in several, such as fsID '403' in 4, 5"):
         read_urbansound8k(make_folder(tmp_path, leak=True))
-
-
-def test_a_fold_is_tested_and_the_nine_others_trained_on() -> None:
-    config = config_of_fold(preset(), 10)
-    assert config.train.eval_split == "fold10"
-    assert config.train.train_splits == tuple(f"fold{fold}" for fold in range(1, 10))
-    with pytest.raises(ConfigError, match="--folds must be some of 1 to 10, each once"):
-        type(config)(folds=(11,))

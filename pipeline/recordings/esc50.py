@@ -1,20 +1,13 @@
-"""ESC-50: a training for each of its five folds."""
+"""Reader of ESC-50's official folder."""
 
 import csv
 from pathlib import Path
 
-from jobs.datasets.folds import check_files, train_folds
-from jobs.datasets.settings import ESC50Config
 from pipeline.errors import InputError
-from pipeline.recordings.tables import Recording
+from pipeline.recordings.tables import Recording, check_files
 
 CLIP_MS = 5_000
 TABLE = "meta/esc50.csv"
-
-
-def esc50(config: ESC50Config) -> None:
-    """Train and test on each fold, and print the accuracy of each and their mean."""
-    train_folds(config, TABLE, read_esc50)
 
 
 def read_esc50(folder: Path) -> tuple[list[Recording], list[str]]:

@@ -1,28 +1,13 @@
-"""Speech Commands V2: a training, tested on the official testing list."""
+"""Reader of Speech Commands' official folder."""
 
-import dataclasses
 from pathlib import Path
 
-from jobs.command_line.cli import resolve_root
-from jobs.datasets.recordings import official_folder, train_and_test
-from jobs.datasets.settings import SpeechCommandsConfig
-from jobs.training.initial_weights import open_initial_weights
 from pipeline.errors import InputError
 from pipeline.recordings.tables import Recording
-from pipeline.store.storage import Store
 
 CLIP_MS = 1_000
 LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
 NOISE_FOLDER = "_background_noise_"
-
-
-def speechcommands(config: SpeechCommandsConfig) -> None:
-    """Train, choose an epoch on the validation list, and print its accuracy on the testing list."""
-    config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
-    store = Store(resolve_root(config.root))
-    recordings, words = read_speech_commands(official_folder(config, store, "testing_list.txt"))
-    result = train_and_test(config, recordings, words, store, "accuracy")
-    print(f"validation accuracy {result['valid']:.4f}\ntesting    accuracy {result['test']:.4f}   ({result['how']})")
 
 
 def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.datasets.speechcommands import read_speech_commands
 from pipeline.errors import InputError
+from pipeline.recordings.speechcommands import read_speech_commands
 from pipeline.recordings.tables import write_tables
 from pipeline.segments import read_segments
 

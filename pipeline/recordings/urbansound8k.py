@@ -1,22 +1,15 @@
-"""UrbanSound8K: a training for each of its ten folds."""
+"""Reader of UrbanSound8K's official folder."""
 
 import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs.datasets.folds import check_files, train_folds
-from jobs.datasets.settings import UrbanSound8KConfig
 from pipeline.errors import InputError, describe, quote
-from pipeline.recordings.tables import Recording
+from pipeline.recordings.tables import Recording, check_files
 
 CLIP_MS = 4_000
 TABLE = "metadata/UrbanSound8K.csv"
-
-
-def urbansound8k(config: UrbanSound8KConfig) -> None:
-    """Train and test on each fold, and print the accuracy of each and their mean."""
-    train_folds(config, TABLE, read_urbansound8k)
 
 
 def read_urbansound8k(folder: Path) -> tuple[list[Recording], list[str]]:

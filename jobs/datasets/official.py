@@ -1,0 +1,30 @@
+"""Official folders of published data sets: found or downloaded, then read."""
+
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.datasets.settings import DatasetConfig
+from pipeline.recordings.download import fetch_archive, unpack
+from pipeline.recordings.tables import Recording
+from pipeline.store.storage import Store
+
+
+def read_dataset(config: DatasetConfig, store: Store) -> tuple[Sequence[Recording], Sequence[str]]:
+    """Return the recordings and classes of the official folder; download it first if `config.data` is empty."""
+    folder = Path(config.data) if config.data else _fetch_dataset(config, download_folder(store))
+    return pkgutil.resolve_name(config.dataset.reader)(folder)
+
+
+def download_folder(store: Store) -> Path:
+    """Return the folder for downloaded archives: in a local store, else in the user's cache."""
+    return Path(store.path("download")) if store.is_local else Path.home() / ".cache/audioset-ast"
+
+
+def _fetch_dataset(config: DatasetConfig, home: Path) -> Path:
+    """Download and unpack a data set below `home`; return the official folder."""
+    if config.dataset.fetcher:
+        return pkgutil.resolve_name(config.dataset.fetcher)(config.archive, home)
+    archive = fetch_archive(config.archive, home / config.archive.rsplit("/", 1)[-1], config.digest)
+    folder, marker = unpack(archive, home / config.dataset.name), config.dataset.marker
+    return next((found.parents[marker.count("/")] for found in folder.rglob(marker)), folder)

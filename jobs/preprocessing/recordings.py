@@ -1,0 +1,33 @@
+"""Preprocessing of recordings on disk that aren't AudioSet's: published data sets and the user's own sounds."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ast_model.tracking.server import connect
+from jobs.command_line.run_names import new_run_name
+from jobs.preprocessing.tracked import preprocess_tracked
+from pipeline.config import PreprocessConfig
+from pipeline.recordings.tables import MEDIA_TABLE, Recording, write_tables
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
+
+log = logging.getLogger(__name__)
+
+CLIPS_PER_SHARD = 500
+
+
+def preprocess_recordings(recordings: Sequence[Recording], classes: Sequence[str], store: Store) -> Snapshot:
+    """Write recordings as tables in AudioSet's format, preprocess them, and log the number of clips per split."""
+    connect(store)
+    folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())
+    splits = write_tables(recordings, classes, folder)
+    config = PreprocessConfig(
+        metadata=str(folder), media=str(folder / MEDIA_TABLE), splits=splits, clips_per_shard=CLIPS_PER_SHARD
+    )
+    snapshot, _ = preprocess_tracked(config, store, new_run_name("preprocess"))
+    for split, counts in snapshot.manifest["split_counts"].items():
+        failed = ", ".join(f"{count} {reason}" for reason, count in counts["failed"].items())
+        log.info("%s: %d clips of %d%s", split, counts["written"], counts["planned"], f" ({failed})" if failed else "")
+    return snapshot

@@ -1,0 +1,40 @@
+"""Start a training on Ray, or resume one, for the commands that train on other data than AudioSet."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ast_model.tracking.run import TrackedRun
+from ast_model.training.step_metrics import Metrics
+from jobs.command_line.run_names import new_run_name
+from jobs.command_line.settings import RayConfig
+from jobs.training.ray_train import train_on_ray
+from jobs.training.runs import RunConfig, TrackedJob, begin_run, ending_tracked, resume_run
+from pipeline.snapshots.snapshot import Snapshot
+
+
+class RayRunConfig(RunConfig, Protocol):
+    """Settings of a command that trains on Ray."""
+
+    @property
+    def resume(self) -> str: ...
+    @property
+    def ray(self) -> RayConfig: ...
+
+
+def start_or_resume(
+    config: RayRunConfig,
+    snapshot: Snapshot,
+    run: str = "",
+    parent: TrackedRun | None = None,
+    faster: Sequence[str] = (),
+) -> tuple[TrackedJob, list[Metrics]]:
+    """Train a new run, or resume the run `config.resume`; return its job and the metrics of each epoch.
+
+    run: name of a new run; generated if empty. Needs a running Ray.
+    """
+    if config.resume:
+        job = resume_run(config.resume, snapshot.store, config)
+    else:
+        job = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
+    with ending_tracked(job):
+        return job, train_on_ray(job, config.ray, faster)
