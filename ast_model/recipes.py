@@ -3,7 +3,8 @@
 They are the paper's settings, as far as the official code and logs tell them, and EAT's in `audioset_eat`; `demo`,
 `audioset_full_scaled`, `audioset_distilled`, `fsd50k`, `vggsound` and `urbansound8k` are ours. A global batch has as
 many samples as there, on any number of ranks. On a GPU all but `demo` compile the model's blocks (`--train.compile
-auto`). Costs are computed by `costs.cost_sentence`, not measured; docs/cluster.md has more of them.
+auto`). Costs are computed, not measured: operations at the
+share of the GPU's peak that `make gpu` measured on an H200. docs/cluster.md has more of them.
 """
 
 import dataclasses

@@ -177,10 +177,6 @@ def main() -> None:
                 part = replace(part, deadline_s=4 * part.deadline_s)
             report.add_part(run_part(part, partial(report.add_line, part.name)))
     print(markdown_table(report.content["results"]))
-    for result in report.content["results"]:
-        if "mfu" in result and result["name"] == "ours, compiled":
-            print(f"MFU {result['mfu']}, to reach 0.38: set it in ast_model/costs.py, then run scripts/write_costs.py")
-            break
     if not has_gpu:
         print("There is no GPU here: the parts that need one were left out. Run it on a machine with one to fill them.")
     sys.exit(any("failed" in part["status"] or "deadline" in part["status"] for part in report.content["parts"]))

@@ -16,8 +16,9 @@ from collections import defaultdict
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ast_model.config import FORWARDS_PER_STEP, ASTConfig, TrainConfig
+from ast_model.config import ASTConfig, TrainConfig
 from ast_model.distributed import World
+from ast_model.flops import FORWARDS_PER_STEP, forward_flops
 from ast_model.training.device import choose_compile
 from ast_model.training.step_metrics import peak_flops
 from bench.lines import print_line
@@ -42,7 +43,7 @@ def operations(config: ASTConfig, size: int) -> dict[str, float]:
     # The last block makes the extra tokens alone.
     num_queries = (config.depth - 1) * config.num_tokens + config.num_extra_tokens
     attention = 4 * num_queries * config.num_tokens * config.width
-    whole = config.num_forward_flops
+    whole = forward_flops(config)
     return {
         "attention": FORWARDS_PER_STEP * size * attention,
         "products": FORWARDS_PER_STEP * size * (whole - attention),

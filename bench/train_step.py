@@ -28,11 +28,12 @@ from torch.amp.grad_scaler import GradScaler
 from transformers import ASTConfig as TheirConfig
 from transformers import ASTForAudioClassification
 
-from ast_model.config import FORWARDS_PER_STEP, ASTConfig, AugmentConfig, RegulariseConfig, TrainConfig
+from ast_model.config import ASTConfig, AugmentConfig, RegulariseConfig, TrainConfig
 from ast_model.data.augment import Normalisation
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import World
+from ast_model.flops import training_flops
 from ast_model.losses import clip_losses
 from ast_model.model import AST, Attention
 from ast_model.training.data import TrainingData
@@ -215,7 +216,7 @@ def print_cells(
     for name, peer in cells:
         if name in names and peer in rates:
             kept = patchout.num_kept_patches(config.grid) if "patchout" in name else config.num_patches
-            flops_per_s = FORWARDS_PER_STEP * config.flops_with(kept) * rates[name]
+            flops_per_s = training_flops(config, kept) * rates[name]
             rest = {"tflops": flops_per_s / 1e12} | ({"mfu": flops_per_s / peak} if peak else {})
             print_line(name, "samples/s", rates[name], (peer, rates[peer]), batch_size=size, **rest)
 

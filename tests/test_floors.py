@@ -16,8 +16,8 @@ ROOMS = """
         cluster estimate convert preprocess
 
     ast_model:
-        config metrics losses model distributed
-        data pretrained recipes costs checkpoints evaluation teachers embeddings inference export review tagging service
+        config flops metrics losses model distributed
+        data pretrained recipes checkpoints evaluation teachers embeddings inference export review tagging service
         training tracking
 
     jobs:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ast_model.config import FORWARDS_PER_STEP, ASTConfig
-from ast_model.costs import H200
+from ast_model.config import ASTConfig
 from ast_model.data.augment import prepare
 from ast_model.data.loader import split_evenly
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import evaluating
+from ast_model.flops import FORWARDS_PER_STEP, PEAK_FLOPS, forward_flops
 from ast_model.model import AST
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
@@ -25,6 +25,9 @@ from pipeline.progress import format_duration
 from pipeline.snapshots.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
+
+H200_FLOPS = 0.38 * PEAK_FLOPS["H200"]
+"""Operations per second that a training reaches on an H200, as `make gpu` measured."""
 
 MEASURE_S = 3.0
 MAX_STEPS = 30
@@ -73,7 +76,7 @@ def log_estimate(trainer: Trainer, faster: Sequence[str] = ()) -> None:
     if where == "CPU":
         # An evaluation is a forward only.
         work = num_samples + num_evals * num_eval / FORWARDS_PER_STEP
-        gpu_s = work * FORWARDS_PER_STEP * job.model.num_forward_flops / H200.flops_per_s
+        gpu_s = work * FORWARDS_PER_STEP * forward_flops(job.model) / H200_FLOPS
         faster = [*faster, f"a GPU (an H200 would compute for {format_duration(max(1.0, gpu_s))})"]
     if faster and seconds > WORTH_SAVING_S:
         log.info("faster: %s", "; ".join(faster))
@@ -108,7 +111,7 @@ def measure_cost(trainer: Trainer) -> MeasuredCost:
     wished = world.broadcast_object(int(np.clip(MEASURE_S / seconds_of_steps(1), 1, MAX_STEPS)))
     num_steps = min(wished, data.num_steps)
     step_s = num_times * seconds_of_steps(num_steps) / num_steps
-    num_times_forward = trainer.job.model.num_forward_flops / job.model.num_forward_flops
+    num_times_forward = forward_flops(trainer.job.model) / forward_flops(job.model)
     eval_clip_s = num_times_forward * _seconds_per_eval_clip(model, trainer, config.clips_at_a_time)
     return MeasuredCost(step_s, eval_clip_s, num_steps)
 
@@ -132,7 +135,7 @@ def _in_small(job: Job, world: World) -> tuple[Job, float]:
     most = MAX_MEASURED_FLOPS[world.device.type] / FORWARDS_PER_STEP
     num_samples = -(-config.global_batch_size // world.size)
     shape, num_measured = model, num_samples
-    while num_measured * shape.flops_with(num_kept) > most and (shape.depth > 1 or num_measured > 1):
+    while num_measured * forward_flops(shape, num_kept) > most and (shape.depth > 1 or num_measured > 1):
         if shape.depth > 1:
             shape = dataclasses.replace(shape, depth=shape.depth // 2)
         else:
@@ -143,7 +146,7 @@ def _in_small(job: Job, world: World) -> tuple[Job, float]:
         micro_batch_size=min(config.clips_at_a_time, num_measured),
         compile="none",  # takes longer than all that is measured here
     )
-    scale = num_samples * model.flops_with(num_kept) / (num_measured * shape.flops_with(num_kept))
+    scale = num_samples * forward_flops(model, num_kept) / (num_measured * forward_flops(shape, num_kept))
     return dataclasses.replace(job, config=small, model=shape), scale
 
 

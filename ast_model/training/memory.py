@@ -12,6 +12,7 @@ from ast_model.data.augment import Normalisation
 from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import AUTOCAST_DTYPES, World
+from ast_model.flops import count_parameters
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
 from ast_model.training.step_metrics import memory_peak_gib
@@ -43,7 +44,7 @@ def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: Wor
     patches = half * model.num_patches * model.patch_freq * model.patch_time
     bytes_per_parameter = BYTES_PER_PARAMETER + (4 if config.average_last_epochs else 0)
     bytes_per_parameter += 2 if is_half else 0  # autocast keeps its weights
-    return bytes_per_parameter * model.num_parameters + num_clips * (patches + kept + block)
+    return bytes_per_parameter * count_parameters(model) + num_clips * (patches + kept + block)
 
 
 def settle_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> TrainConfig:
@@ -67,7 +68,7 @@ def find_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisat
     model, device = state.model.config, world.device
     room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
     # Adam's moments come with the first step, which is not taken here.
-    reserve = 8 * model.num_parameters + (int(RESERVE_SHARE * room) if math.isfinite(room) else 0)
+    reserve = 8 * count_parameters(model) + (int(RESERVE_SHARE * room) if math.isfinite(room) else 0)
     share = -(-config.global_batch_size // world.size)
     for size in sorted({-(-share // parts) for parts in range(1, share + 1)}, reverse=True):
         computed = step_bytes(model, config, size, world)
@@ -99,7 +100,7 @@ def _peak_of_trial(
         stepper.gradient_is_finite(0, 0, iter([batch]), stepper.attention)
     except torch.OutOfMemoryError:
         return None
-    return memory_peak_gib(device) * 2**30 - held.numel() + 8 * state.model.config.num_parameters
+    return memory_peak_gib(device) * 2**30 - held.numel() + 8 * count_parameters(state.model.config)
 
 
 def blank_batch(model: ASTConfig, features: Features, num_clips: int) -> Batch:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_model.config import PEAK_FLOPS
 from ast_model.distributed import World
+from ast_model.flops import PEAK_FLOPS
 
 Metrics = dict[str, float]
 Item = TypeVar("Item")

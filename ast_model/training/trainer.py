@@ -9,10 +9,10 @@ import torch
 
 from ast_model.checkpoints.async_writer import Saver
 from ast_model.checkpoints.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, remove_incomplete
-from ast_model.config import FORWARDS_PER_STEP
 from ast_model.distributed import AnyRankFlag, World
 from ast_model.evaluation.evaluate import Evaluation, evaluate
 from ast_model.evaluation.predictions import AVERAGE
+from ast_model.flops import training_flops
 from ast_model.model import AST
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.checks import (
@@ -122,7 +122,7 @@ class Trainer:
 
     def _new_window(self) -> StepWindow:
         model, config = self.job.model, self.config
-        num_flops = FORWARDS_PER_STEP * model.flops_with(config.regularise.num_kept_patches(model.grid))
+        num_flops = training_flops(model, config.regularise.num_kept_patches(model.grid))
         return StepWindow(self.world, config.global_batch_size, num_flops)
 
     def _show_progress(self, total: int) -> AbstractContextManager[Progress]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig, flag_of
+from ast_model.flops import forward_flops
 from ast_model.pretrained.files import locate_weights, read_weights
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.step_metrics import Metrics
@@ -148,7 +149,7 @@ def faster_ways(config: FinetuneConfig, model: ASTConfig) -> list[str]:
     return [
         "--head-only, which computes each clip once",
         *(
-            f"--size {size} ({shape.num_forward_flops / model.num_forward_flops:.1%} of the operations)"
+            f"--size {size} ({forward_flops(shape) / forward_flops(model):.1%} of the operations)"
             for size, shape in shapes.items()
         ),
     ]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ast_model.config import ASTConfig
+from ast_model.flops import forward_flops
 from ast_model.training import estimate
 from ast_model.training.estimate import log_estimate, measure_cost, warn_of_padding
 from ast_model.training.trainer import Trainer
@@ -45,7 +46,7 @@ def test_what_takes_long_is_measured_in_small(make_job: MakeJob, monkeypatch: py
     monkeypatch.setattr(estimate, "MAX_MEASURED_FLOPS", {"cpu": 1.0})
     small, num_times = estimate._in_small(trainer.job, ALONE)
     assert (small.model.depth, small.config.global_batch_size, small.config.micro_batch_size) == (1, 1, 1)
-    assert num_times == pytest.approx(4 * trainer.job.model.num_forward_flops / small.model.num_forward_flops)
+    assert num_times == pytest.approx(4 * forward_flops(trainer.job.model) / forward_flops(small.model))
     cost = measure_cost(trainer)
     assert cost.step_s > 0 and cost.eval_clip_s > 0
 

@@ -1,0 +1,50 @@
+"""Operations and parameters of a model, by its shape, and the peak rates of GPUs."""
+
+from ast_model.config import ASTConfig
+
+FORWARDS_PER_STEP = 3
+"""Forwards that take as many operations as a training step: its backward counts twice."""
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+"""Dense 16-bit peak in operations per second by a part of the GPU's name, from data sheets. The first match counts."""
+
+
+def forward_flops(model: ASTConfig, num_patches: int | None = None) -> int:
+    """Count the operations in the matrix products of one sample's forward, two per multiply-add.
+
+    num_patches: patches that patchout leaves to the blocks; default: all. The last block reads all tokens but computes
+    only the extra ones.
+    """
+    num_tokens = (model.num_patches if num_patches is None else num_patches) + model.num_extra_tokens
+    width = model.width
+
+    def block(num_out: int) -> int:
+        linear = (2 * num_tokens + (2 + 2 * model.mlp_ratio) * num_out) * width**2
+        return linear + 2 * num_out * num_tokens * width
+
+    patches = model.num_patches * width * model.patch_freq * model.patch_time
+    blocks = (model.depth - 1) * block(num_tokens) + block(model.num_extra_tokens)
+    return 2 * (blocks + patches + width * model.num_classes)
+
+
+def training_flops(model: ASTConfig, num_patches: int | None = None) -> int:
+    """Count the operations that training on one sample takes."""
+    return FORWARDS_PER_STEP * forward_flops(model, num_patches)
+
+
+def count_parameters(model: ASTConfig) -> int:
+    """Count the model's trainable values without building it."""
+    width, hidden = model.width, model.mlp_ratio * model.width
+    norm = 2 * width
+    num_positions = 0 if model.fixed_positions else model.num_tokens
+    tokens = width * (model.patch_freq * model.patch_time + 1) + (model.num_extra_tokens + num_positions) * width
+    attention, mlp = 4 * (width + 1) * width, (width + 1) * hidden + (hidden + 1) * width
+    return tokens + model.depth * (attention + mlp + 2 * norm) + 2 * norm + (width + 1) * model.num_classes
