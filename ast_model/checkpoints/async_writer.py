@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-BEST = "best.json"
+BEST_FILE = "best.json"
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Saver:
         # Read back, not remembered: the best may be of an earlier process of this run.
         best = best_checkpoint(self.store, self.folder)
         if best is None or score > best[1]:
-            self.store.write_json(f"{self.folder}/{BEST}", {"name": name, "score": score})
+            self.store.write_json(f"{self.folder}/{BEST_FILE}", {"name": name, "score": score})
         self._prune()
         return SavedCheckpoint(name, read_description(self.store, name))
 
@@ -170,13 +170,15 @@ class Saver:
 
 def best_checkpoint(store: Store, folder: str) -> tuple[str, float] | None:
     """Return the folder and the score of the best epoch's checkpoint, if one has been measured."""
-    if not store.exists(f"{folder}/{BEST}"):
+    if not store.exists(f"{folder}/{BEST_FILE}"):
         return None
     try:
-        best = store.read_json(f"{folder}/{BEST}")
+        best = store.read_json(f"{folder}/{BEST_FILE}")
         return str(best["name"]), float(best["score"])
     except (CorruptError, KeyError, TypeError, ValueError) as error:
         log.warning(
-            "%s is damaged, so the best epoch is chosen among those to come: %r", store.url(f"{folder}/{BEST}"), error
+            "%s is damaged, so the best epoch is chosen among those to come: %r",
+            store.url(f"{folder}/{BEST_FILE}"),
+            error,
         )
         return None

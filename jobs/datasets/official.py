@@ -6,11 +6,11 @@ from pathlib import Path
 
 from jobs.datasets.settings import DatasetConfig
 from pipeline.recordings.download import fetch_archive, unpack
-from pipeline.recordings.tables import Recording
+from pipeline.recordings.tables import LabelledClip
 from pipeline.store.storage import Store
 
 
-def read_dataset(config: DatasetConfig, store: Store) -> tuple[Sequence[Recording], Sequence[str]]:
+def read_dataset(config: DatasetConfig, store: Store) -> tuple[Sequence[LabelledClip], Sequence[str]]:
     """Return the recordings and classes of the official folder; download it first if `config.data` is empty."""
     folder = Path(config.data) if config.data else _fetch_dataset(config, download_folder(store))
     return pkgutil.resolve_name(config.dataset.reader)(folder)

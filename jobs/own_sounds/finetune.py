@@ -32,7 +32,7 @@ from pipeline.cluster import ray_session
 from pipeline.errors import ConfigError
 from pipeline.fbank_settings import SAMPLE_RATE_HZ, num_frames_of
 from pipeline.recordings.own_sounds import SPLITS, CutConfig, read_sounds
-from pipeline.recordings.tables import Recording, digest_of_tables, write_tables
+from pipeline.recordings.tables import LabelledClip, digest_of_tables, write_tables
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def faster_ways(config: FinetuneConfig, model: ASTConfig) -> list[str]:
     ]
 
 
-def choose_head_only(config: FinetuneConfig, has_gpu: bool, clips: Sequence[Recording]) -> bool:
+def choose_head_only(config: FinetuneConfig, has_gpu: bool, clips: Sequence[LabelledClip]) -> bool:
     """Return whether only a head is fitted; say so where it was not asked for, with the way to override it."""
     if config.head_only is not None:
         return config.head_only
@@ -175,14 +175,14 @@ def _line(metrics: Metrics) -> str:
     return f"epoch {metrics['epoch']:3.0f}   " + "   ".join(values)
 
 
-def log_counts(clips: Sequence[Recording], classes: Sequence[str]) -> None:
+def log_counts(clips: Sequence[LabelledClip], classes: Sequence[str]) -> None:
     counts = Counter((clip.split, label) for clip in clips for label in clip.labels)
     splits = [split for split in SPLITS if any(clip.split == split for clip in clips)]
     for name in classes:
         log.info("%-30s %s", name, ", ".join(f"{counts[split, name]} {split}" for split in splits))
 
 
-def plan_model(config: FinetuneConfig, clips: Sequence[Recording], num_classes: int) -> ASTConfig:
+def plan_model(config: FinetuneConfig, clips: Sequence[LabelledClip], num_classes: int) -> ASTConfig:
     """Return a shape as long as the longest clip, otherwise that of an AST that is started from."""
     longest_ms = max(clip.end_ms - clip.start_ms for clip in clips)
     num_frames = num_frames_of(longest_ms * SAMPLE_RATE_HZ // 1000)
@@ -196,7 +196,7 @@ def plan_model(config: FinetuneConfig, clips: Sequence[Recording], num_classes: 
     return dataclasses.replace(shape, num_classes=num_classes, num_frames=max(num_frames, shape.patch_time))
 
 
-def plan_training(config: FinetuneConfig, clips: Sequence[Recording]) -> TrainConfig:
+def plan_training(config: FinetuneConfig, clips: Sequence[LabelledClip]) -> TrainConfig:
     """Return a training that suits the number of clips, and whether each has one label or several."""
     num_clips = sum(clip.split == "train" for clip in clips)
     has_one_label = all(len(clip.labels) == 1 for clip in clips)
@@ -232,7 +232,7 @@ def plan_training(config: FinetuneConfig, clips: Sequence[Recording]) -> TrainCo
     )
 
 
-def _digest(clips: Sequence[Recording], classes: Sequence[str]) -> str:
+def _digest(clips: Sequence[LabelledClip], classes: Sequence[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         write_tables(clips, classes, Path(folder))
         return digest_of_tables(Path(folder))

@@ -9,7 +9,7 @@ from ast_model.tracking.server import connect
 from jobs.command_line.run_names import new_run_name
 from jobs.preprocessing.tracked import preprocess_tracked
 from pipeline.config import PreprocessConfig
-from pipeline.recordings.tables import MEDIA_TABLE, Recording, write_tables
+from pipeline.recordings.tables import MEDIA_TABLE, LabelledClip, write_tables
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 CLIPS_PER_SHARD = 500
 
 
-def preprocess_recordings(recordings: Sequence[Recording], classes: Sequence[str], store: Store) -> Snapshot:
+def preprocess_recordings(recordings: Sequence[LabelledClip], classes: Sequence[str], store: Store) -> Snapshot:
     """Write recordings as tables in AudioSet's format, preprocess them, and log the number of clips per split."""
     connect(store)
     folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())

@@ -4,20 +4,20 @@ import csv
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.recordings.tables import Recording, check_files
+from pipeline.recordings.tables import LabelledClip, check_files
 
 CLIP_MS = 5_000
 TABLE = "meta/esc50.csv"
 
 
-def read_esc50(folder: Path) -> tuple[list[Recording], list[str]]:
+def read_esc50(folder: Path) -> tuple[list[LabelledClip], list[str]]:
     """Read the official folder; each fold is a split. Raises InputError if the folder is not it."""
     try:
         with (folder / TABLE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         name_of = {int(row["target"]): row["category"] for row in rows}
         recordings = [
-            Recording(folder / "audio" / row["filename"], (row["category"],), f"fold{int(row['fold'])}", 0, CLIP_MS)
+            LabelledClip(folder / "audio" / row["filename"], (row["category"],), f"fold{int(row['fold'])}", 0, CLIP_MS)
             for row in rows
         ]
     except (OSError, KeyError, ValueError, TypeError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError, describe, quote
 from pipeline.recordings.download import fetch_archive, join_split_zip, unpack
-from pipeline.recordings.tables import Recording
+from pipeline.recordings.tables import LabelledClip
 
 LONGEST_MS = 30_000
 VOCABULARY = "FSD50K.ground_truth/vocabulary.csv"
@@ -38,7 +38,7 @@ def fetch_fsd50k(address: str, home: Path) -> Path:
     return folder
 
 
-def read_fsd50k(folder: Path) -> tuple[list[Recording], list[str]]:
+def read_fsd50k(folder: Path) -> tuple[list[LabelledClip], list[str]]:
     """Read the official folder into the splits train, valid and test, with the classes in the vocabulary's order.
 
     Raises InputError, with the line, if the folder is not it, if tables contradict each other, or if audio is missing.
@@ -75,7 +75,7 @@ def read_vocabulary(table: Path) -> dict[str, str]:
     return mid_of
 
 
-def _read_table(table: Path, audio: Path, mid_of: Mapping[str, str]) -> Iterator[Recording]:
+def _read_table(table: Path, audio: Path, mid_of: Mapping[str, str]) -> Iterator[LabelledClip]:
     """Yield the clips of dev.csv, in the splits train and valid, or of eval.csv, whose split is test."""
     is_dev = table.name == "dev.csv"
     try:
@@ -94,7 +94,7 @@ def _read_table(table: Path, audio: Path, mid_of: Mapping[str, str]) -> Iterator
                 if is_dev and row["split"] not in SPLIT_OF:
                     raise InputError(f"{where}: expected the split train or val, found {quote(row['split'])}")
                 split = SPLIT_OF[row["split"]] if is_dev else "test"
-                yield Recording(audio / f"{row['fname']}.wav", labels, split, 0, LONGEST_MS)
+                yield LabelledClip(audio / f"{row['fname']}.wav", labels, split, 0, LONGEST_MS)
     except (OSError, KeyError, AttributeError, ValueError, csv.Error) as error:
         columns = "fname,labels,mids" + (",split" if is_dev else "")
         raise InputError(f"expected FSD50K's table with the columns {columns} at {table}, found: {error!r}") from error

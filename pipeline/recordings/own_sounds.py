@@ -13,7 +13,7 @@ from pipeline.audio.container import measure_length_ms
 from pipeline.errors import InputError, describe, quote
 from pipeline.fbank_settings import FRAME_LENGTH_MS
 from pipeline.recordings.splits import split_groups
-from pipeline.recordings.tables import Recording
+from pipeline.recordings.tables import LabelledClip
 from pipeline.sources.index import is_media
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class CutConfig:
     seed: int = 0
 
 
-def read_sounds(source: Path, config: CutConfig) -> tuple[list[Recording], list[str]]:
+def read_sounds(source: Path, config: CutConfig) -> tuple[list[LabelledClip], list[str]]:
     """Read a table or a folder per class; return clips, in splits, and the classes by name.
 
     Raises InputError, with the line, for rows that can't be read, missing files, and fewer than two classes.
@@ -70,8 +70,8 @@ def read_sounds(source: Path, config: CutConfig) -> tuple[list[Recording], list[
     return clips, classes
 
 
-def _read_folder(folder: Path) -> list[Recording]:
-    found: list[Recording] = []
+def _read_folder(folder: Path) -> list[LabelledClip]:
+    found: list[LabelledClip] = []
     for class_folder in sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] not in "._"):
         files = [
             file for file in sorted(class_folder.rglob("*")) if is_media(file.name) and not file.name.startswith(".")
@@ -85,7 +85,7 @@ def _read_folder(folder: Path) -> list[Recording]:
             log.warning(
                 "%s: left out %d names that are not UTF-8, or not of files", class_folder, len(files) - len(named)
             )
-        found += [Recording(file, (class_folder.name.strip(),), "", 0, NO_END) for file in named]
+        found += [LabelledClip(file, (class_folder.name.strip(),), "", 0, NO_END) for file in named]
     if not found:
         raise InputError(f"expected a folder of audio files for each class in {folder}, found no folders")
     return found
@@ -99,7 +99,7 @@ def _is_utf8(path: Path) -> bool:
         return False
 
 
-def _read_table(table: Path) -> list[Recording]:
+def _read_table(table: Path) -> list[LabelledClip]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -134,7 +134,7 @@ def _suggestion(columns: Sequence[str]) -> str:
     return f"; did you mean {' and '.join(pairs)}? Rename the columns" if pairs else ""
 
 
-def _read_row(row: Mapping[str, str | None], where: str, base: Path) -> Recording:
+def _read_row(row: Mapping[str, str | None], where: str, base: Path) -> LabelledClip:
     cells = {name: (row.get(name) or "").strip() for name in COLUMNS}
     labels = tuple(dict.fromkeys(label.strip() for label in cells["labels"].split(LABEL_SEPARATOR) if label.strip()))
     path = base / cells["path"]
@@ -152,12 +152,12 @@ def _read_row(row: Mapping[str, str | None], where: str, base: Path) -> Recordin
         raise InputError(f"{where}: expected 0 ≤ start < end, found {times}")
     if cells["split"] and cells["split"] not in SPLITS:
         raise InputError(f"{where}: expected a split of {', '.join(SPLITS)}, found {quote(cells['split'])}")
-    return Recording(path, labels, cells["split"], round(start_s * 1000), round(end_s * 1000))
+    return LabelledClip(path, labels, cells["split"], round(start_s * 1000), round(end_s * 1000))
 
 
-def _check_contradictions(clips: Sequence[Recording], source: Path) -> None:
+def _check_contradictions(clips: Sequence[LabelledClip], source: Path) -> None:
     """Refuse a stretch of a file that two rows describe differently: each is one example, with all of its labels."""
-    first_of: dict[tuple[Path, int], Recording] = {}
+    first_of: dict[tuple[Path, int], LabelledClip] = {}
     for clip in clips:
         first = first_of.setdefault((clip.path, clip.start_ms), clip)
         if (set(first.labels), first.end_ms) != (set(clip.labels), clip.end_ms):
@@ -170,7 +170,7 @@ def _check_contradictions(clips: Sequence[Recording], source: Path) -> None:
             )
 
 
-def _cut(rows: Sequence[Recording], config: CutConfig) -> Iterator[Recording]:
+def _cut(rows: Sequence[LabelledClip], config: CutConfig) -> Iterator[LabelledClip]:
     """Cut each row into clips of equal length; leave out what is shorter than one fbank frame, with a warning."""
     paths = list(dict.fromkeys(row.path for row in rows))
     with ThreadPoolExecutor(NUM_READERS) as pool:
@@ -202,7 +202,7 @@ def _length_ms(path: Path) -> int:
         return 0
 
 
-def _find_copies(clips: Sequence[Recording]) -> dict[Path, Path]:
+def _find_copies(clips: Sequence[LabelledClip]) -> dict[Path, Path]:
     """Map each file to the first one of the same content, and warn about copies under different labels.
 
     Only files of equal size are read. Copies count as one file in splits: one of them in each would be a leak.
@@ -239,7 +239,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _assign_splits(clips: Sequence[Recording], original_of: Mapping[Path, Path], config: CutConfig) -> list[Recording]:
+def _assign_splits(
+    clips: Sequence[LabelledClip], original_of: Mapping[Path, Path], config: CutConfig
+) -> list[LabelledClip]:
     labels_of: dict[Path, list[str]] = defaultdict(list)
     for clip in clips:
         labels_of[original_of[clip.path]] += clip.labels
@@ -252,7 +254,7 @@ def _assign_splits(clips: Sequence[Recording], original_of: Mapping[Path, Path],
     return [replace(clip, split=split_of[original_of[clip.path]]) for clip in clips]
 
 
-def _check_splits(clips: Sequence[Recording], original_of: Mapping[Path, Path], source: Path) -> None:
+def _check_splits(clips: Sequence[LabelledClip], original_of: Mapping[Path, Path], source: Path) -> None:
     splits_of: dict[Path, set[str]] = defaultdict(set)
     for clip in clips:
         splits_of[original_of[clip.path]].add(clip.split)

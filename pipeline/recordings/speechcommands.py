@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.recordings.tables import Recording
+from pipeline.recordings.tables import LabelledClip
 
 CLIP_MS = 1_000
 LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
 NOISE_FOLDER = "_background_noise_"
 
 
-def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:
+def read_speech_commands(folder: Path) -> tuple[list[LabelledClip], list[str]]:
     """Read the official folder: what is in neither list is for training. Raises InputError if the folder is not it."""
     split_of: dict[str, str] = {}
     for name, split in LISTS.items():
@@ -30,5 +30,5 @@ def read_speech_commands(folder: Path) -> tuple[list[Recording], list[str]]:
         raise InputError(f"{folder}: expected files that are in neither list, which are for training; found none")
     words = sorted({name.split("/")[0] for name in names})
     return [
-        Recording(folder / name, (name.split("/")[0],), split_of.get(name, "train"), 0, CLIP_MS) for name in names
+        LabelledClip(folder / name, (name.split("/")[0],), split_of.get(name, "train"), 0, CLIP_MS) for name in names
     ], words

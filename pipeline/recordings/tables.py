@@ -22,7 +22,7 @@ MAX_STEM_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class LabelledClip:
     """A stretch of an audio file and what is heard in it."""
 
     path: Path
@@ -33,7 +33,7 @@ class Recording:
     end_ms: int
 
 
-def check_files(recordings: Sequence[Recording], table: Path, folder: Path) -> None:
+def check_files(recordings: Sequence[LabelledClip], table: Path, folder: Path) -> None:
     """Raise InputError if a table names no files, or some that are not in the folder."""
     missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
     if missing or not recordings:
@@ -43,7 +43,7 @@ def check_files(recordings: Sequence[Recording], table: Path, folder: Path) -> N
         )
 
 
-def write_tables(recordings: Sequence[Recording], classes: Sequence[str], folder: Path) -> tuple[str, ...]:
+def write_tables(recordings: Sequence[LabelledClip], classes: Sequence[str], folder: Path) -> tuple[str, ...]:
     """Write the tables of some recordings and return their splits."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = make_labels(classes)

@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError, describe, quote
-from pipeline.recordings.tables import Recording, check_files
+from pipeline.recordings.tables import LabelledClip, check_files
 
 CLIP_MS = 4_000
 TABLE = "metadata/UrbanSound8K.csv"
 
 
-def read_urbansound8k(folder: Path) -> tuple[list[Recording], list[str]]:
+def read_urbansound8k(folder: Path) -> tuple[list[LabelledClip], list[str]]:
     """Read the official folder; each fold is a split. Raises InputError if the folder is not it, or its folds leak."""
     try:
         with (folder / TABLE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         name_of = {int(row["classID"]): row["class"] for row in rows}
         recordings = [
-            Recording(
+            LabelledClip(
                 folder / "audio" / f"fold{int(row['fold'])}" / row["slice_file_name"],
                 (name_of[int(row["classID"])],),
                 f"fold{int(row['fold'])}",

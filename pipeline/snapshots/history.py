@@ -24,7 +24,7 @@ FOLDER = "snapshots"
 
 
 @dataclass(frozen=True)
-class Entry:
+class SnapshotEntry:
     """A snapshot in the list."""
 
     snapshot_id: str
@@ -35,7 +35,7 @@ class Entry:
     """Training runs in the store that refer to it."""
 
 
-def list_snapshots(store: Store) -> list[Entry]:
+def list_snapshots(store: Store) -> list[SnapshotEntry]:
     """List all complete snapshots, the latest last."""
     names = store.list(FOLDER, "/manifest.json")
     latest = latest_snapshot_id(store)
@@ -46,7 +46,7 @@ def list_snapshots(store: Store) -> list[Entry]:
         num_clips = store.read_json(f"{FOLDER}/{snapshot_id}/stats.json")["num_clips"]
         split_counts = store.read_json(name)["split_counts"]
         used_by = tuple(sorted(runs.get(snapshot_id, ())))
-        entries.append(Entry(snapshot_id, num_clips, split_counts, snapshot_id == latest, used_by))
+        entries.append(SnapshotEntry(snapshot_id, num_clips, split_counts, snapshot_id == latest, used_by))
     return sorted(entries, key=lambda entry: (entry.is_latest, sum(entry.num_clips.values()), entry.snapshot_id))
 
 

@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError
 from pipeline.config import FetchConfig
 from pipeline.errors import InputError, describe, quote
 from pipeline.records import Failure, Media, Reason, Segment
-from pipeline.sources.index import Entry, MediaIndex, is_media
+from pipeline.sources.index import MediaEntry, MediaIndex, is_media
 
 log = logging.getLogger(__name__)
 READ_ERRORS = (OSError, ClientError, BotoCoreError)
@@ -59,7 +59,7 @@ class TarSource:
         self.config = config
         with ThreadPoolExecutor(NUM_READERS) as pool:
             members = (member for members in pool.map(list_tar, find_files(pattern)) for member in members)
-            entries = (Entry.of(member.name, member.tar, member.offset, member.size) for member in members)
+            entries = (MediaEntry.of(member.name, member.tar, member.offset, member.size) for member in members)
             self.index = MediaIndex(entry for entry in entries if entry)
         if not len(self.index):
             raise InputError(
@@ -179,7 +179,7 @@ class ParquetSource:
             return self._groups[file, group]
 
 
-def _list_parquet(file: str) -> list[Entry]:
+def _list_parquet(file: str) -> list[MediaEntry]:
     """List the rows of a parquet file; place and size of an entry are row group and row.
 
     Raises InputError if it can't be read, or its columns have other names or types than audio needs.
@@ -188,7 +188,7 @@ def _list_parquet(file: str) -> list[Entry]:
         with fsspec.open(file, "rb") as stream, pq.ParquetFile(stream) as parquet:
             column = _id_column(parquet.schema_arrow, file)
             entries = [
-                Entry(ytid, file, "", group, row)
+                MediaEntry(ytid, file, "", group, row)
                 for group in range(parquet.num_row_groups)
                 for row, ytid in enumerate(parquet.read_row_group(group, [column])[column].to_pylist())
                 if ytid is not None

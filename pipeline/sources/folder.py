@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.config import FetchConfig
 from pipeline.errors import InputError, StoreError, describe
 from pipeline.records import Failure, Media, Reason, Segment
-from pipeline.sources.index import Entry, MediaIndex
+from pipeline.sources.index import MediaEntry, MediaIndex
 from pipeline.store.storage import Store
 
 
@@ -20,7 +20,7 @@ class FolderSource:
         self.store = Store(folder)
         self.config = config
         self.already_cut = already_cut
-        entries = (Entry.of(name, name) for name in self.store.list(""))
+        entries = (MediaEntry.of(name, name) for name in self.store.list(""))
         self.index = MediaIndex(entry for entry in entries if entry)
         if not len(self.index):
             raise InputError(

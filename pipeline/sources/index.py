@@ -31,7 +31,7 @@ def is_media(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class MediaEntry:
     """A media file, alone or within another file."""
 
     stem: str
@@ -43,10 +43,10 @@ class Entry:
     size: int = 0
 
     @staticmethod
-    def of(name: str, file: str, offset: int = 0, size: int = 0) -> "Entry | None":
+    def of(name: str, file: str, offset: int = 0, size: int = 0) -> "MediaEntry | None":
         """Return the entry of a name, None unless it is a media file's."""
         path = PurePosixPath(name)
-        return Entry(path.stem, file, path.suffix, offset, size) if is_media(name) else None
+        return MediaEntry(path.stem, file, path.suffix, offset, size) if is_media(name) else None
 
     @property
     def is_utf8(self) -> bool:
@@ -65,9 +65,9 @@ class MediaIndex:
     left out, with a warning: no segment's id is like that.
     """
 
-    def __init__(self, entries: Iterable[Entry]):
+    def __init__(self, entries: Iterable[MediaEntry]):
         columns: dict[str, list] = {name: [] for name in SCHEMA.names}
-        left_out: list[Entry] = []
+        left_out: list[MediaEntry] = []
         for entry in entries:
             if not entry.is_utf8:
                 left_out.append(entry)
@@ -83,7 +83,7 @@ class MediaIndex:
     def __len__(self) -> int:
         return len(self.table)
 
-    def find(self, segment: Segment) -> tuple[Entry, bool] | None:
+    def find(self, segment: Segment) -> tuple[MediaEntry, bool] | None:
         """Return the entry of a segment and whether its name says that it holds the segment alone."""
         ytid, start_ms = segment.ytid, segment.start_ms
         starts = dict.fromkeys((f"{start_ms}", f"{start_ms / 1000:g}", f"{start_ms / 1000:.3f}"))
@@ -92,9 +92,9 @@ class MediaIndex:
                 return entry, stem != ytid
         return None
 
-    def _entry(self, stem: str) -> Entry | None:
+    def _entry(self, stem: str) -> MediaEntry | None:
         stems = self.table["stem"]
         row = bisect_left(range(len(stems)), stem, key=lambda index: stems[index].as_py())
         if row == len(stems) or stems[row].as_py() != stem:
             return None
-        return Entry(**{name: self.table[name][row].as_py() for name in SCHEMA.names})
+        return MediaEntry(**{name: self.table[name][row].as_py() for name in SCHEMA.names})

@@ -8,13 +8,13 @@ from ast_model.model import AST
 from jobs.finetune import COMMAND_LINE
 from jobs.own_sounds.finetune import plan_model, plan_training
 from jobs.own_sounds.settings import FinetuneConfig
-from pipeline.recordings.tables import Recording
+from pipeline.recordings.tables import LabelledClip
 
 
-def make_clips(num_clips: int, labels: tuple[str, ...] = ("dog",), clip_ms: int = 10_000) -> list[Recording]:
+def make_clips(num_clips: int, labels: tuple[str, ...] = ("dog",), clip_ms: int = 10_000) -> list[LabelledClip]:
     """One clip in five is for measuring."""
     splits = ["eval" if index % 5 == 0 else "train" for index in range(num_clips)]
-    return [Recording(Path(str(index)), labels, split, 0, clip_ms) for index, split in enumerate(splits)]
+    return [LabelledClip(Path(str(index)), labels, split, 0, clip_ms) for index, split in enumerate(splits)]
 
 
 @pytest.mark.slow

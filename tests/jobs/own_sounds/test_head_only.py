@@ -23,7 +23,7 @@ from jobs.own_sounds.finetune import FinetuneRun, choose_head_only, warn_of_rand
 from jobs.own_sounds.head_only import head_settings, recordings_of, train_head
 from jobs.own_sounds.settings import FinetuneConfig
 from jobs.training.runs import begin_run, ending_tracked
-from pipeline.recordings.tables import Recording
+from pipeline.recordings.tables import LabelledClip
 from pipeline.snapshots.snapshot import Snapshot
 
 SHAPE = ASTConfig(freq_stride=16, time_stride=32, width=16, depth=1, num_heads=2)
@@ -90,7 +90,7 @@ def test_a_recording_is_a_key_without_its_start(snapshot: Snapshot) -> None:
 def test_the_head_alone_is_chosen_without_a_gpu_or_with_few_clips(
     config: FinetuneConfig, has_gpu: bool, num_clips: int, expected: bool
 ) -> None:
-    clips = [Recording(Path("a"), ("dog",), "train", 0, 1000)] * num_clips
+    clips = [LabelledClip(Path("a"), ("dog",), "train", 0, 1000)] * num_clips
     assert choose_head_only(config, has_gpu, clips) == expected
 
 

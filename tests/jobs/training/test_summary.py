@@ -3,7 +3,7 @@ import shlex
 
 import pytest
 
-from ast_model.checkpoints.async_writer import BEST
+from ast_model.checkpoints.async_writer import BEST_FILE
 from jobs.evaluate import COMMAND_LINE
 from jobs.training.summary import RunSummary, print_report
 from pipeline.preprocess import PreprocessReport
@@ -15,7 +15,7 @@ def test_accuracy_is_reported_and_the_command_evaluates_the_split_that_was_measu
     snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(str(tmp_path_factory.mktemp("report")))
-    store.write_json(f"runs/run/checkpoints/{BEST}", {"name": "runs/run/checkpoints/epoch-1", "score": 0.75})
+    store.write_json(f"runs/run/checkpoints/{BEST_FILE}", {"name": "runs/run/checkpoints/epoch-1", "score": 0.75})
     figures = {"mAP": 0.5, "auc": 0.9, "d_prime": 1.2}
     history = [
         {"epoch": 1.0, "eval/accuracy": 0.75, **{f"eval/{name}": value for name, value in figures.items()}},
