@@ -5,34 +5,35 @@ the room that uses them. The job's function is named by a string, `module:functi
 line has been checked: `--help` and a misspelt flag answer immediately, without PyTorch and Ray.
 """
 
-import dataclasses
 import difflib
-import functools
 import inspect
 import logging
 import os
 import pkgutil
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Any
 
 import tyro
 
-from jobs.command_line.settings import NO_PREFIX, Exists
+from jobs.command_line.flags import (
+    check_flags,
+    expand_optional_switches,
+    fields_of,
+    flags_of,
+    hide_rare_flags,
+    list_rare_flags,
+)
+from jobs.command_line.program import ENTRY_POINTS, program_name
+from jobs.command_line.settings import Exists
 from pipeline.errors import AudioTaggingError, ConfigError, InputError
 
 log = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
-COMMON_FLAGS = (
-    "--train.init --train.num-epochs --train.learning-rate --train.global-batch-size --train.micro-batch-size"
-).split()
-"""Shown by `--help` besides the flags without a dot; `--help-all` shows every flag."""
 
 
 class CommandLine:
@@ -54,14 +55,14 @@ class CommandLine:
         config = self.presets[name]()
         rare_flags = ""
         if not {"-h", "--help"}.isdisjoint(argv):
-            rare_flags = _list_rare_flags(type(config))
-            config, argv = _hide_rare_flags(config), ["--help"]
+            rare_flags = list_rare_flags(type(config))
+            config, argv = hide_rare_flags(config), ["--help"]
         elif "--help-all" in argv:
             argv = ["--help"]
         else:
-            _check_flags(argv, type(config))
-            argv = list(_give_values(argv, type(config)))
-        prog = f"python {'/'.join(Path(sys.argv[0]).parts[-2:])}" + (f" {name}" if len(self.presets) > 1 else "")
+            check_flags(argv, type(config))
+            argv = list(expand_optional_switches(argv, type(config)))
+        prog = f"{program_name()} {name}" if len(self.presets) > 1 else program_name()
         with _exit_with_the_reader():
             try:
                 return tyro.cli(type(config), default=config, args=argv, description=self._describe(name), prog=prog)
@@ -74,6 +75,7 @@ class CommandLine:
 
     def main(self, argv: Sequence[str]) -> int:
         """Run the job; return its exit code. An error that the user can fix is printed without a traceback."""
+        _forget_script_folder()
         configure_logging()
         try:
             config = self.parse(argv)
@@ -137,115 +139,14 @@ def _is_complete(arg: str) -> bool:
     return not arg.startswith("--") or "=" in arg
 
 
-def flags_of(config: type) -> Iterator[str]:
-    """Yield the flags of a type of config as tyro makes them: `--root`, `--train.num-epochs`."""
-    for flag, negation, kind in _settings_of(config):
-        yield flag
-        if kind in (bool, bool | None):
-            yield negation
-
-
-def _settings_of(config: type, prefix: str = "--") -> Iterator[tuple[str, str, type]]:
-    """Yield flag, what it is if switched off, and type of each setting, those of the groups included."""
-    for name, kind, marks in _fields_of(config):
-        flag = prefix + _word_of(name, marks)
-        if dataclasses.is_dataclass(kind):
-            yield from _settings_of(kind, prefix if NO_PREFIX in marks else f"{flag}.")
-        else:
-            yield flag, f"{prefix}no-{name.replace('_', '-')}", kind
-
-
-def _fields_of(config: type) -> Iterator[tuple[str, type, tuple[Any, ...]]]:
-    """Yield name, type and tyro's marks of the fields that are settings."""
-    for name, hint in get_type_hints(config, include_extras=True).items():
-        marks = getattr(hint, "__metadata__", ())
-        if tyro.conf.Suppress not in marks:
-            yield name, get_args(hint)[0] if marks else hint, marks
-
-
-def _word_of(name: str, marks: tuple[Any, ...]) -> str:
-    """Return what stands for a field in flags: its name, unless a mark gives it another."""
-    return next((mark.name for mark in marks if getattr(mark, "name", "")), name).replace("_", "-")
-
-
-def _check_flags(argv: list[str], config: type) -> None:
-    """Raise ConfigError for a flag that there is not, with those that may be meant."""
-    flags = list(flags_of(config))
-    for arg in argv:
-        flag = arg.split("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in flags:
-            close = _similar_flags(flag.removeprefix("--"), flags)
-            hint = f"did you mean {' or '.join(close)}?" if close else "--help-all shows all flags"
-            raise ConfigError(f"unknown flag {arg.split('=')[0]}; {hint}")
-
-
-def _give_values(argv: list[str], config: type) -> Iterator[str]:
-    """Yield arguments as tyro reads them where a switch may also be left unset: `--no-use-gpu` is `--use-gpu False`."""
-    unset = {flag for flag, _, kind in _settings_of(config) if kind == bool | None}
-    for arg, after in zip(argv, [*argv[1:], ""], strict=False):
-        flag = arg.replace("_", "-")
-        positive = flag.replace("no-", "", 1) if flag not in unset else flag
-        yield positive if positive in unset else arg
-        if positive in unset and after not in ("True", "False", "None"):
-            yield str(positive == flag)
-
-
-def _similar_flags(typed: str, flags: Sequence[str]) -> list[str]:
-    """Return up to three flags that resemble what was typed: whole, without their group, or by initials (`lr`)."""
-    by_name: dict[str, list[str]] = {}
-    for flag in flags:
-        last = flag.rpartition(".")[2].removeprefix("--")
-        initials = "".join(word[0] for word in last.split("-"))
-        for name in {flag.removeprefix("--"), last, initials if len(initials) > 1 else last}:
-            by_name.setdefault(name, []).append(flag)
-    close = [flag for name in difflib.get_close_matches(typed, by_name, cutoff=0.75) for flag in by_name[name]]
-    within = [flag for flag in flags if typed in flag] if len(typed) > 2 else []
-    return list(dict.fromkeys([*close, *within]))[:3]
-
-
 def check_inputs(config: Any) -> None:
     """Raise InputError if a local file or folder that a setting names is not there. Others' addresses are not asked."""
-    for name, _, marks in _fields_of(type(config)):
+    for name, _, marks in fields_of(type(config)):
         for mark in marks:
             if isinstance(mark, Exists) and (value := getattr(config, name)) and "://" not in value:
                 path = Path(resolve_root(value) if name == "root" else value) / mark.inside
                 if not path.exists():
                     raise InputError(f"--{name}: expected {path}, found nothing there; {mark.advice}")
-
-
-def _is_common(flag: str) -> bool:
-    return "." not in flag or flag in COMMON_FLAGS
-
-
-def _hide_rare_flags(config: Any, prefix: str = "--") -> Any:
-    """Return the same settings as of a subclass, in which tyro doesn't show the uncommon ones."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    overrides = []
-    for name, kind, marks in _fields_of(type(config)):
-        flag = prefix + _word_of(name, marks)
-        if dataclasses.is_dataclass(kind):
-            values[name] = _hide_rare_flags(values[name], prefix if NO_PREFIX in marks else f"{flag}.")
-            part: Any = type(values[name])
-            overrides.append((name, Annotated[(part, *marks)] if marks else part, dataclasses.field()))
-        elif not _is_common(flag):
-            overrides.append((name, tyro.conf.Suppress[kind], dataclasses.field()))
-    bases = (type(config),)
-    return dataclasses.make_dataclass(bases[0].__name__, overrides, bases=bases, frozen=True, kw_only=True)(**values)
-
-
-def _list_rare_flags(config: type) -> str:
-    """Return a paragraph for each group of flags that `--help` leaves out; empty if it shows all."""
-    groups: dict[str, list[str]] = {}
-    for flag in flags_of(config):
-        group, _, name = flag.rpartition(".")
-        if not _is_common(flag) and not name.startswith("no-"):
-            groups.setdefault(group, []).append(name)
-    if not groups:
-        return ""
-    lines = (f"{group}.{{{', '.join(names)}}}" for group, names in groups.items())
-    width = shutil.get_terminal_size().columns
-    wrap = functools.partial(textwrap.fill, width=width, subsequent_indent="    ", break_on_hyphens=False)
-    return "\n".join(["More flags, which --help-all explains:", *map(wrap, lines), ""])
 
 
 @contextmanager
@@ -256,6 +157,14 @@ def _exit_with_the_reader() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails, too
         sys.exit(0)
+
+
+def _forget_script_folder() -> None:
+    """Remove `jobs/` from the import path, where Python puts the folder of a script.
+
+    There its rooms hide libraries of the same name, such as Hugging Face's `datasets`, here and in Ray's workers.
+    """
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != ENTRY_POINTS]
 
 
 def configure_logging() -> None:

@@ -18,6 +18,7 @@ from ast_model.pretrained.files import locate_weights, read_weights
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
+from jobs.command_line.program import command_words
 from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
 from jobs.own_sounds.head_only import head_settings, train_head
@@ -126,10 +127,10 @@ def _next_steps(job: TrackedJob, config: FinetuneConfig, is_head_only: bool) -> 
     lines = [f"{'checkpoint' if is_head_only else name:12} {address}" for name, address in found.items()]
     for address in list(found.values())[-1:]:
         lines.append(
-            f"tag with     {shlex.join(('python', 'jobs/predict.py', '--checkpoint', address, '--audio'))} FILES"
+            f"tag with     {shlex.join((*command_words('predict'), '--checkpoint', address, '--audio'))} FILES"
         )
         if is_head_only and config.init:
-            words = ("python", "jobs/finetune.py", *_flags_of_data(config), "--init", address, "--no-head-only")
+            words = (*command_words("finetune"), *_flags_of_data(config), "--init", address, "--no-head-only")
             lines.append(f"train all    {shlex.join(words)}")
     return lines
 

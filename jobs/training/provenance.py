@@ -17,6 +17,8 @@ import psutil
 import ray
 import torch
 
+from jobs.command_line.program import CONSOLE, is_console
+
 ROOT = Path(__file__).parents[2]
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UNKNOWN, DIRTY = "unknown", "-dirty"
@@ -46,7 +48,7 @@ def provenance() -> dict[str, str]:
 
 def command() -> str:
     """Return the command line of this process, from the repository's root."""
-    return shlex.join(["python", _script(), *sys.argv[1:]])
+    return shlex.join([CONSOLE, *sys.argv[1:]] if is_console() else ["python", _script(), *sys.argv[1:]])
 
 
 def _script() -> str:
