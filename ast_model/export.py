@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ast_model.model import AST
-from ast_model.pretrained.files import CONFIG_KEY, METADATA_KEY
 from ast_model.pretrained.hugging_face import describe_config, describe_features, fits_hugging_face
 from ast_model.pretrained.layouts import HUGGING_FACE, to_layout
 from ast_model.pretrained.load import load_pretrained
 from ast_model.pretrained.metadata import ModelMetadata
+from ast_model.pretrained.weight_files import CONFIG_KEY, METADATA_KEY
 from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
 
 LOGITS_TOLERANCE = 1e-4

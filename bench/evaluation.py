@@ -20,7 +20,7 @@ from ast_model.config import ASTConfig, CacheConfig
 from ast_model.data.augment import Normalisation, prepare
 from ast_model.data.loader import BatchReader, open_reader, split_evenly
 from ast_model.distributed import World
-from ast_model.evaluation.evaluate import evaluate, evaluating
+from ast_model.evaluation.evaluate import evaluate, evaluation_mode
 from ast_model.model import AST
 from bench.lines import print_line
 from bench.stores import NUM_CLASSES, make_store
@@ -65,7 +65,7 @@ def main() -> None:
         ]
 
         def forward() -> None:
-            with evaluating(model), world.autocast("auto"):
+            with evaluation_mode(model), world.autocast("auto"):
                 for fbank_BTM in ready:
                     model(fbank_BTM)
 

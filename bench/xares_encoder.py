@@ -14,9 +14,9 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from ast_model.data.augment import normalise
-from ast_model.pretrained.files import read_weights
 from ast_model.pretrained.load import fit_weights
 from ast_model.pretrained.metadata import find_labels, read_metadata
+from ast_model.pretrained.weight_files import read_weights
 from pipeline.errors import ConfigError
 from pipeline.fbank import compute_fbank
 from pipeline.fbank_settings import FRAME_LENGTH, FRAME_SHIFT_MS, SAMPLE_RATE_HZ

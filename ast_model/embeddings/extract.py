@@ -25,10 +25,10 @@ from ast_model.data.augment import Normalisation, augment, prepare
 from ast_model.data.loader import BatchReader, open_reader
 from ast_model.data.sampling import NO_PARTNER, NUM_UNIFORMS, Draws
 from ast_model.distributed import World
-from ast_model.evaluation.evaluate import evaluating
+from ast_model.evaluation.evaluate import evaluation_mode
 from ast_model.model import AST
-from ast_model.pretrained.files import read_weights
 from ast_model.pretrained.load import fit_weights
+from ast_model.pretrained.weight_files import read_weights
 from pipeline.errors import CorruptError
 from pipeline.shards.format import digest_of
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
@@ -120,7 +120,7 @@ def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = N
     rows = plan.rows_of(first)
     parts = []
     # In the precision of the evaluations: on a CPU, all that float32 has.
-    with evaluating(model), World(0, 1, device).autocast("auto"):
+    with evaluation_mode(model), World(0, 1, device).autocast("auto"):
         for start in range(0, len(rows), BATCH_CLIPS[device.type]):
             positions = rows[start : start + BATCH_CLIPS[device.type]]
             views = [model.embed(fbank_BTM) for fbank_BTM in _views(reader, positions, plan, device)]

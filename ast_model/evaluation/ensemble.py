@@ -14,9 +14,9 @@ from ast_model.distributed import join_world
 from ast_model.evaluation.evaluate import Evaluation, evaluate
 from ast_model.metrics import tagging_metrics
 from ast_model.model import AST
-from ast_model.pretrained.files import read_weights
 from ast_model.pretrained.load import fit_weights
 from ast_model.pretrained.metadata import ModelMetadata, check_labels, find_labels, read_metadata
+from ast_model.pretrained.weight_files import read_weights
 from pipeline.errors import TrainingError
 from pipeline.labels import Labels
 from pipeline.snapshots.snapshot import Snapshot
@@ -35,7 +35,9 @@ class EnsembleMember:
     """Settings that the checkpoint was trained with."""
 
 
-def score_each(checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int) -> Iterator[EnsembleMember]:
+def score_checkpoints(
+    checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int
+) -> Iterator[EnsembleMember]:
     """Score each checkpoint on a split; the last one's `ensemble` is that of all.
 
     Classes are matched by name. Raises MismatchError if a checkpoint has others than the snapshot, TrainingError if a

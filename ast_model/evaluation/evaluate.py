@@ -39,7 +39,7 @@ class Evaluation:
         return "accuracy" if (self.targets.sum(axis=1) == 1).all() else "mAP"
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics_by_name(self) -> dict[str, float]:
         """Metrics by name, the main one first."""
         metrics = self.metrics
         figures = {"mAP": metrics.mAP, "auc": metrics.auc, "d_prime": metrics.d_prime}
@@ -49,7 +49,7 @@ class Evaluation:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, without gradients, for a while."""
     was_training = model.training
     model.eval()
@@ -77,7 +77,7 @@ def evaluate(
     batches = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
     parts = []
     # The precision is the device's, not the training's: so a model has the same figures while it is trained and later.
-    with evaluating(model), world.autocast("auto"):
+    with evaluation_mode(model), world.autocast("auto"):
         for batch in map_ahead(clips.read_clips, batches, num_threads=1):
             fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)
             parts.append(scores_from_logits(model(fbank_BTM), loss))

@@ -97,7 +97,7 @@ def load_predictions(store: Store, name: str) -> Predictions:
     return parse_predictions(store.read_bytes(name), store.url(name))
 
 
-def in_common(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
+def select_common_clips(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
     """Cut both to the clips that both have. Raises MismatchError if there are none, or the classes differ."""
     if list(first.names) != list(second.names):
         raise MismatchError(

@@ -14,10 +14,10 @@ from torch import Tensor
 from ast_model.config import ASTConfig, Grid, flag_of
 from ast_model.model import AST, adapt_positions, fixed_positions
 from ast_model.pretrained import hugging_face
-from ast_model.pretrained.files import WeightFile, read_weights
 from ast_model.pretrained.layouts import EAT, EAT_POSITIONS, Names, find_layout, from_layout
 from ast_model.pretrained.metadata import find_labels
 from ast_model.pretrained.published import PUBLISHED, STRIDES, published_shapes
+from ast_model.pretrained.weight_files import WeightFile, read_weights
 from pipeline.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ast_model.config import AUDIOSET_MEAN, AUDIOSET_STD, ASTConfig, Loss
-from ast_model.pretrained.files import METADATA_KEY, WeightFile
 from ast_model.pretrained.hugging_face import MODEL_TYPE
 from ast_model.pretrained.published import find_published
+from ast_model.pretrained.weight_files import METADATA_KEY, WeightFile
 from pipeline.errors import InputError, MismatchError, WeightsError
 from pipeline.labels import Labels
 
@@ -37,7 +37,7 @@ def read_metadata(file: WeightFile, config: ASTConfig, labels: Labels | None = N
     labels: needed where the classes are unknown; elsewhere they must be the checkpoint's own, in the same order.
     Raises InputError if the classes are unknown, MismatchError if `labels` are others, or not as many as the model has.
     """
-    metadata = stored_metadata(file) or _published_metadata(config, labels)
+    metadata = read_stored_metadata(file) or _published_metadata(config, labels)
     if not metadata.labels and labels is None:
         raise InputError(
             "expected the names of the classes, found none in these weights, and no published list is of"
@@ -76,7 +76,7 @@ def find_labels(file: WeightFile, config: ASTConfig | None) -> tuple[str, ...]:
 
     config: shape of the checkpoint's model, if that is known.
     """
-    if metadata := stored_metadata(file):
+    if metadata := read_stored_metadata(file):
         return tuple(metadata.labels)
     data = find_published(config) if config else None
     return data.labels if data else ()
@@ -96,7 +96,7 @@ def check_labels(found: Sequence[str], expected: Sequence[str], ours: str, their
     raise MismatchError(f"expected the classes of {ours} and of {theirs} to be the same, found {what}")
 
 
-def stored_metadata(file: WeightFile) -> ModelMetadata | None:
+def read_stored_metadata(file: WeightFile) -> ModelMetadata | None:
     """Return what the files say, None if they say nothing. Raises WeightsError if that makes no sense."""
     description = file.description
     try:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.special import expit
 
-from ast_model.teachers.formats import Block, ScoreFile
+from ast_model.teachers.score_files import Block, ScoreFile
 from pipeline.errors import InputError, MismatchError, quote
 from pipeline.labels import Labels
 

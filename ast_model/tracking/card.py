@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from ast_model.evaluation.predictions import Predictions
 from ast_model.metrics import mean_average_precision_interval
 from ast_model.tracking.lineage import preprocessing_runs
-from ast_model.tracking.registry import predictions_of
+from ast_model.tracking.registry import fetch_predictions
 from ast_model.tracking.server import tracking_errors
 from ast_model.tracking.tags import EPOCH_TAG, RUN_TAG, SNAPSHOT_TAG, VARIANT_TAG
 
@@ -119,7 +119,7 @@ def write_card(client: MlflowClient, version: ModelVersion, name: str, licence: 
     with tracking_errors(client):
         run = client.get_run(version.run_id or "")
         made_by = ", ".join(preprocessing_runs(client, version.tags[SNAPSHOT_TAG]))
-    predictions = predictions_of(client, run.info.run_id, variant)
+    predictions = fetch_predictions(client, run.info.run_id, variant)
     params, tags = run.data.params, run.data.tags
     training = {
         "run": tags.get(RUN_TAG, run.info.run_name),

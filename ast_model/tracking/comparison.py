@@ -12,9 +12,9 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from ast_model.evaluation.plots import plot_changes
-from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Predictions, in_common
+from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Predictions, select_common_clips
 from ast_model.metrics import mean_average_precision_interval
-from ast_model.tracking.registry import difference, predictions_of
+from ast_model.tracking.registry import difference, fetch_predictions
 from ast_model.tracking.server import EXPERIMENT, tracking_errors
 from ast_model.tracking.tags import RUN_TAG
 from pipeline.errors import MismatchError, TrackingError
@@ -77,7 +77,7 @@ def best_predictions(client: MlflowClient, run: Run) -> tuple[str, Predictions] 
     found = []
     for variant in (BEST, AVERAGE, LAST):
         try:
-            found.append((variant, predictions_of(client, run.info.run_id, variant)))
+            found.append((variant, fetch_predictions(client, run.info.run_id, variant)))
         except TrackingError:
             continue
     return max(found, key=lambda each: each[1].evaluation.metrics.mAP, default=None)
@@ -165,7 +165,7 @@ def _classes(first: str, second: str, old: Predictions, new: Predictions) -> Sec
     title = f"Classes: {first} → {second}"
     header = ["class", f"AP {first}", f"AP {second}", "change", "training clips", "evaluation clips"]
     try:
-        old, new = in_common(old, new)
+        old, new = select_common_clips(old, new)
     except MismatchError as error:
         return Section(title, header, [], str(error))
     before = old.evaluation.metrics.average_precision
@@ -197,6 +197,6 @@ def as_text(sections: Sequence[Section]) -> str:
     return "\n".join(parts)
 
 
-def as_page(sections: Sequence[Section], title: str) -> str:
+def render_comparison(sections: Sequence[Section], title: str) -> str:
     """Return a self-contained HTML page."""
     return render_page(PAGE_BODY, title=title, sections=sections, figure_url=figure_url)

@@ -111,7 +111,7 @@ def queue_folder(uri: str) -> Path:
     return QUEUES.expanduser() / hashlib.sha256(uri.encode()).hexdigest()[:12]
 
 
-def deliver_left(client: MlflowClient, uri: str) -> None:
+def deliver_leftover_events(client: MlflowClient, uri: str) -> None:
     """Deliver events that killed processes left on this machine."""
     for file in sorted(queue_folder(uri).glob("*.jsonl")):
         try:

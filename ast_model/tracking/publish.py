@@ -8,11 +8,11 @@ from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.evaluation.plots import plot_training
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Predictions, load_predictions, predictions_name
-from ast_model.evaluation.report import write_evaluation
+from ast_model.evaluation.result_files import write_evaluation
 from ast_model.metrics import mean_average_precision_interval
-from ast_model.tracking.models import forget_removed, log_served_model
 from ast_model.tracking.registry import promote_if_better
 from ast_model.tracking.run import TrackedRun
+from ast_model.tracking.served_model import delete_removed_models, log_served_model
 from pipeline.errors import AudioTaggingError
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
@@ -23,7 +23,7 @@ CURVES = ("train/loss", "train/learning_rate", "eval/mAP")
 RESULT = "\n**Result**\n"
 
 
-def publish_or_say_how(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
+def try_publish(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
     """Publish; if it can't be done now, say how to do it later. The training itself is safe."""
     try:
         publish(tracked, snapshot, run)
@@ -52,7 +52,7 @@ def publish(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
             version = log_served_model(tracked, variant, snapshot.store, checkpoint, scores)
             decision = promote_if_better(tracked.client, version, scores)
             lines[-1] += f"; version {version.version} in the registry, champion? {decision}"
-    forget_removed(tracked, snapshot.store, run)
+    delete_removed_models(tracked, snapshot.store, run)
     tracked.describe(tracked.description.split(RESULT)[0] + "\n".join(lines))
 
 

@@ -11,8 +11,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ast_model.evaluation.predictions import Predictions, in_common, parse_predictions
-from ast_model.evaluation.report import PREDICTIONS_FILE
+from ast_model.evaluation.predictions import Predictions, parse_predictions, select_common_clips
+from ast_model.evaluation.result_files import PREDICTIONS_FILE
 from ast_model.metrics import mean_average_precision_change
 from ast_model.tracking.server import tracking_errors
 from ast_model.tracking.tags import MODEL_ID_TAG, PROMOTION_TAG, VARIANT_TAG
@@ -85,7 +85,7 @@ def champion(client: MlflowClient) -> ModelVersion | None:
             return None
 
 
-def predictions_of(client: MlflowClient, run_id: str, variant: str) -> Predictions:
+def fetch_predictions(client: MlflowClient, run_id: str, variant: str) -> Predictions:
     """Fetch the scores of a run's evaluation. Raises TrackingError if it has none."""
     address = f"evaluations/{variant}/{PREDICTIONS_FILE}"
     try:
@@ -98,7 +98,7 @@ def predictions_of(client: MlflowClient, run_id: str, variant: str) -> Predictio
 
 def difference(new: Predictions, old: Predictions) -> Difference:
     """Compare two evaluations on the clips that both have. Raises MismatchError."""
-    new, old = in_common(new, old)
+    new, old = select_common_clips(new, old)
     change = mean_average_precision_change(old.scores, new.scores, old.targets)
     return Difference(*change, num_clips=len(new.keys))
 
@@ -112,7 +112,7 @@ def promote_if_better(client: MlflowClient, version: ModelVersion, scores: Predi
         return "is the champion already"
     else:
         try:
-            change = difference(scores, predictions_of(client, before.run_id or "", before.tags[VARIANT_TAG]))
+            change = difference(scores, fetch_predictions(client, before.run_id or "", before.tags[VARIANT_TAG]))
             decision, is_better = f"{change} against version {before.version}", change.value > 0
         except (MismatchError, TrackingError) as error:
             decision, is_better = f"not compared with version {before.version}: {error}", False
@@ -127,7 +127,7 @@ def promote(client: MlflowClient, version: ModelVersion) -> str:
     """Make a version the champion by hand; return what is noted of it."""
     before = champion(client)
     decision = promote_if_better(
-        client, version, predictions_of(client, version.run_id or "", version.tags[VARIANT_TAG])
+        client, version, fetch_predictions(client, version.run_id or "", version.tags[VARIANT_TAG])
     )
     if before is not None and before.version != version.version:
         decision = f"promoted by hand ({decision})"

@@ -31,7 +31,7 @@ ADDRESS_COLUMNS = (
 """Table, column that holds an address, and the rows that are meant."""
 
 
-def follow_store(root: Path) -> None:
+def rewrite_store_paths(root: Path) -> None:
     """Rewrite the addresses in the database of a local store if they name another folder than `root`.
 
     All of them change in one transaction, or none. Raises TrackingError if the database can't be written.

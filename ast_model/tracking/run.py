@@ -10,7 +10,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ast_model.tracking.delivery import Delivery, deliver_left, log_params, queue_folder
+from ast_model.tracking.delivery import Delivery, deliver_leftover_events, log_params, queue_folder
 from ast_model.tracking.heartbeat import Heartbeat, close_dead_runs, owner_tag, read_owner
 from ast_model.tracking.queue import Event, MetricsQueue
 from ast_model.tracking.server import EXPERIMENT, connect, open_client, open_experiment, tracking_errors
@@ -81,7 +81,7 @@ class TrackedRun:
         if "selection" in snapshot.manifest:
             profile["selection"] = snapshot.manifest["selection"]
         dataset = Dataset(
-            name=data_name(snapshot.store),
+            name=dataset_name(snapshot.store),
             digest=snapshot.snapshot_id,
             source_type=scheme,
             source=json.dumps({"uri": address}),
@@ -152,7 +152,7 @@ def start_run(
     except MlflowException as error:
         uri = client.tracking_uri
         raise TrackingError(f"can't start a run at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
-    tracked = tracked_run_of(client, run)
+    tracked = to_tracked_run(client, run)
     tracked.start_heartbeat()
     return tracked
 
@@ -180,7 +180,7 @@ def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> Tra
             " run"
         )
     client.update_run(run_id, status="RUNNING")
-    tracked = tracked_run_of(client, run)
+    tracked = to_tracked_run(client, run)
     tracked.log_tags(owner_tag())
     tracked.start_heartbeat()
     return tracked
@@ -192,15 +192,15 @@ def _open_experiment(client: MlflowClient, store: Store, name: str) -> str:
     In this order, because the end of a run may be among what is on its way.
     """
     experiment_id = open_experiment(client, store, name)
-    deliver_left(client, client.tracking_uri)
+    deliver_leftover_events(client, client.tracking_uri)
     close_dead_runs(client, experiment_id)
     return experiment_id
 
 
-def tracked_run_of(client: MlflowClient, run: Run) -> TrackedRun:
+def to_tracked_run(client: MlflowClient, run: Run) -> TrackedRun:
     return TrackedRun(client.tracking_uri, run.info.run_id, run.data.tags.get(SNAPSHOT_TAG, ""))
 
 
-def data_name(store: Store) -> str:
+def dataset_name(store: Store) -> str:
     """Return the name of a store's data: that of its folder."""
     return store.base.rsplit("/", 1)[-1]

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from ast_model.tracking.relocate import ARTIFACTS, DATABASE, follow_store
+from ast_model.tracking.relocate import ARTIFACTS, DATABASE, rewrite_store_paths
 from pipeline.errors import TrackingError
 from pipeline.store.storage import Store
 
@@ -38,7 +38,7 @@ def connect(store: Store) -> MlflowClient:
     """Return a client of the server that a store's runs are tracked by. Raises TrackingError if it can't be used."""
     uri = tracking_uri(store)
     if store.is_local and uri == f"sqlite:///{store.path(DATABASE)}":
-        follow_store(Path(store.path("")))
+        rewrite_store_paths(Path(store.path("")))
     check_server(uri)
     return open_client(uri)
 
@@ -77,7 +77,7 @@ def check_server(uri: str) -> None:
         )
 
 
-def runs_page(address: str, name: str = EXPERIMENT) -> str:
+def runs_page_url(address: str, name: str = EXPERIMENT) -> str:
     """Return the address of the page that shows an experiment's runs, or of the list of experiments if it isn't there.
 
     A server's own address opens on an overview of language models, without a single run.

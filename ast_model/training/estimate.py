@@ -13,7 +13,7 @@ from ast_model.config import ASTConfig
 from ast_model.data.augment import prepare
 from ast_model.data.loader import split_evenly
 from ast_model.distributed import World
-from ast_model.evaluation.evaluate import evaluating
+from ast_model.evaluation.evaluate import evaluation_mode
 from ast_model.flops import FORWARDS_PER_STEP, PEAK_FLOPS, forward_flops
 from ast_model.model import AST
 from ast_model.training.data import TrainingData
@@ -121,7 +121,7 @@ def _seconds_per_eval_clip(model: AST, trainer: Trainer, batch_size: int) -> flo
     clips, norm, world = trainer.data.eval_clips, trainer.job.normalisation, trainer.world
     batches = split_evenly(len(clips.rows), world.rank, world.size, batch_size)[:NUM_EVAL_BATCHES]
     started_s = time.perf_counter()
-    with evaluating(model), world.autocast("auto"):
+    with evaluation_mode(model), world.autocast("auto"):
         for positions in batches:
             model(prepare(clips.read_clips(positions).to(world.device), norm.mean, norm.std)).sum().item()
     num_clips = world.size * sum(map(len, batches))

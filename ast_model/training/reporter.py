@@ -81,7 +81,7 @@ class Reporter:
 
 def eval_metrics(evaluation: Evaluation, prefix: str) -> Metrics:
     """Name an evaluation's figures for the history and the tracker."""
-    return {f"{prefix}/{name}": value for name, value in evaluation.figures.items()}
+    return {f"{prefix}/{name}": value for name, value in evaluation.metrics_by_name.items()}
 
 
 def _line(metrics: Metrics) -> str:

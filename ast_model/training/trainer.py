@@ -211,7 +211,7 @@ class Trainer:
         loop.history.append({"epoch": loop.epoch, "train/epoch_loss": loss, **eval_metrics(evaluation, "eval")})
         loop.loss_sum, loop.num_steps_taken = 0.0, 0
         if self.world.is_main:
-            self.saver.submit_evaluation(loop, evaluation.figures[evaluation.main_metric])
+            self.saver.submit_evaluation(loop, evaluation.metrics_by_name[evaluation.main_metric])
         self.reporter.log_epoch(loop.history, evaluation)
 
     def _evaluate(self, model: AST) -> Evaluation:

@@ -12,11 +12,11 @@ import pandas as pd
 from sklearn.metrics import f1_score
 
 from ast_model.evaluation.calibration import Calibration, calibrate, expected_calibration_error
-from ast_model.evaluation.ensemble import score_each
+from ast_model.evaluation.ensemble import score_checkpoints
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.evaluation.plots import plot_reliability
 from ast_model.inference import CALIBRATION
-from ast_model.pretrained.files import find_weights, read_weights
+from ast_model.pretrained.weight_files import find_weights, read_weights
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import connect
 from jobs.checkpoints.settings import CalibrateConfig
@@ -36,7 +36,7 @@ def calibrate_checkpoint(config: CalibrateConfig) -> None:
     store = Store(resolve_root(config.root))
     snapshot = load_snapshot(store, config.snapshot or None)
     check_fingerprint(snapshot)
-    (member,) = score_each((config.checkpoint,), snapshot, config.split, config.batch_size)
+    (member,) = score_checkpoints((config.checkpoint,), snapshot, config.split, config.batch_size)
     scores, targets, loss = member.evaluation.scores, member.evaluation.targets, member.loss
     labels = snapshot.labels.names
     method = "temperature" if loss == "ce" and config.method == "platt" else config.method

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ast_model.evaluation.ensemble import score_each
+from ast_model.evaluation.ensemble import score_checkpoints
 from ast_model.evaluation.predictions import make_predictions
-from ast_model.evaluation.report import write_evaluation
+from ast_model.evaluation.result_files import write_evaluation
 from ast_model.metrics import mean_average_precision_interval
 from jobs.checkpoints.settings import EvaluateConfig
 from jobs.command_line.cli import resolve_root
@@ -29,14 +29,14 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     check_fingerprint(snapshot)
     check_classes(config.classes, snapshot.labels)
     rows, member = [], None
-    for member in score_each(config.checkpoints, snapshot, config.split, config.batch_size):
-        alone, together = member.evaluation.figures, member.ensemble.figures
+    for member in score_checkpoints(config.checkpoints, snapshot, config.split, config.batch_size):
+        alone, together = member.evaluation.metrics_by_name, member.ensemble.metrics_by_name
         print(f"{member.checkpoint}\n  alone   {_line(alone)}" + (f"\n  mean    {_line(together)}" if rows else ""))
         mean_so_far = {f"mean_so_far_{name}": value for name, value in together.items()}
         rows.append({"checkpoint": member.checkpoint, **alone, **mean_so_far})
     if member is None:
         raise ConfigError("--checkpoints is empty: name at least one")
-    evaluation, figures = member.ensemble, member.ensemble.figures
+    evaluation, figures = member.ensemble, member.ensemble.metrics_by_name
     if config.bootstrap:
         low, high = mean_average_precision_interval(evaluation.scores, evaluation.targets, config.bootstrap)
         figures |= {"mAP_low": low, "mAP_high": high}

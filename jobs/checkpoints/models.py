@@ -13,8 +13,8 @@ from ast_model.tracking.comparison import find_run
 from ast_model.tracking.lineage import describe_versions
 from ast_model.tracking.publish import publish
 from ast_model.tracking.pyfunc import CHECKPOINT
-from ast_model.tracking.registry import CHAMPION, difference, download, find_version, predictions_of, promote
-from ast_model.tracking.run import tracked_run_of
+from ast_model.tracking.registry import CHAMPION, difference, download, fetch_predictions, find_version, promote
+from ast_model.tracking.run import to_tracked_run
 from ast_model.tracking.server import connect
 from ast_model.tracking.tags import RUN_TAG, VARIANT_TAG
 from jobs.checkpoints.settings import (
@@ -47,7 +47,7 @@ def list_models(command: ListModels) -> None:
 def compare(command: CompareVersions) -> None:
     client = _client(command)
     new, old = (find_version(client, version) for version in (command.version, command.against))
-    change = difference(*(predictions_of(client, str(each.run_id), each.tags[VARIANT_TAG]) for each in (new, old)))
+    change = difference(*(fetch_predictions(client, str(each.run_id), each.tags[VARIANT_TAG]) for each in (new, old)))
     print(f"version {new.version} minus version {old.version}: mAP {change}")
 
 
@@ -83,7 +83,7 @@ def export_version(command: ExportVersion) -> None:
 def publish_run(command: PublishRun) -> None:
     client = _client(command)
     run = find_run(client, command.run)
-    tracked = tracked_run_of(client, run)
+    tracked = to_tracked_run(client, run)
     snapshot = load_snapshot(_store(command), tracked.snapshot_id)
     publish(tracked, snapshot, run.data.tags[RUN_TAG])
     list_models(ListModels(command.root, snapshot=tracked.snapshot_id))

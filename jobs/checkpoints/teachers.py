@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ast_model.teachers.formats import open_scores
 from ast_model.teachers.grade import grade_teacher
 from ast_model.teachers.matching import match_ids
 from ast_model.teachers.probabilities import find_columns, find_kind, read_probabilities
+from ast_model.teachers.score_files import open_scores
 from ast_model.teachers.store import ScoreRows, check_name, list_teachers, publish_teacher, write_rows
 from jobs.checkpoints.settings import ImportTeacher, ListTeachers
 from jobs.command_line.cli import resolve_root

@@ -10,8 +10,8 @@ import time
 import webbrowser
 from pathlib import Path
 
-from ast_model.tracking.relocate import ARTIFACTS, DATABASE, follow_store
-from ast_model.tracking.server import check_server, runs_page
+from ast_model.tracking.relocate import ARTIFACTS, DATABASE, rewrite_store_paths
+from ast_model.tracking.server import check_server, runs_page_url
 from jobs.checkpoints.settings import UIConfig
 from jobs.command_line.cli import resolve_root
 from pipeline.errors import ConfigError, TrackingError
@@ -27,7 +27,7 @@ def serve(config: UIConfig) -> None:
         if not config.create:
             raise ConfigError(f"expected {root / DATABASE}, found none; train first, or set --root (make: ROOT=…)")
         root.mkdir(parents=True, exist_ok=True)
-    follow_store(root)
+    rewrite_store_paths(root)
     try:
         socket.create_server((HOST, config.port)).close()
     except OSError as error:
@@ -39,7 +39,7 @@ def serve(config: UIConfig) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         try:
             _wait_until_up(address, server)
-            page = runs_page(address)
+            page = runs_page_url(address)
             print(f"\ntrainings: {page}\n(Ctrl-C ends the server)", flush=True)
             if sys.platform == "darwin" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
                 webbrowser.open(page)

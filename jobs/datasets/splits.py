@@ -6,7 +6,7 @@ from typing import Any
 
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.evaluation.ensemble import score_each
+from ast_model.evaluation.ensemble import score_checkpoints
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
 from jobs.datasets.official import read_dataset
@@ -38,10 +38,10 @@ def _score_test_split(config: OfficialSplitsConfig, job: TrackedJob, history: Se
     best = best_checkpoint(store, job.folder)
     chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each[f"eval/{metric}"])
     name = best[0] if best and config.choose != "last" else list_checkpoints(store, job.folder)[-1]
-    (member,) = score_each((store.url(name),), snapshot, "test", config.train.clips_at_a_time)
+    (member,) = score_checkpoints((store.url(name),), snapshot, "test", config.train.clips_at_a_time)
     return {
         "valid": chosen[f"eval/{metric}"],
-        "test": member.evaluation.figures[metric],
+        "test": member.evaluation.metrics_by_name[metric],
         "how": f"epoch {chosen['epoch']:.0f} of {len(epochs)}, {config.choose}",
         "checkpoint": name,
         "snapshot": snapshot.snapshot_id,

@@ -125,7 +125,7 @@ def _save(job: TrackedJob, model: AST, evaluation: Evaluation, metrics: dict[str
     saver, reporter = Saver(job.store, job.folder, job.config.checkpoints, num_steps=0), Reporter(job, ALONE)
     with closing(saver):
         saver.submit(Checkpoint(loop, model=model.state_dict(), description=job.describe()), num_steps=1)
-        saver.submit_evaluation(loop, evaluation.figures[evaluation.main_metric])
+        saver.submit_evaluation(loop, evaluation.metrics_by_name[evaluation.main_metric])
         saver.wait()
         reporter.log_checkpoints(saver.completed())
     reporter.log_epoch(loop.history, evaluation)

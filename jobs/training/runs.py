@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from ast_model.config import TrainConfig
 from ast_model.distributed import World
-from ast_model.tracking.publish import publish_or_say_how
+from ast_model.tracking.publish import try_publish
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.checks import changed_settings, check_same_job, check_training
 from ast_model.training.estimate import log_estimate
@@ -118,7 +118,7 @@ def ending_tracked(job: TrackedJob) -> Iterator[None]:
     """Publish what a finished run made, and end it with a status whatever happens."""
     with job.tracker.ending():
         yield
-        publish_or_say_how(job.tracker, job.snapshot, job.run)
+        try_publish(job.tracker, job.snapshot, job.run)
 
 
 def train_rank(job: TrackedJob, world: World, stop_signal: StopSignal, faster: Sequence[str] = ()) -> list[Metrics]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ast_model.checkpoints.async_writer import best_checkpoint
-from ast_model.tracking.server import runs_page
+from ast_model.tracking.server import runs_page_url
 from ast_model.training.step_metrics import Metrics
 from pipeline.preprocess import PreprocessReport
 from pipeline.snapshots.snapshot import Snapshot
@@ -90,7 +90,7 @@ def _next_steps(summary: RunSummary) -> list[str]:
     root = shlex.quote(store.root)
     is_server = summary.tracking.startswith(("http://", "https://"))
     lines = [
-        f"see the run:       {runs_page(summary.tracking) if is_server else f'make ui ROOT={root}'}",
+        f"see the run:       {runs_page_url(summary.tracking) if is_server else f'make ui ROOT={root}'}",
         f"list the models:   python jobs/models.py list --root {root}",
     ]
     if best := best_checkpoint(store, f"runs/{summary.run}/checkpoints"):

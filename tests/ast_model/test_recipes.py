@@ -89,10 +89,10 @@ def test_accuracy_is_the_main_metric_where_each_clip_has_one_class() -> None:
     targets = np.eye(4, dtype=bool)[classes]
     one = Evaluation(scores, targets, tagging_metrics(scores, targets))
     assert one.main_metric == "accuracy"
-    assert one.figures["accuracy"] == pytest.approx(accuracy_score(classes, scores.argmax(axis=1)))
+    assert one.metrics_by_name["accuracy"] == pytest.approx(accuracy_score(classes, scores.argmax(axis=1)))
     targets[0] = True
     several = Evaluation(scores, targets, tagging_metrics(scores, targets))
-    assert (several.main_metric, "accuracy" in several.figures) == ("mAP", False)
+    assert (several.main_metric, "accuracy" in several.metrics_by_name) == ("mAP", False)
 
 
 def test_scores_are_a_softmax_where_classes_exclude_each_other() -> None:

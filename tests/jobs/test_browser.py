@@ -14,7 +14,7 @@ from ast_model.tracking.comparison import find_run
 from ast_model.tracking.lineage import describe_versions
 from ast_model.tracking.registry import REGISTERED, champion, versions
 from ast_model.tracking.run import start_run
-from ast_model.tracking.server import PREPROCESSING, open_client, runs_page
+from ast_model.tracking.server import PREPROCESSING, open_client, runs_page_url
 from ast_model.tracking.tags import MODEL_ID_TAG, ROOT_TAG, VARIANT_TAG
 from ast_model.training.job import StopSignal
 from jobs.compare import COMMAND_LINE as COMPARE
@@ -115,7 +115,7 @@ def test_the_pages_show_what_a_person_looks_for(trainings: list[TrackedJob], ser
     names = [str(run.info.run_name) for run in (first, second)]
     assert names[0].startswith("draws 400 ") and names[1].startswith("lr 0.0003 mixu… ")
 
-    shown_by_make_ui = runs_page(server.address).split("/#/")[1]
+    shown_by_make_ui = runs_page_url(server.address).split("/#/")[1]
     browser.open(shown_by_make_ui, *names, "miniature (", "audioset-ast", "2 matching runs")
     browser.open(f"{experiment}/runs?{KIND}&compareRunsMode=CHART", *names, "eval/mAP", "eval/d_prime")
     browser.picture("mlflow-charts", settle_s=5)

@@ -17,9 +17,9 @@ from ast_model.inference import Tagger
 from ast_model.metrics import mean_average_precision_change, tagging_metrics
 from ast_model.model import AST
 from ast_model.tracking import delivery as tracking_delivery
-from ast_model.tracking.models import example, log_served_model
 from ast_model.tracking.registry import champion, difference, promote_if_better
 from ast_model.tracking.run import start_run
+from ast_model.tracking.served_model import example, log_served_model
 from jobs.compare import COMMAND_LINE as COMPARE
 from jobs.models import COMMAND_LINE as MODELS
 from pipeline.audio.decode import decode_file

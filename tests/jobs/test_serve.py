@@ -30,9 +30,9 @@ from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.service.limits import Limits
 from ast_model.tracking import delivery
-from ast_model.tracking.models import log_served_model
 from ast_model.tracking.registry import CHAMPION, REGISTERED
 from ast_model.tracking.run import TrackedRun, start_run
+from ast_model.tracking.served_model import log_served_model
 from jobs.serve import COMMAND_LINE
 from jobs.service.serve import current_version, read_token, running
 from jobs.service.settings import ServeConfig

@@ -17,9 +17,9 @@ import pytest
 from scipy import sparse
 
 from ast_model.config import CacheConfig
-from ast_model.teachers.formats import read_index
 from ast_model.teachers.grade import grade_teacher
 from ast_model.teachers.matching import match_ids
+from ast_model.teachers.score_files import read_index
 from ast_model.teachers.store import ScoreRows, Teachers, load_teacher, write_rows
 from jobs.teachers import COMMAND_LINE
 from pipeline.errors import ConfigError, MismatchError

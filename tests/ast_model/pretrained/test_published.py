@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ast_model.config import ASTConfig
-from ast_model.evaluation.ensemble import score_each
+from ast_model.evaluation.ensemble import score_checkpoints
 from ast_model.export import export_hugging_face, export_safetensors
 from ast_model.inference import Tagger
 from ast_model.model import AST
@@ -79,14 +79,14 @@ def test_official_weights_are_evaluated_by_the_names_of_their_classes(
     names = tuple(sorted(data.labels))  # as a folder for each word lists them
     sorted_snapshot = dataclasses.replace(snapshot, labels=labels_of(names))
     official_snapshot = dataclasses.replace(snapshot, labels=labels_of(data.labels))
-    (found,) = score_each((str(file),), sorted_snapshot, "eval", 16)
-    (expected,) = score_each((str(file),), official_snapshot, "eval", 16)
+    (found,) = score_checkpoints((str(file),), sorted_snapshot, "eval", 16)
+    (expected,) = score_checkpoints((str(file),), official_snapshot, "eval", 16)
     columns = [data.labels.index(name) for name in names]
     assert columns != sorted(columns)
     np.testing.assert_allclose(found.evaluation.scores, expected.evaluation.scores[:, columns], atol=1e-6)
     other = dataclasses.replace(snapshot, labels=labels_of(("something else", *data.labels[1:])))
     with pytest.raises(MismatchError, match="class 0 is '"):
-        list(score_each((str(file),), other, "eval", 16))
+        list(score_checkpoints((str(file),), other, "eval", 16))
 
 
 @by_title

@@ -16,7 +16,7 @@ from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.data.loader import Batch
 from ast_model.distributed import World
-from ast_model.evaluation.ensemble import score_each
+from ast_model.evaluation.ensemble import score_checkpoints
 from ast_model.evaluation.predictions import LAST, load_predictions, predictions_name
 from ast_model.training.step import Stepper
 from ast_model.training.trainer import Trainer
@@ -160,8 +160,8 @@ def test_jobs_evaluate_finds_the_figure_of_the_training(make_job: MakeJob, preci
     job = make_job(num_epochs=1, precision=precision)
     _, history = train(job)
     (name,) = list_checkpoints(job.store, job.folder)
-    (member,) = score_each((job.store.url(name),), job.snapshot, job.config.eval_split, batch_size=3)
-    assert member.evaluation.figures["mAP"] == pytest.approx(history[0]["eval/mAP"], rel=1e-9)
+    (member,) = score_checkpoints((job.store.url(name),), job.snapshot, job.config.eval_split, batch_size=3)
+    assert member.evaluation.metrics_by_name["mAP"] == pytest.approx(history[0]["eval/mAP"], rel=1e-9)
 
 
 def test_an_evaluation_leaves_a_clip_without_scores_out_and_names_it(

@@ -11,7 +11,7 @@ from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.config import ASTConfig, TrainConfig
 from ast_model.embeddings.extract import embed_chunk, plan_embeddings
 from ast_model.embeddings.few_shot import measure_few_shots
-from ast_model.evaluation.ensemble import score_each
+from ast_model.evaluation.ensemble import score_checkpoints
 from ast_model.evaluation.predictions import load_predictions, predictions_name
 from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
@@ -48,7 +48,7 @@ def test_the_checkpoint_is_a_plain_ast_that_scores_as_was_measured(
     best = best_checkpoint(store, job.folder)
     assert best is not None and best[1] == report.metrics["eval/mAP"]
     address = store.url(best[0])
-    (member,) = score_each((address,), snapshot, "eval", 4)
+    (member,) = score_checkpoints((address,), snapshot, "eval", 4)
     kept = load_predictions(store, predictions_name(job.run, "best"))
     np.testing.assert_allclose(kept.scores, member.evaluation.scores, atol=1e-5)
     assert store.read_json(f"runs/{job.run}/history.json") == [{"epoch": 1, **report.metrics}]

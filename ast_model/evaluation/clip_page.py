@@ -63,7 +63,7 @@ def rank_quality(predictions: Predictions) -> np.ndarray:
     return quality
 
 
-def clip_page(predictions: Predictions, snapshot: Snapshot, title: str) -> str:
+def render_clip_page(predictions: Predictions, snapshot: Snapshot, title: str) -> str:
     """Return a page of the clips whose tags are ranked best and worst, with their spectrograms."""
     quality = rank_quality(predictions)
     order = np.argsort(-quality, kind="stable")[: np.isfinite(quality).sum()]  # NaN, of clips without tags, come last

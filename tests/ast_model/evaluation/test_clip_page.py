@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from ast_model.evaluation.html import clip_page
+from ast_model.evaluation.clip_page import render_clip_page
 from ast_model.evaluation.predictions import Predictions
-from ast_model.tracking.comparison import Section, as_page
+from ast_model.tracking.comparison import Section, render_comparison
 from pipeline.snapshots.snapshot import Snapshot
 
 HOSTILE = "\"><script>alert('1')</script>&amp;{{ 7 * 7 }}"
@@ -36,13 +36,13 @@ def test_hostile_names_are_text_on_the_page_of_clips(snapshot: Snapshot) -> None
     names = np.array([HOSTILE] * targets.shape[1])
     keys = np.array(snapshot.index["key"].take(rows).to_pylist())
     predictions = Predictions(keys, names, names, targets + 0.5, targets, targets.sum(axis=0), 1)
-    page = Page(clip_page(predictions, snapshot, HOSTILE))
+    page = Page(render_clip_page(predictions, snapshot, HOSTILE))
     assert "script" not in page.tags and "img" in page.tags
     assert HOSTILE in page.texts and f"{HOSTILE} 1.50" in page.texts
 
 
 def test_hostile_names_are_text_on_the_page_of_a_comparison() -> None:
     section = Section(HOSTILE, ["", HOSTILE], [[HOSTILE, 1]], HOSTILE)
-    page = Page(as_page([section, dataclasses.replace(section, rows=[])], HOSTILE))
+    page = Page(render_comparison([section, dataclasses.replace(section, rows=[])], HOSTILE))
     assert "script" not in page.tags and {"table", "h2"} <= page.tags
     assert page.texts.count(HOSTILE) == 8  # title and heading, twice heading and note, two cells

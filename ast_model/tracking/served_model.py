@@ -105,7 +105,7 @@ def log_served_model(
         ) from error
 
 
-def forget_removed(tracked: TrackedRun, store: Store, run: str) -> None:
+def delete_removed_models(tracked: TrackedRun, store: Store, run: str) -> None:
     """Remove from MLflow the models of checkpoints that were not kept; served ones have their own copy."""
     client = tracked.client
     with tracking_errors(client):

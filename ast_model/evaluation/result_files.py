@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ast_model.evaluation.html import clip_page
+from ast_model.evaluation.clip_page import render_clip_page
 from ast_model.evaluation.plots import class_table, plot_average_precision, plot_confusion, plot_precision_recall
 from ast_model.evaluation.predictions import Predictions, encode_predictions
 from pipeline.snapshots.snapshot import Snapshot
@@ -39,4 +39,4 @@ def write_evaluation(
     plot_precision_recall(evaluation, labels, classes).savefig(folder / "precision_recall.png", dpi=90)
     if evaluation.main_metric == "accuracy" and len(table) <= MAX_CLASSES_IN_CONFUSION:
         plot_confusion(evaluation, labels).savefig(folder / "confusion.png", dpi=90)
-    (folder / "clips.html").write_text(clip_page(predictions, snapshot, title), encoding="utf-8")
+    (folder / "clips.html").write_text(render_clip_page(predictions, snapshot, title), encoding="utf-8")
