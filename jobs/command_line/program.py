@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 CONSOLE = "audioset-ast"
-ENTRY_POINTS = Path(__file__).parents[1]
+ENTRY_POINTS = Path(__file__).resolve().parents[1]
 """The folder `jobs/`."""
 
 

@@ -24,11 +24,11 @@ from jobs.command_line.settings import RayConfig
 from jobs.own_sounds.head_only import head_settings, train_head
 from jobs.own_sounds.settings import FinetuneConfig
 from jobs.preprocessing.recordings import preprocess_recordings
-from jobs.preprocessing.snapshots import choose_clips
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import choose_gpu
 from jobs.training.runs import TrackedJob, begin_run, ending_tracked
 from jobs.training.start_or_resume import start_or_resume
+from jobs.training.training_clips import select_training_clips
 from pipeline.cluster import ray_session
 from pipeline.errors import ConfigError
 from pipeline.fbank_settings import SAMPLE_RATE_HZ, num_frames_of
@@ -93,7 +93,7 @@ def finetune(config: FinetuneConfig) -> None:
         is_head_only = choose_head_only(config, bool(run.ray.use_gpu), clips)
         snapshot = preprocess_recordings(clips, classes, store)
         if not config.resume:  # a resumed run keeps its own
-            snapshot = choose_clips(snapshot, config.selection, train)
+            snapshot = select_training_clips(snapshot, config.selection, train)
         if is_head_only:
             run = dataclasses.replace(run, preset=HEAD_PRESET, train=head_settings(train))
             job = begin_run(run, snapshot, new_run_name(run.preset))

@@ -1,22 +1,12 @@
-"""Snapshots: the clips that a training takes, and the commands list, diff and prune."""
+"""The commands `snapshots list`, `diff` and `prune`."""
 
-from ast_model.config import TrainConfig
 from ast_model.tracking.lineage import snapshots_in_use
 from jobs.command_line.cli import resolve_root
 from jobs.preprocessing.settings import DiffSnapshots, ListSnapshots, PruneSnapshots
-from pipeline.config import SelectionConfig
 from pipeline.errors import ConfigError
-from pipeline.quality.selection import exclude_clips
 from pipeline.snapshots.history import count_changes, diff_snapshots, list_snapshots, prune_snapshots
-from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
-
-
-def choose_clips(snapshot: Snapshot, selection: SelectionConfig, train: TrainConfig) -> Snapshot:
-    """Return a snapshot without the training clips that are to be left out."""
-    if not selection.exclude:
-        return snapshot
-    return exclude_clips(snapshot, selection.exclude, train.train_splits, train.eval_split)
 
 
 def print_snapshots(command: ListSnapshots) -> None:

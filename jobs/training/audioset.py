@@ -6,13 +6,13 @@ from ast_model.tracking.server import connect, tracking_uri
 from ast_model.training.checks import check_ranks
 from jobs.command_line.cli import resolve_root
 from jobs.command_line.run_names import new_run_name
-from jobs.preprocessing.snapshots import choose_clips
 from jobs.preprocessing.tracked import check_all_made, preprocess_tracked, with_miniature_media
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import train_on_ray
 from jobs.training.runs import begin_run, ending_tracked, resume_run
 from jobs.training.settings import AudioSetConfig
 from jobs.training.summary import RunSummary, print_report
+from jobs.training.training_clips import select_training_clips
 from pipeline.cluster import ray_session
 from pipeline.preprocess import PreprocessReport
 from pipeline.store.storage import Store
@@ -32,7 +32,7 @@ def audioset(config: AudioSetConfig) -> None:
             run = new_run_name(config.preset)
             with with_miniature_media(config.data, store) as data:
                 snapshot, report = preprocess_tracked(data, store, run)
-            job = begin_run(config, choose_clips(snapshot, config.selection, config.train), run)
+            job = begin_run(config, select_training_clips(snapshot, config.selection, config.train), run)
         with ending_tracked(job):
             history = train_on_ray(job, config.ray)
     print_report(RunSummary(job.snapshot, report, job.run, history, config.train.eval_split, tracking_uri(store)))

@@ -11,11 +11,11 @@ from ast_model.training.job import StopSignal
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
 from jobs.command_line.run_names import new_run_name
-from jobs.preprocessing.snapshots import choose_clips
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import train_on_ray
 from jobs.training.runs import TrackedJob, begin_run, ending_tracked, resume_run, train_rank
 from jobs.training.settings import TrainJobConfig
+from jobs.training.training_clips import select_training_clips
 from pipeline.cluster import ray_session
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
@@ -66,5 +66,5 @@ def _open_run(config: TrainJobConfig) -> TrackedJob:
     connect(store)
     if config.resume:
         return resume_run(config.resume, store, config, config.snapshot)
-    snapshot = choose_clips(load_snapshot(store, config.snapshot or None), config.selection, config.train)
+    snapshot = select_training_clips(load_snapshot(store, config.snapshot or None), config.selection, config.train)
     return begin_run(config, snapshot, new_run_name(config.preset))

@@ -10,7 +10,7 @@ from pipeline.shards.format import read_sidecar
 from pipeline.store.storage import Store
 
 SOUNDS = Path("/usr/share/sounds")
-TABLES = Path(__file__).parents[2] / "docs" / "real-input"
+TABLES = Path(__file__).parents[3] / "docs" / "real-input"
 
 needs_sounds = pytest.mark.skipif(
     not all((SOUNDS / folder).is_dir() for folder in ("alsa", "freedesktop")),

@@ -1,0 +1,13 @@
+"""The clips of a snapshot that a training uses."""
+
+from ast_model.config import TrainConfig
+from pipeline.config import SelectionConfig
+from pipeline.quality.selection import exclude_clips
+from pipeline.snapshots.snapshot import Snapshot
+
+
+def select_training_clips(snapshot: Snapshot, selection: SelectionConfig, train: TrainConfig) -> Snapshot:
+    """Return the snapshot without the training clips that `--data.exclude` matches."""
+    if not selection.exclude:
+        return snapshot
+    return exclude_clips(snapshot, selection.exclude, train.train_splits, train.eval_split)
