@@ -80,7 +80,7 @@ else
 VENV := $(PYTHON) -m venv
 INSTALL := $(BIN)/pip install --disable-pip-version-check --progress-bar off
 # One line per download with its size, without pip's lines about packages that are already there.
-SHOW := sed -u -E '/^(Requirement already satisfied|  (Using cached|Created wheel|Stored in|Building|Preparing|Getting|Installing))/d'
+SHOW := sed -u -E '/^(Ignoring|Requirement already satisfied|  (Using cached|Created wheel|Stored in|Building|Preparing|Getting|Installing))/d'
 endif
 
 .venv/.installed: requirements.lock pyproject.toml | .venv/bin/python
