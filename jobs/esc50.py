@@ -1,8 +1,8 @@
-"""ESC-50: 2,000 clips of 5 s in 50 classes, trained and measured on its five folds.
+"""ESC-50: 2,000 clips of 5 s in 50 classes; cross-validation over five folds.
 
 python jobs/esc50.py --data ESC-50-master --init audioset_10_10_0.4593.pth
-python jobs/esc50.py --init MIT/ast-finetuned-audioset-10-10-0.4593     fetches the archive first
-python jobs/esc50.py … --resume RUN                                     goes on with the folds that are left
+python jobs/esc50.py --init MIT/ast-finetuned-audioset-10-10-0.4593     downloads the archive first
+python jobs/esc50.py … --resume RUN                                     resumes with the remaining folds
 """
 
 import sys
@@ -24,7 +24,7 @@ ESC50 = Dataset(
 def make_config(recipe: Recipe) -> FoldsConfig:
     return FoldsConfig(
         dataset=ESC50,
-        archive="https://github.com/karoldvl/ESC-50/archive/master.zip",  # GitHub packs it on demand: it has no digest
+        archive="https://github.com/karoldvl/ESC-50/archive/master.zip",  # no digest: GitHub packs it on demand
         root="data/esc50",
         folds=(1, 2, 3, 4, 5),
         model=recipe.model,

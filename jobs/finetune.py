@@ -1,10 +1,10 @@
-"""Your own sounds: from a table of files, or a folder for each class, to a model that knows them.
+"""Fine-tune a model on your own sounds: a table of files, or a folder per class.
 
 python jobs/finetune.py --data sounds.csv --init MIT/ast-finetuned-audioset-10-10-0.4593
 python jobs/finetune.py --data recordings/ --size tiny --no-use-gpu
 
-sounds.csv has the columns path,labels (separated by ;) and, if wanted, start,end (seconds) and split (train, valid,
-eval, test). Without splits a fifth of the files is kept for measuring.
+sounds.csv has the columns path,labels (labels separated by ;) and optionally start,end (seconds) and split (train,
+valid, eval or test). Without splits, a fifth of the files is held out for evaluation.
 """
 
 import sys
@@ -14,11 +14,11 @@ from jobs.own_sounds.settings import FinetuneConfig
 
 
 def preset() -> FinetuneConfig:
-    """Learn your own sounds.
+    """Fine-tune a model on your own sounds.
 
     Command: python jobs/finetune.py --data sounds.csv --init MIT/ast-finetuned-audioset-10-10-0.4593
     Cost: at 50 clips of 10 s 1,600 samples of 783 GFLOP, at 50,000 clips 200,000.
-    Result: depends on the sounds; accuracy if each clip has one label, else mAP, on the files kept for measuring.
+    Result: depends on the sounds; accuracy if each clip has one label, else mAP, on the held-out files.
     """
     return FinetuneConfig()
 

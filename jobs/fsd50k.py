@@ -1,7 +1,7 @@
-"""FSD50K: 51,197 clips of 0.3 to 30 s with one or several of 200 classes, and the official train, val and eval sets.
+"""FSD50K: 51,197 clips of 0.3 to 30 s in 200 classes, several per clip, with official train, val and eval sets.
 
 python jobs/fsd50k.py --data FSD50K --init audioset_10_10_0.4593.pth
-python jobs/fsd50k.py --init MIT/ast-finetuned-audioset-10-10-0.4593    fetches the set first
+python jobs/fsd50k.py --init MIT/ast-finetuned-audioset-10-10-0.4593    downloads the archives first
 """
 
 import sys

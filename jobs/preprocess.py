@@ -1,4 +1,4 @@
-"""Get AudioSet and keep it up to date.
+"""Preprocess AudioSet into a store: fetch, convert, verify, measure and report.
 
 python jobs/preprocess.py run --media youtube --root /data/audioset
 python jobs/preprocess.py plan|status|verify|measure|duplicates --root /data/audioset …

@@ -1,4 +1,4 @@
-"""Find the clips that sound most like others, in a store or among files.
+"""Find the clips of a store, or windows of audio files, that sound most like some examples.
 
 python jobs/search.py --checkpoint data/own/SET/runs/RUN/checkpoints/EPOCH --like frog.wav --audio recordings/
 python jobs/search.py --checkpoint data/own/SET/runs/RUN/checkpoints/EPOCH --label frog --root data/own/SET
@@ -13,7 +13,7 @@ from jobs.own_sounds.settings import SearchConfig
 
 
 def search() -> SearchConfig:
-    """A sound, or a class's examples → a table of the nearest clips, and a page with players."""
+    """Write a table and an HTML page, with players, of the clips nearest to some sounds or to a class."""
     return SearchConfig(checkpoint=tyro.MISSING)
 
 

@@ -1,7 +1,7 @@
 """Speech Commands V2: 105,829 recordings of 35 words, with the official validation and testing lists.
 
 python jobs/speechcommands.py --data speech_commands_v0.02 --init facebook/deit-base-distilled-patch16-384
-python jobs/speechcommands.py --init …                                  fetches the archive of 2.3 GB first
+python jobs/speechcommands.py --init …                                  downloads the archive of 2.3 GB first
 """
 
 import sys

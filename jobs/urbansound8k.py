@@ -1,8 +1,8 @@
-"""UrbanSound8K: 8,732 clips of up to 4 s in 10 classes, trained and measured on its ten folds.
+"""UrbanSound8K: 8,732 clips of up to 4 s in 10 classes; cross-validation over ten folds. Licence: CC BY-NC.
 
 python jobs/urbansound8k.py --data UrbanSound8K --init audioset_10_10_0.4593.pth
-python jobs/urbansound8k.py --init MIT/ast-finetuned-audioset-10-10-0.4593    fetches the archive first
-python jobs/urbansound8k.py … --resume RUN                                    goes on with the folds that are left
+python jobs/urbansound8k.py --init MIT/ast-finetuned-audioset-10-10-0.4593    downloads the archive first
+python jobs/urbansound8k.py … --resume RUN                                    resumes with the remaining folds
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""VGGSound: 10 s of 200,000 videos each, in 309 classes, from YouTube or a mirror, as AudioSet's.
+"""VGGSound: 10 s from each of 200,000 videos in 309 classes, fetched from YouTube or a mirror like AudioSet.
 
 python jobs/vggsound.py --media youtube --train.init facebook/deit-base-distilled-patch16-384
 python jobs/vggsound.py --table vggsound.csv --media 'http://mirror/{ytid}_{start_ms}.wav' --already-cut --train.init …

@@ -1,6 +1,6 @@
-"""A small store made of a small miniature, an S3 service and a Ray, each made once.
+"""Session fixtures: a small store built from a small miniature, an S3 service, and a Ray.
 
-What takes a second to import is imported where it is used, since each process that runs tests reads this file.
+Slow imports are inside the fixtures, because every test process imports this file.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ CLIPS_PER_SHARD = 7
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that shares the one Ray, so that `make check` goes without it."""
+    """Mark every test that uses the shared Ray, so that `make check` skips it."""
     for item in items:
         if "ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """More would wait for each other on few cores, and NumPy's even more so."""
+    """Use one thread per library: with tests in parallel, more threads would compete for the cores."""
     import torch
 
     torch.set_num_threads(1)
@@ -48,7 +48,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
 
 @pytest.fixture(scope="session")
 def media_address(miniature: Miniature) -> Iterator[str]:
-    """The miniature's media on loopback, with their faults."""
+    """Address of a loopback server with the miniature's media, including the planned faults."""
     with serve_miniature(miniature.folder) as server:
         yield server.media_address
 
@@ -65,8 +65,8 @@ def labels(metadata: Metadata) -> Labels:
 
 @pytest.fixture(scope="session")
 def conversion(media_address: str, tmp_path_factory: pytest.TempPathFactory) -> Conversion:
-    """Conversion that makes the small store's shards."""
-    # One clip of the miniature stalls: each attempt at it waits for the whole deadline.
+    """The conversion into the small store's shards."""
+    # One clip of the miniature stalls, so each attempt to fetch it takes the whole deadline.
     fetch = FetchConfig(deadline_s=0.5, backoff_s=0.01, num_threads=4)
     store = Store(str(tmp_path_factory.mktemp("small") / "store"))
     return Conversion(store, HttpSource(media_address, fetch), fetch, keep_audio=True)
@@ -74,14 +74,14 @@ def conversion(media_address: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def plans(metadata: Metadata, conversion: Conversion) -> list[ShardPlan]:
-    """All shards of the small store, as they were planned before there were any."""
+    """Plans of all shards of the small store, made while it was empty."""
     sidecar_table = read_sidecar_table(Store(f"{conversion.store.root}/empty"), conversion.fingerprint)
     return list(plan_shards(metadata.segments, sidecar_table, CLIPS_PER_SHARD))
 
 
 @pytest.fixture(scope="session")
 def reports(plans: list[ShardPlan], conversion: Conversion) -> list[ShardReport]:
-    """Of making the small store's shards, in the order of the plans."""
+    """Reports of the small store's shards, in the order of the plans."""
     reports = [convert_shard(plan, conversion) for plan in plans]
     return [report for report in reports if isinstance(report, ShardReport)]
 
@@ -95,13 +95,13 @@ def snapshot(reports: list[ShardReport], conversion: Conversion, metadata: Metad
 
 @pytest.fixture(scope="session")
 def small_store(snapshot: Snapshot) -> Store:
-    """Shards and a snapshot of the small miniature. Tests may add to it, not change it."""
+    """A store with the small miniature's shards and snapshot. Tests may add files but must not change any."""
     return snapshot.store
 
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tracking database with its tables, whose making takes seconds."""
+    """An empty tracking database; tests copy it, because creating its tables takes seconds."""
     import mlflow
 
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -111,7 +111,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_address() -> Iterator[str]:
-    """An S3 service on loopback, by its address."""
+    """Address of an S3 service on loopback."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -130,21 +130,21 @@ def enter_s3(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def s3_store(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """An empty store on S3, found and entered by AWS's usual environment variables."""
+    """An empty store on S3, configured by AWS's environment variables."""
     import boto3
     from s3fs import S3FileSystem
 
     enter_s3(s3_address, monkeypatch)
     requests.post(f"{s3_address}/moto-api/reset", timeout=10).raise_for_status()
     boto3.client("s3").create_bucket(Bucket="bucket")
-    S3FileSystem.clear_instance_cache()  # its clients keep the settings that they were made with
+    S3FileSystem.clear_instance_cache()  # cached clients keep the settings of earlier tests
     yield Store("s3://bucket/store")
     S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session", name="ray")
 def start_ray(s3_address: str) -> Iterator[None]:
-    """A Ray of two CPUs in this process's hands, whose workers can enter S3."""
+    """A local Ray with two CPUs, whose workers have the credentials of the S3 service."""
     import ray
 
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -1,8 +1,8 @@
-"""The command line of every job: preset or command + flags → config; logging; exit codes.
+"""The command line of every entry point: preset or command and flags → config; logging; exit codes.
 
-A file of `jobs/` declares its presets or commands in `COMMAND_LINE`. Settings are stored in the `settings` module of
-the room that uses them. The job's function is named by a string, `module:function`, and imported only after the command
-line has been checked: `--help` and a misspelt flag answer immediately, without PyTorch and Ray.
+Each file of `jobs/` declares its presets or commands as `COMMAND_LINE`. Settings are defined in the `settings` module of
+the room that uses them. The function to run is named by a string, `module:function`, and imported only after the command
+line has been checked. `--help` and a misspelt flag therefore answer at once, without importing PyTorch and Ray.
 """
 
 import difflib
@@ -37,11 +37,13 @@ EXIT_INTERRUPTED = 130
 
 
 class CommandLine:
-    """A job's command line, `[WORD] [--FLAG VALUE]…`, where the word is a preset, or one of several commands.
+    """The command line of an entry point, `[WORD] [--FLAG VALUE]…`; the word names a preset or a command.
 
-    `job` names the function that takes the config as `module:function`, or one for each type of config. tyro reads the
-    flags. The word is read here, because tyro's subcommands suggest nothing for a misspelt preset, list a misspelt flag
-    once for each preset, and show no flags in the `--help` of a command line whose word may be left out.
+    job: the function that takes the config, as `module:function`, or a map from config types to such functions.
+    presets: functions that return the default config of each word. default: the word of a command line without one.
+
+    tyro parses the flags but not the word: tyro's subcommands suggest nothing for a misspelt preset, list a misspelt
+    flag once per preset, and hide the flags from `--help` if the word is optional.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class CommandLine:
         self.job, self.presets, self.default = job, presets, default or next(iter(presets))
 
     def parse(self, argv: Sequence[str]) -> Any:
-        """Return the config that a command line names, with nothing run. Raises ConfigError; exits after `--help`."""
+        """Return the config of a command line without running it. Raises ConfigError; exits after `--help`."""
         name, argv = self._split_word(list(argv))
         config = self.presets[name]()
         rare_flags = ""
@@ -63,18 +65,18 @@ class CommandLine:
             check_flags(argv, type(config))
             argv = list(expand_optional_switches(argv, type(config)))
         prog = f"{program_name()} {name}" if len(self.presets) > 1 else program_name()
-        with _exit_with_the_reader():
+        with _exit_on_closed_pipe():
             try:
                 return tyro.cli(type(config), default=config, args=argv, description=self._describe(name), prog=prog)
             finally:
                 print(rare_flags, end="", flush=True)
 
     def load(self, config: Any) -> Callable[[Any], None]:
-        """Import the function that takes the config."""
+        """Import and return the function that takes this config."""
         return pkgutil.resolve_name(self.job if isinstance(self.job, str) else self.job[type(config)])
 
     def main(self, argv: Sequence[str]) -> int:
-        """Run the job; return its exit code. An error that the user can fix is printed without a traceback."""
+        """Run the command; return its exit code. Errors that the user can fix are printed without a traceback."""
         _forget_script_folder()
         configure_logging()
         try:
@@ -83,30 +85,33 @@ class CommandLine:
             self.load(config)(config)
         except AudioTaggingError as error:
             log.debug("", exc_info=True)
-            print(f"\n{type(error).__name__}: {self._name_flags(str(error))}", file=sys.stderr)
+            print(f"\n{type(error).__name__}: {self._rename_flags(str(error))}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt:
-            print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+            print("\ninterrupted; the same command resumes where it stopped", file=sys.stderr)
             return EXIT_INTERRUPTED
         return 0
 
-    def _name_flags(self, message: str) -> str:
-        """Return a message with the flags as this job has them: `--learning-rate`, where others have `--train.`."""
+    def _rename_flags(self, message: str) -> str:
+        """Replace the flags in a message by this command's: `--train.learning-rate` may be `--learning-rate` here.
+
+        Errors raised below the command line name flags by their group, because they don't know the command.
+        """
         flags = set(flags_of(type(self.presets[self.default]())))
 
-        def own(found: re.Match[str]) -> str:
+        def rename(found: re.Match[str]) -> str:
             without_group = f"--{found[1]}"
             return without_group if found[0] not in flags and without_group in flags else found[0]
 
-        # What a person typed stays as it was typed.
-        return re.sub(r"(?<!unknown flag )--[a-z]+\.([a-z.-]*[a-z])", own, message)
+        # A misspelt flag is quoted exactly as the user typed it.
+        return re.sub(r"(?<!unknown flag )--[a-z]+\.([a-z.-]*[a-z])", rename, message)
 
     def _split_word(self, argv: list[str]) -> tuple[str, list[str]]:
-        """Return the preset or command, of one word or two, and the other arguments."""
+        """Return the preset or command, which has one or two words, and the remaining arguments."""
         if len(self.presets) == 1:
             return self.default, argv
         at = 0
-        if argv and argv[0].startswith("-"):  # `--root ROOT list` is as good as `list --root ROOT`
+        if argv and argv[0].startswith("-"):  # accept `--root ROOT list` as well as `list --root ROOT`
             words = {name.split()[0] for name in self.presets}
             after_value = (n for n in range(1, len(argv)) if argv[n] in words and _is_complete(argv[n - 1]))
             at = next(after_value, -1)
@@ -117,45 +122,45 @@ class CommandLine:
         if name not in self.presets:
             close = difflib.get_close_matches(name, self.presets, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            what = "preset" if isinstance(self.job, str) else "command"
-            raise ConfigError(f"expected a {what}, one of {', '.join(self.presets)}, found {name!r}{hint}")
+            kind = "preset" if isinstance(self.job, str) else "command"
+            raise ConfigError(f"expected a {kind}, one of {', '.join(self.presets)}, found {name!r}{hint}")
         return name, argv[:at] + argv[at + length :]
 
     def _describe(self, name: str) -> str:
-        """Return the preset's docstring, below the list of all presets if there are several."""
+        """Return the docstring of a preset, preceded by a list of all presets if the command has several."""
         docs = {each: inspect.getdoc(preset) or "" for each, preset in self.presets.items()}
-        # Lines are joined when they are shown, paragraphs are not.
+        # tyro joins lines but keeps paragraphs, so `Command:`, `Cost:` and `Result:` need paragraphs of their own.
         about = re.sub(r"(?<!\n)\n(?=[A-Z][a-z]+: )", "\n\n", docs[name])
         if len(docs) == 1:
             return about
         width = max(map(len, docs))
         firsts = {each: doc.partition("\n")[0] for each, doc in docs.items()}
         lines = [f"  {'→' if each == name else ' '} {each:{width}}  {first}" for each, first in firsts.items()]
-        return "\n".join(lines) + f"\n\nWithout a word it is {self.default}. This is {name}:\n\n{about}"
+        return "\n".join(lines) + f"\n\nThe default is {self.default}. This is {name}:\n\n{about}"
 
 
 def _is_complete(arg: str) -> bool:
-    """Return whether an argument leaves no flag waiting for its value."""
+    """Return whether an argument is a value or a flag with its value, so that a word may follow."""
     return not arg.startswith("--") or "=" in arg
 
 
 def check_inputs(config: Any) -> None:
-    """Raise InputError if a local file or folder that a setting names is not there. Others' addresses are not asked."""
+    """Raise InputError if a setting names a missing local file or folder. Remote addresses are not checked."""
     for name, _, marks in fields_of(type(config)):
         for mark in marks:
             if isinstance(mark, Exists) and (value := getattr(config, name)) and "://" not in value:
                 path = Path(resolve_root(value) if name == "root" else value) / mark.inside
                 if not path.exists():
-                    raise InputError(f"--{name}: expected {path}, found nothing there; {mark.advice}")
+                    raise InputError(f"--{name}: expected {path}, found nothing; {mark.advice}")
 
 
 @contextmanager
-def _exit_with_the_reader() -> Iterator[None]:
-    """Exit in silence once whoever reads the output has seen enough, as `head` has."""
+def _exit_on_closed_pipe() -> Iterator[None]:
+    """Exit without an error when the reader of stdout, such as `head`, has closed the pipe."""
     try:
         yield
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails as well
         sys.exit(0)
 
 
@@ -168,17 +173,18 @@ def _forget_script_folder() -> None:
 
 
 def configure_logging() -> None:
-    """Log our own messages, and others' warnings, to stderr. A job's own module is called __main__."""
+    """Log messages of this project and warnings of libraries to stderr. An entry point logs as __main__."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger().setLevel(logging.WARNING)  # in Ray's workers somebody was here before
+    logging.getLogger().setLevel(logging.WARNING)  # basicConfig does nothing in Ray's workers, which have handlers
     for package in ("pipeline", "ast_model", "jobs", "__main__"):
         logging.getLogger(package).setLevel(logging.INFO)
 
 
 def resolve_root(root: str) -> str:
-    """Make a root absolute, without `..` in it.
+    """Make the root of a store absolute and remove `..` from it.
 
-    In a Ray job the working folder is temporary, so there a relative one is taken from home.
+    A relative root is resolved against the current folder, or against ~/audioset-ast in a Ray job, which runs in a
+    temporary folder.
     """
     if "://" in root:
         return root

@@ -1,4 +1,4 @@
-"""Recipes as presets of a job; those on AudioSet with the same names and workers in each."""
+"""Presets made from recipes. All commands that train on AudioSet share the presets' names and numbers of workers."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,7 +20,10 @@ WORKERS = {
 
 
 def make_presets(make: Callable[[str, Recipe, RayConfig], Config]) -> dict[str, Callable[[], Config]]:
-    """Return a preset for each recipe, documented as the recipe is; `make` gives a job's config its settings."""
+    """Return a preset for each AudioSet recipe, with the recipe's docstring.
+
+    make: builds a command's config from the name of a recipe, the recipe, and the workers.
+    """
 
     def preset(name: str) -> Callable[[], Config]:
         return make_preset(getattr(recipes, name), lambda recipe: make(name, recipe, WORKERS[name]))
@@ -29,7 +32,7 @@ def make_presets(make: Callable[[str, Recipe, RayConfig], Config]) -> dict[str, 
 
 
 def make_preset(recipe: Callable[[], Recipe], make: Callable[[Recipe], Config]) -> Callable[[], Config]:
-    """Return the preset of one recipe, documented as it is; `make` gives a job's config its settings."""
+    """Return the preset of a recipe, with the recipe's docstring. `make` builds a command's config from it."""
 
     def preset() -> Config:
         return make(recipe())

@@ -1,4 +1,4 @@
-"""Settings that several jobs share, and marks of settings."""
+"""Settings that several commands share, and annotations of settings."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,30 +14,31 @@ MINIATURE = "miniature"
 
 @dataclass(frozen=True)
 class Exists:
-    """Mark of a setting whose file or folder is looked for, if it is local, before anything is imported."""
+    """Annotation of a setting that names a file or folder; a missing local one is reported before heavy imports."""
 
     advice: str
+    """Advice at the end of the error message."""
     inside: str = ""
-    """A name that the folder must contain."""
+    """File or folder that the folder must contain."""
 
 
 NO_PREFIX = tyro.conf.arg(name="")
-"""Of a group whose flags stand without its name: `--workers`, not `--ray.workers`."""
+"""Annotation of a group whose flags omit the group's name: `--workers`, not `--ray.workers`."""
 
 
-Input = Annotated[str, Exists("name a file or folder that is there")]
-
+Input = Annotated[str, Exists("name an existing file or folder")]
+"""An existing local file or folder, or a remote address."""
 
 StoreRoot = Annotated[
     str, Exists("name the --root of a store, or make one with jobs/audioset.py or jobs/preprocess.py")
 ]
-
+"""The root of an existing store."""
 
 Data = Annotated[PreprocessConfig, NO_PREFIX, tyro.conf.EnumChoicesFromValues]
-
+"""Preprocessing settings, as flags without a group."""
 
 Selection = Annotated[SelectionConfig, tyro.conf.arg(name="data")]
-"""`--data.exclude`."""
+"""Selection of training clips, as the flag `--data.exclude`."""
 
 
 @dataclass(frozen=True)
@@ -45,29 +46,29 @@ class RayConfig:
     """Ray Train settings."""
 
     workers: str = "2"
-    """Ranks, each with one CPU or one GPU: a number, or 2:8 to go on with what is left when nodes are lost and to
-    grow again when they come back."""
+    """Number of ranks, each with one CPU or GPU. A range such as 2:8 lets the training continue with fewer ranks when
+    nodes are lost, and grow again when they return."""
     use_gpu: Annotated[bool | None, tyro.conf.arg(metavar="| --no-use-gpu")] = False
-    """Give each rank a GPU, also under torchrun. Unset: if the cluster has one."""
+    """Give each rank a GPU, also under torchrun. Unset: use GPUs if the cluster has any."""
     max_failures: int = 3
-    """Failures without a new checkpoint in between after which the training ends; while there is progress, it starts
-    again from the newest one however often workers are lost. Nodes that announce their end don't count."""
+    """Consecutive failures without a new checkpoint before the training stops. As long as checkpoints are written, it
+    restarts from the newest one after every failure. Preempted nodes are not counted."""
     start_timeout_s: float = 600.0
-    """Seconds to wait for the cluster to have the (least) workers."""
+    """Seconds to wait until the cluster can run the minimum number of workers."""
 
     def __post_init__(self) -> None:
         fewest, most = self.num_workers
         if not 1 <= fewest <= most:
-            raise ConfigError(f"--workers must be a number above 0, or two such as 2:8, found {self.workers}")
+            raise ConfigError(f"--workers must be a number above 0, or a range such as 2:8, found {self.workers}")
         if self.max_failures < 0:
             raise ConfigError(f"--max-failures must not be negative, found {self.max_failures}")
 
     @property
     def num_workers(self) -> tuple[int, int]:
-        """The fewest and the most."""
+        """Minimum and maximum number of ranks."""
         parts = self.workers.split(":")
         if not (len(parts) in (1, 2) and all(part.isdecimal() for part in parts)):
-            raise ConfigError(f"--workers must be a number, or two such as 2:8, found {self.workers!r}")
+            raise ConfigError(f"--workers must be a number, or a range such as 2:8, found {self.workers!r}")
         return int(parts[0]), int(parts[-1])
 
     @property

@@ -1,4 +1,4 @@
-"""Settings of the commands about clips and snapshots."""
+"""Settings of the preprocessing commands."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +11,9 @@ from pipeline.estimate import CostConfig
 
 @dataclass(frozen=True)
 class RunCommand:
-    """Fetch and convert what is missing or failed in a way that may pass, and publish a snapshot if something changed.
+    """Fetch and convert missing segments and retryable failures, and publish a snapshot if anything changed.
 
-    Exit codes: 0 done; 75 another run holds the store, try later; 1 an error, whose message says what to do.
+    Exit codes: 0 success; 75 another run holds the store, retry later; 1 an error, with advice in its message.
     """
 
     root: str = "data/audioset"
@@ -25,7 +25,7 @@ class RunCommand:
 
 @dataclass(frozen=True)
 class PlanCommand:
-    """Show what is due in a run and what that costs. Touches nothing."""
+    """Show the segments that a run would fetch, with estimates. Changes nothing."""
 
     root: str = "data/audioset"
     """Folder or s3:// address of the store."""
@@ -35,75 +35,75 @@ class PlanCommand:
 
 @dataclass(frozen=True)
 class StatusCommand:
-    """Show how far the store is, per split, reason and class. Touches nothing."""
+    """Show the progress of the store by split, failure reason and class. Changes nothing."""
 
     root: Annotated[str, Exists("run `preprocess.py run` first, or name another --root", "metadata")] = "data/audioset"
     """Folder or s3:// address of the store."""
     data: Data = field(default_factory=PreprocessConfig)
     num_classes: int = 20
-    """Classes to show, those with the least yield first."""
+    """Number of classes to show, those with the lowest yield first."""
 
 
 @dataclass(frozen=True)
 class VerifyCommand:
-    """Reread all shards and compare them with their sidecars."""
+    """Read all shards and compare them with their sidecars."""
 
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     data: Data = field(default_factory=PreprocessConfig)
     repair: bool = False
-    """Remove the shards that are wrong and fetch their clips again."""
+    """Remove damaged shards and fetch their clips again."""
 
 
 @dataclass(frozen=True)
 class MeasureCommand:
-    """Measure the clips of shards that have no measures of this version, from what the shards hold.
+    """Measure the audio quality of clips in shards without measures of the current version.
 
-    Nothing is fetched, so what only the media had stays unknown: peak, clipping, DC, codec, rate and place. May be
-    interrupted, and run beside anything else.
+    Reads only the shards, so measures of the original media stay unknown: peak, clipping, DC, codec, sample rate and
+    position. Safe to interrupt, and to run concurrently with any other command.
     """
 
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     max_in_flight: int = PreprocessConfig.max_in_flight
-    """Shard tasks handed to Ray at a time."""
+    """Maximum number of concurrent shard tasks."""
 
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Write what is in a snapshot as a page and as JSON: yield, levels, flaws, duplicates, classes, and what to do."""
+    """Write a report of a snapshot as HTML and JSON: yield, levels, defects, duplicates, classes and advice."""
 
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     snapshot: str = ""
-    """Snapshot, or a selection of one; unset the latest."""
+    """Snapshot, or selection of a snapshot. Default: the latest snapshot."""
     against: str = ""
-    """Snapshot of the same store whose figures are shown beside."""
+    """Snapshot of the same store to compare with."""
     output: Path = Path("report.html")
-    """The page to write; the JSON lies beside it."""
+    """HTML file to write; the JSON file is written next to it."""
 
 
 @dataclass(frozen=True)
 class DuplicatesCommand:
-    """List the near-identical clips of a snapshot, within and across its splits, and keep the list beside it.
+    """List near-identical clips of a snapshot, within and across splits, and store the list next to the snapshot.
 
-    Clips are known by fingerprints, which the measures hold: shards that have none are measured first. A snapshot that
-    was searched is not searched again.
+    Compares fingerprints, which are part of the measures; shards without measures are measured first. A second search
+    of a snapshot shows the stored list.
     """
 
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     snapshot: str = ""
-    """Snapshot to search; unset the latest."""
+    """Snapshot to search. Default: the latest."""
     num_pairs: int = 20
-    """Pairs to show, those across splits first; all are in the file."""
+    """Number of pairs to show, pairs across splits first; the stored list has all pairs."""
     max_in_flight: int = PreprocessConfig.max_in_flight
-    """Shard tasks handed to Ray at a time, where shards have to be measured."""
+    """Maximum number of concurrent shard tasks while measuring."""
 
 
 @dataclass(frozen=True)
 class ListSnapshots:
-    """List the snapshots, the latest last, and the runs in the store that refer to them."""
+    """List the snapshots, the latest last, with the runs in the store that use them."""
 
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
@@ -111,25 +111,25 @@ class ListSnapshots:
 
 @dataclass(frozen=True)
 class DiffSnapshots:
-    """Compare two snapshots: clips that are new, gone, moved or relabelled, and clips per split and class."""
+    """Compare two snapshots: added, removed, moved and relabelled clips, and clips per split and class."""
 
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     old: str = ""
     """Snapshot to compare from."""
     new: str = ""
-    """Snapshot to compare with; unset the latest."""
+    """Snapshot to compare with. Default: the latest."""
 
 
 @dataclass(frozen=True)
 class PruneSnapshots:
-    """Remove snapshots that are not the latest and that no run refers to, in the store or in MLflow. Shards stay."""
+    """Remove snapshots that no run uses, in the store or in MLflow, except the latest. Keeps all shards."""
 
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     keep: tuple[str, ...] = ()
-    """Snapshots to keep all the same."""
+    """Further snapshots to keep."""
     track: bool = True
-    """Ask MLflow which runs there are."""
+    """Keep snapshots that runs in MLflow use."""
     dry_run: bool = False
-    """Only list what would be removed."""
+    """List the snapshots without removing them."""

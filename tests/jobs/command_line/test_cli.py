@@ -17,13 +17,11 @@ from jobs.preprocessing.settings import DiffSnapshots
 from jobs.training.settings import AudioSetConfig
 from pipeline.errors import ConfigError, InputError, LeaseError
 
-NO_JOBS = ("__init__", "config")
-
 
 @dataclass(frozen=True)
 class Inner:
     num_epochs: int = 3
-    """Epochs in all."""
+    """Total number of epochs."""
 
     def __post_init__(self) -> None:
         if self.num_epochs < 1:
@@ -40,7 +38,7 @@ PRESETS = {"demo": Config, "audioset_full": lambda: Config("full", Inner(5))}
 
 
 class FailingCommandLine(CommandLine):
-    """Of a job that ends with an error, if there is one."""
+    """A command line whose job raises `error`, if set."""
 
     error: BaseException | None = None
 
@@ -69,7 +67,9 @@ def test_flags_override_the_preset() -> None:
 
 
 @pytest.mark.parametrize("preset", audioset.PRESETS)
-def test_the_main_jobs_presets_are_whole(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_presets_of_the_main_job_parse_and_document_their_flags(
+    preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = audioset.PRESETS[preset]()
     assert audioset.COMMAND_LINE.parse([preset]) == expected
     with pytest.raises(SystemExit) as end:
@@ -78,7 +78,7 @@ def test_the_main_jobs_presets_are_whole(preset: str, capsys: pytest.CaptureFixt
     assert "Samples per step, over all ranks." in " ".join(capsys.readouterr().out.replace("│", "").split())
 
 
-def test_an_unknown_preset_is_said_with_what_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_preset_is_reported_with_a_similar_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["audioset_ful"]) == 2
     message = capsys.readouterr().err
     assert "expected a preset, one of demo, audioset_full, found 'audioset_ful'; did you mean audioset_full?" in message
@@ -98,14 +98,12 @@ def test_an_unknown_preset_is_said_with_what_was_meant(capsys: pytest.CaptureFix
         ("--data.clips-per-shard", "did you mean --clips-per-shard?"),
     ],
 )
-def test_an_unknown_flag_is_reported_with_similar_ones(
-    flag: str, meant: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_flag_is_reported_with_similar_ones(flag: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert audioset.COMMAND_LINE.main(["demo", flag, "7"]) == 2
     assert f"unknown flag {flag}; {meant}" in capsys.readouterr().err
 
 
-def test_options_may_stand_before_the_word_and_a_value_is_no_word() -> None:
+def test_options_may_precede_the_word_and_values_are_not_taken_for_it() -> None:
     assert parse(["--root", "there", "audioset_full"]) == Config("there", Inner(5))
     assert parse(["--root=there", "audioset_full"]) == Config("there", Inner(5))
     assert parse(["--root", "audioset_full"]) == Config("audioset_full")
@@ -115,7 +113,7 @@ def test_options_may_stand_before_the_word_and_a_value_is_no_word() -> None:
 
 
 @pytest.mark.process
-def test_help_whose_reader_has_left_ends_in_silence() -> None:
+def test_help_into_a_closed_pipe_exits_without_an_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "jobs.audioset", "--help"]
@@ -142,16 +140,16 @@ def test_short_help_fits_on_two_screens_and_long_help_shows_every_flag(
     assert [flag for flag in flags if flag not in shown["--help-all"]] == []
 
 
-def test_a_missing_folder_is_reported_before_the_job_is_imported(
+def test_missing_folder_is_reported_before_the_job_is_imported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert preprocess.COMMAND_LINE.main(["status", "--root", str(tmp_path)]) == 1
-    assert f"--root: expected {tmp_path}/metadata, found nothing there" in capsys.readouterr().err
+    assert f"--root: expected {tmp_path}/metadata, found nothing; run" in capsys.readouterr().err
     assert finetune.COMMAND_LINE.main(["--data", str(tmp_path / "sounds.csv")]) == 1
     assert f"--data: expected {tmp_path}/sounds.csv" in capsys.readouterr().err
 
 
-JOBS = sorted(file.stem for file in (Path(__file__).parents[3] / "jobs").glob("*.py") if file.stem not in NO_JOBS)
+JOBS = sorted(file.stem for file in (Path(__file__).parents[3] / "jobs").glob("*.py") if file.stem != "__init__")
 HELP_OF_ALL = """
 import importlib, sys
 for name in sys.argv[1:]:
@@ -167,13 +165,13 @@ print(sorted({"torch", "ray", "mlflow", "pandas", "numpy", "pyarrow", "fsspec"} 
 
 
 @pytest.mark.process
-def test_a_command_line_answers_without_what_is_heavy_to_import() -> None:
+def test_command_lines_answer_without_heavy_imports() -> None:
     done = subprocess.run([sys.executable, "-c", HELP_OF_ALL, *JOBS], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_each_job_is_where_its_command_line_says(name: str) -> None:
+def test_command_line_resolves_to_a_function_that_takes_its_config(name: str) -> None:
     command_line = importlib.import_module(f"jobs.{name}").COMMAND_LINE
     for preset in command_line.presets.values():
         config = preset()
@@ -182,21 +180,21 @@ def test_each_job_is_where_its_command_line_says(name: str) -> None:
         assert issubclass(type(config), parameter.annotation)
 
 
-def test_a_value_of_the_wrong_kind_names_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_value_of_the_wrong_type_is_reported_with_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         run(["demo", "--train.num-epochs", "many"])
     assert end.value.code == 2
     assert "--train.num-epochs" in capsys.readouterr().err
 
 
-def test_an_impossible_setting_ends_with_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_setting_is_reported_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", "--train.num-epochs", "0"]) == 2
     message = capsys.readouterr().err
     assert "num_epochs must be at least 1, found 0" in message
     assert "Traceback" not in message
 
 
-def test_a_message_names_flags_as_the_job_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_name_the_flags_of_this_command(capsys: pytest.CaptureFixture[str]) -> None:
     for command_line, flag in (
         (audioset.COMMAND_LINE, "--train.learning-rate"),
         (esc50.COMMAND_LINE, "--learning-rate"),
@@ -212,17 +210,17 @@ def test_a_message_names_flags_as_the_job_has_them(capsys: pytest.CaptureFixture
         (InputError("row 3 is odd"), 1, "InputError: row 3 is odd"),
         (ConfigError("no such thing"), 2, "ConfigError: no such thing"),
         (LeaseError("held"), 75, "LeaseError: held"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
     ],
 )
-def test_exit_codes_tell_how_it_ended(
+def test_each_error_has_its_exit_code_and_message(
     error: BaseException | None, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([], error) == code
     assert message in capsys.readouterr().err
 
 
-def test_a_bug_is_not_caught() -> None:
+def test_bugs_are_not_caught() -> None:
     with pytest.raises(ZeroDivisionError):
         run([], ZeroDivisionError())
 
@@ -239,6 +237,6 @@ def test_roots_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert resolve_root("data") == "/home/someone/audioset-ast/data"
 
 
-def test_what_a_jobs_own_module_logs_is_shown() -> None:
+def test_messages_of_the_entry_point_itself_are_logged() -> None:
     configure_logging()
     assert logging.getLogger("__main__").isEnabledFor(logging.INFO)
