@@ -1,8 +1,8 @@
 """The command line of every entry point: preset or command and flags → config; logging; exit codes.
 
-Each file of `jobs/` declares its presets or commands as `COMMAND_LINE`. Settings are defined in the `settings` module of
-the room that uses them. The function to run is named by a string, `module:function`, and imported only after the command
-line has been checked. `--help` and a misspelt flag therefore answer at once, without importing PyTorch and Ray.
+Each file of `jobs/` declares its presets or commands as `COMMAND_LINE`. Settings are defined in the `settings` module
+of the room that uses them. The function to run is named by a string, `module:function`, and imported only after the
+command line has been checked. `--help` and a misspelt flag therefore answer at once, without importing PyTorch and Ray.
 """
 
 import difflib

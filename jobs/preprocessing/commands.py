@@ -1,5 +1,6 @@
-"""The commands about a store's clips: run, plan, status, verify, measure."""
+"""The commands `run`, `plan`, `status`, `verify` and `measure`."""
 
+import itertools
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -28,7 +29,8 @@ from pipeline.sources import open_source
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
-NUM_NAMED = 20
+MAX_MESSAGES = 20
+"""Maximum number of damaged shards to describe."""
 
 
 def run(command: RunCommand) -> None:
@@ -48,19 +50,19 @@ def print_summary(snapshot: Snapshot, report: PreprocessReport) -> None:
         counts = f"{report.num_planned} planned, {report.num_written} written, {report.failures.total()} failed"
         print(f"{counts} ({failed})" if failed else counts)
         if left := report.num_planned - report.num_decided:
-            print(f"{left} not decided; a later run goes on with them")
+            print(f"{left} not attempted; a later run resumes with them")
         print(f"{report.seconds:.1f} s; snapshot {snapshot.snapshot_id}")
     else:
-        print(f"nothing was due; the snapshot is {snapshot.snapshot_id}")
+        print(f"nothing to fetch; the snapshot is {snapshot.snapshot_id}")
     if report.changes:
-        print(f"changed since the snapshot before: {report.changes}")
+        print(f"changed since the previous snapshot: {report.changes}")
 
 
 def plan(command: PlanCommand) -> None:
     store, data = Store(resolve_root(command.root)), command.data
     with with_miniature_media(data, store) as data:
         if data.media:
-            open_source(data)  # raises an error if it can't be used
+            open_source(data)  # raises an error if the source is unusable
         segments = load_metadata(data).segments_of(data.splits, data.limit)
     sidecar_table = read_sidecar_table(store, shard_fingerprint(data.keep_audio))
     due = plan_shards(segments, sidecar_table, data.clips_per_shard, data.retry, data.fetch.max_total_attempts)
@@ -73,7 +75,9 @@ def status(command: StatusCommand) -> None:
     store, data = Store(resolve_root(command.root)), command.data
     if missing := [split for split in data.splits if split not in kept_splits(store)]:
         names = ", ".join(f"metadata/{split}_segments.csv" for split in missing)
-        raise NoClipsError(f"expected {names} in {store.root}, found none; run first, or name --splits")
+        raise NoClipsError(
+            f"expected {names} in {store.root}, found none; run `preprocess.py run` first, or set --splits"
+        )
     metadata = read_kept_metadata(store, data.splits)
     segments = metadata.segments_of(data.splits, data.limit)
     sidecar_table = read_sidecar_table(store, shard_fingerprint(data.keep_audio))
@@ -96,36 +100,36 @@ def status(command: StatusCommand) -> None:
 def verify(command: VerifyCommand) -> None:
     store = Store(resolve_root(command.root))
     shards = [name.removesuffix(".parquet") for name in store.list("shards", ".parquet")]
-    wrong: dict[str, list[str]] = {}
+    damaged: dict[str, list[str]] = {}
     num_unmeasured = 0
     with ray_session(), show_progress("verify", len(shards), "shards") as progress:
         tasks = run_tasks(verify_with_measures, shards, store, max_in_flight=command.data.max_in_flight)
         for shard, outcome in tasks:
             if isinstance(outcome, Exception):
                 raise outcome
-            found, has_measures = outcome
-            if found:
-                wrong[shard] = found
+            errors, has_measures = outcome
+            if errors:
+                damaged[shard] = errors
             num_unmeasured += not has_measures
-            progress.advance(1, f"{len(wrong)} wrong")
-    for message in [message for messages in wrong.values() for message in messages][:NUM_NAMED]:
+            progress.advance(1, f"{len(damaged)} damaged")
+    for message in list(itertools.chain(*damaged.values()))[:MAX_MESSAGES]:
         print(message)
     num_orphaned = len(orphaned_tars(store))
-    print(f"{len(shards) - len(wrong)} of {len(shards)} shards are intact, {num_orphaned} tars have no sidecar yet")
+    print(f"{len(shards) - len(damaged)} of {len(shards)} shards are intact, {num_orphaned} tars have no sidecar yet")
     if num_unmeasured:
-        print(f"{num_unmeasured} shards lack measures of some clips; `preprocess.py measure` makes them")
-    if wrong and not command.repair:
+        print(f"{num_unmeasured} shards lack measures of some clips; `preprocess.py measure` adds them")
+    if damaged and not command.repair:
         raise CorruptError(
-            f"{len(wrong)} shards of {store.root} are wrong; the same command with --repair fetches their clips again"
+            f"{len(damaged)} shards of {store.root} are damaged; add --repair to fetch their clips again"
         )
-    if wrong:
-        repair(sorted(wrong), store, command)
+    if damaged:
+        repair(sorted(damaged), store, command)
 
 
 def verify_with_measures(shard: str, store: Store) -> tuple[list[str], bool]:
-    """Return what is wrong with a shard, and whether its clips, as far as they can be, are measured."""
-    found = verify_shard(shard, store)
-    return found, bool(found) or is_measured(shard, store)
+    """Return the errors of a shard, and whether its clips are measured; a damaged shard counts as measured."""
+    errors = verify_shard(shard, store)
+    return errors, bool(errors) or is_measured(shard, store)
 
 
 def measure(command: MeasureCommand) -> None:
@@ -133,12 +137,12 @@ def measure(command: MeasureCommand) -> None:
 
 
 def measure_missing(store: Store, max_in_flight: int) -> None:
-    """Measure the clips that have no measures of this version. Raises CorruptError if some shards are damaged."""
+    """Measure clips without measures of the current version. Raises CorruptError if any shard is damaged."""
     shards, damaged = shards_with_clips(store), list[Exception]()
     num_clips = num_shards = 0
     with ray_session(), show_progress("measure", len(shards), "shards") as progress:
         for _, num_measured in run_tasks(measure_shard, shards, store, max_in_flight=max_in_flight):
-            if isinstance(num_measured, CorruptError):  # the others can be measured all the same
+            if isinstance(num_measured, CorruptError):  # go on with the undamaged shards
                 damaged.append(num_measured)
             elif isinstance(num_measured, Exception):
                 raise num_measured
@@ -146,7 +150,7 @@ def measure_missing(store: Store, max_in_flight: int) -> None:
                 num_clips += num_measured
                 num_shards += num_measured > 0
             progress.advance(1, f"{num_clips} clips measured")
-    print(f"{num_clips} clips in {num_shards} of {len(shards)} shards measured; the other shards were already")
+    print(f"{num_clips} clips in {num_shards} of {len(shards)} shards measured; the other shards had measures")
     if damaged:
         raise CorruptError(
             f"{len(damaged)} shards of {store.root} can't be measured; `preprocess.py verify --repair` fetches their"
@@ -155,14 +159,14 @@ def measure_missing(store: Store, max_in_flight: int) -> None:
 
 
 def repair(shards: list[str], store: Store, command: VerifyCommand) -> None:
-    """Remove shards and fetch their clips again, by the metadata that the store keeps.
+    """Remove shards and fetch their clips again, using the metadata in the store.
 
-    A snapshot that names a shard finds it again if the same bytes come.
+    Snapshots that refer to a shard stay valid if the source still delivers the same bytes.
     """
     with with_miniature_media(command.data, store) as data:
         if splits := tuple(kept_splits(store)):
             data = replace(data, metadata=store.url(METADATA_FOLDER), splits=splits)
-        open_source(data)  # which says what is missing while the shards are still there
+        open_source(data)  # raises an error for an unusable source before any shard is removed
         with hold_lease(store):
             for shard in shards:
                 remove_shard(shard, store)

@@ -1,4 +1,4 @@
-"""The command that lists near-identical clips."""
+"""The command `duplicates`, which lists near-identical clips."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +34,7 @@ def find_duplicates(command: DuplicatesCommand) -> None:
             measure_missing(store, command.max_in_flight)
             pairs, num_missing = find_pairs(snapshot, folder, run_on_this_node)
         if num_missing:
-            print(f"{num_missing} of {len(snapshot.index)} clips have no fingerprint: they were left out")
+            print(f"{num_missing} of {len(snapshot.index)} clips have no fingerprint and were skipped")
         write_duplicates(snapshot, pairs, MAX_DISTANCE)
     print_duplicates(snapshot, pairs, command.num_pairs)
 
@@ -42,7 +42,7 @@ def find_duplicates(command: DuplicatesCommand) -> None:
 def run_on_this_node(
     function: Callable[[Any, Any], Any], items: Iterable[Any], shared: Any, num_items: int
 ) -> Iterator[tuple[Any, Any]]:
-    """Run a step of the search as Ray tasks on this node, where its files are, and show how far it is."""
+    """Run a step of the search as Ray tasks on this node, which has its scratch files; show the progress."""
     with show_progress(function.__name__.replace("_", " "), num_items, "tasks") as progress:
         tasks = run_tasks(function, items, shared, max_in_flight=os.cpu_count() or 1, on_this_node=True)
         for item, result in tasks:
@@ -53,14 +53,14 @@ def run_on_this_node(
 
 
 def print_duplicates(snapshot: Snapshot, pairs: pa.Table, num_pairs: int) -> None:
-    """Print how many clips have a near-identical one in which splits, and the closest pairs."""
+    """Print the numbers of near-identical clips within and across splits, and the closest pairs."""
     if not len(pairs):
         print(f"no near-identical clips in snapshot {snapshot.snapshot_id}")
         return
     clips = pd.DataFrame({"split": snapshot.splits, "group": duplicate_groups(snapshot, pairs)})
     clips = clips[clips["group"].duplicated(keep=False)]
-    print(f"{len(clips)} clips in {clips['group'].nunique()} groups of near-identical ones, {len(pairs)} pairs")
-    # Of each split, clips whose group has another clip there: in their own split at least two.
+    print(f"{len(clips)} clips in {clips['group'].nunique()} groups of near-identical clips, {len(pairs)} pairs")
+    # A clip counts for another split if its group has a clip there, for its own split if its group has two.
     counts = clips.groupby(["group", "split"]).size().unstack(fill_value=0)
     table = pd.DataFrame(
         {
@@ -68,13 +68,13 @@ def print_duplicates(snapshot: Snapshot, pairs: pa.Table, num_pairs: int) -> Non
             for other in counts
         }
     )
-    print(f"\nclips of a split (row) that have a near-identical one in a split (column)\n{table.to_string()}")
+    print(f"\nclips of a split (row) with a near-identical clip in a split (column)\n{table.to_string()}")
     is_held_out = clips["split"].isin(HELD_OUT_SPLITS)
     held_out_groups = clips["group"][is_held_out]
     if num_leaks := int(clips["group"][~is_held_out].isin(held_out_groups).sum()):
         print(
-            f"\n{num_leaks} training clips are near-identical to clips that are evaluated on; to leave them out of a"
-            " training: --data.exclude duplicate_of_eval"
+            f"\n{num_leaks} training clips are near-identical to evaluation clips; exclude them from a training"
+            " with --data.exclude duplicate_of_eval"
         )
     shown = pairs.to_pandas()
     for name in ("first", "second"):

@@ -1,4 +1,4 @@
-"""The command about what is in a store's clips: report."""
+"""The command `report`, which describes the clips of a snapshot."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.store.storage import Store
 
 def write_report(command: ReportCommand) -> None:
     if command.output.suffix != ".html":
-        raise ConfigError(f"expected --output FILE.html, found {command.output}; the JSON is written beside it")
+        raise ConfigError(f"expected --output FILE.html, found {command.output}; the JSON file is written next to it")
     store = Store(resolve_root(command.root))
     snapshot = load_snapshot(store, command.snapshot or None)
     against = load_snapshot(store, command.against) if command.against else None
@@ -24,7 +24,7 @@ def write_report(command: ReportCommand) -> None:
 
 
 def save_report(file: Path, snapshot: Snapshot, against: Snapshot | None = None) -> list[dict[str, str]]:
-    """Write the page of a report, and its JSON beside it. Return the advice."""
+    """Write a report as an HTML file, and as a JSON file next to it. Return its advice."""
     report, page = make_report(snapshot, against)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page, encoding="utf-8")

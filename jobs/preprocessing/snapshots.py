@@ -18,13 +18,13 @@ def print_snapshots(command: ListSnapshots) -> None:
 
 def print_difference(command: DiffSnapshots) -> None:
     if not command.old:
-        raise ConfigError("expected --old SNAPSHOT to compare from, found none; `snapshots list` shows them")
+        raise ConfigError("expected --old SNAPSHOT to compare from, found none; `snapshots list` shows all snapshots")
     store = Store(resolve_root(command.root))
     old, new = load_snapshot(store, command.old), load_snapshot(store, command.new or None)
     if changes := count_changes(old, new):
         print(f"{old.snapshot_id} → {new.snapshot_id}: {changes}")
     else:
-        print(f"{old.snapshot_id} and {new.snapshot_id} hold the same clips")
+        print(f"{old.snapshot_id} and {new.snapshot_id} contain the same clips")
     if len(table := diff_snapshots(old, new)):
         print(f"\n{table.to_string(index=False)}")
 
@@ -32,5 +32,5 @@ def print_difference(command: DiffSnapshots) -> None:
 def remove_snapshots(command: PruneSnapshots) -> None:
     store = Store(resolve_root(command.root))
     in_use = snapshots_in_use(store) if command.track else set()
-    gone = prune_snapshots(store, command.keep, in_use, dry_run=command.dry_run)
-    print(f"{'would remove' if command.dry_run else 'removed'} {', '.join(gone) or 'none'}")
+    removed = prune_snapshots(store, command.keep, in_use, dry_run=command.dry_run)
+    print(f"{'would remove' if command.dry_run else 'removed'} {', '.join(removed) or 'none'}")

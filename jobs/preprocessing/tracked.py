@@ -1,4 +1,4 @@
-"""The preprocessing as a job: the miniature's media if they are asked for, and a tracked run in MLflow."""
+"""Preprocessing as a tracked MLflow run, and the miniature's media for the demo."""
 
 import logging
 import tempfile
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def with_miniature_media(data: PreprocessConfig, store: Store) -> Iterator[PreprocessConfig]:
-    """Make and serve the miniature if it is asked for; else the media are where the config says."""
+    """Make and serve the miniature if `data.metadata` is `miniature`; else yield the settings unchanged."""
     if data.metadata != MINIATURE:
         yield data
         return
@@ -40,7 +40,7 @@ def with_miniature_media(data: PreprocessConfig, store: Store) -> Iterator[Prepr
 
 
 def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, PreprocessReport]:
-    """Preprocess as a tracked run in an experiment of its own, which ends with a status whatever happens."""
+    """Preprocess as a run of MLflow's preprocessing experiment; the run gets a final status even on errors."""
     tracker = start_run(store, run, {ROOT_TAG: store.root}, PREPROCESSING)
     with tracker.ending():
         tracker.log_params(flatten(config))
@@ -50,16 +50,16 @@ def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tupl
 
 
 def check_all_made(report: PreprocessReport) -> None:
-    """Raise StoreError, so that the command ends with exit code 1, if shards could not be made."""
+    """Raise StoreError, which ends the command with exit code 1, if any shard could not be written."""
     if report.errors:
         shard, error = next(iter(report.errors.items()))
         raise StoreError(
-            f"{len(report.errors)} shards could not be made; a rerun tries them again. The first, {shard}: {error}"
+            f"{len(report.errors)} shards could not be written; a rerun retries them. The first, {shard}: {error}"
         )
 
 
 def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, report: PreprocessReport) -> None:
-    """Log what a run did, and how far the data set is."""
+    """Log the results of a run, the yield of the data set, and the report."""
     metrics: dict[str, float] = {
         "attempted": report.num_planned,
         "written": report.num_written,
@@ -79,7 +79,7 @@ def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, report: Preproces
         metrics[f"clips/{split}"] = counts["written"]
     tracker.log_metrics(metrics, step=0)
     tracker.log_data(snapshot, "preprocessing")
-    if report.num_planned:
+    if report.num_planned:  # at AudioSet's size a report takes as long as a rerun without work
         log_report(tracker, snapshot)
     if report.failures:
         with tempfile.TemporaryDirectory() as folder:
@@ -88,14 +88,14 @@ def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, report: Preproces
 
 
 def log_report(tracker: TrackedRun, snapshot: Snapshot) -> None:
-    """Log the page of what is in a snapshot, and its JSON.
-
-    A rerun that had nothing to do has none: at AudioSet's size a page takes as long as such a rerun.
-    """
+    """Log the report of a snapshot as HTML and JSON; log a warning instead if the store can't be read."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             save_report(Path(folder) / "report.html", snapshot)
-        except (CorruptError, StoreError) as error:  # the data are published, whatever can be said of them
+        except (
+            CorruptError,
+            StoreError,
+        ) as error:  # the snapshot is published: don't fail its run
             log.warning("no report of snapshot %s: %s", snapshot.snapshot_id, error)
             return
         tracker.log_files(Path(folder), "report")

@@ -67,9 +67,7 @@ def test_flags_override_the_preset() -> None:
 
 
 @pytest.mark.parametrize("preset", audioset.PRESETS)
-def test_presets_of_the_main_job_parse_and_document_their_flags(
-    preset: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_presets_of_the_main_job_document_their_flags(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
     expected = audioset.PRESETS[preset]()
     assert audioset.COMMAND_LINE.parse([preset]) == expected
     with pytest.raises(SystemExit) as end:

@@ -1,4 +1,4 @@
-"""The commands beside `run`, each on a copy of the small store."""
+"""All preprocessing commands, each on a copy of the small store."""
 
 import json
 import re
@@ -31,7 +31,7 @@ from pipeline.store.storage import Store
 
 @pytest.fixture
 def store(small_store: Store, miniature: Miniature, tmp_path: Path) -> Store:
-    # What other tests train in the shared store would hold its snapshots.
+    # Runs that other tests train in the shared store would keep its snapshots from being pruned.
     others = shutil.ignore_patterns(
         "empty", ".scratch", "runs", "mlflow.db*", "mlartifacts", "embeddings", "evaluations"
     )
@@ -51,7 +51,7 @@ def flags(store: Store, miniature: Miniature, *more: str) -> list[str]:
     return ["--root", store.root, *data, "--clips-per-shard", "7", *more]
 
 
-def test_plan_and_status_say_what_is_due_in_a_rerun_and_touch_nothing(
+def test_plan_and_status_count_retryable_segments_and_change_nothing(
     store: Store, miniature: Miniature, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {name: Path(store.path(name)).stat().st_mtime_ns for name in store.list("")}
@@ -60,7 +60,7 @@ def test_plan_and_status_say_what_is_due_in_a_rerun_and_touch_nothing(
     faults = [clip.fault.reason for clip in miniature.clips if clip.fault and clip.fault.reason]
     num_due = sum(reason.category in (FailureCategory.TRANSIENT, FailureCategory.THROTTLED) for reason in faults)
     num_transient = sum(reason.category is FailureCategory.TRANSIENT for reason in faults)
-    # All have had one attempt, so with a limit of one the transient failures are final.
+    # Each segment had one attempt, so with a limit of one attempt the transient failures are final.
     for num_left, limit in ((num_due, ()), (num_due - num_transient, ("--fetch.max-total-attempts", "1"))):
         assert COMMAND_LINE.main(["plan", *flags(store, miniature, *limit)]) == 0
         printed = capsys.readouterr().out
@@ -78,19 +78,19 @@ def test_plan_and_status_say_what_is_due_in_a_rerun_and_touch_nothing(
     assert {name: Path(store.path(name)).stat().st_mtime_ns for name in store.list("")} == before
 
 
-def test_status_of_an_empty_store_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_of_an_empty_store_names_the_missing_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metadata").mkdir()
     assert COMMAND_LINE.main(["status", "--root", str(tmp_path)]) == 1
     assert "metadata/eval_segments.csv" in capsys.readouterr().err
 
 
-def test_shards_that_could_not_be_made_end_a_command_with_an_error() -> None:
+def test_unwritten_shards_raise_an_error() -> None:
     check_all_made(PreprocessReport())
-    with pytest.raises(StoreError, match=r"1 shards could not be made.*abc: no memory"):
+    with pytest.raises(StoreError, match=r"1 shards could not be written.*abc: no memory"):
         check_all_made(PreprocessReport(errors={"abc": MemoryError("no memory")}))
 
 
-def test_the_remedy_for_a_bad_shard_is_a_command_that_works(store: Store, miniature: Miniature) -> None:
+def test_remedy_for_a_damaged_shard_is_a_valid_command(store: Store, miniature: Miniature) -> None:
     found = re.search(r"`python jobs/preprocess\.py (.+)`", remedy(store))
     assert found
     command = COMMAND_LINE.parse(shlex.split(found[1].replace("…", str(miniature.media_folder))))
@@ -100,7 +100,7 @@ def test_the_remedy_for_a_bad_shard_is_a_command_that_works(store: Store, miniat
 
 
 @pytest.mark.ray
-def test_verify_names_what_is_wrong_and_repairs_it(
+def test_verify_describes_damaged_shards_and_repairs_them(
     ray: None, store: Store, miniature: Miniature, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 0
@@ -121,13 +121,13 @@ def test_verify_names_what_is_wrong_and_repairs_it(
     store.write_bytes(sidecar, store.read_bytes(sidecar)[:-100])
     assert COMMAND_LINE.main(["verify", *flags(store, miniature)]) == 1
     printed = capsys.readouterr()
-    for what in (
+    for message in (
         f"{flipped}: expected",
         f"{flipped}: 1 clips are not",
         f"{gone} is missing",
         f"{sidecar} is not a valid sidecar",
     ):
-        assert what in printed.out.replace(store.root + "/", "")
+        assert message in printed.out.replace(store.root + "/", "")
     assert "3 shards" in printed.err
     assert COMMAND_LINE.main(["verify", "--root", store.root, "--repair"]) == 2
     assert "--media is not set" in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_verify_names_what_is_wrong_and_repairs_it(
 
 
 @pytest.mark.ray
-def test_near_identical_clips_are_listed_with_their_splits_and_searched_once(
+def test_duplicates_lists_pairs_with_their_splits_and_searches_once(
     ray: None, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     snapshot = load_snapshot(store)
@@ -155,7 +155,7 @@ def test_near_identical_clips_are_listed_with_their_splits_and_searched_once(
     for _ in range(2):
         assert COMMAND_LINE.main(["duplicates", "--root", store.root]) == 0
         printed = capsys.readouterr().out
-        assert "1 training clips are near-identical to clips that are evaluated on" in printed
+        assert "1 training clips are near-identical to evaluation clips" in printed
         assert re.search(rf"{keys[train]} +{keys[held_out]} +0.00 +0.00 +balanced_train +eval", printed)
         shutil.rmtree(store.path("quality"), ignore_errors=True)  # a second search would find nothing
     pairs = load_duplicates(snapshot)
@@ -164,7 +164,7 @@ def test_near_identical_clips_are_listed_with_their_splits_and_searched_once(
 
 
 @pytest.mark.ray
-def test_reruns_are_tracked_and_snapshots_listed_compared_and_pruned(
+def test_rerun_is_tracked_and_its_snapshots_are_listed_compared_and_pruned(
     ray: None, store: Store, miniature: Miniature, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = f"sqlite:///{store.path('mlflow.db')}"

@@ -1,4 +1,4 @@
-"""A rerun after the CSV files were corrected."""
+"""Reruns after corrections of the CSV files."""
 
 import re
 import shutil
@@ -18,13 +18,13 @@ SPLITS = ("balanced_train", "unbalanced_train", "eval")
 
 @pytest.fixture
 def csv(miniature: Miniature, tmp_path: Path) -> Path:
-    """The miniature's metadata again, to be corrected."""
+    """A copy of the miniature's metadata, to edit."""
     return Path(shutil.copytree(miniature.metadata_folder, tmp_path / "csv"))
 
 
 @pytest.fixture
 def run(csv: Path, miniature: Miniature, tmp_path: Path) -> Callable[..., Snapshot]:
-    """Run the preprocessing into the same store, and return the latest snapshot."""
+    """Function that preprocesses into one store and returns the latest snapshot."""
     root = str(tmp_path / "store")
 
     def run(*flags: str) -> Snapshot:
@@ -36,7 +36,7 @@ def run(csv: Path, miniature: Miniature, tmp_path: Path) -> Callable[..., Snapsh
 
 
 def row_of(csv: Path, split: str, snapshot: Snapshot, number: int) -> str:
-    """Return the line of a clip that the snapshot has."""
+    """Return the CSV line of a clip in the snapshot."""
     rows = snapshot.rows_of((split,))
     ytid = snapshot.index["key"][int(rows[number])].as_py().rpartition("_")[0]
     return next(
@@ -51,7 +51,8 @@ def edit(csv: Path, split: str, old: str, new: str) -> None:
     file.write_text(text.replace(old + "\n", new and new + "\n"))
 
 
-def says(snapshot: Snapshot, line: str) -> dict:
+def index_row(snapshot: Snapshot, line: str) -> dict:
+    """Return the snapshot's row for a CSV line, with the labels' mids; empty without one."""
     ytid, start = line.split(", ")[:2]
     key = f"{ytid}_{round(float(start) * 1000)}"
     found = [row for row in snapshot.index.to_pylist() if row["key"] == key]
@@ -60,7 +61,7 @@ def says(snapshot: Snapshot, line: str) -> dict:
     return found[0] if found else {}
 
 
-def test_a_rerun_takes_over_corrections_and_fetches_only_what_has_another_end(
+def test_rerun_applies_corrections_and_fetches_only_clips_with_a_new_end(
     ray: None, csv: Path, run: Callable[..., Snapshot], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run()
@@ -80,12 +81,13 @@ def test_a_rerun_takes_over_corrections_and_fetches_only_what_has_another_end(
     printed = capsys.readouterr().out
     assert "1 planned, 1 written, 0 failed" in printed
     assert (
-        "changed since the snapshot before: 1 relabelled, 1 moved to another split, 1 fetched again, 1 gone" in printed
+        "changed since the previous snapshot: 1 relabelled, 1 moved to another split, 1 fetched again, 1 gone"
+        in printed
     )
-    assert says(second, relabelled)["mids"] == {mid}
-    assert says(second, moved)["split"] == "eval"
-    assert says(second, shorter)["num_frames"] < says(first, shorter)["num_frames"]
-    assert says(second, gone) == {}
+    assert index_row(second, relabelled)["mids"] == {mid}
+    assert index_row(second, moved)["split"] == "eval"
+    assert index_row(second, shorter)["num_frames"] < index_row(first, shorter)["num_frames"]
+    assert index_row(second, gone) == {}
     root = second.store.root
     assert load_snapshot(second.store, first.snapshot_id).index.equals(first.index)
 
@@ -96,7 +98,7 @@ def test_a_rerun_takes_over_corrections_and_fetches_only_what_has_another_end(
     assert "0 of " in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_splits_of_earlier_runs_stay_and_a_clip_is_in_the_one_that_was_read_last(
+def test_splits_of_earlier_runs_stay_and_a_moved_clip_is_in_the_split_read_last(
     ray: None, csv: Path, run: Callable[..., Snapshot]
 ) -> None:
     run("--splits", "eval")
@@ -106,5 +108,5 @@ def test_splits_of_earlier_runs_stay_and_a_clip_is_in_the_one_that_was_read_last
     with (csv / "eval_segments.csv").open("a") as file:
         file.write(moved + "\n")
     second = run("--splits", "eval")
-    assert says(second, moved)["split"] == "eval"
+    assert index_row(second, moved)["split"] == "eval"
     assert len(second.index) == len(first.index)

@@ -18,7 +18,8 @@ from pipeline.sources import FolderSource
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
-# What runs in workers is defined within the tests: Ray sends it whole, so workers need not find this file.
+# Functions for workers are defined inside the tests, because Ray pickles local functions by value and workers can't
+# import this file.
 
 
 @pytest.fixture
@@ -33,14 +34,14 @@ def config(miniature: Miniature, media_address: str) -> PreprocessConfig:
 
 
 @pytest.mark.ray
-def test_a_second_run_visits_only_what_may_work_now(
+def test_rerun_fetches_only_retryable_failures(
     ray: None, config: PreprocessConfig, snapshot: Snapshot, miniature: Miniature, tmp_path: Path
 ) -> None:
     store = Store(str(tmp_path))
     first, report = preprocess(config, store)
     assert (report.num_planned, report.errors) == (len(miniature.clips), {})
     assert report.num_written + report.failures.total() == report.num_planned
-    # Made by Ray's tasks, it is what was made one after the other.
+    # Ray's parallel tasks give the same snapshot as the fixture's sequential conversion.
     assert first.index.equals(snapshot.index)
     assert first.snapshot_id == snapshot.snapshot_id
     assert load_snapshot(store).snapshot_id == first.snapshot_id
@@ -63,13 +64,13 @@ def test_a_second_run_visits_only_what_may_work_now(
 
 
 @pytest.mark.ray
-def test_a_shard_whose_task_fails_ends_no_run(
+def test_failing_shard_task_does_not_end_the_run(
     ray: None, config: PreprocessConfig, miniature: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = FolderSource(str(miniature.media_folder), config.fetch)
 
     class RaisingSource:
-        """Needs more memory than there is for some segments."""
+        """A source that runs out of memory for some segments."""
 
         def __init__(self, bad: set[str]):
             self.bad = bad
@@ -99,7 +100,7 @@ def test_a_shard_whose_task_fails_ends_no_run(
 
 
 @pytest.mark.ray
-def test_a_setting_that_no_clip_can_be_fetched_with_ends_the_run(
+def test_config_error_of_a_source_ends_the_run(
     ray: None, config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class BehindAProxy:
@@ -112,7 +113,7 @@ def test_a_setting_that_no_clip_can_be_fetched_with_ends_the_run(
 
 
 @pytest.mark.ray
-def test_a_task_whose_worker_is_killed_is_done_again(ray: None, tmp_path: Path) -> None:
+def test_task_of_a_killed_worker_is_retried(ray: None, tmp_path: Path) -> None:
     def work(item: int, folder: Path) -> int:
         mark = folder / f"{item}"
         if item == 2 and not mark.exists():
@@ -126,8 +127,8 @@ def test_a_task_whose_worker_is_killed_is_done_again(ray: None, tmp_path: Path) 
 
 
 @pytest.mark.ray
-def test_retries_belong_to_their_task(ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each may be tried three times, so none of many that are refused twice each is lost."""
+def test_retries_are_counted_per_task(ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each task has three attempts, so two failures of each of many tasks lose none."""
     monkeypatch.setattr("pipeline.cluster.STORE_PAUSE_S", 0.01)
 
     def work(item: list[int], folder: Path) -> int:
@@ -138,13 +139,13 @@ def test_retries_belong_to_their_task(ray: None, tmp_path: Path, monkeypatch: py
                 raise StoreError(f"refused {mark.name}")
         return number
 
-    items = ([number] for number in range(400))  # lists, none of which outlives its task
+    items = ([number] for number in range(400))  # fresh lists, so that ids of collected items are reused
     results = [result for _, result in run_tasks(work, items, tmp_path, max_in_flight=8)]
     assert sorted(map(str, results)) == sorted(map(str, range(400)))
 
 
 @pytest.mark.ray
-def test_a_source_that_is_down_ends_the_run_with_an_error_and_costs_no_attempts(
+def test_unreachable_source_ends_the_run_with_an_error_and_uses_no_attempts(
     ray: None, config: PreprocessConfig, miniature: Miniature, tmp_path: Path
 ) -> None:
     store = Store(str(tmp_path))
@@ -164,7 +165,7 @@ def test_a_source_that_is_down_ends_the_run_with_an_error_and_costs_no_attempts(
     assert len(snapshot.index) == report.num_written > 0
 
 
-def test_segments_of_other_classes_are_refused(config: PreprocessConfig, miniature: Miniature, tmp_path: Path) -> None:
+def test_unknown_classes_are_rejected(config: PreprocessConfig, miniature: Miniature, tmp_path: Path) -> None:
     for file in miniature.metadata_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     file = tmp_path / "eval_segments.csv"
@@ -173,7 +174,7 @@ def test_segments_of_other_classes_are_refused(config: PreprocessConfig, miniatu
         preprocess(dataclasses.replace(config, metadata=str(tmp_path)), Store(str(tmp_path / "store")))
 
 
-def test_a_segment_in_two_splits_is_refused(config: PreprocessConfig, miniature: Miniature, tmp_path: Path) -> None:
+def test_segment_in_two_splits_is_rejected(config: PreprocessConfig, miniature: Miniature, tmp_path: Path) -> None:
     folder = shutil.copytree(miniature.metadata_folder, tmp_path / "metadata")
     rows = (folder / "eval_segments.csv").read_text().splitlines()
     with (folder / "balanced_train_segments.csv").open("a") as file:
@@ -182,13 +183,13 @@ def test_a_segment_in_two_splits_is_refused(config: PreprocessConfig, miniature:
         load_metadata(dataclasses.replace(config, metadata=str(folder)))
 
 
-def test_a_root_that_cannot_be_written_is_said_first(config: PreprocessConfig) -> None:
+def test_unwritable_root_is_reported_before_missing_metadata(config: PreprocessConfig) -> None:
     with pytest.raises(StoreError, match="can't write /proc/nowhere/"):
         preprocess(dataclasses.replace(config, metadata="/nowhere"), Store("/proc/nowhere"))
 
 
 @pytest.mark.ray
-def test_the_same_run_on_s3_gives_the_same_digests(
+def test_run_on_s3_gives_the_same_digests(
     ray: None, config: PreprocessConfig, miniature: Miniature, s3_store: Store, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(config, splits=("eval",), media=str(miniature.media_folder))
@@ -209,7 +210,7 @@ def test_the_same_run_on_s3_gives_the_same_digests(
 
 
 @pytest.mark.ray
-def test_a_store_that_refuses_ends_the_run_with_the_count_so_far(
+def test_failing_store_ends_the_run_with_the_count_of_written_clips(
     ray: None, config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("pipeline.cluster.STORE_PAUSE_S", 0.05)
@@ -225,11 +226,11 @@ def test_a_store_that_refuses_ends_the_run_with_the_count_so_far(
 
 
 @pytest.mark.ray
-def test_a_run_that_is_throttled_for_good_says_so_and_ends_with_what_it_has(
+def test_permanently_throttled_run_ends_with_the_clips_it_has(
     ray: None, config: PreprocessConfig, miniature: Miniature, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class ThrottledAfterAWhile:
-        """Lets a few clips through, then none, until the file is gone."""
+        """A source that throttles after ten clips, until the file `closed` is removed."""
 
         def __init__(self, folder: Path, source: FolderSource):
             self.folder = folder
@@ -260,7 +261,7 @@ def test_a_run_that_is_throttled_for_good_says_so_and_ends_with_what_it_has(
     assert sum(counts["planned"] for counts in second.manifest["split_counts"].values()) == len(miniature.clips)
 
 
-def test_two_at_once_are_told_apart(config: PreprocessConfig, tmp_path: Path) -> None:
+def test_concurrent_run_is_rejected(config: PreprocessConfig, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     with hold_lease(store), pytest.raises(LeaseError, match="alone"):
         preprocess(config, store)
