@@ -1,4 +1,4 @@
-"""Predictions of an evaluation: what pictures, comparisons and intervals are made of."""
+"""Predictions of an evaluation, and the `.npz` file that stores them for plots, comparisons and intervals."""
 
 import dataclasses
 import io
@@ -10,29 +10,36 @@ import numpy as np
 
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.metrics import tagging_metrics
-from pipeline.errors import CorruptError, MismatchError
+from pipeline.errors import CorruptError
 from pipeline.labels import Labels
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
 BEST, LAST, AVERAGE = "best", "last", "average"
+"""Variants of a run's weights: its best epoch, its last epoch, and the average over epochs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Scores (N, C) and targets (N, C) of clips, by key (N,) and by class (C,)."""
+    """Scores and targets of the evaluated clips, with the clips' keys and the classes' names."""
 
     keys: np.ndarray
+    """(N,) keys of the clips."""
     mids: np.ndarray
+    """(C,) AudioSet ids of the classes."""
     names: np.ndarray
+    """(C,) display names of the classes."""
     scores: np.ndarray
+    """(N, C) scores."""
     targets: np.ndarray
+    """(N, C) multi-hot targets."""
     num_train_clips: np.ndarray
-    """(C,) clips that were trained on."""
+    """(C,) number of training clips per class."""
     epoch: int
+    """Epoch after which the evaluated weights were saved; 0 for an ensemble."""
 
-    def among(self, keys: np.ndarray) -> "Predictions":
-        """Take the clips of some keys, in their order."""
+    def select(self, keys: np.ndarray) -> "Predictions":
+        """Return the predictions of the given clips, in the order of `keys`."""
         row_of = {key: row for row, key in enumerate(self.keys)}
         rows = [row_of[key] for key in keys]
         return dataclasses.replace(self, keys=keys, scores=self.scores[rows], targets=self.targets[rows])
@@ -47,14 +54,14 @@ class Predictions:
 
 
 def predictions_name(run: str, name: str) -> str:
-    """Return where a run keeps the scores of an evaluation."""
+    """Return the name in the store of a run's predictions; `name` is BEST, LAST or AVERAGE."""
     return f"runs/{run}/evaluations/{name}.npz"
 
 
 def make_predictions(
     evaluation: Evaluation, snapshot: Snapshot, splits: tuple[tuple[str, ...], str], epoch: int
 ) -> Predictions:
-    """Give an evaluation the keys and classes of its clips; `splits` are those of training and evaluation."""
+    """Add the clips' keys and the classes to an evaluation. `splits`: the training splits and the evaluation split."""
     train_splits, eval_split = splits
     rows = snapshot.rows_of((eval_split,)) if evaluation.rows is None else evaluation.rows
     return Predictions(
@@ -69,7 +76,7 @@ def make_predictions(
 
 
 def encode_predictions(predictions: Predictions) -> bytes:
-    """Return the content of an `.npz` file, an array per field."""
+    """Encode predictions as an `.npz` file with one array per field."""
     out = io.BytesIO()
     np.savez(out, **{field.name: getattr(predictions, field.name) for field in dataclasses.fields(predictions)})
     return out.getvalue()
@@ -78,34 +85,22 @@ def encode_predictions(predictions: Predictions) -> bytes:
 def save_predictions(
     evaluation: Evaluation, snapshot: Snapshot, splits: tuple[tuple[str, ...], str], name: str, epoch: int
 ) -> None:
-    """Write an evaluation's predictions to the store; `splits` are those of training and evaluation."""
+    """Write an evaluation's predictions to the store; see `make_predictions` for `splits`."""
     snapshot.store.write_bytes(name, encode_predictions(make_predictions(evaluation, snapshot, splits, epoch)))
 
 
 def parse_predictions(data: bytes, where: str) -> Predictions:
-    """Read what `encode_predictions` returned. Raises CorruptError."""
+    """Decode the output of `encode_predictions`. Raises CorruptError, naming `where`, for any other content."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return Predictions(
                 **{name: arrays[name] for name in arrays.files if name != "epoch"}, epoch=int(arrays["epoch"])
             )
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise CorruptError(f"{where} holds no scores of an evaluation: {error}; evaluate again") from error
+        raise CorruptError(
+            f"expected the predictions of an evaluation in {where}, found: {error}; evaluate again"
+        ) from error
 
 
 def load_predictions(store: Store, name: str) -> Predictions:
     return parse_predictions(store.read_bytes(name), store.url(name))
-
-
-def select_common_clips(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
-    """Cut both to the clips that both have. Raises MismatchError if there are none, or the classes differ."""
-    if list(first.names) != list(second.names):
-        raise MismatchError(
-            f"expected two evaluations of the same classes, found {len(first.names)} and {len(second.names)}"
-            + (" of other names or order" if len(first.names) == len(second.names) else "")
-            + "; they can't be compared clip by clip"
-        )
-    keys = np.intersect1d(first.keys, second.keys)
-    if not len(keys):
-        raise MismatchError("the two evaluations have no clip in common; they can't be compared clip by clip")
-    return first.among(keys), second.among(keys)

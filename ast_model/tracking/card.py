@@ -1,4 +1,4 @@
-"""A model's card: what MLflow knows of a version, as the README.md of a folder for the Hugging Face hub."""
+"""The model card of a registered version: a README.md for the Hugging Face hub, rendered from the run's records."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from ast_model.evaluation.predictions import Predictions
 from ast_model.metrics import mean_average_precision_interval
 from ast_model.tracking.lineage import preprocessing_runs
-from ast_model.tracking.registry import fetch_predictions
+from ast_model.tracking.run_results import fetch_predictions
 from ast_model.tracking.server import tracking_errors
 from ast_model.tracking.tags import EPOCH_TAG, RUN_TAG, SNAPSHOT_TAG, VARIANT_TAG
 
@@ -30,7 +30,7 @@ model-index:
 
 # {{ name }}
 
-An Audio Spectrogram Transformer that tags 16 kHz audio with {{ num_classes }} classes: the {{ variant }} weights of a
+An Audio Spectrogram Transformer that tags 16 kHz audio with {{ num_classes }} classes. Weights: {{ variant }} of the
 training, after epoch {{ epoch }}.
 
 ## Use
@@ -42,7 +42,7 @@ from transformers import pipeline
 pipeline("audio-classification", model="FOLDER_OR_HUB_NAME")("dog.wav")
 ```
 
-With the code that it was trained with, which also takes longer audio and other containers:
+With the code that trained it, which also accepts longer audio and more containers:
 
 {% endif %}
 ```python
@@ -52,15 +52,17 @@ Tagger.load("FOLDER_OR_HUB_NAME").tag("dog.wav", top_k=5)
 ```
 
 {% if is_probable %}
-Scores rank well but are not probabilities unless they are calibrated.
+Scores rank the classes but are not probabilities unless they are calibrated.
 {% else %}
 Scores are a softmax over the classes.
 {% endif %}
 
 ## Results
 
-On {{ num_clips }} clips of the split `{{ eval_split }}`, which it was not trained on; 95 % intervals by bootstrap over
-clips.{% if variant == "best" %} The epoch was chosen by its mAP on them.{% endif %}
+Evaluated on {{ num_clips }} clips of the held-out split `{{ eval_split }}`. 95 % intervals by bootstrap over clips.
+{% if variant == "best" %}
+The epoch was chosen by its mAP on these clips.
+{% endif %}
 
 
 | metric | value |
@@ -69,14 +71,14 @@ clips.{% if variant == "best" %} The epoch was chosen by its mAP on them.{% endi
 | AUC | {{ "%.4f" % auc }} |
 | d′ | {{ "%.3f" % d_prime }} |
 {% if unscored %}
-{{ unscored }} of {{ num_classes }} classes have no clip there and are not in these means.
+The means exclude {{ unscored }} of {{ num_classes }} classes, which have no clip in this split.
 {% endif %}
 
 ## Data
 
-Snapshot `{{ snapshot }}` of `{{ data.name }}`, of which it was trained on {{ train_splits }}.
+Snapshot `{{ snapshot }}` of `{{ data.name }}`; training splits: {{ train_splits }}.
 {% if made_by %}
-Made by {{ made_by }}.
+Preprocessing runs: {{ made_by }}.
 {% endif %}
 
 | split | clips |
@@ -86,7 +88,7 @@ Made by {{ made_by }}.
 {% endfor %}
 
 {% if teachers %}
-Targets are partly the scores of these teachers: {{ teachers }}.
+The targets include the scores of these teacher models: {{ teachers }}.
 {% endif %}
 
 ## Training
@@ -109,12 +111,12 @@ Targets are partly the scores of these teachers: {{ teachers }}.
 
 ## Licence
 
-{{ licence or "Not stated" }}. The clips that it learned from belong to their uploaders and are not part of it.
+{{ licence or "Not stated" }}. The training clips belong to their uploaders and are not part of the model.
 """
 
 
 def write_card(client: MlflowClient, version: ModelVersion, name: str, licence: str, is_hugging_face: bool) -> str:
-    """Return a version's card, Markdown under the hub's metadata. Raises TrackingError if its run has no scores."""
+    """Render the card: the hub's metadata, then Markdown. Raises TrackingError if the run has no predictions."""
     variant = version.tags[VARIANT_TAG]
     with tracking_errors(client):
         run = client.get_run(version.run_id or "")
@@ -125,7 +127,7 @@ def write_card(client: MlflowClient, version: ModelVersion, name: str, licence: 
         "run": tags.get(RUN_TAG, run.info.run_name),
         "recipe": tags.get("preset"),
         "command": tags.get("command"),
-        "code": _commit(tags),
+        "code": _describe_commit(tags),
         "started from": params.get("train.init") or "random weights",
         "epochs": params.get("train.num_epochs"),
         "seed": params.get("train.seed"),
@@ -141,17 +143,17 @@ def write_card(client: MlflowClient, version: ModelVersion, name: str, licence: 
         epoch=version.tags[EPOCH_TAG],
         snapshot=version.tags[SNAPSHOT_TAG],
         made_by=made_by,
-        data=_data(run),
+        data=_describe_dataset(run),
         eval_split=params.get("train.eval_split", "eval"),
         train_splits=params.get("train.train_splits", "?").replace(",", ", "),
         teachers=params.get("train.teachers", "").replace(",", ", "),
         training={key: value for key, value in training.items() if value},
         params=dict(sorted(params.items())),
-        **_figures(predictions),
+        **_format_results(predictions),
     )
 
 
-def _figures(predictions: Predictions) -> dict[str, Any]:
+def _format_results(predictions: Predictions) -> dict[str, Any]:
     metrics = predictions.evaluation.metrics
     low, high = mean_average_precision_interval(predictions.scores, predictions.targets)
     num_clips, num_classes = predictions.targets.shape
@@ -163,8 +165,8 @@ def _figures(predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def _data(run: Any) -> dict[str, Any]:
-    """Return name and clips per split of a run's data."""
+def _describe_dataset(run: Any) -> dict[str, Any]:
+    """Return the name of a run's dataset and its number of clips per split."""
     for each in run.inputs.dataset_inputs if run.inputs else []:
         profile = json.loads(each.dataset.profile or "{}")
         counts = {key.removeprefix("num_clips."): n for key, n in profile.items() if key.startswith("num_clips.")}
@@ -172,17 +174,17 @@ def _data(run: Any) -> dict[str, Any]:
     return {"name": "unknown", "counts": {}}
 
 
-def _commit(tags: dict[str, str]) -> str:
+def _describe_commit(tags: dict[str, str]) -> str:
     commit = tags.get("git.commit", "unknown")
-    return f"{commit}, with changes that were not committed" if tags.get("git.dirty") == "true" else commit
+    return f"{commit}, with uncommitted changes" if tags.get("git.dirty") == "true" else commit
 
 
 def _render(**values: Any) -> str:
-    # Markdown, not HTML: a name with `|` or a line break would only break its table.
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_cell)
+    # Escape `|` and line breaks, which would break a Markdown table; the hub sanitises HTML.
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_escape_cell)
     environment.filters["json"] = json.dumps
     return environment.from_string(CARD).render(values)
 
 
-def _cell(value: Any) -> Any:
+def _escape_cell(value: Any) -> Any:
     return " ".join(value.split()).replace("|", "\\|") if isinstance(value, str) else value

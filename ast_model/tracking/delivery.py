@@ -1,4 +1,4 @@
-"""Delivery of a run's events to the MLflow server, each metric's step once."""
+"""Delivery of queued events to the MLflow server, each step of a metric at most once."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,18 @@ from ast_model.tracking.tags import CHECKPOINT_TAG, EPOCH_TAG, SNAPSHOT_TAG
 from pipeline.errors import TrackingError
 
 QUEUES = Path("~/.cache/audioset-ast/tracking")
+"""Folder of this machine's queues, one subfolder per server."""
 MODEL_TYPE = "AST"
 MAX_METRICS_PER_BATCH = 1000
-LEFT_TIMEOUT_S = 5.0
+"""Limit of MLflow's REST API per request."""
+LEFTOVER_TIMEOUT_S = 5.0
+"""Longest wait for the events of one killed process, because a new run must not wait for old ones."""
 TRANSIENT_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ENDPOINT_NOT_FOUND"}
-"""Codes of MLflow's errors after which it is worth trying again."""
+"""MLflow's error codes that are worth a retry."""
 
 
 class Delivery:
-    """Sends events of a run to the server; those that it has already are dropped, since MLflow would keep both."""
+    """Sends the events of a run to the server. Skips steps that the server has, because MLflow would store both."""
 
     def __init__(self, client: MlflowClient, run_id: str):
         self.client, self.run_id = client, run_id
@@ -36,7 +39,7 @@ class Delivery:
                 if event["type"] == "metrics":
                     metrics += self._new_metrics(event)
                     continue
-                metrics = self._send(metrics)  # in order: a run ends after its last metrics
+                metrics = self._send(metrics)  # first, to keep the order: a run ends after its last metrics
                 if event["type"] == "checkpoint":
                     self._log_checkpoint(event)
                 elif event["type"] == "params":
@@ -62,7 +65,7 @@ class Delivery:
         return [Metric(key, value, time_ms, step, run_id=self.run_id, **more) for key, value in values.items()]
 
     def _step_reached(self, key: str) -> int:
-        """Return the last step that the server has of a metric, so that a resumed training doesn't log it again."""
+        """Return the last step of a metric on the server; a resumed training logs only later steps."""
         if key not in self._reached:
             assert self._run is not None
             known = key in self._run.data.metrics
@@ -79,27 +82,27 @@ class Delivery:
             model = self.client.create_logged_model(
                 experiment_id, event["name"], self.run_id, tags, model_type=MODEL_TYPE
             )
-        self._send(self._new_metrics(event, model_id=model.model_id, **data_of(self._run)))
+        self._send(self._new_metrics(event, model_id=model.model_id, **dataset_fields(self._run)))
         if model.status != LoggedModelStatus.READY:
             self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
 def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
-    """Log parameters; one that is there with another value becomes a tag, `resumed.NAME`."""
-    there = client.get_run(run_id).data.params
-    changed = {key: value for key, value in params.items() if there.get(key, value) != value}
-    new = [Param(key, value) for key, value in params.items() if key not in there]
+    """Log parameters. MLflow's parameters are immutable, so a changed value becomes a tag, `resumed.NAME`."""
+    stored = client.get_run(run_id).data.params
+    changed = {key: value for key, value in params.items() if stored.get(key, value) != value}
+    new = [Param(key, value) for key, value in params.items() if key not in stored]
     client.log_batch(run_id, params=new, tags=[RunTag(f"resumed.{key}", value) for key, value in changed.items()])
 
 
 def find_model(client: MlflowClient, experiment_id: str, run_id: str, name: str) -> LoggedModel | None:
-    """Return the model of a run with a name, the newest of several."""
+    """Return the newest logged model of a run with this name, or None."""
     found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'")
     return found[0] if found else None
 
 
-def data_of(run: Run) -> dict[str, str]:
-    """Return the arguments of a metric that name the data it was measured on."""
+def dataset_fields(run: Run) -> dict[str, str]:
+    """Return the fields of a `Metric` that link it to the run's dataset; empty if the run has none."""
     if not (run.inputs and run.inputs.dataset_inputs):
         return {}
     dataset = run.inputs.dataset_inputs[0].dataset
@@ -107,15 +110,15 @@ def data_of(run: Run) -> dict[str, str]:
 
 
 def queue_folder(uri: str) -> Path:
-    """Return the folder on this machine where events for a server wait."""
+    """Return this machine's folder of queued events for a server."""
     return QUEUES.expanduser() / hashlib.sha256(uri.encode()).hexdigest()[:12]
 
 
 def deliver_leftover_events(client: MlflowClient, uri: str) -> None:
-    """Deliver events that killed processes left on this machine."""
+    """Deliver the queued events of killed processes on this machine."""
     for file in sorted(queue_folder(uri).glob("*.jsonl")):
         try:
             queue = MetricsQueue(file.parent, file.stem, Delivery(client, file.stem))
         except TrackingError:
-            continue  # locked: its process is alive, and delivers them itself
-        queue.close(LEFT_TIMEOUT_S)
+            continue  # locked: its process is alive and delivers them
+        queue.close(LEFTOVER_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Heartbeats of runs: who works on a run, so that one whose process was killed does not stay RUNNING for ever."""
+"""Heartbeats of runs: the owning process of each run, so that runs of killed processes do not stay RUNNING."""
 
 import json
 import logging
@@ -17,15 +17,19 @@ log = logging.getLogger(__name__)
 
 BEAT_EVERY_S = 20.0
 DEAD_AFTER_S = 120.0
-"""Six beats: a server that restarts, or a clock that is a minute off, kills no run. For processes of other machines."""
+"""Age of the last heartbeat at which a process on another machine counts as dead.
+
+Six heartbeats, so that neither a restarting server nor a clock that is a minute off ends a live run.
+"""
 
 
 @dataclass(frozen=True)
 class RunOwner:
-    """The process that works on a run, and the time of its last heartbeat in seconds since 1970."""
+    """The process that owns a run, and its last heartbeat."""
 
     process: Owner
     seen_at: float
+    """Time of the last heartbeat, in seconds since 1970."""
 
     @property
     def is_this_process(self) -> bool:
@@ -33,23 +37,23 @@ class RunOwner:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process is running; one of another machine can't be looked for, so its heartbeat counts."""
+        """True if the process is running. On other machines the age of the heartbeat decides."""
         if self.process.machine == machine():
             return not self.process.is_dead
         return time.time() - self.seen_at < DEAD_AFTER_S
 
     def __str__(self) -> str:
         seen = time.strftime("%H:%M:%S", time.localtime(self.seen_at))
-        return f"process {self.process.pid} of {self.process.machine}, seen at {seen}"
+        return f"process {self.process.pid} on {self.process.machine}, last seen at {seen}"
 
 
 def owner_tag() -> dict[str, str]:
-    """Return the tag that names this process as a run's owner, alive now."""
+    """Return the tag that names this process as the owner, with the current time as its heartbeat."""
     return {OWNER_TAG: json.dumps({**asdict(this_process()), "seen_at": time.time()})}
 
 
 def read_owner(tags: Mapping[str, str]) -> RunOwner | None:
-    """Return a run's owner; None for runs that others' programs made."""
+    """Return the owner of a run, or None for a run that another program created."""
     if OWNER_TAG not in tags:
         return None
     fields = json.loads(tags[OWNER_TAG])
@@ -57,19 +61,19 @@ def read_owner(tags: Mapping[str, str]) -> RunOwner | None:
 
 
 def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:
-    """Set runs to FAILED whose process was killed. Runs without an owner, which others made, are left alone."""
+    """Set the RUNNING runs of killed processes to FAILED. Skips runs without an owner, which other programs created."""
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         owner = read_owner(run.data.tags)
         if owner is not None and not owner.is_alive:
-            client.set_tag(run.info.run_id, ENDED_TAG, "its process was killed; found at the start of another run")
-            # The end is the last heartbeat, not now: a run that died at night did not take until the morning.
+            client.set_tag(run.info.run_id, ENDED_TAG, "its process was killed; a later run found it")
+            # End at the last heartbeat: a run that died at night must not appear to have taken until the morning.
             failed = RunStatus.to_string(RunStatus.FAILED)
             client.set_terminated(run.info.run_id, failed, end_time=int(owner.seen_at * 1000))
-            log.warning("run %s was left RUNNING by a process that is gone; it is FAILED now", run.info.run_name)
+            log.warning("set run %s to FAILED: its process was killed", run.info.run_name)
 
 
 class Heartbeat:
-    """A thread that renews a run's owner tag until it is stopped."""
+    """A thread that updates a run's owner tag until it is stopped."""
 
     def __init__(self, client: MlflowClient, run_id: str):
         self._client, self._run_id = client, run_id
@@ -85,5 +89,5 @@ class Heartbeat:
         while not self._stopped.wait(BEAT_EVERY_S):
             try:
                 self._client.set_tag(self._run_id, OWNER_TAG, owner_tag()[OWNER_TAG])
-            except Exception as error:  # whatever a lost server raises: a training must not die of its heartbeat
-                log.debug("no heartbeat: %s", error)
+            except Exception as error:  # any error of the client: a missed heartbeat must not end the training
+                log.debug("heartbeat failed: %s", error)

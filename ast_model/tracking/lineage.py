@@ -1,43 +1,47 @@
-"""Lineage: from a model to its run, snapshot and preprocessing, and from a snapshot to its models."""
+"""Lineage of models: the training run, the snapshot and the preprocessing runs behind each version."""
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from ast_model.tracking.registry import CHAMPION, champion, versions
+from ast_model.tracking.registry import CHAMPION, find_champion, list_versions
 from ast_model.tracking.server import EXPERIMENT, PREPROCESSING, connect, tracking_errors
 from ast_model.tracking.tags import EPOCH_TAG, MODEL_ID_TAG, PROMOTION_TAG, ROOT_TAG, RUN_TAG, SNAPSHOT_TAG, VARIANT_TAG
 from pipeline.store.storage import Store
 
 
 def describe_versions(client: MlflowClient, snapshot_id: str = "") -> list[dict[str, str]]:
-    """Return a row per version with where it comes from: run, snapshot, and the runs that made the snapshot."""
+    """Return a table row per version: mAP, run, snapshot, and the preprocessing runs that built the snapshot.
+
+    snapshot_id: list only the versions trained on this snapshot, if given.
+    """
     with tracking_errors(client):
-        found = [each for each in versions(client) if snapshot_id in ("", each.tags.get(SNAPSHOT_TAG))]
-        best = champion(client)
-        return [_describe_version(client, each, best) for each in found]
+        found = [each for each in list_versions(client) if snapshot_id in ("", each.tags.get(SNAPSHOT_TAG))]
+        champion = find_champion(client)
+        return [_describe_version(client, each, champion) for each in found]
 
 
-def _describe_version(client: MlflowClient, version: ModelVersion, best: ModelVersion | None) -> dict[str, str]:
+def _describe_version(client: MlflowClient, version: ModelVersion, champion: ModelVersion | None) -> dict[str, str]:
     tags, model = version.tags, client.get_logged_model(version.tags[MODEL_ID_TAG])
-    figures = {metric.key.split("/")[-1]: metric.value for metric in model.metrics or []}
+    metrics = {metric.key.split("/")[-1]: metric.value for metric in model.metrics or []}
     run = client.get_run(version.run_id or "")
-    has_interval = {"mAP", "mAP_low"} <= figures.keys()
-    is_best = best is not None and best.version == version.version
+    has_interval = {"mAP", "mAP_low"} <= metrics.keys()
+    is_champion = champion is not None and champion.version == version.version
     return {
-        "version": f"{version.version}{is_best * f' {CHAMPION}'}",
+        "version": f"{version.version}{is_champion * f' {CHAMPION}'}",
         "checkpoint": f"{tags[VARIANT_TAG]}, epoch {tags[EPOCH_TAG]}",
-        "mAP": "{mAP:.4f} [{mAP_low:.4f}, {mAP_high:.4f}]".format(**figures) if has_interval else "?",
+        "mAP": "{mAP:.4f} [{mAP_low:.4f}, {mAP_high:.4f}]".format(**metrics) if has_interval else "?",
         "run": run.data.tags.get(RUN_TAG, run.info.run_name or ""),
         "snapshot": tags.get(SNAPSHOT_TAG, ""),
-        "made by": ", ".join(preprocessing_runs(client, tags.get(SNAPSHOT_TAG, ""))) or "none here",
+        "made by": ", ".join(preprocessing_runs(client, tags.get(SNAPSHOT_TAG, ""))) or "unknown",
         "champion by": tags.get(PROMOTION_TAG, ""),
     }
 
 
 def preprocessing_runs(client: MlflowClient, snapshot_id: str) -> list[str]:
-    """Return the names of the runs that made a snapshot, or what it is a selection of.
+    """Return the names of the preprocessing runs that built a snapshot, oldest first.
 
-    The first that ended with it, and earlier ones of its store that wrote clips.
+    These are the first run that published the snapshot and the earlier runs that wrote clips to the same store. For a
+    selection, return the runs of the snapshot that it selects from.
     """
     experiment, snapshot_id = client.get_experiment_by_name(PREPROCESSING), snapshot_id.partition("-")[0]
     if experiment is None:
@@ -46,14 +50,18 @@ def preprocessing_runs(client: MlflowClient, snapshot_id: str) -> list[str]:
     found = [run for run in runs if run.data.tags.get(SNAPSHOT_TAG) == snapshot_id]
     if not found:
         return []
-    last = runs.index(found[0])
-    root = found[0].data.tags.get(ROOT_TAG)
-    earlier = [run for run in runs[:last] if run.data.tags.get(ROOT_TAG) == root and run.data.metrics.get("written")]
-    return [run.info.run_name or run.info.run_id for run in [*earlier, found[0]]]
+    publisher = found[0]
+    root = publisher.data.tags.get(ROOT_TAG)
+    earlier = [
+        run
+        for run in runs[: runs.index(publisher)]
+        if run.data.tags.get(ROOT_TAG) == root and run.data.metrics.get("written")
+    ]
+    return [run.info.run_name or run.info.run_id for run in [*earlier, publisher]]
 
 
 def snapshots_in_use(store: Store) -> set[str]:
-    """Return the snapshots that tracked runs name, by themselves or by a selection, whatever their state."""
+    """Return the ids of all snapshots that training runs of any status refer to, directly or through a selection."""
     client = connect(store)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     found: set[str] = set()

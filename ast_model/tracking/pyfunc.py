@@ -1,8 +1,8 @@
-"""The model as MLflow serves it: code that MLflow runs when it loads a model; nothing is pickled.
+"""The served model: MLflow runs this file when it loads a model, so nothing is pickled.
 
-Input, a row per sound, one of: `audio` (bytes of a media file; base64 in JSON), `path` (file or address that the
-server can read), `fbank` (frames of 128 values, as `compute_fbank` returns them). Output, a row per sound: `tags` and
-`scores`, best first, as many as the parameter `top_k` says.
+Each input row holds one of `audio` (bytes of a media file; base64 in JSON), `path` (a file or address that the server
+can read) and `fbank` (frames of 128 values, as `compute_fbank` returns them). Each output row holds the `tags` and
+`scores` of the best `top_k` classes, best first.
 """
 
 import mlflow.models
@@ -20,7 +20,7 @@ TOP_K = 5
 
 
 class ServedTagger(PythonModel):
-    """Tags sounds by a checkpoint that lies beside it."""
+    """A tagger for MLflow, loaded from the checkpoint among the model's artifacts."""
 
     def load_context(self, context) -> None:
         self.tagger = Tagger.load(context.artifacts[CHECKPOINT])
@@ -29,12 +29,12 @@ class ServedTagger(PythonModel):
         top_k = (params or {}).get("top_k", TOP_K)
         try:
             rows = [self._tag(row, top_k) for row in model_input.to_dict("records")]
-        except AudioTaggingError as error:  # MLflow's server shows the message of its own errors only
+        except AudioTaggingError as error:  # MLflow's server hides the messages of all errors but its own
             raise MlflowException.invalid_parameter_value(f"{type(error).__name__}: {error}") from error
         return pd.DataFrame(rows, columns=["tags", "scores"])
 
     def _tag(self, row, top_k: int) -> tuple[list[str], list[float]]:
-        # pandas fills what a row leaves out with NaN.
+        # pandas fills the absent columns of a row with NaN.
         given = [name for name in INPUTS if not isinstance(value := row.get(name), float | None) and len(value) > 0]
         if len(given) != 1:
             raise InputError(f"expected one of {', '.join(INPUTS)} in each row, found {', '.join(given) or 'none'}")

@@ -1,7 +1,9 @@
-"""Events on their way to a server: on disk first, then sent by a thread, so that a training never waits for it.
+"""A queue of events for a server: written to disk first, then sent by a thread, so that trainings never wait.
 
-{folder}/{name}.jsonl     events that are not delivered yet, one JSON object a line
-{folder}/{name}.refused   events that the receiver will never take, with its reason
+{folder}/{name}.jsonl     undelivered events, one JSON object per line
+{folder}/{name}.refused   events that the server refused for good, with the reason
+
+MLflow's own asynchronous logging holds its queue in memory, so a killed process or a lost server loses metrics.
 """
 
 import fcntl
@@ -22,65 +24,67 @@ Event = dict[str, Any]
 MAX_EVENTS_PER_DELIVERY = 100
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
+"""Longest pause between retries: a server that returns gets the backlog within this time."""
 
 
 class RefusedError(Exception):
-    """The receiver will not take these events, however often it is asked."""
+    """The server refuses these events for good; retrying cannot help."""
 
 
 class MetricsQueue:
-    """Events in the order in which they were put, each delivered at least once.
+    """An ordered queue of events on disk, delivered at least once each by a background thread.
 
-    `deliver` takes some events whole, or raises: RefusedError to have them set aside, anything else to be called
-    again later. Events that an earlier process left undelivered under the same name come first.
+    `deliver` sends a batch of events. It raises RefusedError for events that the server will never accept, which move
+    to a separate file, and any other exception for a batch to retry later. Undelivered events of an earlier process
+    with the same name are sent first.
     """
 
     def __init__(self, folder: Path, name: str, deliver: Callable[[Sequence[Event]], None]):
-        """Raises TrackingError if another process has the same queue open."""
+        """Open the queue and start its thread. Raises TrackingError if another process has the same queue open."""
         folder.mkdir(parents=True, exist_ok=True)
         self.file, self._deliver = folder / f"{name}.jsonl", deliver
         self._stream = self.file.open("a+", encoding="utf-8")
-        # A lock on the open file, and not a file that says so: the kernel lets go of it however the process ends.
+        # A kernel lock instead of a lock file: it is released however the process ends.
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._stream.close()
             raise TrackingError(
-                f"another process logs to run {name} already ({self.file} is locked): stop it, or start a new run"
+                f"another process already logs to run {name} ({self.file} is locked): stop it, or start a new run"
             ) from error
-        self._waiting = self._read_left()
+        self._waiting = self._read_leftover()
         self._changed = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name=f"queue {name}", daemon=True)
         self._thread.start()
 
-    def _read_left(self) -> list[Event]:
-        """Read what is there; cut off a last line that a killed process left incomplete."""
+    def _read_leftover(self) -> list[Event]:
+        """Read the undelivered events, and truncate a last line that a killed process left incomplete."""
         self._stream.seek(0)
         lines = [line for line in self._stream.readlines() if line.endswith("\n")]
         self._stream.truncate(sum(len(line.encode()) for line in lines))
         return [json.loads(line) for line in lines]
 
     def put(self, event: Event) -> None:
-        """Write an event to disk, from where it is sent later."""
+        """Append an event to the file. The thread sends it later."""
         with self._changed:
-            # Flushed, not synced: that outlives a killed process, and machines crash too rarely to wait for the disk.
+            # Flush without fsync: the data survives a killed process, and machines crash too rarely to wait for disks.
             self._stream.write(json.dumps(event) + "\n")
             self._stream.flush()
             self._waiting.append(event)
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until all is delivered; return False if it isn't in time."""
+        """Wait until all events are delivered. Return False on timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting, timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Wait for what is left, and release the file. What isn't delivered in time stays there."""
+        """Wait up to `timeout_s` for the delivery, and release the file. Undelivered events remain in it."""
         if not self.flush(timeout_s):
             log.warning(
-                "%d entries for MLflow are not delivered: they wait in %s until the next job on this machine that uses"
-                " the same server",
+                "%d events for MLflow are undelivered and remain in %s. The next job on this machine that uses the same"
+                " server delivers them",
                 len(self._waiting),
                 self.file,
             )
@@ -94,17 +98,17 @@ class MetricsQueue:
                 self.file.unlink(missing_ok=True)
 
     def _run(self) -> None:
-        pauses: Iterator[float] | None = None  # while MLflow does not answer
-        num_suspect = 0  # of which one or more are refused: they go alone, so that the others arrive
+        pauses: Iterator[float] | None = None  # set while MLflow does not answer
+        num_suspect = 0  # size of a refused batch, resent one by one to isolate the refused events
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._is_closing)
-                if pauses:  # cut short by close, not by new events: they don't bring the server back
+                if pauses:  # only `close` interrupts a pause: new events do not bring the server back
                     self._changed.wait_for(lambda: self._is_closing, next(pauses))
                 if self._is_closing:
                     return
                 events = self._waiting[: 1 if num_suspect else MAX_EVENTS_PER_DELIVERY]
-            # Without the lock, since a server that is slow to fail must not hold up `put`.
+            # Without the lock, because a slow server must not block `put`.
             try:
                 self._deliver(events)
             except RefusedError as error:
@@ -112,9 +116,9 @@ class MetricsQueue:
                     num_suspect = len(events)
                     continue
                 self._set_aside(events[0], error)
-            except Exception as error:  # of whatever library is between us and the server
+            except Exception as error:  # MLflow, requests and SQLAlchemy each raise their own
                 if not pauses:
-                    log.warning("MLflow does not answer (%s); entries are kept in %s", _short(error), self.file)
+                    log.warning("MLflow does not answer (%s); events wait in %s", _short(error), self.file)
                 pauses = pauses or backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
                 continue
             if pauses:
@@ -125,15 +129,15 @@ class MetricsQueue:
 
     def _set_aside(self, event: Event, error: RefusedError) -> None:
         refused = self.file.with_suffix(".refused")
-        log.warning("MLflow refused an entry (%s); it is in %s", _short(error), refused)
+        log.warning("MLflow refused an event (%s); it is stored in %s", _short(error), refused)
         with refused.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"reason": str(error), "at": time.time(), "event": event}) + "\n")
 
     def _remove(self, num: int) -> None:
-        """Remove the first events, on disk once none is left.
+        """Remove the first `num` events. The file is truncated once the queue is empty.
 
-        A process that is killed before that leaves delivered events in the file. The next one delivers them again, and
-        the receiver, which knows the last step of each metric, drops them.
+        After a kill the file may therefore hold delivered events. The next process sends them again, and `Delivery`
+        skips the steps that the server has.
         """
         with self._changed:
             del self._waiting[:num]

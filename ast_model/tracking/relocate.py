@@ -1,7 +1,7 @@
-"""Addresses in a store's database, which follow the store when its folder is moved or copied.
+"""Rewrite the paths in a store's MLflow database after its folder was moved or copied.
 
-MLflow records where artifacts lie as absolute paths. After a move they name a folder that is gone; after a copy they
-name the original, into which new trainings would then write.
+MLflow records the location of artifacts as absolute paths. After a move they point to a missing folder. After a copy
+they point to the original, and new trainings would write into it.
 """
 
 import json
@@ -16,8 +16,9 @@ from pipeline.errors import TrackingError
 log = logging.getLogger(__name__)
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-"""In the root of a local store."""
+"""Names in the root of a local store."""
 LOCK_TIMEOUT_S = 30.0
+"""Longest wait for another process that writes to the database, for example a training that ends."""
 ADDRESS_COLUMNS = (
     ("experiments", "artifact_location", "TRUE"),
     ("runs", "artifact_uri", "TRUE"),
@@ -28,36 +29,36 @@ ADDRESS_COLUMNS = (
     ("logged_model_tags", "tag_value", f"tag_key = '{CHECKPOINT_TAG}'"),
     ("model_version_tags", "value", f"key = '{CHECKPOINT_TAG}'"),
 )
-"""Table, column that holds an address, and the rows that are meant."""
+"""Tables and columns that hold paths, with an SQL condition that selects their rows."""
 
 
 def rewrite_store_paths(root: Path) -> None:
-    """Rewrite the addresses in the database of a local store if they name another folder than `root`.
+    """Rewrite the paths in the database of a local store if they name another folder than `root`.
 
-    All of them change in one transaction, or none. Raises TrackingError if the database can't be written.
+    One transaction changes all paths or none. Raises TrackingError if the database can't be written.
     """
     if not (root / DATABASE).is_file():
         return
     try:
         with closing(sqlite3.connect(root / DATABASE, timeout=LOCK_TIMEOUT_S)) as database:
             if not _former_roots(database, root):
-                return  # without having locked anything: a training may be writing
+                return  # the usual case, without a lock: a training may be writing
             with database:
                 database.execute("BEGIN IMMEDIATE")
-                for former in _former_roots(database, root):  # asked again, since another process may have been first
+                for former in _former_roots(database, root):  # again, under the lock: another process may be faster
                     _rewrite(database, str(former), str(root))
-                    log.info("this store was moved or copied from %s; its MLflow database names %s now", former, root)
+                    log.info("updated the paths in the MLflow database: %s was moved or copied to %s", former, root)
     except sqlite3.Error as error:
         raise TrackingError(
-            f"expected to update the addresses in {root / DATABASE}, since the store was moved or copied, found:"
-            f" {error}; make the file writable, and stop what else uses it"
+            f"expected to update the paths in {root / DATABASE}, because the store was moved or copied, found:"
+            f" {error}; make the file writable, and stop other programs that use it"
         ) from error
 
 
 def _former_roots(database: sqlite3.Connection, root: Path) -> list[Path]:
-    """Return the roots, other than `root`, that the experiments' artifacts are recorded under."""
+    """Return the outdated roots that the experiments' artifact locations name."""
     if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
-        return []  # a database that MLflow has not filled yet
+        return []  # MLflow has not created its tables yet
     locations = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
     paths = [Path(location) for (location,) in locations if location]
     roots = [path.parent for path in paths if path.is_absolute() and path.name == ARTIFACTS]
@@ -65,21 +66,21 @@ def _former_roots(database: sqlite3.Connection, root: Path) -> list[Path]:
 
 
 def _is_valid(former: Path, root: Path) -> bool:
-    """Whether a recorded root is right although it is not `root`."""
+    """Return True for a recorded root that differs from `root` but is correct."""
     if (former / DATABASE).exists():
-        return (former / DATABASE).samefile(root / DATABASE)  # the same folder by another path
-    return (former / ARTIFACTS).exists()  # a store that used this database, which MLFLOW_TRACKING_URI named
+        return (former / DATABASE).samefile(root / DATABASE)  # another path to the same folder, such as a link
+    return (former / ARTIFACTS).exists()  # another store that uses this database through MLFLOW_TRACKING_URI
 
 
 def _rewrite(database: sqlite3.Connection, former: str, root: str) -> None:
     for table, column, rows in ADDRESS_COLUMNS:
-        # By length, because LIKE would read an _ or % in a folder's name as a wildcard.
+        # Compare prefixes by length, because LIKE would treat _ and % in a folder's name as wildcards.
         database.execute(
             f"UPDATE {table} SET {column} = :root || substr({column}, length(:former) + 1)"
             f" WHERE {rows} AND substr({column} || '/', 1, length(:former) + 1) = :former || '/'",
             {"former": former, "root": root},
         )
-    # Within a dataset's JSON and a description's Markdown the address begins after a quote.
+    # Inside a dataset's JSON and a description's Markdown, a path starts after a quote.
     database.execute(
         "UPDATE datasets SET dataset_source = replace(dataset_source, ?, ?)",
         (f"{json.dumps(former)[:-1]}/", f"{json.dumps(root)[:-1]}/"),

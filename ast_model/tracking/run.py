@@ -1,4 +1,4 @@
-"""A run of MLflow: one per training, with its settings, metrics, data and status, whatever happens to its processes."""
+"""MLflow runs that survive restarts: one run per training, however often its processes die."""
 
 import json
 import time
@@ -20,14 +20,14 @@ from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
 END_TIMEOUT_S = 120.0
-"""How long the end of a run waits for a server that is away."""
+"""Longest wait at the end of a run for an unreachable server."""
 
 
 class TrackedRun:
-    """A run on a tracking server. It is picklable: every process that has it logs to the same run.
+    """A run on a tracking server. Picklable: all processes that hold a copy log to the same run.
 
-    What is logged while training goes through a queue on this machine: nothing waits for the server, and no step is
-    logged twice.
+    Events of a training go through a queue on this machine, so that training never waits for the server and no step
+    is logged twice.
     """
 
     def __init__(self, uri: str, run_id: str, snapshot_id: str = ""):
@@ -40,14 +40,14 @@ class TrackedRun:
         return TrackedRun, (self.uri, self.run_id, self.snapshot_id)
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Log parameters; one that is there with another value becomes a tag, `resumed.NAME`."""
+        """Log parameters. A value that differs from the logged one becomes a tag, `resumed.NAME`."""
         log_params(self.client, self.run_id, params)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def describe(self, markdown: str) -> None:
-        """Set the description that the run's page shows. Raises TrackingError."""
+        """Set the description on the run's page. Raises TrackingError."""
         with tracking_errors(self.client):
             self.log_tags({NOTE_TAG: markdown})
 
@@ -57,21 +57,21 @@ class TrackedRun:
             return self.client.get_run(self.run_id).data.tags.get(NOTE_TAG, "")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log metrics through the queue. A step that the server has already, from before a resume, stays as it is."""
+        """Queue metrics. Steps that the server has from before a resume remain unchanged."""
         self._post({"type": "metrics", "step": step, "values": dict(metrics)})
 
     def log_facts(self, facts: Mapping[str, str]) -> None:
-        """Log parameters that are known only once the training runs, through the queue; see `log_params`."""
+        """Queue parameters that are known only once the training runs; otherwise like `log_params`."""
         self._post({"type": "params", "values": dict(facts)})
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
-        """Record a kept checkpoint as a model with its address and its metrics, whose step is the epoch."""
+        """Queue a saved checkpoint as a logged model with its address and its metrics. The step is the epoch."""
         values = {key: value for key, value in metrics.items() if key != "epoch"}
         event = {"type": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
         self._post({**event, "step": int(metrics["epoch"]), "values": values})
 
     def log_data(self, snapshot: Snapshot, context: str) -> None:
-        """Log the snapshot as the run's data, with counts, statistics and address."""
+        """Log the snapshot as the run's dataset, with clip counts, statistics and address."""
         self.snapshot_id = snapshot.snapshot_id
         address = snapshot.store.url(f"snapshots/{snapshot.whole_id}")
         scheme = address.split("://")[0] if "://" in address else "local"
@@ -91,23 +91,23 @@ class TrackedRun:
         self.log_tags({SNAPSHOT_TAG: snapshot.snapshot_id})
 
     def log_files(self, folder: Path, place: str) -> None:
-        """Upload files as artifacts, now. Raises TrackingError."""
+        """Upload the files of a folder as artifacts, without the queue. Raises TrackingError."""
         with tracking_errors(self.client):
             self.client.log_artifacts(self.run_id, str(folder), place)
 
-    def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Return the steps and values of a metric that were delivered so far."""
+    def metric_history(self, key: str) -> tuple[list[int], list[float]]:
+        """Return the steps and values of a metric that the server has. Raises TrackingError."""
         with tracking_errors(self.client):
             history = sorted(self.client.get_metric_history(self.run_id, key), key=lambda metric: metric.step)
         return [metric.step for metric in history], [metric.value for metric in history]
 
     def start_heartbeat(self) -> None:
-        """Announce from now on that this process works on the run."""
+        """Start a thread that marks the run as owned by this process."""
         self._heartbeat = Heartbeat(self.client, self.run_id)
 
     @contextmanager
-    def ending(self) -> Iterator[None]:
-        """End the run with a status, whatever happens in the block."""
+    def end_on_exit(self) -> Iterator[None]:
+        """End the run when the block exits: FINISHED, KILLED on an interrupt, FAILED on any other exception."""
         status = "FAILED"
         try:
             yield
@@ -119,14 +119,14 @@ class TrackedRun:
             self.end(status)
 
     def end(self, status: str) -> None:
-        """Set the final status: FINISHED, FAILED or KILLED. With the server away it is set later."""
+        """Set the final status: FINISHED, FAILED or KILLED. The queue holds it while the server is unreachable."""
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self._post({"type": "end", "status": status})
         self.close(END_TIMEOUT_S)
 
     def close(self, timeout_s: float = END_TIMEOUT_S) -> None:
-        """Wait until all that was logged here is delivered, at most `timeout_s`."""
+        """Wait up to `timeout_s` for the delivery of all events that this process logged."""
         if self._queue is not None:
             queue, self._queue = self._queue, None
             queue.close(timeout_s)
@@ -140,9 +140,9 @@ class TrackedRun:
 def start_run(
     store: Store, name: str, tags: Mapping[str, str], experiment: str = EXPERIMENT, parent: TrackedRun | None = None
 ) -> TrackedRun:
-    """Create a run, a child of `parent` if there is one; raise TrackingError if the server can't be used.
+    """Create a run, optionally as a child of `parent`. Raises TrackingError if the server is unusable.
 
-    Runs of the experiment that were left RUNNING by processes that are gone are closed.
+    Also delivers the queued events of killed processes on this machine, and sets their runs to FAILED.
     """
     client = connect(store)
     all_tags = {**tags, **owner_tag()} | ({PARENT_TAG: parent.run_id} if parent else {})
@@ -151,33 +151,32 @@ def start_run(
         run = client.create_run(experiment_id, run_name=name, tags=all_tags)
     except MlflowException as error:
         uri = client.tracking_uri
-        raise TrackingError(f"can't start a run at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
+        raise TrackingError(f"can't start a run at {uri}: {error}; check MLFLOW_TRACKING_URI") from error
     tracked = to_tracked_run(client, run)
     tracked.start_heartbeat()
     return tracked
 
 
 def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> TrackedRun:
-    """Continue a run. Raises TrackingError if it isn't there, is another experiment's, or is being worked on."""
+    """Continue a run. Raises TrackingError if it is missing, owned by a live process, or of another experiment."""
     client = connect(store)
     uri = client.tracking_uri
     try:
         experiment_id = _open_experiment(client, store, experiment)
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise TrackingError(f"can't continue run {run_id} at {uri}: {error}; look at MLFLOW_TRACKING_URI") from error
+        raise TrackingError(f"can't continue run {run_id} at {uri}: {error}; check MLFLOW_TRACKING_URI") from error
     if run.info.experiment_id != experiment_id:
         found = client.get_experiment(run.info.experiment_id).name
         raise TrackingError(
-            f"expected run {run_id} in the experiment {experiment!r} of {uri}, found it in {found!r}: it is not a"
-            " training of this project; start a new run"
+            f"expected run {run_id} in the experiment {experiment!r} of {uri}, found it in {found!r}; start a new run"
         )
     owner = read_owner(run.data.tags)
-    # The process itself may come back to a run that it left RUNNING, for example after a failed attempt.
+    # The same process may return to a run that it left RUNNING, for example after a failed attempt.
     if run.info.status == "RUNNING" and owner is not None and not owner.is_this_process and owner.is_alive:
         raise TrackingError(
-            f"expected nobody to work on run {run.info.run_name}, found {owner}: wait for it, stop it, or start a new"
-            " run"
+            f"expected run {run.info.run_name} to have no live process, found {owner}: wait for it, stop it, or start a"
+            " new run"
         )
     client.update_run(run_id, status="RUNNING")
     tracked = to_tracked_run(client, run)
@@ -187,12 +186,9 @@ def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> Tra
 
 
 def _open_experiment(client: MlflowClient, store: Store, name: str) -> str:
-    """Open an experiment, and first finish what killed processes left in it: metrics on their way, runs without an end.
-
-    In this order, because the end of a run may be among what is on its way.
-    """
+    """Open an experiment, deliver the queued events of killed processes, and close the runs of killed processes."""
     experiment_id = open_experiment(client, store, name)
-    deliver_leftover_events(client, client.tracking_uri)
+    deliver_leftover_events(client, client.tracking_uri)  # first, because a queue may contain the end of its run
     close_dead_runs(client, experiment_id)
     return experiment_id
 
@@ -202,5 +198,5 @@ def to_tracked_run(client: MlflowClient, run: Run) -> TrackedRun:
 
 
 def dataset_name(store: Store) -> str:
-    """Return the name of a store's data: that of its folder."""
+    """Return the name of a store's dataset, which is the name of its folder."""
     return store.base.rsplit("/", 1)[-1]

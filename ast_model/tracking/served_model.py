@@ -1,4 +1,4 @@
-"""Models in MLflow: a checkpoint that can be loaded, served and registered."""
+"""Servable models: a checkpoint as a logged model that MLflow can load, serve and register."""
 
 import importlib.metadata
 import io
@@ -19,14 +19,12 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, TensorSpec
 
-from ast_model.checkpoints.checkpoint import DESCRIPTION
 from ast_model.evaluation.predictions import AVERAGE, Predictions
 from ast_model.metrics import mean_average_precision_interval
 from ast_model.tracking.delivery import MODEL_TYPE, find_model
 from ast_model.tracking.pyfunc import CHECKPOINT, TOP_K
 from ast_model.tracking.registry import register
 from ast_model.tracking.run import TrackedRun
-from ast_model.tracking.server import tracking_errors
 from ast_model.tracking.tags import CHECKPOINT_TAG, EPOCH_TAG, SNAPSHOT_TAG, VARIANT_TAG
 from pipeline.errors import TrackingError
 from pipeline.fbank_settings import SAMPLE_RATE_HZ
@@ -37,8 +35,9 @@ REQUIRED = (
     "av fsspec huggingface_hub matplotlib mlflow numpy pandas pyarrow requests s3fs safetensors scikit-learn scipy"
     " torch torchaudio"
 ).split()
-"""Packages that loading and serving a model imports."""
+"""Packages that a served model imports."""
 SERVED_FILES = ("checkpoint.json", "model.safetensors")
+"""Files of a checkpoint that tagging needs; the optimizer's state is left out."""
 
 
 def signature() -> ModelSignature:
@@ -57,8 +56,8 @@ def signature() -> ModelSignature:
     return ModelSignature(Schema(inputs), Schema(outputs), params)
 
 
-def example() -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return an input that a served model takes: half a second of a tone, as a WAV file's bytes."""
+def input_example() -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return an example request: half a second of a 440 Hz tone as WAV bytes, and the parameters."""
     samples = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE_HZ // 2) / SAMPLE_RATE_HZ)
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
@@ -70,50 +69,39 @@ def example() -> tuple[pd.DataFrame, dict[str, int]]:
 
 
 def requirements() -> list[str]:
-    """Pin what a served model imports to what is installed."""
+    """Pin the packages that a served model imports to their installed versions."""
     return [f"{name}=={importlib.metadata.version(name)}" for name in REQUIRED]
 
 
 def log_served_model(
-    tracked: TrackedRun, variant: str, store: Store, checkpoint: str, scores: Predictions
+    tracked: TrackedRun, variant: str, store: Store, checkpoint: str, predictions: Predictions
 ) -> ModelVersion:
-    """Log a checkpoint as a model that can be loaded and served, and register it as a version.
+    """Log a checkpoint as a servable model and register it as a version. Existing models and versions remain unchanged.
 
-    A model or version that is there already stays as it is. Raises TrackingError if the server or its registry refuses.
+    Raises TrackingError if the server or its registry refuses.
     """
     client, name = tracked.client, AVERAGE if variant == AVERAGE else checkpoint.split("/")[-1]
-    tags = {CHECKPOINT_TAG: store.url(checkpoint), SNAPSHOT_TAG: tracked.snapshot_id, EPOCH_TAG: str(scores.epoch)}
+    tags = {CHECKPOINT_TAG: store.url(checkpoint), SNAPSHOT_TAG: tracked.snapshot_id, EPOCH_TAG: str(predictions.epoch)}
     try:
         experiment_id = client.get_run(tracked.run_id).info.experiment_id
         model = find_model(client, experiment_id, tracked.run_id, name)
-        if model is None:  # the server was away when the checkpoint was logged
+        if model is None:  # the server was unreachable when the checkpoint was saved
             model = client.create_logged_model(experiment_id, name, tracked.run_id, tags, model_type=MODEL_TYPE)
         if VARIANT_TAG not in model.tags:
             with tempfile.TemporaryDirectory() as folder:
                 _save(Path(folder), store, checkpoint, (tracked.run_id, model.model_id))
                 client.log_model_artifacts(model.model_id, f"{folder}/model")
-            client.log_outputs(tracked.run_id, [LoggedModelOutput(model.model_id, scores.epoch)])
-            _log_interval(client, tracked, model.model_id, variant, scores)
+            client.log_outputs(tracked.run_id, [LoggedModelOutput(model.model_id, predictions.epoch)])
+            _log_interval(client, tracked, model.model_id, variant, predictions)
             client.set_logged_model_tags(model.model_id, {VARIANT_TAG: variant})
         if model.status != LoggedModelStatus.READY:
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         return register(client, tracked.run_id, model, tags | {VARIANT_TAG: variant})
     except MlflowException as error:
         raise TrackingError(
-            f"the {variant} model of run {tracked.run_id} is not in the registry of {tracked.uri}: {error.message}; its"
+            f"can't register the {variant} model of run {tracked.run_id} at {tracked.uri}: {error.message}; its"
             f" checkpoint is safe in {store.url(checkpoint)}"
         ) from error
-
-
-def delete_removed_models(tracked: TrackedRun, store: Store, run: str) -> None:
-    """Remove from MLflow the models of checkpoints that were not kept; served ones have their own copy."""
-    client = tracked.client
-    with tracking_errors(client):
-        experiment_id = client.get_run(tracked.run_id).info.experiment_id
-        for model in client.search_logged_models([experiment_id], f"source_run_id = '{tracked.run_id}'"):
-            place = f"runs/{run}/checkpoints/{model.name}/{DESCRIPTION}"
-            if model.name != AVERAGE and VARIANT_TAG not in model.tags and not store.exists(place):
-                client.delete_logged_model(model.model_id)
 
 
 def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> None:
@@ -123,7 +111,7 @@ def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> 
         (folder / CHECKPOINT / name).write_bytes(store.read_bytes(f"{checkpoint}/{name}"))
     root = Path(__file__).parents[2]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of type hints, which the signature replaces
+        warnings.simplefilter("ignore")  # MLflow asks for type hints, but the signature replaces them
         save_model(
             folder / "model",
             python_model=str(root / "ast_model" / "tracking" / "pyfunc.py"),
@@ -131,16 +119,21 @@ def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> 
             code_paths=[str(root / package) for package in PACKAGES],
             mlflow_model=Model(run_id=run_id, model_id=model_id),
             signature=signature(),
-            input_example=example(),
+            input_example=input_example(),
             pip_requirements=requirements(),
         )
 
 
-def _log_interval(client: MlflowClient, tracked: TrackedRun, model_id: str, variant: str, scores: Predictions) -> None:
-    low, high = mean_average_precision_interval(scores.scores, scores.targets)
+def _log_interval(
+    client: MlflowClient, tracked: TrackedRun, model_id: str, variant: str, predictions: Predictions
+) -> None:
+    low, high = mean_average_precision_interval(predictions.scores, predictions.targets)
     now_ms, prefix = int(time.time() * 1000), f"eval/{AVERAGE}" if variant == AVERAGE else "eval"
     values = {f"{prefix}/mAP_low": low, f"{prefix}/mAP_high": high}
     client.log_batch(
         tracked.run_id,
-        [Metric(key, value, now_ms, scores.epoch, model_id, run_id=tracked.run_id) for key, value in values.items()],
+        [
+            Metric(key, value, now_ms, predictions.epoch, model_id, run_id=tracked.run_id)
+            for key, value in values.items()
+        ],
     )

@@ -1,4 +1,4 @@
-"""The tracking server: its address, a client for it, and the experiment that runs are in."""
+"""Connection to the tracking server: address, client, experiments, errors."""
 
 import logging
 import os
@@ -16,26 +16,32 @@ from pipeline.errors import TrackingError
 from pipeline.store.storage import Store
 
 EXPERIMENT, PREPROCESSING = "audioset-ast", "audioset-preprocess"
-"""The experiments: trainings, and runs that make snapshots."""
+"""Names of the experiments for training runs and for preprocessing runs."""
 HEALTH_TIMEOUT_S = 5.0
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the queue reports a lost server, once
 
 
 def tracking_uri(store: Store) -> str:
-    """Return `MLFLOW_TRACKING_URI`, or a sqlite file in the store's folder."""
+    """Return `MLFLOW_TRACKING_URI`, by default the SQLite file in the store's folder.
+
+    Raises TrackingError for a remote store without `MLFLOW_TRACKING_URI`.
+    """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if not store.is_local:
         raise TrackingError(
-            f"expected MLFLOW_TRACKING_URI to name a tracking server, since {store.root} is not a local folder; found"
-            " nothing. Set it, for example to http://127.0.0.1:5000"
+            f"expected MLFLOW_TRACKING_URI to name a tracking server, because {store.root} is not a local folder; found"
+            " it unset. Set it, for example to http://127.0.0.1:5000"
         )
     return f"sqlite:///{store.path(DATABASE)}"
 
 
 def connect(store: Store) -> MlflowClient:
-    """Return a client of the server that a store's runs are tracked by. Raises TrackingError if it can't be used."""
+    """Return a client for the tracking server of a store. Raises TrackingError if the server is unusable.
+
+    Updates the paths in the store's own database if the store was moved.
+    """
     uri = tracking_uri(store)
     if store.is_local and uri == f"sqlite:///{store.path(DATABASE)}":
         rewrite_store_paths(Path(store.path("")))
@@ -44,7 +50,7 @@ def connect(store: Store) -> MlflowClient:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """Return a client that gives up soon: what may wait for a server that is away waits in the queue.
+    """Return a client with few retries and short timeouts, because events for an unreachable server wait in the queue.
 
     Raises TrackingError if the database can't be opened.
     """
@@ -55,13 +61,13 @@ def open_client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         return MlflowClient(uri)
-    except SQLAlchemyError as error:  # MLflow makes the tables, and lets through what the database says
+    except SQLAlchemyError as error:  # MLflow creates the tables here and does not wrap the database's errors
         reason = getattr(error, "orig", error)
         raise TrackingError(f"can't open {uri}: {reason}; make room, or repair MLFLOW_TRACKING_URI") from error
 
 
 def check_server(uri: str) -> None:
-    """Raise TrackingError at once, where MLflow's client would retry for minutes."""
+    """Raise TrackingError at once unless an MLflow server answers at `uri`. MLflow's client would retry for minutes."""
     if not uri.startswith(("http://", "https://")):
         return
     try:
@@ -78,9 +84,9 @@ def check_server(uri: str) -> None:
 
 
 def runs_page_url(address: str, name: str = EXPERIMENT) -> str:
-    """Return the address of the page that shows an experiment's runs, or of the list of experiments if it isn't there.
+    """Return the URL of the page that lists an experiment's runs, or of the list of experiments if it does not exist.
 
-    A server's own address opens on an overview of language models, without a single run.
+    The server's bare address opens an overview of language models without any runs.
     """
     experiment = open_client(address).get_experiment_by_name(name)
     page = f"experiments/{experiment.experiment_id}/runs" if experiment else "experiments"
@@ -88,12 +94,12 @@ def runs_page_url(address: str, name: str = EXPERIMENT) -> str:
 
 
 def open_experiment(client: MlflowClient, store: Store, name: str = EXPERIMENT) -> str:
-    """Return the id of an experiment, made if it isn't there; raise TrackingError if it was deleted."""
+    """Return the id of an experiment, created if needed. Raises TrackingError if the experiment was deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        # A server knows where its artifacts go. For a database, MLflow would take a folder in the working directory.
+        # A server configures its artifact location. For a bare database, MLflow would use the working directory.
         artifacts = store.url(ARTIFACTS) if client.tracking_uri.startswith("sqlite:") else None
-        # Without the tag MLflow's pages take it for an experiment with language models.
+        # Without this tag, MLflow's pages show views for language models.
         return client.create_experiment(name, artifacts, tags={"mlflow.experimentKind": "custom_model_development"})
     if experiment.lifecycle_stage != "active":
         uri = client.tracking_uri
@@ -106,7 +112,7 @@ def open_experiment(client: MlflowClient, store: Store, name: str = EXPERIMENT) 
 
 @contextmanager
 def tracking_errors(client: MlflowClient) -> Iterator[None]:
-    """Turn MLflow's errors into TrackingError."""
+    """Convert errors of MLflow and of the network to TrackingError."""
     try:
         yield
     except (MlflowException, requests.RequestException, OSError) as error:
@@ -114,7 +120,7 @@ def tracking_errors(client: MlflowClient) -> Iterator[None]:
 
 
 def advice(uri: str) -> str:
-    """Return where to look when MLflow fails at an address."""
+    """Return a hint for the error message when MLflow fails at this address."""
     if uri.startswith(("http://", "https://")):
-        return "look at MLFLOW_TRACKING_URI and at the server's log"
-    return "no server is used, but this database and the files beside it: is the store's folder complete?"
+        return "check MLFLOW_TRACKING_URI and the server's log"
+    return "check that this database and its folder of artifacts are complete: the store's folder is used, no server"

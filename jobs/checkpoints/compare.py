@@ -1,8 +1,9 @@
-"""Trainings compared: a table on the terminal, and one page of HTML."""
+"""Compare training runs: a table for the terminal, and one HTML page."""
 
 from pathlib import Path
 
-from ast_model.tracking.comparison import as_text, compare_runs, find_run, render_comparison
+from ast_model.tracking.comparison import compare_runs, format_comparison, render_comparison
+from ast_model.tracking.run_results import find_run
 from ast_model.tracking.server import connect
 from jobs.checkpoints.settings import CompareConfig
 from jobs.command_line.cli import resolve_root
@@ -10,8 +11,9 @@ from pipeline.store.storage import Store
 
 
 def compare(config: CompareConfig) -> None:
+    """Print the comparison, and write it with plots to `config.output`."""
     client = connect(Store(resolve_root(config.root)))
     sections = compare_runs(client, [find_run(client, run) for run in config.runs])
-    print(as_text(sections))
-    Path(config.output).write_text(render_comparison(sections, "Trainings compared"), encoding="utf-8")
-    print(f"\nthe same with plots: {Path(config.output).resolve()}")
+    print(format_comparison(sections))
+    Path(config.output).write_text(render_comparison(sections, "Comparison of trainings"), encoding="utf-8")
+    print(f"\nwith plots: {Path(config.output).resolve()}")

@@ -39,7 +39,7 @@ def train_folds(config: FoldsConfig) -> None:
         snapshot = preprocess_recordings(recordings, classes, store)
         check_folds(snapshot, config)
         run, parent = open_parent(config, snapshot)
-        with parent.ending():
+        with parent.end_on_exit():
             histories = [train_fold(config_of_fold(config, fold), snapshot, run, parent) for fold in config.folds]
             result = {"folds": config.folds, **choose_epoch(histories, config.choose)}
             store.write_json(f"{config.dataset.name}.json", result | {"run": run, "snapshot": snapshot.snapshot_id})

@@ -42,7 +42,7 @@ def with_miniature_media(data: PreprocessConfig, store: Store) -> Iterator[Prepr
 def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, PreprocessReport]:
     """Preprocess as a run of MLflow's preprocessing experiment; the run gets a final status even on errors."""
     tracker = start_run(store, run, {ROOT_TAG: store.root}, PREPROCESSING)
-    with tracker.ending():
+    with tracker.end_on_exit():
         tracker.log_params(flatten(config))
         snapshot, report = preprocess(config, store)
         log_preprocessing(tracker, snapshot, report)

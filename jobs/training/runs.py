@@ -116,7 +116,7 @@ def history_name(run: str) -> str:
 @contextmanager
 def ending_tracked(job: TrackedJob) -> Iterator[None]:
     """Publish what a finished run made, and end it with a status whatever happens."""
-    with job.tracker.ending():
+    with job.tracker.end_on_exit():
         yield
         try_publish(job.tracker, job.snapshot, job.run)
 

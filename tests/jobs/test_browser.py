@@ -10,10 +10,10 @@ import pytest
 
 from ast_model import recipes
 from ast_model.distributed import join_world
-from ast_model.tracking.comparison import find_run
 from ast_model.tracking.lineage import describe_versions
-from ast_model.tracking.registry import REGISTERED, champion, versions
+from ast_model.tracking.registry import REGISTERED, find_champion, list_versions
 from ast_model.tracking.run import start_run
+from ast_model.tracking.run_results import find_run
 from ast_model.tracking.server import PREPROCESSING, open_client, runs_page_url
 from ast_model.tracking.tags import MODEL_ID_TAG, ROOT_TAG, VARIANT_TAG
 from ast_model.training.job import StopSignal
@@ -122,7 +122,7 @@ def test_the_pages_show_what_a_person_looks_for(trainings: list[TrackedJob], ser
 
     here = f"{experiment}/runs/{second.info.run_id}"
     (kept, *_) = [
-        each for each in versions(client) if each.run_id == second.info.run_id and each.tags[VARIANT_TAG] == "best"
+        each for each in list_versions(client) if each.run_id == second.info.run_id and each.tags[VARIANT_TAG] == "best"
     ]
     model = client.get_logged_model(kept.tags[MODEL_ID_TAG])
     browser.open(f"{here}?{KIND}", "lr 0.0003", "Finished", "train/loss", "git.commit", "miniature (", model.name)
@@ -144,8 +144,8 @@ def test_the_registry_shows_the_champion_and_where_it_comes_from(
     trainings: list[TrackedJob], server: Server, browser: Browser
 ) -> None:
     client = open_client(server.address)
-    best = champion(client)
-    assert best is not None and len(versions(client)) == 4
+    best = find_champion(client)
+    assert best is not None and len(list_versions(client)) == 4
     model = client.get_logged_model(best.tags[MODEL_ID_TAG])
     browser.open(f"experiments/{model.experiment_id}/models?{KIND}", "average", model.name)
     place = f"experiments/{model.experiment_id}/models/{model.model_id}"
@@ -155,7 +155,7 @@ def test_the_registry_shows_the_champion_and_where_it_comes_from(
     rows = describe_versions(client, snapshot_id)
     for job in trainings:
         assert MODELS.main(["publish", "--run", job.run, "--root", job.store.root]) == 0
-    assert len(versions(client)) == 4, "what is there already stays as it is"
+    assert len(list_versions(client)) == 4, "what is there already stays as it is"
     assert len(rows) == 4 and all(row["made by"] == "preprocess-miniature" for row in rows)
     assert describe_versions(client, "another") == []
 
@@ -187,5 +187,5 @@ def test_a_server_that_is_away_for_a_while_misses_nothing(
     wait_for(lambda: "does not answer" in caplog.text)
     server.start()
     run.end("FINISHED")
-    assert run.series("train/loss")[0] == list(range(1, 200))
+    assert run.metric_history("train/loss")[0] == list(range(1, 200))
     assert run.client.get_run(run.run_id).info.status == "FINISHED"

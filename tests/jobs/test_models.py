@@ -12,14 +12,16 @@ from huggingface_hub import ModelCard
 
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, save_checkpoint
 from ast_model.config import ASTConfig
+from ast_model.evaluation.map_difference import compute_map_difference
 from ast_model.evaluation.predictions import Predictions
 from ast_model.inference import Tagger
 from ast_model.metrics import mean_average_precision_change, tagging_metrics
 from ast_model.model import AST
 from ast_model.tracking import delivery as tracking_delivery
-from ast_model.tracking.registry import champion, difference, promote_if_better
+from ast_model.tracking.promotion import promote_if_better
+from ast_model.tracking.registry import find_champion
 from ast_model.tracking.run import start_run
-from ast_model.tracking.served_model import example, log_served_model
+from ast_model.tracking.served_model import input_example, log_served_model
 from jobs.compare import COMMAND_LINE as COMPARE
 from jobs.models import COMMAND_LINE as MODELS
 from pipeline.audio.decode import decode_file
@@ -27,7 +29,7 @@ from pipeline.errors import TrackingError
 from pipeline.fbank import compute_fbank
 from pipeline.store.storage import Store
 
-pytestmark = pytest.mark.slow  # each goes on with what those before it made
+pytestmark = pytest.mark.slow  # each test uses the versions that the tests before it created
 
 NAMES = ("Male speech, man & (singing)", "Siren", "Music")
 
@@ -63,7 +65,7 @@ def checkpoint(store: Store) -> str:
     )
 
 
-def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
+def test_champion_only_improves_and_serves_the_same_tags_as_the_tagger(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "queues")
@@ -77,15 +79,15 @@ def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
         version = log_served_model(run, "best", store, checkpoint, scores)
         assert log_served_model(run, "best", store, checkpoint, scores).version == version.version
         decisions.append(promote_if_better(run.client, version, scores))
-        now = champion(run.client)
+        now = find_champion(run.client)
         assert now is not None
         best.append(int(now.version))
         run.end("FINISHED")
     assert best == [1, 1, 3]
     assert [decision[0] for decision in decisions] == ["t", "-", "+"]
 
-    model = mlflow.pyfunc.load_model(champion(run.client).source)  # pyright: ignore
-    (frame, _), tagger = example(), Tagger.load(store.url(checkpoint))
+    model = mlflow.pyfunc.load_model(find_champion(run.client).source)  # pyright: ignore
+    (frame, _), tagger = input_example(), Tagger.load(store.url(checkpoint))
     sound = frame["audio"][0]
     (tmp_path / "sound.wav").write_bytes(sound)
     expected = tagger.tag(sound)
@@ -102,8 +104,6 @@ def test_the_champion_only_moves_up_and_serves_as_the_tagger_tags(
 def test_versions_are_listed_compared_promoted_and_fetched(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the versions that the test before made."""
-
     def say(*words: str) -> str:
         assert MODELS.main([*words, "--root", store.root]) == 0
         return capsys.readouterr().out
@@ -114,7 +114,7 @@ def test_versions_are_listed_compared_promoted_and_fetched(
         ["1", "best,"],
     ]
     assert say("list", "--snapshot", "another") == "no model yet\n"
-    change = difference(make_scores(0.2), make_scores(2.0))
+    change = compute_map_difference(make_scores(0.2), make_scores(2.0))
     assert change.value == pytest.approx(
         make_scores(0.2).evaluation.metrics.mAP - make_scores(2.0).evaluation.metrics.mAP
     )
@@ -139,10 +139,12 @@ def test_versions_are_listed_compared_promoted_and_fetched(
     assert (tmp_path / "model" / "artifacts" / "checkpoint" / "model.safetensors").is_file()
     assert MODELS.main(["fetch", "--to", str(tmp_path / "model"), "--root", store.root]) == 1
     assert MODELS.main(["compare", "--version", "7", "--root", store.root]) == 1
-    assert "found '7'; there are: 3, 2, 1" in capsys.readouterr().err
+    assert "found '7'; existing versions: 3, 2, 1" in capsys.readouterr().err
 
 
-def test_two_runs_are_compared_in_one_file(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_of_two_runs_is_one_self_contained_page(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = tmp_path / "comparison.html"
     assert COMPARE.main(["noise 2.0", "noise 0.2", "--root", store.root, "--output", str(page)]) == 0
     text, html = capsys.readouterr().out, page.read_text()
@@ -157,7 +159,7 @@ def test_two_runs_are_compared_in_one_file(store: Store, tmp_path: Path, capsys:
     assert COMPARE.main(["noise 2.0", "--root", store.root]) == 2
 
 
-def test_a_registry_that_refuses_is_said_with_the_checkpoint_s_place(
+def test_refusal_of_the_registry_names_the_checkpoint(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "queues")
@@ -172,7 +174,7 @@ def test_a_registry_that_refuses_is_said_with_the_checkpoint_s_place(
     run.end("FINISHED")
 
 
-def test_the_change_of_map_has_the_sign_and_width_of_a_paired_draw() -> None:
+def test_change_in_map_has_the_sign_and_the_interval_of_paired_resamples() -> None:
     good, bad = make_scores(0.3), make_scores(1.5)
     value, low, high = mean_average_precision_change(bad.scores, good.scores, good.targets)
     assert value == good.evaluation.metrics.mAP - tagging_metrics(bad.scores, bad.targets).mAP

@@ -1,4 +1,4 @@
-"""Stores with a tracking database."""
+"""A store with a tracking database."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pipeline.store.storage import Store
 def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(delivery, "QUEUES", tmp_path / "queues")
-    # What SQL, JSON and addresses give a meaning to may be in a folder's name.
+    # The folder's name contains characters that are special in SQL, JSON and URLs.
     root = tmp_path / "a_store, 'é'"
     root.mkdir()
     (root / "mlflow.db").write_bytes(empty_database.read_bytes())

@@ -18,14 +18,14 @@ class Receiver:
     def __call__(self, events: Sequence[Event]) -> None:
         if self.num_outages:
             self.num_outages -= 1
-            raise OSError("away")
+            raise OSError("unreachable")
         if any(event.get("bad") for event in events):
             raise RefusedError("no such metric")
         self.got += events
 
 
 @pytest.mark.slow
-def test_all_arrive_in_order_although_the_receiver_was_away(tmp_path: Path) -> None:
+def test_events_arrive_in_order_after_an_outage(tmp_path: Path) -> None:
     receiver = Receiver(num_outages=2)
     queue = MetricsQueue(tmp_path, "run", receiver)
     for n in range(250):
@@ -35,12 +35,12 @@ def test_all_arrive_in_order_although_the_receiver_was_away(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_not_delivered_is_there_for_the_next_process(tmp_path: Path) -> None:
+def test_undelivered_events_are_delivered_by_the_next_process(tmp_path: Path) -> None:
     queue = MetricsQueue(tmp_path, "run", Receiver(num_outages=10**6))
     queue.put({"n": 1})
     queue.close(timeout_s=0.1)
     with (tmp_path / "run.jsonl").open("a") as stream:
-        stream.write('{"n": 2')  # a process killed while it wrote
+        stream.write('{"n": 2')  # the process was killed while writing
     receiver = Receiver()
     queue = MetricsQueue(tmp_path, "run", receiver)
     queue.put({"n": 3})
@@ -49,11 +49,11 @@ def test_what_was_not_delivered_is_there_for_the_next_process(tmp_path: Path) ->
 
 
 @pytest.mark.process
-def test_a_killed_process_leaves_all_it_said(tmp_path: Path) -> None:
+def test_events_of_a_killed_process_survive(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, pathlib; from ast_model.tracking.queue import MetricsQueue\n"
-        "def away(events): raise OSError('away')\n"
-        f"queue = MetricsQueue(pathlib.Path({str(tmp_path)!r}), 'run', away)\n"
+        "def fail(events): raise OSError('unreachable')\n"
+        f"queue = MetricsQueue(pathlib.Path({str(tmp_path)!r}), 'run', fail)\n"
         "for n in range(1000): queue.put({'n': n})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -63,7 +63,7 @@ def test_a_killed_process_leaves_all_it_said(tmp_path: Path) -> None:
     assert [event["n"] for event in receiver.got] == list(range(1000))
 
 
-def test_what_is_refused_is_set_aside_and_holds_up_nothing(tmp_path: Path) -> None:
+def test_refused_event_is_stored_separately_and_does_not_block_the_queue(tmp_path: Path) -> None:
     receiver = Receiver()
     queue = MetricsQueue(tmp_path, "run", receiver)
     queue.put({"bad": True})
@@ -76,8 +76,8 @@ def test_what_is_refused_is_set_aside_and_holds_up_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_one_that_is_refused_keeps_none_of_the_others_back(tmp_path: Path) -> None:
-    receiver = Receiver(num_outages=1)  # meanwhile the others come, so that they arrive with the bad one
+def test_refused_event_in_a_batch_does_not_block_the_other_events(tmp_path: Path) -> None:
+    receiver = Receiver(num_outages=1)  # the outage collects all events into one batch
     queue = MetricsQueue(tmp_path, "run", receiver)
     for event in ({"n": 1}, {"bad": True}, {"n": 2}):
         queue.put(event)
@@ -87,8 +87,8 @@ def test_one_that_is_refused_keeps_none_of_the_others_back(tmp_path: Path) -> No
     assert json.loads(line)["event"] == {"bad": True}
 
 
-def test_two_processes_do_not_share_a_queue(tmp_path: Path) -> None:
+def test_queue_cannot_be_opened_twice(tmp_path: Path) -> None:
     queue = MetricsQueue(tmp_path, "run", Receiver())
-    with pytest.raises(TrackingError, match="another process logs to run"):
+    with pytest.raises(TrackingError, match="another process already logs to run"):
         MetricsQueue(tmp_path, "run", Receiver())
     queue.close(timeout_s=20)

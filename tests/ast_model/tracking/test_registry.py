@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from ast_model.tracking.registry import REGISTERED, champion, find_version
+from ast_model.tracking.registry import REGISTERED, find_champion, find_version
 from pipeline.errors import TrackingError
 
 
-def test_a_registry_that_fails_is_not_taken_for_one_without_a_champion(empty_database: Path, tmp_path: Path) -> None:
+def test_failing_registry_is_an_error_not_a_missing_champion(empty_database: Path, tmp_path: Path) -> None:
     database = Path(shutil.copy(empty_database, tmp_path))
     client = MlflowClient(f"sqlite:///{database}")
-    assert champion(client) is None
+    assert find_champion(client) is None
     client.create_registered_model(REGISTERED)
-    assert champion(client) is None
-    with pytest.raises(TrackingError, match="found 'best'; there are: none at all"):
+    assert find_champion(client) is None
+    with pytest.raises(TrackingError, match="found 'best'; existing versions: none"):
         find_version(client, "best")
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("DROP TABLE registered_model_aliases")
-    for look in (champion, partial(find_version, version="best")):
+    for look in (find_champion, partial(find_version, version="best")):
         with pytest.raises(TrackingError, match=r"(?s)sqlite:.*registered_model_aliases.*the store's folder"):
             look(client)

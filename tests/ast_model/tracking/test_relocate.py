@@ -1,4 +1,4 @@
-"""Stores that were moved or copied, with a real run, its artifacts and a registered model."""
+"""Move and copy a store that holds a run, its artifacts and a registered model."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ from pipeline.store.storage import Store
 
 
 def log_run(root: Path, name: str, snapshot: Snapshot) -> str:
-    """Log a run with data, an artifact and a version in the registry, and return its id."""
+    """Log a run with a dataset, an artifact and a registered version. Return its id."""
     store = Store(str(root))
     run = start_run(store, name, {ROOT_TAG: store.root})
     run.log_data(dataclasses.replace(snapshot, store=store), "training")
@@ -45,7 +45,9 @@ def digests(folder: Path) -> dict[Path, str]:
 
 
 @pytest.mark.parametrize("old_is_kept", [True, False], ids=["copied", "moved"])
-def test_a_store_works_from_its_new_place(old_is_kept: bool, store: Store, snapshot: Snapshot, tmp_path: Path) -> None:
+def test_moved_or_copied_store_works_at_its_new_path(
+    old_is_kept: bool, store: Store, snapshot: Snapshot, tmp_path: Path
+) -> None:
     old, new = Path(store.root), tmp_path / "new % place"
     run_id = log_run(old, "first", snapshot)
     shutil.copytree(old, new) if old_is_kept else old.rename(new)
@@ -65,7 +67,7 @@ def test_a_store_works_from_its_new_place(old_is_kept: bool, store: Store, snaps
     assert digests(old) == before
 
 
-def test_the_same_store_by_another_path_is_left_alone(store: Store, tmp_path: Path) -> None:
+def test_link_to_a_store_does_not_change_its_database(store: Store, tmp_path: Path) -> None:
     start_run(store, "first", {}).end("FINISHED")
     before = digests(Path(store.root))
     (tmp_path / "link").symlink_to(store.root)
@@ -73,10 +75,9 @@ def test_the_same_store_by_another_path_is_left_alone(store: Store, tmp_path: Pa
     assert digests(Path(store.root)) == before
 
 
-def test_the_artifacts_of_a_store_without_a_database_stay_where_they_are(
+def test_artifacts_of_another_store_that_uses_this_database_remain(
     store: Store, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two stores, one of which uses the other's database."""
     other = tmp_path / "other"
     other.mkdir()
     with monkeypatch.context() as patch:
@@ -86,14 +87,12 @@ def test_the_artifacts_of_a_store_without_a_database_stay_where_they_are(
     assert Path(client.download_artifacts(run_id, "evaluations/picture.png", str(tmp_path))).read_bytes() == b"first"
 
 
-def test_a_database_that_cannot_be_updated_is_named(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locked_database_is_named_after_a_move(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start_run(store, "first", {}).end("FINISHED")
     new = tmp_path / "new"
     Path(store.root).rename(new)
     monkeypatch.setattr("ast_model.tracking.relocate.LOCK_TIMEOUT_S", 0.0)
     with closing(sqlite3.connect(new / "mlflow.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(TrackingError, match=r"expected to update the addresses in .*found: database is locked"):
+        with pytest.raises(TrackingError, match=r"expected to update the paths in .*found: database is locked"):
             connect(Store(str(new)))

@@ -34,8 +34,7 @@ def steps(store: Store, key: str) -> list[int]:
 
 
 @pytest.mark.process
-def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp_path: Path) -> None:
-    """Counted in the database, as a person would look."""
+def test_resumed_training_continues_its_run_without_duplicate_steps(store: Store, tmp_path: Path) -> None:
     code = (
         "import os, signal, pathlib; from pipeline.store.storage import Store\n"
         "from ast_model.tracking import delivery, run as tracking\n"
@@ -43,7 +42,7 @@ def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp
         f"run = tracking.start_run(Store({store.root!r}), 'a training', {{'preset': 'demo'}})\n"
         "for step in range(1, 31): run.log_metrics({'train/loss': 1 / step}, step)\n"
         "run.close()\n"
-        "for step in range(31, 41): run.log_metrics({'train/loss': 1 / step}, step)\n"  # may or may not arrive
+        "for step in range(31, 41): run.log_metrics({'train/loss': 1 / step}, step)\n"  # may or may not be delivered
         "print(run.run_id, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -62,7 +61,7 @@ def test_a_killed_training_is_the_same_run_after_it_is_resumed(store: Store, tmp
 
 
 @pytest.mark.slow
-def test_a_run_whose_process_was_killed_does_not_stay_running(store: Store) -> None:
+def test_run_of_a_killed_process_becomes_failed(store: Store) -> None:
     dead, other = start_run(store, "dead", {}), start_run(store, "alive", {})
     assert dead._heartbeat is not None
     dead._heartbeat.stop()
@@ -77,16 +76,16 @@ def test_a_run_whose_process_was_killed_does_not_stay_running(store: Store) -> N
     other.end("KILLED")
 
 
-def test_a_run_that_is_worked_on_elsewhere_is_refused(store: Store) -> None:
+def test_run_owned_by_a_live_process_is_refused(store: Store) -> None:
     run = start_run(store, "busy", {})
     owner = {"machine": "elsewhere", "pid": 1, "started": 0.0, "seen_at": time.time()}
     run.log_tags({OWNER_TAG: json.dumps(owner)})
-    with pytest.raises(TrackingError, match=r"expected nobody to work on run busy, found process 1 of elsewhere"):
+    with pytest.raises(TrackingError, match=r"expected run busy to have no live process, found process 1 on elsewhere"):
         continue_run(store, run.run_id)
     run.end("KILLED")
 
 
-def test_a_run_of_another_experiment_is_refused(store: Store) -> None:
+def test_run_of_another_experiment_is_refused(store: Store) -> None:
     run = start_run(store, "x", {}, experiment="others")
     run.end("FINISHED")
     with pytest.raises(TrackingError, match="found it in 'others'"):
@@ -95,7 +94,7 @@ def test_a_run_of_another_experiment_is_refused(store: Store) -> None:
         continue_run(store, "0123")
 
 
-def test_a_deleted_experiment_is_named_with_its_cure(store: Store) -> None:
+def test_deleted_experiment_is_reported_with_the_restore_command(store: Store) -> None:
     run = start_run(store, "x", {})
     run.end("FINISHED")
     run.client.delete_experiment(run.client.get_run(run.run_id).info.experiment_id)
@@ -103,10 +102,10 @@ def test_a_deleted_experiment_is_named_with_its_cure(store: Store) -> None:
         start_run(store, "y", {})
 
 
-def test_a_checkpoint_becomes_one_model_with_metrics_and_data(store: Store, snapshot: Snapshot) -> None:
+def test_checkpoint_becomes_one_model_with_metrics_and_dataset(store: Store, snapshot: Snapshot) -> None:
     run = start_run(store, "x", {})
     run.log_data(snapshot, "training")
-    for _ in range(2):  # a resumed training may log it again
+    for _ in range(2):  # as a resumed training may do
         run.log_checkpoint("epoch-0001", "/store/epoch-0001", {"epoch": 1.0, "eval/mAP": 0.25})
     run.end("FINISHED")
     experiment = run.client.get_run(run.run_id).info.experiment_id
@@ -121,7 +120,7 @@ def test_a_checkpoint_becomes_one_model_with_metrics_and_data(store: Store, snap
     assert steps(store, "eval/mAP") == [1]
 
 
-def test_a_child_run_is_found_under_its_parent(store: Store) -> None:
+def test_child_run_is_found_under_its_parent(store: Store) -> None:
     parent = start_run(store, "five folds", {})
     child = start_run(store, "fold 1", {}, parent=parent)
     found = child.client.search_runs(
@@ -132,7 +131,7 @@ def test_a_child_run_is_found_under_its_parent(store: Store) -> None:
     parent.end("FINISHED")
 
 
-def test_parameters_that_change_on_resume_are_kept_beside_the_first(store: Store) -> None:
+def test_changed_parameters_become_tags_on_resume(store: Store) -> None:
     run = start_run(store, "x", {})
     run.log_params({"train.num_epochs": "5"})
     run.log_params({"train.num_epochs": "8", "train.seed": "0"})
@@ -147,7 +146,7 @@ def test_parameters_that_change_on_resume_are_kept_beside_the_first(store: Store
 
 @pytest.fixture
 def other_server() -> Iterator[str]:
-    """Something that answers, but is no MLflow."""
+    """Serve HTTP without MLflow."""
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -157,14 +156,14 @@ def other_server() -> Iterator[str]:
     server.server_close()
 
 
-def test_an_address_that_answers_with_something_else_is_refused(other_server: str) -> None:
+def test_server_other_than_mlflow_is_refused(other_server: str) -> None:
     with pytest.raises(TrackingError, match=r"expected an MLflow server at .*, found HTTP 404"):
         check_server(other_server)
     with pytest.raises(TrackingError, match=r"found .*refused"):
         check_server("http://127.0.0.1:1")
 
 
-def test_a_metric_name_that_mlflow_rejects_stops_nothing(store: Store, tmp_path: Path) -> None:
+def test_rejected_metric_name_does_not_block_later_metrics(store: Store, tmp_path: Path) -> None:
     run: TrackedRun = start_run(store, "x", {})
     run.log_metrics({"eval/Speech, (male) & female": 1.0}, 1)
     assert run._queue is not None and run._queue.flush(20)
