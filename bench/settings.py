@@ -35,10 +35,12 @@ from ast_model.distributed import World
 from ast_model.evaluation.evaluate import evaluate
 from ast_model.model import AST
 from ast_model.training.job import Job
+from ast_model.training.plan import TrainingPlan
 from ast_model.training.trainer import Trainer
 from bench.lines import print_line
 from jobs.checkpoints.settings import ImportTeacher
 from jobs.checkpoints.teachers import import_teacher
+from jobs.training.teachers import open_teachers
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 
@@ -93,7 +95,9 @@ def settings(plain: TrainConfig, teacher: str) -> dict[str, dict[str, Any]]:
 def train(snapshot: Snapshot, run: str, config: TrainConfig) -> tuple[Trainer, float, float]:
     """Train; return the trainer, the last mAP, and samples per processor second without the evaluations."""
     model = dataclasses.replace(recipes.demo().model, num_classes=len(snapshot.labels))
-    trainer = Trainer(Job(config, model, snapshot, run, Silence()), ALONE)
+    trainer = Trainer(
+        Job(config, model, snapshot, run, Silence()), ALONE, teachers=open_teachers(TrainingPlan(snapshot, config))
+    )
     evaluating_s = 0.0
     evaluate_plainly = trainer._evaluate
 
@@ -108,7 +112,7 @@ def train(snapshot: Snapshot, run: str, config: TrainConfig) -> tuple[Trainer, f
     started = time.process_time()
     history = trainer.run()
     seconds = time.process_time() - started - evaluating_s
-    return trainer, history[-1]["eval/mAP"], config.num_epochs * trainer.data.num_draws / seconds
+    return trainer, history[-1]["eval/mAP"], config.num_epochs * trainer.plan.num_draws / seconds
 
 
 def with_label_errors(snapshot: Snapshot, splits: tuple[str, ...], share: float) -> Snapshot:

@@ -37,7 +37,7 @@ from ast_model.flops import training_flops
 from ast_model.losses import clip_losses
 from ast_model.model import AST, Attention
 from ast_model.training.data import TrainingData
-from ast_model.training.job import Job
+from ast_model.training.plan import TrainingPlan
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
 from ast_model.training.step_metrics import peak_flops
@@ -153,10 +153,9 @@ def stored_batches(snapshot: Snapshot, config: ASTConfig, size: int, world: Worl
     splits = tuple(split for split in ("balanced_train", "unbalanced_train") if split in snapshot.splits)
     train = TrainConfig(train_splits=splits, eval_split=splits[0], global_batch_size=size, micro_batch_size=size)
     train = dataclasses.replace(train, draws_per_epoch=size * 1000)
-    config = dataclasses.replace(config, num_classes=len(snapshot.labels))
-    data = TrainingData(Job(train, config, snapshot, "bench", tracker=None))  # pyright: ignore[reportArgumentType]
+    data = TrainingData(TrainingPlan(snapshot, train), config.num_frames)
     for epoch in itertools.count():
-        yield from data.batches(epoch, range(data.num_steps), world)
+        yield from data.batches(epoch, range(data.plan.num_steps), world)
 
 
 def wait(world: World) -> None:

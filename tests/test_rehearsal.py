@@ -24,10 +24,11 @@ from ast_model.distributed import World
 from ast_model.training.job import StopSignal
 from ast_model.training.step import Stepper
 from ast_model.training.step_metrics import StepResult
+from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
 from jobs.training import ray_train
 from jobs.training.ray_train import train_on_ray
-from jobs.training.runs import TrackedJob, begin_run, ending_tracked, new_run_name, train_rank
+from jobs.training.runs import TrackedJob, begin_run, ending_tracked, train_rank
 from jobs.training.settings import TrainJobConfig
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.miniature import Miniature

@@ -1,17 +1,19 @@
-"""Whether a training can work at all: asked before anything costly, by the driver and by each rank."""
+"""Checks that a training can work, made before anything costly."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+import numpy as np
+
 from ast_model.checkpoints.checkpoint import LoopState
 from ast_model.config import ASTConfig, TrainConfig, flag_of, flatten
-from ast_model.data.sampling import check_num_draws, num_steps_of, rank_slice
-from ast_model.teachers.store import Teachers
-from ast_model.training.job import Job
+from ast_model.data.sampling import check_num_draws, rank_slice
+from ast_model.training.job import normalisation_of
+from ast_model.training.plan import TrainingPlan
 from pipeline.errors import MismatchError, NoClipsError
-from pipeline.fbank_settings import NUM_MEL_BINS
+from pipeline.fbank_settings import FRAMES_PER_S, NUM_MEL_BINS
 from pipeline.snapshots.snapshot import Snapshot, check_fingerprint
 from pipeline.snapshots.verify import verify_sizes
 
@@ -21,10 +23,12 @@ PLAN_SETTINGS = (
     "train_splits eval_split draws_per_epoch sampler weight_count_offset group_draws global_batch_size seed teachers"
     " teacher_share augment.mixup_probability augment.mixup_alpha average_last_epochs"
 ).split()
-"""Settings that decide which samples come when: a run keeps them to its end. Others may be changed at a resume."""
+"""Settings that decide the order of samples. A run keeps them to its end; other settings may change at a resume."""
 
 FAR_FROM_DATA = 0.25
-"""In standard deviations: a recipe whose normalisation is further from the data's is warned about."""
+"""Distance in standard deviations from which a recipe's normalisation is reported as unfit for the data."""
+SHORT_SHARE = 0.5
+"""Share of the model's window below which typical clips are reported as short."""
 
 
 def check_ranks(config: TrainConfig, num_ranks: int) -> None:
@@ -32,23 +36,28 @@ def check_ranks(config: TrainConfig, num_ranks: int) -> None:
     rank_slice(0, config.global_batch_size, 0, num_ranks)
 
 
-def check_training(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> None:
-    """Raise, before anything costly, if training cannot start with this data as the config says."""
-    # From what costs nothing to what asks the store.
+def check_training(plan: TrainingPlan, model: ASTConfig) -> None:
+    """Raise if a training cannot start with this data and these settings; warn of a poor match.
+
+    The driver calls this once for all ranks.
+    """
+    # Cheap checks first, requests to the store last.
+    snapshot, config = plan.snapshot, plan.config
     check_fingerprint(snapshot)
-    _check_model(config, model, snapshot)
-    snapshot.rows_of((config.eval_split,))
-    _check_clips(config, snapshot)
-    _check_teachers(config, snapshot)
+    _check_model(plan, model)
+    _check_clips(plan)
     if config.features == "waveform" and not snapshot.manifest["settings"]["keep_audio"]:
         raise MismatchError(
             f"--train.features waveform needs audio, but snapshot {snapshot.snapshot_id} was made without; preprocess"
             " with --keep-audio, or train with --train.features fbank"
         )
     verify_sizes(snapshot)
+    _warn_of_normalisation(plan)
+    _warn_of_padding(snapshot, model)
 
 
-def _check_model(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> None:
+def _check_model(plan: TrainingPlan, model: ASTConfig) -> None:
+    snapshot = plan.snapshot
     if len(snapshot.labels) != model.num_classes:
         raise MismatchError(
             f"expected a model of {len(snapshot.labels)} classes, as snapshot {snapshot.snapshot_id} has, found one of"
@@ -59,54 +68,51 @@ def _check_model(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> N
             f"expected a model of {NUM_MEL_BINS} mel bins, as the fbanks have, found {model.num_mel_bins}; set"
             f" --model.num-mel-bins {NUM_MEL_BINS}"
         )
-    config.regularise.num_kept_patches(model.grid)
+    plan.config.regularise.num_kept_patches(model.grid)
 
 
-def _check_clips(config: TrainConfig, snapshot: Snapshot) -> None:
-    rows = snapshot.rows_of(config.train_splits)
-    counts = snapshot.class_counts(config.train_splits)
+def _check_clips(plan: TrainingPlan) -> None:
+    """Check that the clips exist, cover the classes and fill a step."""
+    config, snapshot = plan.config, plan.snapshot
+    num_eval, num_clips = len(plan.eval_rows), len(plan.train_rows)
+    log.debug("%d training clips, %d evaluation clips", num_clips, num_eval)
+    counts = np.asarray(plan.targets.sum(axis=0)).ravel()
     empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
     if empty and not config.allow_empty_classes:
         raise NoClipsError(
             f"{len(empty)} of {len(counts)} classes have no training clip: {', '.join(empty[:10])}. Remove them from"
             " class_labels_indices.csv, fetch clips for them, or set --train.allow-empty-classes"
         )
-    if config.loss == "ce" and (several := int((snapshot.targets(rows).sum(axis=1) != 1).sum())):
+    if config.loss == "ce" and (several := int((plan.targets.sum(axis=1) != 1).sum())):
         raise MismatchError(
             f"--train.loss ce needs exactly one class per clip, but {several} training clips of snapshot"
             f" {snapshot.snapshot_id} have none or several; train with --train.loss bce"
         )
-    num_draws = config.draws_per_epoch or len(rows)
-    num_steps_of(num_draws, config.global_batch_size)
+    log.debug("%d steps per epoch", plan.num_steps)
     if config.sampler == "uniform":
-        check_num_draws(num_draws, len(rows), "clips")
+        check_num_draws(plan.num_draws, num_clips, "clips")
 
 
-def _check_teachers(config: TrainConfig, snapshot: Snapshot) -> None:
-    if not config.teachers:
-        return
-    rows = snapshot.rows_of(config.train_splits)
-    num_taught = Teachers(snapshot, rows, config.teachers).num_taught
-    names = ", ".join(config.teachers)
-    if not num_taught:
-        raise MismatchError(
-            f"expected scores of training clips ({', '.join(config.train_splits)}) from {names}, found none: import"
-            " scores of these clips, or leave out --train.teachers"
-        )
-    log.info(
-        "%s scored %d of %d training clips (%.1f %%); the other %d learn from their labels alone",
-        *(names, num_taught, len(rows), 100 * num_taught / len(rows), len(rows) - num_taught),
-    )
-
-
-def warn_of_normalisation(job: Job) -> None:
-    """Warn of a recipe that was made for data with another mean or spread."""
-    norm, snapshot = job.normalisation, job.snapshot
+def _warn_of_normalisation(plan: TrainingPlan) -> None:
+    """Warn if the recipe was made for data with another mean or spread."""
+    snapshot, norm = plan.snapshot, normalisation_of(plan.config, plan.snapshot)
     if abs(norm.mean - snapshot.mean) > FAR_FROM_DATA * snapshot.std or not 0.75 < norm.std / snapshot.std < 1.33:
         log.warning(
             "the recipe normalises with mean %.2f and std %.2f, but the data's are %.2f and %.2f; results will differ"
             " from the recipe's. Leave --train.mean and --train.std unset to use the data's",
             *(norm.mean, norm.std, snapshot.mean, snapshot.std),
+        )
+
+
+def _warn_of_padding(snapshot: Snapshot, model: ASTConfig) -> None:
+    """Warn if most clips are far shorter than the model's window, since padding takes as long as sound."""
+    typical = float(np.median(snapshot.index["num_frames"].to_numpy()))
+    if typical < SHORT_SHARE * model.num_frames:
+        typical_s, window_s = typical / FRAMES_PER_S, model.num_frames / FRAMES_PER_S
+        log.warning(
+            "half of the clips last at most %.1f s, but the model takes %.1f s: the rest is padding."
+            " Shorter clips train faster: --clip-s %.1f for your own sounds, else --model.num-frames",
+            *(typical_s, window_s, max(0.1, typical_s)),
         )
 
 

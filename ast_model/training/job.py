@@ -69,9 +69,7 @@ class Job(Generic[AnyTracker]):
 
     @property
     def normalisation(self) -> Normalisation:
-        if self.config.mean is None or self.config.std is None:
-            return Normalisation(self.snapshot.mean, self.snapshot.std)
-        return Normalisation(self.config.mean, self.config.std)
+        return normalisation_of(self.config, self.snapshot)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -91,6 +89,13 @@ class Job(Generic[AnyTracker]):
             "run": self.run,
             "tracking_run": getattr(self.tracker, "run_id", None),
         }
+
+
+def normalisation_of(config: TrainConfig, snapshot: Snapshot) -> Normalisation:
+    """Return the mean and standard deviation to normalise with: the settings', or else the snapshot's."""
+    if config.mean is None or config.std is None:
+        return Normalisation(snapshot.mean, snapshot.std)
+    return Normalisation(config.mean, config.std)
 
 
 def _load_job(

@@ -47,7 +47,7 @@ def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: Wor
     return bytes_per_parameter * count_parameters(model) + num_clips * (patches + kept + block)
 
 
-def settle_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> TrainConfig:
+def resolve_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> TrainConfig:
     """Return the settings with a number for `--train.micro-batch-size`: where it is auto, on a GPU by trial."""
     if config.micro_batch_size != "auto":
         return config

@@ -1,13 +1,13 @@
-"""Metrics of the steps between two log lines. Nothing waits for the device while a step is taken.
+"""Metrics of the steps between two log lines, without waiting for the device.
 
-A metric is measured as a tensor on the device, copied to the CPU while the next step runs, and logged from there: one
-dict by the names that the tracker shows.
+Metrics are tensors on the device. When a window of steps closes, they are copied to the CPU while the next step runs,
+and logged after that step.
 """
 
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ast_model.config import ASTConfig
 from ast_model.distributed import World
-from ast_model.flops import PEAK_FLOPS
+from ast_model.flops import PEAK_FLOPS, training_flops
+from ast_model.training.plan import TrainingPlan
 
 Metrics = dict[str, float]
 Item = TypeVar("Item")
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return what the device can do at most, in operations a second; None if that isn't known."""
+    """Return the device's 16-bit peak in operations per second, or None if it is unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -31,7 +33,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def memory_peak_gib(device: torch.device) -> float:
-    """Return the most memory in use so far: the GPU's, or the process's on a CPU."""
+    """Return the peak memory use so far, of the GPU or of a CPU's process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -39,70 +41,108 @@ def memory_peak_gib(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step as this rank saw it. Tensors stay on their device."""
+    """One step on this rank. Tensors stay on their device."""
 
     step: int
     loss: Tensor
-    """This rank's part of the mean over the global batch."""
+    """This rank's share of the mean loss over the global batch."""
     grad_norm: Tensor
     num_bad_in_row: Tensor
-    """Steps up to this one that were skipped one after the other; 0 if this one was taken."""
+    """Consecutive skipped steps up to this one; 0 if this step was taken."""
     rows: np.ndarray
-    """(B,) rows of the snapshot's index."""
+    """Rows (B,) of the samples in the snapshot's index."""
     is_bad_B: Tensor
-    """True for samples whose own loss is not finite."""
+    """Mask of samples with a loss that is not finite."""
     learning_rate: float
-    """The head's."""
+    """Learning rate of the head."""
 
 
-class StepWindow:
-    """The steps since the last log line."""
+@dataclass(frozen=True)
+class WindowMetrics:
+    """Metrics of the steps between two log lines, on the CPU."""
 
-    def __init__(self, world: World, num_samples: int, num_flops: int):
-        """num_samples: of a step, over all ranks. num_flops: operations that a sample's training takes."""
-        self.world, self.num_samples, self.num_flops = world, num_samples, num_flops
-        self._start()
+    results: list[StepResult]
+    skipped: list[StepResult]
+    """Steps with a loss or gradient that was not finite."""
+    num_bad_in_row: int
+    """Longest run of skipped steps."""
+    metrics: Metrics
+    """Metrics by the names that the tracker shows."""
 
-    def _start(self) -> None:
+    @property
+    def num_taken(self) -> int:
+        return len(self.results) - len(self.skipped)
+
+    @property
+    def last_step(self) -> int:
+        return self.results[-1].step
+
+
+class StepMetrics:
+    """Metrics of an epoch's steps, in windows that end every `log_every_steps` steps."""
+
+    def __init__(self, plan: TrainingPlan, model: ASTConfig, world: World, log: Callable[[WindowMetrics], None]):
+        """log: receives each window once the device has sent its values."""
+        config = plan.config
+        self._world, self._log = world, log
+        self._log_every, self._num_steps = config.log_every_steps, plan.num_steps
+        self._num_samples = config.global_batch_size
+        self._flops = training_flops(model, config.regularise.num_kept_patches(model.grid))
+        self._pending: _PendingWindow | None = None
+        self._open_window()
+
+    def _open_window(self) -> None:
         self._results: list[StepResult] = []
         self._waited_s, self._started = 0.0, time.perf_counter()
 
-    def waiting(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Yield the items, and count the time until each comes as time without data."""
+    def timing(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """Yield the batches and count the time until each arrives as waiting for data."""
         while True:
             started = time.perf_counter()
-            item = next(items, None)
+            batch = next(batches, None)
             self._waited_s += time.perf_counter() - started
-            if item is None:
+            if batch is None:
                 return
-            yield item
+            yield batch
 
     def add(self, result: StepResult) -> None:
+        """Add a step, and log the window before it: the device had this step to compute meanwhile."""
         self._results.append(result)
+        self.flush()
 
-    def close(self) -> "PendingMetrics":
-        """End the window and start the next. Every rank calls it at the same step: they sum up their losses."""
+    def is_due(self, num_steps: int) -> bool:
+        """Whether a window ends after so many steps of the epoch."""
+        return num_steps % self._log_every == 0 or num_steps == self._num_steps
+
+    def close_window(self) -> None:
+        """End the window and start the next one. All ranks call this at the same step, since they sum their losses."""
         results, elapsed_s = self._results, time.perf_counter() - self._started
         loss = torch.stack([result.loss for result in results])
         bad = torch.stack([result.num_bad_in_row for result in results])
-        loss_sum = self.world.sum(torch.where(bad > 0, 0.0, loss).sum()[None])
+        loss_sum = self._world.sum(torch.where(bad > 0, 0.0, loss).sum()[None])
         values = torch.cat([loss_sum, results[-1].grad_norm[None].float(), bad])
-        rate = len(results) * self.num_samples / elapsed_s
+        rate = len(results) * self._num_samples / elapsed_s
         metrics = {
             "train/learning_rate": results[-1].learning_rate,
             "system/samples_per_s": rate,
             "system/data_wait_share": self._waited_s / elapsed_s,
-            "system/memory_peak_gib": memory_peak_gib(self.world.device),
-            "system/num_ranks": float(self.world.size),
+            "system/memory_peak_gib": memory_peak_gib(self._world.device),
+            "system/num_ranks": float(self._world.size),
         }
-        if (peak := peak_flops(self.world.device)) is not None:
-            metrics["system/mfu"] = rate * self.num_flops / (peak * self.world.size)
-        self._start()
-        return PendingMetrics(results, metrics, *_start_copy(values))
+        if (peak := peak_flops(self._world.device)) is not None:
+            metrics["system/mfu"] = rate * self._flops / (peak * self._world.size)
+        self._open_window()
+        self._pending = _PendingWindow(results, metrics, *_start_copy(values))
+
+    def flush(self) -> None:
+        """Log the closed window, if it is not logged yet."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._log(pending.read())
 
 
 def _start_copy(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start to copy values to the CPU; the event tells when they are there."""
+    """Start copying values to the CPU. The event marks the end of the copy; None if there is nothing to wait for."""
     if values.device.type != "cuda":
         return values, None
     copy = values.to("cpu", non_blocking=True)
@@ -112,24 +152,22 @@ def _start_copy(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 @dataclass(frozen=True)
-class PendingMetrics:
-    """Metrics of a window that are on their way from the device."""
+class _PendingWindow:
+    """A closed window, with values that the device is still sending."""
 
     results: list[StepResult]
     metrics: Metrics
-    """Values known without asking the device."""
+    """Metrics that are known on the CPU."""
     _values: Tensor
     _event: torch.cuda.Event | None
 
-    def read(self) -> tuple[Metrics, list[StepResult], int]:
-        """Return the metrics, the steps that were skipped, and the most of these in a row.
-
-        Waits for the copy, which costs nothing once a later step is under way.
-        """
+    def read(self) -> WindowMetrics:
+        """Return the metrics. The wait for the copy is free once a later step has been launched."""
         if self._event is not None:
             self._event.synchronize()
         loss_sum, grad_norm, *bad = self._values.tolist()
         skipped = [result for result, count in zip(self.results, bad, strict=True) if count]
         num_taken = len(self.results) - len(skipped)
         loss = loss_sum / num_taken if num_taken else math.nan
-        return {"train/loss": loss, "train/grad_norm": grad_norm, **self.metrics}, skipped, int(max(bad))
+        metrics = {"train/loss": loss, "train/grad_norm": grad_norm, **self.metrics}
+        return WindowMetrics(self.results, skipped, int(max(bad)), metrics)

@@ -101,7 +101,8 @@ def finetune(config: FinetuneConfig) -> None:
                 report = train_head(job, config.views, config.shots, bool(run.ray.use_gpu))
             lines = report.lines()
         else:
-            job, history = start_or_resume(run, snapshot, faster=faster_ways(config, model))
+            log.info("faster: %s", "; ".join(faster_ways(config, model)))
+            job, history = start_or_resume(run, snapshot)
             lines = [_line(metrics) for metrics in history]
     print("\n".join([*lines, *_next_steps(job, config, is_head_only)]))
 

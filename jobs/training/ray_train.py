@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,10 +92,9 @@ class RayStopSignal(StopSignal):
         return is_new
 
 
-def train_on_ray(job: TrackedJob, config: RayConfig, faster: Sequence[str] = ()) -> list[Metrics]:
+def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
     """Train and return the metrics of each epoch. Needs a running Ray.
 
-    faster: settings by which it would take less time, for the log.
     On SIGTERM the workers write a checkpoint and exit, and StoppedError is raised. Raises ConfigError if the workers
     can't use their GPUs, TrainingError if they fail over and over without a new checkpoint.
     """
@@ -109,7 +108,7 @@ def train_on_ray(job: TrackedJob, config: RayConfig, faster: Sequence[str] = ())
         while True:
             found = list_checkpoints(job.store, job.folder)
             try:
-                _trainer(job, config, mailbox, faster).fit()
+                _trainer(job, config, mailbox).fit()
                 error = None
             except ray.train.TrainingFailedError as failure:
                 error = failure
@@ -148,7 +147,7 @@ def _check_gpu() -> None:
         raise error.cause if isinstance(error.cause, ConfigError) else error from None
 
 
-def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any, faster: Sequence[str]) -> TorchTrainer:
+def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
     fewest, most = config.num_workers
     is_watching = len(ray.nodes()) > 1  # a cluster of one node loses the driver with it
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(is_watching)))
@@ -161,7 +160,6 @@ def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any, faster: Sequence[
             "mailbox": mailbox,
             "device_type": config.device_type,
             "is_watching": is_watching,
-            "faster": tuple(faster),
         },
         torch_config=TorchConfig(backend=BACKENDS[config.device_type]),
         scaling_config=ScalingConfig(
@@ -239,7 +237,7 @@ def _train_worker(loop_config: Mapping[str, Any]) -> None:
         with join_world(loop_config["device_type"]) as world:
             job = pickle.loads(loop_config["job"])
             stop_signal = RayStopSignal(mailbox, world, loop_config["is_watching"])
-            train_rank(job, world, stop_signal, loop_config["faster"])
+            train_rank(job, world, stop_signal)
     except StoreError:
         raise  # storage may come back
     except AudioTaggingError as error:

@@ -2,19 +2,20 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ast_model.config import TrainConfig
+from ast_model.config import ASTConfig, TrainConfig
 from ast_model.distributed import World
 from ast_model.tracking.publish import try_publish
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.checks import changed_settings, check_same_job, check_training
-from ast_model.training.estimate import log_estimate
 from ast_model.training.job import Job, StopSignal
+from ast_model.training.plan import TrainingPlan
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from jobs.training.provenance import provenance
+from jobs.training.teachers import check_teachers, open_teachers
 from jobs.training.titles import RunConfig, describe_run, run_params, run_title
 from pipeline.errors import ConfigError, MismatchError, NoClipsError
 from pipeline.quality.selection import count_leaks
@@ -35,7 +36,7 @@ def begin_run(config: RunConfig, snapshot: Snapshot, run: str, parent: TrackedRu
     store = snapshot.store
     # Checked first: a run in MLflow that could not even begin is noise in every list.
     store.check_writable()
-    check_training(config.train, model, snapshot)
+    _check_plan(config.train, model, snapshot)
     _warn_of_leaks(config.train, snapshot)
     title = run_title(config, model, snapshot, run)
     tags = {"preset": config.preset, "run": run, "stage": "train", **provenance()}
@@ -47,6 +48,12 @@ def begin_run(config: RunConfig, snapshot: Snapshot, run: str, parent: TrackedRu
     tracker.log_data(snapshot, "training")
     tracker.describe(describe_run(config, model, snapshot, run))
     return job
+
+
+def _check_plan(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> None:
+    plan = TrainingPlan(snapshot, config)
+    check_training(plan, model)
+    check_teachers(plan)
 
 
 def _warn_of_leaks(config: TrainConfig, snapshot: Snapshot) -> None:
@@ -87,7 +94,7 @@ def resume_run(run: str, store: Store, config: RunConfig, snapshot_id: str = "")
     model = dataclasses.replace(config.model, num_classes=len(snapshot.labels))
     settings = {"snapshot": snapshot.snapshot_id, "model": model, "train": config.train}
     check_same_job(run, settings, record)
-    check_training(config.train, model, snapshot)
+    _check_plan(config.train, model, snapshot)
     for change in changed_settings(settings, record).values():
         log.warning("run %s goes on with another setting, %s", run, change)
     tracker = continue_run(store, record["tracking_run"])
@@ -121,15 +128,11 @@ def ending_tracked(job: TrackedJob) -> Iterator[None]:
         try_publish(job.tracker, job.snapshot, job.run)
 
 
-def train_rank(job: TrackedJob, world: World, stop_signal: StopSignal, faster: Sequence[str] = ()) -> list[Metrics]:
-    """Take one rank's part in a run, from its newest checkpoint if it has one.
-
-    faster: settings by which it would take less time, for the log.
-    """
+def train_rank(job: TrackedJob, world: World, stop_signal: StopSignal) -> list[Metrics]:
+    """Train one rank of a run, from the run's newest checkpoint if it has one."""
     try:
-        trainer = Trainer(job, world, stop_signal)
-        log_estimate(trainer, faster)
-        history = trainer.run()
+        teachers = open_teachers(TrainingPlan(job.snapshot, job.config))
+        history = Trainer(job, world, stop_signal, teachers).run()
     finally:
         # On every rank: what a process leaves in its queue waits for the next job on this machine.
         job.tracker.close()

@@ -1,6 +1,5 @@
 """Start a training on Ray, or resume one, for the commands that train on other data than AudioSet."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from ast_model.tracking.run import TrackedRun
@@ -26,7 +25,6 @@ def start_or_resume(
     snapshot: Snapshot,
     run: str = "",
     parent: TrackedRun | None = None,
-    faster: Sequence[str] = (),
 ) -> tuple[TrackedJob, list[Metrics]]:
     """Train a new run, or resume the run `config.resume`; return its job and the metrics of each epoch.
 
@@ -37,4 +35,4 @@ def start_or_resume(
     else:
         job = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
     with ending_tracked(job):
-        return job, train_on_ray(job, config.ray, faster)
+        return job, train_on_ray(job, config.ray)

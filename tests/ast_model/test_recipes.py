@@ -16,6 +16,7 @@ from ast_model.metrics import tagging_metrics
 from ast_model.model import AST
 from ast_model.recipes import NUM_CLIPS, Recipe, scale_batch
 from ast_model.training.checks import check_training
+from ast_model.training.plan import TrainingPlan
 from pipeline.errors import MismatchError
 from pipeline.snapshots.snapshot import Snapshot
 
@@ -80,7 +81,7 @@ def test_cross_entropy_on_several_classes_is_refused(snapshot: Snapshot) -> None
     config = TrainConfig(loss="ce", allow_empty_classes=True, global_batch_size=2, micro_batch_size=2)
     model = dataclasses.replace(recipes.demo().model, num_classes=len(snapshot.labels))
     with pytest.raises(MismatchError, match=r"loss ce needs exactly one class per clip, but \d+ training clips"):
-        check_training(config, model, snapshot)
+        check_training(TrainingPlan(snapshot, config), model)
 
 
 def test_accuracy_is_the_main_metric_where_each_clip_has_one_class() -> None:

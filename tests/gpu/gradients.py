@@ -17,7 +17,7 @@ from ast_model.data.augment import Normalisation
 from ast_model.distributed import World, join_world
 from ast_model.model import AST
 from ast_model.training.data import TrainingData
-from ast_model.training.job import Job
+from ast_model.training.plan import TrainingPlan
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
@@ -37,7 +37,7 @@ CONFIG = TrainConfig(
 def gradient_of(snapshot: Snapshot, precision: Precision, world: World) -> dict[str, Tensor]:
     """Return the gradient of the first step, averaged over the ranks."""
     config = dataclasses.replace(CONFIG, precision=precision)
-    data = TrainingData(Job(config, MODEL, snapshot, "gradients", tracker=None))  # pyright: ignore[reportArgumentType]
+    data = TrainingData(TrainingPlan(snapshot, config), MODEL.num_frames)
     torch.manual_seed(0)
     state = TrainingState(AST(MODEL).train(), config, world)
     stepper = Stepper(state, config, Normalisation(-4.27, 4.57), world)

@@ -214,7 +214,7 @@ def test_a_step_that_is_not_finite_is_skipped(
     trainer.run()
     assert trainer.state.loop.num_steps_skipped == 1
     assert all(value.isfinite().all() for value in trainer.state.model.state_dict().values())
-    assert {int(slots["step"]) for slots in trainer.state.optimizer.state.values()} == {trainer.data.num_steps - 1}
+    assert {int(slots["step"]) for slots in trainer.state.optimizer.state.values()} == {trainer.plan.num_steps - 1}
     if precision == "fp16":  # halved once, for the step that was skipped
         assert trainer.state.scaler.get_scale() == 2**15
 

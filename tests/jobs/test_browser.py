@@ -17,10 +17,11 @@ from ast_model.tracking.run_results import find_run
 from ast_model.tracking.server import PREPROCESSING, open_client, runs_page_url
 from ast_model.tracking.tags import MODEL_ID_TAG, ROOT_TAG, VARIANT_TAG
 from ast_model.training.job import StopSignal
+from jobs.command_line.run_names import new_run_name
 from jobs.compare import COMMAND_LINE as COMPARE
 from jobs.models import COMMAND_LINE as MODELS
 from jobs.preprocessing.tracked import log_preprocessing
-from jobs.training.runs import TrackedJob, begin_run, ending_tracked, new_run_name, train_rank
+from jobs.training.runs import TrackedJob, begin_run, ending_tracked, train_rank
 from jobs.training.settings import TrainJobConfig
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard

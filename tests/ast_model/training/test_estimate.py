@@ -1,58 +1,38 @@
-"""What a training says of its time before it begins."""
-
-import dataclasses
 import logging
 import re
 
 import pytest
-import torch
 
 from ast_model.config import ASTConfig
-from ast_model.flops import forward_flops
 from ast_model.training import estimate
-from ast_model.training.estimate import log_estimate, measure_cost, warn_of_padding
-from ast_model.training.trainer import Trainer
+from ast_model.training.checks import _warn_of_padding
 from pipeline.snapshots.snapshot import Snapshot
-from tests.ast_model.training.alone import ALONE, NUM_STEPS, MakeJob, final_state, train
+from tests.ast_model.training.alone import NUM_STEPS, MakeJob, train
 
 
-@pytest.mark.slow
-def test_samples_time_and_faster_ways_are_said_and_nothing_is_changed(
+def test_samples_left_time_end_and_a_faster_device_are_logged_once(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(estimate, "MEASURED_S", 0.0)
     monkeypatch.setattr(estimate, "WORTH_SAVING_S", 0.0)
     caplog.set_level(logging.INFO)
-    job, quiet = make_job("said", average_last_epochs=2), make_job("quiet", average_last_epochs=2)
-    trainer = Trainer(job, ALONE)
-    state = torch.get_rng_state()
-    log_estimate(trainer, ["--size nano"])
-    assert torch.equal(torch.get_rng_state(), state)
-    num_eval = len(trainer.data.eval_clips.rows)
-    assert re.search(rf"{2 * 4 * NUM_STEPS} samples in 2 epochs, .* ms each on 1 CPU workers", caplog.text)
-    assert f"with 3 evaluations of {num_eval} clips (measured on {NUM_STEPS} steps)" in caplog.text
-    assert "faster: --size nano; a GPU" in caplog.text
-    trainer.run()
-    train(quiet)
-    for part, tensors in final_state(quiet).items():
-        for name, expected in tensors.items():
-            assert torch.equal(final_state(job)[part][name], expected), f"{part} {name}"
-    caplog.clear()
-    log_estimate(Trainer(job, ALONE))
-    assert "samples in" not in caplog.text, "nothing is left to do"
+    job = make_job(average_last_epochs=2)
+    train(job)
+    num_left, num_eval = 4 * (2 * NUM_STEPS - 2), len(job.snapshot.rows_of((job.config.eval_split,)))
+    assert re.search(rf"{num_left} samples left in 2 epochs, .* ms each on 1 CPU workers: about", caplog.text)
+    assert re.search(rf"with 3 evaluations of {num_eval} clips, until \d{{4}}-.*\(measured on 1 steps\)", caplog.text)
+    assert caplog.text.count("samples left in") == 1
+    assert "faster: a GPU" in caplog.text
 
 
-def test_what_takes_long_is_measured_in_small(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(make_job(), ALONE)
-    monkeypatch.setattr(estimate, "MAX_MEASURED_FLOPS", {"cpu": 1.0})
-    small, num_times = estimate._in_small(trainer.job, ALONE)
-    assert (small.model.depth, small.config.global_batch_size, small.config.micro_batch_size) == (1, 1, 1)
-    assert num_times == pytest.approx(4 * forward_flops(trainer.job.model) / forward_flops(small.model))
-    cost = measure_cost(trainer)
-    assert cost.step_s > 0 and cost.eval_clip_s > 0
+def test_a_training_of_seconds_logs_no_estimate(make_job: MakeJob, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    train(make_job(num_epochs=1))
+    assert "samples left in" not in caplog.text
 
 
-def test_a_window_of_mostly_padding_is_warned_of(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_padding(ASTConfig(num_frames=1024), snapshot)
+def test_a_window_of_mostly_padding_is_reported(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+    _warn_of_padding(snapshot, ASTConfig(num_frames=1024))
     assert "--clip-s" not in caplog.text
-    warn_of_padding(dataclasses.replace(ASTConfig(), num_frames=3000), snapshot)
+    _warn_of_padding(snapshot, ASTConfig(num_frames=3000))
     assert "--clip-s" in caplog.text

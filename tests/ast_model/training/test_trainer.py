@@ -20,7 +20,9 @@ from ast_model.checkpoints.checkpoint import list_checkpoints, newest_checkpoint
 from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, load_predictions, predictions_name
 from ast_model.losses import clip_losses
+from ast_model.training.checks import check_training
 from ast_model.training.job import Job, StopSignal
+from ast_model.training.plan import TrainingPlan
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from pipeline.errors import MismatchError, NoClipsError, TrainingError
@@ -77,6 +79,10 @@ def curve(job: Job, name: str = "train/loss") -> list[float]:
     return [metrics[name] for metrics in job.tracker.steps.values()]
 
 
+def check(job: Job) -> None:
+    check_training(TrainingPlan(job.snapshot, job.config), job.model)
+
+
 class LostError(Exception):
     """Stands for a machine that goes away."""
 
@@ -97,7 +103,7 @@ class LoseIt(StopSignal):
 def train_an_epoch(job: Job) -> None:
     """Train until an epoch's checkpoint is written, and lose the machine."""
     trainer = Trainer(job, ALONE)
-    trainer.stop_signal = LoseIt(trainer.data.num_steps)
+    trainer.stop_signal = LoseIt(trainer.plan.num_steps)
     with pytest.raises(LostError):
         trainer.run()
 
@@ -217,7 +223,7 @@ def test_two_processes_then_one_then_two_take_the_same_samples(
     alone = make_job(snapshot, "changing")
     trainer = Trainer(alone, ALONE)
     assert trainer.state.loop.step == 2, "the others learn a step later that one wants to stop"
-    trainer.stop_signal = LoseIt(trainer.data.num_steps)
+    trainer.stop_signal = LoseIt(trainer.plan.num_steps)
     with pytest.raises(LostError):
         trainer.run()
     second = train_two(snapshot, "changing", tmp_path)
@@ -234,9 +240,9 @@ def test_two_processes_then_one_then_two_take_the_same_samples(
 def test_classes_without_training_clips_are_named(snapshot: Snapshot) -> None:
     job = make_job(snapshot, "empty", train_splits=("balanced_train",))
     with pytest.raises(NoClipsError, match=r"of 15 classes have no training clip: .*Siren"):
-        Trainer(job, ALONE)
+        check(job)
     allowed = dataclasses.replace(job.config, allow_empty_classes=True, global_batch_size=1)
-    Trainer(dataclasses.replace(job, config=allowed), ALONE)
+    check(dataclasses.replace(job, config=allowed))
 
 
 @pytest.mark.parametrize(
@@ -249,29 +255,29 @@ def test_classes_without_training_clips_are_named(snapshot: Snapshot) -> None:
 )
 def test_nothing_to_learn_from_is_said(snapshot: Snapshot, changes: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        Trainer(make_job(snapshot, "nothing", **changes), ALONE)
+        check(make_job(snapshot, "nothing", **changes))
 
 
 def test_a_model_for_other_classes_is_refused(snapshot: Snapshot) -> None:
     job = dataclasses.replace(make_job(snapshot, "other"), model=dataclasses.replace(MODEL, num_classes=7))
     with pytest.raises(MismatchError, match=r"a model of 15 classes.* found one of 7"):
-        Trainer(job, ALONE)
+        check(job)
 
 
 def test_features_that_do_not_fit_are_refused(snapshot: Snapshot) -> None:
     wide = dataclasses.replace(make_job(snapshot, "wide"), model=dataclasses.replace(MODEL, num_mel_bins=64))
     with pytest.raises(MismatchError, match="a model of 128 mel bins, as the fbanks have, found 64"):
-        Trainer(wide, ALONE)
+        check(wide)
     settings = {**snapshot.manifest["settings"], "keep_audio": False}
     silent = dataclasses.replace(snapshot, manifest={**snapshot.manifest, "settings": settings})
     with pytest.raises(MismatchError, match=r"--train.features waveform needs audio, but snapshot .* was made without"):
-        Trainer(make_job(silent, "silent", features="waveform"), ALONE)
+        check(make_job(silent, "silent", features="waveform"))
 
 
 def test_a_recipe_far_from_the_data_is_warned_about(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
-    Trainer(make_job(snapshot, "near", mean=snapshot.mean + 0.1, std=snapshot.std), ALONE)
+    check(make_job(snapshot, "near", mean=snapshot.mean + 0.1, std=snapshot.std))
     assert "the data's are" not in caplog.text
-    Trainer(make_job(snapshot, "far", mean=snapshot.mean + 5, std=snapshot.std), ALONE)
+    check(make_job(snapshot, "far", mean=snapshot.mean + 5, std=snapshot.std))
     assert f"the data's are {snapshot.mean:.2f} and {snapshot.std:.2f}" in caplog.text
 
 

@@ -24,13 +24,22 @@ from ast_model.data.augment import AugmentConfig
 from ast_model.distributed import World
 from ast_model.tracking.run import TrackedRun
 from ast_model.training.job import StopSignal
+from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
 from jobs.training import ray_train
 from jobs.training.ray_train import train_on_ray
-from jobs.training.runs import TrackedJob, begin_run, ending_tracked, new_run_name, resume_run, train_rank
+from jobs.training.runs import TrackedJob, begin_run, ending_tracked, resume_run, train_rank
 from jobs.training.settings import TrainJobConfig
 from jobs.training.train import train
-from pipeline.errors import AudioTaggingError, ConfigError, MismatchError, NoClipsError, StoppedError, TrainingError
+from pipeline.errors import (
+    AudioTaggingError,
+    ConfigError,
+    MismatchError,
+    NoClipsError,
+    StoppedError,
+    TrainingError,
+    WeightsError,
+)
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
@@ -179,8 +188,8 @@ def test_more_workers_than_samples_in_a_step_are_said_first(tmp_path: Path) -> N
 @pytest.mark.rehearsal
 def test_an_error_that_a_person_can_mend_is_not_tried_again(own: Snapshot) -> None:
     job = begin(make_config(), own)
-    wrong = dataclasses.replace(job, model=dataclasses.replace(job.model, num_classes=3))
-    with pytest.raises(MismatchError, match=r"set --model\.num-classes"):
+    wrong = dataclasses.replace(job, config=dataclasses.replace(job.config, init="gone.pth"))
+    with pytest.raises(WeightsError, match=r"gone\.pth"):
         train_on_ray(wrong, RayConfig("1", max_failures=1))
 
 

@@ -9,10 +9,11 @@ import torch
 from ast_model.config import AugmentConfig
 from ast_model.losses import clip_losses
 from ast_model.teachers.store import publish_teacher, write_rows
-from ast_model.training.checks import check_training
 from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
+from ast_model.training.plan import TrainingPlan
 from ast_model.training.trainer import Trainer
+from jobs.training.teachers import check_teachers, open_teachers
 from pipeline.errors import ConfigError, MismatchError
 from tests.ast_model.training.alone import ALONE
 
@@ -29,6 +30,11 @@ def keep_teacher(job: Job, folder: Path, name: str, rows: np.ndarray, seed: int)
     return dict(zip(rows.tolist(), scores, strict=True))
 
 
+def read(job: Job) -> TrainingData:
+    plan = TrainingPlan(job.snapshot, job.config)
+    return TrainingData(plan, job.model.num_frames, open_teachers(plan))
+
+
 def test_targets_are_partly_the_mean_of_the_teachers_that_scored_a_clip(
     make_job: Callable[..., Job], tmp_path: Path
 ) -> None:
@@ -38,7 +44,7 @@ def test_targets_are_partly_the_mean_of_the_teachers_that_scored_a_clip(
     first = keep_teacher(plain, tmp_path, "first", rows[: len(rows) * 2 // 3], 1)
     second = keep_teacher(plain, tmp_path, "second", rows[len(rows) // 3 : len(rows) * 3 // 4], 2)
     taught = make_job(augment=augment, teachers=("first", "second"), teacher_share=SHARE)
-    data, alone = TrainingData(taught), TrainingData(plain)
+    data, alone = read(taught), read(plain)
     found_NC, labels_NC = (each.clips.read_clips(np.arange(len(rows))).targets_BC for each in (data, alone))
     for row, found_C, labels_C in zip(rows.tolist(), found_NC, labels_NC, strict=True):
         scores = [each[row] for each in (first, second) if row in each]
@@ -56,7 +62,7 @@ def test_a_training_learns_from_a_teacher(make_job: Callable[..., Job], tmp_path
     plain = make_job(num_epochs=1)
     keep_teacher(plain, tmp_path, "t", plain.snapshot.rows_of(plain.config.train_splits), 0)
     taught = make_job("taught", num_epochs=1, teachers=("t",), teacher_share=1.0)
-    (metrics,) = Trainer(taught, ALONE).run()
+    (metrics,) = Trainer(taught, ALONE, teachers=open_teachers(TrainingPlan(taught.snapshot, taught.config))).run()
     assert metrics["train/epoch_loss"] > Trainer(plain, ALONE).run()[0]["train/epoch_loss"]  # of random scores
 
 
@@ -65,12 +71,18 @@ def test_teachers_that_are_missing_or_of_other_clips_are_refused_before_anything
 ) -> None:
     job = make_job(teachers=("t",), allow_empty_classes=True)
     with pytest.raises(ConfigError, match=r"found 't'; it has none yet"):
-        check_training(job.config, job.model, job.snapshot)
+        check_teachers(TrainingPlan(job.snapshot, job.config))
     keep_teacher(job, tmp_path, "t", job.snapshot.rows_of(("eval",)), 0)
     with pytest.raises(MismatchError, match="expected scores of training clips"):
-        check_training(job.config, job.model, job.snapshot)
+        check_teachers(TrainingPlan(job.snapshot, job.config))
     rows = job.snapshot.rows_of(job.config.train_splits)
     keep_teacher(job, tmp_path, "t", rows[:3], 0)
     with caplog.at_level("INFO"):
-        check_training(job.config, job.model, job.snapshot)
+        check_teachers(TrainingPlan(job.snapshot, job.config))
     assert f"t scored 3 of {len(rows)} training clips" in caplog.text
+
+
+def test_a_training_with_teachers_but_without_their_scores_is_refused(make_job: Callable[..., Job]) -> None:
+    job = make_job(teachers=("t",))
+    with pytest.raises(ValueError, match="expected scores of the teachers"):
+        TrainingData(TrainingPlan(job.snapshot, job.config), job.model.num_frames)
