@@ -40,7 +40,7 @@ from ast_model.training.trainer import Trainer
 from bench.lines import print_line
 from jobs.checkpoints.settings import ImportTeacher
 from jobs.checkpoints.teachers import import_teacher
-from jobs.training.teachers import open_teachers
+from jobs.training.teacher_scores import open_teachers
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 

@@ -15,7 +15,7 @@ from ast_model.training.plan import TrainingPlan
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from jobs.training.provenance import provenance
-from jobs.training.teachers import check_teachers, open_teachers
+from jobs.training.teacher_scores import check_teachers, open_teachers
 from jobs.training.titles import RunConfig, describe_run, run_params, run_title
 from pipeline.errors import ConfigError, MismatchError, NoClipsError
 from pipeline.quality.selection import count_leaks

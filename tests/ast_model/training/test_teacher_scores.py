@@ -13,7 +13,7 @@ from ast_model.training.data import TrainingData
 from ast_model.training.job import Job
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.trainer import Trainer
-from jobs.training.teachers import check_teachers, open_teachers
+from jobs.training.teacher_scores import check_teachers, open_teachers
 from pipeline.errors import ConfigError, MismatchError
 from tests.ast_model.training.alone import ALONE
 
