@@ -35,19 +35,17 @@ SATELLITES = {
         jobs.esc50 jobs.speechcommands jobs.fsd50k jobs.vggsound jobs.urbansound8k
     """,
     "own_sounds": "ast_model.embeddings jobs.own_sounds jobs.finetune jobs.search",
-    "teachers": "ast_model.teachers jobs.checkpoints.teachers jobs.teachers",
+    "teachers": "ast_model.teachers jobs.checkpoints.teachers jobs.training.teacher_scores jobs.teachers",
     "service": "ast_model.service jobs.service jobs.serve",
 }
 """Features around the core, as rooms and modules that can be deleted together. All other modules are the core."""
 
 CONNECTIONS = {
-    "ast_model.training.checks": "teachers",
-    "ast_model.training.data": "teachers",
     "jobs.checkpoints.evaluate": "quality",
     "jobs.own_sounds.finetune": "data_sets",
     "jobs.own_sounds.search": "data_sets",
     "jobs.preprocessing.tracked": "miniature quality",
-    "jobs.training.runs": "quality",
+    "jobs.training.runs": "quality teachers",
     "jobs.training.training_clips": "quality",
 }
 """Modules that use another satellite: own sounds are a data set, a conversion may serve the demo's media and ends with
