@@ -23,7 +23,7 @@ from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import ASTConfig, AugmentConfig, Sampler, ScheduleConfig, TrainConfig
 from ast_model.distributed import World
 from ast_model.evaluation.predictions import AVERAGE, LAST, load_predictions, predictions_name
-from ast_model.training.job import Job
+from ast_model.training.job import TrainingJob
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from bench.words import make_words
@@ -63,7 +63,7 @@ class Silence:
 
 
 def train(snapshot: Snapshot, run: str, model: ASTConfig, config: TrainConfig) -> list[Metrics]:
-    job = Job(config, dataclasses.replace(model, num_classes=len(snapshot.labels)), snapshot, run, Silence())
+    job = TrainingJob(config, dataclasses.replace(model, num_classes=len(snapshot.labels)), snapshot, run, Silence())
     return Trainer(job, ALONE).run()
 
 

@@ -34,7 +34,7 @@ from ast_model.data.loader import BatchReader
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import evaluate
 from ast_model.model import AST
-from ast_model.training.job import Job
+from ast_model.training.job import TrainingJob
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.trainer import Trainer
 from bench.lines import print_line
@@ -96,7 +96,9 @@ def train(snapshot: Snapshot, run: str, config: TrainConfig) -> tuple[Trainer, f
     """Train; return the trainer, the last mAP, and samples per processor second without the evaluations."""
     model = dataclasses.replace(recipes.demo().model, num_classes=len(snapshot.labels))
     trainer = Trainer(
-        Job(config, model, snapshot, run, Silence()), ALONE, teachers=open_teachers(TrainingPlan(snapshot, config))
+        TrainingJob(config, model, snapshot, run, Silence()),
+        ALONE,
+        teachers=open_teachers(TrainingPlan(snapshot, config)),
     )
     evaluating_s = 0.0
     evaluate_plainly = trainer._evaluate

@@ -37,7 +37,7 @@ class StopSignal:
 
 
 @dataclass(frozen=True)
-class Job(Generic[AnyTracker]):
+class TrainingJob(Generic[AnyTracker]):
     """A training: model, settings, data, and where the results go.
 
     Small once pickled, so that it can travel to each rank.
@@ -100,5 +100,5 @@ def normalisation_of(config: TrainConfig, snapshot: Snapshot) -> Normalisation:
 
 def _load_job(
     config: TrainConfig, model: ASTConfig, store: Store, snapshot_id: str, run: str, tracker: AnyTracker
-) -> Job[AnyTracker]:
-    return Job(config, model, load_snapshot(store, snapshot_id), run, tracker)
+) -> TrainingJob[AnyTracker]:
+    return TrainingJob(config, model, load_snapshot(store, snapshot_id), run, tracker)

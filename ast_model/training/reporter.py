@@ -8,7 +8,7 @@ from ast_model.checkpoints.async_writer import SavedCheckpoint
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, predictions_name, save_predictions
-from ast_model.training.job import Job
+from ast_model.training.job import TrainingJob
 from ast_model.training.step_metrics import Metrics, StepResult
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ MAX_KEYS_SHOWN = 24
 class Reporter:
     """Speaks for all ranks on the main one; on the others it only names their samples of skipped steps."""
 
-    def __init__(self, job: Job, world: World):
+    def __init__(self, job: TrainingJob, world: World):
         self.job, self.world = job, world
 
     def log_steps(self, metrics: Metrics, step: int) -> None:

@@ -19,7 +19,7 @@ from ast_model.training.checks import check_average, check_ranks, check_same_job
 from ast_model.training.data import TeacherScores, TrainingData
 from ast_model.training.device import describe_device, set_matmul_precision
 from ast_model.training.estimate import EndEstimate
-from ast_model.training.job import Job, StopSignal
+from ast_model.training.job import StopSignal, TrainingJob
 from ast_model.training.memory import resolve_micro_batch, step_bytes
 from ast_model.training.optimizer import set_learning_rate
 from ast_model.training.plan import TrainingPlan
@@ -39,7 +39,7 @@ class Trainer:
 
     def __init__(
         self,
-        job: Job,
+        job: TrainingJob,
         world: World,
         stop_signal: StopSignal | None = None,
         teachers: TeacherScores | None = None,
@@ -253,7 +253,7 @@ class Trainer:
         log.info("run %s goes on in epoch %d after step %d", job.run, loop.epoch + 1, loop.step)
 
 
-def initial_model(job: Job) -> AST:
+def initial_model(job: TrainingJob) -> AST:
     """Return the model that a training starts from: loaded from `init`, or random by the seed."""
     torch.manual_seed(job.config.seed)
     if job.config.init:

@@ -10,13 +10,13 @@ from ast_model.distributed import World
 from ast_model.tracking.publish import try_publish
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.checks import changed_settings, check_same_job, check_training
-from ast_model.training.job import Job, StopSignal
+from ast_model.training.job import StopSignal, TrainingJob
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from jobs.training.provenance import provenance
 from jobs.training.teacher_scores import check_teachers, open_teachers
-from jobs.training.titles import RunConfig, describe_run, run_params, run_title
+from jobs.training.titles import RunSettings, describe_run, run_params, run_title
 from pipeline.errors import ConfigError, MismatchError, NoClipsError
 from pipeline.quality.selection import count_leaks
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
@@ -24,10 +24,10 @@ from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 
-TrackedJob = Job[TrackedRun]
+TrackedJob = TrainingJob[TrackedRun]
 
 
-def begin_run(config: RunConfig, snapshot: Snapshot, run: str, parent: TrackedRun | None = None) -> TrackedJob:
+def begin_run(config: RunSettings, snapshot: Snapshot, run: str, parent: TrackedRun | None = None) -> TrackedJob:
     """Give a new run its record, in the store and in MLflow. Its model has the snapshot's classes.
 
     Raises, before anything is recorded, if the store can't be written or training cannot start with this data.
@@ -41,7 +41,7 @@ def begin_run(config: RunConfig, snapshot: Snapshot, run: str, parent: TrackedRu
     title = run_title(config, model, snapshot, run)
     tags = {"preset": config.preset, "run": run, "stage": "train", **provenance()}
     tracker = start_run(store, title, tags, parent=parent)
-    job = Job(config.train, model, snapshot, run, tracker)
+    job = TrainingJob(config.train, model, snapshot, run, tracker)
     # The record is what a resume trusts. It comes before the parameters, which MLflow may refuse.
     store.write_json(_record_name(run), job.describe())
     tracker.log_params(run_params(config, model))
@@ -65,7 +65,7 @@ def _warn_of_leaks(config: TrainConfig, snapshot: Snapshot) -> None:
         )
 
 
-def resume_run(run: str, store: Store, config: RunConfig, snapshot_id: str = "") -> TrackedJob:
+def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "") -> TrackedJob:
     """Go on with a run, on its own snapshot, as the same run of MLflow.
 
     snapshot_id: the one that was asked for, if any. Raises ConfigError if there is no such run or it is finished,
@@ -99,7 +99,7 @@ def resume_run(run: str, store: Store, config: RunConfig, snapshot_id: str = "")
         log.warning("run %s goes on with another setting, %s", run, change)
     tracker = continue_run(store, record["tracking_run"])
     tracker.log_params(run_params(config, model))
-    return Job(config.train, model, snapshot, run, tracker)
+    return TrainingJob(config.train, model, snapshot, run, tracker)
 
 
 def _describe_runs(store: Store) -> str:

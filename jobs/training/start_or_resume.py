@@ -7,11 +7,11 @@ from ast_model.training.step_metrics import Metrics
 from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
 from jobs.training.ray_train import train_on_ray
-from jobs.training.runs import RunConfig, TrackedJob, begin_run, ending_tracked, resume_run
+from jobs.training.runs import RunSettings, TrackedJob, begin_run, ending_tracked, resume_run
 from pipeline.snapshots.snapshot import Snapshot
 
 
-class RayRunConfig(RunConfig, Protocol):
+class RayRunSettings(RunSettings, Protocol):
     """Settings of a command that trains on Ray."""
 
     @property
@@ -21,7 +21,7 @@ class RayRunConfig(RunConfig, Protocol):
 
 
 def start_or_resume(
-    config: RayRunConfig,
+    config: RayRunSettings,
     snapshot: Snapshot,
     run: str = "",
     parent: TrackedRun | None = None,

@@ -29,7 +29,7 @@ SHORT_NAMES = {
 """Of settings, in the order in which names show them: first those that trainings are most often repeated with."""
 
 
-class RunConfig(Protocol):
+class RunSettings(Protocol):
     """Settings of a job that trains."""
 
     @property
@@ -40,12 +40,12 @@ class RunConfig(Protocol):
     def train(self) -> TrainConfig: ...
 
 
-def run_params(config: RunConfig, model: ASTConfig) -> dict[str, str]:
+def run_params(config: RunSettings, model: ASTConfig) -> dict[str, str]:
     """Return a run's parameters: the same names from whichever job."""
     return {"preset": config.preset, **_flat(model, config.train)}
 
 
-def differences(config: RunConfig, model: ASTConfig) -> dict[str, str]:
+def differences(config: RunSettings, model: ASTConfig) -> dict[str, str]:
     """Return what differs from the preset. The number of classes follows from the data."""
     recipe = getattr(recipes, config.preset, None)
     if recipe is None:
@@ -55,7 +55,7 @@ def differences(config: RunConfig, model: ASTConfig) -> dict[str, str]:
     return {key: value for key, value in _flat(model, config.train).items() if usual.get(key) != value}
 
 
-def run_title(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
+def run_title(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
     """Name a run by what differs from its preset, which comes first: `lr 0.0003 ab12 · demo · data 3f9a12`."""
     differing = differences(config, model)
     order = sorted(differing, key=list(SHORT_NAMES | differing).index)
@@ -68,7 +68,7 @@ def run_title(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str)
     return f"{changes or 'as preset'} {run.split('-')[-1]} · {config.preset} · data {data}"
 
 
-def describe_run(config: RunConfig, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
+def describe_run(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
     """Describe in Markdown what a run is, how it was started and how to resume it."""
     counts = ", ".join(f"{count} {split}" for split, count in snapshot.stats["num_clips"].items())
     changed = ", ".join(f"`{key}={value}`" for key, value in differences(config, model).items())

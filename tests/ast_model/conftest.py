@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ast_model.config import ASTConfig, AugmentConfig, CheckpointConfig, ScheduleConfig, TrainConfig
-from ast_model.training.job import Job
+from ast_model.training.job import TrainingJob
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 from tests.ast_model.training.alone import NUM_STEPS
@@ -34,7 +34,7 @@ class Notes:
 
 
 @pytest.fixture
-def make_job(snapshot: Snapshot, tmp_path: Path) -> Callable[..., Job]:
+def make_job(snapshot: Snapshot, tmp_path: Path) -> Callable[..., TrainingJob]:
     """Return what makes a job, by its run and settings. Its clips are the small store's, its runs the test's own."""
     (tmp_path / "shards").symlink_to(snapshot.store.path("shards"))
     own = dataclasses.replace(snapshot, store=Store(str(tmp_path)))
@@ -53,7 +53,7 @@ def make_job(snapshot: Snapshot, tmp_path: Path) -> Callable[..., Job]:
         len(snapshot.labels), patch_time=32, freq_stride=16, time_stride=32, width=16, depth=2, num_heads=2
     )
 
-    def make(run: str = "run", **settings: Any) -> Job:
-        return Job(dataclasses.replace(config, **settings), model, own, run, Notes())
+    def make(run: str = "run", **settings: Any) -> TrainingJob:
+        return TrainingJob(dataclasses.replace(config, **settings), model, own, run, Notes())
 
     return make

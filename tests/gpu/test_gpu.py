@@ -30,7 +30,7 @@ from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import World
 from ast_model.model import AST
-from ast_model.training.job import Job, StopSignal
+from ast_model.training.job import StopSignal, TrainingJob
 from ast_model.training.memory import blank_batch, find_micro_batch
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
@@ -73,7 +73,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     return make_store(Store(str(tmp_path_factory.mktemp("store"))), num_shards=2, clips_per_shard=16)
 
 
-def make_job(snapshot: Snapshot, run: str, **settings: Any) -> Job:
+def make_job(snapshot: Snapshot, run: str, **settings: Any) -> TrainingJob:
     config = TrainConfig(
         train_splits=("balanced_train",),
         eval_split="balanced_train",
@@ -87,10 +87,10 @@ def make_job(snapshot: Snapshot, run: str, **settings: Any) -> Job:
         log_every_steps=1,
         allow_empty_classes=True,
     )
-    return Job(dataclasses.replace(config, **settings), MODEL, snapshot, run, NoTracker())
+    return TrainingJob(dataclasses.replace(config, **settings), MODEL, snapshot, run, NoTracker())
 
 
-def weights_after(job: Job) -> dict[str, Tensor]:
+def weights_after(job: TrainingJob) -> dict[str, Tensor]:
     trainer = Trainer(job, WORLD)
     trainer.run()
     # A bias of the keys changes no attention: its gradient is rounding noise, of which Adam takes whole steps.

@@ -6,22 +6,22 @@ import torch
 
 from ast_model.checkpoints.checkpoint import Tensors, newest_checkpoint
 from ast_model.distributed import World
-from ast_model.training.job import Job, StopSignal
+from ast_model.training.job import StopSignal, TrainingJob
 from ast_model.training.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
 NUM_STEPS = 6
 """Per epoch of what `make_job` makes."""
-MakeJob = Callable[..., Job]
+MakeJob = Callable[..., TrainingJob]
 """The fixture `make_job`."""
 
 
-def train(job: Job, stop_signal: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
+def train(job: TrainingJob, stop_signal: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
     trainer = Trainer(job, ALONE, stop_signal)
     return trainer, trainer.run()
 
 
-def final_state(job: Job) -> dict[str, Tensors]:
+def final_state(job: TrainingJob) -> dict[str, Tensors]:
     checkpoint = newest_checkpoint(job.snapshot.store, job.folder)
     assert checkpoint is not None
     return {part: getattr(checkpoint, part) for part in ("model", "optimizer", "average")}

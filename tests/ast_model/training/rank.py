@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ast_model.distributed import join_world
-from ast_model.training.job import Job, StopSignal
+from ast_model.training.job import StopSignal, TrainingJob
 from ast_model.training.trainer import Trainer
 from pipeline.errors import StoppedError
 from pipeline.snapshots.snapshot import load_snapshot
@@ -48,7 +48,7 @@ def main(job_file: Path, out_file: Path) -> None:
     config, model, store, snapshot_id, run, stop_at = pickle.loads(job_file.read_bytes())
     recorder = Recorder()
     with join_world("cpu") as world:
-        job = Job(config, model, load_snapshot(store, snapshot_id), run, recorder)
+        job = TrainingJob(config, model, load_snapshot(store, snapshot_id), run, recorder)
         stop_signal = StopAt(stop_at) if world.rank == world.size - 1 else None
         try:
             history = Trainer(job, world, stop_signal).run()

@@ -15,7 +15,7 @@ from ast_model.model import AST
 from ast_model.recipes import audioset_full
 from ast_model.training import device
 from ast_model.training.device import AttentionKernels, choose_attention, choose_compile, set_matmul_precision
-from ast_model.training.job import Job
+from ast_model.training.job import TrainingJob
 from ast_model.training.trainer import Trainer
 from pipeline.errors import ConfigError
 
@@ -87,7 +87,7 @@ def test_a_cpu_takes_torchs_choice_or_the_kernels_that_are_named() -> None:
 
 
 @pytest.mark.slow
-def test_all_kernels_give_the_same_losses(make_job: Callable[..., Job]) -> None:
+def test_all_kernels_give_the_same_losses(make_job: Callable[..., TrainingJob]) -> None:
     losses = {
         name: [history["train/epoch_loss"] for history in Trainer(make_job(name, attention=name), ALONE).run()]
         for name in ("auto", "flash", "math")
@@ -104,7 +104,7 @@ def attend_badly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def test_kernels_with_gradients_that_are_not_finite_are_changed_for_others(
-    make_job: Callable[..., Job], caplog: pytest.LogCaptureFixture
+    make_job: Callable[..., TrainingJob], caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = Trainer(make_job(), ALONE)
     trainer.stepper.attention = AttentionKernels(
@@ -146,7 +146,7 @@ def test_compiled_attention_follows_a_change_of_kernels() -> None:
     assert graphs[0] != graphs[1]
 
 
-def test_kernels_stay_where_others_are_no_better(make_job: Callable[..., Job]) -> None:
+def test_kernels_stay_where_others_are_no_better(make_job: Callable[..., TrainingJob]) -> None:
     trainer = Trainer(dataclasses.replace(make_job(max_bad_steps=100)), ALONE)
     trainer.stepper.attention = AttentionKernels(["cudnn", "flash"], {"cudnn": attend_badly, "flash": attend_badly})
     trainer.run()

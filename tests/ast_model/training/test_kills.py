@@ -14,12 +14,12 @@ import pytest
 
 from ast_model.checkpoints.checkpoint import list_checkpoints, newest_checkpoint
 from ast_model.config import CheckpointConfig
-from ast_model.training.job import Job
+from ast_model.training.job import TrainingJob
 
 RANK = Path(__file__).with_name("rank.py")
 
 
-def start(job: Job, num_ranks: int, folder: Path) -> list[subprocess.Popen]:
+def start(job: TrainingJob, num_ranks: int, folder: Path) -> list[subprocess.Popen]:
     """Train in as many processes."""
     settings = (job.config, job.model, job.snapshot.store, job.snapshot.snapshot_id, job.run, -1)
     (folder / "job").write_bytes(pickle.dumps(settings))
@@ -36,7 +36,7 @@ def start(job: Job, num_ranks: int, folder: Path) -> list[subprocess.Popen]:
 @pytest.mark.rehearsal
 @pytest.mark.parametrize(("num_ranks", "num_kills"), [(1, 6), (2, 4)])
 def test_weights_after_kills_at_random_moments_are_those_of_a_run_left_alone(
-    make_job: Callable[..., Job], tmp_path: Path, num_ranks: int, num_kills: int
+    make_job: Callable[..., TrainingJob], tmp_path: Path, num_ranks: int, num_kills: int
 ) -> None:
     settings = {
         "num_epochs": 6,

@@ -10,7 +10,7 @@ from ast_model.config import AugmentConfig
 from ast_model.losses import clip_losses
 from ast_model.teachers.store import publish_teacher, write_rows
 from ast_model.training.data import TrainingData
-from ast_model.training.job import Job
+from ast_model.training.job import TrainingJob
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.trainer import Trainer
 from jobs.training.teacher_scores import check_teachers, open_teachers
@@ -20,7 +20,7 @@ from tests.ast_model.training.alone import ALONE
 SHARE = 0.25
 
 
-def keep_teacher(job: Job, folder: Path, name: str, rows: np.ndarray, seed: int) -> dict[int, np.ndarray]:
+def keep_teacher(job: TrainingJob, folder: Path, name: str, rows: np.ndarray, seed: int) -> dict[int, np.ndarray]:
     """Store random scores of some clips, and return them by row."""
     scores = np.random.default_rng(seed).random((len(rows), len(job.snapshot.labels))).astype(np.float32)
     clips = write_rows(folder / name, [scores], rows, scores.shape[1])
@@ -30,13 +30,13 @@ def keep_teacher(job: Job, folder: Path, name: str, rows: np.ndarray, seed: int)
     return dict(zip(rows.tolist(), scores, strict=True))
 
 
-def read(job: Job) -> TrainingData:
+def read(job: TrainingJob) -> TrainingData:
     plan = TrainingPlan(job.snapshot, job.config)
     return TrainingData(plan, job.model.num_frames, open_teachers(plan))
 
 
 def test_targets_are_partly_the_mean_of_the_teachers_that_scored_a_clip(
-    make_job: Callable[..., Job], tmp_path: Path
+    make_job: Callable[..., TrainingJob], tmp_path: Path
 ) -> None:
     augment = AugmentConfig(mixup_probability=0)
     plain = make_job(augment=augment)
@@ -58,7 +58,7 @@ def test_targets_are_partly_the_mean_of_the_teachers_that_scored_a_clip(
         torch.testing.assert_close(found_C, expected_C, rtol=0, atol=1e-3)
 
 
-def test_a_training_learns_from_a_teacher(make_job: Callable[..., Job], tmp_path: Path) -> None:
+def test_a_training_learns_from_a_teacher(make_job: Callable[..., TrainingJob], tmp_path: Path) -> None:
     plain = make_job(num_epochs=1)
     keep_teacher(plain, tmp_path, "t", plain.snapshot.rows_of(plain.config.train_splits), 0)
     taught = make_job("taught", num_epochs=1, teachers=("t",), teacher_share=1.0)
@@ -67,7 +67,7 @@ def test_a_training_learns_from_a_teacher(make_job: Callable[..., Job], tmp_path
 
 
 def test_teachers_that_are_missing_or_of_other_clips_are_refused_before_anything_costly(
-    make_job: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_job: Callable[..., TrainingJob], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(teachers=("t",), allow_empty_classes=True)
     with pytest.raises(ConfigError, match=r"found 't'; it has none yet"):
@@ -82,7 +82,7 @@ def test_teachers_that_are_missing_or_of_other_clips_are_refused_before_anything
     assert f"t scored 3 of {len(rows)} training clips" in caplog.text
 
 
-def test_a_training_with_teachers_but_without_their_scores_is_refused(make_job: Callable[..., Job]) -> None:
+def test_a_training_with_teachers_but_without_their_scores_is_refused(make_job: Callable[..., TrainingJob]) -> None:
     job = make_job(teachers=("t",))
     with pytest.raises(ValueError, match="expected scores of the teachers"):
         TrainingData(TrainingPlan(job.snapshot, job.config), job.model.num_frames)

@@ -21,7 +21,7 @@ from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConf
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, load_predictions, predictions_name
 from ast_model.losses import clip_losses
 from ast_model.training.checks import check_training
-from ast_model.training.job import Job, StopSignal
+from ast_model.training.job import StopSignal, TrainingJob
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
@@ -70,16 +70,16 @@ class Recorder:
         self.checkpoints[name] = address
 
 
-def make_job(snapshot: Snapshot, run: str, **changes) -> Job:
-    return Job(dataclasses.replace(CONFIG, **changes), MODEL, snapshot, run, Recorder())
+def make_job(snapshot: Snapshot, run: str, **changes) -> TrainingJob:
+    return TrainingJob(dataclasses.replace(CONFIG, **changes), MODEL, snapshot, run, Recorder())
 
 
-def curve(job: Job, name: str = "train/loss") -> list[float]:
+def curve(job: TrainingJob, name: str = "train/loss") -> list[float]:
     assert isinstance(job.tracker, Recorder)
     return [metrics[name] for metrics in job.tracker.steps.values()]
 
 
-def check(job: Job) -> None:
+def check(job: TrainingJob) -> None:
     check_training(TrainingPlan(job.snapshot, job.config), job.model)
 
 
@@ -100,7 +100,7 @@ class LoseIt(StopSignal):
         return False
 
 
-def train_an_epoch(job: Job) -> None:
+def train_an_epoch(job: TrainingJob) -> None:
     """Train until an epoch's checkpoint is written, and lose the machine."""
     trainer = Trainer(job, ALONE)
     trainer.stop_signal = LoseIt(trainer.plan.num_steps)
@@ -109,13 +109,13 @@ def train_an_epoch(job: Job) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(snapshot: Snapshot) -> tuple[Job, list[Metrics]]:
+def whole(snapshot: Snapshot) -> tuple[TrainingJob, list[Metrics]]:
     """A training from start to end without a stop."""
     job = make_job(snapshot, "whole")
     return job, Trainer(job, ALONE).run()
 
 
-def test_it_learns_logs_and_measures(whole: tuple[Job, list[Metrics]]) -> None:
+def test_it_learns_logs_and_measures(whole: tuple[TrainingJob, list[Metrics]]) -> None:
     job, history = whole
     assert isinstance(job.tracker, Recorder)
     num_steps = len(job.snapshot.rows_of(CONFIG.train_splits)) // CONFIG.global_batch_size
@@ -135,7 +135,9 @@ def test_it_learns_logs_and_measures(whole: tuple[Job, list[Metrics]]) -> None:
     assert rates[-1] == CONFIG.learning_rate / 2
 
 
-def test_a_training_that_was_stopped_goes_on_bit_for_bit(snapshot: Snapshot, whole: tuple[Job, list[Metrics]]) -> None:
+def test_a_training_that_was_stopped_goes_on_bit_for_bit(
+    snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]]
+) -> None:
     expected_job, expected_history = whole
     job = make_job(snapshot, "stopped")
     for _ in range(2):
@@ -151,7 +153,7 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(snapshot: Snapshot, who
 
 
 def test_a_broken_checkpoint_costs_an_epoch_and_nothing_else(
-    snapshot: Snapshot, whole: tuple[Job, list[Metrics]], caplog: pytest.LogCaptureFixture
+    snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]], caplog: pytest.LogCaptureFixture
 ) -> None:
     _, expected_history = whole
     for _ in range(2):
@@ -164,7 +166,9 @@ def test_a_broken_checkpoint_costs_an_epoch_and_nothing_else(
     assert "going back to the checkpoint before" in caplog.text
 
 
-def test_the_average_is_the_mean_of_the_epochs_weights(snapshot: Snapshot, whole: tuple[Job, list[Metrics]]) -> None:
+def test_the_average_is_the_mean_of_the_epochs_weights(
+    snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]]
+) -> None:
     epochs = [
         read_checkpoint(snapshot.store, name) for name in list_checkpoints(snapshot.store, "runs/whole/checkpoints")
     ]
@@ -204,7 +208,9 @@ def train_two(snapshot: Snapshot, run: str, folder: Path, stop_at: int = -1) -> 
 
 
 @pytest.mark.rehearsal  # two ranks' gradient, and their draws, are also tested without
-def test_two_processes_learn_as_one(snapshot: Snapshot, whole: tuple[Job, list[Metrics]], tmp_path: Path) -> None:
+def test_two_processes_learn_as_one(
+    snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]], tmp_path: Path
+) -> None:
     out = train_two(snapshot, "two", tmp_path)
     job, history = whole
     assert out["world_size"] == 2
@@ -216,7 +222,7 @@ def test_two_processes_learn_as_one(snapshot: Snapshot, whole: tuple[Job, list[M
 
 @pytest.mark.process
 def test_two_processes_then_one_then_two_take_the_same_samples(
-    snapshot: Snapshot, whole: tuple[Job, list[Metrics]], tmp_path: Path
+    snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]], tmp_path: Path
 ) -> None:
     first = train_two(snapshot, "changing", tmp_path, stop_at=1)
     assert first["history"] == []
@@ -291,7 +297,7 @@ def test_kept_audio_teaches_what_stored_fbanks_do(snapshot: Snapshot) -> None:
     assert curve(kept) == pytest.approx(curve(stored), rel=1e-3)
 
 
-def test_a_run_is_not_resumed_on_other_data(snapshot: Snapshot, whole: tuple[Job, list[Metrics]]) -> None:
+def test_a_run_is_not_resumed_on_other_data(snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]]) -> None:
     other = dataclasses.replace(snapshot, snapshot_id="another")
     with pytest.raises(MismatchError, match=rf"--snapshot: {snapshot.snapshot_id} then, another now"):
         Trainer(make_job(other, "whole"), ALONE)
