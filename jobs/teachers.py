@@ -1,4 +1,4 @@
-r"""Bring a teacher's published scores into a store, for --train.teachers.
+r"""Import the published scores of a teacher model, for --train.teachers.
 
 python jobs/teachers.py import --root data/audioset --name passt --scores passt_enemble_logits_mAP_495.npy \
     --index fname_to_index.pkl --stated-map 0.495
@@ -9,12 +9,12 @@ import sys
 
 import tyro
 
-from jobs.checkpoints.settings import ImportTeacher, ListTeachers
+from jobs.checkpoints.teacher_settings import ImportTeacher, ListTeachers
 from jobs.command_line.cli import CommandLine
 
 
 def import_teacher() -> ImportTeacher:
-    """Match scores with a snapshot's clips by id, grade them by its labels, and keep them."""
+    """Match published scores to a snapshot's clips, grade them by the labels, and store them."""
     return ImportTeacher(name=tyro.MISSING, scores=tyro.MISSING)
 
 

@@ -35,7 +35,10 @@ SATELLITES = {
         jobs.esc50 jobs.speechcommands jobs.fsd50k jobs.vggsound jobs.urbansound8k
     """,
     "own_sounds": "ast_model.embeddings jobs.own_sounds jobs.finetune jobs.search",
-    "teachers": "ast_model.teachers jobs.checkpoints.teachers jobs.training.teacher_scores jobs.teachers",
+    "teachers": """
+        ast_model.teachers jobs.checkpoints.teachers jobs.checkpoints.teacher_settings jobs.training.teacher_scores
+        jobs.teachers
+    """,
     "service": "ast_model.service jobs.service jobs.serve",
 }
 """Features around the core, as rooms and modules that can be deleted together. All other modules are the core."""

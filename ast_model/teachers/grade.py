@@ -1,4 +1,4 @@
-"""A teacher graded on clips whose labels are known, before anything learns from it."""
+"""Grade a teacher against the labels of its clips, to detect a wrong index before a training learns from it."""
 
 from dataclasses import dataclass
 
@@ -11,27 +11,32 @@ from pipeline.snapshots.snapshot import Snapshot
 from pipeline.weights import class_balanced_weights
 
 MAX_GRADED = 20_000
+"""Largest number of graded clips: enough for a stable mAP in a few seconds."""
 NUM_SECTIONS = 10
+"""Number of sections of the file that are graded separately, to find an index that is shifted in a part."""
 MIN_SECTION = 50
-"""Clips of a part of the file that is graded by itself."""
-TIMES_CHANCE = 2.0
-"""What a teacher must reach of the mAP that its scores have for the labels of other clips."""
-SHARE_OF_STATED = 0.5
-"""What it must reach of its publisher's figure: that is of other clips, so a good one may differ by much."""
+"""Smallest number of clips in a section; fewer give a random mAP."""
+MIN_TIMES_CHANCE = 2.0
+"""Required mAP as a multiple of the mAP that the same scores reach for shuffled labels."""
+MIN_SHARE_OF_STATED = 0.5
+"""Required mAP as a share of the publisher's mAP. Generous, because the publisher graded other clips."""
 
 
 @dataclass(frozen=True)
 class Grade:
+    """The mAP of a teacher on labelled clips, and the chance level."""
+
     mAP: float
     chance: float
-    """mAP of the same scores for other clips' labels: what a wrong index gives."""
+    """mAP of the same scores for shuffled labels, which is also the result of a wrong index."""
     num_clips: int
 
 
 def grade_teacher(scores: ScoreRows, clips: np.ndarray, snapshot: Snapshot, stated: float | None) -> Grade:
-    """Grade stored scores by the labels of their clips (N,), drawn by class as the evaluation split is.
+    """Grade stored scores on a class-balanced sample of their clips (N,).
 
-    Raises MismatchError, with the figures, if they are not of these clips, in all or in a part of the file.
+    stated: the publisher's mAP, if known.
+    Raises MismatchError if the scores, or a section of them, do not fit the labels.
     """
     targets = snapshot.targets(clips)
     weights = class_balanced_weights(targets)
@@ -40,28 +45,28 @@ def grade_teacher(scores: ScoreRows, clips: np.ndarray, snapshot: Snapshot, stat
     rows = np.sort(rng.choice(len(clips), num_drawn, replace=False, p=weights / weights.sum()))
     drawn_scores, drawn_targets = scores.read(rows).astype(np.float32), targets[rows].toarray()
     grade = _grade(drawn_scores, drawn_targets, rng)
-    published = f", and {stated:.3f} is stated" if stated is not None else ""
+    published = f" (stated: {stated:.3f})" if stated is not None else ""
     found = (
-        f"mAP {grade.mAP:.3f} on {num_drawn} clips with labels{published}; the labels of other clips give"
-        f" {grade.chance:.3f}"
+        f"mAP {grade.mAP:.3f}{published} on {num_drawn} labelled clips, where shuffled labels give {grade.chance:.3f}"
     )
-    if grade.mAP < TIMES_CHANCE * grade.chance or (stated is not None and grade.mAP < SHARE_OF_STATED * stated):
+    is_below_stated = stated is not None and grade.mAP < MIN_SHARE_OF_STATED * stated
+    if grade.mAP < MIN_TIMES_CHANCE * grade.chance or is_below_stated:
         raise MismatchError(
-            f"expected scores of these clips, found {found}. The rows, or the columns, are of others: an index that is"
-            " shifted does that. Fetch the publisher's latest index; nothing was imported"
+            f"expected scores of these clips, found {found}. Rows or columns belong to other clips or classes, for"
+            " example because the index is shifted. Download the publisher's latest index; nothing was imported"
         )
-    # An index that is shifted from somewhere on still has a fair grade as a whole.
+    # An index that is shifted only in the later part of a file can still reach a fair grade overall.
     for section in np.array_split(np.arange(num_drawn), min(NUM_SECTIONS, max(1, num_drawn // MIN_SECTION))):
         part = _grade(drawn_scores[section], drawn_targets[section], rng)
-        if part.mAP < TIMES_CHANCE * part.chance and part.mAP < SHARE_OF_STATED * grade.mAP:
+        if part.mAP < MIN_TIMES_CHANCE * part.chance and part.mAP < MIN_SHARE_OF_STATED * grade.mAP:
             raise MismatchError(
                 f"expected scores of these clips in the whole file, found mAP {part.mAP:.3f} from its clip"
-                f" {rows[section[0]]:,} to {rows[section[-1]]:,}, where the labels of other clips give"
-                f" {part.chance:.3f}; in all {found}. The index is shifted from there on? Nothing was imported"
+                f" {rows[section[0]]:,} to {rows[section[-1]]:,}, where shuffled labels give {part.chance:.3f}; overall"
+                f" {found}. The index may be shifted in this part; nothing was imported"
             )
     return grade
 
 
 def _grade(scores: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Grade:
-    others = targets[rng.permutation(len(targets))]
-    return Grade(tagging_metrics(scores, targets).mAP, tagging_metrics(scores, others).mAP, len(scores))
+    shuffled = targets[rng.permutation(len(targets))]
+    return Grade(tagging_metrics(scores, targets).mAP, tagging_metrics(scores, shuffled).mAP, len(scores))

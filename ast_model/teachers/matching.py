@@ -1,7 +1,7 @@
-"""Which clip of a snapshot a published id means."""
+"""Match published ids to a snapshot's clips."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
+# pyarrow defines its compute functions at import time, so pyright does not see them.
 
 from dataclasses import dataclass
 
@@ -15,46 +15,46 @@ from pipeline.snapshots.snapshot import Snapshot
 FOLDERS = r"^.*[/\\]"
 EXTENSION = r"(?i)\.(wav|flac|mp3|m4a|ogg|opus|webm|mp4)$"
 LEADING_Y = "^Y"
-"""AudioSet's downloaders put it before a YouTube id, which may begin with `-`."""
+"""Prefix that some AudioSet downloaders add, because a YouTube id may start with `-`."""
 TIMES = r"^Y?([A-Za-z0-9_-]{11})_[0-9._-]+$"
-"""A YouTube id with its start, or start and end, in whatever unit."""
+"""A YouTube id with the segment's start, or its start and end, in any unit."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """What each row of a file is of."""
+    """The clip of each row of a score file."""
 
     rows: np.ndarray
-    """(N,) rows of the snapshot's index; -1 for a clip that it lacks."""
+    """(N,) row of each clip in the snapshot's index; -1 if the snapshot lacks the clip."""
     num_ambiguous: int
-    """Rows that name a recording only, of which the snapshot has several segments; they are left out."""
+    """Number of skipped rows: they name a video without the start, and the snapshot has several of its segments."""
 
 
 def match_ids(ids: pa.ChunkedArray, snapshot: Snapshot) -> Matches:
-    """Match ids with a snapshot's clips: `YTID_START-MS` of our keys, or a YouTube id.
+    """Match ids to a snapshot's clips. An id is a key of the store (`YTID_START-MS`) or a YouTube id.
 
-    An id may have a folder before it, a file's ending or times after it, and a leading Y that its clip lacks. The
-    form that changes least and names a clip counts, so an id that itself begins with Y stays what it is.
+    Folders, file extensions, a leading Y and times are removed in this order until the id matches, so an id that
+    itself starts with Y matches first as it is.
     """
     keys = snapshot.index["key"]
-    recordings = pc.replace_substring_regex(keys, r"_\d+$", "")
-    several = pa.array([], pa.string())
-    if has_repeats(recordings):
-        counts = pc.value_counts(recordings)
-        several = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    single_rows = np.flatnonzero(~pc.is_in(recordings, value_set=several).to_numpy())
-    singles = recordings.take(pa.array(single_rows))
+    videos = pc.replace_substring_regex(keys, r"_\d+$", "")
+    repeated = pa.array([], pa.string())
+    if has_repeats(videos):
+        counts = pc.value_counts(videos)
+        repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    single_rows = np.flatnonzero(~pc.is_in(videos, value_set=repeated).to_numpy())
+    singles = videos.take(pa.array(single_rows))
 
     names = pc.replace_substring_regex(pc.replace_substring_regex(ids, FOLDERS, ""), EXTENSION, "")
     rows, is_ambiguous = np.full(len(ids), -1), np.zeros(len(ids), bool)
     for pattern, replacement in (("^$", ""), (LEADING_Y, ""), (TIMES, r"\1")):
-        # Only of those that are left: of two million ids most match at once.
-        left = np.flatnonzero((rows < 0) & ~is_ambiguous)
-        forms = pc.replace_substring_regex(names.take(pa.array(left)), pattern, replacement)
-        by_key, by_recording = positions_of(forms, keys), positions_of(forms, singles)
+        # Only the unmatched ids, because most of two million ids match in the first round.
+        unmatched = np.flatnonzero((rows < 0) & ~is_ambiguous)
+        forms = pc.replace_substring_regex(names.take(pa.array(unmatched)), pattern, replacement)
+        by_key, by_video = positions_of(forms, keys), positions_of(forms, singles)
         if len(single_rows):
-            by_recording = np.where(by_recording >= 0, single_rows[by_recording], -1)
-        rows[left] = np.where(by_key >= 0, by_key, by_recording)
-        is_several = pc.fill_null(pc.is_in(forms, value_set=several), False).to_numpy()
-        is_ambiguous[left] = is_several & (rows[left] < 0)
+            by_video = np.where(by_video >= 0, single_rows[by_video], -1)
+        rows[unmatched] = np.where(by_key >= 0, by_key, by_video)
+        is_repeated = pc.fill_null(pc.is_in(forms, value_set=repeated), False).to_numpy()
+        is_ambiguous[unmatched] = is_repeated & (rows[unmatched] < 0)
     return Matches(rows, int(is_ambiguous.sum()))

@@ -1,8 +1,8 @@
-"""A teacher in the store: a float16 row of probabilities for each clip that it has scored.
+"""Teachers in the store: a float16 row of probabilities for each scored clip.
 
-teachers/{name}/keys.parquet    the clips, in the rows' order
+teachers/{name}/keys.parquet    keys of the clips, in the order of the rows
 teachers/{name}/scores.npy      (N, C) float16
-teachers/{name}/teacher.json    classes, grade and where it came from; written last
+teachers/{name}/teacher.json    classes, grade and sources; written last
 """
 
 import io
@@ -34,9 +34,9 @@ SCORES, KEYS, RECORD = "scores.npy", "keys.parquet", "teacher.json"
 
 
 class ScoreRows:
-    """A local file of scores (N, C), read by rows.
+    """Random access to the rows of a local file of scores (N, C).
 
-    Not mapped into memory: a training reads all of its 2 GB, and a map's pages would count as each rank's own.
+    Not memory-mapped: a training reads all 2 GB, and mapped pages would count towards the memory of each rank.
     """
 
     def __init__(self, file: Path):
@@ -44,26 +44,27 @@ class ScoreRows:
             np.lib.format.read_magic(stream)
             (self.num_rows, self.num_classes), _, _ = np.lib.format.read_array_header_1_0(stream)
             self._start, self._row_bytes = stream.tell(), 2 * self.num_classes
-            # Kept open under a number of its own: the cache may drop the name, and threads share no position.
-            self._number = os.dup(stream.fileno())
-        weakref.finalize(self, os.close, self._number)
+            # An open descriptor outlives the file's removal from the cache, and preadv lets threads share it.
+            self._descriptor = os.dup(stream.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
         if file.stat().st_size != self._start + self.num_rows * self._row_bytes:
-            raise CorruptError(f"{file} is cut short: expected {self.num_rows} rows; import the teacher again")
+            raise CorruptError(f"{file} is truncated: expected {self.num_rows} rows; import the teacher again")
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return some rows (n, C), float16."""
+        """Return the given rows (n, C), float16."""
         scores = np.empty((len(rows), self.num_classes), "<f2")
         for scores_C, row in zip(scores, rows.tolist(), strict=True):
-            os.preadv(self._number, [scores_C.data], self._start + row * self._row_bytes)
+            os.preadv(self._descriptor, [scores_C.data], self._start + row * self._row_bytes)
         return scores
 
 
 def write_rows(file: Path, blocks: Iterable[np.ndarray], rows: np.ndarray, num_classes: int) -> np.ndarray:
-    """Write probabilities by clip; a clip with several rows gets their mean. Return each written row's clip.
+    """Write probabilities, one row per clip, and return the clip of each written row. Averages the rows of a clip.
 
-    blocks: (n, C) in their file's order. rows: the clip of each of them, -1 for one to leave out.
+    blocks: probabilities (n, C) in the order of the score file.
+    rows: clip of each row, as a row of the snapshot's index; -1 to skip the row.
     """
-    # factorize numbers the clips as they come, so those new in a block follow the ones written before.
+    # factorize numbers the clips in order of appearance, so new clips of a block follow the clips written before.
     codes = np.full(len(rows), -1)
     codes[rows >= 0], clips = pd.factorize(rows[rows >= 0])
     num_seen = np.zeros(len(clips), np.int32)
@@ -93,23 +94,28 @@ def write_rows(file: Path, blocks: Iterable[np.ndarray], rows: np.ndarray, num_c
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher's record."""
+    """The record of an imported teacher, stored as `teacher.json`."""
 
     name: str
     mids: tuple[str, ...]
-    """Of its columns: a snapshot's."""
+    """AudioSet ids of the columns, in the snapshot's order."""
     num_clips: int
     num_bytes: int
+    """Size of `scores.npy`."""
     digest: str
     """SHA-256 of `scores.npy`."""
     snapshot: str
-    """That its ids were matched with."""
+    """Id of the snapshot that the ids were matched to."""
     found: str
-    """Logits or probabilities: what the files held."""
+    """Detected content of the files: `logits` or `probabilities`."""
     mAP: float
+    """Grade on labelled clips of the snapshot."""
     num_graded: int
+    """Number of graded clips."""
     stated_mAP: float | None
+    """The publisher's mAP, if given."""
     sources: tuple[str, ...]
+    """Imported files."""
 
     @cached_property
     def folder(self) -> str:
@@ -117,7 +123,7 @@ class Teacher:
 
 
 def check_name(store: Store, name: str) -> None:
-    """Raise ConfigError unless a new teacher may have this name."""
+    """Raise ConfigError if a name is malformed or taken."""
     if not name or "/" in name or name.startswith("."):
         raise ConfigError(f"expected a --name without a slash, found {name!r}")
     if store.exists(f"{FOLDER}/{name}/{RECORD}"):
@@ -125,7 +131,7 @@ def check_name(store: Store, name: str) -> None:
 
 
 def publish_teacher(store: Store, file: Path, keys: pa.ChunkedArray, facts: dict[str, Any]) -> Teacher:
-    """Move a complete file of scores to the store, the record last."""
+    """Move a complete file of scores to the store, then write the clips' keys and the record."""
     checksum = checksum_of(file)
     teacher = Teacher(**facts, num_clips=len(keys), num_bytes=checksum.num_bytes, digest=checksum.digest)
     store.publish(file, f"{teacher.folder}/{SCORES}")
@@ -135,24 +141,24 @@ def publish_teacher(store: Store, file: Path, keys: pa.ChunkedArray, facts: dict
 
 
 def list_teachers(store: Store) -> list[Teacher]:
-    """Return the teachers of a store."""
+    """Load the records of all teachers in a store."""
     return [_parse(store, name) for name in store.list(FOLDER, f"/{RECORD}")]
 
 
 def load_teacher(store: Store, name: str, labels: Labels) -> Teacher:
-    """Load a teacher's record. Raises ConfigError if there is none, MismatchError if it has other classes."""
+    """Load a teacher's record. Raises ConfigError if it does not exist, MismatchError if its classes differ."""
     name = name.removeprefix(f"{FOLDER}/")
     if not store.exists(f"{FOLDER}/{name}/{RECORD}"):
-        known = ", ".join(teacher.name for teacher in list_teachers(store)) or "none yet"
+        known = ", ".join(teacher.name for teacher in list_teachers(store)) or "none"
         raise ConfigError(
-            f"expected in --train.teachers a teacher of {store.root}, found {name!r}; it has {known}. jobs/teachers.py"
-            " import makes one of scores"
+            f"expected in --train.teachers a teacher of {store.root}, found {name!r}; available: {known}. Import"
+            " published scores with jobs/teachers.py import"
         )
     teacher = _parse(store, f"{FOLDER}/{name}/{RECORD}")
     if teacher.mids != labels.mids:
         raise MismatchError(
             f"expected in {store.url(teacher.folder)} the {len(labels)} classes of the snapshot, in its order, found"
-            f" {len(teacher.mids)} that are others or in another; import the teacher again"
+            f" {len(teacher.mids)} classes that differ in name or order; import the teacher again"
         )
     return teacher
 
@@ -163,7 +169,7 @@ def _parse(store: Store, name: str) -> Teacher:
 
 
 class Teachers:
-    """The mean of some teachers' probabilities, for some clips of a snapshot."""
+    """Mean probabilities of several teachers for the given clips of a snapshot."""
 
     def __init__(self, snapshot: Snapshot, rows: np.ndarray, names: Iterable[str]):
         store, keys = snapshot.store, snapshot.index["key"].take(pa.array(rows))
@@ -177,11 +183,11 @@ class Teachers:
 
     @property
     def num_taught(self) -> int:
-        """Clips that at least one of them has scored."""
+        """Number of clips that at least one teacher has scored."""
         return int(np.any([rows >= 0 for rows in self._row_of_clip], axis=0).sum())
 
     def open(self, cache: CacheConfig) -> "Teachers":
-        """Open the scores, if the store is remote through the node's cache."""
+        """Open the scores. A remote store is read through the node's cache."""
         self._files = [ScoreRows(self._local(teacher, cache)) for teacher in self.members]
         return self
 
@@ -190,14 +196,17 @@ class Teachers:
         if self._store.is_local:
             return Path(self._store.path(name))
         if not cache.folder:
-            raise ConfigError("teachers of a store that is not local are read from the cache: set --train.cache.folder")
+            raise ConfigError("teachers of a remote store are read through the cache: set --train.cache.folder")
         checksum = Checksum(teacher.num_bytes, teacher.digest)
         node = ShardCache(Path(cache.folder).expanduser(), int(cache.max_gb * 1e9), self._store, {name: checksum})
         node.check()
         return node.fetch(name)
 
     def read(self, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean (n, C) float32 of those that have scored each clip, and which (n,) have none."""
+        """Return the mean probabilities (n, C) float32 over each clip's teachers, and a mask (n,) of untaught clips.
+
+        clips: positions among the rows that the constructor received.
+        """
         total = np.zeros((len(clips), self._num_classes), np.float32)
         counts = np.zeros(len(clips), np.float32)
         for file, row_of_clip in zip(self._files, self._row_of_clip, strict=True):

@@ -1,4 +1,4 @@
-"""A teacher's scores from published files into the store, and the teachers there are."""
+"""Commands on teachers: import published scores into a store, list the imported teachers."""
 
 from itertools import chain
 
@@ -11,7 +11,7 @@ from ast_model.teachers.matching import match_ids
 from ast_model.teachers.probabilities import find_columns, find_kind, read_probabilities
 from ast_model.teachers.score_files import open_scores
 from ast_model.teachers.store import ScoreRows, check_name, list_teachers, publish_teacher, write_rows
-from jobs.checkpoints.settings import ImportTeacher, ListTeachers
+from jobs.checkpoints.teacher_settings import ImportTeacher, ListTeachers
 from jobs.command_line.cli import resolve_root
 from pipeline.errors import MismatchError, quote
 from pipeline.labels import read_labels
@@ -20,7 +20,7 @@ from pipeline.store.storage import Store
 
 
 def import_teacher(config: ImportTeacher) -> None:
-    """Match, write, grade and only then publish a teacher; print what it was taken for."""
+    """Match, convert and grade published scores, then store them as a teacher. Prints each step's result."""
     store = Store(resolve_root(config.root))
     check_name(store, config.name)
     snapshot = load_snapshot(store, config.snapshot or None)
@@ -35,22 +35,18 @@ def import_teacher(config: ImportTeacher) -> None:
             f"expected ids of clips of snapshot {snapshot.snapshot_id}, such as {snapshot.index['key'][0]} or its"
             f" YouTube id, found none among {len(ids):,} such as {quote(ids.drop_null()[:3].to_pylist())}"
         )
-    print(f"{', '.join(config.scores)}: {kind}, {len(ids):,} rows, {num_matched:,} of clips of the snapshot")
+    print(f"{', '.join(config.scores)}: {kind}, {len(ids):,} rows, {num_matched:,} match clips of the snapshot")
     if matches.num_ambiguous:
-        print(
-            f"{matches.num_ambiguous:,} rows left out: their recording has several segments, and they don't say which"
-        )
+        print(f"{matches.num_ambiguous:,} rows skipped: the snapshot has several segments of their video")
     with store.scratch() as folder:
         file = folder / "scores.npy"
         blocks = chain.from_iterable(read_probabilities(each, kind, columns) for each in files)
         clips = write_rows(file, blocks, matches.rows, len(columns))
         if num_matched > len(clips):
-            print(f"{num_matched - len(clips):,} rows are of a clip that another row is of; the mean counts")
+            print(f"{num_matched - len(clips):,} rows are further rows of a clip; the clip gets their mean")
         grade = grade_teacher(ScoreRows(file), clips, snapshot, config.stated_map)
-        stated = "" if config.stated_map is None else f", publisher's {config.stated_map:.3f} on clips of its own"
-        print(
-            f"graded on {grade.num_clips:,} clips with labels: mAP {grade.mAP:.3f}{stated}; chance {grade.chance:.3f}"
-        )
+        stated = "" if config.stated_map is None else f" (publisher: {config.stated_map:.3f} on other clips)"
+        print(f"graded on {grade.num_clips:,} labelled clips: mAP {grade.mAP:.3f}{stated}; chance {grade.chance:.3f}")
         facts = {
             "name": config.name,
             "mids": snapshot.labels.mids,
@@ -70,7 +66,7 @@ def import_teacher(config: ImportTeacher) -> None:
 
 
 def show_teachers(config: ListTeachers) -> None:
-    """Print the teachers of a store with their grades."""
+    """Print a table of the store's teachers with their grades."""
     store = Store(resolve_root(config.root))
     rows = [
         {

@@ -1,0 +1,42 @@
+"""Settings of the commands on teachers."""
+
+from dataclasses import dataclass
+
+from jobs.command_line.settings import Input, StoreRoot
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ImportTeacher:
+    """Import a teacher's published scores: match them to clips by id, grade them by the labels, store probabilities."""
+
+    name: str
+    """Name of the teacher for --train.teachers."""
+    scores: tuple[str, ...]
+    """Files of one teacher: .npy with --index, or parquet with a column of ids and a column of lists of scores."""
+    index: Input = ""
+    """File that maps ids to rows of a .npy: {id: row}, as pickle or JSON."""
+    allow_unnamed_rows: bool = False
+    """Accept an index that does not cover all rows, and skip the other rows."""
+    labels: Input = ""
+    """class_labels_indices.csv of the columns. Default: the snapshot's classes."""
+    stated_map: float | None = None
+    """mAP that the publisher states; scores that reach less than half of it are refused."""
+    root: StoreRoot = "data/audioset"
+    """Folder or s3:// address of the store."""
+    snapshot: str = ""
+    """Id of the snapshot that provides clips and labels. Default: the latest."""
+
+    def __post_init__(self) -> None:
+        if self.index and isinstance(self.scores, tuple) and len(self.scores) != 1:
+            raise ConfigError(f"--index belongs to one .npy file in --scores, found {len(self.scores)} files")
+        if self.stated_map is not None and not 0 < self.stated_map < 1:
+            raise ConfigError(f"--stated-map must be between 0 and 1, such as 0.495, found {self.stated_map}")
+
+
+@dataclass(frozen=True)
+class ListTeachers:
+    """List the teachers of a store."""
+
+    root: StoreRoot = "data/audioset"
+    """Folder or s3:// address of the store."""
