@@ -1,4 +1,4 @@
-"""A training for each fold of a set: child runs under one that carries the summary."""
+"""Cross-validation over official folds: one child run per fold, and a parent run with the summary."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ from jobs.command_line.cli import resolve_root
 from jobs.command_line.run_names import new_run_name
 from jobs.datasets.official import read_dataset
 from jobs.datasets.settings import FoldsConfig
-from jobs.preprocessing.recordings import preprocess_recordings
+from jobs.preprocessing.local_clips import preprocess_local_clips
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.provenance import provenance
 from jobs.training.runs import history_name, was_begun
@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, MismatchError, NoClipsError
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
-INTRODUCTION = "A child run for each fold.\n\n"
+INTRODUCTION = "Cross-validation with one child run per fold.\n\n"
 
 
 def train_folds(config: FoldsConfig) -> None:
@@ -34,9 +34,9 @@ def train_folds(config: FoldsConfig) -> None:
     """
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store = Store(resolve_root(config.root))
-    recordings, classes = read_dataset(config, store)
+    clips, classes = read_dataset(config, store)
     with ray_session():
-        snapshot = preprocess_recordings(recordings, classes, store)
+        snapshot = preprocess_local_clips(clips, classes, store)
         check_folds(snapshot, config)
         run, parent = open_parent(config, snapshot)
         with parent.end_on_exit():
@@ -48,14 +48,14 @@ def train_folds(config: FoldsConfig) -> None:
 
 
 def config_of_fold(config: FoldsConfig, fold: int) -> FoldsConfig:
-    """Return the settings of one fold: test on it, train on the others."""
+    """Return the settings for one fold: test on it, train on all other folds."""
     others = tuple(f"fold{other}" for other in range(1, config.dataset.num_folds + 1) if other != fold)
     train = dataclasses.replace(config.train, train_splits=others, eval_split=f"fold{fold}")
     return dataclasses.replace(config, train=train)
 
 
 def check_folds(snapshot: Snapshot, config: FoldsConfig) -> None:
-    """Raise NoClipsError, before the first fold is trained, if one of them leaves a class without training clips."""
+    """Raise NoClipsError if any fold contains all clips of a class, so that none is left to train on."""
     if config.train.allow_empty_classes:
         return
     for fold in config.folds:
@@ -63,27 +63,27 @@ def check_folds(snapshot: Snapshot, config: FoldsConfig) -> None:
         empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
         if empty:
             raise NoClipsError(
-                f"fold {fold} can't be tested: all clips of {', '.join(empty[:5])} are in it, so none is left to"
-                " train on. Spread them over the folds, leave the fold out of --folds, or set --allow-empty-classes"
+                f"fold {fold} can't be tested: it contains all clips of {', '.join(empty[:5])}, none is left to train on."
+                " Spread them over the folds, omit the fold from --folds, or set --allow-empty-classes"
             )
 
 
 def open_parent(config: FoldsConfig, snapshot: Snapshot) -> tuple[str, TrackedRun]:
-    """Begin the run that the folds' runs are children of, or resume `config.resume`; return its name too.
+    """Start the parent run of all folds, or resume `config.resume`; return its name and the run.
 
-    Raises ConfigError if there is no such run, MismatchError if it is of another snapshot.
+    Raises ConfigError if the run to resume is missing, MismatchError if it trains on another snapshot.
     """
     store = snapshot.store
     if config.resume:
-        run = re.sub(r"-fold\d+$", "", config.resume)  # a fold that was stopped says its own name
+        run = re.sub(r"-fold\d+$", "", config.resume)  # a stopped fold suggests --resume with its own name
         if not store.exists(_record_name(run)):
             found = ", ".join(name.split("/")[1] for name in store.list("runs", "/folds.json")[-10:])
-            raise ConfigError(f"expected a run of folds named {run} in {store.root}, found {found or 'none at all'}")
+            raise ConfigError(f"expected a run of folds named {run} in {store.root}, found {found or 'none'}")
         record = store.read_json(_record_name(run))
         if record["snapshot"] != snapshot.snapshot_id:
             raise MismatchError(
-                f"run {run} trains on snapshot {record['snapshot']}, but the sounds now form snapshot"
-                f" {snapshot.snapshot_id}; restore them, or start a new run"
+                f"run {run} trains on snapshot {record['snapshot']}, but the files now give snapshot"
+                f" {snapshot.snapshot_id}; restore the files, or start a new run"
             )
         return run, continue_run(store, record["tracking_run"])
     run = new_run_name(config.preset)
@@ -100,9 +100,9 @@ def _record_name(run: str) -> str:
     return f"runs/{run}/folds.json"
 
 
-def train_fold(config: FoldsConfig, snapshot: Snapshot, of: str, parent: TrackedRun) -> list[Metrics]:
-    """Train on a fold's settings, resume it if it was begun, or read its finished history; `of`: the parent's name."""
-    run, store = f"{of}-{config.train.eval_split}", snapshot.store
+def train_fold(config: FoldsConfig, snapshot: Snapshot, parent_name: str, parent: TrackedRun) -> list[Metrics]:
+    """Return the metrics of a fold's epochs: train it, resume it if it was started, or read them if it is finished."""
+    run, store = f"{parent_name}-{config.train.eval_split}", snapshot.store
     if store.exists(history_name(run)):
         return store.read_json(history_name(run))
     config = dataclasses.replace(config, resume=run if was_begun(run, store) else "")
@@ -110,7 +110,7 @@ def train_fold(config: FoldsConfig, snapshot: Snapshot, of: str, parent: Tracked
 
 
 def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
-    """Return each fold's accuracy at one epoch, the same for all, their mean, and how the epoch was chosen."""
+    """Return the folds' accuracies at one epoch, the same for all folds, their mean, and how the epoch was chosen."""
     curves = np.array([[epoch["eval/accuracy"] for epoch in each if "eval/accuracy" in epoch] for each in histories])
     last = curves.shape[1]
     epoch = last if choose == "last" else int(curves.mean(axis=0).argmax()) + 1
@@ -128,7 +128,7 @@ def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
 
 
 def log_result(parent: TrackedRun, result: Mapping[str, Any]) -> None:
-    """Give the parent run the folds' mean after each epoch, and what counts."""
+    """Log to the parent run the mean accuracy after each epoch, and the accuracies of the chosen epoch."""
     for epoch, mean in enumerate(result["mean_after_epoch"], start=1):
         parent.log_metrics({"eval/accuracy": mean}, epoch)
     folds = {f"accuracy/fold{fold}": value for fold, value in zip(result["folds"], result["accuracies"], strict=True)}

@@ -11,7 +11,7 @@ from pipeline.store.storage import Store
 
 
 def read_dataset(config: DatasetConfig, store: Store) -> tuple[Sequence[LabelledClip], Sequence[str]]:
-    """Return the recordings and classes of the official folder; download it first if `config.data` is empty."""
+    """Return the labelled clips and the classes of the official folder; download it first if `config.data` is empty."""
     folder = Path(config.data) if config.data else _fetch_dataset(config, download_folder(store))
     return pkgutil.resolve_name(config.dataset.reader)(folder)
 

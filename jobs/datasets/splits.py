@@ -11,7 +11,7 @@ from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
 from jobs.datasets.official import read_dataset
 from jobs.datasets.settings import OfficialSplitsConfig
-from jobs.preprocessing.recordings import preprocess_recordings
+from jobs.preprocessing.local_clips import preprocess_local_clips
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.runs import TrackedJob
 from jobs.training.start_or_resume import start_or_resume
@@ -23,9 +23,9 @@ def train_and_test(config: OfficialSplitsConfig) -> None:
     """Train, print the validation and test scores of the chosen epoch, and store them as {name}.json."""
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store, metric = Store(resolve_root(config.root)), config.dataset.metric
-    recordings, classes = read_dataset(config, store)
+    clips, classes = read_dataset(config, store)
     with ray_session():
-        job, history = start_or_resume(config, preprocess_recordings(recordings, classes, store))
+        job, history = start_or_resume(config, preprocess_local_clips(clips, classes, store))
     result = _score_test_split(config, job, history)
     store.write_json(f"{config.dataset.name}.json", result)
     print(f"validation {metric} {result['valid']:.4f}\ntest       {metric} {result['test']:.4f}   ({result['how']})")

@@ -1,4 +1,4 @@
-"""VGGSound: its table as AudioSet's tables, then the main job on them."""
+"""The VGGSound command: convert its table to AudioSet's tables, then run the main job on them."""
 
 import dataclasses
 import tempfile
@@ -15,7 +15,7 @@ from pipeline.store.storage import Store
 
 
 def vggsound(config: VGGSoundConfig) -> None:
-    """Write AudioSet's tables of the clips, preprocess what is missing, train on all that is there, and report."""
+    """Write tables in AudioSet's format, then preprocess missing clips, train and report like the main job."""
     store = Store(resolve_root(config.root))
     table = Path(config.table)
     if not config.table:

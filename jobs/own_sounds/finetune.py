@@ -23,7 +23,7 @@ from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
 from jobs.own_sounds.head_only import head_settings, train_head
 from jobs.own_sounds.settings import FinetuneConfig
-from jobs.preprocessing.recordings import preprocess_recordings
+from jobs.preprocessing.local_clips import preprocess_local_clips
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import choose_gpu
 from jobs.training.runs import TrackedJob, begin_run, ending_tracked
@@ -91,7 +91,7 @@ def finetune(config: FinetuneConfig) -> None:
     with ray_session():
         run = dataclasses.replace(run, ray=choose_gpu(config.ray))
         is_head_only = choose_head_only(config, bool(run.ray.use_gpu), clips)
-        snapshot = preprocess_recordings(clips, classes, store)
+        snapshot = preprocess_local_clips(clips, classes, store)
         if not config.resume:  # a resumed run keeps its own
             snapshot = select_training_clips(snapshot, config.selection, train)
         if is_head_only:

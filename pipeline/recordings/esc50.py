@@ -11,12 +11,12 @@ TABLE = "meta/esc50.csv"
 
 
 def read_esc50(folder: Path) -> tuple[list[LabelledClip], list[str]]:
-    """Read the official folder; each fold is a split. Raises InputError if the folder is not it."""
+    """Return the clips, with each fold as a split, and the classes by target. Raises InputError for other folders."""
     try:
         with (folder / TABLE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         name_of = {int(row["target"]): row["category"] for row in rows}
-        recordings = [
+        clips = [
             LabelledClip(folder / "audio" / row["filename"], (row["category"],), f"fold{int(row['fold'])}", 0, CLIP_MS)
             for row in rows
         ]
@@ -24,5 +24,5 @@ def read_esc50(folder: Path) -> tuple[list[LabelledClip], list[str]]:
         raise InputError(
             f"expected ESC-50's {TABLE} with filename,fold,target,category in {folder}, found: {error!r}"
         ) from error
-    check_files(recordings, folder / TABLE, folder / "audio")
-    return recordings, [name_of[target] for target in sorted(name_of)]
+    check_files(clips, folder / TABLE, folder / "audio")
+    return clips, [name_of[target] for target in sorted(name_of)]

@@ -11,7 +11,7 @@ from pipeline.recordings.tables import LabelledClip
 LONGEST_MS = 30_000
 VOCABULARY = "FSD50K.ground_truth/vocabulary.csv"
 SPLIT_OF = {"train": "train", "val": "valid"}
-"""Of the column `split` in dev.csv."""
+"""Our splits by the values of the column `split` in dev.csv."""
 ARCHIVES = {
     "FSD50K.ground_truth": {"zip": "ca27382c195e37d2269c4c866dd73485"},
     "FSD50K.dev_audio": {
@@ -24,11 +24,11 @@ ARCHIVES = {
     },
     "FSD50K.eval_audio": {"z01": "3090670eaeecc013ca1ff84fe4442aeb", "zip": "6fa47636c3a3ad5c7dfeba99f2637982"},
 }
-"""The md5 of each part, as soundata checks them; the last part carries the table of contents."""
+"""Expected md5 of each part, from soundata. The last part of a split zip contains its table of contents."""
 
 
 def fetch_fsd50k(address: str, home: Path) -> Path:
-    """Download, join and unpack all parts, each step once, and return the folder."""
+    """Download, join and unpack all parts into `home`; return the official folder. Completed steps are skipped."""
     folder = home / "fsd50k"
     for name, digests in ARCHIVES.items():
         for ending, digest in digests.items():
@@ -39,12 +39,12 @@ def fetch_fsd50k(address: str, home: Path) -> Path:
 
 
 def read_fsd50k(folder: Path) -> tuple[list[LabelledClip], list[str]]:
-    """Read the official folder into the splits train, valid and test, with the classes in the vocabulary's order.
+    """Return the clips, in the splits train, valid and test, and the classes in the vocabulary's order.
 
-    Raises InputError, with the line, if the folder is not it, if tables contradict each other, or if audio is missing.
+    Raises InputError for another folder, for missing audio, and, with the line, for tables that contradict each other.
     """
     mid_of = read_vocabulary(folder / VOCABULARY)
-    recordings = []
+    clips = []
     for part in ("dev", "eval"):
         table = folder / f"FSD50K.ground_truth/{part}.csv"
         found = list(_read_table(table, folder / f"FSD50K.{part}_audio", mid_of))
@@ -54,12 +54,12 @@ def read_fsd50k(folder: Path) -> tuple[list[LabelledClip], list[str]]:
                 f"{table} names {len(found)} clips; {len(missing)} are not in {folder / f'FSD50K.{part}_audio'}"
                 f" ({', '.join(missing[:3])}): unpack FSD50K.{part}_audio.zip, with all of its parts, into {folder}"
             )
-        recordings += found
-    return recordings, list(mid_of)
+        clips += found
+    return clips, list(mid_of)
 
 
 def read_vocabulary(table: Path) -> dict[str, str]:
-    """Read the classes, as a map of name to mid in the order of their index. Raises InputError for another order."""
+    """Return the mid of each class, ordered by index. Raises InputError for another order."""
     mid_of: dict[str, str] = {}
     try:
         with table.open(encoding="utf-8", newline="") as file:
@@ -67,7 +67,7 @@ def read_vocabulary(table: Path) -> dict[str, str]:
                 if len(row) != 3 or row[0] != str(position) or row[1] in mid_of:
                     raise InputError(
                         f"{table}, line {position + 1}: expected index {position}, a new label and its mid, found"
-                        f" {quote(','.join(row))}; take the official vocabulary.csv, whose order is that of the classes"
+                        f" {quote(','.join(row))}; use the official vocabulary.csv, which orders the classes"
                     )
                 mid_of[row[1]] = row[2]
     except (OSError, ValueError, csv.Error) as error:
@@ -76,7 +76,7 @@ def read_vocabulary(table: Path) -> dict[str, str]:
 
 
 def _read_table(table: Path, audio: Path, mid_of: Mapping[str, str]) -> Iterator[LabelledClip]:
-    """Yield the clips of dev.csv, in the splits train and valid, or of eval.csv, whose split is test."""
+    """Yield the clips of dev.csv, in the splits train and valid, or of eval.csv, in the split test."""
     is_dev = table.name == "dev.csv"
     try:
         with table.open(encoding="utf-8", newline="") as file:
@@ -88,8 +88,8 @@ def _read_table(table: Path, audio: Path, mid_of: Mapping[str, str]) -> Iterator
                     raise InputError(f"{where}: the label {quote(unknown[0])} is not in {VOCABULARY}")
                 if [mid_of[label] for label in labels] != row["mids"].split(","):
                     raise InputError(
-                        f"{where}: expected the mids of {quote(row['labels'])} as {VOCABULARY} has them, found"
-                        f" {quote(row['mids'])}; the tables are not of one release"
+                        f"{where}: expected the mids of {quote(row['labels'])} as in {VOCABULARY}, found"
+                        f" {quote(row['mids'])}; the tables are from different releases"
                     )
                 if is_dev and row["split"] not in SPLIT_OF:
                     raise InputError(f"{where}: expected the split train or val, found {quote(row['split'])}")

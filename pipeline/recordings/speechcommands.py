@@ -11,7 +11,7 @@ NOISE_FOLDER = "_background_noise_"
 
 
 def read_speech_commands(folder: Path) -> tuple[list[LabelledClip], list[str]]:
-    """Read the official folder: what is in neither list is for training. Raises InputError if the folder is not it."""
+    """Return the clips and the words; files in neither list are training clips. Raises InputError for other folders."""
     split_of: dict[str, str] = {}
     for name, split in LISTS.items():
         try:
@@ -23,11 +23,13 @@ def read_speech_commands(folder: Path) -> tuple[list[LabelledClip], list[str]]:
     names = [name for name in names if not name.startswith(NOISE_FOLDER)]
     if missing := sorted(split_of.keys() - set(names)):
         raise InputError(
-            f"{folder}: {len(missing)} of {len(split_of)} listed files are not there, such as {missing[0]}; unpack the"
+            f"{folder}: {len(missing)} of {len(split_of)} listed files are missing, such as {missing[0]}; unpack the"
             " archive again"
         )
     if len(names) == len(split_of):
-        raise InputError(f"{folder}: expected files that are in neither list, which are for training; found none")
+        raise InputError(
+            f"{folder}: expected training files, which are in neither list, found none; unpack the archive again"
+        )
     words = sorted({name.split("/")[0] for name in names})
     return [
         LabelledClip(folder / name, (name.split("/")[0],), split_of.get(name, "train"), 0, CLIP_MS) for name in names

@@ -34,7 +34,7 @@ class LabelledClip:
 
 
 def check_files(recordings: Sequence[LabelledClip], table: Path, folder: Path) -> None:
-    """Raise InputError if a table names no files, or some that are not in the folder."""
+    """Raise InputError if a table lists no files, or files missing from the folder."""
     missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
     if missing or not recordings:
         raise InputError(

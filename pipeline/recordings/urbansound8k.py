@@ -13,12 +13,15 @@ TABLE = "metadata/UrbanSound8K.csv"
 
 
 def read_urbansound8k(folder: Path) -> tuple[list[LabelledClip], list[str]]:
-    """Read the official folder; each fold is a split. Raises InputError if the folder is not it, or its folds leak."""
+    """Return the clips, with each fold as a split, and the classes by number.
+
+    Raises InputError for another folder, and for folds that share a recording.
+    """
     try:
         with (folder / TABLE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         name_of = {int(row["classID"]): row["class"] for row in rows}
-        recordings = [
+        clips = [
             LabelledClip(
                 folder / "audio" / f"fold{int(row['fold'])}" / row["slice_file_name"],
                 (name_of[int(row["classID"])],),
@@ -38,12 +41,12 @@ def read_urbansound8k(folder: Path) -> tuple[list[LabelledClip], list[str]]:
         raise InputError(
             f"{folder / TABLE}: expected one class for each classID, found several; unpack the archive again"
         )
-    check_files(recordings, folder / TABLE, folder / "audio")
-    return recordings, [name_of[number] for number in sorted(name_of)]
+    check_files(clips, folder / TABLE, folder / "audio")
+    return clips, [name_of[number] for number in sorted(name_of)]
 
 
 def _check_folds(rows: Sequence[Mapping[str, str]]) -> None:
-    """Refuse folds of which two hold clips of one recording: a model would know part of what it is tested on."""
+    """Raise InputError if two folds share a recording, since a model would be tested on sounds from its training."""
     folds_of: dict[str, set[int]] = defaultdict(set)
     for row in rows:
         folds_of[row["fsID"]].add(int(row["fold"]))

@@ -25,12 +25,12 @@ class Row:
 
 
 def read_vggsound(table: Path) -> list[Row]:
-    """Read the official table, which has no header. Raises InputError, with the line, for a row that can't be read."""
+    """Return the rows of the official table, which has no header. Raises InputError with the line of a bad row."""
     rows: list[Row] = []
     first_of: dict[tuple[str, int], Row] = {}
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            # Strict, because a quote that is never closed would else swallow all rows behind it.
+            # Strict, because otherwise an unclosed quote swallows all following rows.
             reader = csv.reader(file, strict=True)
             for cells in reader:
                 row = _read_row(cells, f"{table}, line {reader.line_num}")
@@ -42,7 +42,7 @@ def read_vggsound(table: Path) -> list[Row]:
                 rows.append(row)
     except csv.Error as error:
         raise InputError(
-            f"{table}: expected rows such as {EXAMPLE}, found a quote that is not closed, or not around a whole label"
+            f"{table}: expected rows such as {EXAMPLE}, found an unclosed quote, or a quote around a part of a label"
             f" ({describe(error)})"
         ) from error
     except (OSError, ValueError) as error:
@@ -65,7 +65,7 @@ def _read_row(cells: Sequence[str], where: str) -> Row:
 
 
 def write_audioset_tables(rows: Sequence[Row], folder: Path) -> None:
-    """Write `class_labels_indices.csv`, with the classes by name, and a segments CSV for each split."""
+    """Write `class_labels_indices.csv`, with the classes sorted by name, and a segments CSV per split."""
     labels = make_labels(sorted({row.label for row in rows}))
     mid_of = dict(zip(labels.names, labels.mids, strict=True))
     folder.mkdir(parents=True, exist_ok=True)

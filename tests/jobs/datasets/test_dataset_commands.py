@@ -1,4 +1,4 @@
-"""The jobs for other data, whole: folders in their official layouts, of made-up sounds, through Ray to a result."""
+"""Whole runs of the data-set commands, on synthetic sounds in the official layouts."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ def run_job(command_line: CommandLine, argv: list[str]) -> None:
 
 @pytest.fixture
 def esc50_folder(tmp_path: Path) -> Path:
-    """Three classes in five folds, two clips each; one file is empty."""
+    """ESC-50's layout with three classes in five folds, two clips each; one file is empty."""
     folder = tmp_path / "ESC-50-master"
     rows = []
     for target, (name, pitch_hz) in enumerate(PITCHES_HZ.items()):
@@ -66,7 +66,7 @@ def esc50_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def words_folder(tmp_path: Path) -> Path:
-    """Three words of twelve speakers, of whom two are in each list; some last less than a second."""
+    """Speech Commands' layout with three words by twelve speakers, two in each list; some clips are short."""
     folder = tmp_path / "speech_commands_v0.02"
     lists: dict[str, list[str]] = {"validation_list.txt": [], "testing_list.txt": []}
     for word, pitch_hz in zip(("yes", "no", "up"), PITCHES_HZ.values(), strict=True):
@@ -83,7 +83,7 @@ def words_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fsd50k_folder(tmp_path: Path) -> Path:
-    """Three pitches, of which a clip has one or two, in clips of 0.4 to 14 s."""
+    """FSD50K's layout with clips of 0.4 to 14 s that have one or two of three pitches."""
     folder, names = tmp_path / "FSD50K", ["Bark", "Rain", "Tick-tock"]
     tables = folder / "FSD50K.ground_truth"
     tables.mkdir(parents=True)
@@ -110,20 +110,20 @@ def runs_of(root: Path, experiment: str = "audioset-ast") -> list[Run]:
 
 
 def stop_once(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
-    """Stop the first training of a run with this ending before it begins."""
+    """Raise StoppedError instead of the first training of the run with this ending."""
     train: Callable = jobs.training.start_or_resume.train_on_ray
     stopped = []
 
     def train_on_ray(job: TrackedJob, *settings):
         if job.run.endswith(ending) and not stopped:
             stopped.append(job.run)
-            raise StoppedError(f"go on with --resume {job.run}")
+            raise StoppedError(f"resume with --resume {job.run}")
         return train(job, *settings)
 
     monkeypatch.setattr(jobs.training.start_or_resume, "train_on_ray", train_on_ray)
 
 
-def test_the_folds_of_esc50_are_children_of_one_run_also_after_a_stop(
+def test_esc50_folds_are_children_of_one_run_even_after_a_stop(
     esc50_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "store"
@@ -147,12 +147,12 @@ def test_the_folds_of_esc50_are_children_of_one_run_also_after_a_stop(
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["accuracy"] == pytest.approx(result["accuracy"])
     assert parent.data.metrics["accuracy/fold2"] == pytest.approx(folds[1].data.metrics["eval/accuracy"])
-    assert result["accuracy"] > 0.6, "three pitches are easily told apart"
-    said = capsys.readouterr().out
-    assert f"mean     accuracy {result['accuracy']:.4f}   (epoch 40 of 40, the last one)" in said
+    assert result["accuracy"] > 0.6, "three pitches are easy to distinguish"
+    printed = capsys.readouterr().out
+    assert f"mean     accuracy {result['accuracy']:.4f}   (epoch 40 of 40, the last one)" in printed
 
 
-def test_speech_commands_are_chosen_on_one_list_and_tested_on_the_other(
+def test_speech_commands_chooses_on_validation_and_scores_the_testing_list(
     words_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "store"
@@ -166,7 +166,7 @@ def test_speech_commands_are_chosen_on_one_list_and_tested_on_the_other(
     assert run.data.params["train.eval_split"] == "valid"
 
 
-def test_fsd50k_is_chosen_on_the_validation_clips_and_tested_on_the_evaluation_set(
+def test_fsd50k_chooses_on_validation_and_scores_the_evaluation_set(
     fsd50k_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "store"
@@ -180,7 +180,7 @@ def test_fsd50k_is_chosen_on_the_validation_clips_and_tested_on_the_evaluation_s
 
 
 @pytest.mark.parametrize("form", ["folder", "table"])
-def test_own_sounds_are_learnt_and_the_model_is_named(
+def test_finetune_trains_and_prints_a_tagging_command(
     form: str, words_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, files = words_folder, sorted(words_folder.glob("[!_]*/*.wav"))
@@ -194,10 +194,10 @@ def test_own_sounds_are_learnt_and_the_model_is_named(
     root = f"{tmp_path}/elsewhere/../own"
     flags = f"--data {data} --root {root} --no-use-gpu --size tiny --num-epochs 2 --learning-rate 1e-3".split()
     run_job(finetune.COMMAND_LINE, flags)
-    said = capsys.readouterr().out
-    assert ("eval/accuracy" in said) == (form == "folder")
-    best = next(line.split()[-1] for line in said.splitlines() if line.startswith("best epoch"))
-    (command,) = [line for line in said.splitlines() if "jobs/predict.py" in line]
+    printed = capsys.readouterr().out
+    assert ("eval/accuracy" in printed) == (form == "folder")
+    best = next(line.split()[-1] for line in printed.splitlines() if line.startswith("best epoch"))
+    (command,) = [line for line in printed.splitlines() if "jobs/predict.py" in line]
     assert ".." not in command
     words = shlex.split(command.removeprefix("tag with"))
     assert words[:3] == ["python", "jobs/predict.py", "--checkpoint"] and words[-1] == "FILES"

@@ -8,7 +8,7 @@ from pipeline.recordings.esc50 import read_esc50
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder in the official layout: two classes, five folds."""
+    """Make a folder in the official layout, with two classes in five folds."""
     (folder / "meta").mkdir(parents=True)
     (folder / "audio").mkdir()
     rows = [
@@ -22,7 +22,7 @@ def make_folder(folder: Path) -> None:
         (folder / "audio" / row[0]).touch()
 
 
-def test_the_official_folder_is_read(tmp_path: Path) -> None:
+def test_official_folder_is_read(tmp_path: Path) -> None:
     make_folder(tmp_path)
     recordings, classes = read_esc50(tmp_path)
     assert classes == ["dog", "cat"]

@@ -23,7 +23,7 @@ EVAL = [("37199", "Bark,Dog")]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The official layout, with the quotes of the official tables."""
+    """A folder in the official layout, with quotes as in the official tables."""
     folder = tmp_path / "FSD50K"
     tables = folder / "FSD50K.ground_truth"
     tables.mkdir(parents=True)
@@ -49,7 +49,7 @@ def replace_in(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
-def test_the_official_folder_is_read(folder: Path) -> None:
+def test_official_folder_is_read(folder: Path) -> None:
     recordings, classes = read_fsd50k(folder)
     assert classes == list(MID_OF)
     assert Counter(each.split for each in recordings) == {"train": 2, "valid": 1, "test": 1}
@@ -70,15 +70,13 @@ def test_the_official_folder_is_read(folder: Path) -> None:
         ("eval", "fname", "name", r"with the columns fname,labels,mids at .*eval\.csv"),
     ],
 )
-def test_tables_that_contradict_each_other_are_refused(
-    folder: Path, table: str, old: str, new: str, message: str
-) -> None:
+def test_contradictory_tables_are_rejected(folder: Path, table: str, old: str, new: str, message: str) -> None:
     replace_in(folder / f"FSD50K.ground_truth/{table}.csv", old, new)
     with pytest.raises(InputError, match=message):
         read_fsd50k(folder)
 
 
-def test_missing_audio_is_refused_with_the_archive_that_holds_it(folder: Path) -> None:
+def test_missing_audio_is_reported_with_its_archive(folder: Path) -> None:
     shutil.rmtree(folder / "FSD50K.eval_audio")
     with pytest.raises(InputError, match=r"1 are not in .*eval_audio \(37199\.wav\): unpack FSD50K\.eval_audio\.zip"):
         read_fsd50k(folder)
@@ -93,14 +91,14 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def address(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server of the set as Zenodo holds it: the tables as a zip, audio as split zips; with the digests of these."""
+    """Address of a server with the data set as on Zenodo: tables in a zip, audio in split zips, and their digests."""
     program = shutil.which("zip")
     if program is None:
         pytest.skip("Info-ZIP's zip makes split zips")
     served = tmp_path / "served"
     served.mkdir()
     for name, *_ in DEV:
-        # As with the real parts, a clip lies in at most two: `zip` corrupts what lies in three when it joins them.
+        # Each clip spans at most two parts, as in the real set: joining corrupts files that span three.
         (folder / "FSD50K.dev_audio" / f"{name}.wav").write_bytes(hashlib.shake_256(name.encode()).digest(50_000))
     with zipfile.ZipFile(served / "FSD50K.ground_truth.zip", "w") as archive:
         for file in sorted((folder / "FSD50K.ground_truth").iterdir()):
@@ -118,12 +116,12 @@ def address(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         server.shutdown()
 
 
-def test_the_split_archives_are_fetched_joined_and_unpacked_once(address: str, folder: Path, tmp_path: Path) -> None:
+def test_split_archives_are_fetched_joined_and_unpacked_once(address: str, folder: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     fetched = fetch_fsd50k(address, home)
     assert [each.labels for each in read_fsd50k(fetched)[0]] == [each.labels for each in read_fsd50k(folder)[0]]
     for name, *_ in DEV:
         file = f"FSD50K.dev_audio/{name}.wav"
         assert (fetched / file).read_bytes() == (folder / file).read_bytes()
-    (home / "FSD50K.dev_audio.joined.zip").write_bytes(b"")  # would fail if it were unpacked again
+    (home / "FSD50K.dev_audio.joined.zip").write_bytes(b"")  # unpacking it again would fail
     assert fetch_fsd50k("http://127.0.0.1:9/nobody", home) == fetched

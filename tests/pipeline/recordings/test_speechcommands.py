@@ -11,7 +11,7 @@ from pipeline.segments import read_segments
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The official layout: files of equal names in each word's folder, two lists, and noise that is no word."""
+    """A folder in the official layout: equal file names in each word's folder, two lists, and background noise."""
     for word in ("yes", "no"):
         (tmp_path / word).mkdir()
         for index in range(5):
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_official_folder_is_read(folder: Path) -> None:
+def test_official_folder_is_read(folder: Path) -> None:
     recordings, words = read_speech_commands(folder)
     assert words == ["no", "yes"]
     assert Counter(each.split for each in recordings) == {"train": 7, "valid": 2, "test": 1}
@@ -31,16 +31,16 @@ def test_the_official_folder_is_read(folder: Path) -> None:
     assert {(each.labels, each.path.parent.name) for each in recordings} == {(("yes",), "yes"), (("no",), "no")}
 
 
-def test_equal_names_in_different_folders_have_ids_of_their_own(folder: Path, tmp_path: Path) -> None:
+def test_equal_names_in_different_folders_get_different_ids(folder: Path, tmp_path: Path) -> None:
     recordings, words = read_speech_commands(folder)
     splits = write_tables(recordings, words, tmp_path / "tables")
     segments = [each for name in splits for each in read_segments(str(tmp_path / f"tables/{name}_segments.csv"))]
     assert len({segment.key for segment in segments}) == len(recordings) == 10
 
 
-def test_another_folder_is_refused(folder: Path) -> None:
+def test_incomplete_folder_is_rejected(folder: Path) -> None:
     (folder / "yes" / "0a7c2a8d_nohash_3.wav").unlink()
-    with pytest.raises(InputError, match=r"1 of 3 listed files are not there, such as yes/0a7c2a8d_nohash_3\.wav"):
+    with pytest.raises(InputError, match=r"1 of 3 listed files are missing, such as yes/0a7c2a8d_nohash_3\.wav"):
         read_speech_commands(folder)
     with pytest.raises(InputError, match=r"expected Speech Commands' validation_list\.txt"):
         read_speech_commands(folder / "no")

@@ -10,7 +10,7 @@ HEADER = "slice_file_name,fsID,start,end,salience,fold,classID,class".split(",")
 
 
 def make_folder(folder: Path, leak: bool = False) -> Path:
-    """Make a folder in the official layout: two classes, two clips of a recording in each of ten folds."""
+    """Make a folder in the official layout: in each of ten folds, two clips from one recording per class."""
     (folder / "metadata").mkdir(parents=True)
     rows = []
     for fold in range(1, 11):
@@ -28,7 +28,7 @@ def make_folder(folder: Path, leak: bool = False) -> Path:
     return folder
 
 
-def test_the_official_folder_is_read(tmp_path: Path) -> None:
+def test_official_folder_is_read(tmp_path: Path) -> None:
     recordings, classes = read_urbansound8k(make_folder(tmp_path))
     assert classes == ["air_conditioner", "dog_bark"]
     first = recordings[0]
@@ -41,6 +41,6 @@ def test_the_official_folder_is_read(tmp_path: Path) -> None:
         read_urbansound8k(tmp_path / "audio")
 
 
-def test_folds_that_leak_a_recording_are_refused(tmp_path: Path) -> None:
+def test_folds_that_share_a_recording_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found 2 recordings in several, such as fsID '403' in 4, 5"):
         read_urbansound8k(make_folder(tmp_path, leak=True))

@@ -17,13 +17,13 @@ TABLE = """---g-f_I2yQ,1,people marching,test
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """The official table's first kinds of rows: no header, quotes only around labels with commas."""
+    """A table in the official form: no header, and quotes only around labels with commas."""
     file = tmp_path / "vggsound.csv"
     file.write_text(TABLE)
     return file
 
 
-def test_the_official_table_becomes_audiosets_tables(table: Path, tmp_path: Path) -> None:
+def test_official_table_is_converted_to_audioset_tables(table: Path, tmp_path: Path) -> None:
     write_audioset_tables(read_vggsound(table), tmp_path / "tables")
     labels = read_labels(str(tmp_path / "tables/class_labels_indices.csv"))
     names = ("bee, wasp, etc. buzzing", "female speech, woman speaking", "people marching", "waterfall burbling")
@@ -47,12 +47,12 @@ def test_the_official_table_becomes_audiosets_tables(table: Path, tmp_path: Path
     ("old", "new", "message"),
     [
         ('"female speech, woman speaking"', "female speech, woman speaking", r"line 3: expected an id, .* with quotes"),
-        ('speaking",train', "speaking,train", r"found a quote that is not closed, or not around a whole label"),
+        ('speaking",train', "speaking,train", r"found an unclosed quote, or a quote around a part of a label"),
         ('"bee, wasp', 'the "bee", wasp', r"line 4: expected an id, a start, a label and a split"),
         (
             '"bee, wasp, etc. buzzing"',
             '"bee" buzzing',
-            r"found a quote that is not closed, or not around a whole label",
+            r"found an unclosed quote, or a quote around a part of a label",
         ),
         ("---g-f_I2yQ,1", "youtube_id,start", r"line 1: expected a YouTube id and a start in whole seconds"),
         ("people marching,test", "people marching,eval", r"line 1: expected the split train or test, found 'eval'"),
@@ -61,7 +61,7 @@ def test_the_official_table_becomes_audiosets_tables(table: Path, tmp_path: Path
         ("--U7joUcTCo,0,people", "---g-f_I2yQ,1,others", r"line 5: the clip ---g-f_I2yQ from 1 s appears above"),
     ],
 )
-def test_odd_rows_are_refused_by_line(table: Path, old: str, new: str, message: str) -> None:
+def test_invalid_rows_are_rejected_with_their_line(table: Path, old: str, new: str, message: str) -> None:
     table.write_text(TABLE.replace(old, new, 1))
     if not message:
         assert len(read_vggsound(table)) == 5  # the same row twice counts once, later
@@ -70,7 +70,7 @@ def test_odd_rows_are_refused_by_line(table: Path, old: str, new: str, message: 
         read_vggsound(table)
 
 
-def test_a_table_of_one_split_is_refused(table: Path) -> None:
+def test_table_with_one_split_is_rejected(table: Path) -> None:
     table.write_text(TABLE.replace(",test", ",train"))
     with pytest.raises(InputError, match="found none of test"):
         read_vggsound(table)

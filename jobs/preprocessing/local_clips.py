@@ -1,4 +1,4 @@
-"""Preprocessing of recordings on disk that aren't AudioSet's: published data sets and the user's own sounds."""
+"""Preprocessing of local files other than AudioSet: published data sets and the user's own sounds."""
 
 import logging
 import tempfile
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 CLIPS_PER_SHARD = 500
 
 
-def preprocess_recordings(recordings: Sequence[LabelledClip], classes: Sequence[str], store: Store) -> Snapshot:
-    """Write recordings as tables in AudioSet's format, preprocess them, and log the number of clips per split."""
+def preprocess_local_clips(clips: Sequence[LabelledClip], classes: Sequence[str], store: Store) -> Snapshot:
+    """Describe clips in tables of AudioSet's format, preprocess them, and log the number of clips per split."""
     connect(store)
     folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())
-    splits = write_tables(recordings, classes, folder)
+    splits = write_tables(clips, classes, folder)
     config = PreprocessConfig(
         metadata=str(folder), media=str(folder / MEDIA_TABLE), splits=splits, clips_per_shard=CLIPS_PER_SHARD
     )
