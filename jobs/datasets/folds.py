@@ -63,8 +63,8 @@ def check_folds(snapshot: Snapshot, config: FoldsConfig) -> None:
         empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
         if empty:
             raise NoClipsError(
-                f"fold {fold} can't be tested: it contains all clips of {', '.join(empty[:5])}, none is left to train on."
-                " Spread them over the folds, omit the fold from --folds, or set --allow-empty-classes"
+                f"fold {fold} can't be tested: it contains all clips of {', '.join(empty[:5])}, none are left to train"
+                " on. Spread them over the folds, omit the fold from --folds, or set --allow-empty-classes"
             )
 
 
