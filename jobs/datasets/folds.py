@@ -11,9 +11,9 @@ from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
 from jobs.command_line.run_names import new_run_name
+from jobs.datasets.local_clips import preprocess_local_clips
 from jobs.datasets.official import read_dataset
 from jobs.datasets.settings import FoldsConfig
-from jobs.preprocessing.local_clips import preprocess_local_clips
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.provenance import provenance
 from jobs.training.runs import history_name, was_begun

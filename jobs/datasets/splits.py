@@ -9,9 +9,9 @@ from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.evaluation.ensemble import score_checkpoints
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
+from jobs.datasets.local_clips import preprocess_local_clips
 from jobs.datasets.official import read_dataset
 from jobs.datasets.settings import OfficialSplitsConfig
-from jobs.preprocessing.local_clips import preprocess_local_clips
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.runs import TrackedJob
 from jobs.training.start_or_resume import start_or_resume

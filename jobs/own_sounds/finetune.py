@@ -21,9 +21,9 @@ from jobs.command_line.cli import resolve_root
 from jobs.command_line.program import command_words
 from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
+from jobs.datasets.local_clips import preprocess_local_clips
 from jobs.own_sounds.head_only import head_settings, train_head
 from jobs.own_sounds.settings import FinetuneConfig
-from jobs.preprocessing.local_clips import preprocess_local_clips
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import choose_gpu
 from jobs.training.runs import TrackedJob, begin_run, ending_tracked
