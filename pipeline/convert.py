@@ -83,7 +83,7 @@ def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait
     journal = Journal(conversion.store, conversion.fingerprint, plan.split, plan.shard_id)
     report = _report_of_existing(plan, conversion.store)
     if report is None:
-        report = _write_shard(plan, conversion, _convert_clips(plan, conversion, journal))
+        report = write_shard(plan, conversion, _convert_clips(plan, conversion, journal))
     if isinstance(report, ShardReport):
         # Only now: until the sidecar is there, the journal is all that a killed task leaves.
         journal.clear()
@@ -103,13 +103,13 @@ def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardRepo
     segments = tuple(result.segment for result in results)
     shard_id = digest_of([[segment.key, segment.end_ms, journal.folder] for segment in segments])
     plan = ShardPlan(shard_id, segments[0].split, segments, (0,) * len(segments))
-    report = _report_of_existing(plan, conversion.store) or _write_shard(plan, conversion, iter(results))
+    report = _report_of_existing(plan, conversion.store) or write_shard(plan, conversion, iter(results))
     assert isinstance(report, ShardReport), "nothing is fetched, so nothing has to wait"
     journal.clear()
     return report
 
 
-def _write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipResult | Wait]) -> ShardReport | Wait:
+def write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipResult | Wait]) -> ShardReport | Wait:
     """Write results to a tar as they come; publish it, its measures and its sidecar. Return the first Wait instead."""
     store, shard = conversion.store, shard_name(plan.split, plan.shard_id, "tar").removesuffix(TAR)
     rows, measures = list[SidecarRow](), dict[str, Measures]()
@@ -158,7 +158,7 @@ def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) ->
             yield fetched
             return
         media, attempts = fetched
-        pending.append(_convert(segment, media, earlier_attempts + attempts, conversion.keep_audio))
+        pending.append(convert_clip(segment, media, earlier_attempts + attempts, conversion.keep_audio))
         yield pending[-1]
         # Parts are a compromise: a file per clip costs the store a request each, one per shard costs a kill all of it.
         # Failures that may yet turn out to be an outage wait a little longer.
@@ -172,12 +172,12 @@ def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) ->
 def _measures_of(result: ClipResult, fbank_TM: np.ndarray) -> Measures:
     if result.measures:
         return Measures.from_bytes(result.measures)
-    from pipeline.measures.measure import measure_stored  # see `_convert`
+    from pipeline.measures.measure import measure_stored  # see `convert_clip`
 
     return measure_stored(fbank_TM, result.audio)
 
 
-def _convert(segment: Segment, media: Media | Failure, attempts: int, keep_audio: bool) -> ClipResult:
+def convert_clip(segment: Segment, media: Media | Failure, attempts: int, keep_audio: bool) -> ClipResult:
     # Imported by workers: whoever only hands out shards needs neither PyTorch nor its 600 MB.
     import torch
 

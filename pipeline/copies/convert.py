@@ -1,0 +1,164 @@
+"""One container → the shards of its due clips."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from pipeline.backoff import backoff
+from pipeline.convert import MAX_BACKOFF_S, Conversion, convert_clip, write_shard
+from pipeline.copies.containers import Container
+from pipeline.copies.segment_index import SegmentIndex, Matches
+from pipeline.copies.members import Member, read_members
+from pipeline.copies.names import compile_pattern
+from pipeline.errors import InputError, describe
+from pipeline.records import CLIPS_PER_PART, Media, ShardPlan, ShardReport
+from pipeline.shards.format import SIDECAR, digest_of, read_sidecar, shard_name
+from pipeline.shards.journal import ClipResult, Journal
+from pipeline.sources.archives import READ_ERRORS
+from pipeline.store.storage import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class CopyConversion:
+    """Everything that turns a container into shards. Tasks share it through Ray's object store."""
+
+    conversion: Conversion
+    segments: SegmentIndex
+    clips_per_shard: int
+    id_pattern: str = ""
+
+
+@dataclass
+class ContainerReport:
+    """Result of one container."""
+
+    container: Container
+    shards: list[ShardReport] = field(default_factory=list)
+    matches: Matches = field(default_factory=Matches)
+    error: str = ""
+    """Why the container could not be read to its end."""
+
+
+@dataclass
+class Group:
+    """The clips of one shard in the making: those of one split, in the container's order."""
+
+    journal: Journal
+    keys: set[str]
+    """Keys of the clips in the journal."""
+    num_stored: int = 0
+    pending: list[ClipResult] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.num_stored + len(self.pending)
+
+    def add(self, result: ClipResult) -> None:
+        self.pending.append(result)
+        if len(self.pending) == CLIPS_PER_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Publish pending clips, so that a kill loses at most one part."""
+        if self.pending:
+            self.journal.append(self.num_stored, self.pending)
+            self.num_stored += len(self.pending)
+            self.pending = []
+
+
+def convert_container(container: Container, work: CopyConversion) -> ContainerReport:
+    """Read a container once, front to back, and publish its due clips as shards of one split each.
+
+    A repeated task continues after the clips that the killed one stored. Reading errors are retried; after the last
+    attempt the clips so far are published, and the report names the error. Raises StoreError if the store refuses.
+    """
+    reader = ContainerReader(container, work)
+    pauses = backoff(work.conversion.fetch.backoff_s, MAX_BACKOFF_S)
+    for attempt in range(1, work.conversion.fetch.max_attempts + 1):
+        try:
+            reader.read()
+            break
+        except InputError as error:  # another attempt reads the same bytes
+            reader.report.error = str(error)
+            break
+        except READ_ERRORS as error:
+            reader.report.error = f"{container.address}: {describe(error)}"
+            if attempt < work.conversion.fetch.max_attempts:
+                time.sleep(next(pauses))
+    reader.publish_all()
+    return reader.report
+
+
+class ContainerReader:
+    """Reads one container and collects its due clips by split."""
+
+    def __init__(self, container: Container, work: CopyConversion):
+        self.container, self.work = container, work
+        self.report = ContainerReport(container)
+        self.pattern = compile_pattern(work.id_pattern)
+        self.groups: dict[str, Group] = {}
+        self.num_groups: dict[str, int] = {}
+        self.done: set[str] = set()
+        """Keys of clips that this run has already stored."""
+
+    def read(self) -> None:
+        """Convert every due member that is not stored yet."""
+        self.report.error, self.report.matches = "", Matches()
+        fetch = self.work.conversion.fetch
+        with self.work.conversion.store.scratch() as scratch:
+            for member in read_members(self.container, scratch, fetch.max_media_bytes):
+                self._convert(member)
+
+    def _convert(self, member: Member) -> None:
+        segments = self.work.segments
+        row = segments.find(member.stem, self.pattern)
+        segment = None if row is None else segments.segment(row)
+        self.report.matches.add(member.name, segment and segment.split)
+        if row is None or segment is None or not segments.is_due[row]:
+            return
+        group = self._group(segment.split)
+        if segment.key in self.done:
+            return
+        self.done.add(segment.key)
+        content, source = member.content, f"{self.container.address}/{member.name}"
+        media = Media(content, source, offset_ms=segment.start_ms) if isinstance(content, bytes) else content
+        group.add(convert_clip(segment, media, int(segments.attempts[row]) + 1, self.work.conversion.keep_audio))
+        if len(group) == self.work.clips_per_shard:
+            self._publish(segment.split)
+
+    def _group(self, split: str) -> Group:
+        """Return the split's group in the making, after skipping groups that a killed task finished."""
+        while split not in self.groups:
+            number = self.num_groups.get(split, 0)
+            shard_id = digest_of([self.container.address, self.container.version, self.work.segments.digest, split, number])
+            self.num_groups[split] = number + 1
+            store = self.work.conversion.store
+            if store.exists(sidecar := shard_name(split, shard_id, SIDECAR[1:])):
+                self.done.update(read_sidecar(store, sidecar, ["key"])["key"].to_pylist())
+                continue
+            journal = Journal(store, self.work.conversion.fingerprint, split, shard_id)
+            keys = {result.segment.key for result in journal.read()}
+            self.done |= keys
+            self.groups[split] = Group(journal, keys, num_stored=len(keys))
+        return self.groups[split]
+
+    def publish_all(self) -> None:
+        """Publish the last shard of each split, which may be short."""
+        for split in list(self.groups):
+            self._publish(split)
+
+    def _publish(self, split: str) -> None:
+        group = self.groups.pop(split)
+        group.flush()
+        if not len(group):
+            return
+        results = list(group.journal.read())
+        segments = tuple(result.segment for result in results)
+        plan = ShardPlan(group.journal.shard_id, split, segments, (0,) * len(segments))
+        shard = write_shard(plan, self.work.conversion, iter(results))
+        assert isinstance(shard, ShardReport), "nothing is fetched, so nothing has to wait"
+        self.report.shards.append(shard)
+        group.journal.clear()

@@ -1,0 +1,189 @@
+"""A container → its clips, each read once, front to back.
+
+Nothing is unpacked to a path: folders in members' names are ignored, and links are not followed.
+"""
+
+import json
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.copies.containers import Container
+from pipeline.copies.names import stem_of
+from pipeline.errors import InputError, describe, quote
+from pipeline.records import Failure, Reason
+from pipeline.sources.index import is_media
+
+ID_FIELDS = ("video_id", "ytid", "youtube_id", "id")
+"""Columns of parquet files, and fields of the JSON beside a tar's members, that hold the id."""
+AUDIO_COLUMNS = ("audio", "opus", "flac", "mp3", "wav")
+BATCH_ROWS = 8
+"""Rows of a parquet file in memory; row groups of gigabytes are common."""
+BUFFER_BYTES = 2**20
+COPY_BYTES = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A clip in a container."""
+
+    name: str
+    stem: str
+    """Name without folders and extensions, or the id that a column or the JSON beside it states."""
+    content: bytes | Failure
+
+
+def read_members(container: Container, scratch: Path, max_media_bytes: int) -> Iterator[Member]:
+    """Yield the clips of a container in their order.
+
+    Remote tars are streamed in one request. Zips and parquet files keep their directory at the end, so remote ones are
+    copied to `scratch` first, also in one request. A broken member is a failure of its own. Raises OSError if the
+    container can't be read, InputError if it is not what its extension says.
+    """
+    read = {"tar": _read_tar, "tar.gz": _read_tar, "zip": _read_zip, "parquet": _read_parquet}[container.kind]
+    try:
+        if container.kind.startswith("tar"):
+            with fsspec.open(container.address, "rb", **_streaming(container)) as stream:
+                yield from read(stream, container, max_media_bytes)
+        else:
+            with _local_file(container, scratch) as file, file.open("rb") as stream:
+                yield from read(stream, container, max_media_bytes)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, pa.ArrowInvalid) as error:
+        raise InputError(f"expected a {container.kind} at {container.address}, found: {describe(error)}") from error
+
+
+def _streaming(container: Container) -> dict[str, Any]:
+    # Block size 0 is fsspec's way to ask HTTP and the hub for one plain request without ranges.
+    return {"block_size": 0} if container.address.startswith(("http", "hf://")) else {}
+
+
+@contextmanager
+def _local_file(container: Container, scratch: Path) -> Iterator[Path]:
+    if container.address.startswith("file://"):
+        yield Path(container.address.removeprefix("file://"))
+        return
+    copy = scratch / "container"
+    try:
+        with fsspec.open(container.address, "rb", **_streaming(container)) as stream, copy.open("wb") as out:
+            while block := stream.read(COPY_BYTES):
+                out.write(block)
+        if container.num_bytes and copy.stat().st_size != container.num_bytes:
+            raise OSError(f"{container.address}: {copy.stat().st_size} of {container.num_bytes} bytes arrived")
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _read_tar(stream: BinaryIO, container: Container, max_media_bytes: int) -> Iterator[Member]:
+    """Yield a tar's media; a JSON file of the same stem, before or after its media, may state the id."""
+    mode = "r|gz" if container.kind == "tar.gz" else "r|"
+    stem, media, stated = "", None, ""
+    with tarfile.open(fileobj=stream, mode=mode) as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        for info in tar:
+            # Tarfile keeps every header for a later look-up by name, which in a tar of 100,000 clips adds up.
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+            path = PurePosixPath(info.name)
+            if not info.isreg() or path.name.startswith("."):
+                continue
+            if stem_of_sibling(path) != stem:
+                if media:
+                    yield Member(media[0], stated or stem_of(media[0]), media[1])
+                stem, media, stated = stem_of_sibling(path), None, ""
+            if is_media(path.name):
+                media = (info.name, _read_member(tar, info, max_media_bytes))
+            elif path.suffix == ".json" and info.size < 2**20:
+                stated = _stated_id(tar.extractfile(info))
+        if media:
+            yield Member(media[0], stated or stem_of(media[0]), media[1])
+
+
+def stem_of_sibling(path: PurePosixPath) -> str:
+    """Return the part of a name that a clip's files in a WebDataset tar share."""
+    return str(path.with_suffix(""))
+
+
+def _read_member(tar: tarfile.TarFile, info: tarfile.TarInfo, max_media_bytes: int) -> bytes | Failure:
+    if info.size > max_media_bytes:
+        return Failure(Reason.TOO_LARGE, f"{quote(info.name)}: {info.size} bytes, the limit is {max_media_bytes}")
+    stream = tar.extractfile(info)
+    assert stream, "only regular members get here"
+    return stream.read()
+
+
+def _stated_id(stream: Any) -> str:
+    """Return the id that a JSON object states, empty if it states none."""
+    try:
+        fields = json.loads(stream.read())
+    except ValueError:
+        return ""
+    values = [fields.get(name) for name in ID_FIELDS] if isinstance(fields, dict) else []
+    return next((value for value in values if isinstance(value, str)), "")
+
+
+def _read_zip(stream: BinaryIO, container: Container, max_media_bytes: int) -> Iterator[Member]:
+    with zipfile.ZipFile(stream) as archive:
+        for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+            name = PurePosixPath(info.filename).name
+            if info.is_dir() or not is_media(name) or name.startswith("."):
+                continue
+            if info.file_size > max_media_bytes:  # what the directory states; `ZipFile.read` holds a bomb to it
+                detail = f"{quote(info.filename)}: {info.file_size} bytes, the limit is {max_media_bytes}"
+                yield Member(info.filename, stem_of(name), Failure(Reason.TOO_LARGE, detail))
+                continue
+            try:
+                content: bytes | Failure = archive.read(info)
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+                content = Failure(Reason.NOT_MEDIA, f"{quote(info.filename)} is damaged: {describe(error)}")
+            yield Member(info.filename, stem_of(name), content)
+
+
+def _read_parquet(stream: BinaryIO, container: Container, max_media_bytes: int) -> Iterator[Member]:
+    with pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet:
+        id_column, audio_column = find_columns(parquet.schema_arrow, container.address)
+        batches = parquet.iter_batches(BATCH_ROWS, columns=[id_column, audio_column], use_threads=False)
+        for row in (row for batch in batches for row in batch.to_pylist()):
+            audio, stated = row[audio_column], row[id_column]
+            content = audio.get("bytes") if isinstance(audio, dict) else audio
+            if not stated:
+                continue
+            if not content:
+                content = Failure(Reason.NO_AUDIO, f"the row of {quote(stated)} holds no bytes")
+            elif len(content) > max_media_bytes:
+                content = Failure(Reason.TOO_LARGE, f"{len(content)} bytes, the limit is {max_media_bytes}")
+            yield Member(str(stated), stem_of(str(stated)), content)
+
+
+def find_columns(schema: pa.Schema, address: str) -> tuple[str, str]:
+    """Return the columns of ids and of audio. Raises InputError, with all columns, if either is missing.
+
+    Types are checked instead of values: text in an audio column is a path on somebody else's machine.
+    """
+    types = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}
+    ids = [name for name in (*ID_FIELDS, "path") if _is_text(types.get(name))]
+    audio = [name for name in AUDIO_COLUMNS if name in types and _is_binary(types[name])]
+    if not ids or not audio:
+        columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
+        raise InputError(
+            f"{address}: expected audio (binary, or a struct with binary `bytes`, named {', '.join(AUDIO_COLUMNS)}) and"
+            f" ids (string, named {', '.join(ID_FIELDS)} or path), found {quote(columns)}"
+        )
+    return ids[0], audio[0]
+
+
+def _is_text(type_: pa.DataType | None) -> bool:
+    return type_ is not None and (pa.types.is_string(type_) or pa.types.is_large_string(type_))
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    if pa.types.is_struct(type_):
+        return type_.get_field_index("bytes") >= 0 and _is_binary(type_.field("bytes").type)
+    return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)

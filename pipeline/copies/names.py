@@ -1,0 +1,50 @@
+"""Names of media files in published copies and downloads of AudioSet → the segment that they hold."""
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from pipeline.audio.container import EXTENSIONS
+from pipeline.errors import ConfigError
+
+PREFIXES = ("", "Y", "id_")
+"""Prefixes of the id: PANNs' archives and DCASE's downloader write `Y`, others `id_`."""
+NAME = re.compile(r"(?P<ytid>[A-Za-z0-9_-]{11})(?:[_-](?P<start>\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?")
+"""`{ytid}`, `{ytid}_{start}` and `{ytid}_{start}_{end}`, with `_` or `-` as separator."""
+
+
+def parse_name(stem: str) -> Iterator[tuple[str, str]]:
+    """Yield every reading of a name as (id, start); the start is text, empty if the name states none.
+
+    A name can have several readings, since ids contain `_` and `-`: `id_abcdefgh_30_40` is the segment at 30 of the id
+    `id_abcdefgh`, or the segment at 40 of `abcdefgh_30`. Only the list of segments can decide.
+    """
+    for prefix in PREFIXES:
+        if stem.startswith(prefix) and (found := NAME.fullmatch(stem, len(prefix))):
+            yield found["ytid"], found["start"] or ""
+
+
+def start_matches(text: str, start_ms: int) -> bool:
+    """Return whether a name's start, in seconds or in milliseconds, is the segment's; a missing start always matches."""
+    return not text or round(float(text) * 1000) == start_ms or ("." not in text and int(text) == start_ms)
+
+
+def stem_of(name: str) -> str:
+    """Return a member's name without folders and media extensions: `audio/X.mp4.wav` → `X`."""
+    stem = PurePosixPath(name).name
+    while (suffix := PurePosixPath(stem).suffix[1:].lower()) in EXTENSIONS:
+        stem = stem[: -len(suffix) - 1]
+    return stem
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str] | None:
+    """Compile `--id-pattern`. Raises ConfigError unless it has a group named `id`."""
+    if not pattern:
+        return None
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"--id-pattern {pattern!r} is not a regular expression: {error}") from error
+    if "id" not in compiled.groupindex:
+        raise ConfigError(f"--id-pattern {pattern!r} has no group `id`; write one, such as '(?P<id>[\\w-]{{11}})\\.flac'")
+    return compiled

@@ -1,0 +1,89 @@
+"""Segments by the names of a copy's members."""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow creates its compute functions at import.
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.copies.names import parse_name, start_matches
+from pipeline.records import Segment
+from pipeline.segments import segments_of
+from pipeline.shards.format import digest_of
+
+MAX_EXAMPLES = 10
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentIndex:
+    """Segments by id, in arrays: tasks share them through Ray's object store without a copy."""
+
+    segments: pa.Table
+    """Of `SEGMENT_SCHEMA`."""
+    is_due: np.ndarray
+    """Mask (N,) of segments that this run needs. The others tell unknown members from clips that are stored already."""
+    attempts: np.ndarray
+    """Attempts so far at each segment (N,)."""
+    ids: np.ndarray = field(init=False)
+    """Sorted ids (N,), as bytes."""
+    order: np.ndarray = field(init=False)
+    """Row of each sorted id (N,)."""
+
+    def __post_init__(self) -> None:
+        ids = pc.replace_substring_regex(self.segments["key"], r"_\d+$", "").to_numpy().astype(np.bytes_)
+        order = np.argsort(ids, kind="stable")
+        object.__setattr__(self, "ids", ids[order])
+        object.__setattr__(self, "order", order)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the due segments, so that runs with other due segments name their shards differently."""
+        due = self.segments.filter(pa.array(self.is_due)).select(["key", "end_ms"])
+        names = [f"{key} {end}" for key, end in zip(*due.to_pydict().values(), strict=True)]
+        return digest_of([names, self.attempts[self.is_due].tolist()])
+
+    def find(self, stem: str, pattern: re.Pattern[str] | None = None) -> int | None:
+        """Return the row of the segment that a member's name means, None if no due segment fits it."""
+        for ytid, start in self._readings(stem, pattern):
+            first, end = np.searchsorted(self.ids, ytid.encode(), "left"), np.searchsorted(self.ids, ytid.encode(), "right")
+            for row in self.order[first:end]:
+                if start_matches(start, self.segments["start_ms"][int(row)].as_py()):
+                    return int(row)
+        return None
+
+    def _readings(self, stem: str, pattern: re.Pattern[str] | None) -> list[tuple[str, str]]:
+        if pattern is None:
+            # An id of another length than YouTube's is a name as it is.
+            return [*parse_name(stem), (stem, "")]
+        found = pattern.search(stem)
+        return [(found["id"], "")] if found else []
+
+    def segment(self, row: int) -> Segment:
+        """Return one segment as an object."""
+        return next(iter(segments_of(self.segments.slice(row, 1))))
+
+
+@dataclass
+class Matches:
+    """Counts of members by whether a segment of the tables fits them."""
+
+    num_matched: int = 0
+    num_unmatched: int = 0
+    examples: list[str] = field(default_factory=list)
+    """Names of the first unmatched members."""
+    split_counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, name: str, split: str | None) -> None:
+        if split is not None:
+            self.num_matched += 1
+            self.split_counts[split] += 1
+            return
+        self.num_unmatched += 1
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(name)

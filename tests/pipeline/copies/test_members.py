@@ -1,0 +1,113 @@
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.copies.containers import Container, list_copy
+from pipeline.copies.members import Member, read_members
+from pipeline.copies.names import parse_name
+from pipeline.errors import InputError
+from pipeline.records import Failure, Reason
+from tests.hub import run_hub
+from tests.pipeline.copies.layouts import LAYOUTS, Clips, id_in_json, nested_parquet, plain_tar, write_tar, zipped
+
+CLIPS = {f"-{number:02d}_aB-cD_{number % 10}"[:11]: bytes([number]) * (1000 + number) for number in range(20)}
+
+
+def read(container: Container, scratch: Path, max_media_bytes: int = 10_000) -> list[Member]:
+    return list(read_members(container, scratch, max_media_bytes))
+
+
+def contents_by_id(members: list[Member]) -> dict[str, object]:
+    return {ytid: member.content for member in members for ytid, _ in parse_name(member.stem) if ytid in CLIPS}
+
+
+@pytest.mark.parametrize("write", LAYOUTS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_published_layout_yields_every_clip_under_its_id(
+    tmp_path: Path, write: Callable[[Path, Clips], None], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    write(folder, CLIPS)
+    with run_hub(folder) as hub:
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.address})
+        copy = list_copy(str(folder) if place == "folder" else "hf://datasets/owner/copy")
+        members = [member for container in copy.containers for member in read(container, tmp_path)]
+    assert contents_by_id(members) == CLIPS
+    if place == "hub":
+        stored = sum(container.num_bytes for container in copy.containers)
+        assert hub.requests["resolve"] == len(copy.containers)
+        assert hub.num_bytes == stored
+
+
+def test_rate_limited_hub_is_asked_again_after_the_stated_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_tar(tmp_path / "copy", CLIPS)
+    with run_hub(tmp_path / "copy") as hub:
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.address})
+        (container,) = list_copy("hf://datasets/owner/copy").containers
+        hub.refusals["data/bal_train00.tar"] = (429, {"Retry-After": "0"})
+        assert contents_by_id(read(container, tmp_path)) == CLIPS
+
+
+def test_folder_with_containers_loose_files_and_unfinished_downloads_is_described(tmp_path: Path) -> None:
+    nested_parquet(tmp_path, CLIPS)
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose/abcdefghijk.flac").write_bytes(b"media")
+    (tmp_path / "data/02.parquet.incomplete").write_bytes(b"half")
+    copy = list_copy(str(tmp_path))
+    assert copy.describe() == "2 parquet (0.0 GB), 1 loose files, 1 unfinished downloads"
+
+
+def test_damaged_and_oversized_zip_members_fail_alone(tmp_path: Path) -> None:
+    zipped(tmp_path, CLIPS)
+    file = tmp_path / "eval/eval_segments.zip"
+    content, damaged = bytearray(file.read_bytes()), list(CLIPS.values())[3]
+    content[content.index(damaged)] ^= 1
+    file.write_bytes(content)
+    (container,) = list_copy(str(tmp_path)).containers
+    found = contents_by_id(read(container, tmp_path, max_media_bytes=1018))
+    reasons = [content.reason for content in found.values() if isinstance(content, Failure)]
+    assert reasons == [Reason.NOT_MEDIA, Reason.TOO_LARGE]
+
+
+def test_zip_bomb_is_not_inflated(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("abcdefghijk.wav", bytes(10**8))
+    (tmp_path / "bomb.zip").write_bytes(buffer.getvalue())
+    (member,) = read(list_copy(str(tmp_path)).containers[0], tmp_path)
+    assert isinstance(member.content, Failure) and member.content.reason is Reason.TOO_LARGE
+
+
+def test_names_that_climb_out_of_the_archive_are_only_names(tmp_path: Path) -> None:
+    write_tar(tmp_path / "copy/x.tar", {"../../abcdefghijk.flac": b"media"})
+    (member,) = read(list_copy(str(tmp_path / "copy")).containers[0], tmp_path)
+    assert member == Member("../../abcdefghijk.flac", "abcdefghijk", b"media")
+    assert [file.name for file in tmp_path.rglob("*.flac")] == []
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.zip", "x.parquet"])
+def test_file_of_another_format_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"<html>" * 200)
+    with pytest.raises(InputError, match=f"at .*{name}, found"):
+        read(list_copy(str(tmp_path)).containers[0], tmp_path)
+
+
+def test_parquet_without_audio_lists_its_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"video_id": ["abcdefghijk"], "audio": ["/home/x.wav"]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="audio: string"):
+        read(list_copy(str(tmp_path)).containers[0], tmp_path)
+
+
+def test_sample_without_an_id_keeps_its_own_name(tmp_path: Path) -> None:
+    id_in_json(tmp_path, CLIPS)
+    write_tar(tmp_path / "20k/train/shard-00000.tar", {"sample-000000000.wav": b"media", "sample-000000000.json": b"["})
+    (member,) = read(list_copy(str(tmp_path)).containers[0], tmp_path)
+    assert member.stem == "sample-000000000"
