@@ -61,7 +61,7 @@ def kind_of(name: str) -> str | None:
 
 
 def list_copy(media: str) -> Copy:
-    """List the containers of a copy: a folder, a prefix or repository (`s3://`, `hf://`), a file, or a pattern of files.
+    """List the containers of a folder, a prefix or repository (`s3://`, `hf://`), a file, or a pattern of files.
 
     `{000..123}` expands anywhere; `*` and `**` where files can be listed. Raises InputError if listing fails.
     """

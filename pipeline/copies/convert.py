@@ -2,22 +2,20 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.backoff import backoff
 from pipeline.convert import MAX_BACKOFF_S, Conversion, convert_clip, write_shard
 from pipeline.copies.containers import Container
-from pipeline.copies.segment_index import SegmentIndex, Matches
+from pipeline.copies.listings import write_listing
 from pipeline.copies.members import Member, read_members
 from pipeline.copies.names import compile_pattern
+from pipeline.copies.segment_index import Matches, SegmentIndex
 from pipeline.errors import InputError, describe
-from pipeline.records import CLIPS_PER_PART, Media, ShardPlan, ShardReport
+from pipeline.records import CLIPS_PER_PART, Media, Segment, ShardPlan, ShardReport
 from pipeline.shards.format import SIDECAR, digest_of, read_sidecar, shard_name
 from pipeline.shards.journal import ClipResult, Journal
 from pipeline.sources.archives import READ_ERRORS
-from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +46,12 @@ class Group:
     """The clips of one shard in the making: those of one split, in the container's order."""
 
     journal: Journal
-    keys: set[str]
-    """Keys of the clips in the journal."""
-    num_stored: int = 0
+    segments: list[Segment]
+    """All segments so far, stored or pending."""
     pending: list[ClipResult] = field(default_factory=list)
 
-    def __len__(self) -> int:
-        return self.num_stored + len(self.pending)
-
     def add(self, result: ClipResult) -> None:
+        self.segments.append(result.segment)
         self.pending.append(result)
         if len(self.pending) == CLIPS_PER_PART:
             self.flush()
@@ -64,8 +59,7 @@ class Group:
     def flush(self) -> None:
         """Publish pending clips, so that a kill loses at most one part."""
         if self.pending:
-            self.journal.append(self.num_stored, self.pending)
-            self.num_stored += len(self.pending)
+            self.journal.append(len(self.segments) - len(self.pending), self.pending)
             self.pending = []
 
 
@@ -89,6 +83,8 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
             if attempt < work.conversion.fetch.max_attempts:
                 time.sleep(next(pauses))
     reader.publish_all()
+    if not reader.report.error:
+        write_listing(work.conversion.store, container, reader.keys)
     return reader.report
 
 
@@ -101,12 +97,14 @@ class ContainerReader:
         self.pattern = compile_pattern(work.id_pattern)
         self.groups: dict[str, Group] = {}
         self.num_groups: dict[str, int] = {}
+        self.keys: list[str] = []
+        """Keys of all segments that the container holds."""
         self.done: set[str] = set()
         """Keys of clips that this run has already stored."""
 
     def read(self) -> None:
         """Convert every due member that is not stored yet."""
-        self.report.error, self.report.matches = "", Matches()
+        self.report.error, self.report.matches, self.keys = "", Matches(), []
         fetch = self.work.conversion.fetch
         with self.work.conversion.store.scratch() as scratch:
             for member in read_members(self.container, scratch, fetch.max_media_bytes):
@@ -116,8 +114,11 @@ class ContainerReader:
         segments = self.work.segments
         row = segments.find(member.stem, self.pattern)
         segment = None if row is None else segments.segment(row)
-        self.report.matches.add(member.name, segment and segment.split)
-        if row is None or segment is None or not segments.is_due[row]:
+        self.report.matches.add(member.name, is_match=segment is not None)
+        if row is None or segment is None:
+            return
+        self.keys.append(segment.key)
+        if not segments.is_due[row]:
             return
         group = self._group(segment.split)
         if segment.key in self.done:
@@ -126,23 +127,25 @@ class ContainerReader:
         content, source = member.content, f"{self.container.address}/{member.name}"
         media = Media(content, source, offset_ms=segment.start_ms) if isinstance(content, bytes) else content
         group.add(convert_clip(segment, media, int(segments.attempts[row]) + 1, self.work.conversion.keep_audio))
-        if len(group) == self.work.clips_per_shard:
+        if len(group.segments) == self.work.clips_per_shard:
             self._publish(segment.split)
 
     def _group(self, split: str) -> Group:
         """Return the split's group in the making, after skipping groups that a killed task finished."""
         while split not in self.groups:
             number = self.num_groups.get(split, 0)
-            shard_id = digest_of([self.container.address, self.container.version, self.work.segments.digest, split, number])
+            shard_id = digest_of(
+                [self.container.address, self.container.version, self.work.segments.digest, split, number]
+            )
             self.num_groups[split] = number + 1
             store = self.work.conversion.store
             if store.exists(sidecar := shard_name(split, shard_id, SIDECAR[1:])):
                 self.done.update(read_sidecar(store, sidecar, ["key"])["key"].to_pylist())
                 continue
             journal = Journal(store, self.work.conversion.fingerprint, split, shard_id)
-            keys = {result.segment.key for result in journal.read()}
-            self.done |= keys
-            self.groups[split] = Group(journal, keys, num_stored=len(keys))
+            group = Group(journal, [result.segment for result in journal.read()])
+            self.done.update(segment.key for segment in group.segments)
+            self.groups[split] = group
         return self.groups[split]
 
     def publish_all(self) -> None:
@@ -153,12 +156,10 @@ class ContainerReader:
     def _publish(self, split: str) -> None:
         group = self.groups.pop(split)
         group.flush()
-        if not len(group):
+        if not group.segments:
             return
-        results = list(group.journal.read())
-        segments = tuple(result.segment for result in results)
-        plan = ShardPlan(group.journal.shard_id, split, segments, (0,) * len(segments))
-        shard = write_shard(plan, self.work.conversion, iter(results))
+        plan = ShardPlan(group.journal.shard_id, split, tuple(group.segments), (0,) * len(group.segments))
+        shard = write_shard(plan, self.work.conversion, group.journal.read())
         assert isinstance(shard, ShardReport), "nothing is fetched, so nothing has to wait"
         self.report.shards.append(shard)
         group.journal.clear()

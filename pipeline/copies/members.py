@@ -52,7 +52,7 @@ def read_members(container: Container, scratch: Path, max_media_bytes: int) -> I
     read = {"tar": _read_tar, "tar.gz": _read_tar, "zip": _read_zip, "parquet": _read_parquet}[container.kind]
     try:
         if container.kind.startswith("tar"):
-            with fsspec.open(container.address, "rb", **_streaming(container)) as stream:
+            with _open(container) as stream:
                 yield from read(stream, container, max_media_bytes)
         else:
             with _local_file(container, scratch) as file, file.open("rb") as stream:
@@ -61,9 +61,11 @@ def read_members(container: Container, scratch: Path, max_media_bytes: int) -> I
         raise InputError(f"expected a {container.kind} at {container.address}, found: {describe(error)}") from error
 
 
-def _streaming(container: Container) -> dict[str, Any]:
+def _open(container: Container) -> Any:
+    """Open a container for reading from front to back."""
     # Block size 0 is fsspec's way to ask HTTP and the hub for one plain request without ranges.
-    return {"block_size": 0} if container.address.startswith(("http", "hf://")) else {}
+    options: dict[str, Any] = {"block_size": 0} if container.address.startswith(("http", "hf://")) else {}
+    return fsspec.open(container.address, "rb", **options)
 
 
 @contextmanager
@@ -73,7 +75,7 @@ def _local_file(container: Container, scratch: Path) -> Iterator[Path]:
         return
     copy = scratch / "container"
     try:
-        with fsspec.open(container.address, "rb", **_streaming(container)) as stream, copy.open("wb") as out:
+        with _open(container) as stream, copy.open("wb") as out:
             while block := stream.read(COPY_BYTES):
                 out.write(block)
         if container.num_bytes and copy.stat().st_size != container.num_bytes:

@@ -25,7 +25,7 @@ def parse_name(stem: str) -> Iterator[tuple[str, str]]:
 
 
 def start_matches(text: str, start_ms: int) -> bool:
-    """Return whether a name's start, in seconds or in milliseconds, is the segment's; a missing start always matches."""
+    """Return whether a name's start, in seconds or milliseconds, is the segment's. A missing start matches any."""
     return not text or round(float(text) * 1000) == start_ms or ("." not in text and int(text) == start_ms)
 
 
@@ -46,5 +46,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str] | None:
     except re.error as error:
         raise ConfigError(f"--id-pattern {pattern!r} is not a regular expression: {error}") from error
     if "id" not in compiled.groupindex:
-        raise ConfigError(f"--id-pattern {pattern!r} has no group `id`; write one, such as '(?P<id>[\\w-]{{11}})\\.flac'")
+        raise ConfigError(
+            f"--id-pattern {pattern!r} has no group `id`; write one, such as '(?P<id>[\\w-]{{11}})\\.flac'"
+        )
     return compiled

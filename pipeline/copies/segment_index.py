@@ -4,8 +4,6 @@
 # pyarrow creates its compute functions at import.
 
 import re
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +39,9 @@ class SegmentIndex:
         object.__setattr__(self, "ids", ids[order])
         object.__setattr__(self, "order", order)
 
+    def __len__(self) -> int:
+        return len(self.segments)
+
     @property
     def digest(self) -> str:
         """Digest of the due segments, so that runs with other due segments name their shards differently."""
@@ -51,7 +52,10 @@ class SegmentIndex:
     def find(self, stem: str, pattern: re.Pattern[str] | None = None) -> int | None:
         """Return the row of the segment that a member's name means, None if no due segment fits it."""
         for ytid, start in self._readings(stem, pattern):
-            first, end = np.searchsorted(self.ids, ytid.encode(), "left"), np.searchsorted(self.ids, ytid.encode(), "right")
+            first, end = (
+                np.searchsorted(self.ids, ytid.encode(), "left"),
+                np.searchsorted(self.ids, ytid.encode(), "right"),
+            )
             for row in self.order[first:end]:
                 if start_matches(start, self.segments["start_ms"][int(row)].as_py()):
                     return int(row)
@@ -77,13 +81,15 @@ class Matches:
     num_unmatched: int = 0
     examples: list[str] = field(default_factory=list)
     """Names of the first unmatched members."""
-    split_counts: Counter[str] = field(default_factory=Counter)
 
-    def add(self, name: str, split: str | None) -> None:
-        if split is not None:
-            self.num_matched += 1
-            self.split_counts[split] += 1
-            return
-        self.num_unmatched += 1
-        if len(self.examples) < MAX_EXAMPLES:
+    def add(self, name: str, *, is_match: bool) -> None:
+        self.num_matched += is_match
+        self.num_unmatched += not is_match
+        if not is_match and len(self.examples) < MAX_EXAMPLES:
             self.examples.append(name)
+
+    def __iadd__(self, other: "Matches") -> "Matches":
+        self.num_matched += other.num_matched
+        self.num_unmatched += other.num_unmatched
+        self.examples = [*self.examples, *other.examples][:MAX_EXAMPLES]
+        return self

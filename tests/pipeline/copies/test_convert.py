@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +12,12 @@ from pipeline.convert import Conversion
 from pipeline.copies import convert as convert_module
 from pipeline.copies.containers import Container, list_copy
 from pipeline.copies.convert import ContainerReport, CopyConversion, convert_container
+from pipeline.copies.listings import read_listing
 from pipeline.copies.segment_index import SegmentIndex
+from pipeline.records import Segment
 from pipeline.segments import SEGMENT_SCHEMA
-from pipeline.shards.format import read_sidecar
+from pipeline.shards.format import FBANK_DTYPE, _npy_bytes, read_sidecar
+from pipeline.shards.journal import ClipResult
 from pipeline.sources import FolderSource
 from pipeline.store.storage import Store
 from tests.pipeline.copies.layouts import id_in_json, nested_parquet, plain_tar
@@ -61,7 +65,9 @@ def test_container_becomes_shards_of_one_split_each(tmp_path: Path, clips: dict[
     report = convert_container(the_container(tmp_path / "copy"), work_on(store))
     assert not report.error
     assert (report.matches.num_matched, report.matches.num_unmatched) == (20, 1)
-    assert report.matches.split_counts == {"eval": 10, "train": 10}
+    assert report.matches.examples == ["sample-000000020.wav"]
+    listing = read_listing(store, the_container(tmp_path / "copy"))
+    assert listing is not None and sorted(listing.to_pylist()) == [f"{ytid}_30000" for ytid in IDS]
     assert sorted((shard.split, shard.num_written) for shard in report.shards) == [
         *(("eval", count) for count in (2, 4, 4)),
         *(("train", count) for count in (2, 4, 4)),
@@ -98,7 +104,7 @@ def test_killed_task_continues_and_writes_the_same_bytes(
     convert_container(container, work_on(undisturbed))
     converted: list[str] = []
 
-    def convert_clip(segment, *args):  # noqa: ANN
+    def convert_clip(segment: Segment, *args: Any) -> ClipResult:
         if len(converted) == num_before_kill:
             raise KeyboardInterrupt
         converted.append(segment.key)
@@ -116,7 +122,7 @@ def test_killed_task_continues_and_writes_the_same_bytes(
     assert len(rows_of(store)) == 20
 
 
-def test_rows_match_those_of_the_same_media_as_loose_files(tmp_path: Path, clips: dict[str, bytes]) -> None:
+def test_features_equal_features_of_the_same_media_as_loose_files(tmp_path: Path, clips: dict[str, bytes]) -> None:
     nested_parquet(tmp_path / "copy", clips)
     (tmp_path / "loose").mkdir()
     for ytid, media in clips.items():
@@ -129,4 +135,5 @@ def test_rows_match_those_of_the_same_media_as_loose_files(tmp_path: Path, clips
     for row in rows_of(store):
         media = source.fetch(index.segment(IDS.index(row["ytid"])))
         result = convert_module.convert_clip(index.segment(IDS.index(row["ytid"])), media, 1, False)
-        assert row["digest"] and len(result.fbank) == row["num_frames"] * 256
+        fbank_TM = np.frombuffer(result.fbank, FBANK_DTYPE).reshape(-1, 128)
+        assert row["digest"] == hashlib.sha256(_npy_bytes(fbank_TM)).hexdigest()

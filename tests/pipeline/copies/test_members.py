@@ -3,10 +3,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.config import conf
 
 from pipeline.copies.containers import Container, list_copy
 from pipeline.copies.members import Member, read_members
@@ -35,7 +35,7 @@ def test_published_layout_yields_every_clip_under_its_id(
     folder = tmp_path / "copy"
     write(folder, CLIPS)
     with run_hub(folder) as hub:
-        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.address})
+        monkeypatch.setitem(conf, "hf", {"endpoint": hub.address})
         copy = list_copy(str(folder) if place == "folder" else "hf://datasets/owner/copy")
         members = [member for container in copy.containers for member in read(container, tmp_path)]
     assert contents_by_id(members) == CLIPS
@@ -50,7 +50,7 @@ def test_rate_limited_hub_is_asked_again_after_the_stated_pause(
 ) -> None:
     plain_tar(tmp_path / "copy", CLIPS)
     with run_hub(tmp_path / "copy") as hub:
-        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.address})
+        monkeypatch.setitem(conf, "hf", {"endpoint": hub.address})
         (container,) = list_copy("hf://datasets/owner/copy").containers
         hub.refusals["data/bal_train00.tar"] = (429, {"Retry-After": "0"})
         assert contents_by_id(read(container, tmp_path)) == CLIPS

@@ -1,0 +1,33 @@
+"""Listings of containers, stored so that a rerun reads only containers with due clips."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.copies.containers import Container
+from pipeline.errors import CorruptError, describe
+from pipeline.shards.format import digest_of
+from pipeline.store.storage import Store
+from pipeline.store.tables import parquet_bytes
+
+
+def listing_name(container: Container) -> str:
+    """Return the path of a container's listing. Another version of the container has another listing."""
+    return f"listings/{digest_of([container.address, container.num_bytes, container.version])}.parquet"
+
+
+def write_listing(store: Store, container: Container, keys: list[str]) -> None:
+    """Store the keys of the segments that a container holds."""
+    store.write_bytes(listing_name(container), parquet_bytes(pa.table({"key": pa.array(keys, pa.string())})))
+
+
+def read_listing(store: Store, container: Container) -> pa.Array | None:
+    """Return the keys of the segments in a container, None if it was never read to its end."""
+    name = listing_name(container)
+    if not store.exists(name):
+        return None
+    try:
+        return pq.read_table(pa.BufferReader(store.read_bytes(name)))["key"].combine_chunks()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise CorruptError(
+            f"{store.url(name)} is not a valid listing: {describe(error)}; remove it and retry"
+        ) from error
