@@ -155,7 +155,7 @@ def measure_measuring(segments: list[Segment], source: FolderSource, folder: Pat
 
     Each clip is converted as often with as without, and the medians over the rounds are compared.
     """
-    convert, write = pipeline.convert._convert, pipeline.convert.write_measures  # pyright: ignore[reportPrivateUsage]
+    convert, write = pipeline.convert.convert_clip, pipeline.convert.write_measures
     seconds = np.zeros((NUM_MEASURING_ROUNDS, len(segments)))
     is_measured = (np.arange(len(segments)) // 2 + np.arange(NUM_MEASURING_ROUNDS)[:, None]) % 2 == 0  # of both codecs
     order = iter(np.ndindex(seconds.shape))
@@ -170,7 +170,7 @@ def measure_measuring(segments: list[Segment], source: FolderSource, folder: Pat
     def write_timed(*given: Any) -> None:
         writing_s.append(timed(lambda: write(*given))[0])
 
-    with patch("pipeline.convert._convert", convert_timed):
+    with patch("pipeline.convert.convert_clip", convert_timed):
         for number in range(NUM_MEASURING_ROUNDS):
             convert_all(segments, source, folder / f"in_turn{number}")
     with_s, without_s = (

@@ -25,7 +25,8 @@ from bench.duplicates_growth import COPY_SHARE, CROWD_NOISE, MAX_COPY_NOISE, MAX
 from bench.lines import print_line
 from bench.near_duplicates import MAX_SHIFT_S, cut, fbank_of, make_scenes, recorded_sounds, vary
 from jobs.preprocessing.duplicates import run_on_this_node
-from pipeline.cluster import ray_session, run_tasks
+from pipeline.cluster.session import ray_session
+from pipeline.cluster.tasks import run_tasks
 from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.labels import Labels
 from pipeline.measures.clip_measures import Measures

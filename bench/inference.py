@@ -38,7 +38,7 @@ from jobs.service.settings import ServeConfig
 from jobs.tagging.parallel import tag_in_groups
 from jobs.tagging.settings import PredictConfig
 from pipeline.audio.decode import encode_flac
-from pipeline.cluster import ray_session
+from pipeline.cluster.session import ray_session
 from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.sources.listing import MediaFile, list_media_files
 

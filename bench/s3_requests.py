@@ -25,7 +25,7 @@ from moto.server import ThreadedMotoServer
 from werkzeug.serving import WSGIRequestHandler
 
 from bench.lines import print_line
-from pipeline.cluster import ray_session
+from pipeline.cluster.session import ray_session
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.miniature import make_miniature, serve_miniature
 from pipeline.preprocess import preprocess

@@ -32,7 +32,7 @@ import pipeline.preprocess
 from bench.lines import peak_mb, print_line
 from jobs.preprocessing.commands import status
 from jobs.preprocessing.settings import StatusCommand
-from pipeline.cluster import ray_session
+from pipeline.cluster.session import ray_session
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion
 from pipeline.preprocess import preprocess

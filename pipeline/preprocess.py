@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.cluster import ray_session, run_tasks, start_rate_limiter
+from pipeline.cluster.limiter import start_rate_limiter
+from pipeline.cluster.session import ray_session
+from pipeline.cluster.tasks import run_tasks
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion, convert_shard, recover_partial_shard
 from pipeline.errors import AudioTaggingError, ConfigError, NoClipsError, SourceError, StoreError

@@ -13,7 +13,7 @@ ROOMS = """
         errors records config
         keys store labels segments weights fbank_settings fbank backoff progress page ahead
         metadata audio sources shards snapshots reading measures quality recordings miniature
-        cluster estimate convert preprocess
+        cluster convert copies preprocess
 
     ast_model:
         config flops metrics losses model distributed

@@ -19,7 +19,7 @@ from jobs.training.provenance import provenance
 from jobs.training.runs import history_name, was_begun
 from jobs.training.start_or_resume import start_or_resume
 from jobs.training.titles import run_params, run_title
-from pipeline.cluster import ray_session
+from pipeline.cluster.session import ray_session
 from pipeline.errors import ConfigError, MismatchError, NoClipsError
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store

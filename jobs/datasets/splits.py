@@ -15,7 +15,7 @@ from jobs.datasets.settings import OfficialSplitsConfig
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.runs import TrackedJob
 from jobs.training.start_or_resume import start_or_resume
-from pipeline.cluster import ray_session
+from pipeline.cluster.session import ray_session
 from pipeline.store.storage import Store
 
 

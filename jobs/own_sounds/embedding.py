@@ -11,7 +11,8 @@ from ast_model.data.augment import Normalisation
 from ast_model.embeddings.extract import EmbeddingPlan, embed_chunk, plan_embeddings
 from ast_model.export import export_safetensors
 from ast_model.model import AST
-from pipeline.cluster import TASKS_PER_PROCESSOR, count_processors, ray_session, run_tasks
+from pipeline.cluster.session import count_processors, ray_session
+from pipeline.cluster.tasks import TASKS_PER_PROCESSOR, run_tasks
 from pipeline.progress import format_duration, show_progress
 from pipeline.snapshots.snapshot import Snapshot
 

@@ -29,7 +29,7 @@ from jobs.training.ray_train import choose_gpu
 from jobs.training.runs import TrackedJob, begin_run, ending_tracked
 from jobs.training.start_or_resume import start_or_resume
 from jobs.training.training_clips import select_training_clips
-from pipeline.cluster import ray_session
+from pipeline.cluster.session import ray_session
 from pipeline.errors import ConfigError
 from pipeline.fbank_settings import SAMPLE_RATE_HZ, num_frames_of
 from pipeline.recordings.own_sounds import SPLITS, CutConfig, read_sounds

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from jobs.command_line.cli import resolve_root
+from jobs.preprocessing.estimate import estimate_lines
 from jobs.preprocessing.settings import MeasureCommand, PlanCommand, RunCommand, StatusCommand, VerifyCommand
 from jobs.preprocessing.tracked import check_all_made, preprocess_tracked, with_miniature_media
-from pipeline.cluster import ray_session, run_tasks
+from pipeline.cluster.session import ray_session
+from pipeline.cluster.tasks import run_tasks
 from pipeline.errors import CorruptError, NoClipsError
-from pipeline.estimate import Estimate
 from pipeline.measures.backfill import is_measured, measure_shard, shards_with_clips
 from pipeline.metadata import FOLDER as METADATA_FOLDER
 from pipeline.metadata import kept_splits, load_metadata, read_kept_metadata
@@ -25,7 +26,7 @@ from pipeline.shards.orphans import orphaned_tars
 from pipeline.shards.verify import remove_shard, verify_shard
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import count_classes, count_reasons, segment_statuses
-from pipeline.sources import open_source
+from pipeline.sources import open_source, read_proxies
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
@@ -67,8 +68,8 @@ def plan(command: PlanCommand) -> None:
     sidecar_table = read_sidecar_table(store, shard_fingerprint(data.keep_audio))
     due = plan_shards(segments, sidecar_table, data.clips_per_shard, data.retry, data.fetch.max_total_attempts)
     print(f"{len(segments)} segments, {due.num_segments} due in {len(due)} shards")
-    estimate = Estimate(due.num_segments, clips_per_hour(data), data.clips_per_shard, data.keep_audio, command.costs)
-    print("\n".join(estimate.lines()))
+    num_addresses = max(1, len(read_proxies(data.fetch)))
+    print("\n".join(estimate_lines(due.num_segments, clips_per_hour(data), num_addresses, data.keep_audio)))
 
 
 def status(command: StatusCommand) -> None:

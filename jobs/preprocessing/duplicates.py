@@ -10,7 +10,8 @@ import pyarrow as pa
 from jobs.command_line.cli import resolve_root
 from jobs.preprocessing.commands import measure_missing
 from jobs.preprocessing.settings import DuplicatesCommand
-from pipeline.cluster import ray_session, run_tasks
+from pipeline.cluster.session import ray_session
+from pipeline.cluster.tasks import run_tasks
 from pipeline.keys import positions_of
 from pipeline.progress import show_progress
 from pipeline.quality.duplicates.pair_table import (

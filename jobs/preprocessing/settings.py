@@ -6,7 +6,6 @@ from typing import Annotated
 
 from jobs.command_line.settings import Data, Exists, StoreRoot
 from pipeline.config import PreprocessConfig
-from pipeline.estimate import CostConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,6 @@ class PlanCommand:
     root: str = "data/audioset"
     """Folder or s3:// address of the store."""
     data: Data = field(default_factory=PreprocessConfig)
-    costs: CostConfig = field(default_factory=CostConfig)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ast_model.service.service import Result, ServedModel, Service, Work, run_ba
 from jobs.command_line.cli import configure_logging, resolve_root
 from jobs.service.settings import ServeConfig
 from jobs.service.web import Figures, make_app
-from pipeline.cluster import ray_session
+from pipeline.cluster.session import ray_session
 from pipeline.errors import ConfigError, InputError, describe
 from pipeline.store.storage import Store
 

@@ -31,7 +31,8 @@ from ast_model.export import export_safetensors
 from ast_model.inference import Tagger
 from ast_model.tagging import Tagged, TagSettings, Untagged, tag_recordings
 from jobs.tagging.settings import PredictConfig
-from pipeline.cluster import TASKS_PER_PROCESSOR, count_processors, ray_session, run_tasks
+from pipeline.cluster.session import count_processors, ray_session
+from pipeline.cluster.tasks import TASKS_PER_PROCESSOR, run_tasks
 from pipeline.config import FetchConfig
 from pipeline.errors import CorruptError, InputError, MismatchError, describe
 from pipeline.progress import format_duration, show_progress

@@ -13,7 +13,7 @@ from jobs.training.runs import begin_run, ending_tracked, resume_run
 from jobs.training.settings import AudioSetConfig
 from jobs.training.summary import RunSummary, print_report
 from jobs.training.training_clips import select_training_clips
-from pipeline.cluster import ray_session
+from pipeline.cluster.session import ray_session
 from pipeline.preprocess import PreprocessReport
 from pipeline.store.storage import Store
 

@@ -16,7 +16,7 @@ from jobs.training.ray_train import train_on_ray
 from jobs.training.runs import TrackedJob, begin_run, ending_tracked, resume_run, train_rank
 from jobs.training.settings import TrainJobConfig
 from jobs.training.training_clips import select_training_clips
-from pipeline.cluster import ray_session
+from pipeline.cluster.session import ray_session
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.storage import Store
 

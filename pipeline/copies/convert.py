@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from pipeline.backoff import backoff
-from pipeline.convert import MAX_BACKOFF_S, Conversion, convert_clip, write_shard
+from pipeline.convert import Conversion, convert_clip, write_shard
 from pipeline.copies.containers import Container
 from pipeline.copies.listings import write_listing
 from pipeline.copies.members import Member, read_members
@@ -16,6 +16,7 @@ from pipeline.records import CLIPS_PER_PART, Media, Segment, ShardPlan, ShardRep
 from pipeline.shards.format import SIDECAR, digest_of, read_sidecar, shard_name
 from pipeline.shards.journal import ClipResult, Journal
 from pipeline.sources.archives import READ_ERRORS
+from pipeline.sources.fetch import MAX_BACKOFF_S
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cluster import run_tasks
+from pipeline.cluster.tasks import run_tasks
 from pipeline.copies.containers import Container, Copy
 from pipeline.copies.convert import ContainerReport, CopyConversion, convert_container
 from pipeline.copies.listings import read_listing

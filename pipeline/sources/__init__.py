@@ -4,7 +4,7 @@ from pipeline.sources.archives import ParquetSource, TarSource
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.http import HttpSource
 from pipeline.sources.proxies import read_proxies
-from pipeline.sources.source import YOUTUBE, Source, fetch_within, open_source
+from pipeline.sources.source import YOUTUBE, Source, open_source
 from pipeline.sources.table import ListedSource
 from pipeline.sources.youtube import YouTubeSource
 
@@ -17,7 +17,6 @@ __all__ = [
     "Source",
     "TarSource",
     "YouTubeSource",
-    "fetch_within",
     "open_source",
     "read_proxies",
 ]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import FetchConfig, RateLimitConfig
-from pipeline.convert import Conversion, _convert_clips, convert_shard, fetch_clip, recover_partial_shard
+from pipeline.convert import Conversion, _convert_clips, convert_shard, recover_partial_shard
 from pipeline.errors import StoreError
 from pipeline.measures.table import read_shard_measures
 from pipeline.miniature import Fault, Miniature
@@ -18,6 +18,7 @@ from pipeline.records import CLIPS_PER_PART, Failure, Media, Reason, Segment, Sh
 from pipeline.shards.format import quality_name, read_sidecar, shard_name
 from pipeline.shards.journal import ClipResult, Journal, partial_shards
 from pipeline.sources import FolderSource
+from pipeline.sources.fetch import Fetched, fetch_clip
 from pipeline.sources.rate_limit import LocalRateLimiter, Wait
 from pipeline.store.storage import Store
 
@@ -369,11 +370,11 @@ def test_a_full_disk_is_named_and_only_that(conversion: Conversion, plans: list[
     with pytest.raises(StoreError, match=r"no space to fetch .*: .*No space left on device; free some"):
         convert_shard(plans[0], full)
     denied = dataclasses.replace(here, source=Raising(PermissionError(errno.EACCES, "not for you")))
-    result = fetch_clip(plans[0].segments[0], denied)
-    assert isinstance(result, tuple)
-    failure, attempts = result
+    result = fetch_clip(plans[0].segments[0], denied.fetcher)
+    assert isinstance(result, Fetched)
+    failure = result.media
     assert isinstance(failure, Failure)
-    assert (failure.reason, attempts) == (Reason.UNKNOWN, conversion.fetch.max_attempts)
+    assert (failure.reason, result.num_attempts) == (Reason.UNKNOWN, conversion.fetch.max_attempts)
     assert "PermissionError: [Errno 13] not for you" in failure.detail
 
 

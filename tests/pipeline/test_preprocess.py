@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import run_tasks
+from pipeline.cluster.tasks import run_tasks
 from pipeline.config import FetchConfig, PreprocessConfig, RateLimitConfig
 from pipeline.errors import ConfigError, InputError, LeaseError, SourceError, StoreError
 from pipeline.metadata import load_metadata
@@ -129,7 +129,7 @@ def test_task_of_a_killed_worker_is_retried(ray: None, tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_retries_are_counted_per_task(ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each task has three attempts, so two failures of each of many tasks lose none."""
-    monkeypatch.setattr("pipeline.cluster.STORE_PAUSE_S", 0.01)
+    monkeypatch.setattr("pipeline.cluster.tasks.STORE_PAUSE_S", 0.01)
 
     def work(item: list[int], folder: Path) -> int:
         (number,) = item
@@ -213,7 +213,7 @@ def test_run_on_s3_gives_the_same_digests(
 def test_failing_store_ends_the_run_with_the_count_of_written_clips(
     ray: None, config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("pipeline.cluster.STORE_PAUSE_S", 0.05)
+    monkeypatch.setattr("pipeline.cluster.tasks.STORE_PAUSE_S", 0.05)
     store = Store(str(tmp_path))
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "eval").write_bytes(b"no folder")

@@ -65,7 +65,7 @@ def test_plan_and_status_count_retryable_segments_and_change_nothing(
         assert COMMAND_LINE.main(["plan", *flags(store, miniature, *limit)]) == 0
         printed = capsys.readouterr().out
         assert f"{len(rows)} segments, {num_left} due in " in printed
-        assert "$" in printed
+        assert f"at most {num_left * 1.2:.1f} MB fetched" in printed
         assert COMMAND_LINE.main(["status", *flags(store, miniature, *limit)]) == 0
         printed = capsys.readouterr().out
         assert f"{num_left} of {len(rows)} segments are due in a rerun" in printed

@@ -17,7 +17,7 @@ from pipeline.convert import Conversion, convert_shard
 from pipeline.errors import ConfigError
 from pipeline.records import Failure, FailureCategory, Media, Reason, ShardPlan, ShardReport
 from pipeline.shards.format import read_sidecar
-from pipeline.sources import fetch_within
+from pipeline.sources.fetch import fetch_within
 from pipeline.sources.http import MAX_RETRY_AFTER_S, HttpSource, parse_content_length, parse_retry_after
 from pipeline.sources.rate_limit import LocalRateLimiter
 from pipeline.store.storage import Store
@@ -161,7 +161,7 @@ def test_odd_answers_end_no_shard_and_make_no_outage(mirror: Mirror, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("ytid", ["mute", "trickle"])
 def test_the_deadline_holds(mirror: Mirror, ytid: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.source.GRACE_S", 0.3)
+    monkeypatch.setattr("pipeline.sources.fetch.GRACE_S", 0.3)
     monkeypatch.setattr("pipeline.sources.http.READ_TIMEOUT_S", 2 * SILENCE_S)
     source = HttpSource(mirror.address + "/{ytid}.flac", replace(FETCH, deadline_s=0.5))
     with mirror.silence():

@@ -14,7 +14,7 @@ from pipeline.audio.decode import Clip, decode_segment
 from pipeline.config import FetchConfig, YouTubeConfig
 from pipeline.errors import ConfigError, StoreError
 from pipeline.records import Failure, FailureCategory, Media, Reason
-from pipeline.sources import fetch_within
+from pipeline.sources.fetch import fetch_within
 from pipeline.sources.youtube import YouTubeSource
 from pipeline.sources.youtube_worker import yt_dlp_options
 from tests.mirror import SILENCE_S, Mirror, segment
@@ -257,7 +257,7 @@ def test_an_attempt_that_never_returns_is_abandoned(monkeypatch: pytest.MonkeyPa
             released.wait(SILENCE_S)
 
     released = threading.Event()
-    monkeypatch.setattr("pipeline.sources.source.GRACE_S", 0.1)
+    monkeypatch.setattr("pipeline.sources.fetch.GRACE_S", 0.1)
     failure = fetch_within(Hanging(), segment("any"), None, deadline_s=0.2)  # pyright: ignore[reportArgumentType]
     released.set()
     assert isinstance(failure, Failure)

@@ -1,0 +1,145 @@
+"""Independent, idempotent Ray tasks in a bounded window."""
+
+import heapq
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import RayError
+from threadpoolctl import threadpool_limits
+
+from pipeline.backoff import backoff
+from pipeline.cluster.session import this_node
+from pipeline.errors import StoreError
+from pipeline.sources.rate_limit import Wait
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Shared = TypeVar("Shared")
+Result = TypeVar("Result")
+
+NUM_TASK_RETRIES = 3
+"""Ray's own retries of a task after its worker or node died."""
+MAX_STORE_ERRORS = 3
+"""Attempts at a task that the store refuses; the last error is the result."""
+STORE_PAUSE_S = 5.0
+"""Pause before the first retry after a StoreError; doubles with each further retry."""
+MAX_STORE_PAUSE_S = 60.0
+TASKS_PER_PROCESSOR = 2
+"""Tasks to submit per processor, so that no processor waits for the driver."""
+POLL_S = 10.0
+"""Interval at which a waiting run checks whether to stop."""
+
+
+@dataclass(order=True)
+class _Task(Generic[Item]):
+    """A submitted item, or an item that waits for its next submission."""
+
+    due_s: float
+    order: int
+    """Breaks ties between tasks due at the same time."""
+    item: Item = field(compare=False)
+    num_refusals: int = field(default=0, compare=False)
+    """StoreErrors so far."""
+    pauses: Iterator[float] = field(
+        default_factory=lambda: backoff(STORE_PAUSE_S, MAX_STORE_PAUSE_S), compare=False, repr=False
+    )
+
+    def pause_after(self, result: object) -> float | None:
+        """Return the seconds until the next attempt, or None if this result is final."""
+        if isinstance(result, Wait):
+            return result.seconds
+        # Object stores refuse requests now and then. The limit ends tasks that the store never accepts.
+        if isinstance(result, StoreError) and self.num_refusals + 1 < MAX_STORE_ERRORS:
+            self.num_refusals += 1
+            return next(self.pauses)
+        return None
+
+
+def run_tasks(
+    function: Callable[[Item, Shared], Result | Wait],
+    items: Iterable[Item],
+    shared: Shared,
+    *,
+    max_in_flight: int,
+    num_gpus: int = 0,
+    on_this_node: bool = False,
+    should_stop: Callable[[float], bool] = lambda wait_s: False,
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Run `function(item, shared)` for each item on the cluster; yield items and results as they finish.
+
+    Neither Ray Data nor ray.util.multiprocessing offers these guarantees together: lazy submission, a pause per item
+    that blocks no slot, and an exception per item instead of one for all.
+
+    Each task uses one CPU and `num_gpus` GPUs. Ray repeats a task after its worker died, so `function` must be
+    idempotent. A task that returns a Wait, or raises StoreError, is submitted again later; any other exception becomes
+    the item's result. Remaining items are skipped if all tasks wait and `should_stop(seconds to wait)` returns True.
+
+    max_in_flight: submitted tasks.
+    on_this_node: run all tasks on the driver's node, for tasks that share local files.
+    """
+    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=NUM_TASK_RETRIES)(_on_one_thread(function))
+    if on_this_node:  # possibly a cluster's head, where Ray has no CPUs to give
+        remote = remote.options(num_cpus=0, scheduling_strategy=this_node())
+    shared_ref = ray.put(shared)  # once instead of with each task
+    # A generator keeps memory flat: two million segments are never planned at once.
+    fresh = (_Task(0.0, order, item) for order, item in enumerate(items))
+    waiting: list[_Task[Item]] = []  # a heap by due time
+    running: dict[ray.ObjectRef, _Task[Item]] = {}
+    warned_until_s = 0.0
+    while True:
+        while len(running) < max_in_flight:
+            # Due retries come first; fresh tasks fill the window while retries wait, perhaps on another node.
+            is_due = waiting and waiting[0].due_s <= time.monotonic()
+            task = heapq.heappop(waiting) if is_due else next(fresh, None)
+            if task is None:
+                break
+            running[remote.remote(task.item, shared_ref)] = task
+        if not running and not waiting:
+            return
+        wait_s = max(0.0, waiting[0].due_s - time.monotonic()) if waiting else None
+        if not running and wait_s is not None:
+            if should_stop(wait_s):
+                return
+            time.sleep(min(wait_s, POLL_S))
+            continue
+        # With a full window nothing can be submitted, so wait for results only.
+        timeout_s = wait_s if len(running) < max_in_flight else None
+        for ref in ray.wait(list(running), num_returns=1, timeout=timeout_s)[0]:
+            task, result = running.pop(ref), _result_of(ref)
+            pause_s = task.pause_after(result)
+            if pause_s is None:
+                yield task.item, result
+                continue
+            task.due_s = time.monotonic() + pause_s
+            heapq.heappush(waiting, task)
+            if isinstance(result, StoreError) and time.monotonic() > warned_until_s:
+                warned_until_s = task.due_s  # other running tasks are about to meet the same refusal
+                log.warning("retrying in %.0f s: %s", pause_s, result)
+
+
+def _on_one_thread(function: Callable[[Item, Shared], Result]) -> Callable[[Item, Shared], Result]:
+    """Limit NumPy to one thread while a task runs.
+
+    By default BLAS starts a thread per core, and idle threads wait by spinning: concurrent tasks slow each other down.
+    """
+
+    @wraps(function)
+    def run(item: Item, shared: Shared) -> Result:
+        with threadpool_limits(1, user_api="blas"):
+            return function(item, shared)
+
+    return run
+
+
+def _result_of(ref: ray.ObjectRef) -> Any:
+    """Return a task's result, or the exception that it raised; Ray's own error if that exception is unknown."""
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        return cause if isinstance(cause, Exception) else error
