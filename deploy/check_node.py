@@ -1,9 +1,9 @@
-"""Check that a node can train before Ray starts on it: NVIDIA hardware, its driver, and torch's view of both.
+"""Check that a node can train, before Ray starts on it: GPUs, driver and torch must agree.
 
     python deploy/check_node.py [--cache /mnt/cache]
 
-A node whose driver is older than torch's CUDA would join the cluster, take a training worker and fail there, again and
-again. Here it fails once, with a reason. Nodes without NVIDIA hardware pass.
+A node with too old a driver would join the cluster and fail every training worker placed on it. This check fails once,
+with a reason. Nodes without NVIDIA GPUs pass.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from pathlib import Path
 
 NVIDIA = "0x10de"
 DISPLAY_CLASSES = ("0x0300", "0x0302")
-"""PCI classes of graphics cards with and without a monitor's output."""
+"""PCI classes of GPUs with and without display output."""
 MIN_DRIVER_OF_CUDA = {"12": 525, "13": 580}
 """Oldest driver branch for each major version of CUDA, from NVIDIA's release notes."""
 
 
 def find_problems(pci: Path, driver_version: Path, cuda: str | None, num_visible: int, cache: str) -> list[str]:
-    """Return one sentence for each problem. `cuda`: the version that torch was built with, None for a CPU build."""
+    """Return one sentence per problem. `cuda` is the CUDA version of the torch build, None for a CPU build."""
     num_gpus = count_gpus(pci)
     problems = []
     if cache and not os.access(cache, os.W_OK):
-        problems.append(f"expected the cache folder {cache} to be writable, found that it is not; look at its mount")
+        problems.append(f"expected the cache folder {cache} to be writable, but it is not; check its mount")
     if not num_gpus:
         return problems
     if cuda is None:
@@ -32,20 +32,20 @@ def find_problems(pci: Path, driver_version: Path, cuda: str | None, num_visible
     needed = MIN_DRIVER_OF_CUDA.get(cuda.split(".")[0], max(MIN_DRIVER_OF_CUDA.values()))
     found = read_driver(driver_version)
     if found is None:
-        problems.append(f"found {num_gpus} GPUs but no NVIDIA driver; use an image that has driver {needed} or later")
+        problems.append(f"found {num_gpus} GPUs but no NVIDIA driver; use an image with driver {needed} or later")
     elif found < needed:
         problems.append(
             f"expected an NVIDIA driver of {needed} or later for CUDA {cuda}, found {found}; use a newer image"
         )
     elif num_visible != num_gpus:
         problems.append(
-            f"expected torch to see {num_gpus} GPUs, found {num_visible}; the container needs NVIDIA's runtime"
+            f"expected torch to see {num_gpus} GPUs, found {num_visible}; run the container with NVIDIA's runtime"
         )
     return problems
 
 
 def count_gpus(pci: Path) -> int:
-    """Count NVIDIA's cards on the PCI bus, whether a driver is loaded or not."""
+    """Count NVIDIA GPUs on the PCI bus, independent of any driver."""
     devices = [(device / "vendor", device / "class") for device in pci.glob("*")]
     return sum(
         vendor.read_text().strip() == NVIDIA and kind.read_text().startswith(DISPLAY_CLASSES)
@@ -55,7 +55,7 @@ def count_gpus(pci: Path) -> int:
 
 
 def read_driver(version: Path) -> int | None:
-    """Return the branch of the loaded driver, such as 580; None if there is none."""
+    """Return the branch of the loaded driver, such as 580, or None without a driver."""
     if not version.exists():
         return None
     found = re.search(r"\b(\d{3,4})\.\d+(\.\d+)?\b", version.read_text())
@@ -66,7 +66,7 @@ def main() -> int:
     import torch
 
     parser = argparse.ArgumentParser(description="Check that this node can train.")
-    parser.add_argument("--cache", default="", help="folder for cached shards that must be writable")
+    parser.add_argument("--cache", default="", help="folder for cached shards; must be writable")
     arguments = parser.parse_args()
     problems = find_problems(
         Path("/sys/bus/pci/devices"),

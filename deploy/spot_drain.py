@@ -1,10 +1,10 @@
-"""Drain this node once its cloud announces that the machine will be taken away.
+"""Drain this Ray node when its cloud announces that the machine will be interrupted.
 
     python deploy/spot_drain.py aws|gcp
 
-Plain `ray start` does not listen to spot notices. This daemon asks the machine's metadata service, and on a notice
-tells Ray to drain the node: the training then writes a checkpoint at once instead of losing minutes of work. It runs
-beside Ray on each spot node and needs the standard library only.
+`ray start` ignores spot notices. This daemon polls the machine's metadata service and drains the node on a notice, so
+that the training writes a checkpoint at once instead of losing minutes of work. It runs beside Ray on each spot node
+and needs only the standard library.
 
 AWS announces an interruption two minutes ahead, Google Cloud 30 seconds.
 Sources: AWS EC2 user guide, "Spot Instance interruption notices" and IMDSv2; Compute Engine documentation, "Spot VMs".
@@ -24,11 +24,11 @@ POLL_S = 5.0
 TIMEOUT_S = 5.0
 AWS_TOKEN_TTL_S = 300
 NOTICE_S = {"aws": 110, "gcp": 25}
-"""How long Ray may count on the machine after a notice, with a margin for the time between two polls."""
+"""Deadline passed to Ray: the cloud's notice less a margin for polling."""
 
 
 def is_aws_interrupted(service: str) -> bool:
-    """Ask IMDSv2: there is no `instance-action` (404) until the interruption is announced."""
+    """Query IMDSv2, which answers 404 for `instance-action` until an interruption is announced."""
     token = _request(
         f"{service}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(AWS_TOKEN_TTL_S)}, "PUT"
     )
@@ -37,12 +37,12 @@ def is_aws_interrupted(service: str) -> bool:
 
 
 def is_gcp_interrupted(service: str) -> bool:
-    """Ask the metadata server, which answers TRUE once the machine is being preempted."""
+    """Query the metadata server, which answers TRUE once the machine is being preempted."""
     return _request(f"{service}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}) == "TRUE"
 
 
 def _request(address: str, headers: dict[str, str], method: str = "GET") -> str:
-    """Return the answer's text, empty where there is nothing (404)."""
+    """Return the response text, empty for status 404."""
     request = urllib.request.Request(address, headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
@@ -54,7 +54,7 @@ def _request(address: str, headers: dict[str, str], method: str = "GET") -> str:
 
 
 def wait_for_notice(is_interrupted: Callable[[str], bool], service: str, poll_s: float = POLL_S) -> None:
-    """Return once an interruption is announced. A service that does not answer is asked again, and reported once."""
+    """Block until an interruption is announced; an unreachable service is retried and logged once per outage."""
     was_reachable = True
     while True:
         try:
@@ -63,13 +63,13 @@ def wait_for_notice(is_interrupted: Callable[[str], bool], service: str, poll_s:
             was_reachable = True
         except OSError as error:
             if was_reachable:
-                print(f"spot_drain: {service} does not answer ({error}); asking again", file=sys.stderr, flush=True)
+                print(f"spot_drain: {service} does not answer ({error}); retrying", file=sys.stderr, flush=True)
             was_reachable = False
         time.sleep(poll_s)
 
 
 def drain(cloud: str, further: list[str], poll_s: float) -> bool:
-    """Ask Ray to drain the node this runs on, again while Ray refuses and there is time; return whether it did."""
+    """Ask Ray to drain this node until it accepts or the deadline passes; return True if it accepted."""
     deadline_s = time.monotonic() + NOTICE_S[cloud]
     while (left_s := deadline_s - time.monotonic()) > 0:
         command = ["ray", "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
@@ -82,16 +82,16 @@ def drain(cloud: str, further: list[str], poll_s: float) -> bool:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        description="Drain this node once its cloud announces an interruption.",
-        epilog="Further arguments, such as --address, go to `ray drain-node`.",
+        description="Drain this Ray node when its cloud announces an interruption.",
+        epilog="Further arguments, such as --address, are passed to `ray drain-node`.",
     )
     parser.add_argument("cloud", choices=sorted(NOTICE_S))
-    parser.add_argument("--service", help="another address of the metadata service")
-    parser.add_argument("--poll-s", type=float, default=POLL_S, help="seconds between two questions")
+    parser.add_argument("--service", help="address of the metadata service; default: the cloud's")
+    parser.add_argument("--poll-s", type=float, default=POLL_S, help="seconds between polls")
     arguments, further = parser.parse_known_args(argv)
     ask, service = {"aws": (is_aws_interrupted, AWS), "gcp": (is_gcp_interrupted, GCP)}[arguments.cloud]
     wait_for_notice(ask, arguments.service or service, arguments.poll_s)
-    print("spot_drain: this machine will be taken away; draining its Ray node", file=sys.stderr, flush=True)
+    print("spot_drain: interruption announced, draining this Ray node", file=sys.stderr, flush=True)
     return 0 if drain(arguments.cloud, further, arguments.poll_s) else 1
 
 

@@ -1,11 +1,11 @@
-"""Make tests/ast_model/pretrained/eat_logits.json: what EAT's own code computes with the weights of the tests.
+"""Write tests/ast_model/pretrained/eat_logits.json: the logits of EAT's own code for the weights of the tests.
 
     git clone https://github.com/cwx-worst-one/EAT /tmp/EAT
     python -m scripts.eat_logits /tmp/EAT
 
-EAT's models are run as they are. What they import besides torch is fairseq and timm, which hardly install beside
-today's torch: of these the few parts that a forward without masks touches are stood in for here. The folder
-SSLAM_Inference of https://github.com/ta012/SSLAM has the same files.
+EAT's models run unchanged. They import fairseq and timm, which do not install with current versions of torch, so this
+script replaces the few parts that a forward pass without masks uses. The folder SSLAM_Inference of
+https://github.com/ta012/SSLAM contains the same files.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ OUTPUT = Path(__file__).parents[1] / "tests" / "ast_model" / "pretrained" / "eat
 
 
 class MLP(nn.Module):
-    """timm's: two layers with GELU between them."""
+    """timm's MLP: two linear layers with an activation between them."""
 
     def __init__(self, in_features: int, hidden_features: int, act_layer: Any, drop: float):
         super().__init__()
@@ -41,41 +41,41 @@ class MLP(nn.Module):
 
 
 class Unused(nn.Module):
-    """Of the pre-training."""
+    """Module that only pre-training uses."""
 
     def __init__(self, *values: Any, **options: Any):
         super().__init__()
 
 
-def stand_in(name: str, **attributes: Any) -> None:
+def replace_module(name: str, **attributes: Any) -> None:
     module = types.ModuleType(name)
     vars(module).update(attributes)
     sys.modules[name] = module
 
 
 def import_eat(folder: Path) -> tuple[Any, Any]:
-    """Import EAT's modules of pre-training, which has the encoder, and of classification."""
-    stand_in("omegaconf", II=lambda name: None, MISSING=None, open_dict=None)
-    stand_in("fairseq", checkpoint_utils=None, tasks=None)
-    stand_in("fairseq.tasks", FairseqTask=object)
-    stand_in("fairseq.dataclass", FairseqDataclass=object)
-    stand_in("fairseq.models", BaseFairseqModel=nn.Module, register_model=lambda *_, **__: lambda model: model)
-    stand_in("fairseq.models.wav2vec")
-    stand_in("fairseq.models.wav2vec.wav2vec2", TransformerSentenceEncoderLayer=Unused)
+    """Import EAT's pre-training module, which contains the encoder, and its classification module."""
+    replace_module("omegaconf", II=lambda name: None, MISSING=None, open_dict=None)
+    replace_module("fairseq", checkpoint_utils=None, tasks=None)
+    replace_module("fairseq.tasks", FairseqTask=object)
+    replace_module("fairseq.dataclass", FairseqDataclass=object)
+    replace_module("fairseq.models", BaseFairseqModel=nn.Module, register_model=lambda *_, **__: lambda model: model)
+    replace_module("fairseq.models.wav2vec")
+    replace_module("fairseq.models.wav2vec.wav2vec2", TransformerSentenceEncoderLayer=Unused)
     names = "EMAModule EMAModuleConfig GradMultiply SamePad SamePad2d TransposeLast".split()
-    stand_in("fairseq.modules", LayerNorm=nn.LayerNorm, **dict.fromkeys(names, Unused))
-    stand_in("fairseq.modules.transformer_sentence_encoder", init_bert_params=lambda module: None)
-    stand_in("fairseq.data")
-    stand_in("fairseq.data.data_utils", compute_mask_indices=None)
-    stand_in("fairseq.utils", index_put=None)
-    stand_in("timm")
-    stand_in("timm.models")
-    stand_in("timm.models.layers", to_2tuple=lambda size: size if isinstance(size, tuple) else (size, size))
+    replace_module("fairseq.modules", LayerNorm=nn.LayerNorm, **dict.fromkeys(names, Unused))
+    replace_module("fairseq.modules.transformer_sentence_encoder", init_bert_params=lambda module: None)
+    replace_module("fairseq.data")
+    replace_module("fairseq.data.data_utils", compute_mask_indices=None)
+    replace_module("fairseq.utils", index_put=None)
+    replace_module("timm")
+    replace_module("timm.models")
+    replace_module("timm.models.layers", to_2tuple=lambda size: size if isinstance(size, tuple) else (size, size))
     vit = dict.fromkeys(("PatchEmbed", "Block", "Attention"), Unused)
-    stand_in("timm.models.vision_transformer", Mlp=MLP, DropPath=nn.Identity, **vit)
+    replace_module("timm.models.vision_transformer", Mlp=MLP, DropPath=nn.Identity, **vit)
     for name, place in (("EAT", folder), ("EAT.models", folder / "models")):
-        stand_in(name, __path__=[str(place)])
-    # Its configs are defaults of fields, which Python 3.11 takes only if they can be hashed.
+        replace_module(name, __path__=[str(place)])
+    # EAT uses configs as field defaults, which Python 3.11 accepts only if they are hashable.
     plain = dataclasses.dataclass
     dataclasses.dataclass = functools.partial(plain, unsafe_hash=True)  # pyright: ignore
     try:
@@ -87,7 +87,7 @@ def import_eat(folder: Path) -> tuple[Any, Any]:
 
 
 def make_model(folder: Path) -> nn.Module:
-    """Make the classifier with the tests' weights, without its constructor, which reads a checkpoint."""
+    """Return the classifier with the tests' weights; its constructor would read a checkpoint."""
     pretraining, classification = import_eat(folder)
     config = pretraining.Data2VecMultiConfig()
     vars(config).update(depth=eat.DEPTH, num_heads=eat.WIDTH // 64, embed_dim=eat.WIDTH, seed=0)

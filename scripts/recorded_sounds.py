@@ -1,12 +1,11 @@
-"""Make a table for jobs/finetune.py from recorded sounds that a Linux distribution's packages hold.
+"""Write a table for jobs/finetune.py from the recorded sounds in Debian packages.
 
-    python scripts/recorded_sounds.py                                         lists what is installed
+    python scripts/recorded_sounds.py                                         list installed packages
     apt-get install klettres-data
     python scripts/recorded_sounds.py --package klettres-data --out sounds.csv
     python jobs/finetune.py --data sounds.csv --init …
 
-Recordings that resemble each other, such as a picture's name in all languages or a drum struck softly and hard, are in
-the same split.
+Similar recordings, such as a picture's name in all languages or a drum struck softly and hard, share a split.
 """
 
 import argparse
@@ -29,11 +28,10 @@ DRUMS = {
     "cymbal": r"crash|ride|china|splash|cymbal",
     "clap": r"clap",
 }
-"""Words in the names of drum samples, the first that is found counts; other samples are left out."""
-
+"""Patterns in the names of drum samples, tried in order; samples without a match are skipped."""
 
 VELOCITY = re.compile(r"[-_ ]*(hardest|hard|med|softest|soft|normal|\d+)$", re.IGNORECASE)
-"""At the end of a sample's name: how hard the drum was struck, or which take it is."""
+"""Suffix of a sample's name for velocity or take."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Sound:
     path: Path
     label: str
     group: str
-    """What it resembles: a group is in one split."""
+    """Name shared by similar sounds; a group is never divided between splits."""
 
 
 def find_stamps(folder: Path) -> Iterator[Sound]:
@@ -77,11 +75,11 @@ PACKAGES: dict[str, tuple[str, Callable[[Path], Iterator[Sound]]]] = {
     "sonic-pi-samples": ("sonic-pi/samples", find_samples),
     "hydrogen-drumkits": ("hydrogen/data/drumkits", find_drums),
 }
-"""Of Debian's names: the folder below the prefix, and how its sounds are found."""
+"""Debian packages: folder below the prefix, and a function that finds the sounds."""
 
 
 def find_sounds(package: str, prefix: Path, min_per_class: int) -> list[Sound]:
-    """Return a package's sounds, of the classes with enough of them; none if it is not installed."""
+    """Return a package's sounds in classes of at least `min_per_class`; empty if it is not installed."""
     folder, find = PACKAGES[package]
     sounds = list(find(prefix / folder))
     counts = Counter(sound.label for sound in sounds)
@@ -89,7 +87,7 @@ def find_sounds(package: str, prefix: Path, min_per_class: int) -> list[Sound]:
 
 
 def write_table(sounds: Sequence[Sound], out: Path, eval_share: float) -> Counter[tuple[str, str]]:
-    """Write a table for jobs/finetune.py, and return how many sounds each label and split has."""
+    """Write a table for jobs/finetune.py; return the number of sounds by label and split."""
     labels_of: dict[str, list[str]] = defaultdict(list)
     for sound in sounds:
         labels_of[sound.group].append(sound.label)
@@ -102,19 +100,20 @@ def write_table(sounds: Sequence[Sound], out: Path, eval_share: float) -> Counte
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--package", choices=PACKAGES, help="package to take the sounds of; lists all unless set")
+    parser.add_argument("--package", choices=PACKAGES, help="package with the sounds; default: list all packages")
     parser.add_argument("--out", type=Path, default=Path("sounds.csv"), help="table to write")
-    parser.add_argument("--prefix", type=Path, default=Path("/usr/share"), help="folder that packages install into")
-    parser.add_argument("--min-per-class", type=int, default=15, help="sounds that a class must have")
-    parser.add_argument("--eval-share", type=float, default=0.2, help="share of the groups to evaluate on")
+    parser.add_argument("--prefix", type=Path, default=Path("/usr/share"), help="folder of the installed packages")
+    parser.add_argument("--min-per-class", type=int, default=15, help="minimum number of sounds per class")
+    parser.add_argument("--eval-share", type=float, default=0.2, help="share of the groups in the evaluation split")
     args = parser.parse_args(argv)
     if not args.package:
         for package in PACKAGES:
             sounds = find_sounds(package, args.prefix, args.min_per_class)
             num_classes = len({sound.label for sound in sounds})
-            is_there = (args.prefix / PACKAGES[package][0]).is_dir()
+            is_installed = (args.prefix / PACKAGES[package][0]).is_dir()
             print(
-                f"{package:26}" + (f"{len(sounds):5} sounds in {num_classes} classes" if is_there else "not installed")
+                f"{package:26}"
+                + (f"{len(sounds):5} sounds in {num_classes} classes" if is_installed else "not installed")
             )
         return 0
     sounds = find_sounds(args.package, args.prefix, args.min_per_class)

@@ -1,9 +1,8 @@
-"""Start a Ray head on this machine, submit a job to it through Ray Jobs, follow its log, and end Ray again.
+"""Start a Ray head on this machine, submit a job through Ray Jobs, follow its log, and stop Ray.
 
     python scripts/submit_local.py python jobs/audioset.py demo
 
-Ray takes free ports and asks everyone for a token that is made for this run; its dashboard listens on loopback only.
-The exit code is the job's.
+Ray uses free ports on loopback and a new token. The exit code is the job's.
 """
 
 import json
@@ -34,7 +33,7 @@ def main(entrypoint: list[str]) -> int:
     if not entrypoint:
         print(__doc__, file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end Ray on SIGTERM as on Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop Ray on SIGTERM as on Ctrl-C
     port, dashboard, client, agent = free_ports(4)
     submission = f"job-{secrets.token_hex(4)}"
     env = {
@@ -69,7 +68,10 @@ def main(entrypoint: list[str]) -> int:
 
 
 def git_state() -> str:
-    """Return the commit, with `-dirty` if files were changed, which the job's copy can't know; empty if unknown."""
+    """Return the commit, with `-dirty` if files changed, or an empty string outside git.
+
+    The job cannot find it: Ray Jobs uploads the folder without `.git`.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -87,7 +89,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def ray_head(flags: list[str], env: dict[str, str]) -> Iterator[None]:
-    """Keep a Ray head running; afterwards nothing that carries its token is left."""
+    """Run a Ray head; on exit, terminate every process that carries its token."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     command = ["ray", "start", "--head", "--block", f"--node-ip-address={HOST}", f"--dashboard-host={HOST}"]
     command += [*flags, f"--temp-dir={folder}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
@@ -99,13 +101,13 @@ def ray_head(flags: list[str], env: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         head.terminate()
-        end_all(env["RAY_AUTH_TOKEN"])
+        terminate_all(env["RAY_AUTH_TOKEN"])
         head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_ready(head: subprocess.Popen[bytes], env: dict[str, str], log: Path) -> None:
-    """Wait for the head to answer on the job server's port; exit with its log if it doesn't."""
+    """Wait until the head answers on the job server's port; exit with its log on a timeout."""
     headers = {"Authorization": f"Bearer {env['RAY_AUTH_TOKEN']}"}
     request = urllib.request.Request(f"{env['RAY_API_SERVER_ADDRESS']}/api/jobs/", headers=headers)
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -118,9 +120,9 @@ def wait_until_ready(head: subprocess.Popen[bytes], env: dict[str, str], log: Pa
     sys.exit(f"Ray did not start within {START_TIMEOUT_S:.0f} s. Its log:\n{log.read_text()}")
 
 
-def end_all(token: str) -> None:
-    """End every process that was started with this token: Ray's own, and what the job left behind."""
-    ours = [process for process in psutil.process_iter() if carries(process, token)]
+def terminate_all(token: str) -> None:
+    """Terminate every process with this token: Ray's own and leftovers of the job."""
+    ours = [process for process in psutil.process_iter() if carries_token(process, token)]
     _, alive = psutil.wait_procs(ours, timeout=STOP_TIMEOUT_S / 3)
     for process in alive:
         process.terminate()
@@ -130,7 +132,7 @@ def end_all(token: str) -> None:
     psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S / 3)
 
 
-def carries(process: psutil.Process, token: str) -> bool:
+def carries_token(process: psutil.Process, token: str) -> bool:
     try:
         return process.pid != os.getpid() and process.environ().get("RAY_AUTH_TOKEN") == token
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""A real MLflow server and a real browser to look at it with."""
+"""MLflow server and Chromium for browser tests."""
 
 import os
 import shutil
@@ -18,16 +18,16 @@ FLAGS = (
     " --disable-component-update --disable-sync --window-size=1200,900"
 ).split()
 SETTINGS = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
-"""Settings that MLflow's pages keep in a browser: its assistant, which opens by itself and hides half, was closed."""
+"""Local storage of MLflow's pages. Closes the assistant, which opens automatically and hides half of the page."""
 HIDE = """document.head.insertAdjacentHTML('beforeend',
     '<style>.modebar, [data-assistant-ui] { display: none !important }</style>')"""
-"""Hides what stands over charts, which a mouse would bring, and the assistant's button."""
+"""Hides the hover controls of charts and the assistant's button."""
 WAIT_S = 90
 ROOT = Path(__file__).parents[1]
 
 
 class Server:
-    """`make mlflow` on a port of its own, which can go away and come back."""
+    """`make mlflow` on a free port; can be stopped and restarted."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -46,11 +46,11 @@ class Server:
         self.process.wait(30)
 
 
-def wait_for(is_so: Callable[[], object]) -> None:
+def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + WAIT_S
     while True:
         try:
-            if is_so():
+            if condition():
                 return
         except requests.RequestException:
             pass
@@ -59,10 +59,10 @@ def wait_for(is_so: Callable[[], object]) -> None:
 
 
 class Browser:
-    """Chromium on MLflow's pages."""
+    """Chromium, driven by selenium."""
 
     def __init__(self, address: str, profile: Path, pictures: Path):
-        from selenium import webdriver  # not there without the tests' packages
+        from selenium import webdriver  # a test dependency
 
         options = webdriver.ChromeOptions()
         options.binary_location = str(shutil.which("chromium"))
@@ -70,18 +70,18 @@ class Browser:
             options.add_argument(flag)
         self.driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
         self.address, self.pictures = address, pictures
-        self.driver.get(f"{address}/health")  # a page of the same origin, to which the settings belong
+        self.driver.get(f"{address}/health")  # local storage belongs to an origin, so open one of its pages first
         for name, value in SETTINGS.items():
             self.driver.execute_script("localStorage.setItem(arguments[0], arguments[1])", name, value)
 
     def open(self, page: str, *texts: str) -> None:
-        """Open a page, and wait until it shows all texts."""
+        """Open a page and wait until it shows all texts."""
         self.driver.get("about:blank")
         self.driver.get(f"{self.address}/#/{page}")
         self.see(*texts)
 
     def see(self, *texts: str) -> None:
-        """Wait until the page shows all texts, in the page itself or in a frame of it."""
+        """Wait until the page shows all texts."""
         try:
             wait_for(lambda: all(text in self.text for text in texts))
         except AssertionError:
@@ -93,16 +93,16 @@ class Browser:
         return self.driver.find_element("tag name", "body").text
 
     def click(self, path: str) -> None:
-        """Click on the first element of an XPath."""
+        """Click the first element of an XPath."""
         wait_for(lambda: self.driver.find_elements("xpath", path))
         self.driver.find_elements("xpath", path)[0].click()
 
     def scroll_to(self, path: str) -> None:
-        """Bring the first element of an XPath to the top."""
+        """Scroll to the first element of an XPath."""
         self.driver.execute_script("arguments[0].scrollIntoView()", self.driver.find_elements("xpath", path)[0])
 
     def picture(self, name: str, settle_s: float = 2.0) -> None:
-        """Keep a picture of what is seen, once charts and images, which come after the text, are drawn."""
+        """Save a screenshot after `settle_s`, since charts and images load after the text."""
         self.driver.execute_script(HIDE)
         time.sleep(settle_s)
         file = self.pictures / f"{name}.png"

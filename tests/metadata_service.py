@@ -1,4 +1,4 @@
-"""A stand-in of the metadata services that AWS and Google Cloud run on each machine."""
+"""Fake of the metadata services that AWS and Google Cloud run on each machine."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class MetadataService(ThreadingHTTPServer):
-    """A stand-in of both clouds' metadata services; each answer on its notice is taken from `notices`, in order."""
+    """Fake metadata service of both clouds; answers notice requests with the statuses in `notices`, in order."""
 
     def __init__(self, notices: list[int]):
         super().__init__(("127.0.0.1", 0), MetadataHandler)
@@ -28,7 +28,7 @@ class MetadataHandler(BaseHTTPRequestHandler):
             is_allowed = self.headers.get("X-aws-ec2-metadata-token") == "secret"
             self._answer(status if is_allowed else 401, '{"action": "terminate", "time": "2026-11-25T08:22:00Z"}')
         elif self.path == "/computeMetadata/v1/instance/preempted" and self.headers.get("Metadata-Flavor") == "Google":
-            # Google's service always answers; only the text differs.
+            # Google's service answers 200 with or without a notice; only the text differs.
             self._answer(500 if status == 500 else 200, "TRUE" if status == 200 else "FALSE")
         else:
             self._answer(403, "")

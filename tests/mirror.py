@@ -1,4 +1,4 @@
-"""A server on loopback that answers each id as its name says."""
+"""HTTP server on loopback with one behaviour per id, named by the id."""
 
 import threading
 from collections import Counter
@@ -23,14 +23,14 @@ def segment(ytid: str, start_ms: int = 0, end_ms: int = 10_000) -> Segment:
 
 
 RETRY_AFTER = {"1": "7", "2": "soon", "3": "9" * 5_000, "4": "Fri, 01 Jan 99999 00:00:00 GMT", "5": "-1"}
-LATER = "Fri, 01 Jan 2100 00:00:00 GMT"
+FAR_FUTURE = "Fri, 01 Jan 2100 00:00:00 GMT"
 
 
 SILENCE_S = 60
-"""Far beyond every deadline: a fetch that waits for the end of a silence gets another result."""
+"""Far beyond every deadline, so a fetch that waited for the response would give another result."""
 
 BAD_LOCATIONS = [
-    "/café.flac",  # sent as Latin-1, where UTF-8 is expected
+    "/café.flac",  # sent as Latin-1 instead of UTF-8
     "http://[::1",
     "http://[fe80::zz]/whole.flac",
     "ftp://host/whole.flac",
@@ -42,7 +42,7 @@ BAD_LOCATIONS = [
 
 @cache
 def ten_hours_of_silence() -> bytes:
-    """A FLAC of less than 20 kB."""
+    """Return a FLAC file of less than 20 kB."""
     file = BytesIO()
     with av.open(file, "w", format="flac") as output:
         stream: Any = output.add_stream("flac", rate=1_000, layout="mono", options={"frame_size": "60000"})
@@ -57,7 +57,7 @@ def ten_hours_of_silence() -> bytes:
 
 @dataclass
 class Mirror:
-    """A running server: its address, and how often each path was asked for, with which ranges."""
+    """Running server: its address, requests per path, and requested ranges."""
 
     address: str
     content: bytes
@@ -68,7 +68,7 @@ class Mirror:
 
     @contextmanager
     def silence(self) -> Iterator[None]:
-        """Answer `mute` and `trickle` only after the context, so that what ends within it did not wait for them."""
+        """Hold the responses of `mute` and `trickle` until the context ends."""
         self.released.clear()
         try:
             yield
@@ -106,17 +106,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_error(int(name.removeprefix("status")))
 
     def send_patience(self, name: str) -> None:
-        self.head(503 if name == "patience" else 429, 0, Retry_After=RETRY_AFTER.get(name[-1], LATER))
+        self.head(503 if name == "patience" else 429, 0, Retry_After=RETRY_AFTER.get(name[-1], FAR_FUTURE))
 
     def send_redirect(self, name: str) -> None:
-        """Redirect to an invalid address, or to itself."""
+        """Redirect to an invalid address or to itself."""
         self.head(302, 0, Location=BAD_LOCATIONS[int(name.removeprefix("redirect"))])
 
     def send_length(self, name: str) -> None:
         self.head(Content_Length="9" * 5_000)
 
     def send_cut(self, name: str) -> None:
-        """Break off after a part; the rest comes if it is asked for by its range."""
+        """Send half of the remaining content; ranges can request the rest."""
         content = self.mirror.content
         asked = self.headers.get("Range", "")
         if asked:
@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[start : start + len(content) // 2])
 
     def send_short(self, name: str) -> None:
-        """Break off, always at the same place, without ranges."""
+        """Stop after 1,000 bytes; ranges are not supported."""
         self.head(size=len(self.mirror.content))
         self.wfile.write(self.mirror.content[:1000])
 
@@ -136,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_whole(name)
 
     def send_trickle(self, name: str) -> None:
-        """A header line that never ends."""
+        """Send an endless header line."""
         self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
         for _ in range(10 * SILENCE_S):
             self.wfile.write(b"a")
@@ -160,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(page)
 
     def send_liar(self, name: str) -> None:
-        """Media that are called a web page."""
+        """Send media with the content type of a web page."""
         self.head(size=len(self.mirror.content), kind="text/html")
         self.wfile.write(self.mirror.content)
 

@@ -1,4 +1,4 @@
-"""Cluster configurations, checked without a cloud: by Ray's own validation, and against the project's locks."""
+"""Cluster files, checked without a cloud: Ray validates them, and versions match the lock."""
 
 import json
 import re
@@ -26,20 +26,20 @@ def read(name: str) -> dict[str, Any]:
 
 @pytest.fixture(params=CLUSTERS)
 def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A cluster's config as Ray's launcher takes it."""
+    """Cluster config as completed by Ray's launcher."""
     prepared = prepare_config(read(request.param))
     validate_config(prepared)
     return prepared
 
 
-def test_no_default_of_rays_is_left_in_the_commands(cluster: dict[str, Any]) -> None:
+def test_setup_commands_replace_ray_defaults(cluster: dict[str, Any]) -> None:
     commands = " ".join(cluster["setup_commands"] + cluster["head_setup_commands"] + cluster["worker_setup_commands"])
     assert "requirements.lock" in commands
     assert ".whl" not in commands
     assert "nightly" not in commands
 
 
-def test_the_head_takes_no_work_and_is_no_spot_machine(cluster: dict[str, Any]) -> None:
+def test_head_runs_no_tasks_and_is_not_a_spot_machine(cluster: dict[str, Any]) -> None:
     head = cluster["available_node_types"][cluster["head_node_type"]]
     assert head["resources"]["CPU"] == 0
     assert not is_spot(head["node_config"])
@@ -49,7 +49,7 @@ def is_spot(node: dict[str, Any]) -> bool:
     return "InstanceMarketOptions" in node or any(each.get("preemptible") for each in node.get("scheduling", []))
 
 
-def test_workers_are_spot_scale_from_none_and_have_whole_resources(cluster: dict[str, Any]) -> None:
+def test_workers_are_spot_machines_that_scale_from_zero(cluster: dict[str, Any]) -> None:
     types = cluster["available_node_types"]
     for name in ("fetch", "train"):
         assert is_spot(types[name]["node_config"])
@@ -58,7 +58,7 @@ def test_workers_are_spot_scale_from_none_and_have_whole_resources(cluster: dict
     assert types["fetch"]["resources"]["GPU"] == 0 < types["train"]["resources"]["GPU"]
 
 
-def test_every_node_asks_for_the_token_and_has_the_pinned_image(cluster: dict[str, Any]) -> None:
+def test_nodes_require_the_token_and_use_the_pinned_image(cluster: dict[str, Any]) -> None:
     assert cluster["docker"]["image"].startswith(f"rayproject/ray:{VERSION}-py311")
     assert cluster["file_mounts"]["/home/ray/.ray/auth_token"].endswith(".ray/auth_token")
     starts = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
@@ -67,7 +67,7 @@ def test_every_node_asks_for_the_token_and_has_the_pinned_image(cluster: dict[st
     assert "-v /mnt/cache:/mnt/cache" in cluster["docker"]["run_options"]
 
 
-def test_images_are_named_and_have_a_driver_for_cuda_13() -> None:
+def test_images_have_a_driver_for_cuda_13() -> None:
     aws = [node["node_config"]["ImageId"] for node in read("cluster.yaml")["available_node_types"].values()]
     assert {name.split("/latest/")[0] for name in aws} == {
         "resolve:ssm:/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04"
@@ -82,19 +82,19 @@ def test_images_are_named_and_have_a_driver_for_cuda_13() -> None:
         assert boot["diskType"].endswith("/pd-balanced")
 
 
-def test_nodes_are_checked_and_spot_nodes_hear_notices(cluster: dict[str, Any]) -> None:
+def test_nodes_are_checked_and_spot_nodes_watch_for_notices(cluster: dict[str, Any]) -> None:
     assert "deploy/check_node.py" in " ".join(cluster["setup_commands"])
     cloud = cluster["provider"]["type"]
     assert any(f"deploy/spot_drain.py {cloud}" in command for command in cluster["worker_start_ray_commands"])
     assert not any("spot_drain" in command for command in cluster["head_start_ray_commands"])
 
 
-def test_google_s_training_nodes_ask_for_their_local_disks() -> None:
+def test_gcp_training_nodes_attach_local_disks() -> None:
     disks = read("cluster-gcp.yaml")["available_node_types"]["train"]["node_config"]["disks"]
     assert [disk.get("interface") for disk in disks] == [None, "NVME", "NVME", "NVME", "NVME"]
 
 
-def test_the_policy_names_what_the_launcher_needs() -> None:
+def test_iam_policy_covers_the_launcher() -> None:
     statements = json.loads((ROOT / "deploy/aws-iam-policy.json").read_text())["Statement"]
     actions = {
         action
@@ -111,7 +111,7 @@ def pods() -> dict[str, dict[str, Any]]:
     return {name: group["template"]["spec"] for name, group in ({"head": spec["headGroupSpec"]} | groups).items()}
 
 
-def test_pods_have_more_time_to_end_than_ray_drains() -> None:
+def test_pod_grace_period_exceeds_ray_drain_timeout() -> None:
     (drain_s,) = {
         int(variable["value"])
         for pod in pods().values()
@@ -122,7 +122,7 @@ def test_pods_have_more_time_to_end_than_ray_drains() -> None:
     assert min(graces) > drain_s
 
 
-def test_the_kubernetes_cluster_is_as_the_others() -> None:
+def test_kubernetes_cluster_matches_the_cluster_files() -> None:
     cluster = read("deploy/raycluster.yaml")
     spec = cluster["spec"]
     assert (cluster["apiVersion"], cluster["kind"], spec["rayVersion"]) == ("ray.io/v1", "RayCluster", VERSION)
@@ -135,7 +135,7 @@ def test_the_kubernetes_cluster_is_as_the_others() -> None:
 
 
 @pytest.mark.parametrize("name", ["head", "fetch", "train"])
-def test_pods_have_one_image_and_keep_what_they_ask_for(name: str) -> None:
+def test_pod_limits_equal_its_requests(name: str) -> None:
     pod = pods()[name]
     (container,) = pod["containers"]
     assert container["image"].endswith(f":{VERSION}")
@@ -147,7 +147,7 @@ def test_pods_have_one_image_and_keep_what_they_ask_for(name: str) -> None:
     assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (name == "train")
 
 
-def test_the_jobs_command_is_one_that_the_job_takes() -> None:
+def test_rayjob_entrypoint_is_accepted_by_the_job() -> None:
     job = read("deploy/rayjob.yaml")
     assert (job["kind"], job["spec"]["backoffLimit"]) == ("RayJob", 0)
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": read("deploy/raycluster.yaml")["metadata"]["name"]}
@@ -159,5 +159,5 @@ def test_the_jobs_command_is_one_that_the_job_takes() -> None:
     assert config.train.cache.folder == "/mnt/cache"
 
 
-def test_the_image_is_built_on_the_pinned_ray() -> None:
+def test_image_is_built_on_the_pinned_ray() -> None:
     assert (ROOT / "deploy/Dockerfile").read_text().splitlines()[1] == f"FROM rayproject/ray:{VERSION}-py311-gpu"

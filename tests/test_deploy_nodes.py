@@ -1,4 +1,4 @@
-"""Scripts that run on a cluster's nodes: the check before Ray starts, and the daemon that hears spot notices."""
+"""Scripts on cluster nodes: the check before Ray starts, and the spot daemon."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def service() -> Iterator[MetadataService]:
 
 
 @pytest.mark.parametrize("ask", [is_aws_interrupted, is_gcp_interrupted])
-def test_a_notice_ends_the_wait_and_trouble_of_the_service_does_not(ask, service: MetadataService, capfd) -> None:
+def test_wait_ends_on_a_notice_and_survives_errors(ask, service: MetadataService, capfd) -> None:
     service.notices[:] = [404, 500, 500, 404, 200]
     wait_for_notice(ask, service.address, poll_s=0.001)
     assert service.notices == [200]
@@ -32,8 +32,8 @@ def test_a_notice_ends_the_wait_and_trouble_of_the_service_does_not(ask, service
 
 @pytest.mark.process
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
-def test_the_daemon_drains_its_node_and_insists(cloud: str, service: MetadataService, tmp_path: Path) -> None:
-    """A program named `ray` stands in for Ray's own, which refuses the first time; the rehearsal drains a real node."""
+def test_daemon_drains_its_node_until_ray_accepts(cloud: str, service: MetadataService, tmp_path: Path) -> None:
+    """A fake `ray` program refuses the first request; the rehearsal drains a real node."""
     service.notices[:] = [200]
     ray = tmp_path / "ray"
     ray.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ $(wc -l < {tmp_path}/calls) -gt 1 ]\n')
@@ -50,7 +50,7 @@ def test_the_daemon_drains_its_node_and_insists(cloud: str, service: MetadataSer
 
 @pytest.fixture
 def pci(tmp_path: Path) -> Path:
-    """A PCI bus with two NVIDIA cards, NVIDIA's audio device and a network card."""
+    """PCI bus with two NVIDIA GPUs, an NVIDIA audio device and a network card."""
     cards = {"01": ("0x10de", "0x030200"), "02": ("0x10de", "0x030000"), "03": ("0x10de", "0x040300")}
     for slot, (vendor, kind) in (cards | {"04": ("0x1d0f", "0x020000")}).items():
         device = tmp_path / "pci" / f"0000:{slot}:00.0"
@@ -66,12 +66,12 @@ def pci(tmp_path: Path) -> Path:
         (580, "13.0", 2, None),
         (525, "12.8", 2, None),
         (570, "13.0", 0, "driver of 580 or later for CUDA 13.0, found 570"),
-        (580, "13.0", 0, "see 2 GPUs, found 0; the container"),
+        (580, "13.0", 0, "see 2 GPUs, found 0; run the container"),
         (None, "13.0", 0, "no NVIDIA driver"),
         (580, None, 0, "found a CPU build"),
     ],
 )
-def test_a_node_that_cannot_train_says_why(
+def test_node_check_names_the_problem(
     driver: int | None, cuda: str | None, num_visible: int, problem: str | None, pci: Path, tmp_path: Path
 ) -> None:
     version = tmp_path / "version"
@@ -82,8 +82,8 @@ def test_a_node_that_cannot_train_says_why(
     assert problem is None or problem in found[0]
 
 
-def test_a_node_without_gpus_passes_and_a_missing_cache_is_named(tmp_path: Path) -> None:
-    nothing = tmp_path / "none"
-    assert find_problems(nothing, nothing, "13.0", 0, cache="") == []
-    (problem,) = find_problems(nothing, nothing, "13.0", 0, cache=str(nothing))
-    assert f"cache folder {nothing}" in problem
+def test_node_without_gpus_passes_but_needs_its_cache_folder(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    assert find_problems(missing, missing, "13.0", 0, cache="") == []
+    (problem,) = find_problems(missing, missing, "13.0", 0, cache=str(missing))
+    assert f"cache folder {missing}" in problem

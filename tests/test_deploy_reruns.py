@@ -1,6 +1,6 @@
-"""Scheduled reruns: the fields that the public schemas know, and commands that the job takes.
+"""Scheduled reruns: their fields match the public schemas, and the job accepts their commands.
 
-The schemas are cut down to what is used here, from KubeRay's `ray.io_raycronjobs.yaml` and Kubernetes' batch/v1.
+The schemas are excerpts of KubeRay's `ray.io_raycronjobs.yaml` and Kubernetes' batch/v1.
 """
 
 import shlex
@@ -77,7 +77,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_only_fields_that_the_schemas_know_are_set(name: str) -> None:
+def test_document_matches_its_schema(name: str) -> None:
     document = yaml.safe_load((DEPLOY / name).read_text())
     version, kind, spec = SPECS[name]
     jsonschema.validate(
@@ -100,7 +100,7 @@ def check_command(arguments: list[str]) -> None:
     assert command.data.media == "youtube"
 
 
-def test_the_commands_are_ones_that_the_job_takes() -> None:
+def test_scheduled_commands_are_accepted_by_the_job() -> None:
     check_command(
         shlex.split(yaml.safe_load((DEPLOY / "raycronjob.yaml").read_text())["spec"]["jobTemplate"]["entrypoint"])
     )
@@ -112,7 +112,7 @@ def test_the_commands_are_ones_that_the_job_takes() -> None:
     cluster = yaml.safe_load((DEPLOY / "raycluster.yaml").read_text())
     (ray,) = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
     assert container["image"] == ray["image"]
-    # The operator keeps the token under the cluster's name, so that name is not free for our own secret.
+    # The operator stores the token in a secret with the cluster's name, so other secrets need another name.
     assert container["env"][2]["valueFrom"]["secretKeyRef"]["name"] == cluster["metadata"]["name"]
     assert [source["secretRef"]["name"] for source in ray["envFrom"]] != [cluster["metadata"]["name"]]
     assert container["env"][0]["value"] == f"http://{cluster['metadata']['name']}-head-svc:8265"
@@ -121,6 +121,7 @@ def test_the_commands_are_ones_that_the_job_takes() -> None:
     check_command(shlex.split(line.split(" && ")[1].split(" >> ")[0]))
 
 
-def test_the_image_brings_the_javascript_runtime_that_yt_dlp_is_released_with() -> None:
+def test_lock_pins_the_javascript_runtime_of_yt_dlp() -> None:
     (pin,) = {requirement.split(";")[0] for requirement in requires("yt-dlp") or () if "pin-deno" in requirement}
-    assert f"pip install --no-cache-dir {pin}\n" in (DEPLOY / "Dockerfile").read_text()
+    assert pin in (DEPLOY.parent / "requirements.lock").read_text().splitlines()
+    assert "pip install --no-cache-dir -r requirements.lock\n" in (DEPLOY / "Dockerfile").read_text()

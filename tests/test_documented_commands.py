@@ -1,4 +1,4 @@
-"""Every command that the documentation shows, parsed by its job and held against the checks that need no cluster."""
+"""Every documented command, parsed by its job and checked as far as possible without a cluster."""
 
 import importlib
 import itertools
@@ -26,7 +26,7 @@ COMMAND = re.compile(
 
 
 class Command(NamedTuple):
-    """A documented command."""
+    """Documented command of a job."""
 
     where: str
     launcher: str
@@ -51,7 +51,7 @@ def find_commands() -> Iterator[Command]:
 
 
 def find_texts() -> Iterator[tuple[str, str]]:
-    """Yield pages, strings of YAML files, and the docstrings of jobs and presets."""
+    """Yield names and texts of pages, strings in YAML files, and docstrings of jobs and presets."""
     docs = [str(file.relative_to(ROOT)) for file in sorted((ROOT / "docs").glob("*.md"))]
     for name in [*TEXTS, *docs]:
         yield name, (ROOT / name).read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def find_texts() -> Iterator[tuple[str, str]]:
 
 
 def find_strings(node: Any) -> Iterator[str]:
-    """Yield the strings in a YAML document; a list of words is one command."""
+    """Yield the strings of a YAML document; a list of words is joined to one command."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, list) and node and all(isinstance(each, str) for each in node):
@@ -77,14 +77,14 @@ def find_strings(node: Any) -> Iterator[str]:
 
 
 def read_arguments(text: str) -> Iterator[list[str]]:
-    """Yield the words of a command as a person types it, once for each of `alternatives|like|these`."""
-    # A remark, a redirection (`> 0.9` is none) or an explanation in a column of its own ends the command.
+    """Yield the words of a command, once per alternative in `a|b|c`."""
+    # A comment, a redirection (but not `> 0.9`) or a column of explanations ends the command.
     text = (
         re.split(r"\s#|\s{4,}(?![\s-])|\s\||\s>>?(?!\s\d)|\s2>", f" {text}")[0]
         .replace("$(ROOT)", "ROOT")
         .replace("$(PORT)", "5000")
     )
-    # An ellipsis stands for a value after a flag, else for more of the same; what may be left out is tried, too.
+    # An ellipsis is a value after a flag and otherwise omitted; optional words in brackets are included.
     text = re.sub(r"(--[\w.-]+) …", r"\1 VALUE", text)
     words = shlex.split(re.sub(r"\[|\]|…|\.\.\.", " ", text))
     words = [f"{word}-{number}" if word == "RUN" else word for number, word in enumerate(words)]
@@ -97,10 +97,10 @@ BY_NAME = {str(command): command for command in find_commands()}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME, ids=list(BY_NAME))
-def test_a_documented_command_is_accepted(name: str) -> None:
+def test_documented_command_is_accepted(name: str) -> None:
     command = BY_NAME[name]
     if not command.arguments:
-        assert (ROOT / command.job).exists()  # only a name, in a sentence
+        assert (ROOT / command.job).exists()  # a file name in a sentence
         return
     job = importlib.import_module(command.job.removesuffix(".py").replace("/", "."))
     config = job.COMMAND_LINE.parse(command.arguments)
@@ -117,7 +117,7 @@ def test_every_job_is_documented() -> None:
     assert {(f"jobs/{job}.py", True) for job in JOBS} <= shown
 
 
-def test_commands_are_found_wherever_they_stand() -> None:
+def test_commands_are_found_in_pages_and_deploy_files() -> None:
     found = {command.where.split()[0] for command in BY_NAME.values() if command.arguments}
     assert {"README.md", "docs/cluster.md", "deploy/rayjob.yaml", "deploy/cronjob.yaml", "deploy/crontab"} <= found
     assert any(command.num_torchrun_ranks == 8 for command in BY_NAME.values() if "torchrun" in command.launcher)

@@ -1,6 +1,6 @@
-"""Mutated files by the thousand: only our own errors come out, in short messages, and nothing hangs. `make rehearsal`.
+"""Thousands of mutated files: readers raise only the project's errors, with short messages, and never hang.
 
-Mutations are drawn from a seed, so a failure names its case and comes again.
+Part of `make rehearsal`. Each case has a fixed seed, so failures are reproducible.
 """
 
 import faulthandler
@@ -72,7 +72,7 @@ NUMBERS = (
 
 
 def mutate(content: bytes, generator: Generator) -> bytes:
-    """Damage a file in one to three ways; near its start, where headers are, as often as anywhere."""
+    """Apply one to three mutations, more often near the start, where headers are."""
     for _ in range(generator.integers(1, 4)):
         at = int(
             generator.integers(0, max(1, min(len(content), int(generator.choice([100, 2_000, len(content) + 1])))))
@@ -87,7 +87,7 @@ def _noise(content: bytes, at: int, size: int, generator: Generator) -> bytes:
 
 
 def _extreme(content: bytes, at: int, size: int, generator: Generator) -> bytes:
-    """Sizes and offsets of all ones, all zeros, or the most that is positive."""
+    """Overwrite up to 8 bytes with all ones, all zeros or the largest positive number."""
     width = min(size, 8)
     return (
         content[:at]
@@ -114,7 +114,7 @@ def _insert(content: bytes, at: int, size: int, generator: Generator) -> bytes:
 
 
 def _renumber(content: bytes, at: int, size: int, generator: Generator) -> bytes:
-    """Another value for the next number or word that stands in text."""
+    """Replace the next number or quoted word in a text."""
     if not (found := re.compile(rb'\d+(\.\d+)?|"[^"]*"').search(content, at)):
         return content
     return content[: found.start()] + NUMBERS[generator.integers(len(NUMBERS))] + content[found.end() :]
@@ -123,8 +123,8 @@ def _renumber(content: bytes, at: int, size: int, generator: Generator) -> bytes
 MUTATIONS = (_noise, _extreme, _cut, _remove, _repeat, _insert, _renumber)
 
 
-def check(content: bytes, read: Callable[[bytes], object]) -> None:
-    """Read mutations of a file that reads well as it is."""
+def check_mutations(content: bytes, read: Callable[[bytes], object]) -> None:
+    """Read a valid file and its mutations."""
     read(content)
     for case in range(NUM_CASES):
         mutated = mutate(content, np.random.default_rng(case))
@@ -153,8 +153,8 @@ def fetch_all(source: Source) -> None:
         decode(source.fetch(segment))
 
 
-def of_file(file: Path, read: Callable[[str], object]) -> Callable[[bytes], None]:
-    """Read by name what is given as bytes."""
+def read_from_file(file: Path, read: Callable[[str], object]) -> Callable[[bytes], None]:
+    """Adapt a reader of files to bytes."""
 
     def write_and_read(content: bytes) -> None:
         file.write_bytes(content)
@@ -178,7 +178,7 @@ MEDIA = {
 
 
 @pytest.mark.parametrize("name", MEDIA)
-def test_media(name: str) -> None:
+def test_mutated_media(name: str) -> None:
     container, codec = MEDIA[name]
 
     def read(content: bytes) -> None:
@@ -186,16 +186,16 @@ def test_media(name: str) -> None:
         assert measure_length_ms(content) >= 0
         decode_file(content)
 
-    check(encode(tone(440, 48_000, 3), 48_000, container, codec), read)
+    check_mutations(encode(tone(440, 48_000, 3), 48_000, container, codec), read)
 
 
-def test_flac_of_a_shard() -> None:
-    check(encode_flac(tone(440, 16_000, 1).astype(np.float32)), decode_flac)
+def test_mutated_flac_of_a_shard() -> None:
+    check_mutations(encode_flac(tone(440, 16_000, 1).astype(np.float32)), decode_flac)
 
 
-def test_tables_of_audioset(miniature: Miniature, tmp_path: Path) -> None:
+def test_mutated_audioset_tables(miniature: Miniature, tmp_path: Path) -> None:
     for name, read in {"eval_segments.csv": read_segments, "class_labels_indices.csv": read_labels}.items():
-        check((miniature.metadata_folder / name).read_bytes(), of_file(tmp_path / name, read))
+        check_mutations((miniature.metadata_folder / name).read_bytes(), read_from_file(tmp_path / name, read))
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def sounds(tmp_path: Path) -> Path:
     return tmp_path / "sounds"
 
 
-def test_tables_of_own_sounds(sounds: Path, tmp_path: Path) -> None:
+def test_mutated_own_sound_tables(sounds: Path, tmp_path: Path) -> None:
     rows = [f"{name}/{number}.flac,{name},0,0.{number + 1},train" for name in ("dog", "cat") for number in (0, 1)]
     table = "\n".join(["path,labels,start,end,split", *rows, "cat/1.flac,cat;dog,0.5,,eval"])
     config = CutConfig(clip_s=0.5)
@@ -220,32 +220,34 @@ def test_tables_of_own_sounds(sounds: Path, tmp_path: Path) -> None:
         read_labels(str(tmp_path / "tables" / "class_labels_indices.csv"))
         read_media_table(str(tmp_path / "tables" / "media.csv"))
 
-    check(table.encode(), of_file(sounds / "sounds.csv", read))
+    check_mutations(table.encode(), read_from_file(sounds / "sounds.csv", read))
     media = f"id,path\n{SEGMENTS[0].ytid},{sounds}/dog/0.flac\n{SEGMENTS[1].ytid},nowhere\n"
-    check(media.encode(), of_file(tmp_path / "media.csv", read_media_table))
+    check_mutations(media.encode(), read_from_file(tmp_path / "media.csv", read_media_table))
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_tars(form: int, tmp_path: Path) -> None:
+def test_mutated_tars(form: int, tmp_path: Path) -> None:
     file, sound = io.BytesIO(), encode(tone(440, 16_000, 1.5), 16_000, "webm", "libopus")
     with tarfile.open(fileobj=file, mode="w", format=form) as tar:
         for segment in SEGMENTS:
-            info = tarfile.TarInfo(f"{'ö' * 120}/{segment.ytid}.webm")  # too long for the header of old
+            info = tarfile.TarInfo(f"{'ö' * 120}/{segment.ytid}.webm")  # too long for the original header format
             info.size = len(sound)
             tar.addfile(info, io.BytesIO(sound))
-    check(file.getvalue(), of_file(tmp_path / "a.tar", lambda name: fetch_all(TarSource(name, FETCH))))
+    check_mutations(file.getvalue(), read_from_file(tmp_path / "a.tar", lambda name: fetch_all(TarSource(name, FETCH))))
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
-def test_parquet(compression: str, tmp_path: Path) -> None:
+def test_mutated_parquet(compression: str, tmp_path: Path) -> None:
     sound = encode(tone(440, 16_000, 1.5), 16_000, "webm", "libopus")
     audio = [{"bytes": sound, "path": f"{segment.ytid}.webm"} for segment in SEGMENTS]
     table = pa.table({"video_id": [segment.ytid for segment in SEGMENTS], "audio": audio})
     pq.write_table(table, file := io.BytesIO(), row_group_size=2, compression=compression)
-    check(file.getvalue(), of_file(tmp_path / "a.parquet", lambda name: fetch_all(ParquetSource(name, FETCH))))
+    check_mutations(
+        file.getvalue(), read_from_file(tmp_path / "a.parquet", lambda name: fetch_all(ParquetSource(name, FETCH)))
+    )
 
 
-def test_sidecars(small_store: Store) -> None:
+def test_mutated_sidecars(small_store: Store) -> None:
     name = small_store.list("shards", ".parquet")[0]
     content, copy = small_store.read_bytes(name), "fuzz/sidecar.parquet"
 
@@ -253,25 +255,25 @@ def test_sidecars(small_store: Store) -> None:
         small_store.write_bytes(copy, mutated)
         read_sidecar(small_store, copy).to_pylist()
 
-    check(content, read)
+    check_mutations(content, read)
 
 
-def test_descriptions_of_checkpoints(tmp_path: Path) -> None:
+def test_mutated_checkpoint_descriptions(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     checkpoint = Checkpoint(LoopState(1, 2), {"weight": torch.zeros(2)}, description={"mean": -4.2})
     name = save_checkpoint(store, "run", checkpoint)
     file = Path(store.path(f"{name}/checkpoint.json"))
-    check(file.read_bytes(), of_file(file, lambda _: read_checkpoint(store, name)))
+    check_mutations(file.read_bytes(), read_from_file(file, lambda _: read_checkpoint(store, name)))
 
 
-def test_plans_of_miniatures(miniature: Miniature, tmp_path: Path) -> None:
+def test_mutated_miniature_plans(miniature: Miniature, tmp_path: Path) -> None:
     def read(file: str) -> None:
         with serve_miniature(Path(file).parent):
             pass
 
-    check((miniature.folder / "plan.json").read_bytes(), of_file(tmp_path / "plan.json", read))
+    check_mutations((miniature.folder / "plan.json").read_bytes(), read_from_file(tmp_path / "plan.json", read))
 
 
-def test_labels_of_snapshots(miniature: Miniature) -> None:
+def test_mutated_snapshot_labels(miniature: Miniature) -> None:
     text = (miniature.metadata_folder / "class_labels_indices.csv").read_bytes()
-    check(text, lambda content: parse_labels(content.decode(errors="replace"), "labels.csv"))
+    check_mutations(text, lambda content: parse_labels(content.decode(errors="replace"), "labels.csv"))

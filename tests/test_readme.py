@@ -1,4 +1,4 @@
-"""The names that the README promises."""
+"""Public names and links of the README."""
 
 import importlib
 import re
@@ -11,15 +11,15 @@ NAMES = re.findall(r"^\| `((?:pipeline|ast_model)\.[\w.]+)", README, re.MULTILIN
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_public_name_can_be_imported(name: str) -> None:
+def test_public_name_can_be_imported(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     assert callable(getattr(importlib.import_module(module), attribute))
 
 
-def test_all_public_names_are_found() -> None:
+def test_readme_lists_seven_public_names() -> None:
     assert len(NAMES) == 7
 
 
-def test_links_and_pictures_lead_somewhere() -> None:
+def test_links_and_images_exist() -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert [target for target in targets if not (Path(__file__).parents[1] / target).exists()] == []

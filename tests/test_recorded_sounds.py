@@ -10,7 +10,7 @@ from scripts.recorded_sounds import PACKAGES, find_sounds, main
 
 @pytest.fixture
 def prefix(tmp_path: Path) -> Path:
-    """The layouts of the packages, with empty files."""
+    """Folder with the packages' layouts and empty files."""
     names = [f"tuxpaint/stamps/animals/frog-{n}_desc_{lang}.ogg" for n in range(5) for lang in ("ca", "pt_br", "fr")]
     names += ["tuxpaint/stamps/animals/frog-1.ogg", "tuxpaint/stamps/animals/frog-1_desc_ml.ogg"]
     names += [
@@ -40,7 +40,7 @@ def prefix(tmp_path: Path) -> Path:
         ("hydrogen-drumkits", {"kick": 6, "hi-hat": 6}),
     ],
 )
-def test_each_package_becomes_a_table(package: str, labels: dict[str, int], prefix: Path, tmp_path: Path) -> None:
+def test_package_is_written_as_a_table(package: str, labels: dict[str, int], prefix: Path, tmp_path: Path) -> None:
     out = tmp_path / "sounds.csv"
     assert main(["--package", package, "--prefix", str(prefix), "--out", str(out), "--min-per-class", "2"]) == 0
     table = pd.read_csv(out)
@@ -52,16 +52,18 @@ def test_each_package_becomes_a_table(package: str, labels: dict[str, int], pref
     split_of = dict(zip(table["path"], table["split"], strict=True))
     for sound in find_sounds(package, prefix, 2):
         splits_of[sound.group].add(split_of[str(sound.path)])
-    assert max(map(len, splits_of.values())) == 1, "what resembles each other is in one split"
+    assert max(map(len, splits_of.values())) == 1, "a group is never divided between splits"
 
 
-def test_what_is_installed_is_listed(prefix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packages_are_listed_with_their_sounds(
+    prefix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--prefix", str(prefix), "--min-per-class", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(PACKAGES)
     assert lines[0].endswith("15 sounds in 3 classes")
     assert lines[2].endswith("0 sounds in 0 classes")
-    assert main(["--prefix", str(tmp_path / "nothing")]) == 0
+    assert main(["--prefix", str(tmp_path / "missing")]) == 0
     assert "sonic-pi-samples          not installed" in capsys.readouterr().out
-    assert main(["--package", "klettres-data", "--prefix", str(tmp_path / "nothing")]) == 1
+    assert main(["--package", "klettres-data", "--prefix", str(tmp_path / "missing")]) == 1
     assert "found none: apt-get install klettres-data" in capsys.readouterr().err
