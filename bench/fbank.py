@@ -1,10 +1,10 @@
-"""Compare fbanks computed in batches on this machine's device with torchaudio's and Hugging Face's.
+"""Measure batched fbanks on this machine's device; the peers are torchaudio and Hugging Face's extractor.
 
     python -m bench.fbank
 
-Takes a GPU if there is one. torchaudio computes one clip after the other on the same device; `ASTFeatureExtractor` does
-so on the CPU, and what it returns is copied to the device. Prints a JSON line for each: clips of 10 s a second, medians
-of rounds that take turns. The results are compared first.
+Uses a GPU if available. torchaudio computes one clip after another on the same device; `ASTFeatureExtractor` does so on
+the CPU, and its output is copied to the device. Checks that the results agree, then prints one JSON line per pair:
+clips of 10 s per second, medians of alternating rounds.
 """
 
 import time
@@ -24,12 +24,12 @@ from pipeline.fbank_settings import NUM_MEL_BINS, SAMPLE_RATE_HZ
 
 NUM_ROUNDS = 5
 USUAL_DIFFERENCE, LARGEST_DIFFERENCE = 1e-4, 5e-3
-"""Of 999 in 1,000 values, and of the logarithm of a bin that is nearly empty beside the others of its frame: there the
-rounding of a float32 Fourier transform shows, which torchaudio's own differ by on a CPU and a GPU, too."""
+"""Bounds for 99.9 % of the values, and for the logarithms of bins that are nearly empty compared with their frame.
+Rounding of the float32 Fourier transform dominates there; torchaudio's own CPU and GPU results differ as much."""
 
 
 def torchaudio_loop(waveform_BS: Tensor) -> Tensor:
-    """Compute fbanks as AST's own code does, one clip after the other."""
+    """Compute fbanks clip by clip, as AST's own code does."""
     fbanks = [
         kaldi.fbank(
             waveform_S[None],
@@ -62,7 +62,7 @@ def main() -> None:
     extractor, arrays = ASTFeatureExtractor(), list(waveform_BS.cpu().numpy())
 
     def features() -> Tensor:
-        """As the extractor returns them: padded with 0, then normalised."""
+        """Pad with zeros, then normalise, as the extractor does."""
         fbank_BTM = compute_fbank(waveform_BS)
         padded_BTM = nnf.pad(fbank_BTM, (0, 0, 0, extractor.max_length - fbank_BTM.shape[1]))
         return normalise(padded_BTM, extractor.mean, extractor.std)
@@ -78,7 +78,7 @@ def main() -> None:
         "ASTFeatureExtractor": extract,
     }
     seconds: dict[str, list[float]] = {name: [] for name in computations}
-    found = {name: compute() for name, compute in computations.items()}  # warms them up, too
+    found = {name: compute() for name, compute in computations.items()}  # also warms up
     pairs = list(zip(list(computations)[::2], list(computations)[1::2], strict=True))
     for ours, theirs in pairs:
         differences = (found[ours] - found[theirs]).abs().flatten()

@@ -1,7 +1,4 @@
-"""The JSON line that a benchmark prints: a figure, the peer that ran beside it in the same run, and their ratio.
-
-And the peak memory, which several of them measure.
-"""
+"""Output of benchmarks: one JSON line with a figure, its peer and their ratio. Also the peak memory of a process."""
 
 import json
 import re
@@ -10,7 +7,7 @@ from typing import Any
 
 
 def print_line(name: str, unit: str, figure: float, peer: tuple[str, float] | None = None, **rest: Any) -> None:
-    """Print a figure; with a peer, also its name, its figure in the same unit, and ours divided by its."""
+    """Print a figure and, with a peer, the peer's name, its figure in the same unit, and our figure divided by it."""
     line: dict[str, Any] = {"name": name, "unit": unit, "figure": _rounded(figure)}
     if peer:
         line |= {"peer": peer[0], "peer_figure": _rounded(peer[1]), "ratio": round(figure / peer[1], 3)}
@@ -19,10 +16,10 @@ def print_line(name: str, unit: str, figure: float, peer: tuple[str, float] | No
 
 
 def peak_mb() -> float:
-    """Return the most memory that this process has held. Not `ru_maxrss`: a child starts with its parent's."""
+    """Return the peak memory of this process in MiB. `ru_maxrss` would include the parent's peak."""
     return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
 
 
 def _rounded(figure: float) -> float:
-    """Keep four digits, and all before the point."""
+    """Round to four significant digits, or to an integer above 1,000."""
     return float(f"{figure:.4g}") if abs(figure) < 1000 else round(figure)

@@ -1,9 +1,9 @@
-"""Compare the loader over S3 with a cold cache with plain range requests of whole shards from the same server.
+"""Measure the loader over S3 with a cold cache; the peer sends plain range requests for whole shards.
 
-Both read each clip of a split once: the loader as batches of (B, 1024, 128) float16, shards fetched, verified and
-kept on disk; the peer as bytes, thrown away, or only kept on disk, the least that any cache does. All have the same
-number of connections. Prints one JSON line per pair, best of five rounds. The server is moto's, a process of its own
-on this machine; it takes most of the time, so the figures say what the loader adds and nothing of a real S3.
+Both read each clip of a split once, with the same number of connections. The loader fetches, verifies and stores shards
+and yields batches (B, 1024, 128) of float16. The peer discards the bytes, or only stores them, the minimum for any
+cache. Prints one JSON line per pair, the best of five rounds. The server (moto, a separate process on this machine)
+takes most of the time, so the results show the loader's overhead, not the speed of S3.
 """
 
 import os
@@ -38,7 +38,7 @@ NUM_ROUNDS = 5
 
 @contextmanager
 def serve_s3() -> Iterator[Store]:
-    """Run an S3 server and yield an empty store on it."""
+    """Run an S3 server; yield an empty store on it."""
     settings = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{PORT}",
         "AWS_ACCESS_KEY_ID": "key",
@@ -57,7 +57,7 @@ def serve_s3() -> Iterator[Store]:
 
 
 def read_plainly(snapshot: Snapshot, keep_in: Path | None = None) -> int:
-    """Read whole shards by range requests; keep them as files if there is a folder to keep them in."""
+    """Read whole shards by range requests, and store them if `keep_in` is given; return the number of clips."""
 
     def read(item: tuple[str, int]) -> int:
         content = snapshot.store.read_range(item[0], 0, item[1])
@@ -83,8 +83,8 @@ def read_through_cold_cache(snapshot: Snapshot, folder: Path, is_grouped: bool) 
     if is_grouped:
         draws = group_by_shard(draws, reader.shards_of(rows), len(draws), seed)
     collator.set_order(draws, is_grouped)
-    works = (draws[start : start + BATCH_SIZE] for start in range(0, len(draws), BATCH_SIZE))
-    return sum(len(batch.clips) for batch in collator.prefetch(works, num_threads=1))
+    batches = (draws[start : start + BATCH_SIZE] for start in range(0, len(draws), BATCH_SIZE))
+    return sum(len(batch.clips) for batch in collator.prefetch(batches, num_threads=1))
 
 
 def main() -> None:
@@ -95,19 +95,19 @@ def main() -> None:
             store.write_bytes(name, local.read_bytes(name))
         snapshot = load_snapshot(store)
         cache = Path(folder) / "cache"
-        ways: dict[str, Callable[[], int]] = {
+        contenders: dict[str, Callable[[], int]] = {
             "plain_ranges": lambda: read_plainly(snapshot),
             "plain_ranges_kept": lambda: read_plainly(snapshot, keep_in=cache),
             "cold_cache_grouped": lambda: read_through_cold_cache(snapshot, cache, is_grouped=True),
             "cold_cache_random": lambda: read_through_cold_cache(snapshot, cache, is_grouped=False),
         }
-        best = dict.fromkeys(ways, 0.0)
+        best = dict.fromkeys(contenders, 0.0)
         for _ in range(NUM_ROUNDS):
-            for name, way in ways.items():
+            for name, read in contenders.items():
                 shutil.rmtree(cache, ignore_errors=True)
                 cache.mkdir()
                 start = time.perf_counter()
-                best[name] = max(best[name], way() / (time.perf_counter() - start))
+                best[name] = max(best[name], read() / (time.perf_counter() - start))
     for peer in ("plain_ranges", "plain_ranges_kept"):
         for own in ("cold_cache_grouped", "cold_cache_random"):
             print_line(own, "samples per second", best[own], (peer, best[peer]), clips=NUM_SHARDS * CLIPS_PER_SHARD)

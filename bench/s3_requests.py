@@ -1,12 +1,11 @@
-"""Count the requests that each phase of the preprocessing sends to S3, and what they cost at AudioSet's size.
+"""Count the S3 requests of each preprocessing phase, and extrapolate their price to AudioSet's size.
 
     python -m bench.s3_requests
 
-Converts the miniature on Ray into a store on an S3 service in this process, which counts them: with several numbers of
-clips and shards, since a request belongs to a run, to a shard or to a clip. Prints a JSON line for each phase: requests
-by kind at AudioSet's 2,084,320 segments in 2,085 shards, and their price at S3's list price; beside it the price of ten
-times as many. What was solved for is in the line, too: requests of a run, of a shard and of a clip. Three runs give
-these three, and say nothing of how far they are off. It has no peer.
+Converts the miniature on Ray into a store on an S3 service in this process, with three combinations of clips and
+shards. The counts give the requests per run, per shard and per clip; three runs determine them exactly, so the fit has
+no error estimate. Prints one JSON line per phase: requests by kind for AudioSet's 2,084,320 segments in
+2,085 shards, their list price, and the price of ten times as many. No peer.
 """
 
 import os
@@ -35,13 +34,13 @@ from pipeline.store.storage import Store
 
 NUM_SEGMENTS, NUM_SHARDS = 2_084_320, 2_085
 RUNS = ((96, 32, 16), (192, 64, 16), (192, 64, 64))
-"""Training and evaluation clips, and clips per shard."""
+"""Numbers of training clips, evaluation clips and clips per shard."""
 DOLLARS = {"PUT": 5e-6, "LIST": 5e-6, "GET": 4e-7, "HEAD": 4e-7, "DELETE": 0.0}
-"""Of a request, in us-east-1."""
+"""List price per request in us-east-1."""
 
 
-class Requests:
-    """Counts of a server's requests by kind."""
+class RequestCounter:
+    """Counts a server's requests by kind."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -50,16 +49,17 @@ class Requests:
         kind = {"POST": "PUT"}.get(handler.command, handler.command)
         self.counts["LIST" if kind == "GET" and "list-type" in handler.path else kind] += 1
 
-    def of(self, function: Callable[[], object]) -> Counter[str]:
+    def count_during(self, function: Callable[[], object]) -> Counter[str]:
+        """Call `function` and return the counts of its requests."""
         self.counts.clear()
         function()
         return Counter(self.counts)
 
 
 @contextmanager
-def serve_s3() -> Iterator[Requests]:
-    """Run an S3 service that counts its requests, and let this process and its children enter it."""
-    found = Requests()
+def serve_s3() -> Iterator[RequestCounter]:
+    """Run an S3 service that counts its requests; configure this process and its children for it."""
+    found = RequestCounter()
     WSGIRequestHandler.log_request = lambda self, code="-", size="-": found.count(self)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -77,15 +77,15 @@ def serve_s3() -> Iterator[Requests]:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run had to do, and the requests of each phase."""
+class PhaseCounts:
+    """Size of a run and its requests by phase."""
 
     num_clips: int
     num_shards: int
     phases: dict[str, Counter[str]]
 
 
-def measure(num_train: int, num_eval: int, clips_per_shard: int, counted: Requests) -> Run:
+def measure(num_train: int, num_eval: int, clips_per_shard: int, counted: RequestCounter) -> PhaseCounts:
     requests.post(f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset", timeout=10).raise_for_status()
     boto3.client("s3").create_bucket(Bucket="bench")
     with tempfile.TemporaryDirectory() as folder:
@@ -100,13 +100,13 @@ def measure(num_train: int, num_eval: int, clips_per_shard: int, counted: Reques
             )
             store = Store(f"s3://bench/{num_train}-{clips_per_shard}")
             phases = {
-                "first run": counted.of(lambda: preprocess(config, store)),
-                "idle rerun": counted.of(lambda: preprocess(config, store)),
-                "loading the snapshot": counted.of(lambda: load_snapshot(store)),
+                "first run": counted.count_during(lambda: preprocess(config, store)),
+                "idle rerun": counted.count_during(lambda: preprocess(config, store)),
+                "loading the snapshot": counted.count_during(lambda: load_snapshot(store)),
             }
             snapshot = load_snapshot(store)
-            phases["sizes before a training"] = counted.of(lambda: verify_sizes(snapshot))
-        return Run(num_train + num_eval, len(snapshot.checksums), phases)
+            phases["sizes before a training"] = counted.count_during(lambda: verify_sizes(snapshot))
+        return PhaseCounts(num_train + num_eval, len(snapshot.checksums), phases)
 
 
 def main() -> None:
@@ -118,14 +118,14 @@ def main() -> None:
         dollars = {1: 0.0, 10: 0.0}
         for kind in DOLLARS:
             counts = np.array([run.phases[phase][kind] for run in runs], float)
-            # Of three runs: what each has, and what a shard and a clip add.
+            # Requests per run, per shard and per clip, from three runs.
             fitted = np.linalg.solve(design, counts).clip(min=0) if counts.any() else np.zeros(3)
             at_size = {times: float(fitted @ [1, times * NUM_SHARDS, times * NUM_SEGMENTS]) for times in dollars}
             for times, count in at_size.items():
                 dollars[times] += DOLLARS[kind] * count
             if counts.any():
                 shown[kind] = round(at_size[1])
-                shown[f"{kind} of a run, a shard, a clip"] = [round(float(each), 3) for each in fitted]
+                shown[f"{kind} per run, shard, clip"] = [round(float(each), 3) for each in fitted]
         print_line(f"{phase}, requests", "US$", dollars[1], peer=None, ten_times_as_much=round(dollars[10], 2), **shown)
 
 

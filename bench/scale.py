@@ -1,14 +1,12 @@
-"""Run the real orchestration over AudioSet's 2,084,320 segments, with fetch, decode and fbank replaced by a stub.
+"""Measure the orchestration of AudioSet's 2,084,320 segments, with fetch, decode and fbank replaced by a stub.
 
-Plans, schedules on Ray, writes sidecars, reads them, builds the snapshot, reruns with nothing to do and asks for the
-status.
-Prints a JSON line: the driver's CPU per clip, seconds, and its peak memory. It has no peer: nothing that others wrote
-does the same.
+Plans shards, schedules them on Ray, writes and reads sidecars, builds the snapshot, reruns without missing clips and
+queries the status. Prints one JSON line: the driver's CPU time per clip, seconds per step and peak memory. No peer.
 
     python -m bench.scale
     python -m bench.scale --shares 0.1 1 10      0.2, 2 and 20 million; an hour, 20 GB of memory
 
-With several shares also prints how many times as much of the driver a segment costs in each as in the one before.
+With several shares, also prints the growth of the driver's cost per segment from each share to the next.
 """
 
 import argparse
@@ -50,7 +48,7 @@ R = TypeVar("R")
 
 
 def write_metadata(folder: Path, share: float) -> int:
-    """Write tables in the official form, with made-up ids; return the number of segments."""
+    """Write tables in the official format with synthetic ids; return the number of segments."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     mids = [f"/m/{number:06x}" for number in range(NUM_CLASSES)]
@@ -67,7 +65,7 @@ def write_metadata(folder: Path, share: float) -> int:
     for split, count in SPLITS.items():
         count = round(count * share)
         with (folder / f"{split}_segments.csv").open("w") as file:
-            file.write(f"# made\n# num_segs={count}\n# YTID, start_seconds, end_seconds, positive_labels\n")
+            file.write(f"# synthetic\n# num_segs={count}\n# YTID, start_seconds, end_seconds, positive_labels\n")
             for number, chosen, start in zip(
                 range(total, total + count),
                 random.integers(len(combinations), size=count),
@@ -80,12 +78,12 @@ def write_metadata(folder: Path, share: float) -> int:
 
 
 def write_rows(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
-    """Publish a shard's sidecar with plausible rows; no tar."""
+    """Publish a shard's sidecar with plausible rows, without a tar."""
     random = np.random.default_rng(len(plan.shard_id))
     rows = []
     for place, segment in enumerate(plan.segments):
         is_written = random.random() < YIELD
-        about: dict[str, Any] = {
+        outcome: dict[str, Any] = {
             "status": "written" if is_written else "failed",
             "reason": "" if is_written else Reason.NOT_FOUND,
         }
@@ -96,8 +94,16 @@ def write_rows(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
             "digest": "0" * 64,
         }
         content |= {"fbank_sum": -5e5, "fbank_sum_squares": 4e6}
-        more: dict[str, Any] = content if is_written else {}
-        rows.append(SidecarRow(key=segment.key, **asdict(segment), **about, attempts=1, source="stub", **more))
+        rows.append(
+            SidecarRow(
+                key=segment.key,
+                **asdict(segment),
+                **outcome,
+                attempts=1,
+                source="stub",
+                **(content if is_written else {}),
+            )
+        )
     name = shard_name(plan.split, plan.shard_id, "parquet")
     write_sidecar(conversion.store, name, rows, conversion.fingerprint, Checksum(len(rows) * FBANK_BYTES, "0" * 64))
     num_written = sum(row.status == "written" for row in rows)
@@ -111,16 +117,16 @@ class NoSource:
 
 
 def timed(function: Callable[[], R]) -> tuple[tuple[float, float], R]:
-    """Return wall and CPU seconds of this process, and the result."""
+    """Return this process's (wall, CPU) seconds and the result."""
     start, cpu_start = time.perf_counter(), time.process_time()
     result = function()
     return (time.perf_counter() - start, time.process_time() - cpu_start), result
 
 
 def measure(share: float, folder: Path) -> dict[str, float]:
-    """Return the seconds, processor seconds and memory that each step takes the driver."""
+    """Return the driver's wall seconds, CPU seconds and peak memory for each step."""
     shutil.rmtree(folder, ignore_errors=True)
-    with ProcessPoolExecutor(1) as pool:  # its memory is not the driver's
+    with ProcessPoolExecutor(1) as pool:  # a separate process, to keep its memory out of the driver's
         num_segments = pool.submit(write_metadata, folder / "csv", share).result()
     store = Store(str(folder.absolute() / "store"))
     config = PreprocessConfig(metadata=str(folder / "csv"), media="stub")
@@ -140,9 +146,9 @@ def measure(share: float, folder: Path) -> dict[str, float]:
     pipeline.preprocess.build_snapshot = build_timed
     with ray_session(num_cpus=2):
         first_s, (snapshot, report) = timed(lambda: preprocess(config, store))
-    idle_s, (again, nothing) = timed(lambda: preprocess(config, store))
+    idle_s, (again, idle_report) = timed(lambda: preprocess(config, store))
     assert report.num_decided == num_segments
-    assert (nothing.num_planned, again.snapshot_id) == (0, snapshot.snapshot_id)
+    assert (idle_report.num_planned, again.snapshot_id) == (0, snapshot.snapshot_id)
     with redirect_stdout(io.StringIO()):
         status_s, _ = timed(lambda: status(StatusCommand(store.root, config)))
     orchestration_s = tuple(whole - part for whole, part in zip(first_s, snapshot_s[0], strict=True))
@@ -155,7 +161,7 @@ def measure(share: float, folder: Path) -> dict[str, float]:
 
 
 def growth(small: Mapping[str, float], large: Mapping[str, float]) -> dict[str, float]:
-    """Return how many times as much a segment of the larger run takes, by step; memory without what is there before."""
+    """Return the ratio of the costs per segment of the larger and the smaller run, by step; memory excludes imports."""
 
     def per_segment(run: Mapping[str, float], name: str) -> float:
         value = run["peak_mb_with_snapshot"] - run["peak_mb_before"] if name == "memory" else run[f"{name}_cpu_s"]
@@ -167,7 +173,9 @@ def growth(small: Mapping[str, float], large: Mapping[str, float]) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shares", type=float, nargs="+", default=[1.0], help="of AudioSet's segments, ascending")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[1.0], help="shares of AudioSet's segments, ascending"
+    )
     parser.add_argument("--folder", type=Path, default=Path("data/bench-scale"))
     arguments = parser.parse_args()
     if len(arguments.shares) == 1:
@@ -176,14 +184,14 @@ def main() -> None:
         print_line("scale", "ms of the driver's CPU per clip", driver_ms, peer=None, **figures)
         return
     runs = []
-    for share in arguments.shares:  # each in a process that has no memory of the one before
+    for share in arguments.shares:  # in separate processes, so that peaks are independent
         command = [sys.executable, "-m", "bench.scale", "--shares", str(share), "--folder", str(arguments.folder)]
         line = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
         print(line, flush=True)
         runs.append(json.loads(line))
     for small, large in pairwise(runs):
         times = growth(small, large)
-        print_line("a segment's cost, at most", "times", max(times.values()), peer=None, **times)
+        print_line("largest growth of the cost per segment", "times", max(times.values()), peer=None, **times)
 
 
 if __name__ == "__main__":

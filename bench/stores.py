@@ -1,4 +1,4 @@
-"""Make stores of the shape of AudioSet's for measuring: real fbanks of noise, ten seconds each."""
+"""Synthetic stores for benchmarks, shaped like AudioSet: fbanks of ten seconds of noise."""
 
 import io
 import tarfile
@@ -32,7 +32,7 @@ CLIP_S = 10
 
 
 def make_store(store: Store, num_shards: int, clips_per_shard: int, keep_audio: bool = False) -> Snapshot:
-    """Write shards of noise, with two labels per clip, and their snapshot."""
+    """Write shards of noise with up to two labels per clip; return their snapshot."""
     labels = Labels(
         tuple(f"/m/{index}" for index in range(NUM_CLASSES)), tuple(f"Class {index}" for index in range(NUM_CLASSES))
     )
@@ -53,7 +53,7 @@ def make_store(store: Store, num_shards: int, clips_per_shard: int, keep_audio: 
 
 
 class PlainTarWriter:
-    """webdataset's `TarWriter` on machines without it: `make gpu` needs a store, and few packages."""
+    """Replacement for webdataset's `TarWriter`, so that `make gpu` runs without webdataset."""
 
     def __init__(self, stream: BinaryIO, mtime: int):
         self.tarstream, self._mtime = tarfile.TarFile(fileobj=stream, mode="w"), mtime
@@ -70,7 +70,7 @@ class PlainTarWriter:
 
 
 def _encode(waveform: np.ndarray) -> bytes:
-    from pipeline.audio.decode import encode_flac  # PyAV is needed for audio only: stores of fbanks do without
+    from pipeline.audio.decode import encode_flac  # imported here because stores without audio work without PyAV
 
     return encode_flac(waveform)
 

@@ -1,6 +1,6 @@
-"""Synthetic speech in the layout of Speech Commands: ten words by espeak-ng, in voices, pitches and speeds.
+"""Synthetic speech in the layout of Speech Commands: ten words by espeak-ng in several voices, pitches and speeds.
 
-A voice is a speaker: it is in one split only, as in the official lists.
+Each voice is a speaker and appears in one split only, as in the official lists.
 """
 
 import itertools

@@ -66,7 +66,7 @@ def test_training_from_a_store_needs_few_packages(bare_machine: dict[str, str], 
 @pytest.mark.process
 def test_the_gpu_tests_need_few_packages(bare_machine: dict[str, str]) -> None:
     tests = next(part for part in PARTS if part.name == "tests")
-    assert "test_augmentation_is_the_cpus" in python([*tests.command, "--collect-only"], bare_machine)
+    assert "test_augmentation_matches_the_cpu" in python([*tests.command, "--collect-only"], bare_machine)
 
 
 @pytest.mark.process

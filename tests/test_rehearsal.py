@@ -1,4 +1,4 @@
-"""Several Ray nodes on one machine, a store on S3, and nodes that are taken away: `make rehearsal`."""
+"""Lost nodes: several Ray nodes on one machine and a store on S3. Part of `make rehearsal`."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ from pipeline.snapshots.snapshot import Snapshot, check_fingerprint
 from pipeline.store.storage import Store
 from tests.metadata_service import MetadataService, serve_metadata
 
-pytestmark = [pytest.mark.rehearsal, pytest.mark.filterwarnings("ignore")]  # Ray's cluster utility is no clean code
+pytestmark = [pytest.mark.rehearsal, pytest.mark.filterwarnings("ignore")]  # Ray's cluster utility emits warnings
 
 Result = TypeVar("Result")
 NODE_BYTES = 80 * 2**20
@@ -46,8 +46,8 @@ PAUSE_S = 0.05
 
 @pytest.fixture
 def cluster(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head without work and two nodes of one CPU each; all of them find the store by the environment."""
-    assert os.environ.get("RAY_AUTH_MODE") == "token", "Ray reads it when it is imported: run `make rehearsal`"
+    """Ray cluster of a head without CPUs and two nodes with one CPU each, configured for the store on S3."""
+    assert os.environ.get("RAY_AUTH_MODE") == "token", "Ray reads RAY_AUTH_MODE at import; run `make rehearsal`"
     root = str(Path(__file__).parents[1])
     settings = {
         "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
@@ -57,7 +57,7 @@ def cluster(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    ray.shutdown()  # of the Ray that tests before share
+    ray.shutdown()  # the Ray session of earlier tests
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": NODE_BYTES})
     for _ in range(2):
         cluster.add_node(wait=False, num_cpus=1, object_store_memory=NODE_BYTES)
@@ -74,14 +74,13 @@ def service() -> Iterator[MetadataService]:
         yield server
 
 
-def losing_a_node(
+def lose_a_node_during(
     work: Callable[[], Result],
     is_time: Callable[[], bool],
     cluster: Cluster,
     is_missed: Callable[[], bool] = lambda: True,
 ) -> Result:
-    """Do the work in a thread, take a node away from it without a word when it is time, and give another one once it
-    is missed."""
+    """Run `work` in a thread, kill a node once `is_time`, and add a replacement once `is_missed`."""
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(work)
 
@@ -94,12 +93,14 @@ def losing_a_node(
         cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
         time.sleep(5)
         wait_until(is_missed)
-        cluster.add_node(wait=False, num_cpus=1, object_store_memory=NODE_BYTES)  # in the main thread: it sets signals
+        cluster.add_node(
+            wait=False, num_cpus=1, object_store_memory=NODE_BYTES
+        )  # in the main thread, since it sets signal handlers
         return result.result()
 
 
-def take_your_time(loop_config: Mapping[str, Any]) -> None:
-    """Train as a worker of Ray Train with a pause before each step, for which nodes can come and go."""
+def train_slowly(loop_config: Mapping[str, Any]) -> None:
+    """Run a Ray Train worker with a pause before each step, so that nodes can leave and join during the training."""
     train_step = Stepper.train_step
 
     def pause_and_train_step(self: Stepper, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
@@ -111,7 +112,7 @@ def take_your_time(loop_config: Mapping[str, Any]) -> None:
 
 
 def num_ranks(job: TrackedJob) -> list[int]:
-    """Return on how many ranks a run was trained, one after the other."""
+    """Return the numbers of ranks that a run was trained on, in order of time."""
     metrics = job.tracker.client.get_metric_history(job.tracker.run_id, "system/num_ranks")
     values = [int(metric.value) for metric in sorted(metrics, key=lambda metric: metric.timestamp)]
     return [value for value, _ in groupby(values)]
@@ -124,14 +125,14 @@ def convert(store: Store, miniature: Miniature, media_address: str, cluster: Clu
         clips_per_shard=2,
         fetch=FetchConfig(deadline_s=1.0, backoff_s=0.01),
     )
-    snapshot, report = losing_a_node(
+    snapshot, report = lose_a_node_during(
         lambda: preprocess(config, store), lambda: len(store.list("shards", ".parquet")) >= 3, cluster
     )
     assert not report.errors
     return snapshot
 
 
-def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
+def test_conversion_and_training_survive_lost_nodes(
     cluster: Cluster,
     s3_store: Store,
     miniature: Miniature,
@@ -142,7 +143,7 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
 ) -> None:
     found = convert(s3_store, miniature, media_address, cluster)
     check_fingerprint(found)
-    assert found.index["key"] == snapshot.index["key"], "the clips are those of a conversion that nobody disturbed"
+    assert found.index["key"] == snapshot.index["key"], "expected the clips of an undisturbed conversion"
     split_counts = found.manifest["split_counts"]
     assert all(each["planned"] == each["written"] + sum(each["failed"].values()) for each in split_counts.values())
 
@@ -159,13 +160,13 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
     )
     model = ASTConfig(patch_time=32, freq_stride=16, time_stride=32, width=16, depth=2, num_heads=2)
     config = TrainJobConfig("rehearsal", model=model, train=train)
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import this
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
     monkeypatch.setattr(ray_train, "GROW_EVERY_S", 2.0)
-    monkeypatch.setattr(ray_train, "_train_worker", take_your_time)
+    monkeypatch.setattr(ray_train, "_train_worker", train_slowly)
     disturbed = begin_run(config, found, new_run_name("disturbed"))
     folder = f"runs/{disturbed.run}/checkpoints"
     with ending_tracked(disturbed):
-        history = losing_a_node(
+        history = lose_a_node_during(
             lambda: train_on_ray(disturbed, RayConfig("1:2")),
             lambda: len(list_checkpoints(s3_store, folder)) > 0,
             cluster,
@@ -177,21 +178,21 @@ def test_a_node_is_lost_in_the_conversion_and_one_in_the_training(
         expected = train_rank(quiet, World(0, 1, torch.device("cpu")), StopSignal())
     assert [metrics["epoch"] for metrics in history] == [1, 2, 3]
     for one, other in zip(history, expected, strict=True):
-        assert one == pytest.approx(other, rel=1e-2, abs=5e-3)  # a d' may be about 0
+        assert one == pytest.approx(other, rel=1e-2, abs=5e-3)  # d' may be close to 0
 
 
-def test_a_spot_notice_drains_the_node_it_came_to(cluster: Cluster, service: MetadataService) -> None:
-    """The daemon of `deploy/spot_drain.py` against Ray itself: a drained node that has nothing to do ends."""
+def test_spot_notice_drains_its_node(cluster: Cluster, service: MetadataService) -> None:
+    """Ray removes an idle node that `deploy/spot_drain.py` drained."""
     service.notices[:] = [404, 200]
     node_id = cluster.worker_nodes.copy().pop().node_id
     command = [sys.executable, "-m", "deploy.spot_drain", "aws", "--service", service.address, "--poll-s", "0.1"]
     root = Path(__file__).parents[1]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where `ray` is
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the folder of `ray`
     environment = {**os.environ, "PATH": path}
     further = ["--address", cluster.address, "--node-id", node_id]
     subprocess.run([*command, *further], cwd=root, env=environment, check=True, timeout=120)
     deadline = time.monotonic() + 60
     while is_alive := next(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
-        assert time.monotonic() < deadline, "the node is still there"
+        assert time.monotonic() < deadline, "expected the drained node to leave the cluster"
         time.sleep(0.2)
     assert not is_alive

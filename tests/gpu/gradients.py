@@ -1,6 +1,6 @@
-"""Compare the gradient of several ranks with that of one on the same global batch: `torchrun … gradients.py STORE OUT`.
+"""Compare gradients of several ranks and of one rank on the same global batch: `torchrun … gradients.py STORE OUT`.
 
-The main rank writes to OUT, as JSON, the largest deviation of a parameter's gradient for each precision.
+The main rank writes the largest deviation of a parameter's gradient per precision to OUT, as JSON.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ MODEL = ASTConfig(num_frames=128, freq_stride=16, time_stride=16, width=64, dept
 CONFIG = TrainConfig(
     train_splits=("balanced_train",),
     eval_split="balanced_train",
-    # Micro-batches of 3, 3 and 2 clips on one rank, of 3 and 1 on each of two.
+    # Micro-batches of 3, 3 and 2 clips on one rank, of 3 and 1 clips on each of two ranks.
     global_batch_size=8,
     micro_batch_size=3,
     regularise=RegulariseConfig(patchout_freq=2, patchout_time=2, drop_path=0.3),
@@ -46,7 +46,7 @@ def gradient_of(snapshot: Snapshot, precision: Precision, world: World) -> dict[
 
 
 def deviation(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """Return the largest difference, relative to the parameter's gradient or a thousandth of the whole one."""
+    """Return the largest difference relative to the parameter's gradient plus a thousandth of the whole gradient."""
     whole = torch.cat([value.flatten() for value in expected.values()]).norm()
     each = [(found[name] - value).norm() / (value.norm() + 1e-3 * whole) for name, value in expected.items()]
     return torch.stack(each).max().item()

@@ -1,8 +1,7 @@
-"""Figures of a GPU beside those of the CPU, and trainings on it.
+"""Training and its parts on a GPU, compared with the CPU.
 
-`python -m bench.gpu` runs this file on a machine with little more than torch, so it stands alone: without the other
-tests' fixtures (`--noconftest`) and their packages. On a machine without a GPU the CPU is compared with itself, which
-keeps the tests from rotting.
+`python -m bench.gpu` runs this file with few packages besides torch, so the tests use neither shared fixtures
+(`--noconftest`) nor test dependencies. Without a GPU they compare the CPU with itself.
 """
 
 import dataclasses
@@ -93,7 +92,7 @@ def make_job(snapshot: Snapshot, run: str, **settings: Any) -> TrainingJob:
 def weights_after(job: TrainingJob) -> dict[str, Tensor]:
     trainer = Trainer(job, WORLD)
     trainer.run()
-    # A bias of the keys changes no attention: its gradient is rounding noise, of which Adam takes whole steps.
+    # Biases of keys do not affect attention: their gradient is rounding noise, and Adam scales it up to full steps.
     weights = trainer.state.model.state_dict()
     return {name: value for name, value in weights.items() if not name.endswith("qkv.bias")}
 
@@ -118,7 +117,7 @@ def make_batch(size: int) -> Batch:
     )
 
 
-def test_batches_of_fbanks_are_torchaudios_and_the_cpus_in_any_precision() -> None:
+def test_batched_fbanks_match_torchaudio_under_autocast() -> None:
     random = np.random.default_rng(0)
     waveform_BS = torch.from_numpy((random.standard_normal((4, 160_000)) * 0.1).astype(np.float32))
     waveform_BS[1] = 0
@@ -139,8 +138,9 @@ def test_batches_of_fbanks_are_torchaudios_and_the_cpus_in_any_precision() -> No
     )
     with torch.autocast(DEVICE.type, torch.bfloat16):
         found_BTM = compute_fbank(waveform_BS.to(DEVICE)).cpu().double()
-    # A float32 Fourier transform errs by a share of its whole frame, so the logarithm of a bin that is nearly empty by
-    # more: torchaudio's own float32 is 6e-7 of a frame's loudest bin, and up to 1e-3 in the logarithm, off its float64.
+    # The error of a float32 Fourier transform scales with the whole frame, so nearly empty bins have a larger error in
+    # their logarithm. torchaudio's float32 and float64 differ by 6e-7 of a frame's loudest bin, up to 1e-3 in the
+    # logarithm.
     loudest_BT1 = exact_BTM.exp().amax(dim=2, keepdim=True)
     torch.testing.assert_close(found_BTM.exp() / loudest_BT1, exact_BTM.exp() / loudest_BT1, rtol=0, atol=1e-6)
     is_audible = exact_BTM.exp() > 1e-3 * loudest_BT1
@@ -148,19 +148,19 @@ def test_batches_of_fbanks_are_torchaudios_and_the_cpus_in_any_precision() -> No
     assert (found_BTM - exact_BTM).abs().quantile(0.999) < 1e-4
 
 
-def test_augmentation_is_the_cpus() -> None:
+def test_augmentation_matches_the_cpu() -> None:
     config = AugmentConfig(noise=True, max_roll_frames=10)
     expected_BTM = augment(make_batch(8), config, -4.27, 4.57)
     found_BTM = augment(make_batch(8).to(DEVICE), config, -4.27, 4.57).cpu()
     torch.testing.assert_close(found_BTM, expected_BTM, rtol=0, atol=1e-5)
 
 
-def test_batches_arrive_whole_and_in_order() -> None:
+def test_fed_batches_are_complete_and_in_order() -> None:
     sent = [dataclasses.replace(make_batch(8), lengths_B=torch.full((8,), number)) for number in range(5)]
     arrived = []
     for batch in feed(iter(sent), DEVICE):
         assert all(tensor.device == DEVICE for tensor in batch.tensors().values())
-        # Work that still reads a batch while later ones are copied, into memory that must not be this one's.
+        # The sum may still read this batch while the next one is copied, so the copy must use other memory.
         arrived.append((batch.clips.float().sum(), batch.lengths_B.clone()))
         del batch
     assert len(arrived) == len(sent)
@@ -170,7 +170,7 @@ def test_batches_arrive_whole_and_in_order() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(None, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_logits_are_the_cpus_within_the_precisions_bounds(dtype: torch.dtype | None, atol: float) -> None:
+def test_logits_match_the_cpu_within_the_precision(dtype: torch.dtype | None, atol: float) -> None:
     torch.manual_seed(0)
     model, fbank_BTM = AST(MODEL).eval(), torch.randn(4, NUM_FRAMES, 128)
     torch.nn.init.normal_(model.head.linear.weight, std=0.1)
@@ -182,7 +182,7 @@ def test_logits_are_the_cpus_within_the_precisions_bounds(dtype: torch.dtype | N
     torch.testing.assert_close(found_BC, expected_BC, rtol=0, atol=atol)
 
 
-def test_a_stopped_training_ends_where_one_in_one_go_does(snapshot: Snapshot) -> None:
+def test_resumed_training_matches_an_uninterrupted_one(snapshot: Snapshot) -> None:
     whole = weights_after(make_job(snapshot, "whole"))
     job = make_job(snapshot, "stopped")
     with pytest.raises(StoppedError):
@@ -191,7 +191,7 @@ def test_a_stopped_training_ends_where_one_in_one_go_does(snapshot: Snapshot) ->
 
 
 @pytest.mark.parametrize("settings", [{"micro_batch_size": 1}, {"activation_checkpointing": True}])
-def test_two_ways_to_the_gradient_give_the_same_weights(snapshot: Snapshot, settings: dict[str, Any]) -> None:
+def test_micro_batches_and_recomputation_give_the_same_weights(snapshot: Snapshot, settings: dict[str, Any]) -> None:
     regularise = RegulariseConfig(patchout_freq=2, patchout_time=4, drop_path=0.3)
     one = weights_after(make_job(snapshot, f"one-{settings}", regularise=regularise))
     other = weights_after(make_job(snapshot, f"other-{settings}", regularise=regularise, **settings))
@@ -199,9 +199,7 @@ def test_two_ways_to_the_gradient_give_the_same_weights(snapshot: Snapshot, sett
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_step_that_is_not_finite_is_skipped(
-    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, precision: str
-) -> None:
+def test_non_finite_step_is_skipped(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     move, calls = Batch.to, []
 
     def move_spoilt(self: Batch, device: torch.device) -> Batch:
@@ -215,13 +213,13 @@ def test_a_step_that_is_not_finite_is_skipped(
     assert trainer.state.loop.num_steps_skipped == 1
     assert all(value.isfinite().all() for value in trainer.state.model.state_dict().values())
     assert {int(slots["step"]) for slots in trainer.state.optimizer.state.values()} == {trainer.plan.num_steps - 1}
-    if precision == "fp16":  # halved once, for the step that was skipped
+    if precision == "fp16":  # halved once, for the skipped step
         assert trainer.state.scaler.get_scale() == 2**15
 
 
 @pytest.mark.process
-@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need a GPU each, or none")
-def test_two_ranks_have_the_gradient_of_one(snapshot: Snapshot, tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need two GPUs or none")
+def test_two_ranks_have_the_gradient_of_one_rank(snapshot: Snapshot, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *torchrun, str(ROOT / "tests/gpu/gradients.py")]
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -231,10 +229,10 @@ def test_two_ranks_have_the_gradient_of_one(snapshot: Snapshot, tmp_path: Path) 
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["num_ranks"] == 2
     assert found["fp32"] < 1e-5
-    assert found["bf16"] < 2**-7  # a rank rounds its part of a gradient to 8 bits
+    assert found["bf16"] < 2**-7  # each rank rounds its part of the gradient to 8 bits
 
 
-def test_a_checkpoint_holds_the_weights_of_its_step_while_the_next_one_changes_them() -> None:
+def test_staged_checkpoint_is_unaffected_by_the_next_step() -> None:
     staging, weights = Staging(), torch.randn(1000, 1000, device=DEVICE)
     for _ in range(2):
         expected = weights.clone().cpu()
@@ -246,8 +244,8 @@ def test_a_checkpoint_holds_the_weights_of_its_step_while_the_next_one_changes_t
         assert staged.model["weights"].is_pinned() == (DEVICE != CPU)
 
 
-@pytest.mark.skipif(DEVICE == CPU, reason="only a GPU runs out of its memory")
-def test_the_largest_micro_batch_leaves_room_for_a_step() -> None:
+@pytest.mark.skipif(DEVICE == CPU, reason="needs a GPU with a memory limit")
+def test_largest_micro_batch_leaves_memory_for_a_step() -> None:
     config = TrainConfig(global_batch_size=512, micro_batch_size="auto")
     state = TrainingState(AST(ASTConfig.tiny()), config, WORLD)
     total = torch.cuda.get_device_properties(DEVICE).total_memory
@@ -264,9 +262,9 @@ def test_the_largest_micro_batch_leaves_room_for_a_step() -> None:
         torch.cuda.empty_cache()
 
 
-@pytest.mark.skipif(DEVICE == CPU, reason="only a GPU works while the CPU goes on")
+@pytest.mark.skipif(DEVICE == CPU, reason="needs a GPU that works asynchronously")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_step_never_waits_for_the_gpu(precision: str) -> None:
+def test_step_never_waits_for_the_gpu(precision: str) -> None:
     config = TrainConfig(
         global_batch_size=8,
         micro_batch_size=4,
@@ -277,7 +275,7 @@ def test_a_step_never_waits_for_the_gpu(precision: str) -> None:
     state = TrainingState(AST(dataclasses.replace(MODEL, num_classes=1)), config, WORLD)
     stepper = Stepper(state, config, Normalisation(-4.27, 4.57), WORLD)
     batches = [make_batch(4) for _ in range(6)]
-    stepper.train_step(0, 0, iter(batches[:2]))  # allocates, and makes the optimizer's state
+    stepper.train_step(0, 0, iter(batches[:2]))  # allocates memory and creates the optimizer's state
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in (1, 2):
