@@ -51,8 +51,8 @@ CONNECTIONS = {
     "jobs.training.runs": "quality teachers",
     "jobs.training.training_clips": "quality",
 }
-"""Modules that use another satellite: own sounds are a data set, a conversion may serve the demo's media and ends with
-the quality page, and trainings offer `--data.exclude` and warn if their splits overlap."""
+"""Modules of commands that use a satellite: own sounds are a data set; conversions serve the demo's media and end with
+the quality page; trainings offer `--data.exclude` and `--train.teachers`, and warn if their splits overlap."""
 
 OPEN_TO_AST_MODEL = """
     errors records config keys labels audio fbank_settings fbank store shards snapshots reading weights
