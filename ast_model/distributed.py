@@ -1,4 +1,4 @@
-"""The ranks that train together: rank, device and collectives. Alone, each collective is the identity."""
+"""Ranks, devices and collectives of a distributed training. On a single rank, every collective is the identity."""
 
 import gc
 import os
@@ -18,7 +18,7 @@ from ast_model.config import DeviceType, Precision
 from pipeline.errors import ConfigError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-"""By kind of device. Beside NCCL, gloo carries what must not wait for the GPU."""
+"""Backend per device type. On GPUs, gloo serves CPU tensors, which must not wait for NCCL's queue."""
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """One rank's view of all ranks."""
+    """Rank, world size and device of this process."""
 
     rank: int
     size: int
@@ -37,11 +37,11 @@ class World:
         return self.rank == 0
 
     def resolve(self, precision: Precision) -> Precision:
-        """Return what `auto` means on this device."""
+        """Resolve the precision `auto` for this device."""
         if precision == "auto":
             if self.device.type != "cuda":
                 return "fp32"
-            # Older GPUs (V100, T4) only emulate bf16, far slower than the fp16 that they were made for.
+            # Older GPUs (V100, T4) only emulate bf16, far slower than their native fp16.
             has_bf16 = torch.cuda.get_device_capability(self.device)[0] >= 8
             return "bf16" if has_bf16 else "fp16"
         return precision
@@ -51,7 +51,7 @@ class World:
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model with gradients averaged over the ranks."""
+        """Wrap a model so that gradients are averaged over the ranks."""
         if self.size == 1:
             return model
         device_ids = [self.device] if self.device.type == "cuda" else None
@@ -61,7 +61,7 @@ class World:
         )
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum over ranks, on each of them."""
+        """Return the sum over ranks, on every rank."""
         if self.size == 1:
             return values
         total = values.to(self.device).clone()
@@ -69,7 +69,7 @@ class World:
         return total
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Concatenate (n_r, …) tensors of all ranks, whose n_r may differ by rank, in rank order, on the CPU."""
+        """Concatenate tensors (n_r, …) of all ranks in rank order, on the CPU. The lengths n_r may differ."""
         if self.size == 1:
             return rows.cpu()
         counts = self._gather(torch.tensor([len(rows)]))
@@ -99,9 +99,9 @@ class World:
 
 
 class AnyRankFlag:
-    """Lets all ranks know at the same step that one of them set its flag, without waiting for each other.
+    """Asynchronous any-reduce of a flag over the ranks. The result is one step late.
 
-    The flags travel while the step is taken, so the answer is that to the question of the step before.
+    The reduction runs during the step, so that ranks never wait for each other.
     """
 
     def __init__(self, world: World):
@@ -109,19 +109,19 @@ class AnyRankFlag:
         self._flags: tuple[Tensor, dist.Work] | None = None
 
     def next(self, flag: bool) -> bool:
-        """Set a flag or not; return whether any rank did at the call before. Alone: at this one."""
+        """Submit this rank's flag. Returns the any-reduce of the previous call, or `flag` itself on a single rank."""
         if self.world.size == 1:
             return flag
         is_set = self.close()
         flags = torch.tensor([float(flag)])
-        # On the CPU, so by gloo: NCCL's would wait in the GPU's queue behind the gradients.
+        # A CPU tensor, reduced by gloo: NCCL would queue it behind the gradients.
         work = dist.all_reduce(flags, async_op=True)
         assert work is not None, "an asynchronous collective returns its work"
         self._flags = flags, work
         return is_set
 
     def close(self) -> bool:
-        """Wait for the last vote and return its answer."""
+        """Wait for the last reduction and return its result."""
         if self._flags is None:
             return False
         flags, work = self._flags
@@ -132,11 +132,11 @@ class AnyRankFlag:
 
 @contextmanager
 def join_world(device_type: DeviceType) -> Iterator[World]:
-    """Join the ranks that the environment names (torchrun's variables, which Ray Train sets too), or be alone.
+    """Join the ranks described by torchrun's environment variables, which Ray Train sets as well; default: one rank.
 
-    The device follows the setting, not what is visible: Ray shows a worker GPUs that it did not ask for, and several
-    ranks would then take the same one. A process group that is there already is used and left as it is. Raises
-    ConfigError if there is no GPU for this rank.
+    The device follows the setting instead of the visible devices: Ray shows workers GPUs that they did not request, and
+    several ranks would then share one. An existing process group is reused and left open. Raises ConfigError if there
+    is no GPU for this rank.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cpu")
@@ -153,7 +153,7 @@ def join_world(device_type: DeviceType) -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:
         if is_ours:
-            gc.collect()  # a model that still holds the group would keep its threads past the interpreter's end
+            gc.collect()  # a model that refers to the group would keep its threads alive beyond the interpreter's end
             dist.destroy_process_group()
 
 
@@ -170,17 +170,17 @@ def _local_gpu(local_rank: int) -> torch.device:
 
 
 def check_cuda() -> None:
-    """Raise ConfigError, with the versions of the driver and of CUDA, if torch can use no GPU here."""
+    """Raise ConfigError, with the versions of driver and CUDA, if torch can't use a GPU on this machine."""
     if torch.cuda.is_available():
         return
     try:
         torch.cuda.init()
         reason = "no GPU is visible"
-    except (RuntimeError, AssertionError) as error:  # of torch built without CUDA, or of the driver
+    except (RuntimeError, AssertionError) as error:  # torch was built without CUDA, or the driver fails
         reason = str(error).split("\n")[0][:200]
     raise ConfigError(
         f"expected a GPU that torch {torch.__version__}, built for CUDA {torch.version.cuda or '(none)'}, can use,"
-        f" found {_driver_version()}: {reason}. Install a driver and a torch that fit each other, or train on CPUs:"
+        f" found {_driver_version()}: {reason}. Install a matching driver and torch, or train on CPUs:"
         " --no-use-gpu"
     )
 

@@ -17,7 +17,7 @@ from pipeline.config import PreprocessConfig
 
 
 def make_config(name: str, recipe: Recipe, ray: RayConfig) -> AudioSetConfig:
-    """Return a preset: a recipe with the data that it learns from."""
+    """Return a preset: a recipe with its data."""
     root, data = "data/audioset", PreprocessConfig()
     if name == "demo":
         root, data = "data/demo", PreprocessConfig(metadata=MINIATURE, clips_per_shard=40)

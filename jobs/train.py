@@ -1,4 +1,4 @@
-"""Train on a snapshot that is there, on Ray Train or under torchrun.
+"""Train on an existing snapshot, on Ray Train or under torchrun.
 
 python jobs/train.py audioset_full --root s3://bucket/audioset --workers 2:8
 python jobs/train.py audioset_full --root s3://bucket/audioset --resume RUN

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: one at a time, in a thread, with patience for the storage."""
+"""Asynchronous checkpoint writer: one thread, with retries."""
 
 import copy
 import dataclasses
@@ -39,26 +39,26 @@ BEST_FILE = "best.json"
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A checkpoint that has reached the storage."""
+    """A checkpoint that is in the store."""
 
     name: str
-    """Its folder in the store."""
+    """Folder of the checkpoint in the store."""
     description: Mapping[str, Any]
-    """Content of its checkpoint.json."""
+    """Content of `checkpoint.json`."""
 
 
 class Staging:
-    """Memory that checkpoints are copied to one after the other, before they are written.
+    """Reusable host buffers that hold a copy of the latest checkpoint while it is written.
 
-    Pinned where they come from a GPU: that then copies by itself, in its place between two steps, and the process
-    goes on, which would wait for over 1 GB of AST-base.
+    Copies from a GPU go to pinned memory: the GPU then copies between two steps, and the process need not wait for the
+    1 GB of AST-base.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str], Tensor] = {}
 
     def copy(self, checkpoint: Checkpoint) -> tuple[Checkpoint, torch.cuda.Event | None]:
-        """Start to copy a checkpoint over the one before; the event tells when it is whole, none that it is already."""
+        """Start copying a checkpoint over the previous one. The event marks the end of the copy; None if it is done."""
         parts = {
             part: {name: self._copy(part, name, value.detach()) for name, value in getattr(checkpoint, part).items()}
             for part in PARTS
@@ -78,18 +78,18 @@ class Staging:
 
 
 class Saver:
-    """Writes a run's checkpoints, and keeps the newest and the best of them."""
+    """Writes the checkpoints of a run, and keeps the newest ones and the best one."""
 
     def __init__(self, store: Store, folder: str, config: CheckpointConfig, num_steps: int):
         self.store, self.folder, self.config = store, folder, config
         self._staging = Staging()
-        # One thread: writes come one after the other, so an evaluation finds the checkpoint that it is added to.
+        # A single thread keeps the order of writes, so an evaluation finds its checkpoint.
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: deque[Future[SavedCheckpoint]] = deque()
         self._last_steps, self._last_time = num_steps, time.monotonic()
 
     def is_due(self, num_steps: int) -> bool:
-        """Whether it is time for a checkpoint after so many steps; not while one is still being written."""
+        """Whether a checkpoint is due after `num_steps` steps. Never while one is being written."""
         config = self.config
         if any(not writing.done() for writing in self._writing):
             return False
@@ -98,34 +98,34 @@ class Saver:
         return is_late or is_far
 
     def submit(self, checkpoint: Checkpoint, num_steps: int, folder: str | None = None) -> None:
-        """Copy a checkpoint and start to write it, once the one before is written: memory holds one copy.
+        """Copy a checkpoint and start writing it. Waits for the previous write, since the buffers hold one copy.
 
-        Raises StoreError if the storage refused the one before for longer than the patience.
+        Raises StoreError if the previous write failed despite retries.
         """
         self.wait()
         self._last_steps, self._last_time = num_steps, time.monotonic()
-        # Copied before the next step, which changes the weights in place.
+        # Copy now: the next step changes the weights in place.
         staged, is_copied = self._staging.copy(checkpoint)
         self._start(partial(self._save, staged, is_copied, folder or self.folder))
 
     def submit_evaluation(self, loop: LoopState, score: float) -> None:
-        """Start to add an evaluation to the checkpoint that was submitted for this place of the loop."""
+        """Start adding an evaluation to the checkpoint that was submitted at this position of the loop."""
         self._start(partial(self._add_evaluation, copy.deepcopy(loop), score))
 
     def completed(self) -> list[SavedCheckpoint]:
-        """Return what was written since the last call, without waiting."""
+        """Return the checkpoints written since the last call, without waiting."""
         saved = []
         while self._writing and self._writing[0].done():
             saved.append(self._writing.popleft().result())
         return saved
 
     def wait(self) -> None:
-        """Wait until nothing is left to write. Raises StoreError if something can't be written."""
+        """Wait for all writes. Raises StoreError if one failed despite retries."""
         for writing in self._writing:
             writing.result()
 
     def close(self) -> None:
-        """Finish what is being written, and start nothing new."""
+        """Finish pending writes and end the thread."""
         self._pool.shutdown()
 
     def _start(self, write: Callable[[], SavedCheckpoint]) -> None:
@@ -147,13 +147,13 @@ class Saver:
         if is_copied is not None:
             is_copied.synchronize()
         name = save_checkpoint(self.store, folder, checkpoint)
-        if folder == self.folder:  # the average has a folder of its own, with one checkpoint
+        if folder == self.folder:  # the average is a single checkpoint in a separate folder
             self._prune()
         return SavedCheckpoint(name, read_description(self.store, name))
 
     def _add_evaluation(self, loop: LoopState, score: float) -> SavedCheckpoint:
         name = add_evaluation(self.store, self.folder, loop, score)
-        # Read back, not remembered: the best may be of an earlier process of this run.
+        # Read from the store: an earlier process of this run may have written the best checkpoint.
         best = best_checkpoint(self.store, self.folder)
         if best is None or score > best[1]:
             self.store.write_json(f"{self.folder}/{BEST_FILE}", {"name": name, "score": score})
@@ -169,7 +169,7 @@ class Saver:
 
 
 def best_checkpoint(store: Store, folder: str) -> tuple[str, float] | None:
-    """Return the folder and the score of the best epoch's checkpoint, if one has been measured."""
+    """Return the folder and score of the best epoch's checkpoint, or None before the first evaluation."""
     if not store.exists(f"{folder}/{BEST_FILE}"):
         return None
     try:
@@ -177,7 +177,7 @@ def best_checkpoint(store: Store, folder: str) -> tuple[str, float] | None:
         return str(best["name"]), float(best["score"])
     except (CorruptError, KeyError, TypeError, ValueError) as error:
         log.warning(
-            "%s is damaged, so the best epoch is chosen among those to come: %r",
+            "%s is damaged, so the best epoch is chosen among future epochs: %r",
             store.url(f"{folder}/{BEST_FILE}"),
             error,
         )

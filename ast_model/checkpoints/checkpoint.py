@@ -1,10 +1,10 @@
-"""Checkpoints: a folder of safetensors and a `checkpoint.json`, written last, that describes them.
+"""Checkpoints: folders of safetensors, described by a `checkpoint.json` that is written last.
 
 runs/{run}/checkpoints/{name}/
     model.safetensors       weights
     optimizer.safetensors   Adam's moments
-    average.safetensors     running mean of the epochs' weights, where there is one
-    checkpoint.json         state of the loop, configs, classes, normalisation, digests of the files and of itself
+    average.safetensors     running mean of the epochs' weights, if the run averages
+    checkpoint.json         loop state, configs, classes, normalisation, digests of all files including itself
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-"""2: the state of the loop in one piece, and a digest of checkpoint.json itself."""
+"""Version 2 stores the loop state as one object and a digest of `checkpoint.json` itself."""
 DESCRIPTION = "checkpoint.json"
 PARTS = ("model", "optimizer", "average")
 Tensors = dict[str, Tensor]
@@ -32,45 +32,45 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class LoopState:
-    """Progress of a training. It is saved as it is, and resumed as it was."""
+    """Progress of a training, saved and restored as it is."""
 
     epoch: int = 0
-    """Epochs whose steps are all taken."""
+    """Number of finished epochs."""
     step: int = 0
-    """Steps taken of the epoch after those."""
+    """Steps taken in the current epoch."""
     loss_sum: float = 0.0
-    """Of the steps of this epoch that were taken; until an epoch is evaluated, it is still this one."""
+    """Sum of the losses since the last evaluation of an epoch, without skipped steps."""
     num_steps_taken: int = 0
-    """Steps of this epoch that were taken, those not counted that were skipped."""
+    """Steps since the last evaluation of an epoch, without skipped steps."""
     num_steps_skipped: int = 0
-    """Since the start of the run."""
+    """Steps skipped since the start of the run."""
     num_averaged: int = 0
-    """Epochs in the running mean of the weights."""
+    """Number of epochs in the running mean of the weights."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Metrics of each epoch that was evaluated."""
+    """Metrics of each evaluated epoch."""
     scaler: dict[str, float] = field(default_factory=dict)
-    """State of the loss scaler; empty unless the precision is fp16."""
+    """State of the loss scaler, for fp16 only."""
 
     @property
     def name(self) -> str:
-        """Name of the checkpoint at this place; names sort by progress."""
+        """Name of a checkpoint at this position. Names sort by progress."""
         return f"epoch-{self.epoch:04d}-step-{self.step:08d}"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a training needs to go on, and a user to tag with it."""
+    """Weights and state for resuming a training or tagging."""
 
     loop: LoopState
     model: Tensors
     optimizer: Tensors = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
-    """Model and train config, labels, mean, std, snapshot, run; once read, the whole of checkpoint.json."""
+    """Model and train config, labels, mean, std, snapshot and run; after reading, all of `checkpoint.json`."""
 
 
 def save_checkpoint(store: Store, folder: str, checkpoint: Checkpoint) -> str:
-    """Write a checkpoint below `folder` and return its own folder. It counts once its description is there."""
+    """Write a checkpoint to a new folder below `folder` and return its name. The description is written last."""
     name = f"{folder}/{checkpoint.loop.name}"
     digests = {}
     for part in PARTS:
@@ -84,10 +84,7 @@ def save_checkpoint(store: Store, folder: str, checkpoint: Checkpoint) -> str:
 
 
 def add_evaluation(store: Store, folder: str, loop: LoopState, score: float) -> str:
-    """Bring what an evaluation gave, the loop's history and a score, to a checkpoint that is written already.
-
-    The weights stay as they are: only checkpoint.json is replaced, in one piece.
-    """
+    """Add an evaluation's results to an existing checkpoint, by replacing its `checkpoint.json` atomically."""
     name = f"{folder}/{loop.name}"
     _write_description(store, name, {**read_description(store, name), "loop": asdict(loop), "score": score})
     return name
@@ -103,24 +100,25 @@ def _digest(description: Mapping[str, Any]) -> str:
 
 
 def read_description(store: Store, name: str) -> dict[str, Any]:
-    """Read a checkpoint.json. Raises CorruptError if it was damaged, MismatchError if it is of another format."""
+    """Read a `checkpoint.json`. Raises CorruptError if it is damaged, MismatchError for another format version."""
     where = f"{store.url(name)}/{DESCRIPTION}"
     description = store.read_json(f"{name}/{DESCRIPTION}")
     if not isinstance(description, dict) or "format" not in description:
         raise CorruptError(f"{where}: expected the description of a checkpoint, found {str(description)[:100]!r}")
     if description["format"] != FORMAT_VERSION:
         raise MismatchError(
-            f"{where}: expected a checkpoint of format {FORMAT_VERSION}, found {description['format']}; it is of"
-            " another version of this code: go on with that, or start a new run (--train.init takes its weights)"
+            f"{where}: expected a checkpoint of format {FORMAT_VERSION}, found {description['format']},"
+            " written by another version of this code: resume with that version, or start a new run (--train.init"
+            " accepts the checkpoint's weights)"
         )
-    # Its own digest covers every field at once: one that is missing, another type, a number with a flipped digit.
+    # The digest covers every field: a missing one, another type, a flipped digit.
     if description.get("digest") != _digest(description):
         raise CorruptError(f"{where} is cut short or was changed: its digest differs")
     return description
 
 
 def read_checkpoint(store: Store, name: str) -> Checkpoint:
-    """Read a checkpoint whole. Raises CorruptError if a file is not the one that was described."""
+    """Read a checkpoint. Raises CorruptError if a file differs from its description."""
     description = read_description(store, name)
     parts = {}
     for part, digest in description["digests"].items():
@@ -142,23 +140,23 @@ def list_checkpoints(store: Store, folder: str) -> list[str]:
 
 
 def newest_checkpoint(store: Store, folder: str) -> Checkpoint | None:
-    """Read the newest sound checkpoint; name newer ones that are damaged."""
+    """Read the newest intact checkpoint, and log damaged ones."""
     for name in reversed(list_checkpoints(store, folder)):
         try:
             return read_checkpoint(store, name)
         except CorruptError as error:
-            log.warning("%s; going back to the checkpoint before", error)
+            log.warning("%s; falling back to the previous checkpoint", error)
     return None
 
 
 def remove_checkpoint(store: Store, name: str) -> None:
-    """Remove a checkpoint; its description goes first, so that none counts that is half gone."""
+    """Remove a checkpoint, its description first, so that a partly removed checkpoint never counts."""
     store.remove(f"{name}/{DESCRIPTION}")
     store.remove(name)
 
 
 def remove_incomplete(store: Store, folder: str) -> None:
-    """Remove what a process was writing, or removing, when it died. Only for who alone writes to the folder."""
+    """Remove partly written or partly removed checkpoints of dead processes. Only for the folder's sole writer."""
     found = {file.rpartition("/")[0] for file in store.list(folder)} - {folder}
     for name in sorted(found.difference(list_checkpoints(store, folder))):
         store.remove(name)

@@ -11,10 +11,10 @@ def flag_of(name: str) -> str:
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
-    """Turn nested settings into text by dotted name: `train.augment.noise` → `True`.
+    """Convert nested settings to text by dotted name: `train.augment.noise` → `True`.
 
-    Takes a dataclass, or a mapping such as its JSON: both of the same settings give the same result, so that what was
-    recorded can be compared with what is asked for now.
+    A dataclass and the mapping read from its JSON give the same text, so that recorded settings can be compared with
+    new ones.
     """
     named: Mapping[str, Any] = (
         cast(Mapping[str, Any], settings)

@@ -7,7 +7,7 @@ from pipeline.config import check_above_0
 from pipeline.errors import ConfigError
 
 Grid = tuple[int, int]
-"""Number of patches along frequency and along time."""
+"""Number of patches along frequency and time."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ASTConfig:
     num_classes: int = 527
     """Number of classes, the length of the logits."""
     num_frames: int = 1024
-    """Frames (of 10 ms) of the fbank that the positions are made for; other lengths adapt them."""
+    """Input length in frames of 10 ms. Pretrained positions are adapted to it."""
     num_mel_bins: int = 128
     """Mel bins of the fbank."""
     patch_freq: int = 16
@@ -25,28 +25,28 @@ class ASTConfig:
     patch_time: int = 16
     """Length of a patch in frames."""
     freq_stride: int = 10
-    """Mel bins from one patch to the next; smaller than the patch means overlap."""
+    """Mel bins between the starts of neighbouring patches. A stride below the patch size makes patches overlap."""
     time_stride: int = 10
-    """Frames from one patch to the next."""
+    """Frames between the starts of neighbouring patches."""
     width: int = 768
     """Size of a token."""
     depth: int = 12
     """Number of blocks."""
     num_heads: int = 12
-    """Attention heads per block; must divide the width."""
+    """Attention heads per block; their number must divide the width."""
     mlp_ratio: int = 4
-    """Size of the hidden layer of a block's MLP, in widths."""
+    """Hidden size of the MLP relative to the width."""
     norm_eps: float = 1e-6
-    """Epsilon of the LayerNorms in, after and before the blocks."""
+    """Epsilon of all LayerNorms except the head's."""
     head_norm_eps: float = 1e-5
-    """Epsilon of the head's LayerNorm."""
+    """Epsilon of the LayerNorm in the head."""
     num_extra_tokens: int = 2
-    """Tokens before the patches: the class token and the distillation token, or only the class token (EAT)."""
+    """Tokens before the patches: 2 for the class and distillation tokens, 1 for the class token only (EAT)."""
     post_norm: bool = False
-    """LayerNorms behind the sums in the blocks and before the first block (EAT), not before each branch and after the
+    """Normalise after each residual sum and before the first block (EAT), instead of before each branch and after the
     last block."""
     fixed_positions: bool = False
-    """Positions as sines and cosines of a patch's place, counted from the clip's start (EAT), not learned ones."""
+    """Use sine and cosine positions (EAT) instead of learned positions."""
 
     def __post_init__(self) -> None:
         check_above_0(self, [name for name, value in vars(self).items() if not isinstance(value, bool)], "model.")
@@ -60,12 +60,12 @@ class ASTConfig:
         if self.num_mel_bins < self.patch_freq or self.num_frames < self.patch_time:
             raise ConfigError(
                 f"A patch of {self.patch_freq} bins × {self.patch_time} frames must fit into the fbank of "
-                f"{self.num_mel_bins} bins × {self.num_frames} frames; make the one smaller or the other larger."
+                f"{self.num_mel_bins} bins × {self.num_frames} frames; choose smaller patches or more bins and frames"
             )
 
     @classmethod
     def nano(cls, **overrides: Any) -> "ASTConfig":
-        """Size that a CPU can train: patches without overlap, four blocks, 0.8 M parameters."""
+        """Smallest size, for training on CPUs: patches without overlap, four blocks, 0.8 M parameters."""
         return cls._sized(overrides, width=128, depth=4, num_heads=4, freq_stride=16, time_stride=16)
 
     @classmethod
@@ -80,12 +80,12 @@ class ASTConfig:
 
     @classmethod
     def base(cls, **overrides: Any) -> "ASTConfig":
-        """Size of DeiT-base, the paper's: 87 M parameters."""
+        """Size of DeiT-base, used in the paper: 87 M parameters."""
         return cls(**overrides)
 
     @classmethod
     def eat(cls, **overrides: Any) -> "ASTConfig":
-        """Shape of EAT-base, and of SSLAM: 86 M parameters, patches without overlap."""
+        """Shape of EAT-base and SSLAM: 86 M parameters, patches without overlap."""
         grid = {"freq_stride": 16, "time_stride": 16}
         return cls._sized(
             overrides, **grid, num_extra_tokens=1, post_norm=True, fixed_positions=True, head_norm_eps=1e-6

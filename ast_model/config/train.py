@@ -19,27 +19,27 @@ DeviceType = Literal["cpu", "cuda"]
 
 DEFAULT_MICRO_BATCH = 12
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
-"""Of AudioSet's fbanks, as AST was trained with them."""
+"""Mean and standard deviation of AudioSet's fbanks, as used to train AST."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Course of the learning rate; the defaults are those of the full AudioSet."""
+    """Learning-rate schedule. Defaults are the paper's for the full AudioSet."""
 
     shape: Literal["steps", "cosine"] = "steps"
-    """After the warm-up: a decay every few epochs (AST), or half a cosine down to 0 at the end of the run."""
+    """Shape after the warm-up: a decay every few epochs (AST), or a half cosine to 0 at the end of the run."""
     num_warmup_steps: int = 1000
-    """Steps over which the learning rate climbs from 0; 0 for no warm-up."""
+    """Steps of the warm-up from 0; 0 disables it."""
     num_steps_per_stair: int = 50
-    """Steps of the warm-up for which the learning rate stays the same."""
+    """Steps per stair of the warm-up; the learning rate is constant within a stair."""
     num_epochs_before_decay: int = 2
-    """Epochs before the learning rate decays for the first time."""
+    """Epochs before the first decay of the learning rate."""
     num_epochs_per_decay: int = 1
-    """Epochs from one decay to the next."""
+    """Epochs between two decays of the learning rate."""
     decay_factor: float = 0.5
-    """Factor of each decay of the learning rate."""
+    """Factor by which each decay multiplies the learning rate."""
     max_decays: int | None = None
-    """Decays after which the learning rate stays the same; none: it decays to the end."""
+    """Maximum number of decays; none: unlimited."""
 
     def __post_init__(self) -> None:
         if min(self.num_steps_per_stair, self.num_epochs_before_decay, self.num_epochs_per_decay) < 1:
@@ -59,22 +59,22 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of training batches."""
+    """Data augmentation of training batches."""
 
     mixup_probability: float = 0.5
-    """Share of draws that are mixed with a partner drawn uniformly."""
+    """Probability of mixing a sample with a partner, which is drawn uniformly."""
     mixup_alpha: float = 10.0
-    """λ ~ Beta(alpha, alpha)."""
+    """Parameter of the mixing weight: λ ~ Beta(alpha, alpha)."""
     max_freq_mask_bins: int = 48
-    """Widest frequency mask; 0 for none."""
+    """Maximum width of the frequency mask; 0 disables it."""
     max_time_mask_frames: int = 192
-    """Widest time mask; 0 for none."""
+    """Maximum length of the time mask; 0 disables it."""
     noise: bool = False
     """Add uniform noise of random strength, up to 0.1 after normalising."""
     max_roll_frames: int = 0
-    """Roll in time by up to so many frames; what leaves at one end comes back at the other."""
+    """Maximum circular shift in time; 0 disables it."""
     random_crop: bool = False
-    """Take a random stretch of a clip that is longer than the window, not its first; evaluations take the first."""
+    """Train on a random segment of clips longer than the window. Evaluations use the first segment."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mixup_probability <= 1:
@@ -91,14 +91,14 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """A node's own copies of shards of a store that is not local."""
+    """Cache of remote shards on each node."""
 
     folder: str = "~/.cache/audioset-ast"
-    """Folder on each node, shared by its processes; empty reads every clip from the store."""
+    """Cache folder, shared by all processes of a node. Empty: read every clip from the store."""
     max_gb: float = 200.0
-    """Its largest size; the least recently used shards make room."""
+    """Maximum size of the cache; the least recently used shards are evicted first."""
     num_threads: int = 4
-    """Shards that a process fetches at a time."""
+    """Shards that a process fetches concurrently."""
 
     def __post_init__(self) -> None:
         check_above_0(self, ("max_gb", "num_threads"), "train.cache.")
@@ -106,14 +106,14 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class RegulariseConfig:
-    """Parts of the model that are dropped while training; none in the paper."""
+    """Structured dropout while training. The paper uses none."""
 
     patchout_freq: int = 0
-    """Rows of patches, of one frequency each, that a clip goes without (PaSST: 4)."""
+    """Frequency rows of patches to drop per clip (PaSST: 4)."""
     patchout_time: int = 0
-    """Columns of patches, of one time each, that a clip goes without (PaSST: 40)."""
+    """Time columns of patches to drop per clip (PaSST: 40)."""
     drop_path: float = 0.0
-    """Chance of the last block's branches to be left out for a clip; it grows with depth from 0."""
+    """Drop-path rate of the last block; it grows linearly from 0 with depth."""
 
     def __post_init__(self) -> None:
         if min(self.patchout_freq, self.patchout_time) < 0:
@@ -125,7 +125,7 @@ class RegulariseConfig:
             raise ConfigError(f"--train.regularise.drop-path must be at least 0 and below 1, found {self.drop_path}")
 
     def num_kept_patches(self, grid: Grid) -> int:
-        """Count the patches that a clip keeps. Raises ConfigError if none is left."""
+        """Count the patches that a clip keeps. Raises ConfigError if none are left."""
         num_freq, num_time = grid[0] - self.patchout_freq, grid[1] - self.patchout_time
         if min(num_freq, num_time) < 1:
             raise ConfigError(
@@ -138,19 +138,19 @@ class RegulariseConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are written, besides at the end of each epoch, and which are kept.
+    """Frequency and retention of checkpoints. Each epoch ends with a checkpoint in any case.
 
-    Both limits are looked at with each line of metrics, every `log_every_steps`.
+    Both limits are checked every `log_every_steps` steps.
     """
 
     every_steps: int | None = None
-    """Steps from one checkpoint to the next; none: only by time."""
+    """Steps between checkpoints; none: no limit by steps."""
     every_minutes: float | None = 5.0
-    """Minutes from one checkpoint to the next; none: only by steps."""
+    """Minutes between checkpoints; none: no limit by time."""
     num_kept: int = 2
-    """Newest checkpoints that are kept; the best one of the epochs' is kept besides."""
+    """Number of newest checkpoints to keep, in addition to the best epoch's."""
     patience_s: float = 600.0
-    """Seconds for which a storage that refuses is asked again, while the training goes on."""
+    """Seconds for which failed writes are retried while the training continues."""
 
     def __post_init__(self) -> None:
         if self.num_kept < 1:
@@ -162,82 +162,82 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training, apart from the model's shape and the data's place."""
+    """Settings of a training, except the model's shape and the location of the data."""
 
     train_splits: tuple[str, ...] = ("balanced_train", "unbalanced_train")
     """Splits to train on."""
     eval_split: str = "eval"
     """Split to evaluate on after each epoch."""
     init: str = ""
-    """Weights to start from: a file, folder or hub name; empty for random ones."""
+    """Initial weights: a file, folder or hub name. Empty: random weights."""
     num_epochs: int = 5
-    """Epochs in all."""
+    """Number of epochs."""
     draws_per_epoch: int | None = None
-    """Samples per epoch; as many as there are clips unless set."""
+    """Samples per epoch. Default: the number of training clips."""
     sampler: Sampler = "balanced"
-    """How an epoch's samples are drawn: each clip once, by class-balanced weight with replacement (AST), or by
-    weight without replacement."""
+    """Sampling of an epoch: each clip once (uniform), or by class-balanced weight, with replacement (balanced, as in
+    AST) or without_replacement."""
     weight_count_offset: float = 0.01
-    """Added to a class's number of clips before it becomes a weight: the higher, the less rare classes stand out."""
+    """Constant added to each class count before weighting; higher values favour rare classes less."""
     group_draws: int = 0
-    """Draws within which those of the same shard come together, for stores where random access is slow; 0 for none.
-    Batches then hold clips of few shards; what an epoch draws stays the same."""
+    """Window of draws to group by shard, for stores with slow random access; 0 disables it. Batches then contain
+    clips of few shards, but an epoch draws the same clips."""
     features: Features = "fbank"
-    """Read stored fbanks, or the audio kept beside them: mixes waveforms as the paper does."""
+    """Model input: stored fbanks, or waveforms stored with them, which mixup then mixes as in the paper."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     global_batch_size: int = 12
-    """Samples per step, over all ranks."""
+    """Samples per step over all ranks."""
     micro_batch_size: MicroBatchSize = DEFAULT_MICRO_BATCH
-    """Samples that a rank's device takes at a time; gradients add up to the global batch. auto tries at the start which
-    are the most that a GPU has the memory for; on a CPU it is 12."""
+    """Samples per forward pass on each rank; gradients add up to the global batch. auto finds the largest size that
+    fits into the GPU's memory, and is 12 on a CPU."""
     learning_rate: float = 1e-5
     """Peak learning rate of Adam."""
     betas: tuple[float, float] = (0.95, 0.999)
-    """Decay rates of Adam's two averages."""
+    """Decay rates of Adam's two moments."""
     weight_decay: float = 5e-7
-    """Adam's L2 term, or AdamW's decay."""
+    """Factor of Adam's L2 penalty or of AdamW's decay."""
     decoupled_weight_decay: bool = False
-    """Decay weights apart from their gradients, as AdamW does, and neither biases nor LayerNorms."""
+    """Use AdamW: decoupled decay, without decaying biases and LayerNorms."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: Loss = "bce"
-    """Binary cross-entropy per class, or cross-entropy over classes."""
+    """Loss: binary cross-entropy per class (bce) or cross-entropy over classes (ce)."""
     mean: float | None = None
-    """Mean that fbanks are normalised with; the snapshot's unless set."""
+    """Mean for normalising fbanks. Default: the snapshot's."""
     std: float | None = None
-    """Standard deviation that fbanks are normalised with; the snapshot's unless set."""
+    """Standard deviation for normalising fbanks. Default: the snapshot's."""
     average_last_epochs: int = 0
-    """Epochs at the end whose weights are averaged, all of them if there are fewer; 0 for no averaging."""
+    """Number of last epochs to average weights over; 0 disables averaging."""
     seed: int = 0
-    """Seed of weights, draws and augmentation."""
+    """Seed of initial weights, draws and augmentation."""
     precision: Precision = "auto"
-    """Arithmetic of the forward pass: auto is bf16 on a GPU that has it (else fp16), and fp32 on a CPU. fp16 scales the
-    loss; tf32 is float32 whose products round their inputs to 10 bits; fp32 rounds nothing."""
+    """Precision of the forward pass: auto is bf16 on GPUs that support it, else fp16, and fp32 on a CPU. fp16 scales
+    the loss. tf32 rounds the inputs of float32 products to 10 bits; fp32 is exact."""
     attention: Attention = "auto"
-    """Kernels of the attention. auto measures on a GPU which are the fastest for this training, and changes over to the
-    next best ones if those give gradients that are not finite; on a CPU it leaves the choice to torch."""
+    """Attention kernels. auto benchmarks them on a GPU and falls back to the next fastest on non-finite gradients; on
+    a CPU it leaves the choice to torch."""
     compile: Compile = "none"
-    """Compile the model's blocks, or the whole model with augmentation and loss, which takes longer at first; the log
-    tells the time. auto compiles the blocks on a GPU whose machine has a C compiler, else nothing."""
+    """Part to compile: the model's blocks, or the whole model with augmentation and loss, which compiles more slowly.
+    auto compiles the blocks if the machine has a GPU and a C compiler."""
     activation_checkpointing: bool = False
-    """Keep only the blocks' inputs for the backward and compute the rest again: less memory, a third more time."""
+    """Recompute activations within the blocks in the backward pass: less memory, a third more time."""
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     layer_decay: float = 1.0
-    """Factor of the learning rate from each block to the one before it; 1 for the same everywhere."""
+    """Learning-rate factor from each block to the block below; 1 for equal rates."""
     teachers: tuple[str, ...] = ()
-    """Teachers in the store, as jobs/teachers.py import names them, whose mean probabilities are learned beside the
-    labels; clips without any are learned by their labels alone."""
+    """Teachers in the store (see jobs/teachers.py import). Their mean probabilities are mixed into the targets; clips
+    without scores keep their labels."""
     teacher_share: float = 0.5
-    """The teachers' part in the targets of the clips that they have scored."""
+    """Share of the teachers in the targets of clips that they scored."""
     max_bad_steps: int = 20
-    """Steps in a row whose loss or gradient is not finite, after which the run ends; each is skipped."""
+    """Consecutive steps with a non-finite loss or gradient that end the run. Each such step is skipped."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     num_reader_threads: int = 2
-    """Threads per rank that read batches ahead."""
+    """Threads per rank that prefetch batches."""
     log_every_steps: int = 20
-    """Steps between two lines of metrics."""
+    """Steps between two logs of metrics."""
     allow_empty_classes: bool = False
-    """Train although a class has no training clip."""
+    """Allow classes without training clips."""
 
     def __post_init__(self) -> None:
         counts = "num_epochs global_batch_size num_reader_threads log_every_steps max_bad_steps"
@@ -260,10 +260,10 @@ class TrainConfig:
 
     @property
     def clips_at_a_time(self) -> int:
-        """`micro_batch_size` as a number, also while auto has not been settled, and where it can't be."""
+        """Micro-batch size as a number, also before auto is resolved."""
         return DEFAULT_MICRO_BATCH if self.micro_batch_size == "auto" else self.micro_batch_size
 
     @property
     def first_averaged_epoch(self) -> int:
-        """First epoch, counted from 0, whose weights are averaged; num_epochs if none's are."""
+        """First averaged epoch, counted from 0; `num_epochs` if no epoch is averaged."""
         return max(0, self.num_epochs - self.average_last_epochs)

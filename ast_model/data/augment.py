@@ -1,4 +1,4 @@
-"""Batch work on the device, in AST's order: mixup, padding, frequency mask, time mask, normalising, noise and roll.
+"""Augmentation on the device, in AST's order: mixup, padding, frequency mask, time mask, normalising, noise, roll.
 
 Axes: B clips, Q partners, T frames, M mel bins, S samples.
 """
@@ -16,41 +16,41 @@ from pipeline.fbank import compute_fbank
 from pipeline.fbank_settings import FRAME_LENGTH, FRAME_SHIFT, LOG_FLOOR
 
 FULL_SCALE = 32768
-"""Of int16 samples."""
+"""Full scale of int16 samples."""
 NOISE_LEVEL = 0.1
-"""Strongest noise, in normalised units."""
+"""Maximum noise, in normalised units."""
 SILENCE = torch.log(torch.tensor(LOG_FLOOR)).item()
-"""Log-mel of digital silence, rounded as float32 is; a number, since `.item()` in a step would wait for the device."""
+"""Log-mel of digital silence, rounded to float32. A Python number: `.item()` in a step would wait for the device."""
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation that fbanks are normalised with."""
+    """Mean and standard deviation for normalising fbanks."""
 
     mean: float
     std: float
 
 
 def normalise(fbank_BTM: Tensor, mean: float, std: float) -> Tensor:
-    """Return (x − mean) / (2·std), as AST does after padding with 0."""
+    """Return (x − mean) / (2·std). As in AST, padding is 0 before normalising."""
     return (fbank_BTM - mean) / (2 * std)
 
 
 def prepare(batch: Batch, mean: float, std: float) -> Tensor:
-    """Return a batch as the model takes it, (B, T, M) float32, without augmentation."""
+    """Return the model's input (B, T, M) float32, without augmentation."""
     return normalise(mix(batch), mean, std)
 
 
 def augment(batch: Batch, config: AugmentConfig, mean: float, std: float) -> Tensor:
-    """Return a batch as the model takes it for training, (B, T, M) float32.
+    """Return the model's augmented input (B, T, M) float32.
 
-    All randomness is in the batch, so the same draw gives the same sample on any rank.
+    All random numbers come from the batch, so a draw gives the same sample on any rank.
     """
     return perturb(mix(batch), batch.uniforms, config, mean, std)
 
 
 def perturb(fbank_BTM: Tensor, uniforms: Tensor, config: AugmentConfig, mean: float, std: float) -> Tensor:
-    """Mask, normalise, add noise and roll (B, T, M): what comes after mixing, of the same shapes for each batch."""
+    """Mask, normalise, add noise and roll mixed fbanks (B, T, M). Shapes do not depend on the batch."""
     fbank_BTM = _mask(fbank_BTM, 2, config.max_freq_mask_bins, uniforms[:, FREQ_WIDTH : FREQ_START + 1])
     fbank_BTM = _mask(fbank_BTM, 1, config.max_time_mask_frames, uniforms[:, TIME_WIDTH : TIME_START + 1])
     fbank_BTM = normalise(fbank_BTM, mean, std)
@@ -62,15 +62,15 @@ def perturb(fbank_BTM: Tensor, uniforms: Tensor, config: AugmentConfig, mean: fl
 
 
 def mix(batch: Batch) -> Tensor:
-    """Return the batch's fbanks (B, T, M) float32, mixed with their partners, padded with 0 at the end."""
+    """Return the batch's fbanks (B, T, M) float32, mixed with their partners and padded with 0."""
     return mix_power(batch) if batch.features == "fbank" else mix_waveforms(batch)
 
 
 def mix_power(batch: Batch) -> Tensor:
-    """Mix stored fbanks as if their waveforms had been added, λ·a + (1 − λ)·b.
+    """Mix stored fbanks like the sum of their waveforms, λ·a + (1 − λ)·b.
 
-    Powers add up (the cross term is left out): log(λ²·exp a + (1 − λ)²·exp b). A partner is cut or padded with
-    silence to the clip's length; what lies behind the clip stays 0.
+    Adds the powers and ignores the cross term: log(λ²·exp a + (1 − λ)²·exp b). Partners are cut or padded with silence
+    to the length of the clip. Frames after the clip's end stay 0.
     """
     fbank_BTM = batch.clips.float()
     if not len(batch.mixed):
@@ -87,10 +87,10 @@ def mix_power(batch: Batch) -> Tensor:
 
 
 def mix_waveforms(batch: Batch) -> Tensor:
-    """Mix waveforms and compute their fbanks on the batch's device, exactly as AST does.
+    """Mix waveforms and compute their fbanks on the batch's device, exactly as in AST.
 
-    The mean is removed from each waveform over its whole length, the partner is then padded with 0 or cut to the
-    clip's length, and the mean of the mixture is removed again. Source: https://github.com/YuanGongND/ast,
+    Each waveform's mean is removed, the partner is padded with 0 or cut to the clip's length, and the mean of the
+    mixture is removed again. Source: https://github.com/YuanGongND/ast,
     `src/dataloader.py`, `_wav2fbank`.
     """
     waveform_BS = _remove_mean(batch.clips.float() / FULL_SCALE, batch.lengths_B)
@@ -108,7 +108,7 @@ def mix_waveforms(batch: Batch) -> Tensor:
 
 
 def _remove_mean(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
-    """Remove each waveform's mean over its length and set what lies behind it to 0."""
+    """Remove each waveform's mean over its length, and set the padding to 0."""
     is_sample = _is_within(num_samples_B, waveform_BS.shape[1])
     waveform_BS = torch.where(is_sample, waveform_BS, 0.0)
     mean_B1 = waveform_BS.sum(1, keepdim=True, dtype=torch.float64) / num_samples_B[:, None]
@@ -116,12 +116,12 @@ def _remove_mean(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
 
 
 def _is_within(lengths_B: Tensor, size: int) -> Tensor:
-    """Return (B, size): True where a clip is not padding."""
+    """Return a mask (B, size): True before the end of each clip."""
     return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
 
 
 def _mask(fbank_BTM: Tensor, axis: int, max_width: int, uniforms_B2: Tensor) -> Tensor:
-    """Set one band per clip to 0; its width is uniform from 0 to `max_width`, as torchaudio's `mask_along_axis_iid`."""
+    """Set one band per clip to 0, of uniform width up to `max_width`, like torchaudio's `mask_along_axis_iid`."""
     if max_width == 0:
         return fbank_BTM
     size = fbank_BTM.shape[axis]
@@ -134,25 +134,25 @@ def _mask(fbank_BTM: Tensor, axis: int, max_width: int, uniforms_B2: Tensor) -> 
 
 
 def _noise(fbank_BTM: Tensor, uniforms_B: Tensor) -> Tensor:
-    """Return uniform noise; its strength and its values follow from one random number per clip.
+    """Return uniform noise. One random number per clip determines its strength and its values.
 
-    A value is a hash of that number and the value's position. So it is the same on every device, and nothing waits
+    Each value is a hash of this number and the value's position. So every device gives the same noise, without waiting
     for a generator that is seeded on the CPU.
     """
     num_frames, num_bins = fbank_BTM.shape[1:]
     position_TM = torch.arange(num_frames * num_bins, device=fbank_BTM.device).view(num_frames, num_bins)
     seed_B11 = (uniforms_B * 2**32).long().view(-1, 1, 1)
-    # Positions are hashed before they meet the seed: seeds that differ in a few bits must not swap neighbours' values.
+    # Hash positions before combining them with the seed: similar seeds must not merely swap neighbouring values.
     bits_BTM = _hash32(_hash32(position_TM) ^ _hash32(seed_B11))
-    noise_BTM = (bits_BTM >> 8).float() / 2**24  # as many bits as a float32 holds: [0, 1), never rounded up to 1
+    noise_BTM = (bits_BTM >> 8).float() / 2**24  # the 24 bits of a float32's significand: [0, 1), never rounded up to 1
     return noise_BTM * (uniforms_B * NOISE_LEVEL).view(-1, 1, 1)
 
 
 def _hash32(values: Tensor) -> Tensor:
     """Return 32 well-mixed bits of each number from 0 to 2³² − 1, as int64.
 
-    Multiplying by an odd number and folding the high bits down are both one to one, so no two numbers meet. The factor
-    is below 2³¹: no product overflows an int64.
+    Multiplication by an odd number and folding of the high bits are both bijective, so there are no collisions. The
+    factor is below 2³¹, so no product overflows int64.
     """
     for _ in range(2):
         values = ((values ^ (values >> 16)) * 0x45D9F3B) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Batches on their way to the device, one ahead of the step that takes them."""
+"""Transfer of batches to the device, one batch ahead of the step."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,10 @@ from ast_model.data.loader import Batch
 
 
 def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield the batches on the device, each copied while the step before it runs. On a CPU, yield them as they are.
+    """Yield the batches on the device, each copied while the previous step runs. On a CPU, yield them unchanged.
 
-    Fbanks travel as the float16 that they are stored in, and become float32 on the device. Batches in pinned memory
-    (`BatchReader.prefetch`) are copied by the GPU alone; torch keeps that memory for the next batches.
+    Fbanks are copied as float16 and converted to float32 on the device. Copies from pinned memory
+    (`BatchReader.prefetch`) do not involve the CPU; torch reuses the pinned memory for later batches.
     """
     if device.type == "cpu":
         yield from batches
@@ -30,7 +30,7 @@ def _start_copy(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -
     is_copied = torch.cuda.Event()
     with torch.cuda.stream(stream):
         copy = batch.to(device)
-    # An event of this copy alone: to wait for the stream would be to wait for the next batch's copy, too.
+    # An event per copy: waiting for the stream would also wait for the next batch's copy.
     is_copied.record(stream)
     return copy, is_copied
 
@@ -39,5 +39,5 @@ def _finish_copy(batch: Batch, is_copied: torch.cuda.Event) -> Batch:
     current = torch.cuda.current_stream(batch.clips.device)
     current.wait_event(is_copied)  # the GPU waits, not the CPU
     for tensor in batch.tensors().values():
-        tensor.record_stream(current)  # else its memory could be given to the next copy while the step still reads it
+        tensor.record_stream(current)  # otherwise the next copy could reuse the memory while the step still reads it
     return batch

@@ -1,4 +1,4 @@
-"""Clips from the store as batches, prefetched by threads, in exactly the order of the draw plan.
+"""Batches of stored clips, prefetched by threads in the order of the draw plan.
 
 Axes: B clips, Q partners, T frames, M mel bins, S samples, C classes.
 """
@@ -26,33 +26,33 @@ from pipeline.snapshots.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips as they lie in the store, padded with 0, neither mixed nor normalised."""
+    """Stored clips, padded with 0, neither mixed nor normalised."""
 
     features: Features
     num_frames: int
-    """T that the model takes."""
+    """Number T of frames of the model's input."""
     rows: np.ndarray
-    """(B,) rows of the snapshot's index."""
+    """Rows (B,) of the clips in the snapshot's index."""
     clips: Tensor
-    """(B, T, M) float16 log-mel, or (B, S) int16 waveforms."""
+    """Float16 log-mel (B, T, M), or int16 waveforms (B, S)."""
     lengths_B: Tensor
-    """Frames, or samples, that are not padding."""
+    """Lengths (B,) in frames or samples, without padding."""
     targets_BC: Tensor
-    """float32, mixed where the clip is."""
+    """Targets as float32, mixed like the clips."""
     mixed: Tensor
-    """(Q,) positions in the batch that have a partner."""
+    """Positions (Q,) of clips with a partner."""
     partners: Tensor
-    """As `clips`, (Q, …)."""
+    """Partners (Q, …), in the format of `clips`."""
     partner_lengths_Q: Tensor
     lambda_Q: Tensor
     uniforms: Tensor
-    """(B, NUM_UNIFORMS), for the augmentation; (B, 0) without one."""
+    """Random numbers (B, NUM_UNIFORMS) for the augmentation; (B, 0) without augmentation."""
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def pin(self) -> "Batch":
-        """Return the batch in memory that a GPU can copy from by itself."""
+        """Return the batch in pinned memory, from which a GPU copies asynchronously."""
         return dataclasses.replace(self, **{name: value.pin_memory() for name, value in self.tensors().items()})
 
     def to(self, device: torch.device) -> "Batch":
@@ -64,14 +64,14 @@ class Batch:
 
 
 def without_augmentation(positions: np.ndarray) -> Draws:
-    """Take clips as they are: without partners and random numbers."""
+    """Return draws of clips without partners and augmentation."""
     num_clips = len(positions)
-    nobody = np.full(num_clips, NO_PARTNER)
-    return Draws(positions, nobody, np.ones(num_clips, np.float32), np.empty((num_clips, 0), np.float32))
+    no_partners = np.full(num_clips, NO_PARTNER)
+    return Draws(positions, no_partners, np.ones(num_clips, np.float32), np.empty((num_clips, 0), np.float32))
 
 
 def open_reader(snapshot: Snapshot, cache: CacheConfig) -> ClipReader:
-    """Open a snapshot's clips, if the store is remote through the node's cache.
+    """Open a reader of a snapshot's clips. Reads of a remote store go through the node's cache.
 
     Raises ConfigError if the cache can't be used.
     """
@@ -83,7 +83,7 @@ def open_reader(snapshot: Snapshot, cache: CacheConfig) -> ClipReader:
 
 
 class BatchReader:
-    """Reads batches of `num_frames` frames: longer clips are cut, shorter ones padded with 0."""
+    """Reads batches of `num_frames` frames. Longer clips are cut, shorter ones padded with 0."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class BatchReader:
         features: Features = "fbank",
         random_crop: bool = False,
     ):
-        """random_crop: draws with random numbers take that stretch of longer clips, not their first frames."""
+        """random_crop: use a random segment of longer clips for draws with random numbers."""
         self.reader = reader
         self.rows = rows
         self.targets = targets
@@ -104,21 +104,21 @@ class BatchReader:
         self.random_crop = random_crop
 
     def set_order(self, draws: Draws, is_grouped: bool) -> None:
-        """Have the shards of coming draws fetched to the node, where they are remote."""
+        """Prefetch the shards of upcoming draws, if the store is remote."""
         if self.reader.prefetcher is None:
             return
         shards = self.reader.shards_of(self.rows[draws.clip])
         if is_grouped:
             order = shards[np.flatnonzero(np.diff(shards, prepend=-1))]
         else:
-            # A draw without a partner stands in for its own.
+            # Draws without a partner count as their own partner.
             partner = np.where(draws.partner == NO_PARTNER, draws.clip, draws.partner)
             both = np.stack([shards, self.reader.shards_of(self.rows[partner])], axis=1).ravel()
             order = both[np.sort(np.unique(both, return_index=True)[1])]
         self.reader.prefetcher.set_order([self.reader.shard_names[shard] for shard in order.tolist()], is_grouped)
 
     def prefetch(self, batches: Iterable[Draws], num_threads: int, pinned: bool = False) -> Iterator[Batch]:
-        """Yield a batch for each group of draws, in order, read ahead by threads, for a GPU in pinned memory."""
+        """Yield a batch for each group of draws, in order, prefetched by threads. Use pinned memory for a GPU."""
 
         def read(draws: Draws) -> Batch:
             batch = self.read_draws(draws, pinned)
@@ -127,7 +127,7 @@ class BatchReader:
         return map_ahead(read, self._advancing(batches), num_threads)
 
     def _advancing(self, batches: Iterable[Draws]) -> Iterator[Draws]:
-        """Tell the cache how far reading has come, so that it fetches the next shards and may drop earlier ones."""
+        """Report progress to the cache, so that it fetches the next shards and may evict earlier ones."""
         for draws in batches:
             if self.reader.prefetcher is not None:
                 shards = self.reader.shards_of(self.rows[draws.clip]).tolist()
@@ -135,11 +135,11 @@ class BatchReader:
             yield draws
 
     def read_clips(self, positions: np.ndarray) -> Batch:
-        """Read clips as they are, for an evaluation."""
+        """Read clips without augmentation, by position."""
         return self.read_draws(without_augmentation(positions))
 
     def read_draws(self, draws: Draws, pinned: bool = False) -> Batch:
-        """Read a batch of draws, with the partners to mix in; clips right into pinned memory, if that is asked for."""
+        """Read a batch of draws and their partners, optionally into pinned memory."""
         mixed = np.flatnonzero(draws.partner != NO_PARTNER)
         partner, lambda_Q = draws.partner[mixed], draws.mixup_lambda[mixed]
         rows = self.rows[draws.clip]
@@ -166,13 +166,13 @@ class BatchReader:
         )
 
     def _read(self, rows: np.ndarray, crops: np.ndarray | None, pinned: bool) -> tuple[Tensor, Tensor]:
-        """Read clips from the start, or, where `crops` (in [0, 1)) are given, a stretch of those that are longer."""
+        """Read clips from their start, or from the relative positions `crops` in [0, 1) if they are longer."""
         read = self._read_fbanks if self.features == "fbank" else self._read_waveforms
         return read(rows, crops, pinned)
 
     def _read_fbanks(self, rows: np.ndarray, crops: np.ndarray | None, pinned: bool) -> tuple[Tensor, Tensor]:
-        # Not pinned afterwards, which would be a copy. torch keeps pinned memory for the next batches, whose pages then
-        # don't have to come from the system again.
+        # Allocate pinned memory right away: pinning later would copy. torch reuses pinned memory for later batches,
+        # without new page faults.
         clips = torch.empty(len(rows), self.num_frames, NUM_MEL_BINS, dtype=torch.float16, pin_memory=pinned)
         fbank_BTM = clips.numpy()
         num_frames_B = np.empty(len(rows), np.int64)
@@ -195,16 +195,16 @@ class BatchReader:
         return clips, torch.from_numpy(num_samples_B)
 
     def _crop(self, waveform: np.ndarray, crop: float) -> np.ndarray:
-        """Return the samples of the frames that `_read_fbanks` takes."""
+        """Cut a waveform to the samples of the frames that `_read_fbanks` reads."""
         start = FRAME_SHIFT * self._start_of(num_frames_of(len(waveform)), crop)
         return waveform[start : start + FRAME_LENGTH + (self.num_frames - 1) * FRAME_SHIFT]
 
     def _start_of(self, num_frames: int, crop: float) -> int:
-        """Return the first frame of a stretch: each that leaves a full one is as likely, the first in shorter clips."""
+        """Return the first frame of a crop, uniform over all full windows; 0 for shorter clips."""
         return int(float(crop) * (max(num_frames - self.num_frames, 0) + 1))
 
     def _targets(self, positions: np.ndarray) -> np.ndarray:
-        """Multi-hot (B, C) float32; five times as fast as indexing the sparse array for a small batch."""
+        """Return multi-hot targets (B, C) float32. Indexing the sparse array would take five times as long."""
         starts, ends = self.targets.indptr[positions], self.targets.indptr[positions + 1]
         targets_BC = np.zeros((len(positions), self._num_classes), np.float32)
         for target_C, start, end in zip(targets_BC, starts.tolist(), ends.tolist(), strict=True):
@@ -213,6 +213,6 @@ class BatchReader:
 
 
 def split_evenly(num_clips: int, rank: int, world_size: int, batch_size: int) -> list[np.ndarray]:
-    """Return a rank's batches of an evaluation: a contiguous part, so that all ranks see each clip once, in order."""
+    """Split an evaluation's clips over the ranks in contiguous parts, and return one rank's batches."""
     part = np.array_split(np.arange(num_clips), world_size)[rank]
     return [part[start : start + batch_size] for start in range(0, len(part), batch_size)]

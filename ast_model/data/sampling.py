@@ -1,7 +1,7 @@
-"""The draw plan: which clips an epoch's batches hold, and how each is augmented.
+"""The draw plan: the clips of an epoch's batches, with partners and random numbers for augmentation.
 
-It is a pure function of (snapshot, seed, epoch, settings), and each rank computes all of it. So the stream of global
-batches is the same on any number of ranks, and a run resumes at any step by looking further down.
+The plan is a pure function of (snapshot, seed, epoch, settings), and every rank computes all of it. So the sequence of
+global batches is the same on any number of ranks, and a run can resume at any step.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ NUM_UNIFORMS = 8
 
 @dataclass(frozen=True)
 class Draws:
-    """Some draws of an epoch, in order."""
+    """Consecutive draws of an epoch."""
 
     clip: np.ndarray
-    """(N,) int64, position among the training clips."""
+    """Positions (N,) int64 among the training clips."""
     partner: np.ndarray
-    """(N,) int64, position of the clip to mix with, or `NO_PARTNER`."""
+    """Positions (N,) int64 of the clips to mix with, or `NO_PARTNER`."""
     mixup_lambda: np.ndarray
-    """(N,) float32, share of the clip in the mixture; 1 without a partner."""
+    """Share (N,) float32 of the clip in the mixture; 1 without a partner."""
     uniforms: np.ndarray
-    """(N, NUM_UNIFORMS) float32 in [0, 1), for the augmentation."""
+    """Random numbers (N, NUM_UNIFORMS) float32 in [0, 1) for the augmentation."""
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -43,42 +43,42 @@ def plan_epoch(
 ) -> Draws:
     """Draw an epoch.
 
-    weights: (N,) of the training clips. seed: snapshot id, seed of the run, epoch.
-    Raises ConfigError for weights or a number of draws that the sampler can't draw by.
+    weights: sampling weights (N,) of the training clips. seed: snapshot id, seed of the run, epoch.
+    Raises ConfigError if the sampler can't use the weights or the number of draws.
     """
-    # The order of the calls below is part of the plan: another one gives other draws from the same seed.
+    # The order of these calls is part of the plan: another order gives other draws for the same seed.
     rng = np.random.default_rng(_seed_of(*seed))
     clip = _draw_clips(rng, weights, num_draws, sampler)
     is_mixed = rng.random(num_draws) < augment.mixup_probability
-    # Partners are drawn uniformly whatever the sampler, as in AST's official code: only clips are balanced.
+    # As in AST's official code, partners are uniform for every sampler; only clips are balanced.
     partner = np.where(is_mixed, rng.integers(len(weights), size=num_draws), NO_PARTNER)
     mixup_lambda = np.where(is_mixed, rng.beta(augment.mixup_alpha, augment.mixup_alpha, num_draws), 1.0).astype(
         np.float32
     )
-    # The crops' numbers are drawn behind the others, which are thereby the same as before there were crops.
+    # Crops came later. Their numbers are drawn last, so that seeds from before give the same draws.
     uniforms = [rng.random((num_draws, count), dtype=np.float32) for count in (CROP, NUM_UNIFORMS - CROP)]
     return Draws(clip, partner, mixup_lambda, np.concatenate(uniforms, axis=1))
 
 
 def group_by_shard(draws: Draws, shard_of_clip: np.ndarray, window: int, seed: tuple[str, int, int]) -> Draws:
-    """Reorder draws so that within each window those of a shard come together, shards in random order.
+    """Group the draws of each window by shard, with shards in random order.
 
-    What is drawn, with which partner and λ, stays the same. shard_of_clip: (N,) of the training clips.
+    shard_of_clip: shard (N,) of each training clip. Clips, partners and λ stay the same.
     """
-    # A generator of its own, so that grouping leaves alone what `plan_epoch` draws.
+    # A separate generator, so that grouping does not change the draws of `plan_epoch`.
     rng = np.random.default_rng([_seed_of(*seed), window])
     num_shards = int(shard_of_clip.max()) + 1
     order = np.arange(len(draws))
     for start in range(0, len(draws), window):
         turn_of_shard = rng.permutation(num_shards)
         turns = turn_of_shard[shard_of_clip[draws.clip[start : start + window]]]
-        # Stable, so that the draws of one shard keep their order whatever sort NumPy would choose.
+        # A stable sort keeps the order within a shard in every version of NumPy.
         order[start : start + window] = start + np.argsort(turns, kind="stable")
     return draws[order]
 
 
 def _seed_of(snapshot_id: str, seed: int, epoch: int) -> int:
-    # Hashed, since sums of seed and epoch would give run 0 in epoch 1 the draws of run 1 in epoch 0.
+    # Hash seed and epoch: with their sum, seed 0 in epoch 1 would repeat the draws of seed 1 in epoch 0.
     return int.from_bytes(hashlib.sha256(f"{snapshot_id}/{seed}/{epoch}".encode()).digest()[:16], "big")
 
 
@@ -90,12 +90,12 @@ def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, s
         return rng.permutation(len(weights))[:num_draws]
     if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise ConfigError(
-            "expected finite weights of which some are above 0, found"
+            "expected finite weights, some of them above 0, found"
             f" {np.count_nonzero(~np.isfinite(weights))} not finite and {np.count_nonzero(weights)} of {len(weights)}"
             " not zero; rebuild the snapshot, or use --train.sampler uniform"
         )
     if sampler == "balanced":
-        # Inverse of the cumulative weights, as `torch.multinomial` with replacement, which stops at 2^24 clips.
+        # Invert the cumulative weights. `torch.multinomial` with replacement is limited to 2^24 clips.
         edges = np.cumsum(weights, dtype=np.float64)
         return np.searchsorted(edges, rng.random(num_draws) * edges[-1], side="right")
     check_num_draws(num_draws, int(np.count_nonzero(weights)), "clips with a weight")
@@ -103,26 +103,26 @@ def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, s
 
 
 def _draw_without_replacement(rng: np.random.Generator, weights: np.ndarray, num_draws: int) -> np.ndarray:
-    """Draw one after the other, each time by weight among those left (Efraimidis and Spirakis, 2006)."""
-    # The first arrivals of a race, in which clip i comes after an exponential time of rate `weights[i]`. One pass,
-    # where drawing and re-normalising takes one per draw. A weight of 0 never arrives.
+    """Draw by weight without replacement (Efraimidis and Spirakis, 2006)."""
+    # Each clip arrives after an exponential time with rate `weights[i]`; the first arrivals are drawn. This takes one
+    # pass, while drawing and re-normalising takes one per draw. Clips of weight 0 never arrive.
     with np.errstate(divide="ignore"):
         arrival = rng.exponential(size=len(weights)) / weights
     first = np.argpartition(arrival, num_draws - 1)[:num_draws]
     return first[np.argsort(arrival[first])]
 
 
-def check_num_draws(num_draws: int, num_clips: int, what: str) -> None:
-    """Raise ConfigError if a sampler that draws each once is to draw more than there are."""
+def check_num_draws(num_draws: int, num_clips: int, unit: str) -> None:
+    """Raise ConfigError if a sampler without replacement is asked for more draws than there are clips."""
     if num_draws > num_clips:
         raise ConfigError(
-            f"--train.draws-per-epoch is {num_draws}, but there are {num_clips} {what}, and this sampler draws each"
+            f"--train.draws-per-epoch is {num_draws}, but there are {num_clips} {unit}, and this sampler draws each"
             " once; lower it, or use --train.sampler balanced"
         )
 
 
 def num_steps_of(num_draws: int, global_batch_size: int) -> int:
-    """Count the full global batches of an epoch; what is left over is not drawn."""
+    """Count the full global batches of an epoch. Raises NoClipsError if there are none."""
     num_steps = num_draws // global_batch_size
     if num_steps == 0:
         raise NoClipsError(
@@ -133,13 +133,13 @@ def num_steps_of(num_draws: int, global_batch_size: int) -> int:
 
 
 def rank_slice(step: int, global_batch_size: int, rank: int, world_size: int) -> slice:
-    """Return where in the epoch's draws a rank's share of a step's global batch lies; shares differ by at most one."""
+    """Return a rank's share of a step's global batch, as a slice of the epoch's draws. Shares differ by at most one."""
     if world_size > global_batch_size:
         raise ConfigError(
             f"expected --train.global-batch-size of at least one sample per rank, found {global_batch_size} for"
             f" {world_size} ranks; raise it or train on fewer"
         )
     start = step * global_batch_size
-    # Multiplied before it is divided, so that the shares of all ranks add up to the batch.
+    # Multiply before dividing, so that the shares of all ranks add up to the batch.
     bounds = [start + global_batch_size * r // world_size for r in (rank, rank + 1)]
     return slice(*bounds)

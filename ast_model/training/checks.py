@@ -23,7 +23,7 @@ PLAN_SETTINGS = (
     "train_splits eval_split draws_per_epoch sampler weight_count_offset group_draws global_batch_size seed teachers"
     " teacher_share augment.mixup_probability augment.mixup_alpha average_last_epochs"
 ).split()
-"""Settings that decide the order of samples. A run keeps them to its end; other settings may change at a resume."""
+"""Settings that determine the order of samples. They are fixed for a run; all other settings may change at a resume."""
 
 FAR_FROM_DATA = 0.25
 """Distance in standard deviations from which a recipe's normalisation is reported as unfit for the data."""
@@ -117,8 +117,8 @@ def _warn_of_padding(snapshot: Snapshot, model: ASTConfig) -> None:
 
 
 def changed_settings(settings: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
-    """Return what differs from a run's record, or its checkpoint's: by name, `--FLAG: … then, … now`."""
-    # A record from before there was a setting was made with what is its default now.
+    """Compare settings with a run's record or checkpoint. Returns differences by name: `--FLAG: … then, … now`."""
+    # Settings that are newer than the record had their present default then.
     defaults = {name: type(value)() for name, value in settings.items() if is_dataclass(value)}
     now, then = flatten(settings), flatten(defaults) | flatten({name: record[name] for name in settings})
     return {
@@ -127,22 +127,23 @@ def changed_settings(settings: Mapping[str, Any], record: Mapping[str, Any]) -> 
 
 
 def check_same_job(run: str, settings: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Raise MismatchError unless `settings` are those of the record as far as data, model and samples' order go."""
+    """Raise MismatchError if data, model or order of samples differ from the record."""
     fixed = ["snapshot", *(f"train.{name}" for name in PLAN_SETTINGS)]
     changed = changed_settings(settings, record).items()
     details = [text for name, text in changed if name in fixed or name.startswith("model.")]
     if details:
         raise MismatchError(
-            f"run {run} was begun with other settings ({'; '.join(details)}); resume it with those, or start a new run"
+            f"run {run} was started with other settings ({'; '.join(details)}); resume it with the old settings, or"
+            " start a new run"
         )
 
 
 def check_average(config: TrainConfig, loop: LoopState) -> None:
-    """Raise MismatchError if other epochs than the last ones would be averaged, since their number was changed."""
+    """Raise MismatchError if a changed number of epochs would average epochs other than the last."""
     expected = max(0, loop.epoch - config.first_averaged_epoch)
     if loop.num_averaged != expected:
         raise MismatchError(
             f"expected {expected} of {loop.epoch} epochs in the average, as --train.num-epochs {config.num_epochs} and"
             f" --train.average-last-epochs {config.average_last_epochs} say, found {loop.num_averaged}; resume the run"
-            " with the --train.num-epochs that it was begun with"
+            " with its original --train.num-epochs"
         )

@@ -1,4 +1,4 @@
-"""The device's arithmetic: precision of float32 products, and the kernels that attention runs on."""
+"""Numerical settings of the device: float32 precision, compilation and attention kernels."""
 
 import logging
 import shutil
@@ -22,15 +22,15 @@ from pipeline.errors import ConfigError
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, int, int, int]
-"""Clips, heads, tokens and size of a head."""
+"""Shape of attention's inputs: clips, heads, tokens, head size."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _attend_on(backend: SDPBackend) -> Attend:
-    """Return torch's attention on one kind of kernels only.
+    """Return torch's attention restricted to one backend.
 
-    The choice is made within what is compiled, and so a part of its graph. Compiled code of a graph that was run within
-    `sdpa_kernel` comes from inductor's cache whatever kernels it was made with.
+    The restriction is inside the function, so that it becomes part of a compiled graph. With `sdpa_kernel` around the
+    compiled code instead, inductor's cache would return code for another backend.
     """
 
     def attend(query_BHNK: Tensor, key_BHNK: Tensor, value_BHNK: Tensor) -> Tensor:
@@ -48,14 +48,14 @@ KERNELS: Mapping[str, Attend] = {
 }
 NUM_WARM_STEPS, NUM_TIMED_STEPS = 3, 5
 MAX_TIMED_CLIPS = 32
-"""They fill a GPU: more take more time, in the same proportions."""
+"""Clips in a timed batch. They fill a GPU; with more, all kernels slow down alike."""
 C_COMPILERS = ("cc", "gcc", "clang")
 
 
 def set_matmul_precision(config: TrainConfig) -> None:
-    """Make float32 products exact, unless `--train.precision tf32` asks for less.
+    """Make float32 products exact unless `--train.precision` is tf32.
 
-    By default torch rounds the inputs of convolutions, and so the patch embedding's, but not those of other products.
+    By default torch rounds the inputs of convolutions, including the patch embedding, but not of other products.
     """
     is_rounded = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if is_rounded else "highest")
@@ -63,19 +63,19 @@ def set_matmul_precision(config: TrainConfig) -> None:
 
 
 def choose_compile(config: TrainConfig, world: World) -> Compile:
-    """Return what `--train.compile` means on this machine."""
+    """Resolve `--train.compile auto` for this machine."""
     if config.compile != "auto":
         return config.compile
-    # Triton compiles a launcher, in C, for each of its kernels.
+    # Triton compiles a C launcher for each of its kernels.
     can_compile = world.device.type == "cuda" and find_spec("triton") and any(map(shutil.which, C_COMPILERS))
     return "blocks" if can_compile else "none"
 
 
 class AttentionKernels:
-    """The kernels in use, and those to change over to should they give gradients that are not finite."""
+    """Attention kernels in use, and fallbacks for non-finite gradients."""
 
     def __init__(self, names: Sequence[str], kernels: Mapping[str, Attend] = KERNELS):
-        """names: of the kernels to use and of the next best ones, in order; none leaves the choice to torch."""
+        """names: kernels in order of preference; empty leaves the choice to torch."""
         self._names, self._kernels = list(names), kernels
         self.num_changes = 0
 
@@ -89,7 +89,7 @@ class AttentionKernels:
 
     @contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:
-        """Let a model's attention run on them: in the forward, and where the backward repeats parts of it."""
+        """Run a model's attention on these kernels, in the forward and in recomputation during the backward."""
         attentions = [module for module in model.modules() if isinstance(module, Attention)] if self._names else []
         for attention in attentions:
             attention.attend = self._kernels[self.name]
@@ -100,34 +100,34 @@ class AttentionKernels:
                 del attention.attend
 
     def change(self) -> None:
-        """Change over to the next best kernels."""
+        """Switch to the next best kernels."""
         self._names.pop(0)
         self.num_changes += 1
 
     def try_next_best(self) -> "AttentionKernels":
-        """Return the kernels as they would be after a change."""
+        """Return the kernels after a change, without changing these."""
         return AttentionKernels(self._names[1:], self._kernels)
 
 
 def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> AttentionKernels:
-    """Return the kernels that `--train.attention` names, or on a GPU the fastest for this training's shape.
+    """Return the kernels named by `--train.attention`, or for auto on a GPU all kernels, the fastest first.
 
-    Raises ConfigError if this device lacks those that were asked for.
+    Raises ConfigError if the device does not support the named kernels.
     """
     if world.device.type == "cpu" and config.attention == "auto":
-        log.debug("attention: torch's choice, since there is no GPU")
+        log.debug("attention: torch's choice on a CPU")
         return AttentionKernels([])
     num_tokens = config.regularise.num_kept_patches(model.grid) + model.num_extra_tokens
     num_clips = min(config.clips_at_a_time, config.global_batch_size, MAX_TIMED_CLIPS)
     shape = (num_clips, model.num_heads, num_tokens, model.width // model.num_heads)
     dtype = AUTOCAST_DTYPES.get(world.resolve(config.precision), torch.float32)
     names = tuple(KERNELS) if config.attention == "auto" else (config.attention,)
-    # The main rank measures for all: kernels that differ would let the ranks wait for the slowest.
+    # The main rank measures for all: with different kernels, ranks would wait for the slowest one.
     seconds = world.broadcast_object(_seconds_of(names, shape, dtype, world.device) if world.is_main else None)
     if not seconds:
         raise ConfigError(
-            f"expected attention of {dtype} on {world.device} by --train.attention {config.attention}, found no such"
-            " kernels there; set --train.attention auto"
+            f"expected {dtype} attention on {world.device} with --train.attention {config.attention}, found no such"
+            " kernel for this device; set --train.attention auto"
         )
     order = sorted(seconds, key=lambda name: seconds[name])
     if world.is_main:
@@ -138,13 +138,13 @@ def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> Att
 
 @cache
 def _seconds_of(names: tuple[str, ...], shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
-    """Time each kind of kernels; leave out what the device lacks, or what gives gradients that are not finite."""
+    """Time all kernels that the device supports and that give finite gradients."""
     timed = {name: seconds_of_attention(name, shape, dtype, device) for name in names}
     return {name: seconds for name, seconds in timed.items() if seconds is not None}
 
 
 def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> float | None:
-    """Return the time of attention's forward and backward, or None where the device lacks it."""
+    """Return the time of a forward and backward, or None if the device can't run these kernels."""
     query, key, value = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
 
     def step() -> tuple[float, tuple[Tensor, ...]]:
@@ -155,19 +155,19 @@ def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: to
         return time.perf_counter() - started, gradients
 
     try:
-        # More than one: what is loaded, planned and tuned the first times takes longer than many steps.
+        # Several warm-up steps: loading, planning and autotuning in the first ones take longer than many steps.
         for _ in range(NUM_WARM_STEPS - 1):
             step()
         _, gradients = step()
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
             return None
         return median(step()[0] for _ in range(NUM_TIMED_STEPS))
-    except RuntimeError:  # "No available kernel", or no room for the written-out attention weights
+    except RuntimeError:  # "No available kernel", or out of memory for the materialised attention weights
         return None
 
 
 def describe_device(config: TrainConfig, attention: AttentionKernels, world: World) -> dict[str, str]:
-    """Return what the figures of a training depend on besides its settings, for the run's parameters."""
+    """Describe the device and the resolved settings that a training's speed and rounding depend on."""
     is_gpu = world.device.type == "cuda"
     return {
         "device.name": torch.cuda.get_device_name(world.device) if is_gpu else "cpu",

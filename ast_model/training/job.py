@@ -1,4 +1,4 @@
-"""A training: model, settings, data, and where the results go."""
+"""Description of a training, its tracker and its stop requests."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,7 @@ from pipeline.store.storage import Store
 
 
 class Tracker(Protocol):
-    """Receiver of metrics and checkpoints. Only the main rank logs."""
+    """Receiver of metrics and checkpoints, used by the main rank only."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -24,34 +24,36 @@ AnyTracker = TypeVar("AnyTracker", bound=Tracker)
 
 
 class StopSignal:
-    """Wishes from outside that a training asks for. This one never has any."""
+    """External stop requests, polled by the trainer. This default has none."""
 
     def is_stopping(self) -> bool:
-        """Whether to save and stop. Asked on each rank at each step; one rank that says so is enough."""
+        """Whether to save and stop. Polled on each rank at each step; a request on one rank stops all."""
         return False
 
     def preemption_imminent(self) -> bool:
-        """Whether a rank will be lost soon, so that it is time to save. Asked on all ranks with each log line; it
-        should say so once."""
+        """Whether a rank will be lost soon, so that a checkpoint is due. Polled on all ranks with each log line.
+
+        Returns True once per announcement.
+        """
         return False
 
 
 @dataclass(frozen=True)
 class TrainingJob(Generic[AnyTracker]):
-    """A training: model, settings, data, and where the results go.
+    """A training: model, settings, data and destination of the results.
 
-    Small once pickled, so that it can travel to each rank.
+    Pickles are small enough to send to each rank.
     """
 
     config: TrainConfig
     model: ASTConfig
     snapshot: Snapshot
     run: str
-    """Unique name; the checkpoints lie in `folder` of the snapshot's store."""
+    """Unique name of the run. Its checkpoints are in `folder` of the snapshot's store."""
     tracker: AnyTracker = field(compare=False)
 
     def __reduce__(self):
-        # An index of two million clips travels by name: each process reads it from the store, where it never changes.
+        # Pickle the snapshot by name. Its index of two million clips is immutable, so processes read it from the store.
         snapshot = self.snapshot
         return _load_job, (self.config, self.model, snapshot.store, snapshot.snapshot_id, self.run, self.tracker)
 
@@ -73,11 +75,11 @@ class TrainingJob(Generic[AnyTracker]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The part of the record that a resumed run is compared by."""
+        """Settings that are compared when a run resumes."""
         return {"snapshot": self.snapshot.snapshot_id, "model": self.model, "train": self.config}
 
     def describe(self) -> dict[str, Any]:
-        """Return what the run's record and its checkpoints say of the training they belong to."""
+        """Describe the training, for the run's record and its checkpoints."""
         labels, norm = self.snapshot.labels, self.normalisation
         return {
             "model": asdict(self.model),

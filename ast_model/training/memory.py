@@ -1,4 +1,4 @@
-"""Memory of a training step: computed from the model's shape, and the largest micro-batch that fits, by trial."""
+"""GPU memory of a training step: an estimate by the model's shape, and the largest micro-batch that fits."""
 
 import dataclasses
 import logging
@@ -21,20 +21,20 @@ from pipeline.fbank_settings import FRAME_LENGTH, FRAME_SHIFT
 log = logging.getLogger(__name__)
 
 BYTES_PER_PARAMETER = 16
-"""Weight, gradient and Adam's two moments, float32."""
+"""Bytes for weight, gradient and Adam's two moments in float32."""
 RESERVE_SHARE = 0.05
-"""Of a GPU's memory that is held back in a trial: for checkpoints' and evaluations' copies, and what fragments."""
+"""Share of GPU memory held back in a trial, for checkpoints, evaluations and fragmentation."""
 MAX_COMPUTED_SHARE = 1.25
-"""Of a GPU's memory: a size that takes more by computation is not tried."""
+"""Share of GPU memory. Sizes with a larger estimate are not tried."""
 
 
 def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: World) -> int:
-    """Compute the most memory that a step takes with micro-batches of so many clips.
+    """Estimate the peak memory of a step with micro-batches of `num_clips` clips.
 
-    Counts what the backward needs: the patches, and of each block the float32 inputs of both LayerNorms, and, in the
-    products' precision, the inputs of the four products, queries, keys and values, and the MLP before its gelu. The
-    block that the backward is in takes as much again. The last one, which makes the extra tokens alone, is done by
-    then. Compiled code needs less; attention by `math` needs far more, its weights.
+    Counts the activations that the backward needs: the patches, and in each block the float32 inputs of both LayerNorms
+    and, in the precision of the products, the inputs of the four products, queries, keys and values, and the MLP before
+    its gelu. The block whose backward runs takes as much again, except the last one, which computes the extra tokens
+    only. Compiled code needs less memory; `math` attention needs far more, for the attention weights.
     """
     is_half = world.resolve(config.precision) in AUTOCAST_DTYPES
     num_tokens = config.regularise.num_kept_patches(model.grid) + model.num_extra_tokens
@@ -43,16 +43,16 @@ def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: Wor
     kept = model.depth * 4 * model.width * num_tokens if config.activation_checkpointing else (model.depth - 1) * block
     patches = half * model.num_patches * model.patch_freq * model.patch_time
     bytes_per_parameter = BYTES_PER_PARAMETER + (4 if config.average_last_epochs else 0)
-    bytes_per_parameter += 2 if is_half else 0  # autocast keeps its weights
+    bytes_per_parameter += 2 if is_half else 0  # autocast caches the weights in half precision
     return bytes_per_parameter * count_parameters(model) + num_clips * (patches + kept + block)
 
 
 def resolve_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> TrainConfig:
-    """Return the settings with a number for `--train.micro-batch-size`: where it is auto, on a GPU by trial."""
+    """Resolve `--train.micro-batch-size auto`, on a GPU by trial."""
     if config.micro_batch_size != "auto":
         return config
     num_clips = find_micro_batch(state, config, norm, world) if world.device.type == "cuda" else config.clips_at_a_time
-    # The smallest of all ranks: some may share their GPU with others, but the run has one setting.
+    # Take the minimum over ranks: some GPUs may be shared, but the run has a single setting.
     num_clips = int(world.gather_rows(torch.tensor([num_clips])).min())
     if world.is_main:
         log.info("--train.micro-batch-size auto: %d clips", num_clips)
@@ -60,14 +60,14 @@ def resolve_micro_batch(state: TrainingState, config: TrainConfig, norm: Normali
 
 
 def find_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> int:
-    """Return the largest micro-batch that this rank's device has room for, by forward and backward passes of silence.
+    """Find the largest micro-batch that fits into this device's memory, by forward and backward passes over silence.
 
-    Only sizes that divide a rank's samples into equal parts, one, two, three …, are tried: any between takes as many
-    passes.
+    Tries only sizes that divide the rank's samples into one, two, three … equal parts, since sizes in between need as
+    many passes.
     """
     model, device = state.model.config, world.device
     room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
-    # Adam's moments come with the first step, which is not taken here.
+    # Reserve memory for Adam's moments, which the optimizer allocates at its first step.
     reserve = 8 * count_parameters(model) + (int(RESERVE_SHARE * room) if math.isfinite(room) else 0)
     share = -(-config.global_batch_size // world.size)
     for size in sorted({-(-share // parts) for parts in range(1, share + 1)}, reverse=True):
@@ -75,12 +75,12 @@ def find_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisat
         if computed > MAX_COMPUTED_SHARE * room:
             continue
         peak = _peak_of_trial(state, config, norm, size, reserve, device)
-        if device.type == "cuda":  # parts of the wrong sizes would be in the training's way
+        if device.type == "cuda":  # blocks of a failed size would fragment the training's memory
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         if world.is_main:
-            found = "no room" if peak is None else f"{peak / 2**30:.1f} GiB"
-            log.info("micro-batch of %d clips: %s, by computation %.1f GiB", size, found, computed / 2**30)
+            found = "out of memory" if peak is None else f"{peak / 2**30:.1f} GiB"
+            log.info("micro-batch of %d clips: %s, estimated %.1f GiB", size, found, computed / 2**30)
         if peak is not None:
             return size
     return 1
@@ -89,8 +89,8 @@ def find_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisat
 def _peak_of_trial(
     state: TrainingState, config: TrainConfig, norm: Normalisation, size: int, reserve: int, device: torch.device
 ) -> float | None:
-    """Return the most memory that was in use, or None if there was too little."""
-    # By itself, since ranks may try unlike numbers of sizes; not compiled, which takes minutes each, and less memory.
+    """Return the peak memory in bytes, or None if it did not fit."""
+    # Without collectives: ranks may try different numbers of sizes. Uncompiled: compiling takes minutes per size.
     alone = World(0, 1, device)
     trial = dataclasses.replace(config, global_batch_size=size, micro_batch_size=size, compile="none")
     try:
@@ -104,7 +104,7 @@ def _peak_of_trial(
 
 
 def blank_batch(model: ASTConfig, features: Features, num_clips: int) -> Batch:
-    """Return a micro-batch of a training's shapes, every other clip mixed."""
+    """Return a silent micro-batch of the training's shapes, with every other clip mixed."""
     num_frames = model.num_frames
     if features == "fbank":
         clips = torch.zeros(num_clips, num_frames, model.num_mel_bins, dtype=torch.float16)

@@ -1,4 +1,4 @@
-"""Adam with a learning rate per layer, its state by name, and averages of the weights that it makes."""
+"""Adam with layer-wise learning rates, its state by parameter name, and weight averaging."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,11 @@ from ast_model.model import AST
 
 
 def make_optimizer(model: AST, config: TrainConfig) -> torch.optim.Adam:
-    """Return Adam or AdamW, with a group of parameters for each learning rate and decay."""
+    """Return Adam or AdamW, with a parameter group per learning rate and decay."""
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         scale = config.layer_decay ** (model.config.depth + 1 - _layer_of(name, model.config.depth))
-        # AdamW's decay would pull a bias or a LayerNorm's weight to 0 whatever it is for; AST's L2 term is of all.
+        # AdamW would pull biases and LayerNorm weights to 0. AST's L2 penalty covers all parameters.
         decays = not config.decoupled_weight_decay or parameter.ndim > 1
         new = {"params": [], "names": [], "scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
         group = groups.setdefault((scale, decays), new)
@@ -27,13 +27,13 @@ def make_optimizer(model: AST, config: TrainConfig) -> torch.optim.Adam:
         lr=config.learning_rate,
         betas=config.betas,
         decoupled_weight_decay=config.decoupled_weight_decay,
-        # The fused form can skip a step on the device, without the CPU waiting to learn whether it has to.
+        # Fused Adam can skip a step on the device, so the CPU need not wait for the gradient norm.
         fused=True,
     )
 
 
 def _layer_of(name: str, depth: int) -> int:
-    """Return 0 for what makes the tokens, 1 … depth for the blocks, depth + 1 for what comes after."""
+    """Return 0 for the patch embedding, 1 … depth for the blocks, depth + 1 for the final norm and the head."""
     first, *rest = name.split(".")
     if first == "blocks":
         return int(rest[0]) + 1
@@ -56,7 +56,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Tensors) -> None:
-    """Restore what `optimizer_state` returned. Names hold where torch's numbers would change with the groups."""
+    """Restore the result of `optimizer_state`, by name: torch's own indices change with the parameter groups."""
     whole = optimizer.state_dict()
     names = [name for group in whole["param_groups"] for name in group["names"]]
     numbers = [number for group in whole["param_groups"] for number in group["params"]]
@@ -69,7 +69,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Tensors) -> No
 
 
 def update_average(average: Tensors, weights: Mapping[str, Tensor], count: int) -> None:
-    """Update `average` to the mean of `count` states, of which `weights` is the last."""
+    """Add `weights` to `average`, a running mean that then covers `count` states."""
     for name, value in weights.items():
         if count == 1:
             average[name] = value.detach().clone()

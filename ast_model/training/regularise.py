@@ -1,7 +1,7 @@
-"""Random omissions of a training's forward: structured patchout and drop path.
+"""Structured patchout and drop path.
 
-They follow from (seed, epoch, step) and a sample's place in the global batch alone. So there is no state to keep for
-a resume, and a sample meets the same omissions on any number of ranks.
+The masks depend only on (seed, epoch, step) and a sample's position in the global batch. Resuming needs no state, and a
+sample gets the same masks on any number of ranks.
 
 Sources: Koutini et al., "Efficient Training of Audio Transformers with Patchout", Interspeech 2022; Huang et al.,
 "Deep Networks with Stochastic Depth", ECCV 2016.
@@ -20,15 +20,15 @@ NUM_BRANCHES_PER_BLOCK = 2
 
 
 class DropMaskSampler:
-    """Draws the masks of any part of any step."""
+    """Draws the masks of patchout and drop path."""
 
     def __init__(self, config: RegulariseConfig, model: ASTConfig, global_batch_size: int, seed: int):
-        config.num_kept_patches(model.grid)  # raises, where none would be left
+        config.num_kept_patches(model.grid)  # raises ConfigError if patchout leaves no patches
         self.config, self.grid, self.depth = config, model.grid, model.depth
         self.global_batch_size, self.seed = global_batch_size, seed
 
     def draw(self, epoch: int, step: int, part: slice, device: torch.device) -> DropMasks:
-        """Draw for samples `part` of a step's global batch."""
+        """Draw the masks of the samples `part` of a step's global batch."""
         config = self.config
         rng = np.random.default_rng((self.seed, epoch, step))
         num_lines, num_branches = sum(self.grid), NUM_BRANCHES_PER_BLOCK * self.depth
@@ -41,23 +41,23 @@ class DropMaskSampler:
         return DropMasks(kept, scale)
 
     def _keep(self, uniforms: np.ndarray) -> np.ndarray:
-        """Return the numbers of the patches in the rows and columns that stay (B, K)."""
+        """Return the indices (B, K) of the patches in the kept rows and columns."""
         num_freq, num_time = self.grid
         rows = _choose(uniforms[:, :num_freq], num_freq - self.config.patchout_freq)
         columns = _choose(uniforms[:, num_freq:], num_time - self.config.patchout_time)
         return (rows[:, :, None] * num_time + columns[:, None, :]).reshape(len(uniforms), -1)
 
     def _scale(self, uniforms_BL: Tensor) -> Tensor:
-        """Return 0 for a dropped branch, else what keeps the mean (B, L)."""
+        """Return branch factors (B, L): 0 for a dropped branch, else the factor that preserves the mean."""
         rates = torch.linspace(0, self.config.drop_path, self.depth).repeat_interleave(NUM_BRANCHES_PER_BLOCK)
         return (uniforms_BL >= rates) / (1 - rates)
 
 
 def _to_device(value: Tensor, device: torch.device) -> Tensor:
-    # From pageable memory CUDA first copies to a buffer of its own, and the CPU waits for that.
+    # Pinned: from pageable memory CUDA first copies to an internal buffer, and the CPU waits for that copy.
     return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
 
 
 def _choose(uniforms: np.ndarray, count: int) -> np.ndarray:
-    """Return `count` of each row's positions, at random and ascending."""
+    """Choose `count` random positions of each row, in ascending order."""
     return np.sort(np.argsort(uniforms, axis=1)[:, :count], axis=1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Everything a training makes known: metrics and checkpoints to the tracker, lines to the log, scores to the store."""
+"""Logs a training: metrics and checkpoints to the tracker, messages to the log, scores to the store."""
 
 import logging
 import math
@@ -17,35 +17,35 @@ MAX_KEYS_SHOWN = 24
 
 
 class Reporter:
-    """Speaks for all ranks on the main one; on the others it only names their samples of skipped steps."""
+    """Logs on the main rank. Other ranks log only the keys of their samples in skipped steps."""
 
     def __init__(self, job: TrainingJob, world: World):
         self.job, self.world = job, world
 
     def log_steps(self, metrics: Metrics, step: int) -> None:
-        """Log metrics against the steps since the start; one that is not finite has no place in a chart."""
+        """Log finite metrics at a step, counted since the start of the run."""
         if self.world.is_main:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             self.job.tracker.log_metrics(finite, step)
 
     def log_device(self, facts: Mapping[str, str]) -> None:
-        """Log what the training runs on."""
+        """Log facts about the device."""
         if self.world.is_main:
             log.info("%s", ", ".join(f"{name.removeprefix('device.')} {value}" for name, value in facts.items()))
             self.job.tracker.log_facts(facts)
 
     def log_skipped(self, result: StepResult, epoch: int) -> None:
-        """Name the samples of a skipped step, on each rank its own."""
+        """Log the keys of this rank's samples in a skipped step."""
         are_bad = result.is_bad_B.cpu().numpy()
         rows = result.rows[are_bad] if are_bad.any() else result.rows
-        what = "samples whose loss is not finite" if are_bad.any() else "the gradient is not finite; its samples"
+        reason = "samples whose loss is not finite" if are_bad.any() else "the gradient is not finite; its samples"
         if are_bad.any() or self.world.is_main:
             keys = self.job.snapshot.index["key"].take(rows).to_pylist()
             shown = ", ".join(keys[:MAX_KEYS_SHOWN]) + (" …" if len(keys) > MAX_KEYS_SHOWN else "")
-            log.warning("epoch %d, step %d skipped: %s: %s", epoch + 1, result.step + 1, what, shown)
+            log.warning("epoch %d, step %d skipped: %s: %s", epoch + 1, result.step + 1, reason, shown)
 
     def log_epoch(self, history: Sequence[Metrics], evaluation: Evaluation) -> None:
-        """Log the epoch that the history ends with; keep its scores if it is the best yet, or the last."""
+        """Log the last epoch of the history. Save its scores if it is the best so far or the final epoch."""
         if not self.world.is_main:
             return
         epoch = int(history[-1]["epoch"])
@@ -57,7 +57,7 @@ class Reporter:
             self._save_predictions(LAST, evaluation, epoch)
 
     def log_average(self, history: Sequence[Metrics], evaluation: Evaluation, num_averaged: int) -> None:
-        """Log the averaged weights, with whose metrics the history ends, and keep their scores."""
+        """Log the metrics of the averaged weights, the last of the history, and save their scores."""
         if not self.world.is_main:
             return
         last = self.job.config.num_epochs
@@ -65,12 +65,12 @@ class Reporter:
         self._save_predictions(AVERAGE, evaluation, last)
 
     def _save_predictions(self, name: str, evaluation: Evaluation, epoch: int) -> None:
-        """Keep what pictures and comparisons are made of."""
+        """Save an evaluation's scores, for figures and comparisons of runs."""
         splits = self.job.config.train_splits, self.job.config.eval_split
         save_predictions(evaluation, self.job.snapshot, splits, predictions_name(self.job.run, name), epoch)
 
     def log_checkpoints(self, saved: Sequence[SavedCheckpoint]) -> None:
-        """Log checkpoints that have reached the storage, those to which an evaluation belongs."""
+        """Log written checkpoints that have an evaluation."""
         for checkpoint in saved:
             history, address = checkpoint.description["loop"]["history"], self.job.snapshot.store.url(checkpoint.name)
             if checkpoint.name.startswith(self.job.average_folder):
@@ -80,7 +80,7 @@ class Reporter:
 
 
 def eval_metrics(evaluation: Evaluation, prefix: str) -> Metrics:
-    """Name an evaluation's figures for the history and the tracker."""
+    """Prefix an evaluation's metrics, for the history and the tracker."""
     return {f"{prefix}/{name}": value for name, value in evaluation.metrics_by_name.items()}
 
 

@@ -1,4 +1,4 @@
-"""The learning rate over a training run, as AST's official code sets it: stairs up, then a decay every few epochs."""
+"""Learning-rate schedule of AST's official code: a warm-up in stairs, then a decay every few epochs."""
 
 import math
 
@@ -6,11 +6,10 @@ from ast_model.config import ScheduleConfig
 
 
 def learning_rate_factor(step: int, epoch: int, config: ScheduleConfig, num_steps: int = 0) -> float:
-    """Return what to multiply the learning rate by.
+    """Return the factor of the peak learning rate for the next step.
 
-    step: optimizer steps taken so far, over all epochs. epoch: epochs completed so far. Both are 0 at the start, so
-    the first stair is 0: with it AST's first steps change nothing but Adam's moments. num_steps: those of the whole
-    run, for the cosine.
+    step: optimizer steps taken so far, over all epochs. epoch: epochs completed so far. num_steps: steps of the whole
+    run, for the cosine shape. The first stair is 0, as in AST: the first steps update only Adam's moments.
     """
     if config.shape == "cosine":
         return _warmup_factor(step, config) * _cosine_factor(step, config, num_steps)

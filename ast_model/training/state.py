@@ -1,4 +1,4 @@
-"""All that a training changes, and a checkpoint holds: weights, optimizer, averages, state of the loop."""
+"""Mutable state of a training: weights, optimizer, averaged weights and loop state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from ast_model.training.optimizer import (
 
 
 class TrainingState:
-    """Everything that training changes, on its rank's device."""
+    """Mutable state of a training on one rank's device. A checkpoint holds all of it."""
 
     def __init__(self, model: AST, config: TrainConfig, world: World):
         self.config, self.world = config, world
@@ -29,18 +29,19 @@ class TrainingState:
         self.average: Tensors = {}
 
     def update_average(self) -> None:
-        """Take the weights after an epoch into the running mean, if it is one of those to average."""
+        """Add the weights after an epoch to the running mean, if the epoch is among the last to average."""
         if self.loop.epoch > self.config.first_averaged_epoch:
             self.loop.num_averaged += 1
             update_average(self.average, self.model.state_dict(), self.loop.num_averaged)
 
     def model_with(self, weights: Tensors) -> AST:
+        """Return a new model of the same shape with other weights."""
         model = AST(self.model.config).to(self.world.device)
         model.load_state_dict(weights)
         return model
 
     def checkpoint(self, description: Mapping[str, Any]) -> Checkpoint:
-        """Return a view of the state; training on changes it."""
+        """Return a view of the state, without copies: later steps change it."""
         self.loop.scaler = self.scaler.state_dict()
         return Checkpoint(
             loop=self.loop,
@@ -51,11 +52,11 @@ class TrainingState:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was taken."""
+        """Restore the state of a checkpoint."""
         device = self.world.device
         self.loop = checkpoint.loop
         self.model.load_state_dict(checkpoint.model)
         load_optimizer_state(self.optimizer, checkpoint.optimizer)
-        if self.loop.scaler:  # none, if the run was begun in another precision
+        if self.loop.scaler:  # empty if the checkpoint was written in another precision
             self.scaler.load_state_dict(self.loop.scaler)
         self.average = {name: value.to(device) for name, value in checkpoint.average.items()}

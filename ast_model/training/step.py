@@ -1,4 +1,4 @@
-"""One optimizer step on one rank: micro-batches, precision, and what is not finite."""
+"""One optimizer step on one rank: micro-batches, precision and non-finite gradients."""
 
 import logging
 import math
@@ -29,16 +29,16 @@ log = logging.getLogger(__name__)
 
 
 def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slice]:
-    """Yield this rank's micro-batches of a step, as places in the epoch's draws."""
+    """Yield this rank's micro-batches of a step, as slices of the epoch's draws."""
     share = rank_slice(step, config.global_batch_size, world.rank, world.size)
     for start in range(share.start, share.stop, config.clips_at_a_time):
         yield slice(start, min(start + config.clips_at_a_time, share.stop))
 
 
 class ClipLosses(nn.Module):
-    """The model with the augmentation before it and the loss behind it: one graph, where it is compiled as a whole.
+    """Augmentation, model and loss, in one module that can be compiled as a whole.
 
-    Mixing is left out: the number of mixed clips changes from batch to batch, and each would be compiled again.
+    Mixup is not part of it: the number of mixed clips changes from batch to batch, and each number would be compiled.
     """
 
     def __init__(self, model: AST, config: TrainConfig, normalisation: Normalisation):
@@ -46,7 +46,7 @@ class ClipLosses(nn.Module):
         self.model, self.config, self.normalisation = model, config, normalisation
 
     def forward(self, fbank_BTM: Tensor, uniforms: Tensor, targets_BC: Tensor, drop_masks: DropMasks) -> Tensor:
-        """Return the loss of each of some mixed clips (B,)."""
+        """Return the losses (B,) of mixed clips."""
         mean, std = self.normalisation.mean, self.normalisation.std
         fbank_BTM = perturb(fbank_BTM, uniforms, self.config.augment, mean, std)
         logits_BC = self.model(fbank_BTM, drop_masks)
@@ -54,7 +54,7 @@ class ClipLosses(nn.Module):
 
 
 class Stepper:
-    """Takes steps with a model that it makes ready for this rank and device."""
+    """Takes optimizer steps with a model, prepared for this rank and device."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Stepper:
         world: World,
         attention: AttentionKernels | None = None,
     ):
-        """attention: kernels to use; chosen by the config unless given."""
+        """attention: kernels to use; default: chosen by the config."""
         self.state, self.config, self.world = state, config, world
         model = state.model
         self.drop_masks = DropMaskSampler(config.regularise, model.config, config.global_batch_size, config.seed)
@@ -73,19 +73,19 @@ class Stepper:
         model.activation_checkpointing = config.activation_checkpointing
         self.compile = choose_compile(config, world)
         self._must_warm_up = self.compile != "none"
-        # Not dynamic: a last micro-batch that is smaller gets code of its own, instead of slower code for every size.
+        # Static shapes: a smaller last micro-batch is compiled separately, instead of slower code for all sizes.
         losses = ClipLosses(model, config, normalisation)
         for module in {"none": [], "blocks": list(model.blocks), "model": [losses]}[self.compile]:
             module.compile(dynamic=False)
         self.ranked_losses = world.wrap(losses)
 
     def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
-        """Take one step. If its loss or gradient isn't finite on any rank, nothing changes but the count of those."""
+        """Take one step. A non-finite loss or gradient on any rank skips it: only the count of bad steps changes."""
         started = time.perf_counter()
         with advice_on_memory(self.config, self.world):
             result = self._train_step(epoch, step, batches)
         if self._must_warm_up:
-            result.loss.item()  # waits for the device, this once, or the time would be that of launching kernels
+            result.loss.item()  # wait for the device once, to measure more than the launch of kernels
             log.info("compiled the %s: the first step took %.1f s", self.compile, time.perf_counter() - started)
             self._must_warm_up = False
         return result
@@ -100,11 +100,13 @@ class Stepper:
             num_bad_in_row=self.num_bad_in_row,
             rows=rows,
             is_bad_B=is_bad_B,
-            learning_rate=self.state.optimizer.param_groups[-1]["lr"],  # the head's, which no layer decay scales
+            learning_rate=self.state.optimizer.param_groups[-1][
+                "lr"
+            ],  # the head's group comes last; layer decay does not scale it
         )
 
     def gradient_is_finite(self, epoch: int, step: int, batches: Iterator[Batch], attention: AttentionKernels) -> bool:
-        """Whether some kernels give a finite gradient for a step. The weights stay as they are."""
+        """Check whether attention kernels give a finite gradient for a step, without changing the weights."""
         used, self.attention = self.attention, attention
         try:
             self._accumulate(epoch, step, batches)
@@ -114,7 +116,7 @@ class Stepper:
             self.state.optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self, epoch: int, step: int, batches: Iterator[Batch]) -> tuple[Tensor, np.ndarray, Tensor]:
-        """Set the gradient of a step; return its loss, and each sample's row and whether its loss is not finite."""
+        """Compute the gradient of a step. Returns its loss, the rows of its samples and a mask of non-finite losses."""
         self.state.optimizer.zero_grad(set_to_none=True)
         parts = list(micro_batches(self.config, step, self.world))
         first = step * self.config.global_batch_size
@@ -131,7 +133,7 @@ class Stepper:
         return loss, np.concatenate(rows), torch.cat(are_bad)
 
     def _backward(self, batch: Batch, epoch: int, step: int, part: slice) -> Tensor:
-        """Add a micro-batch's gradients; return each clip's share of the mean loss over the global batch (B,)."""
+        """Accumulate a micro-batch's gradients. Returns the clips' shares (B,) of the global batch's mean loss."""
         config, device = self.config, self.world.device
         batch = batch.to(device)
         drop_masks = self.drop_masks.draw(epoch, step, part, device)
@@ -140,19 +142,19 @@ class Stepper:
             losses_B = self.ranked_losses(fbank_BTM, batch.uniforms, batch.targets_BC, drop_masks)
         losses_B = losses_B / config.global_batch_size
         loss = losses_B.sum()
-        # Gradients of a loss that is infinite may well be finite: this makes them NaN, so that every rank sees it.
+        # An infinite loss may have finite gradients. Make them NaN, so that all ranks skip the step.
         poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)
-        # The ranks' gradients are averaged, not summed.
+        # DistributedDataParallel averages gradients over the ranks; the factor turns the mean into a sum.
         self.state.scaler.scale(loss * poison * self.world.size).backward()
         return losses_B.detach()
 
     def _update(self) -> Tensor:
-        """Step the optimizer, unless the gradient is not finite; return the gradient's norm."""
+        """Step the optimizer unless the gradient is not finite. Returns the gradient's norm."""
         optimizer, scaler = self.state.optimizer, self.state.scaler
         scaler.unscale_(optimizer)
         grad_norm = self._grad_norm()
         is_bad = (~grad_norm.isfinite()).float()
-        # Counted on the device: a look at the norm from here would make the CPU wait for it in every step.
+        # Count on the device: reading the norm here would make the CPU wait for it in every step.
         self.num_bad_in_row = (self.num_bad_in_row + 1) * is_bad
         if scaler.is_enabled():
             scaler.step(optimizer)
@@ -169,7 +171,7 @@ class Stepper:
 
 @contextmanager
 def advice_on_memory(config: TrainConfig, world: World) -> Iterator[None]:
-    """Turn running out of a GPU's memory into a TrainingError that names the settings to change."""
+    """Convert out-of-memory errors of a GPU to a TrainingError that names the settings to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -177,7 +179,7 @@ def advice_on_memory(config: TrainConfig, world: World) -> Iterator[None]:
         if micro > 1:
             advice = f"try --train.micro-batch-size {micro // 2} (the result is the same, gradients add up)"
         else:
-            advice = "there is no smaller one: try a smaller model"
+            advice = "no smaller micro-batch exists: try a smaller model"
         if not config.activation_checkpointing:
             advice += ", or --train.activation-checkpointing"
         message = f"out of memory on {world.device} with --train.micro-batch-size {micro}; {advice}"
@@ -185,7 +187,7 @@ def advice_on_memory(config: TrainConfig, world: World) -> Iterator[None]:
 
 
 def _sync_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
-    """Reduce gradients across ranks in the last micro-batch of a step only."""
+    """Average gradients over the ranks in the last micro-batch of a step only."""
     if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
     return nullcontext()

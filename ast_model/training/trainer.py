@@ -183,8 +183,8 @@ class Trainer:
         if would_be_finite and not is_finite:
             if self.world.is_main:
                 log.warning(
-                    "attention by %s gives a gradient that is not finite in epoch %d, step %d, by %s it is finite:"
-                    " changing over to that; to start with it, set --train.attention %s",
+                    "attention by %s gives a non-finite gradient in epoch %d, step %d, but by %s a finite one: switching"
+                    " to it; to start with it, set --train.attention %s",
                     *(attention.name, epoch + 1, step + 1, attention.next_best, attention.next_best),
                 )
             attention.change()
@@ -201,7 +201,8 @@ class Trainer:
         self.world.barrier()
         loop, run = self.state.loop, self.job.run
         raise StoppedError(
-            f"asked to stop: run {run} is saved at epoch {loop.epoch + 1}, step {loop.step}; go on with --resume {run}"
+            f"asked to stop: run {run} is saved at epoch {loop.epoch + 1}, step {loop.step}; resume it with"
+            f" --resume {run}"
         )
 
     def _finish_saving(self) -> None:
@@ -250,7 +251,7 @@ class Trainer:
         check_average(job.config, checkpoint.loop)
         self.state.restore(checkpoint)
         loop = self.state.loop
-        log.info("run %s goes on in epoch %d after step %d", job.run, loop.epoch + 1, loop.step)
+        log.info("resuming run %s in epoch %d after step %d", job.run, loop.epoch + 1, loop.step)
 
 
 def initial_model(job: TrainingJob) -> AST:

@@ -1,4 +1,4 @@
-"""The main job: preprocess what is missing, train on all that is there, and report."""
+"""The main job: preprocess missing clips, train on the snapshot, and report."""
 
 import dataclasses
 
@@ -19,11 +19,11 @@ from pipeline.store.storage import Store
 
 
 def audioset(config: AudioSetConfig) -> None:
-    """Preprocess what is missing, train on all that is there, and report."""
+    """Preprocess missing clips, train on the snapshot, and report."""
     check_ranks(config.train, config.ray.num_workers[1])
     store = Store(resolve_root(config.root))
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
-    connect(store)  # a tracking server that does not answer is found now, not after hours of fetching
+    connect(store)  # find an unreachable tracking server now instead of after hours of fetching
     with ray_session():
         if config.resume:
             job = resume_run(config.resume, store, config)
@@ -36,5 +36,5 @@ def audioset(config: AudioSetConfig) -> None:
         with ending_tracked(job):
             history = train_on_ray(job, config.ray)
     print_report(RunSummary(job.snapshot, report, job.run, history, config.train.eval_split, tracking_uri(store)))
-    # After the training: the clips that are there are worth one, but a schedule must see that some are missing.
+    # Fail only after the training: the available clips are worth one, but a scheduler must notice missing shards.
     check_all_made(report)

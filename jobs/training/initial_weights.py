@@ -1,4 +1,4 @@
-"""Weights to start from, opened before anything costly."""
+"""Check of the initial weights, before anything costly."""
 
 import dataclasses
 import logging
@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def open_initial_weights(train: TrainConfig, model: ASTConfig, resume: str) -> TrainConfig:
-    """Return settings whose `init` any process finds, after loading it into a model of this shape once.
+    """Resolve `init` to an address that every process can open, and check that the weights fit the model.
 
-    A path is taken from the folder that the command is typed in: Ray's workers run in another. A run that is resumed
-    goes on from its checkpoint, so its weights are not opened. Raises WeightsError.
+    Relative paths refer to the command's working folder, since Ray's workers run elsewhere. Resumed runs start from
+    their checkpoint, so their initial weights are not checked. Raises WeightsError.
     """
     if not train.init:
         return train
@@ -24,7 +24,7 @@ def open_initial_weights(train: TrainConfig, model: ASTConfig, resume: str) -> T
     except WeightsError:
         if not resume:
             raise
-        return train  # Removed since the run began, which needs them no more.
+        return train  # a resumed run no longer needs its initial weights
     if not resume:
         check_weights(init, model)
         log.info("training starts from %s", init)

@@ -1,4 +1,4 @@
-"""Provenance of a run: code, command, software, hardware and the Ray job that it is part of."""
+"""Provenance of a run: code, command, software, hardware and Ray job."""
 
 import contextlib
 import getpass
@@ -23,12 +23,12 @@ ROOT = Path(__file__).parents[2]
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UNKNOWN, DIRTY = "unknown", "-dirty"
 DESCRIBE = ["git", "describe", "--always", f"--dirty={DIRTY}", "--abbrev=40", "--exclude=*"]
-"""Prints the whole commit, and whether files that git knows were changed."""
+"""Command that prints the full commit, and whether tracked files were changed."""
 PACKAGES = ("torch", "torchaudio", "ray", "mlflow", "numpy")
 
 
 def provenance() -> dict[str, str]:
-    """Return a run's tags. What can't be known, such as git in a copy of the code, is `unknown`."""
+    """Return a run's tags. Unavailable facts, such as the commit in a copy without git, are `unknown`."""
     metadata = json.loads(os.environ.get(RAY_JOB_VARIABLE, "{}")).get("metadata", {})
     commit, is_dirty = _git(metadata)
     return {
@@ -47,7 +47,7 @@ def provenance() -> dict[str, str]:
 
 
 def command() -> str:
-    """Return the command line of this process, from the repository's root."""
+    """Return this process's command line, relative to the repository's root."""
     return shlex.join([CONSOLE, *sys.argv[1:]] if is_console() else ["python", _script(), *sys.argv[1:]])
 
 
@@ -57,7 +57,7 @@ def _script() -> str:
 
 
 def _git(metadata: Mapping[str, Any]) -> tuple[str, str]:
-    """Return commit and dirtiness: of the folder, or as the submitter of a Ray job wrote them into its metadata."""
+    """Return commit and dirtiness, from the working tree or from a Ray job's metadata."""
     described = metadata.get("git", "")
     if (ROOT / ".git").exists():
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -71,12 +71,12 @@ def _git(metadata: Mapping[str, Any]) -> tuple[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):  # the user of a container may have no name
         return UNKNOWN
 
 
 def _hardware() -> str:
-    """Describe the whole cluster where there is one."""
+    """Describe the cluster, or this machine without Ray."""
     if ray.is_initialized():
         have = ray.cluster_resources()
         kinds = [name.removeprefix("accelerator_type:") for name in have if name.startswith("accelerator_type:")]

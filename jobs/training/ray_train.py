@@ -1,4 +1,4 @@
-"""Training on Ray Train: as many workers as asked for, each a rank of one loop."""
+"""Training on Ray Train, with one rank per worker."""
 
 import contextlib
 import dataclasses
@@ -33,19 +33,19 @@ log = logging.getLogger(__name__)
 
 ASK_EVERY_S = 1.0
 QUICK_START_S = 5.0
-"""Seconds to wait for workers before a message says so."""
+"""Seconds to wait for workers before logging a warning."""
 GROW_EVERY_S = 60.0
-"""Seconds between looks for more workers, in a training with fewer than it may have."""
+"""Seconds between checks for more workers, while a training has fewer than its maximum."""
 GROUP_START_TIMEOUT_S = "30"
-"""How long Ray Train waits for its workers before it looks again at what the cluster has."""
+"""Seconds for which Ray Train waits for its workers before it checks the cluster's resources again."""
 
 GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
-"""Resources of the task that looks whether torch can use a GPU."""
+"""Resources of the task that checks whether torch can use a GPU."""
 
 
 @ray.remote(num_cpus=0)
 class DriverMailbox:
-    """Messages between driver and workers: a wish to stop, and an error that a person has to repair."""
+    """Messages between driver and workers: a stop request, and an error that only a person can fix."""
 
     def __init__(self) -> None:
         self._is_stopping = False
@@ -65,7 +65,7 @@ class DriverMailbox:
 
 
 class RayStopSignal(StopSignal):
-    """The driver's wish to stop, and Ray's news of nodes that will be taken away."""
+    """Stop requests of the driver, and Ray's announcements of preempted nodes."""
 
     def __init__(self, mailbox: Any, world: World, is_watching: bool):
         self.mailbox, self.world, self.is_watching = mailbox, world, is_watching
@@ -73,7 +73,7 @@ class RayStopSignal(StopSignal):
         self._asked, self._known_preemption = 0.0, None
 
     def is_stopping(self) -> bool:
-        """Answer without waiting. The main rank asks for all."""
+        """Return the latest answer of the mailbox, without waiting. Only the main rank polls it."""
         if not self.world.is_main:
             return False
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
@@ -93,10 +93,10 @@ class RayStopSignal(StopSignal):
 
 
 def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
-    """Train and return the metrics of each epoch. Needs a running Ray.
+    """Train on a running Ray, and return the metrics of each epoch.
 
-    On SIGTERM the workers write a checkpoint and exit, and StoppedError is raised. Raises ConfigError if the workers
-    can't use their GPUs, TrainingError if they fail over and over without a new checkpoint.
+    Raises StoppedError after SIGTERM, once the workers have written a checkpoint, ConfigError if the workers can't use
+    their GPUs, and TrainingError if they fail repeatedly without a new checkpoint.
     """
     config = choose_gpu(config)
     _wait_for_workers(config)
@@ -117,30 +117,29 @@ def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
                 raise posted
             if error is None:
                 return job.store.read_json(history_name(job.run))
-            # Ray Train counts all failures of a training. A month on spot nodes has many, each of which costs some
-            # minutes; what has to end is one that fails again before it gets anywhere. So its count starts over with
-            # each round that left a checkpoint.
+            # Ray Train counts all failures of a training. A month on spot nodes has many, and each costs only minutes.
+            # Only failures without progress should end the training, so restart the count after each new checkpoint.
             if list_checkpoints(job.store, job.folder) == found:
                 raise TrainingError(
                     f"failed after all retries: {config.max_failures + 1} times without a new checkpoint (more:"
                     f" --max-failures). The last failure: {error}"
                 ) from error
-            log.warning("workers failed %d times, with progress; starting again", config.max_failures + 1)
+            log.warning("workers failed %d times, but made progress; restarting", config.max_failures + 1)
 
 
 def choose_gpu(config: RayConfig) -> RayConfig:
-    """Return settings that say whether to use GPUs: if the cluster has enough of them, where that was left open."""
+    """Resolve whether to use GPUs, by default if the cluster has enough of them."""
     if config.use_gpu is not None:
         return config
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = num_gpus >= config.num_workers[0]
     where, other = ("GPUs", "--no-use-gpu") if use_gpu else ("the CPU", "--use-gpu waits for one")
-    log.info("training on %s, since the cluster has %d GPUs (%s)", where, num_gpus, other)
+    log.info("training on %s: the cluster has %d GPUs (%s)", where, num_gpus, other)
     return dataclasses.replace(config, use_gpu=use_gpu)
 
 
 def _check_gpu() -> None:
-    """Raise ConfigError if a worker's node has a GPU that torch can't use: Ray Train would try over and over."""
+    """Raise ConfigError if torch can't use a worker's GPU. Ray Train would retry endlessly."""
     try:
         ray.get(ray.remote(**GPU_CHECK)(check_cuda).remote())
     except RayTaskError as error:
@@ -149,12 +148,12 @@ def _check_gpu() -> None:
 
 def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
     fewest, most = config.num_workers
-    is_watching = len(ray.nodes()) > 1  # a cluster of one node loses the driver with it
+    is_watching = len(ray.nodes()) > 1  # a single node is preempted together with the driver
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(is_watching)))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_TIMEOUT_S)
     return TorchTrainer(
         _train_worker,
-        # The job as bytes: reading its snapshot may fail, and a worker reports that as any other error.
+        # Pickled here and loaded in `_train_worker`, which reports errors of loading the snapshot like all others.
         train_loop_config={
             "job": pickle.dumps(job),
             "mailbox": mailbox,
@@ -178,7 +177,7 @@ def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
 
 
 def _wait_for_workers(config: RayConfig) -> None:
-    """Ask the cluster for the fewest workers, so that it may grow; raise TrainingError if it can't."""
+    """Request the minimum number of workers, so that the cluster can scale up. Raises TrainingError on timeout."""
     fewest, _ = config.num_workers
     group = placement_group([config.worker_resources] * fewest)
     wait_s = config.start_timeout_s
@@ -190,7 +189,7 @@ def _wait_for_workers(config: RayConfig) -> None:
         if not group.wait(max(0.0, wait_s - QUICK_START_S)):
             raise TrainingError(
                 f"expected {_demand(config)} within {wait_s:.0f} s, found {_cluster()}; lower --workers, add nodes, or"
-                " free what others use"
+                " free resources of other jobs"
             )
     finally:
         remove_placement_group(group)
@@ -211,14 +210,16 @@ def _cluster() -> str:
 
 @contextmanager
 def _stopping_on_sigterm(mailbox: Any) -> Iterator[None]:
-    """Turn SIGTERM, which `ray job stop` sends too, into a wish that the workers hear."""
+    """Turn SIGTERM, which `ray job stop` also sends, into a stop request to the workers."""
 
     def ask(signum: int, frame: object) -> None:
         log.warning("asked to stop: workers are writing a checkpoint and exiting")
         mailbox.ask_to_stop.remote()
 
     before = signal.getsignal(signal.SIGTERM)
-    with contextlib.suppress(ValueError):  # not the main thread: whoever runs us there takes care of signals
+    with contextlib.suppress(
+        ValueError
+    ):  # signal handlers need the main thread; in another thread the caller handles signals
         signal.signal(signal.SIGTERM, ask)
     try:
         yield
@@ -228,7 +229,7 @@ def _stopping_on_sigterm(mailbox: Any) -> Iterator[None]:
 
 
 def _train_worker(loop_config: Mapping[str, Any]) -> None:
-    """Join a run. An error that a person can repair is posted, so that the workers don't try again and again."""
+    """Train one rank. Errors that only a person can fix are posted to the driver, so that workers don't retry."""
     configure_logging()
     mailbox = loop_config["mailbox"]
     if ray.get(mailbox.error.remote()) is not None:
@@ -239,7 +240,7 @@ def _train_worker(loop_config: Mapping[str, Any]) -> None:
             stop_signal = RayStopSignal(mailbox, world, loop_config["is_watching"])
             train_rank(job, world, stop_signal)
     except StoreError:
-        raise  # storage may come back
+        raise  # retry: the storage may recover
     except AudioTaggingError as error:
         ray.get(mailbox.post_error.remote(error))
         if not isinstance(error, StoppedError):

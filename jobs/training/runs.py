@@ -1,4 +1,4 @@
-"""Runs by name: begun once, resumed on purpose, ended with a status."""
+"""Start, resume and end of runs, with their records in the store and in MLflow."""
 
 import dataclasses
 import logging
@@ -28,13 +28,13 @@ TrackedJob = TrainingJob[TrackedRun]
 
 
 def begin_run(config: RunSettings, snapshot: Snapshot, run: str, parent: TrackedRun | None = None) -> TrackedJob:
-    """Give a new run its record, in the store and in MLflow. Its model has the snapshot's classes.
+    """Start a run, with records in the store and in MLflow. Its model has the snapshot's classes.
 
-    Raises, before anything is recorded, if the store can't be written or training cannot start with this data.
+    Raises, before recording anything, if the store is not writable or the training can't start with this data.
     """
     model = dataclasses.replace(config.model, num_classes=len(snapshot.labels))
     store = snapshot.store
-    # Checked first: a run in MLflow that could not even begin is noise in every list.
+    # Check first: runs that could not start would clutter MLflow.
     store.check_writable()
     _check_plan(config.train, model, snapshot)
     _warn_of_leaks(config.train, snapshot)
@@ -42,7 +42,7 @@ def begin_run(config: RunSettings, snapshot: Snapshot, run: str, parent: Tracked
     tags = {"preset": config.preset, "run": run, "stage": "train", **provenance()}
     tracker = start_run(store, title, tags, parent=parent)
     job = TrainingJob(config.train, model, snapshot, run, tracker)
-    # The record is what a resume trusts. It comes before the parameters, which MLflow may refuse.
+    # A resume relies on this record. Write it before the parameters, which MLflow may reject.
     store.write_json(_record_name(run), job.describe())
     tracker.log_params(run_params(config, model))
     tracker.log_data(snapshot, "training")
@@ -59,22 +59,22 @@ def _check_plan(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> No
 def _warn_of_leaks(config: TrainConfig, snapshot: Snapshot) -> None:
     if num_leaks := count_leaks(snapshot, config.train_splits, config.eval_split):
         log.warning(
-            "%d of %d clips of %s, which this training is evaluated on, are trained on, too, or sound nearly the same:"
-            " its figures will be too high; to leave such clips out of the training: --data.exclude duplicate_of_eval",
+            "%d of %d evaluation clips (%s) are also training clips, or near-identical to one: the metrics will be too"
+            " high; to exclude such clips from the training: --data.exclude duplicate_of_eval",
             *(num_leaks, len(snapshot.rows_of((config.eval_split,))), config.eval_split),
         )
 
 
 def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "") -> TrackedJob:
-    """Go on with a run, on its own snapshot, as the same run of MLflow.
+    """Resume a run, on its own snapshot, as the same run in MLflow.
 
-    snapshot_id: the one that was asked for, if any. Raises ConfigError if there is no such run or it is finished,
-    MismatchError if the settings say other samples, another model or another snapshot, NoClipsError if its snapshot
-    is gone.
+    snapshot_id: snapshot requested by the user, if any. Raises ConfigError if the run does not exist or is finished,
+    MismatchError if the settings imply other samples, another model or another snapshot, and NoClipsError if the run's
+    snapshot was removed.
     """
     if not was_begun(run, store):
         raise ConfigError(f"expected a run named {run} in {store.root}, found {_describe_runs(store)}")
-    # The history is written last, so it marks a training that has nothing left to do.
+    # The history is written last, so it marks a finished training.
     if store.exists(history_name(run)):
         raise ConfigError(f"run {run} is finished: its epochs are in {store.url(history_name(run))}; start a new run")
     record = store.read_json(_record_name(run))
@@ -83,12 +83,12 @@ def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "
             f"run {run} trains on snapshot {record['snapshot']}, found --snapshot {snapshot_id}; omit --snapshot,"
             " or start a new run"
         )
-    # Not the latest snapshot: draws depend on its id, so on another one the run could not go on at its step.
+    # Load the run's own snapshot: draws depend on its id, so the run could not continue on another one.
     try:
         snapshot = load_snapshot(store, record["snapshot"])
     except NoClipsError as error:
         raise NoClipsError(
-            f"run {run} trains on snapshot {record['snapshot']}, which is not in {store.root} any more; restore the"
+            f"run {run} trains on snapshot {record['snapshot']}, which is no longer in {store.root}; restore the"
             " snapshot, or start a new run"
         ) from error
     model = dataclasses.replace(config.model, num_classes=len(snapshot.labels))
@@ -96,7 +96,7 @@ def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "
     check_same_job(run, settings, record)
     _check_plan(config.train, model, snapshot)
     for change in changed_settings(settings, record).values():
-        log.warning("run %s goes on with another setting, %s", run, change)
+        log.warning("run %s continues with a changed setting, %s", run, change)
     tracker = continue_run(store, record["tracking_run"])
     tracker.log_params(run_params(config, model))
     return TrainingJob(config.train, model, snapshot, run, tracker)
@@ -122,7 +122,7 @@ def history_name(run: str) -> str:
 
 @contextmanager
 def ending_tracked(job: TrackedJob) -> Iterator[None]:
-    """Publish what a finished run made, and end it with a status whatever happens."""
+    """End a run with a status, and publish the results if it finished."""
     with job.tracker.end_on_exit():
         yield
         try_publish(job.tracker, job.snapshot, job.run)
@@ -134,7 +134,7 @@ def train_rank(job: TrackedJob, world: World, stop_signal: StopSignal) -> list[M
         teachers = open_teachers(TrainingPlan(job.snapshot, job.config))
         history = Trainer(job, world, stop_signal, teachers).run()
     finally:
-        # On every rank: what a process leaves in its queue waits for the next job on this machine.
+        # On every rank: metrics left in the queue would be delayed until the next job on this machine.
         job.tracker.close()
     if world.is_main:
         job.store.write_json(history_name(job.run), history)

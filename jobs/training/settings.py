@@ -1,4 +1,4 @@
-"""Settings of the trainings on AudioSet, and of their teachers."""
+"""Settings of trainings on AudioSet."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -12,7 +12,7 @@ from pipeline.config import PreprocessConfig, SelectionConfig
 
 @dataclass(frozen=True)
 class AudioSetConfig:
-    """All settings of the main job."""
+    """Settings of the main job."""
 
     preset: tyro.conf.Suppress[str] = "audioset_full"
     root: str = "data/audioset"
@@ -23,22 +23,22 @@ class AudioSetConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
     resume: str = ""
-    """Run to go on with, on its own snapshot and by the same command otherwise; empty for a new one."""
+    """Run to resume on its own snapshot, with an otherwise identical command. Empty: new run."""
     selection: Selection = field(default_factory=SelectionConfig)
 
 
 @dataclass(frozen=True)
 class TrainJobConfig:
-    """All settings of a training."""
+    """Settings of a training."""
 
     preset: tyro.conf.Suppress[str] = "demo"
     root: StoreRoot = "data/demo"
     """Folder or s3:// address of the store. A relative one is taken from the current folder, in a Ray job from
     ~/audioset-ast."""
     snapshot: str = ""
-    """Snapshot to train on; the latest unless named, a resumed run's own."""
+    """Snapshot to train on. Default: the latest, or the resumed run's own."""
     resume: str = ""
-    """Run to go on with, by the same command otherwise; empty for a new one."""
+    """Run to resume, with an otherwise identical command. Empty: new run."""
     model: ASTConfig = field(default_factory=ASTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)

@@ -1,4 +1,4 @@
-"""The short report at the end of the main job."""
+"""Summary printed at the end of the main job."""
 
 import shlex
 from dataclasses import dataclass
@@ -47,9 +47,9 @@ def _clips(summary: RunSummary) -> list[str]:
         rate = done.num_planned / done.seconds
         lines.append(f"this run attempted {done.num_planned} in {done.seconds:.0f} s: {rate:.1f} clips/s")
     else:
-        lines.append("this run had nothing to attempt")
+        lines.append("this run had no segments to attempt")
     if done.errors:
-        lines.append(f"{len(done.errors)} shards could not be made; run the same command again to try them again")
+        lines.append(f"{len(done.errors)} shards failed; run the same command again to retry them")
     return lines
 
 
@@ -62,14 +62,14 @@ def _training(summary: RunSummary) -> list[str]:
             name, prefix = "average of the last", "eval/average"
         values = (metrics[f"{prefix}/{key}"] for key in ("mAP", "auc", "d_prime"))
         line = "{:20} mAP {:.3f}   AUC {:.3f}   d' {:.2f}".format(name, *values)
-        accuracy = metrics.get(f"{prefix}/accuracy")  # measured where each clip has one class
+        accuracy = metrics.get(f"{prefix}/accuracy")  # measured if each clip has one class
         lines.append(line if accuracy is None else f"{line}   accuracy {accuracy:.3f}")
     lines.append(f"{'chance':20} mAP {chance_level(summary.snapshot, summary.eval_split):.3f}   AUC 0.500   d' 0.00")
     return lines
 
 
 def chance_level(snapshot: Snapshot, eval_split: str) -> float:
-    """Return the mAP of random scores: a class's average precision is then the share of its clips."""
+    """Return the expected mAP of random scores, the mean share of positive clips per class."""
     counts = snapshot.class_counts((eval_split,))
     return float(np.mean(counts[counts > 0]) / snapshot.stats["num_clips"][eval_split])
 
@@ -85,7 +85,7 @@ def _places(summary: RunSummary) -> list[str]:
 
 
 def _next_steps(summary: RunSummary) -> list[str]:
-    """Return commands to paste as they are."""
+    """Return commands to continue with."""
     store = summary.snapshot.store
     root = shlex.quote(store.root)
     is_server = summary.tracking.startswith(("http://", "https://"))

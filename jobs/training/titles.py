@@ -1,4 +1,4 @@
-"""Names and descriptions of runs, by which a list of runs tells them apart."""
+"""Titles and descriptions that distinguish runs in a list."""
 
 import dataclasses
 from typing import Protocol
@@ -9,7 +9,7 @@ from jobs.training.provenance import command
 from pipeline.snapshots.snapshot import Snapshot
 
 MAX_CHANGES = 15
-"""Characters for what differs, so that the run's own four follow within the first 20, which MLflow's charts show."""
+"""Maximum characters for changed settings. MLflow's charts show 20, including the run's suffix of four."""
 SHORT_NAMES = {
     "train.learning_rate": "lr",
     "train.seed": "seed",
@@ -26,11 +26,11 @@ SHORT_NAMES = {
     "train.num_epochs": "epochs",
     "train.draws_per_epoch": "draws",
 }
-"""Of settings, in the order in which names show them: first those that trainings are most often repeated with."""
+"""Short names of settings, in the order of titles: settings that are varied most often come first."""
 
 
 class RunSettings(Protocol):
-    """Settings of a job that trains."""
+    """Settings of a command that trains."""
 
     @property
     def preset(self) -> str: ...
@@ -41,12 +41,12 @@ class RunSettings(Protocol):
 
 
 def run_params(config: RunSettings, model: ASTConfig) -> dict[str, str]:
-    """Return a run's parameters: the same names from whichever job."""
+    """Return a run's parameters, with the same names for all commands."""
     return {"preset": config.preset, **_flat(model, config.train)}
 
 
 def differences(config: RunSettings, model: ASTConfig) -> dict[str, str]:
-    """Return what differs from the preset. The number of classes follows from the data."""
+    """Return the settings that differ from the preset, except the number of classes, which follows from the data."""
     recipe = getattr(recipes, config.preset, None)
     if recipe is None:
         return {}
@@ -56,7 +56,7 @@ def differences(config: RunSettings, model: ASTConfig) -> dict[str, str]:
 
 
 def run_title(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
-    """Name a run by what differs from its preset, which comes first: `lr 0.0003 ab12 · demo · data 3f9a12`."""
+    """Return a run's title, changed settings first: `lr 0.0003 ab12 · demo · data 3f9a12`."""
     differing = differences(config, model)
     order = sorted(differing, key=list(SHORT_NAMES | differing).index)
     changes = " ".join(
@@ -69,19 +69,19 @@ def run_title(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run: st
 
 
 def describe_run(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
-    """Describe in Markdown what a run is, how it was started and how to resume it."""
+    """Describe a run in Markdown: recipe, data, command and how to resume it."""
     counts = ", ".join(f"{count} {split}" for split, count in snapshot.stats["num_clips"].items())
     changed = ", ".join(f"`{key}={value}`" for key, value in differences(config, model).items())
     store = snapshot.store
-    left_out = snapshot.manifest.get("selection", {}).get("num_excluded", {})
-    excluded = ", ".join(f"{count} by `{expression}`" for expression, count in left_out.items())
+    num_excluded = snapshot.manifest.get("selection", {}).get("num_excluded", {})
+    excluded = ", ".join(f"{count} by `{expression}`" for expression, count in num_excluded.items())
     return f"""AST trained by the recipe **{config.preset}** on snapshot `{snapshot.snapshot_id}` ({counts} clips, \
 {len(snapshot.labels)} classes).
 
-- differs from the preset: {changed or "in nothing"}
-- training clips left out: {excluded or "none"}
+- changed settings: {changed or "none"}
+- excluded training clips: {excluded or "none"}
 - started by `{command()}`
-- resume it: the same command and `--resume {run}`
+- to resume: the same command with `--resume {run}`
 - checkpoints: `{store.url(f"runs/{run}")}`
 """
 

@@ -1,9 +1,9 @@
-"""torchrun that passes on the exit code of the ranks: 75 after SIGTERM, once they have saved.
+"""torchrun with the exit code of its ranks: 75 after SIGTERM, once they have saved.
 
 python -m jobs.training.torchrun --nproc-per-node 8 jobs/train.py audioset_full --root /data/audioset
 
-torchrun itself passes SIGTERM on to its ranks and waits for them, but then ends with 1 and a traceback, as if they had
-failed: a scheduler could not tell a run to go on with from a broken one.
+torchrun itself forwards SIGTERM to its ranks and waits for them, but then exits with 1 and a traceback, as if they had
+failed. A scheduler could not distinguish a run to resume from a broken one.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Training on a snapshot that is there, on Ray Train or as one of torchrun's ranks."""
+"""Training on an existing snapshot, on Ray Train or under torchrun."""
 
 import dataclasses
 import os
@@ -22,20 +22,20 @@ from pipeline.store.storage import Store
 
 
 def train(config: TrainJobConfig) -> None:
-    """Train a new run, or go on with one."""
+    """Start a run, or resume one."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         history = _train_under_torchrun(config)
     else:
         check_ranks(config.train, config.ray.num_workers[1])
         job = _open_run(config)
-        with ending_tracked(job), ray_session():  # in this order, so that a Ray that can't start ends the run, too
+        with ending_tracked(job), ray_session():  # this order also ends the run if Ray can't start
             history = train_on_ray(job, config.ray)
     if history:
         print(f"\n{history[-1]}")
 
 
 def _train_under_torchrun(config: TrainJobConfig) -> list[Metrics]:
-    """Train as one of torchrun's ranks; only the main one returns the history."""
+    """Train as one of torchrun's ranks. Only the main rank returns the history."""
     stop_signal = SigtermStopSignal()
     with join_world(config.ray.device_type) as world:
         job = world.broadcast_object(_open_run(config) if world.is_main else None)
@@ -47,7 +47,7 @@ def _train_under_torchrun(config: TrainJobConfig) -> list[Metrics]:
 
 
 class SigtermStopSignal(StopSignal):
-    """SIGTERM to this process."""
+    """Stop requests by SIGTERM to this process."""
 
     def __init__(self) -> None:
         self._is_stopping = False

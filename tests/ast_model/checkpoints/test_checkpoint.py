@@ -73,7 +73,7 @@ def test_a_broken_newest_one_is_said_and_the_one_before_is_taken(
     assert found is not None
     assert found.loop == LoopState(1)
     assert f"epoch-0002-step-00000000/{file}" in caplog.text
-    assert "going back to the checkpoint before" in caplog.text
+    assert "falling back to the previous checkpoint" in caplog.text
 
 
 def test_one_flipped_bit_is_found(store: Store) -> None:

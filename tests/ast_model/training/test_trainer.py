@@ -163,7 +163,7 @@ def test_a_broken_checkpoint_costs_an_epoch_and_nothing_else(
     file.write_bytes(file.read_bytes()[:1000])
     with caplog.at_level(logging.WARNING):
         assert Trainer(make_job(snapshot, "broken"), ALONE).run() == expected_history
-    assert "going back to the checkpoint before" in caplog.text
+    assert "falling back to the previous checkpoint" in caplog.text
 
 
 def test_the_average_is_the_mean_of_the_epochs_weights(

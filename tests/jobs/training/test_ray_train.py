@@ -138,7 +138,7 @@ def test_asked_to_stop_it_saves_and_leaves_and_goes_on_when_told(own: Snapshot) 
     config = make_config()
     job = begin(config, own)
     thread = once_under_way(job, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(StoppedError, match=f"go on with --resume {job.run}"), ending_tracked(job):
+    with pytest.raises(StoppedError, match=f"resume it with --resume {job.run}"), ending_tracked(job):
         train_on_ray(job, RayConfig("1"))
     thread.join()
     run = job.tracker.client.get_run(job.tracker.run_id)
@@ -197,17 +197,17 @@ def test_a_run_is_resumed_as_it_was_begun(own: Snapshot, caplog: pytest.LogCaptu
     job = begin(make_config(), own)
     with pytest.raises(ConfigError, match=rf"expected a run named other .* found {job.run}"):
         resume_run("other", own.store, make_config())
-    with pytest.raises(MismatchError, match=r"begun with other settings .--train.global-batch-size: 4 then, 8 now"):
+    with pytest.raises(MismatchError, match=r"started with other settings .--train.global-batch-size: 4 then, 8 now"):
         resume_run(job.run, own.store, make_config(global_batch_size=8))
     resume_run(job.run, own.store, make_config(learning_rate=1e-4))
-    assert "goes on with another setting, --train.learning-rate: 0.001 then, 0.0001 now" in caplog.text
+    assert "continues with a changed setting, --train.learning-rate: 0.001 then, 0.0001 now" in caplog.text
     with pytest.raises(MismatchError, match=rf"trains on snapshot {own.snapshot_id}, found --snapshot other"):
         resume_run(job.run, own.store, make_config(), "other")
     assert resume_run(job.run, own.store, make_config(), own.snapshot_id).snapshot.snapshot_id == own.snapshot_id
     own.store.write_json(
         f"runs/{job.run}/run.json", own.store.read_json(f"runs/{job.run}/run.json") | {"snapshot": "gone"}
     )
-    with pytest.raises(NoClipsError, match="trains on snapshot gone, which is not in"):
+    with pytest.raises(NoClipsError, match="trains on snapshot gone, which is no longer in"):
         resume_run(job.run, own.store, make_config())
 
 
