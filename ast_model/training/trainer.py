@@ -183,8 +183,8 @@ class Trainer:
         if would_be_finite and not is_finite:
             if self.world.is_main:
                 log.warning(
-                    "attention by %s gives a non-finite gradient in epoch %d, step %d, but by %s a finite one: switching"
-                    " to it; to start with it, set --train.attention %s",
+                    "attention by %s gives a non-finite gradient in epoch %d, step %d, but by %s a finite one:"
+                    " switching to it; to start with it, set --train.attention %s",
                     *(attention.name, epoch + 1, step + 1, attention.next_best, attention.next_best),
                 )
             attention.change()
@@ -201,8 +201,7 @@ class Trainer:
         self.world.barrier()
         loop, run = self.state.loop, self.job.run
         raise StoppedError(
-            f"asked to stop: run {run} is saved at epoch {loop.epoch + 1}, step {loop.step}; resume it with"
-            f" --resume {run}"
+            f"asked to stop: run {run} is saved at epoch {loop.epoch + 1}, step {loop.step}; resume with --resume {run}"
         )
 
     def _finish_saving(self) -> None:

@@ -46,7 +46,7 @@ PAST_THE_PAPER: dict[str, Any] = {
 def test_stop_and_resume_equals_no_stop_bit_for_bit(make_job: MakeJob, overrides: dict[str, Any], stop_at: int) -> None:
     whole, stopped = (make_job(run, **overrides) for run in ("whole", "stopped"))
     _, history = train(whole)
-    with pytest.raises(StoppedError, match="resume it with --resume stopped"):
+    with pytest.raises(StoppedError, match="resume with --resume stopped"):
         train(stopped, StopAt(stop_at))
     resumed = make_job("stopped", **overrides)
     trainer = Trainer(resumed, ALONE)

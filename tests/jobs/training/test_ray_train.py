@@ -138,7 +138,7 @@ def test_asked_to_stop_it_saves_and_leaves_and_goes_on_when_told(own: Snapshot) 
     config = make_config()
     job = begin(config, own)
     thread = once_under_way(job, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(StoppedError, match=f"resume it with --resume {job.run}"), ending_tracked(job):
+    with pytest.raises(StoppedError, match=f"resume with --resume {job.run}"), ending_tracked(job):
         train_on_ray(job, RayConfig("1"))
     thread.join()
     run = job.tracker.client.get_run(job.tracker.run_id)

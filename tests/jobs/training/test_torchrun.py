@@ -37,6 +37,6 @@ def test_sigterm_saves_and_ends_with_75(small_store: Store, snapshot: Snapshot, 
     assert process.returncode == 75
     (record,) = store.list("runs", "/run.json")
     run = record.split("/")[1]
-    assert f"resume it with --resume {run}" in errors
+    assert f"resume with --resume {run}" in errors
     assert snapshot.snapshot_id == store.read_json(record)["snapshot"]
     assert list_checkpoints(store, f"runs/{run}/checkpoints")
