@@ -1,4 +1,4 @@
-"""Embeddings of a snapshot, computed on Ray: those that are not in the store yet."""
+"""Embeddings of a snapshot's clips, computed on Ray and stored."""
 
 import logging
 import tempfile
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def embed_snapshot(
-    snapshot: Snapshot, model: AST, normalisation: Normalisation, num_views: int = 1, use_gpu: bool = False
+    snapshot: Snapshot, model: AST, normalisation: Normalisation, use_gpu: bool = False
 ) -> EmbeddingPlan:
-    """Embed what is not in the store yet, and return where it all lies. Starts Ray if need be."""
-    plan = plan_embeddings(snapshot, model, normalisation, num_views)
+    """Embed the clips without stored embeddings and return the plan, which locates all. Starts Ray if necessary."""
+    plan = plan_embeddings(snapshot, model, normalisation)
     missing = plan.missing_chunks()
     if not missing:
-        log.info("%d embeddings are there already: %s", plan.num_clips, plan.store.url(plan.folder))
+        log.info("%d embeddings are stored already: %s", plan.num_clips, plan.store.url(plan.folder))
         return plan
     publish_model(model, plan)
     num_done = plan.num_clips - sum(len(plan.rows_of(first)) for first in missing)
@@ -46,7 +46,7 @@ def embed_snapshot(
                 raise result
             progress.advance(len(plan.rows_of(first)))
             measured_s, num_measured = measured_s + result, num_measured + len(plan.rows_of(first))
-            if num_chunks == num_processors:  # each has embedded a chunk, while the others were busy, too
+            if num_chunks == num_processors:  # measured with all processors busy
                 _log_estimate(plan.num_clips - num_done - num_measured, measured_s / num_measured, num_processors)
     log.info("embedded %d clips in %.1f s", plan.num_clips - num_done, time.monotonic() - start)
     return plan
@@ -55,13 +55,13 @@ def embed_snapshot(
 def _log_estimate(num_left: int, clip_s: float, num_processors: int) -> None:
     left = format_duration(num_left * clip_s / num_processors)
     log.info(
-        "%d more clips to embed, %.3g ms each on each of %d processors: about %s",
+        "%d more clips to embed, %.3g ms each, on %d processors: about %s",
         *(num_left, 1000 * clip_s, num_processors, left),
     )
 
 
 def publish_model(model: AST, plan: EmbeddingPlan) -> None:
-    """Bring the model to where the tasks of a plan find it."""
+    """Write the model to the store, where the tasks of a plan load it, unless it is stored already."""
     if plan.store.exists(plan.model_name):
         return
     with tempfile.TemporaryDirectory() as folder:

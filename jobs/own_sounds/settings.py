@@ -1,4 +1,4 @@
-"""Settings of fine-tuning and search."""
+"""Settings of the commands for own sounds: fine-tuning and search."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -12,41 +12,37 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """All settings of the job. What is not set follows from the data."""
+    """Settings of a fine-tuning. Unset values are chosen from the data."""
 
     preset: tyro.conf.Suppress[str] = "finetune"
     data: Input = ""
-    """A table with the columns path,labels, or a folder that holds a folder of files for each class."""
+    """A table with the columns path,labels, or a folder with one folder of files per class."""
     init: str = ""
-    """Weights to start from: a checkpoint, a Hugging Face name, an official .pth, or DeiT's; empty for random ones."""
+    """Initial weights: a checkpoint, a Hugging Face name, an official .pth, or DeiT's. Empty: random weights."""
     size: Literal["nano", "tiny", "small", "base", "eat"] = "base"
-    """Size of the model; that of an AST that is started from counts more. nano is for training without a GPU, eat
-    for EAT's and SSLAM's weights."""
+    """Model size; an AST given by --init keeps its own. nano suits training without a GPU, eat the weights of EAT and
+    SSLAM."""
     head_only: Annotated[bool | None, tyro.conf.arg(metavar="| --no-head-only")] = None
-    """Fit only the head, on embeddings that are computed once and kept: seconds instead of hours. Unset: without a
-    GPU, or with fewer than 2,000 training clips, unless epochs, batch size or learning rate are set."""
-    views: int = 1
-    """Of each clip with --head-only: more than one adds augmented ones, which take as long to embed again."""
-    shots: tuple[int, ...] = ()
-    """With --head-only: also measure heads fitted to so many clips per class, such as 1 5 20."""
+    """Fit only the head, on stored embeddings: seconds instead of hours. Unset: do so without a GPU or with fewer than
+    2,000 training clips, unless epochs, batch size or learning rate are set."""
     root: str = "data/own"
-    """Folder below which each set of sounds has a store of its own."""
+    """Parent folder of the stores; each set of sounds has its own store."""
     clip_s: float = 10.0
-    """Longest clip; longer files are cut into several, which all have the file's labels."""
+    """Maximum clip length; longer files are cut into several clips, all with the file's labels."""
     eval_share: float = 0.2
-    """Share of the files that is kept for measuring, if there are no splits."""
+    """Share of the files to hold out for evaluation, if the data has no splits."""
     num_epochs: int | None = None
-    """Unless set: 5 for many clips, up to 40 for few."""
+    """Default: from 40 for few clips to 5 for many."""
     batch_size: int | None = None
-    """Samples per step. Unless set: 8 for few clips, up to 48 for many."""
+    """Samples per step. Default: from 8 for few clips to 48 for many."""
     learning_rate: float | None = None
-    """Unless set: 5e-5 from weights, 5e-4 from random ones."""
+    """Default: 5e-5 from given weights, 5e-4 from random weights."""
     mixup_probability: float = 0.5
-    """Share of samples that are mixed with another."""
+    """Share of the samples to mix with a second sample."""
     seed: int = 0
-    """Seed of splits, weights, draws and augmentation."""
+    """Seed of splits, random weights, draws and augmentation."""
     resume: str = ""
-    """Run to go on with, by the same command otherwise; empty for a new one."""
+    """Name of a run to resume with otherwise the same command. Default: start a new run."""
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=None))
     selection: Selection = field(default_factory=SelectionConfig)
 
@@ -55,10 +51,8 @@ class FinetuneConfig:
             raise ConfigError(f"--clip-s must be between 0.1 and 600 s, found {self.clip_s}")
         if not 0 < self.eval_share < 1:
             raise ConfigError(f"--eval-share must be between 0 and 1, found {self.eval_share}")
-        if self.views < 1 or min(self.shots, default=1) < 1:
-            raise ConfigError(f"--views and --shots must be at least 1, found {self.views} and {self.shots}")
         if self.head_only and self.resume:
-            raise ConfigError("--head-only has nothing to resume: drop --resume; embeddings computed so far are kept")
+            raise ConfigError("--head-only has nothing to resume: omit --resume; finished embeddings are stored")
 
 
 @dataclass(frozen=True)
@@ -66,21 +60,21 @@ class SearchConfig:
     """Settings of a search."""
 
     checkpoint: str
-    """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
+    """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth."""
     like: tuple[str, ...] = ()
-    """Sounds to find others like: files, or folders of them. Several count by the mean of their embeddings."""
+    """Example files, or folders of them; the search uses the mean of their embeddings."""
     label: str = ""
-    """Class of the store, whose clips to find others like."""
+    """Class of the store to use as examples instead of --like."""
     audio: tuple[str, ...] = ()
-    """Files, and folders at any depth, to search in; the store's clips unless set."""
+    """Files and folders (recursive) to search. Default: search the store's clips."""
     root: str = "data/own"
-    """Folder or s3:// address of the store. It keeps its clips' embeddings."""
+    """Folder or s3:// address of the store, which also stores the embeddings of its clips."""
     snapshot: str = ""
-    """Snapshot of the store; the latest unless named."""
+    """Snapshot to search. Default: the latest."""
     num_results: int = 20
-    """Nearest clips to show."""
+    """Number of nearest clips to show."""
     output: str = "neighbours.html"
-    """Page to write, with players; the table lies beside it, as .csv."""
+    """HTML page to write, with players; the table is written next to it, as .csv."""
 
     def __post_init__(self) -> None:
         if self.num_results < 1:

@@ -1,4 +1,4 @@
-"""Embeddings computed on Ray."""
+"""Embeddings computed by Ray tasks."""
 
 import dataclasses
 import logging
@@ -19,7 +19,7 @@ from pipeline.store.storage import Store
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 
 
-def test_what_is_missing_is_embedded_and_what_is_left_is_estimated(
+def test_missing_embeddings_are_computed_with_an_estimate_of_the_time(
     snapshot: Snapshot, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("shards", "snapshots"):
@@ -33,7 +33,7 @@ def test_what_is_missing_is_embedded_and_what_is_left_is_estimated(
     assert f"embedded {len(snapshot.index)} clips" in caplog.text and "more clips to embed" in caplog.text
     first = plan.chunks[-1]
     plan.store.remove(plan.chunk_name(first))
-    embed_chunk(first, plan)  # here, as it was there
+    embed_chunk(first, plan)  # in this process instead of a worker
     np.testing.assert_array_equal(read_embeddings(plan), expected)
     embed_snapshot(own, model, norm)
-    assert f"{len(snapshot.index)} embeddings are there already" in caplog.text
+    assert f"{len(snapshot.index)} embeddings are stored already" in caplog.text

@@ -1,4 +1,4 @@
-"""Search by sound, in the small store and among files."""
+"""The command `search`, on the small store and on files."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ NORM = Normalisation(-4.0, 4.0)
 
 @pytest.fixture(scope="module")
 def checkpoint(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights, whose embeddings of the small store are there."""
+    """A model with random weights, after embedding the small store with it."""
     torch.manual_seed(0)
     shape = ASTConfig(
         len(snapshot.labels), patch_time=32, freq_stride=16, time_stride=32, width=16, depth=1, num_heads=2
@@ -46,7 +46,7 @@ def run_search(checkpoint: Path, output: Path, *argv: object) -> pd.DataFrame:
     return pd.read_csv(output.with_suffix(".csv"), keep_default_na=False)
 
 
-def test_a_clip_of_the_store_is_found_by_its_sound(checkpoint: Path, snapshot: Snapshot, tmp_path: Path) -> None:
+def test_clip_of_the_store_is_found_by_its_sound(checkpoint: Path, snapshot: Snapshot, tmp_path: Path) -> None:
     row = 5
     sound = tmp_path / "sound <b>.flac"
     waveform = ClipReader(snapshot).read_audio(row).astype(np.float32) / 32768
@@ -63,15 +63,13 @@ def test_a_clip_of_the_store_is_found_by_its_sound(checkpoint: Path, snapshot: S
     assert "sound <b>" not in html and "sound &lt;b&gt;.flac" in html
 
 
-def test_the_examples_of_a_class_are_not_their_own_neighbours(
-    checkpoint: Path, snapshot: Snapshot, tmp_path: Path
-) -> None:
+def test_search_by_label_excludes_clips_with_the_label(checkpoint: Path, snapshot: Snapshot, tmp_path: Path) -> None:
     label = snapshot.labels.names[int(np.argmax(snapshot.class_counts(("balanced_train", "unbalanced_train"))))]
     table = run_search(checkpoint, tmp_path / "page.html", "--label", label, "--root", snapshot.store.root)
     assert len(table) and not any(label in labels.split("; ") for labels in table["labels"])
 
 
-def test_windows_of_files_are_searched_and_unreadable_ones_left_out(checkpoint: Path, tmp_path: Path) -> None:
+def test_files_are_searched_in_windows_and_unreadable_files_skipped(checkpoint: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tone = 0.3 * np.sin(np.arange(32_000) * 0.4).astype(np.float32)
     noise = rng.uniform(-0.3, 0.3, 25 * 16_000).astype(np.float32)
@@ -98,7 +96,7 @@ def test_windows_of_files_are_searched_and_unreadable_ones_left_out(checkpoint: 
         (["--label", "dog", "--output", "page.csv"], r"expected a name that ends with .html"),
     ],
 )
-def test_impossible_wishes_are_refused(
+def test_invalid_searches_are_rejected(
     argv: list[str], message: str, checkpoint: Path, snapshot: Snapshot, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert COMMAND_LINE.main(["--checkpoint", str(checkpoint), "--root", snapshot.store.root, *argv]) > 0

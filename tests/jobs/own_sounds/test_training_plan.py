@@ -6,13 +6,13 @@ from ast_model.config import ASTConfig
 from ast_model.export import export_safetensors
 from ast_model.model import AST
 from jobs.finetune import COMMAND_LINE
-from jobs.own_sounds.finetune import plan_model, plan_training
 from jobs.own_sounds.settings import FinetuneConfig
+from jobs.own_sounds.training_plan import choose_head_only, plan_model, plan_training
 from pipeline.recordings.tables import LabelledClip
 
 
 def make_clips(num_clips: int, labels: tuple[str, ...] = ("dog",), clip_ms: int = 10_000) -> list[LabelledClip]:
-    """One clip in five is for measuring."""
+    """Return clips, one in five of them held out."""
     splits = ["eval" if index % 5 == 0 else "train" for index in range(num_clips)]
     return [LabelledClip(Path(str(index)), labels, split, 0, clip_ms) for index, split in enumerate(splits)]
 
@@ -21,7 +21,7 @@ def make_clips(num_clips: int, labels: tuple[str, ...] = ("dog",), clip_ms: int 
 @pytest.mark.parametrize(
     ("num_clips", "num_epochs", "batch_size"), [(50, 40, 8), (5_000, 5, 48), (50_000, 5, 48), (4, 40, 3)]
 )
-def test_the_defaults_follow_the_number_of_clips(num_clips: int, num_epochs: int, batch_size: int) -> None:
+def test_defaults_depend_on_the_number_of_clips(num_clips: int, num_epochs: int, batch_size: int) -> None:
     train = plan_training(FinetuneConfig(init="ast.pth"), make_clips(num_clips))
     assert (train.num_epochs, train.global_batch_size) == (num_epochs, batch_size)
     assert (train.loss, train.eval_split, train.learning_rate) == ("ce", "eval", 5e-5)
@@ -31,7 +31,7 @@ def test_the_defaults_follow_the_number_of_clips(num_clips: int, num_epochs: int
     assert train.loss == "bce"
 
 
-def test_the_model_is_as_long_as_the_clips_and_else_shaped_as_its_weights(tmp_path: Path) -> None:
+def test_model_has_the_length_of_the_clips_and_the_shape_of_its_weights(tmp_path: Path) -> None:
     clips = make_clips(5, clip_ms=1_000)
     assert plan_model(FinetuneConfig(size="tiny"), clips, 7) == ASTConfig.tiny(num_classes=7, num_frames=112)
     shape = ASTConfig(3, num_frames=256, freq_stride=16, time_stride=16, width=24, depth=1, num_heads=1)
@@ -49,6 +49,25 @@ def test_the_model_is_as_long_as_the_clips_and_else_shaped_as_its_weights(tmp_pa
         (["--use-gpu", "False"], False, None),
     ],
 )
-def test_switches_may_be_left_to_the_job(argv: list[str], use_gpu: bool | None, head_only: bool | None) -> None:
+def test_switches_may_be_unset_on_or_off(argv: list[str], use_gpu: bool | None, head_only: bool | None) -> None:
     config = COMMAND_LINE.parse(argv)
     assert (config.ray.use_gpu, config.head_only) == (use_gpu, head_only)
+
+
+@pytest.mark.parametrize(
+    ("config", "has_gpu", "num_clips", "expected"),
+    [
+        (FinetuneConfig(), False, 5_000, True),
+        (FinetuneConfig(), True, 5_000, False),
+        (FinetuneConfig(), True, 100, True),
+        (FinetuneConfig(head_only=False), False, 100, False),
+        (FinetuneConfig(num_epochs=3), False, 100, False),
+        (FinetuneConfig(resume="finetune-1"), False, 100, False),
+        (FinetuneConfig(head_only=True, num_epochs=3), True, 5_000, True),
+    ],
+)
+def test_only_the_head_is_fitted_without_a_gpu_or_with_few_clips(
+    config: FinetuneConfig, has_gpu: bool, num_clips: int, expected: bool
+) -> None:
+    clips = [LabelledClip(Path("a"), ("dog",), "train", 0, 1000)] * num_clips
+    assert choose_head_only(config, has_gpu, clips) == expected

@@ -1,0 +1,130 @@
+"""Clips to search by sound: the clips of a store or windows of files, with embeddings and audio."""
+
+import difflib
+import io
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ast_model.data.augment import Normalisation
+from ast_model.embeddings.extract import read_embeddings
+from ast_model.inference import Tagger
+from jobs.command_line.cli import resolve_root
+from jobs.own_sounds.embedding import embed_snapshot
+from jobs.own_sounds.settings import SearchConfig
+from pipeline.audio.decode import decode_file
+from pipeline.errors import AudioTaggingError, InputError, quote
+from pipeline.fbank_settings import FRAMES_PER_S, SAMPLE_RATE_HZ
+from pipeline.progress import show_progress
+from pipeline.reading.reader import ClipReader
+from pipeline.recordings.tables import MEDIA_TABLE
+from pipeline.snapshots.snapshot import Snapshot, check_fingerprint, load_snapshot
+from pipeline.sources.listing import find_audio
+from pipeline.store.storage import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SearchableClips:
+    """Clips with their embeddings and audio, one per row.
+
+    Columns of the table: `clip`, `file` (empty if unknown), `start_s`, `end_s`, `split`, `labels`.
+    """
+
+    table: pd.DataFrame
+    embeddings_ND: np.ndarray
+    read_waveform: Callable[[int], np.ndarray | None]
+    """Function from a row to its waveform (S,), or to None if the audio is not available."""
+
+
+def embed_store(tagger: Tagger, config: SearchConfig) -> SearchableClips:
+    """Return the clips of a snapshot, embedded. Raises InputError if `--label` names a class without clips."""
+    store = Store(resolve_root(config.root))
+    snapshot = load_snapshot(store, config.snapshot or None)
+    check_fingerprint(snapshot)
+    names = snapshot.labels.names
+    counts = snapshot.class_counts(tuple(set(snapshot.splits)))
+    if config.label and config.label not in {names[column] for column in np.flatnonzero(counts)}:
+        close = difflib.get_close_matches(config.label, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"expected clips of the class {quote(config.label)} in {store.root}, found none{hint}")
+    plan = embed_snapshot(snapshot, tagger.model, Normalisation(tagger.metadata.mean, tagger.metadata.std))
+    index = snapshot.index
+    keys = index["key"].to_pylist()
+    start_s = np.array([int(key.rpartition("_")[2]) for key in keys]) / 1000
+    clips = [key.rpartition("_")[0] for key in keys]
+    files = _files_of_clips(store)
+    table = pd.DataFrame(
+        {
+            "clip": clips,
+            "file": [files.get(clip, "") for clip in clips],
+            "start_s": start_s,
+            "end_s": start_s + index["num_frames"].to_numpy() / FRAMES_PER_S,
+            "split": snapshot.splits,
+            "labels": [[names[column] for column in columns] for columns in index["labels"].to_pylist()],
+        }
+    )
+    return SearchableClips(table, read_embeddings(plan)[:, 0], _reader_of_store(snapshot, table))
+
+
+def _reader_of_store(snapshot: Snapshot, table: pd.DataFrame) -> Callable[[int], np.ndarray | None]:
+    """Return a function that reads a clip's audio: from its shard if stored, else from its original file."""
+    reader = ClipReader(snapshot)
+    has_audio = snapshot.index["audio_length"].to_numpy() > 0
+
+    def read(row: int) -> np.ndarray | None:
+        if has_audio[row]:
+            return reader.read_audio(row).astype(np.float32) / 32768
+        path = Path(table["file"][row])
+        return _cut(path, table["start_s"][row], table["end_s"][row]) if path.is_file() else None
+
+    return read
+
+
+def _files_of_clips(store: Store) -> dict[str, str]:
+    """Return the original file of each clip id; empty for a store without a table of local files."""
+    name = f"tables/{MEDIA_TABLE}"
+    if not store.exists(name):
+        return {}
+    media = pd.read_csv(io.BytesIO(store.read_bytes(name)), dtype=str)
+    return dict(zip(media["id"], media["path"], strict=True))
+
+
+def embed_files(tagger: Tagger, paths: tuple[str, ...]) -> SearchableClips:
+    """Embed files in windows of the model's length. Unreadable files are skipped with a warning."""
+    rows, parts = [], []
+    files, window_s = list(find_audio(paths)), tagger.model.config.num_frames / FRAMES_PER_S
+    with show_progress("embed", len(files), "files") as progress:
+        for file in files:
+            try:
+                fbank_TM = tagger.fbank(file)
+            except AudioTaggingError as error:
+                log.warning("skipped %s", error)
+            else:
+                starts, embeddings_WD = tagger.embed_windows(fbank_TM)
+                ends_s = np.minimum(starts + window_s, len(fbank_TM) / FRAMES_PER_S)
+                clip = Path(file).stem
+                rows += [(clip, file, *times, "", ()) for times in zip(starts.tolist(), ends_s.tolist(), strict=True)]
+                parts.append(embeddings_WD)
+            progress.advance(1)
+    if not parts:
+        raise InputError(f"expected audio in {', '.join(paths)[:200]}, found none in {len(files)} files")
+    table = pd.DataFrame(rows, columns=pd.Index(["clip", "file", "start_s", "end_s", "split", "labels"]))
+    return SearchableClips(
+        table, np.concatenate(parts), lambda row: _cut(Path(rows[row][1]), rows[row][2], rows[row][3])
+    )
+
+
+def _cut(file: Path, start_s: float, end_s: float) -> np.ndarray:
+    return decode_file(file)[round(start_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)]
+
+
+def take_clips(clips: SearchableClips, rows: np.ndarray) -> SearchableClips:
+    """Return the clips of the given rows."""
+    table = clips.table.iloc[rows].reset_index(drop=True)
+    return SearchableClips(table, clips.embeddings_ND[rows], lambda row: clips.read_waveform(int(rows[row])))
