@@ -46,7 +46,8 @@ SATELLITES = {
 CONNECTIONS = {
     "jobs.checkpoints.evaluate": "quality",
     "jobs.own_sounds.finetune": "data_sets",
-    "jobs.own_sounds.search": "data_sets",
+    "jobs.own_sounds.searchable_clips": "data_sets",
+    "jobs.own_sounds.training_plan": "data_sets",
     "jobs.preprocessing.tracked": "miniature quality",
     "jobs.training.runs": "quality teachers",
     "jobs.training.training_clips": "quality",
