@@ -16,6 +16,7 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 
 CLIPS_PER_SHARD = 500
+"""Small shards, so that a set of a few thousand clips still occupies several cores."""
 
 
 def preprocess_local_clips(clips: Sequence[LabelledClip], classes: Sequence[str], store: Store) -> Snapshot:

@@ -75,7 +75,7 @@ def plan_training(config: FinetuneConfig, clips: Sequence[LabelledClip]) -> Trai
         augment=AugmentConfig(
             mixup_probability=config.mixup_probability,
             max_freq_mask_bins=24,
-            max_time_mask_frames=round(20 * longest_s),
+            max_time_mask_frames=round(20 * longest_s),  # 20 % of the longest clip at 100 frames per second
         ),
         loss="ce" if has_one_label else "bce",
         average_last_epochs=1 + num_epochs // 4,

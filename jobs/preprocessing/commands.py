@@ -31,7 +31,7 @@ from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
 MAX_MESSAGES = 20
-"""Maximum number of damaged shards to describe."""
+"""Maximum number of errors that `verify` prints."""
 
 
 def run(command: RunCommand) -> None:

@@ -1,4 +1,4 @@
-"""The main job on recorded sounds: those of two Debian packages, with the tables in docs/real-input."""
+"""The main job on recorded sounds from two Debian packages, with the tables in docs/real-input."""
 
 from pathlib import Path
 
