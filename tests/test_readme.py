@@ -1,4 +1,4 @@
-"""Public names and links of the README."""
+"""Public names of the README, and links between the pages."""
 
 import importlib
 import re
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 NAMES = re.findall(r"^\| `((?:pipeline|ast_model)\.[\w.]+)", README, re.MULTILINE)
 
 
@@ -20,6 +22,15 @@ def test_readme_lists_seven_public_names() -> None:
     assert len(NAMES) == 7
 
 
-def test_links_and_images_exist() -> None:
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert [target for target in targets if not (Path(__file__).parents[1] / target).exists()] == []
+def read_anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in read_anchors(file), f"{target}#{anchor}"
