@@ -1,10 +1,10 @@
-"""Presets: what to train, with the command, the expected cost and the expected result of each.
+"""Training presets, with command, expected cost and expected result.
 
-They are the paper's settings, as far as the official code and logs tell them, and EAT's in `audioset_eat`; `demo`,
-`audioset_full_scaled`, `audioset_distilled`, `fsd50k`, `vggsound` and `urbansound8k` are ours. A global batch has as
-many samples as there, on any number of ranks. On a GPU all but `demo` compile the model's blocks (`--train.compile
-auto`). Costs are computed, not measured: operations at the
-share of the GPU's peak that `make gpu` measured on an H200. docs/cluster.md has more of them.
+The settings follow the paper, as far as its official code and logs show them, and EAT's in `audioset_eat`. `demo`,
+`audioset_full_scaled`, `audioset_distilled`, `fsd50k`, `vggsound` and `urbansound8k` are ours. A global batch has the
+stated number of samples on any number of ranks. On a GPU, all presets but `demo` compile the model's blocks
+(`--train.compile auto`). Costs are computed, not measured, from the share of the peak that `make gpu` measured on an
+H200; docs/cluster.md has more.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from ast_model.config import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """The model's shape and how it is trained."""
+    """Settings of a model and its training."""
 
     model: ASTConfig
     train: TrainConfig
@@ -41,15 +41,15 @@ NUM_CLIPS = {
     "vggsound": 183_730,
     "urbansound8k": 9 * 8732,
 }
-"""Training clips of a preset, of all folds together."""
+"""Training clips per preset, summed over folds."""
 
 
 def scale_batch(train: TrainConfig, factor: int) -> TrainConfig:
-    """Return settings for a global batch that is `factor` times larger, by the square-root rule for Adam.
+    """Scale settings to a global batch `factor` times larger, by the square-root rule for Adam.
 
-    The learning rate grows by √factor, and all that is counted in steps shrinks by factor, so that the warm-up takes as
-    many samples. Source: Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, 2022
-    (arXiv:2205.10287). Their rule also changes Adam's betas, which stay the paper's here.
+    The learning rate grows by √factor. Step counts shrink by factor, so that the warm-up takes as many samples. Source:
+    Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, 2022 (arXiv:2205.10287). Their rule
+    also changes Adam's betas; here they keep the paper's values.
     """
     schedule = dataclasses.replace(
         train.schedule,
@@ -65,14 +65,14 @@ def scale_batch(train: TrainConfig, factor: int) -> TrainConfig:
 
 
 def demo() -> Recipe:
-    """Small AST on the miniature, from scratch.
+    """Small AST on the miniature, from random weights.
 
     Command: make demo
     Cost: 16,000 samples in 80 s of CPU time over two workers, so about 45 s of two idle cores.
     Result: eval mAP 0.91 to 0.95 for the last epoch and 0.91 to 0.94 for the average, over three seeds; chance is 0.12.
     """
     return Recipe(
-        # A patch is 160 ms of all mel bins: 64 per clip, so that enough steps to learn from scratch are cheap.
+        # Patches span 160 ms of all mel bins, 64 per clip: steps are cheap, so random weights get enough of them.
         ASTConfig(
             num_classes=15,
             patch_freq=128,
@@ -99,7 +99,7 @@ def demo() -> Recipe:
 
 
 def audioset_balanced() -> Recipe:
-    r"""AST-base on the balanced training set, from ImageNet weights, as the paper's.
+    r"""AST-base on the balanced training set, from ImageNet weights, as in the paper.
 
     Command: python jobs/audioset.py audioset_balanced --media MEDIA_FOLDER \
         --train.init facebook/deit-base-distilled-patch16-384
@@ -123,7 +123,7 @@ def audioset_balanced() -> Recipe:
 
 
 def audioset_full() -> Recipe:
-    r"""AST-base on all training clips with class-balanced draws, from ImageNet weights, as the paper's.
+    r"""AST-base on all training clips with class-balanced draws, from ImageNet weights, as in the paper.
 
     Command: python jobs/audioset.py audioset_full --media MEDIA_FOLDER \
         --train.init facebook/deit-base-distilled-patch16-384
@@ -140,26 +140,26 @@ def audioset_full() -> Recipe:
 def audioset_full_scaled() -> Recipe:
     r"""The paper's full recipe for many GPUs: a global batch of 192, 16 times the paper's, by the square-root rule.
 
-    Learning rate and warm-up follow `scale_batch`. With the paper's batch of 12 more than 12 GPUs have nothing to do,
-    and gradients are exchanged 16 times as often, which then takes longer than computing them.
+    Learning rate and warm-up follow `scale_batch`. The paper's batch of 12 occupies at most 12 GPUs and exchanges
+    gradients 16 times as often, which takes longer than computing them.
 
     Command: python jobs/audioset.py audioset_full_scaled --media MEDIA_FOLDER --workers 4:32 \
         --train.init facebook/deit-base-distilled-patch16-384
     Cost: 9.8 million samples of 727 GFLOP, by computation 1.5 hours of 32 L40S at 33 % of the peak, two thirds
         of it for gradients.
-    Result: none yet: it was never run. In small a batch of 48 by the same rule, from random weights, reached a lower
-    mAP in as many epochs (docs/recipes.md); from DeiT's weights that was not tried.
+    Result: never run. At small scale, a batch of 48 by the same rule reached a lower mAP from random weights in the same
+    number of epochs (docs/recipes.md). DeiT's weights were not tried.
     """
     full = audioset_full()
     return Recipe(full.model, dataclasses.replace(scale_batch(full.train, 16), micro_batch_size=48))
 
 
 def audioset_eat() -> Recipe:
-    r"""EAT-base, or SSLAM, from its self-supervised weights, fine-tuned on all training clips as EAT's recipe does.
+    r"""EAT-base or SSLAM, from self-supervised weights, fine-tuned on all training clips by EAT's recipe.
 
-    SSLAM's is the same with 192 epochs and 40,000 steps of warm-up. What differs from EAT's code: mixup adds powers
-    where it mixes logarithms, a pair for each clip where a batch has one λ; the learning rate ends at 0, not at 1e-6;
-    what makes the tokens learns at the lowest layer's rate, where there it has the full one.
+    SSLAM's recipe has 192 epochs and 40,000 steps of warm-up. Differences from EAT's code: mixup adds powers instead of
+    mixing logarithms, with one λ per clip instead of one per batch; the learning rate ends at 0 instead of 1e-6; the
+    patch embedding has the learning rate of the lowest layer instead of the full rate.
 
     Command: python jobs/audioset.py audioset_eat --media MEDIA_FOLDER --train.init EAT-base_epoch30_pretrain.pt
     Cost: 28.8 million samples of 271 GFLOP, by computation 5.8 hours of an H200 at 38 % of the peak.
@@ -197,7 +197,7 @@ def audioset_eat() -> Recipe:
 def audioset_distilled() -> Recipe:
     r"""The paper's full recipe with a teacher: 0.9 of the targets are the mean scores of PaSST's ensemble.
 
-    The scores are EfficientAT's, 4.4 GB, imported once; clips that have none learn from their labels alone.
+    EfficientAT published the scores (4.4 GB), which are imported once. Clips without scores learn from their labels.
 
     Command: python jobs/preprocess.py run --root data/audioset --media MEDIA_FOLDER
     Then: python jobs/teachers.py import --root data/audioset --name passt --stated-map 0.495 \
@@ -205,23 +205,23 @@ def audioset_distilled() -> Recipe:
     Then: python jobs/train.py audioset_distilled --root data/audioset \
         --train.init facebook/deit-base-distilled-patch16-384
     Cost: 9.8 million samples of 727 GFLOP, by computation 5.2 hours of an H200 at 38 % of the peak; reading the
-        scores is under a hundredth of a step.
-    Result: none yet: it was never run. Published with the same scores and share: mAP 0.471 for EfficientAT's mn10_as
-        and 0.484 for mn40_as; with CED's own teachers and no labels 0.500 for a ViT-base; all after far more epochs.
-        On the miniature a teacher of 73 % of the clips raised the mAP of each of three seeds by 0.012 to 0.024.
+        scores takes under 1 % of a step.
+    Result: never run. Published with the same scores and share: mAP 0.471 for EfficientAT's mn10_as and 0.484 for
+        mn40_as; with CED's teachers and no labels, 0.500 for a ViT-base; all after far more epochs. On the miniature, a
+        teacher for 73 % of the clips raised the mAP by 0.012 to 0.024 for each of three seeds.
     """
     full = audioset_full()
     return Recipe(full.model, dataclasses.replace(full.train, teachers=("passt",), teacher_share=0.9))
 
 
 def esc50() -> Recipe:
-    r"""AST-base on ESC-50, from weights trained on AudioSet, five folds, as the paper's.
+    r"""AST-base on ESC-50, from weights trained on AudioSet, five folds, as in the paper.
 
     Command: python jobs/esc50.py --data ESC-50-master --init audioset_10_10_0.4593.pth
-    Without AudioSet's weights: --init facebook/deit-base-distilled-patch16-384 --learning-rate 1e-4
+    From ImageNet weights: --init facebook/deit-base-distilled-patch16-384 --learning-rate 1e-4
     Cost: 200,000 samples of 323 GFLOP, by computation 3 minutes of an H200 at 38 % of the peak for all folds.
-    Result: accuracy 95.6 % (88.7 % from ImageNet weights alone) in the paper, at the epoch that is best on the
-        test folds; not run by us. The last epoch's, our default, is not chosen on them.
+    Result: accuracy 95.6 % (88.7 % from ImageNet weights) in the paper, for the epoch that is best on the test folds;
+        not run by us. Our default is the last epoch, which is not chosen on the test folds.
     """
     return Recipe(
         ASTConfig.base(num_classes=50, num_frames=512),
@@ -242,16 +242,17 @@ def esc50() -> Recipe:
 
 
 def speechcommands() -> Recipe:
-    r"""AST-base on Speech Commands V2 with 35 classes, from ImageNet weights, as the paper's.
+    r"""AST-base on Speech Commands V2 with 35 classes, from ImageNet weights, as in the paper.
 
-    mixup_probability is 0.6 in the official recipe, but 0.5 in the log that it came with: try both with
-    --augment.mixup-probability. The log's learning rate stays the same from the 26th epoch on, hence max_decays.
+    mixup_probability is 0.6 in the official recipe, but 0.5 in the published log: try both with
+    --augment.mixup-probability. In the log the learning rate is constant from the 26th epoch, hence max_decays.
 
     Command: python jobs/speechcommands.py --data speech_commands_v0.02 \
         --init facebook/deit-base-distilled-patch16-384
-    Cost: 2.5 million samples of 72 GFLOP, by computation 8 minutes of an H200 at 38 % of the peak, more likely
-        bound by reading.
-    Result: accuracy 98.1 % in the paper, on the testing list by the epoch best on the validation list; not run by us.
+    Cost: 2.5 million samples of 72 GFLOP, by computation 8 minutes of an H200 at 38 % of the peak, probably
+        limited by reading.
+    Result: accuracy 98.1 % in the paper, on the testing list, for the epoch that is best on the validation list; not run by
+        us.
     """
     return Recipe(
         ASTConfig.base(num_classes=35, num_frames=128),
@@ -279,18 +280,17 @@ def speechcommands() -> Recipe:
 
 
 def fsd50k() -> Recipe:
-    r"""AST-base on FSD50K's train clips, from weights trained on AudioSet, with random crops of 10.24 s.
+    r"""AST-base on FSD50K's training clips, from weights trained on AudioSet, with random crops of 10.24 s.
 
-    Clips last 0.3 to 30 s: of longer ones each draw takes another stretch, shorter ones are padded, and evaluations
-    take the first 10.24 s. Batches by length would save the padding, but an AST's positions are made for one length: a
-    shorter input takes the middle of them, which is another task than the one that weights were trained for. Learning
-    rate, batch and crop are those of PaSST's recipe, mean and std those of PSLA's.
+    Clips last 0.3 to 30 s. Each draw takes a random segment of longer clips, shorter clips are padded, and evaluations
+    use the first 10.24 s. Batches of similar length would save padding, but AST's positions are trained for one length.
+    Learning rate, batch and crop come from PaSST's recipe, mean and std from PSLA's.
 
     Command: python jobs/fsd50k.py --data FSD50K --init audioset_10_10_0.4593.pth
-    Cost: 1.1 million samples of 727 GFLOP, by computation 36 minutes of an H200 at 38 % of the peak; evaluations
-        are left out.
-    Result: none yet: it was never run. Published mAP on the evaluation set: PaSST-S 0.655 (random crops of 10 s, from
-        AudioSet's weights), PSLA 0.567 (whole clips, from ImageNet's).
+    Cost: 1.1 million samples of 727 GFLOP, by computation 36 minutes of an H200 at 38 % of the peak, without
+        evaluations.
+    Result: never run. Published mAP on the evaluation set: PaSST-S 0.655 (random crops of 10 s, from AudioSet weights),
+        PSLA 0.567 (whole clips, from ImageNet weights).
     """
     return Recipe(
         ASTConfig.base(num_classes=200),
@@ -311,14 +311,14 @@ def fsd50k() -> Recipe:
 def vggsound() -> Recipe:
     r"""AST-base on VGGSound's training clips with class-balanced draws, from ImageNet weights.
 
-    Learning rate, batch, epochs, mean and std are those of CAV-MAE's recipe, without its label smoothing. The test
-    clips are measured on after each epoch, as there: there is no official validation split. The last epoch counts.
+    Learning rate, batch, epochs, mean and std come from CAV-MAE's recipe, without its label smoothing. Each epoch is
+    evaluated on the test clips, since VGGSound has no official validation split. The last epoch counts.
 
     Command: python jobs/vggsound.py --media youtube --train.init facebook/deit-base-distilled-patch16-384
     Cost: 1.8 million samples of 727 GFLOP, by computation 59 minutes of an H200 at 38 % of the peak; fetching
         200,000 clips.
-    Result: none yet: it was never run. Published: mAP 0.532 for the paper's ResNet-50; accuracy 59.5 % for CAV-MAE's
-        audio branch alone, pre-trained on AudioSet.
+    Result: never run. Published: mAP 0.532 for the paper's ResNet-50, accuracy 59.5 % for CAV-MAE's audio branch,
+        pretrained on AudioSet.
     """
     return Recipe(
         ASTConfig.base(num_classes=309),
@@ -342,14 +342,14 @@ def vggsound() -> Recipe:
 def urbansound8k() -> Recipe:
     r"""AST-base on UrbanSound8K, from weights trained on AudioSet, ten folds.
 
-    Settings are those of the paper's ESC-50 recipe, for clips of up to 4 s; shorter ones are padded. Mean and standard
-    deviation are measured on all folds.
+    Uses the paper's ESC-50 recipe, for clips of up to 4 s; shorter clips are padded. Mean and standard deviation are
+    measured on all folds.
 
     Command: python jobs/urbansound8k.py --data UrbanSound8K --init audioset_10_10_0.4593.pth
     Cost: 2.0 million samples of 246 GFLOP, by computation 21 minutes of an H200 at 38 % of the peak for all
         folds.
-    Result: none yet: it was never run. Published accuracy: 89.8 % for a transformer from AudioSet's weights (Nogueira
-        et al., Sensors 2022), 83.3 % for a linear layer on Dasheng's frozen embeddings (X-ARES).
+    Result: never run. Published accuracy: 89.8 % for a transformer from AudioSet weights (Nogueira et al., Sensors
+        2022), 83.3 % for a linear layer on Dasheng's frozen embeddings (X-ARES).
     """
     return Recipe(
         ASTConfig.base(num_classes=10, num_frames=400),
