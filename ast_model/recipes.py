@@ -147,8 +147,8 @@ def audioset_full_scaled() -> Recipe:
         --train.init facebook/deit-base-distilled-patch16-384
     Cost: 9.8 million samples of 727 GFLOP, by computation 1.5 hours of 32 L40S at 33 % of the peak, two thirds
         of it for gradients.
-    Result: never run. At small scale, a batch of 48 by the same rule reached a lower mAP from random weights in the same
-    number of epochs (docs/recipes.md). DeiT's weights were not tried.
+    Result: never run. At small scale, from random weights, a batch of 48 by the same rule reached a lower mAP in as
+        many epochs (docs/recipes.md). DeiT's weights were not tried.
     """
     full = audioset_full()
     return Recipe(full.model, dataclasses.replace(scale_batch(full.train, 16), micro_batch_size=48))
@@ -251,8 +251,8 @@ def speechcommands() -> Recipe:
         --init facebook/deit-base-distilled-patch16-384
     Cost: 2.5 million samples of 72 GFLOP, by computation 8 minutes of an H200 at 38 % of the peak, probably
         limited by reading.
-    Result: accuracy 98.1 % in the paper, on the testing list, for the epoch that is best on the validation list; not run by
-        us.
+    Result: accuracy 98.1 % in the paper, on the testing list, for the epoch that is best on the validation list; not
+        run by us.
     """
     return Recipe(
         ASTConfig.base(num_classes=35, num_frames=128),

@@ -17,16 +17,14 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return machine
 
 
-def test_ranks_that_asked_for_no_gpu_leave_the_only_one_alone(
-    cuda: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cpu_ranks_do_not_occupy_a_gpu(cuda: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     with join_world("cpu") as world:
         assert world.device == torch.device("cpu")
     assert "set" not in cuda
 
 
-def test_each_rank_takes_a_gpu_and_one_too_many_is_refused(
+def test_each_rank_takes_its_gpu_and_surplus_ranks_are_rejected(
     cuda: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -40,7 +38,7 @@ def test_each_rank_takes_a_gpu_and_one_too_many_is_refused(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a usable GPU")
-def test_a_gpu_that_torch_can_not_use_is_refused_with_the_versions() -> None:
+def test_unusable_gpu_is_rejected_with_driver_and_cuda_versions() -> None:
     assert "LOCAL_RANK" not in os.environ
     expected = rf"torch {torch.__version__.split('+')[0]}.*, built for CUDA .*, found (no )?NVIDIA driver.*--no-use-gpu"
     with pytest.raises(ConfigError, match=expected), join_world("cuda"):

@@ -31,7 +31,7 @@ OURS = ("audioset_full_scaled", "audioset_eat", "audioset_distilled", "fsd50k", 
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_presets_are_the_papers(name: str) -> None:
+def test_presets_match_the_paper(name: str) -> None:
     recipe: Recipe = getattr(recipes, name)()
     train, augment = recipe.train, recipe.train.augment
     found = (train.learning_rate, train.num_epochs, train.global_batch_size, train.loss, augment.mixup_probability)
@@ -42,7 +42,7 @@ def test_presets_are_the_papers(name: str) -> None:
     assert all(word in str(getattr(recipes, name).__doc__) for word in ("Command:", "Cost:", "Result:"))
 
 
-def test_a_batch_of_192_follows_the_square_root_rule() -> None:
+def test_batch_of_192_follows_the_square_root_rule() -> None:
     full, scaled = recipes.audioset_full(), recipes.audioset_full_scaled()
     schedule = dataclasses.replace(full.train.schedule, num_warmup_steps=62, num_steps_per_stair=3)
     settings = {"global_batch_size": 192, "micro_batch_size": 48, "learning_rate": 4e-5, "schedule": schedule}
@@ -59,16 +59,16 @@ def test_a_batch_of_192_follows_the_square_root_rule() -> None:
         ASTConfig.eat(width=64, num_heads=1),
     ],
 )
-def test_parameters_are_counted(config: ASTConfig) -> None:
+def test_parameter_count_matches_the_model(config: ASTConfig) -> None:
     assert count_parameters(config) == sum(parameter.numel() for parameter in AST(config).parameters())
 
 
-def test_each_preset_for_gpus_states_its_number_of_clips_and_cost() -> None:
+def test_presets_for_gpus_state_clips_and_cost() -> None:
     assert set(NUM_CLIPS) == {*PAPER, *OURS}
     assert all("Cost:" in str(getattr(recipes, name).__doc__) for name in NUM_CLIPS)
 
 
-def test_cross_entropy_takes_soft_targets() -> None:
+def test_cross_entropy_accepts_soft_targets() -> None:
     random = torch.Generator().manual_seed(0)
     logits_BC = torch.randn(4, 3, generator=random)
     a_BC, b_BC = nnf.one_hot(torch.tensor([0, 1, 2, 2]), 3).float(), nnf.one_hot(torch.tensor([1, 1, 0, 2]), 3).float()
@@ -77,14 +77,14 @@ def test_cross_entropy_takes_soft_targets() -> None:
     torch.testing.assert_close(found_B, 0.3 * hard_B[0] + 0.7 * hard_B[1])
 
 
-def test_cross_entropy_on_several_classes_is_refused(snapshot: Snapshot) -> None:
+def test_cross_entropy_on_multi_label_clips_is_rejected(snapshot: Snapshot) -> None:
     config = TrainConfig(loss="ce", allow_empty_classes=True, global_batch_size=2, micro_batch_size=2)
     model = dataclasses.replace(recipes.demo().model, num_classes=len(snapshot.labels))
     with pytest.raises(MismatchError, match=r"loss ce needs exactly one class per clip, but \d+ training clips"):
         check_training(TrainingPlan(snapshot, config), model)
 
 
-def test_accuracy_is_the_main_metric_where_each_clip_has_one_class() -> None:
+def test_accuracy_is_the_main_metric_for_single_label_clips() -> None:
     random = np.random.default_rng(0)
     scores, classes = random.random((50, 4)).astype(np.float32), random.integers(4, size=50)
     targets = np.eye(4, dtype=bool)[classes]
@@ -96,13 +96,13 @@ def test_accuracy_is_the_main_metric_where_each_clip_has_one_class() -> None:
     assert (several.main_metric, "accuracy" in several.metrics_by_name) == ("mAP", False)
 
 
-def test_scores_are_a_softmax_where_classes_exclude_each_other() -> None:
+def test_scores_of_cross_entropy_are_a_softmax() -> None:
     logits_BC = torch.tensor([[1.0, 2.0, 3.0]])
     assert scores_from_logits(logits_BC, "ce").sum() == pytest.approx(1)
     torch.testing.assert_close(scores_from_logits(logits_BC, "bce"), torch.sigmoid(logits_BC))
 
 
-def test_settings_and_their_json_are_flattened_to_the_same_text() -> None:
+def test_settings_and_their_json_flatten_to_the_same_text() -> None:
     train = dataclasses.replace(recipes.audioset_full().train, teachers=("a", "b"))
     flat = flatten(train, "train.")
     assert flat == flatten({"train": json.loads(json.dumps(dataclasses.asdict(train)))})

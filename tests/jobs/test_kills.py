@@ -76,7 +76,7 @@ def digests_in(store: Store) -> list[tuple[str, str]]:
     return sorted((row["key"], row["digest"]) for name in names for row in read_sidecar(store, name).to_pylist())
 
 
-def test_kills_of_drivers_and_workers_at_any_moment_change_nothing(
+def test_kills_of_drivers_and_workers_do_not_change_the_store(
     start: Callable[[str], subprocess.Popen], mirror: Mirror, tmp_path: Path
 ) -> None:
     quiet, store = Store(str(tmp_path / "quiet")), Store(str(tmp_path / "disturbed"))

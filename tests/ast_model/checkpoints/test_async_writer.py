@@ -38,7 +38,7 @@ def make_checkpoint(epoch: int) -> Checkpoint:
     return Checkpoint(LoopState(epoch), {"weight": torch.full((3,), float(epoch))})
 
 
-def test_the_newest_and_the_best_are_kept(store: RefusingStore) -> None:
+def test_newest_and_best_checkpoints_are_kept(store: RefusingStore) -> None:
     store.write_bytes(f"{FOLDER}/epoch-0000-step-00000009/model.safetensors", b"of a process that died")
     saver = Saver(store, FOLDER, CheckpointConfig(num_kept=2), 0)
     for epoch, score in enumerate((0.1, 0.9, 0.5, None, 0.6)):
@@ -57,7 +57,7 @@ def test_the_newest_and_the_best_are_kept(store: RefusingStore) -> None:
     }
 
 
-def test_checkpoints_are_copied_to_the_same_memory_one_after_the_other() -> None:
+def test_consecutive_checkpoints_share_buffers() -> None:
     staging, weights = Staging(), torch.arange(6.0).view(2, 3)
     first, is_copied = staging.copy(Checkpoint(LoopState(1), {"a": weights.T}, optimizer={"a": weights}))
     assert is_copied is None
@@ -72,7 +72,7 @@ def test_checkpoints_are_copied_to_the_same_memory_one_after_the_other() -> None
     torch.testing.assert_close(second.model["a"], 2 * torch.arange(6.0).view(2, 3).T)
 
 
-def test_what_is_saved_does_not_change_with_the_training(store: RefusingStore) -> None:
+def test_saved_checkpoint_is_unaffected_by_later_steps(store: RefusingStore) -> None:
     store.refuses.set()
     saver = Saver(store, FOLDER, CheckpointConfig(), 0)
     weight = torch.zeros(3)
@@ -84,7 +84,7 @@ def test_what_is_saved_does_not_change_with_the_training(store: RefusingStore) -
     assert read_checkpoint(store, saved.name).model["weight"].tolist() == [0, 0, 0]
 
 
-def test_a_storage_that_refuses_for_a_while_is_waited_for_beside_the_training(
+def test_failed_writes_are_retried_while_training_continues(
     store: RefusingStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.refuses.set()
@@ -100,7 +100,7 @@ def test_a_storage_that_refuses_for_a_while_is_waited_for_beside_the_training(
     assert saver.is_due(2)
 
 
-def test_patience_has_an_end(store: RefusingStore) -> None:
+def test_retries_end_after_the_patience(store: RefusingStore) -> None:
     store.refuses.set()
     saver = Saver(store, FOLDER, CheckpointConfig(patience_s=0), 0)
     saver.submit(make_checkpoint(1), 1)
@@ -108,7 +108,7 @@ def test_patience_has_an_end(store: RefusingStore) -> None:
         saver.wait()
 
 
-def test_it_is_time_by_steps_or_minutes(store: RefusingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_is_due_by_steps_or_minutes(store: RefusingStore, monkeypatch: pytest.MonkeyPatch) -> None:
     by_steps = Saver(store, FOLDER, CheckpointConfig(every_steps=10, every_minutes=None), 5)
     assert [by_steps.is_due(num_steps) for num_steps in (14, 15)] == [False, True]
     now = 1000.0

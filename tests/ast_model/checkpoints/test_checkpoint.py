@@ -35,7 +35,7 @@ def save_epochs(store: Store, num_epochs: int) -> list[str]:
     ]
 
 
-def test_a_checkpoint_comes_back_as_it_was(store: Store) -> None:
+def test_checkpoint_round_trip(store: Store) -> None:
     parts = {part: {"weight": torch.randn(3, 2)} for part in ("model", "optimizer", "average")}
     saved = Checkpoint(
         LoopState(2, 5, num_averaged=3, history=[{"loss": 0.1}], scaler={"scale": 2.0}),
@@ -61,7 +61,7 @@ def test_a_checkpoint_comes_back_as_it_was(store: Store) -> None:
         ("checkpoint.json", b""),
     ],
 )
-def test_a_broken_newest_one_is_said_and_the_one_before_is_taken(
+def test_damaged_newest_checkpoint_is_reported_and_skipped(
     store: Store, caplog: pytest.LogCaptureFixture, file: str, content: bytes
 ) -> None:
     newest = save_epochs(store, 3)[-1]
@@ -76,7 +76,7 @@ def test_a_broken_newest_one_is_said_and_the_one_before_is_taken(
     assert "falling back to the previous checkpoint" in caplog.text
 
 
-def test_one_flipped_bit_is_found(store: Store) -> None:
+def test_flipped_bit_is_detected(store: Store) -> None:
     file = Path(store.path(f"{save_epochs(store, 1)[0]}/model.safetensors"))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -85,18 +85,18 @@ def test_one_flipped_bit_is_found(store: Store) -> None:
         read_checkpoint(store, f"{FOLDER}/{LoopState().name}")
 
 
-def test_a_checkpoint_without_description_does_not_count(store: Store) -> None:
+def test_checkpoint_without_description_does_not_count(store: Store) -> None:
     # As a run that was killed while saving leaves it.
     names = save_epochs(store, 2)
     store.remove(f"{names[-1]}/checkpoint.json")
     assert list_checkpoints(store, FOLDER) == names[:1]
 
 
-def test_none_is_no_error(store: Store) -> None:
+def test_run_without_checkpoints_is_not_an_error(store: Store) -> None:
     assert newest_checkpoint(store, FOLDER) is None
 
 
-def test_a_file_that_is_gone_is_said(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_file_is_reported(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     newest = save_epochs(store, 2)[-1]
     store.remove(f"{newest}/model.safetensors")
     found = newest_checkpoint(store, FOLDER)
@@ -105,13 +105,13 @@ def test_a_file_that_is_gone_is_said(store: Store, caplog: pytest.LogCaptureFixt
     assert "expected model.safetensors, found none" in caplog.text
 
 
-def test_a_removed_one_leaves_nothing(store: Store) -> None:
+def test_removed_checkpoint_leaves_no_files(store: Store) -> None:
     names = save_epochs(store, 2)
     remove_checkpoint(store, names[0])
     assert store.list(FOLDER) == [f"{names[1]}/{file}" for file in ("checkpoint.json", "model.safetensors")]
 
 
-def test_another_format_is_refused(store: Store) -> None:
+def test_other_format_versions_are_rejected(store: Store) -> None:
     name = save_epochs(store, 1)[0]
     file = Path(store.path(f"{name}/checkpoint.json"))
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
@@ -125,7 +125,7 @@ def test_names_sort_by_progress() -> None:
 
 
 @pytest.mark.parametrize("field", ["loop", "digests", "snapshot", "digest"])
-def test_a_description_that_lacks_a_field_is_damage(store: Store, field: str) -> None:
+def test_description_without_a_field_is_corrupt(store: Store, field: str) -> None:
     names = [
         save_checkpoint(store, FOLDER, Checkpoint(LoopState(epoch), {"weight": torch.zeros(1)}, description=MINE))
         for epoch in range(2)
@@ -139,7 +139,7 @@ def test_a_description_that_lacks_a_field_is_damage(store: Store, field: str) ->
     assert found.loop == LoopState(0)
 
 
-def test_an_evaluation_is_added_to_a_checkpoint_that_is_written(store: Store) -> None:
+def test_evaluation_is_added_to_a_written_checkpoint(store: Store) -> None:
     name = save_epochs(store, 1)[0]
     before = store.read_bytes(f"{name}/model.safetensors")
     assert add_evaluation(store, FOLDER, LoopState(history=[{"eval/mAP": 0.5}]), 0.5) == name
@@ -148,7 +148,7 @@ def test_an_evaluation_is_added_to_a_checkpoint_that_is_written(store: Store) ->
     assert store.read_bytes(f"{name}/model.safetensors") == before
 
 
-def test_what_a_dead_process_was_writing_is_removed(store: Store) -> None:
+def test_partial_writes_of_a_dead_process_are_removed(store: Store) -> None:
     names = save_epochs(store, 3)
     store.remove(f"{names[1]}/checkpoint.json")
     store.write_json(f"{FOLDER}/best.json", {"name": names[0], "score": 0.5})

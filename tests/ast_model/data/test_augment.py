@@ -58,7 +58,7 @@ def make_batch(
     )
 
 
-def test_powers_are_mixed_as_the_formula_says() -> None:
+def test_mixed_powers_follow_the_formula() -> None:
     # Clips 0, 2 and 3 have a partner: as long, shorter and longer than themselves.
     batch = make_batch([60, 60, 60, 30], mixed=(0, 2, 3), partner_frames=(60, 25, 50))
     expected_BTM = batch.clips.double()
@@ -72,7 +72,7 @@ def test_powers_are_mixed_as_the_formula_says() -> None:
 
 
 @pytest.mark.parametrize(("axis", "max_width"), [(2, 48), (1, 20), (2, 128), (1, 500)])
-def test_masks_are_torchaudios(axis: int, max_width: int) -> None:
+def test_masks_equal_torchaudios(axis: int, max_width: int) -> None:
     num_clips = 50
     torch.manual_seed(axis)
     width_B, start_B = torch.rand(num_clips), torch.rand(num_clips)
@@ -99,7 +99,7 @@ def test_padding_and_silence_are_normalised_to_asts_values() -> None:
         torch.testing.assert_close(prepared_BTM[0, 40:], torch.full((20, 128), 0.46703), rtol=0, atol=1e-4)
 
 
-def test_rolling_is_torchs_roll() -> None:
+def test_rolling_equals_torchs_roll() -> None:
     batch = make_batch([60] * 40)
     found_BTM = augment(batch, AugmentConfig(**{**vars(NOTHING), "max_roll_frames": 10}), *AS_IT_IS)
     shifts = np.floor(batch.uniforms[:, ROLL].numpy() * 20).astype(int) - 10
@@ -108,7 +108,7 @@ def test_rolling_is_torchs_roll() -> None:
     torch.testing.assert_close(found_BTM, torch.stack(rolled), rtol=0, atol=0)
 
 
-def test_noise_is_as_strong_as_drawn() -> None:
+def test_noise_has_the_drawn_strength() -> None:
     batch = make_batch([60] * 5)
     noise_BTM = augment(batch, AugmentConfig(**{**vars(NOTHING), "noise": True}), *AS_IT_IS) - batch.clips
     scaled_BTM = noise_BTM / (NOISE_LEVEL * batch.uniforms[:, NOISE]).view(-1, 1, 1)
@@ -133,7 +133,7 @@ def test_noise_is_uniform_and_independent_between_neighbours_and_clips() -> None
         assert abs(correlation) < 4 / np.sqrt(one.numel())
 
 
-def test_a_draw_gives_the_same_sample_in_any_batch() -> None:
+def test_draw_gives_the_same_sample_in_any_batch() -> None:
     config = AugmentConfig(max_freq_mask_bins=40, max_time_mask_frames=20, noise=True, max_roll_frames=5)
     whole = make_batch([60, 50, 40, 30], mixed=(1, 3), partner_frames=(60, 45))
     part = Batch(

@@ -83,7 +83,7 @@ def crop_draws(num_draws: int, crop: float, partner_crop: float) -> Draws:
 
 
 @pytest.mark.parametrize("features", ["fbank", "audio"])
-def test_a_random_crop_is_a_full_stretch_of_a_longer_clip(
+def test_random_crop_is_a_full_segment_of_a_longer_clip(
     features: Features, snapshot: Snapshot, fbanks: dict[str, np.ndarray]
 ) -> None:
     whole, num_frames = make_reader(snapshot, features=features), 300
@@ -106,7 +106,7 @@ def test_a_random_crop_is_a_full_stretch_of_a_longer_clip(
     assert torch.equal(clips.read_clips(np.arange(3)).clips, without.read_clips(np.arange(3)).clips)
 
 
-def test_targets_are_mixed_and_a_shared_label_reaches_1(snapshot: Snapshot, clips: BatchReader) -> None:
+def test_targets_are_mixed_and_shared_labels_sum_to_1(snapshot: Snapshot, clips: BatchReader) -> None:
     targets = snapshot.targets(clips.rows).toarray()
     shared = targets @ targets.T
     np.fill_diagonal(shared, 0)
@@ -156,7 +156,7 @@ def on_s3(snapshot: Snapshot, s3_store: Store) -> Snapshot:
     return load_snapshot(s3_store)
 
 
-def test_a_store_on_s3_gives_the_same_batches(on_s3: Snapshot, clips: BatchReader) -> None:
+def test_s3_store_gives_the_same_batches(on_s3: Snapshot, clips: BatchReader) -> None:
     found = make_reader(on_s3).read_clips(np.arange(4))
     torch.testing.assert_close(found.clips, clips.read_clips(np.arange(4)).clips, rtol=0, atol=0)
 
@@ -169,7 +169,7 @@ def bytes_in(cache: ShardCache) -> int:
 
 @pytest.mark.parametrize("num_shards_held", [2, 100])
 @pytest.mark.parametrize("is_grouped", [False, True])
-def test_a_cache_of_any_size_gives_the_same_batches(
+def test_cache_of_any_size_gives_the_same_batches(
     on_s3: Snapshot, clips: BatchReader, tmp_path: Path, num_shards_held: int, is_grouped: bool
 ) -> None:
     max_bytes = num_shards_held * max(checksum.num_bytes for checksum in on_s3.checksums.values())
@@ -188,9 +188,7 @@ def test_a_cache_of_any_size_gives_the_same_batches(
     assert list((tmp_path / "cache").glob("*.tar"))
 
 
-def test_a_shard_that_was_damaged_in_the_cache_is_done_without(
-    on_s3: Snapshot, clips: BatchReader, tmp_path: Path
-) -> None:
+def test_damaged_cached_shard_is_bypassed(on_s3: Snapshot, clips: BatchReader, tmp_path: Path) -> None:
     cached = make_reader(on_s3, CacheConfig(str(tmp_path / "cache"), 1.0, num_threads=1))
     cached.set_order(without_augmentation(np.arange(1)), is_grouped=False)
     cached.read_clips(np.arange(1))
@@ -201,7 +199,7 @@ def test_a_shard_that_was_damaged_in_the_cache_is_done_without(
     assert not file.exists()
 
 
-def test_a_cache_that_fills_up_is_done_without(
+def test_failing_cache_is_bypassed(
     on_s3: Snapshot, clips: BatchReader, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cached = make_reader(on_s3, CacheConfig(str(tmp_path / "cache"), 1.0, num_threads=1))
@@ -214,7 +212,7 @@ def test_a_cache_that_fills_up_is_done_without(
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "missing"])
-def test_a_shard_that_is_not_the_indexed_one_is_named(snapshot: Snapshot, tmp_path: Path, damage: str) -> None:
+def test_error_names_a_shard_that_differs_from_the_index(snapshot: Snapshot, tmp_path: Path, damage: str) -> None:
     shutil.copytree(snapshot.store.root, tmp_path / "copy")
     store = Store(str(tmp_path / "copy"))
     tars = [Path(store.path(name)) for name in store.list("shards/unbalanced_train", ".tar")]
@@ -229,7 +227,7 @@ def test_a_shard_that_is_not_the_indexed_one_is_named(snapshot: Snapshot, tmp_pa
         clips.read_clips(np.arange(len(clips.rows)))
 
 
-def test_reading_ahead_is_bounded_and_ends_with_its_reader() -> None:
+def test_prefetching_is_bounded_and_ends_with_its_reader() -> None:
     batch = Batch("fbank", NUM_FRAMES, np.zeros(0), *[torch.zeros(0)] * 8)
     started: list[int] = []
 
@@ -245,7 +243,7 @@ def test_reading_ahead_is_bounded_and_ends_with_its_reader() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
 
 
-def test_an_error_of_a_reader_thread_reaches_the_loop() -> None:
+def test_errors_of_reader_threads_reach_the_loop() -> None:
     def make(work: int) -> Batch:
         raise CorruptError(f"clip {work}")
 
@@ -254,7 +252,7 @@ def test_an_error_of_a_reader_thread_reaches_the_loop() -> None:
 
 
 @pytest.mark.parametrize(("num_clips", "world_size"), [(10, 1), (10, 3), (7, 4), (2, 4)])
-def test_an_evaluation_reads_each_clip_once_in_order(num_clips: int, world_size: int) -> None:
+def test_evaluation_reads_each_clip_once_in_order(num_clips: int, world_size: int) -> None:
     parts = [split_evenly(num_clips, rank, world_size, batch_size=2) for rank in range(world_size)]
     clips_read = [clip for batches in parts for batch in batches for clip in batch]
     assert clips_read == list(range(num_clips))
@@ -287,7 +285,7 @@ def asts_fbank(
 
 
 @pytest.mark.parametrize("num_frames", [NUM_FRAMES, 1024])
-def test_kept_audio_is_mixed_exactly_as_asts_loader_does(snapshot: Snapshot, num_frames: int) -> None:
+def test_stored_audio_is_mixed_exactly_as_by_asts_loader(snapshot: Snapshot, num_frames: int) -> None:
     clips = make_reader(snapshot, features="waveform")
     clips.num_frames = num_frames
     by_length = np.argsort(clips.reader.num_frames[clips.rows], kind="stable")
@@ -309,7 +307,7 @@ def test_kept_audio_is_mixed_exactly_as_asts_loader_does(snapshot: Snapshot, num
         torch.testing.assert_close(found_TM, expected_TM, rtol=0, atol=5e-4)  # float32 near the floor
 
 
-def test_stored_fbanks_and_kept_audio_give_the_same_features(snapshot: Snapshot) -> None:
+def test_stored_fbanks_and_stored_audio_give_the_same_features(snapshot: Snapshot) -> None:
     positions = np.arange(len(snapshot.rows_of(TRAIN_SPLITS)))
     stored, kept = (
         mix(make_reader(snapshot, features=features).read_clips(positions)) for features in ("fbank", "waveform")

@@ -53,7 +53,7 @@ def test_ranks_share_each_global_batch_in_order(world_size: int, global_batch_si
         np.testing.assert_array_equal(taken, draws.clip[step * global_batch_size : (step + 1) * global_batch_size])
 
 
-def test_an_epoch_follows_from_its_seed_alone() -> None:
+def test_epoch_depends_only_on_its_seed() -> None:
     np.random.seed(1)
     draws = plan(100)
     np.random.seed(2)
@@ -63,12 +63,12 @@ def test_an_epoch_follows_from_its_seed_alone() -> None:
         assert not np.array_equal(draws.uniforms, plan(100, seed=seed).uniforms)
 
 
-def test_crops_leave_the_other_numbers_of_a_plan_as_they_were() -> None:
+def test_crops_do_not_change_other_random_numbers_of_a_plan() -> None:
     before = [[0.56331897, 0.70755786, 0.18404675, 0.77100271, 0.41943645, 0.12592691]]
     np.testing.assert_allclose(plan(100).uniforms[:1, :CROP], before, rtol=1e-6)
 
 
-def test_balanced_draws_are_those_of_torchs_weighted_sampler() -> None:
+def test_balanced_draws_match_torchs_weighted_sampler() -> None:
     num_draws = 100_000
     ours = np.bincount(plan(num_draws).clip, minlength=len(WEIGHTS))
     generator = torch.Generator().manual_seed(0)
@@ -79,7 +79,7 @@ def test_balanced_draws_are_those_of_torchs_weighted_sampler() -> None:
     assert chance_of_one_source(np.stack([ours, theirs])) > CERTAIN
 
 
-def test_each_clip_is_drawn_as_often_as_its_weight_says() -> None:
+def test_draw_counts_match_the_weights() -> None:
     num_draws = 100_000
     found = np.bincount(plan(num_draws).clip, minlength=len(WEIGHTS))
     expected = num_draws * WEIGHTS / WEIGHTS.sum()
@@ -87,7 +87,7 @@ def test_each_clip_is_drawn_as_often_as_its_weight_says() -> None:
     assert stats.chisquare(found[expected > 0], expected[expected > 0]).pvalue > CERTAIN
 
 
-def test_draws_without_replacement_are_those_of_numpys_choice() -> None:
+def test_draws_without_replacement_match_numpys_choice() -> None:
     # In order: which clip comes first, second and third.
     weights = np.array([1, 2, 5, 0, 12])
     rng = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def test_uniform_draws_take_each_clip_once() -> None:
     assert len(set(plan(5, "uniform").clip)) == 5
 
 
-def test_partners_are_uniform_and_shares_beta() -> None:
+def test_partners_are_uniform_and_lambdas_beta_distributed() -> None:
     draws = plan(20_000, mixup_probability=0.3, mixup_alpha=10.0)
     is_mixed = draws.partner != NO_PARTNER
     assert stats.binomtest(int(is_mixed.sum()), len(draws), 0.3).pvalue > CERTAIN
@@ -128,21 +128,21 @@ def test_partners_are_uniform_and_shares_beta() -> None:
         ([1, 1], 3, "uniform", ConfigError, "draws-per-epoch is 3, but there are 2 clips"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(
+def test_impossible_draws_are_rejected(
     weights: list[float], num_draws: int, sampler: Sampler, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         plan_epoch(np.array(weights), num_draws, sampler, AugmentConfig(), SEED)
 
 
-def test_batches_that_cannot_be_filled_are_said() -> None:
+def test_unfilled_global_batches_are_rejected() -> None:
     with pytest.raises(NoClipsError, match="global batch of 12 per epoch, found 11 draws"):
         num_steps_of(11, 12)
     with pytest.raises(ConfigError, match="found 2 for 4 ranks"):
         rank_slice(0, 2, 0, 4)
 
 
-def test_grouping_keeps_every_draw_and_brings_shards_together() -> None:
+def test_grouping_keeps_every_draw_and_groups_shards() -> None:
     shard_of_clip = np.array([2, 0, 1, 0, 2, 1, 1, 0])
     draws = plan(1000)
     grouped = group_by_shard(draws, shard_of_clip, 300, SEED)

@@ -259,7 +259,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, kind: str) -> None:
         ),
     ],
 )
-def test_weights_of_another_shape_are_refused(tmp_path: Path, config: ASTConfig, message: str) -> None:
+def test_weights_of_another_shape_are_rejected(tmp_path: Path, config: ASTConfig, message: str) -> None:
     torch.save(official_tensors(official_ast()), tmp_path / "audioset.pth")
     with pytest.raises(WeightsError, match=message):
         load_pretrained(tmp_path / "audioset.pth", config)

@@ -28,7 +28,7 @@ TINY = ASTConfig(num_classes=4, num_frames=128, freq_stride=16, time_stride=16, 
     ("capability", "expected"),
     [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16"), ((9, 0), "bf16")],
 )
-def test_bf16_is_chosen_where_the_gpu_has_it(
+def test_auto_precision_is_bf16_on_gpus_that_support_it(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -37,7 +37,7 @@ def test_bf16_is_chosen_where_the_gpu_has_it(
     assert not ALONE.autocast("tf32")._enabled
 
 
-def test_float32_products_are_exact_unless_tf32_is_asked_for() -> None:
+def test_float32_products_are_exact_except_with_tf32() -> None:
     try:
         set_matmul_precision(TrainConfig(precision="tf32"))
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
@@ -46,7 +46,7 @@ def test_float32_products_are_exact_unless_tf32_is_asked_for() -> None:
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
 
 
-def test_presets_compile_the_blocks_on_a_gpu_where_there_is_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_compiles_blocks_on_a_gpu_with_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     train = audioset_full().train
     monkeypatch.setattr(device, "find_spec", lambda name: name == "triton")
     monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/gcc" if name == "gcc" else None)
@@ -56,7 +56,7 @@ def test_presets_compile_the_blocks_on_a_gpu_where_there_is_a_c_compiler(monkeyp
     assert choose_compile(train, GPU) == "none"
 
 
-def test_auto_takes_the_fastest_kernels_of_a_gpu_that_work(
+def test_auto_chooses_the_fastest_working_attention_kernels(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -77,7 +77,7 @@ def test_auto_takes_the_fastest_kernels_of_a_gpu_that_work(
     assert "flash 1.00 ms, cudnn 2.00 ms, math 9.00 ms" in caplog.text
 
 
-def test_a_cpu_takes_torchs_choice_or_the_kernels_that_are_named() -> None:
+def test_cpu_uses_torchs_choice_or_the_named_kernels() -> None:
     assert choose_attention(TrainConfig(), TINY, ALONE).name == "torch's choice"
     names: list[Attention] = ["flash", "math"]
     for name in names:
@@ -87,7 +87,7 @@ def test_a_cpu_takes_torchs_choice_or_the_kernels_that_are_named() -> None:
 
 
 @pytest.mark.slow
-def test_all_kernels_give_the_same_losses(make_job: Callable[..., TrainingJob]) -> None:
+def test_all_attention_kernels_give_the_same_losses(make_job: Callable[..., TrainingJob]) -> None:
     losses = {
         name: [history["train/epoch_loss"] for history in Trainer(make_job(name, attention=name), ALONE).run()]
         for name in ("auto", "flash", "math")
@@ -103,7 +103,7 @@ def attend_badly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return mixed
 
 
-def test_kernels_with_gradients_that_are_not_finite_are_changed_for_others(
+def test_kernels_with_non_finite_gradients_are_replaced(
     make_job: Callable[..., TrainingJob], caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = Trainer(make_job(), ALONE)
@@ -146,7 +146,7 @@ def test_compiled_attention_follows_a_change_of_kernels() -> None:
     assert graphs[0] != graphs[1]
 
 
-def test_kernels_stay_where_others_are_no_better(make_job: Callable[..., TrainingJob]) -> None:
+def test_kernels_stay_if_the_next_best_fail_as_well(make_job: Callable[..., TrainingJob]) -> None:
     trainer = Trainer(dataclasses.replace(make_job(max_bad_steps=100)), ALONE)
     trainer.stepper.attention = AttentionKernels(["cudnn", "flash"], {"cudnn": attend_badly, "flash": attend_badly})
     trainer.run()

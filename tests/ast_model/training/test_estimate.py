@@ -10,7 +10,7 @@ from pipeline.snapshots.snapshot import Snapshot
 from tests.ast_model.training.alone import NUM_STEPS, MakeJob, train
 
 
-def test_samples_left_time_end_and_a_faster_device_are_logged_once(
+def test_samples_left_end_and_faster_device_are_logged_once(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(estimate, "MEASURED_S", 0.0)
@@ -25,13 +25,13 @@ def test_samples_left_time_end_and_a_faster_device_are_logged_once(
     assert "faster: a GPU" in caplog.text
 
 
-def test_a_training_of_seconds_logs_no_estimate(make_job: MakeJob, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_of_seconds_logs_no_estimate(make_job: MakeJob, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     train(make_job(num_epochs=1))
     assert "samples left in" not in caplog.text
 
 
-def test_a_window_of_mostly_padding_is_reported(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+def test_mostly_padded_window_is_reported(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
     _warn_of_padding(snapshot, ASTConfig(num_frames=1024))
     assert "--clip-s" not in caplog.text
     _warn_of_padding(snapshot, ASTConfig(num_frames=3000))

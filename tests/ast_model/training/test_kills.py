@@ -35,7 +35,7 @@ def start(job: TrainingJob, num_ranks: int, folder: Path) -> list[subprocess.Pop
 
 @pytest.mark.rehearsal
 @pytest.mark.parametrize(("num_ranks", "num_kills"), [(1, 6), (2, 4)])
-def test_weights_after_kills_at_random_moments_are_those_of_a_run_left_alone(
+def test_kills_at_random_moments_do_not_change_the_weights(
     make_job: Callable[..., TrainingJob], tmp_path: Path, num_ranks: int, num_kills: int
 ) -> None:
     settings = {

@@ -23,7 +23,7 @@ NUM_CLIPS = 8
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_memory_of_a_step_is_near_what_torch_counts(precision: Precision, recompute: bool) -> None:
+def test_estimated_memory_of_a_step_matches_torchs_memory_tracker(precision: Precision, recompute: bool) -> None:
     config = TrainConfig(
         global_batch_size=NUM_CLIPS,
         micro_batch_size=NUM_CLIPS,
@@ -41,7 +41,7 @@ def test_the_memory_of_a_step_is_near_what_torch_counts(precision: Precision, re
     assert step_bytes(MODEL, config, NUM_CLIPS, ALONE) == pytest.approx(peak, rel=0.15)
 
 
-def test_checkpointing_triples_the_micro_batch_at_least() -> None:
+def test_activation_checkpointing_at_least_triples_the_micro_batch() -> None:
     kept = TrainConfig(precision="bf16")
     recomputed = dataclasses.replace(kept, activation_checkpointing=True)
     one, other = (
@@ -52,7 +52,7 @@ def test_checkpointing_triples_the_micro_batch_at_least() -> None:
 
 
 @pytest.mark.slow
-def test_the_largest_micro_batch_is_found_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_largest_micro_batch_is_found_without_changing_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
     backward, tried = Stepper._backward, []
 
     def run_out_above_five(self: Stepper, batch: Any, *args: Any) -> Any:
@@ -73,7 +73,7 @@ def test_the_largest_micro_batch_is_found_and_changes_nothing(monkeypatch: pytes
     assert not state.optimizer.state
 
 
-def test_auto_is_the_default_on_a_cpu_and_the_run_knows_it(make_job: MakeJob) -> None:
+def test_auto_micro_batch_is_12_on_a_cpu_and_recorded_with_the_run(make_job: MakeJob) -> None:
     trainer = Trainer(make_job(micro_batch_size="auto"), ALONE)
     assert trainer.config.micro_batch_size == trainer.job.describe()["train"]["micro_batch_size"] == 12
     notes: Any = trainer.job.tracker

@@ -18,14 +18,14 @@ TINY = ASTConfig(num_classes=4, num_frames=128, freq_stride=16, time_stride=16, 
 PASST = RegulariseConfig(patchout_freq=4, patchout_time=40)
 
 
-def test_patchout_leaves_as_many_tokens_as_passts() -> None:
+def test_patchout_keeps_as_many_tokens_as_passt() -> None:
     base = ASTConfig.base()
     assert PASST.num_kept_patches(base.grid) + 2 == 490
     saved = forward_flops(base) / forward_flops(base, PASST.num_kept_patches(base.grid))
     assert saved == pytest.approx(2.8, abs=0.15)  # "2.8 times fewer FLOPs" (PaSST)
 
 
-def test_patchout_drops_whole_rows_and_columns_each_clip_its_own() -> None:
+def test_patchout_drops_whole_rows_and_columns_per_clip() -> None:
     source = DropMaskSampler(RegulariseConfig(patchout_freq=3, patchout_time=2), TINY, 6, seed=0)
     kept_BK = source.draw(0, 0, slice(0, 6), CPU).kept_BK
     assert kept_BK is not None
@@ -38,7 +38,7 @@ def test_patchout_drops_whole_rows_and_columns_each_clip_its_own() -> None:
     assert len({tuple(kept_K.tolist()) for kept_K in kept_BK}) > 1
 
 
-def test_a_model_sees_the_kept_patches_alone() -> None:
+def test_model_sees_only_the_kept_patches() -> None:
     torch.manual_seed(0)
     model = AST(TINY).eval()
     fbank_BTM = torch.randn(2, 128, 128)
@@ -51,7 +51,7 @@ def test_a_model_sees_the_kept_patches_alone() -> None:
     assert not torch.allclose(model(changed_BTM), model(fbank_BTM))
 
 
-def test_a_dropped_path_leaves_the_tokens_as_they_are_and_the_mean_stays() -> None:
+def test_dropped_branch_leaves_tokens_unchanged_and_preserves_the_mean() -> None:
     source = DropMaskSampler(RegulariseConfig(drop_path=0.4), TINY, 4000, seed=0)
     scale_BL = source.draw(1, 2, slice(0, 4000), CPU).scale_BL
     assert scale_BL is not None
@@ -64,7 +64,7 @@ def test_a_dropped_path_leaves_the_tokens_as_they_are_and_the_mean_stays() -> No
     )
 
 
-def test_noise_depends_on_the_place_in_the_global_batch_alone() -> None:
+def test_masks_depend_only_on_the_position_in_the_global_batch() -> None:
     config = RegulariseConfig(patchout_freq=2, patchout_time=2, drop_path=0.5)
     whole = DropMaskSampler(config, TINY, 8, seed=3).draw(2, 7, slice(0, 8), CPU)
     part = DropMaskSampler(config, TINY, 8, seed=3).draw(2, 7, slice(5, 8), CPU)
@@ -74,12 +74,12 @@ def test_noise_depends_on_the_place_in_the_global_batch_alone() -> None:
     assert not torch.equal(other.kept_BK, whole.kept_BK)  # pyright: ignore[reportArgumentType]
 
 
-def test_patchout_that_leaves_nothing_is_refused() -> None:
+def test_patchout_of_all_patches_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"8 rows and 8 columns of patches, found --train.regularise.patchout-freq 8"):
         DropMaskSampler(RegulariseConfig(patchout_freq=8), TINY, 8, seed=0)
 
 
-def test_the_learning_rate_falls_from_block_to_block() -> None:
+def test_layer_decay_scales_learning_rates_by_block() -> None:
     model = AST(TINY)
     optimizer = make_optimizer(model, TrainConfig(layer_decay=0.5))
     set_learning_rate(optimizer, 1.0)
@@ -91,7 +91,7 @@ def test_the_learning_rate_falls_from_block_to_block() -> None:
     assert len(make_optimizer(model, TrainConfig()).param_groups) == 1
 
 
-def test_decoupled_decay_is_adamws_and_spares_biases_and_norms() -> None:
+def test_decoupled_decay_equals_adamw_and_excludes_biases_and_norms() -> None:
     torch.manual_seed(0)
     ours = AST(ASTConfig.nano(num_classes=3, num_frames=64, depth=1))
     theirs = copy.deepcopy(ours)
@@ -110,7 +110,7 @@ def test_decoupled_decay_is_adamws_and_spares_biases_and_norms() -> None:
         torch.testing.assert_close(found, expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_cosine_is_torchs() -> None:
+def test_cosine_schedule_equals_torchs() -> None:
     config = ScheduleConfig("cosine", num_warmup_steps=10, num_steps_per_stair=1)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=90)
@@ -121,7 +121,7 @@ def test_the_cosine_is_torchs() -> None:
     assert learning_rate_factor(5, 0, config, 100) == pytest.approx(0.5)
 
 
-def test_the_average_is_the_mean() -> None:
+def test_running_average_equals_the_mean() -> None:
     states = [{"weight": torch.randn(3)} for _ in range(4)]
     average: dict[str, torch.Tensor] = {}
     for count, state in enumerate(states, start=1):
@@ -129,7 +129,7 @@ def test_the_average_is_the_mean() -> None:
     torch.testing.assert_close(average["weight"], torch.stack([state["weight"] for state in states]).mean(dim=0))
 
 
-def test_nothing_of_this_is_in_the_papers_settings() -> None:
+def test_papers_presets_use_no_regularisation() -> None:
     config = TrainConfig()
     assert config.regularise == RegulariseConfig(0, 0, 0.0)
     assert (config.layer_decay, config.teachers, config.schedule.shape) == (1.0, (), "steps")

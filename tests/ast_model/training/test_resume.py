@@ -43,7 +43,7 @@ PAST_THE_PAPER: dict[str, Any] = {
         ({"precision": "fp16"}, 4),
     ],
 )
-def test_stop_and_resume_equals_no_stop_bit_for_bit(make_job: MakeJob, overrides: dict[str, Any], stop_at: int) -> None:
+def test_stop_and_resume_gives_identical_weights(make_job: MakeJob, overrides: dict[str, Any], stop_at: int) -> None:
     whole, stopped = (make_job(run, **overrides) for run in ("whole", "stopped"))
     _, history = train(whole)
     with pytest.raises(StoppedError, match="resume with --resume stopped"):
@@ -58,7 +58,7 @@ def test_stop_and_resume_equals_no_stop_bit_for_bit(make_job: MakeJob, overrides
         assert epoch == pytest.approx(expected, rel=1e-6, nan_ok=True)
 
 
-def test_a_kill_loses_the_steps_since_the_last_checkpoint(make_job: MakeJob) -> None:
+def test_kill_loses_only_steps_since_the_last_checkpoint(make_job: MakeJob) -> None:
     @dataclass
     class KillAt(StopAt):
         def is_stopping(self) -> bool:
@@ -78,7 +78,7 @@ def test_a_kill_loses_the_steps_since_the_last_checkpoint(make_job: MakeJob) -> 
     torch.testing.assert_close(final_state(killed), final_state(whole), rtol=0, atol=0)
 
 
-def test_what_does_not_belong_together_is_refused(make_job: MakeJob) -> None:
+def test_resuming_with_changed_model_snapshot_or_too_many_ranks_is_rejected(make_job: MakeJob) -> None:
     job = make_job()
     with pytest.raises(StoppedError):
         train(job, StopAt(1))
@@ -92,14 +92,14 @@ def test_what_does_not_belong_together_is_refused(make_job: MakeJob) -> None:
         Trainer(job, World(0, 5, torch.device("cpu")))
 
 
-def test_the_last_epochs_are_averaged_all_of_them_if_there_are_fewer(make_job: MakeJob) -> None:
+def test_all_epochs_are_averaged_if_fewer_than_requested(make_job: MakeJob) -> None:
     job = make_job(num_epochs=3, average_last_epochs=20)
     trainer, history = train(job)
     assert trainer.state.loop.num_averaged == 3
     assert "eval/average/mAP" in history[-1]
 
 
-def test_another_number_of_epochs_is_refused_once_it_would_change_the_average(make_job: MakeJob) -> None:
+def test_changed_number_of_epochs_is_rejected_if_it_changes_the_average(make_job: MakeJob) -> None:
     with pytest.raises(StoppedError):
         train(make_job(num_epochs=3, average_last_epochs=2), StopAt(2 * NUM_STEPS + 1))
     longer = make_job(num_epochs=5, average_last_epochs=2)
@@ -107,7 +107,7 @@ def test_another_number_of_epochs_is_refused_once_it_would_change_the_average(ma
         Trainer(longer, ALONE)
 
 
-def test_a_record_from_before_a_setting_was_made_with_its_default(make_job: MakeJob) -> None:
+def test_old_records_get_defaults_for_newer_settings(make_job: MakeJob) -> None:
     job = make_job()
     record = json.loads(json.dumps(job.describe()))
     del record["model"]["post_norm"], record["train"]["betas"]

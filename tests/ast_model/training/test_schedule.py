@@ -42,7 +42,7 @@ SPEECH_COMMANDS_LOG = [2.5e-4] * 5 + [
     ],
     ids=["balanced", "full", "esc50", "speechcommands"],
 )
-def test_curve_is_that_of_the_official_logs(
+def test_learning_rates_match_the_official_logs(
     config: ScheduleConfig, num_steps_per_epoch: int, logged: list[float]
 ) -> None:
     last_steps = [(epoch + 1) * num_steps_per_epoch - 1 for epoch in range(len(logged))]
@@ -50,14 +50,14 @@ def test_curve_is_that_of_the_official_logs(
     assert rates == pytest.approx(logged, rel=1e-12)
 
 
-def test_warmup_is_that_of_the_official_log() -> None:
+def test_warmup_matches_the_official_log() -> None:
     # What the log of the balanced run prints at every 50th step, to six decimals.
     printed = "00 03 05 08 10 13 15 17 20 23 25 28 30 33 35 38 40 43 45 48 50".split()
     rates = [5e-5 * learning_rate_factor(step, 0, BALANCED) for step in range(0, 1001, 50)]
     assert [f"{rate:f}" for rate in rates] == [f"0.0000{digits}" for digits in printed]
 
 
-def test_every_step_equals_torchs_scheduler_with_stairs_before_it() -> None:
+def test_every_step_equals_torchs_scheduler_after_warmup_stairs() -> None:
     rate, num_steps_per_epoch = 5e-5, 300
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], rate)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [10, 15, 20, 25], gamma=0.5)
@@ -76,6 +76,6 @@ def test_every_step_equals_torchs_scheduler_with_stairs_before_it() -> None:
 @pytest.mark.parametrize(
     "settings", [{"num_steps_per_stair": 0}, {"num_warmup_steps": -1}, {"decay_factor": 0.0}, {"decay_factor": 1.5}]
 )
-def test_impossible_settings_are_refused(settings: dict) -> None:
+def test_impossible_schedules_are_rejected(settings: dict) -> None:
     with pytest.raises(ConfigError):
         ScheduleConfig(**settings)

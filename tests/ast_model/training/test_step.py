@@ -24,7 +24,7 @@ from pipeline.errors import TrainingError
 from tests.ast_model.training.alone import ALONE, NUM_STEPS, MakeJob, final_state, train
 
 
-def test_micro_batches_and_the_fused_step_equal_torchs_plain_adam(make_job: MakeJob) -> None:
+def test_micro_batches_and_fused_adam_equal_torchs_plain_adam(make_job: MakeJob) -> None:
     job = make_job(micro_batch_size=1, schedule=ScheduleConfig(num_warmup_steps=0), weight_decay=0.01)
     trainer = Trainer(job, ALONE)
     whole = Trainer(dataclasses.replace(job, config=dataclasses.replace(job.config, micro_batch_size=4)), ALONE)
@@ -58,7 +58,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, rows: set[int]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_step_that_is_not_finite_is_skipped_counted_and_named(
+def test_non_finite_step_is_skipped_counted_and_logged_with_its_clip(
     make_job: MakeJob, monkeypatch, caplog: pytest.LogCaptureFixture, precision: str
 ) -> None:
     draws = {"sampler": "uniform", "draws_per_epoch": 16, "augment": AugmentConfig(mixup_probability=0)}
@@ -78,7 +78,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(
     assert notes.metrics[-1][1]["train/skipped_steps"] == 1
 
 
-def test_too_many_in_a_row_end_the_run_and_the_checkpoint_is_sound(
+def test_too_many_bad_steps_in_a_row_end_the_run_with_an_intact_checkpoint(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(max_bad_steps=3, checkpoints=CheckpointConfig(every_steps=2, every_minutes=None))
@@ -90,7 +90,7 @@ def test_too_many_in_a_row_end_the_run_and_the_checkpoint_is_sound(
     torch.testing.assert_close(state["model"], dict(fresh), rtol=0, atol=0)
 
 
-def test_lower_precisions_come_near(make_job: MakeJob) -> None:
+def test_lower_precisions_reach_nearly_the_same_loss(make_job: MakeJob) -> None:
     losses = {}
     for precision in ("fp32", "bf16", "fp16"):
         job = make_job(precision, num_epochs=1, precision=precision)
@@ -99,7 +99,7 @@ def test_lower_precisions_come_near(make_job: MakeJob) -> None:
     assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.02)
 
 
-def test_recomputing_changes_no_number(make_job: MakeJob) -> None:
+def test_activation_checkpointing_gives_identical_weights(make_job: MakeJob) -> None:
     past = {"layer_decay": 0.7, "regularise": RegulariseConfig(patchout_freq=2, patchout_time=8, drop_path=0.3)}
     kept, recomputed = (
         make_job(run, activation_checkpointing=run == "recomputed", num_epochs=1, **past)
@@ -110,7 +110,7 @@ def test_recomputing_changes_no_number(make_job: MakeJob) -> None:
     torch.testing.assert_close(final_state(recomputed), final_state(kept), rtol=0, atol=0)
 
 
-def test_out_of_memory_says_what_to_try(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_error_names_settings_to_change(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_out(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -122,7 +122,7 @@ def test_out_of_memory_says_what_to_try(make_job: MakeJob, monkeypatch: pytest.M
         trainer.run()
 
 
-def test_the_loop_says_how_it_goes(make_job: MakeJob, caplog: pytest.LogCaptureFixture) -> None:
+def test_metrics_and_checkpoints_are_logged(make_job: MakeJob, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     job = make_job()
     train(job)
@@ -144,7 +144,7 @@ def test_the_loop_says_how_it_goes(make_job: MakeJob, caplog: pytest.LogCaptureF
     assert notes.checkpoints == ["epoch-0001-step-00000000", "epoch-0002-step-00000000"]
 
 
-def test_the_head_is_float32_in_every_precision_so_that_no_clips_tie(make_job: MakeJob) -> None:
+def test_head_is_float32_in_every_precision_so_scores_do_not_tie(make_job: MakeJob) -> None:
     model = Trainer(make_job(), ALONE).state.model.eval()
     torch.nn.init.normal_(model.head.linear.weight, std=0.01)
     fbank_BTM = torch.randn(400, 128, 128)
@@ -156,7 +156,7 @@ def test_the_head_is_float32_in_every_precision_so_that_no_clips_tie(make_job: M
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_jobs_evaluate_finds_the_figure_of_the_training(make_job: MakeJob, precision: str) -> None:
+def test_evaluating_a_checkpoint_gives_the_trainings_metric(make_job: MakeJob, precision: str) -> None:
     job = make_job(num_epochs=1, precision=precision)
     _, history = train(job)
     (name,) = list_checkpoints(job.store, job.folder)
@@ -164,7 +164,7 @@ def test_jobs_evaluate_finds_the_figure_of_the_training(make_job: MakeJob, preci
     assert member.evaluation.metrics_by_name["mAP"] == pytest.approx(history[0]["eval/mAP"], rel=1e-9)
 
 
-def test_an_evaluation_leaves_a_clip_without_scores_out_and_names_it(
+def test_evaluation_excludes_and_logs_a_clip_with_non_finite_scores(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(num_epochs=1)
@@ -178,7 +178,7 @@ def test_an_evaluation_leaves_a_clip_without_scores_out_and_names_it(
     assert kept.keys.tolist() == job.snapshot.index["key"].take(np.delete(rows, 2)).to_pylist()
 
 
-def test_an_epoch_is_saved_before_an_evaluation_that_fails(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epoch_is_saved_before_a_failing_evaluation(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, failing = make_job("whole"), make_job("failing")
     _, expected = train(whole)
 
@@ -196,9 +196,7 @@ def test_an_epoch_is_saved_before_an_evaluation_that_fails(make_job: MakeJob, mo
     torch.testing.assert_close(final_state(failing), final_state(whole), rtol=0, atol=0)
 
 
-def test_weights_whose_scores_are_never_finite_end_an_evaluation(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_without_any_finite_score_ends_the_run(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(num_epochs=1)
     spoil(monkeypatch, set(job.snapshot.rows_of((job.config.eval_split,)).tolist()))
     with pytest.raises(TrainingError, match="found none that is finite"):
@@ -223,7 +221,7 @@ def one_of_many(tmp_path: Path) -> Iterator[World]:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at it while it compiles
 @pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("what", ["blocks", "model"])
-def test_compiling_makes_code_once_for_each_size_of_a_micro_batch_and_changes_no_number(
+def test_compiling_once_per_micro_batch_size_gives_the_same_losses(
     make_job: MakeJob, monkeypatch, caplog: pytest.LogCaptureFixture, one_of_many: World, what: str, settings: dict
 ) -> None:
     caplog.set_level(logging.INFO, logger="ast_model")

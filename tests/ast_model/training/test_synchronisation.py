@@ -107,15 +107,15 @@ def count_waits(recipe: recipes.Recipe, **settings: Any) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_no_recipes_step_waits_for_the_device(name: str, precision: str) -> None:
+def test_no_recipe_waits_for_the_device_in_a_step(name: str, precision: str) -> None:
     assert count_waits(getattr(recipes, name)(), precision=precision) == []
 
 
-def test_nor_does_one_on_waveforms() -> None:
+def test_step_on_waveforms_does_not_wait_for_the_device() -> None:
     assert count_waits(recipes.audioset_balanced(), features="waveform") == []
 
 
-def test_every_recipe_is_looked_at() -> None:
+def test_all_recipes_are_covered() -> None:
     assert set(RECIPES) == {"demo", *recipes.NUM_CLIPS}
 
 
@@ -130,7 +130,7 @@ def test_every_recipe_is_looked_at() -> None:
         (lambda fbank_BTM: 1 if fbank_BTM.isnan().any() else 0, "__bool__"),
     ],
 )
-def test_a_planted_wait_is_found(monkeypatch: pytest.MonkeyPatch, wait: Callable[[Tensor], Any], name: str) -> None:
+def test_planted_wait_is_found(monkeypatch: pytest.MonkeyPatch, wait: Callable[[Tensor], Any], name: str) -> None:
     mix = step_module.mix
 
     def mix_and_wait(batch: Batch) -> Tensor:

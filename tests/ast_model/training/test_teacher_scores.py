@@ -35,7 +35,7 @@ def read(job: TrainingJob) -> TrainingData:
     return TrainingData(plan, job.model.num_frames, open_teachers(plan))
 
 
-def test_targets_are_partly_the_mean_of_the_teachers_that_scored_a_clip(
+def test_targets_mix_in_the_mean_of_the_teachers_that_scored_a_clip(
     make_job: Callable[..., TrainingJob], tmp_path: Path
 ) -> None:
     augment = AugmentConfig(mixup_probability=0)
@@ -58,7 +58,7 @@ def test_targets_are_partly_the_mean_of_the_teachers_that_scored_a_clip(
         torch.testing.assert_close(found_C, expected_C, rtol=0, atol=1e-3)
 
 
-def test_a_training_learns_from_a_teacher(make_job: Callable[..., TrainingJob], tmp_path: Path) -> None:
+def test_training_learns_from_a_teacher(make_job: Callable[..., TrainingJob], tmp_path: Path) -> None:
     plain = make_job(num_epochs=1)
     keep_teacher(plain, tmp_path, "t", plain.snapshot.rows_of(plain.config.train_splits), 0)
     taught = make_job("taught", num_epochs=1, teachers=("t",), teacher_share=1.0)
@@ -66,7 +66,7 @@ def test_a_training_learns_from_a_teacher(make_job: Callable[..., TrainingJob], 
     assert metrics["train/epoch_loss"] > Trainer(plain, ALONE).run()[0]["train/epoch_loss"]  # of random scores
 
 
-def test_teachers_that_are_missing_or_of_other_clips_are_refused_before_anything_costly(
+def test_missing_teachers_and_scores_of_other_clips_are_rejected(
     make_job: Callable[..., TrainingJob], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(teachers=("t",), allow_empty_classes=True)
@@ -82,7 +82,7 @@ def test_teachers_that_are_missing_or_of_other_clips_are_refused_before_anything
     assert f"t scored 3 of {len(rows)} training clips" in caplog.text
 
 
-def test_a_training_with_teachers_but_without_their_scores_is_refused(make_job: Callable[..., TrainingJob]) -> None:
+def test_training_with_teachers_but_without_scores_is_rejected(make_job: Callable[..., TrainingJob]) -> None:
     job = make_job(teachers=("t",))
     with pytest.raises(ValueError, match="expected scores of the teachers"):
         TrainingData(TrainingPlan(job.snapshot, job.config), job.model.num_frames)

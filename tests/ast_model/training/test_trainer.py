@@ -115,7 +115,7 @@ def whole(snapshot: Snapshot) -> tuple[TrainingJob, list[Metrics]]:
     return job, Trainer(job, ALONE).run()
 
 
-def test_it_learns_logs_and_measures(whole: tuple[TrainingJob, list[Metrics]]) -> None:
+def test_training_learns_logs_and_saves_predictions(whole: tuple[TrainingJob, list[Metrics]]) -> None:
     job, history = whole
     assert isinstance(job.tracker, Recorder)
     num_steps = len(job.snapshot.rows_of(CONFIG.train_splits)) // CONFIG.global_batch_size
@@ -135,9 +135,7 @@ def test_it_learns_logs_and_measures(whole: tuple[TrainingJob, list[Metrics]]) -
     assert rates[-1] == CONFIG.learning_rate / 2
 
 
-def test_a_training_that_was_stopped_goes_on_bit_for_bit(
-    snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]]
-) -> None:
+def test_interrupted_training_resumes_bit_for_bit(snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]]) -> None:
     expected_job, expected_history = whole
     job = make_job(snapshot, "stopped")
     for _ in range(2):
@@ -152,7 +150,7 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(
         assert found.description["digests"] == expected.description["digests"]
 
 
-def test_a_broken_checkpoint_costs_an_epoch_and_nothing_else(
+def test_damaged_checkpoint_costs_only_its_epoch(
     snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]], caplog: pytest.LogCaptureFixture
 ) -> None:
     _, expected_history = whole
@@ -166,7 +164,7 @@ def test_a_broken_checkpoint_costs_an_epoch_and_nothing_else(
     assert "falling back to the previous checkpoint" in caplog.text
 
 
-def test_the_average_is_the_mean_of_the_epochs_weights(
+def test_averaged_weights_are_the_mean_of_the_epochs(
     snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]]
 ) -> None:
     epochs = [
@@ -208,9 +206,7 @@ def train_two(snapshot: Snapshot, run: str, folder: Path, stop_at: int = -1) -> 
 
 
 @pytest.mark.rehearsal  # two ranks' gradient, and their draws, are also tested without
-def test_two_processes_learn_as_one(
-    snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]], tmp_path: Path
-) -> None:
+def test_two_ranks_learn_like_one(snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]], tmp_path: Path) -> None:
     out = train_two(snapshot, "two", tmp_path)
     job, history = whole
     assert out["world_size"] == 2
@@ -221,7 +217,7 @@ def test_two_processes_learn_as_one(
 
 
 @pytest.mark.process
-def test_two_processes_then_one_then_two_take_the_same_samples(
+def test_changing_the_number_of_ranks_keeps_the_samples(
     snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]], tmp_path: Path
 ) -> None:
     first = train_two(snapshot, "changing", tmp_path, stop_at=1)
@@ -243,7 +239,7 @@ def test_two_processes_then_one_then_two_take_the_same_samples(
         assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_classes_without_training_clips_are_named(snapshot: Snapshot) -> None:
+def test_classes_without_training_clips_are_listed(snapshot: Snapshot) -> None:
     job = make_job(snapshot, "empty", train_splits=("balanced_train",))
     with pytest.raises(NoClipsError, match=r"of 15 classes have no training clip: .*Siren"):
         check(job)
@@ -259,18 +255,20 @@ def test_classes_without_training_clips_are_named(snapshot: Snapshot) -> None:
         ({"global_batch_size": 1000}, NoClipsError, "global batch of 1000 per epoch"),
     ],
 )
-def test_nothing_to_learn_from_is_said(snapshot: Snapshot, changes: dict, error: type[Exception], message: str) -> None:
+def test_missing_clips_and_unfilled_batches_are_rejected(
+    snapshot: Snapshot, changes: dict, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         check(make_job(snapshot, "nothing", **changes))
 
 
-def test_a_model_for_other_classes_is_refused(snapshot: Snapshot) -> None:
+def test_model_with_another_number_of_classes_is_rejected(snapshot: Snapshot) -> None:
     job = dataclasses.replace(make_job(snapshot, "other"), model=dataclasses.replace(MODEL, num_classes=7))
     with pytest.raises(MismatchError, match=r"a model of 15 classes.* found one of 7"):
         check(job)
 
 
-def test_features_that_do_not_fit_are_refused(snapshot: Snapshot) -> None:
+def test_unavailable_features_are_rejected(snapshot: Snapshot) -> None:
     wide = dataclasses.replace(make_job(snapshot, "wide"), model=dataclasses.replace(MODEL, num_mel_bins=64))
     with pytest.raises(MismatchError, match="a model of 128 mel bins, as the fbanks have, found 64"):
         check(wide)
@@ -280,14 +278,14 @@ def test_features_that_do_not_fit_are_refused(snapshot: Snapshot) -> None:
         check(make_job(silent, "silent", features="waveform"))
 
 
-def test_a_recipe_far_from_the_data_is_warned_about(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+def test_normalisation_far_from_the_data_is_reported(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
     check(make_job(snapshot, "near", mean=snapshot.mean + 0.1, std=snapshot.std))
     assert "the data's are" not in caplog.text
     check(make_job(snapshot, "far", mean=snapshot.mean + 5, std=snapshot.std))
     assert f"the data's are {snapshot.mean:.2f} and {snapshot.std:.2f}" in caplog.text
 
 
-def test_kept_audio_teaches_what_stored_fbanks_do(snapshot: Snapshot) -> None:
+def test_training_on_stored_audio_equals_training_on_fbanks(snapshot: Snapshot) -> None:
     changes: dict[str, Any] = {"num_epochs": 1, "average_last_epochs": 0, "group_draws": 20}
     changes["augment"] = dataclasses.replace(CONFIG.augment, mixup_probability=0.0)
     stored = make_job(snapshot, "stored", **changes)
@@ -297,19 +295,19 @@ def test_kept_audio_teaches_what_stored_fbanks_do(snapshot: Snapshot) -> None:
     assert curve(kept) == pytest.approx(curve(stored), rel=1e-3)
 
 
-def test_a_run_is_not_resumed_on_other_data(snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]]) -> None:
+def test_resuming_on_another_snapshot_is_rejected(snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]]) -> None:
     other = dataclasses.replace(snapshot, snapshot_id="another")
     with pytest.raises(MismatchError, match=rf"--snapshot: {snapshot.snapshot_id} then, another now"):
         Trainer(make_job(other, "whole"), ALONE)
 
 
-def test_a_loss_that_stays_no_number_stops_the_run_with_its_step(snapshot: Snapshot) -> None:
+def test_persistently_non_finite_loss_stops_the_run(snapshot: Snapshot) -> None:
     job = make_job(snapshot, "nan", learning_rate=1e30, schedule=ScheduleConfig(num_warmup_steps=0), max_bad_steps=2)
     with pytest.raises(TrainingError, match=r"steps in a row up to epoch \d, step \d+ had .*--train.learning-rate"):
         Trainer(job, ALONE).run()
 
 
-def test_losses_are_torchs() -> None:
+def test_losses_equal_torchs() -> None:
     random = torch.Generator().manual_seed(0)
     logits_BC, soft_BC = torch.randn(5, 7, generator=random), torch.rand(5, 7, generator=random)
     bce = nnf.binary_cross_entropy_with_logits(logits_BC, soft_BC)

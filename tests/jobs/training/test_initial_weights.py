@@ -26,7 +26,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "../earlier/average"
 
 
-def test_a_relative_path_is_found_from_any_folder(
+def test_relative_path_of_weights_is_resolved_for_all_folders(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_initial_weights(TrainConfig(init=weights), SHAPE, resume="")
@@ -35,12 +35,12 @@ def test_a_relative_path_is_found_from_any_folder(
     assert open_initial_weights(opened, SHAPE, resume="") == opened
 
 
-def test_weights_of_another_shape_are_refused(weights: str) -> None:
+def test_weights_of_another_shape_are_rejected(weights: str) -> None:
     with pytest.raises(WeightsError, match=r"expected class_token of shape \(1, 1, 48\), found \(1, 1, 24\)"):
         open_initial_weights(TrainConfig(init=weights), dataclasses.replace(SHAPE, width=48), resume="")
 
 
-def test_a_resumed_run_needs_its_first_weights_no_more() -> None:
+def test_resumed_run_does_not_need_its_initial_weights() -> None:
     gone = TrainConfig(init="../gone.pth")
     assert open_initial_weights(gone, SHAPE, resume="run-1") == gone
 
@@ -54,7 +54,7 @@ def test_a_resumed_run_needs_its_first_weights_no_more() -> None:
     ],
 )
 @pytest.mark.parametrize("job", [audioset, train, esc50, speechcommands], ids=lambda job: job.__name__)
-def test_every_job_opens_its_weights_first(
+def test_every_command_checks_its_weights_first(
     job: ModuleType, init: str, message: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -67,7 +67,7 @@ def test_every_job_opens_its_weights_first(
     assert not (tmp_path / "store" / "shards").exists()
 
 
-def test_own_sounds_are_not_read_before_their_weights_are_found(weights: str) -> None:
+def test_own_sounds_are_read_only_after_checking_the_weights(weights: str) -> None:
     config = finetune.COMMAND_LINE.parse(["--data", "no-such-table.csv", "--init", "../earlier/nothing.pth"])
     with pytest.raises(WeightsError, match=r"expected weights at .*/earlier/nothing\.pth, found nothing there"):
         finetune.COMMAND_LINE.load(config)(config)

@@ -121,7 +121,7 @@ def once_under_way(job: TrackedJob, act: Callable[[], None]) -> threading.Thread
     return thread
 
 
-def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(own: Snapshot) -> None:
+def test_killed_worker_costs_only_steps_since_the_last_checkpoint(own: Snapshot) -> None:
     job = begin(make_config(), own)
     thread = once_under_way(job, lambda: training_workers()[-1].send_signal(signal.SIGKILL))
     history = train_on_ray(job, RayConfig("2"))
@@ -134,7 +134,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(own: Snapshot
 
 
 @pytest.mark.rehearsal
-def test_asked_to_stop_it_saves_and_leaves_and_goes_on_when_told(own: Snapshot) -> None:
+def test_sigterm_saves_and_stops_and_the_run_resumes(own: Snapshot) -> None:
     config = make_config()
     job = begin(config, own)
     thread = once_under_way(job, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -155,7 +155,7 @@ def test_asked_to_stop_it_saves_and_leaves_and_goes_on_when_told(own: Snapshot) 
         resume_run(job.run, own.store, config)
 
 
-def test_more_workers_than_there_can_be_are_said(own: Snapshot) -> None:
+def test_more_workers_than_the_cluster_has_are_reported(own: Snapshot) -> None:
     job = begin(make_config(), own)
     expected = r"expected 64 workers of 1 CPU each within 1 s, found a cluster of 1 nodes with 2 CPU"
     with pytest.raises(TrainingError, match=expected):
@@ -171,29 +171,27 @@ def test_more_workers_than_there_can_be_are_said(own: Snapshot) -> None:
         ({"regularise": RegulariseConfig(patchout_time=99)}, "expected patchout to leave some"),
     ],
 )
-def test_what_can_not_be_learnt_from_is_said_before_anything_is_recorded(
-    own: Snapshot, settings: dict, message: str
-) -> None:
+def test_impossible_trainings_are_rejected_before_recording_a_run(own: Snapshot, settings: dict, message: str) -> None:
     with pytest.raises(AudioTaggingError, match=message):
         begin(make_config(**settings), own)
     assert {file.name for file in Path(own.store.root).iterdir()} == {"shards", "snapshots", ".scratch"}
 
 
-def test_more_workers_than_samples_in_a_step_are_said_first(tmp_path: Path) -> None:
+def test_more_workers_than_samples_in_a_step_are_rejected_first(tmp_path: Path) -> None:
     config = dataclasses.replace(make_config(), root=str(tmp_path / "nothing"), ray=RayConfig("2:8"))
     with pytest.raises(ConfigError, match="one sample per rank, found 4 for 8 ranks"):
         train(config)
 
 
 @pytest.mark.rehearsal
-def test_an_error_that_a_person_can_mend_is_not_tried_again(own: Snapshot) -> None:
+def test_user_errors_are_not_retried(own: Snapshot) -> None:
     job = begin(make_config(), own)
     wrong = dataclasses.replace(job, config=dataclasses.replace(job.config, init="gone.pth"))
     with pytest.raises(WeightsError, match=r"gone\.pth"):
         train_on_ray(wrong, RayConfig("1", max_failures=1))
 
 
-def test_a_run_is_resumed_as_it_was_begun(own: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+def test_run_resumes_only_with_its_settings_and_snapshot(own: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
     job = begin(make_config(), own)
     with pytest.raises(ConfigError, match=rf"expected a run named other .* found {job.run}"):
         resume_run("other", own.store, make_config())
@@ -236,7 +234,7 @@ def test_failures_count_only_without_a_new_checkpoint(own: Snapshot, monkeypatch
 
 
 @pytest.mark.parametrize("use_gpu", [True, None], ids=["asked for", "left open"])
-def test_a_gpu_that_torch_can_not_use_is_refused_before_ray_train_starts(
+def test_unusable_gpu_is_rejected_before_ray_train_starts(
     own: Snapshot, monkeypatch: pytest.MonkeyPatch, use_gpu: bool | None
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
@@ -252,6 +250,6 @@ def test_workers_are_a_number_or_a_range(text: str, workers: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("text", ["", "0", "3:2", "1:2:3", "two", "-1"])
-def test_other_workers_are_refused(text: str) -> None:
+def test_invalid_workers_are_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="--workers must be a number"):
         RayConfig(text)

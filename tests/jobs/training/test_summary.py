@@ -11,7 +11,7 @@ from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
 
-def test_accuracy_is_reported_and_the_command_evaluates_the_split_that_was_measured_on(
+def test_summary_reports_accuracy_and_the_evaluated_split(
     snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(str(tmp_path_factory.mktemp("report")))

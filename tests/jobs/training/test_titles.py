@@ -21,7 +21,7 @@ WITHOUT_MIXUP = dataclasses.replace(TRAIN.augment, mixup_probability=0.0)
         ({"augment": WITHOUT_MIXUP}, "mixup 0 ab12 · demo · "),
     ],
 )
-def test_a_name_begins_with_what_differs_and_is_told_apart_at_20_characters(
+def test_title_starts_with_changed_settings_and_is_unique_within_20_characters(
     settings: dict[str, object], start: str, snapshot: Snapshot
 ) -> None:
     config = TrainJobConfig("demo", model=recipes.demo().model, train=dataclasses.replace(TRAIN, **settings))

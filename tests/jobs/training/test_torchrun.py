@@ -17,7 +17,7 @@ FLAGS = """demo --train.num-epochs 100 --train.draws-per-epoch 160 --train.train
 
 
 @pytest.mark.rehearsal
-def test_sigterm_saves_and_ends_with_75(small_store: Store, snapshot: Snapshot, tmp_path: Path) -> None:
+def test_sigterm_saves_a_checkpoint_and_exits_with_75(small_store: Store, snapshot: Snapshot, tmp_path: Path) -> None:
     for name in ("shards", "snapshots", "latest.json"):
         (tmp_path / name).symlink_to(small_store.path(name))
     launcher = [sys.executable, "-m", "jobs.training.torchrun", "--standalone", "--nproc-per-node", "2"]
