@@ -16,7 +16,8 @@ from ast_model.losses import scores_from_logits
 from ast_model.model import AST
 from ast_model.pretrained.load import fit_weights
 from ast_model.pretrained.metadata import ModelMetadata, check_labels, read_metadata
-from ast_model.pretrained.weight_files import find_weights, read_weights
+from ast_model.pretrained.weight_files import read_weights
+from ast_model.pretrained.weight_sources import find_weights
 from pipeline.audio.decode import decode_file
 from pipeline.errors import ConfigError, InputError
 from pipeline.fbank import compute_fbank

@@ -1,4 +1,4 @@
-"""Published weights, and our own, from wherever they lie."""
+"""Load published weights and own checkpoints into a model."""
 
 from ast_model.pretrained.load import load_pretrained
 

@@ -1,4 +1,4 @@
-"""An AST's config and normalisation in the words of Hugging Face's transformers."""
+"""Convert an AST's config and normalisation from and to transformers' JSON files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,11 +21,11 @@ _DEFAULTS = {
     "max_length": 1024,
     "num_mel_bins": 128,
 }
-"""Values of the fields that a `config.json` may leave out: transformers' own defaults."""
+"""transformers' defaults for the fields that a `config.json` may omit."""
 
 
 def read_config(description: Mapping[str, Any]) -> ASTConfig:
-    """Turn a `config.json` into our config. Raises WeightsError if our model cannot be shaped so."""
+    """Convert a `config.json`. Raises WeightsError for settings that `AST` lacks."""
     theirs = {**_DEFAULTS, **description}
     if theirs["hidden_act"] != "gelu" or theirs["intermediate_size"] % theirs["hidden_size"]:
         raise WeightsError(
@@ -33,7 +33,7 @@ def read_config(description: Mapping[str, Any]) -> ASTConfig:
             f"{theirs['hidden_act']}, {theirs['intermediate_size']} and {theirs['hidden_size']}"
         )
     return ASTConfig(
-        num_classes=len(theirs.get("id2label", "ab")),  # theirs has two classes unless told
+        num_classes=len(theirs.get("id2label", "ab")),  # transformers' default is two classes
         num_frames=theirs["max_length"],
         num_mel_bins=theirs["num_mel_bins"],
         patch_freq=theirs["patch_size"],
@@ -50,19 +50,19 @@ def read_config(description: Mapping[str, Any]) -> ASTConfig:
 
 
 def fits_hugging_face(config: ASTConfig) -> bool:
-    """Whether transformers' AST can have this shape."""
+    """Return True if transformers' AST supports this shape."""
     structure = (config.num_extra_tokens, config.post_norm, config.fixed_positions)
     return config.patch_freq == config.patch_time and structure == (2, False, False)
 
 
 def describe_config(config: ASTConfig, labels: Sequence[str], loss: str = "bce") -> dict[str, Any]:
-    """Return the `config.json` of a model with these labels; its two epsilons must be one."""
+    """Return the content of `config.json`. Its single epsilon is `norm_eps`. Raises ConfigError for other shapes."""
     if not fits_hugging_face(config):
         raise ConfigError(
-            "Hugging Face's AST has square patches, two extra tokens, learned positions and LayerNorms before its"
-            f" branches, but this model has patches of {config.patch_freq} bins × {config.patch_time} frames,"
+            "expected square patches, two extra tokens, learned positions and LayerNorms before the branches, as in"
+            f" Hugging Face's AST; found patches of {config.patch_freq} bins × {config.patch_time} frames,"
             f" {config.num_extra_tokens} extra tokens, {'fixed' if config.fixed_positions else 'learned'} positions and"
-            f" LayerNorms {'behind' if config.post_norm else 'before'} them; it can be exported to safetensors or ONNX"
+            f" LayerNorms {'after' if config.post_norm else 'before'} them. Export this model to safetensors or ONNX"
         )
     return {
         "architectures": ["ASTForAudioClassification"],
@@ -89,7 +89,7 @@ def describe_config(config: ASTConfig, labels: Sequence[str], loss: str = "bce")
 
 
 def describe_features(config: ASTConfig, mean: float, std: float) -> dict[str, Any]:
-    """Return the `preprocessor_config.json`. Theirs, too, divides by twice the standard deviation."""
+    """Return the content of `preprocessor_config.json`. transformers also divides by twice the standard deviation."""
     return {
         "feature_extractor_type": "ASTFeatureExtractor",
         "feature_size": 1,

@@ -1,7 +1,7 @@
-"""Names that others give the tensors of `model.AST`: one table per layout, read in both directions.
+"""Tensor names of published checkpoints: one table per layout, used for loading and for export.
 
-A table maps our modules and parameters to theirs; `{}` stands for the number of a block. Where they keep query, key
-and value apart, their three names stand in a row: our tensor is theirs on top of each other.
+A table maps modules and parameters of `AST` to their names in the layout, with `{}` for the number of a block. Three
+names in a row are separate tensors for query, key and value, which `AST` concatenates along the first axis.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,26 +20,27 @@ _PARAMETERS = ("class_token", "distillation_token", "positions")
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to name the tensors."""
+    """A naming scheme for the tensors of an AST."""
 
     title: str
-    """For messages."""
+    """Description of the layout for messages."""
     body: Mapping[str, str]
-    """All but the head. Their names may have any prefix, one for all."""
+    """Names of all modules except the head. A checkpoint may add one prefix to all of them."""
     head: Mapping[str, str]
+    """Names of the head's modules, which have no prefix."""
     unused: Names
-    """Starts, after the prefix, of the names of tensors that we have no use for."""
+    """Name prefixes, after the checkpoint's own prefix, of tensors to ignore."""
     mark: str = ""
-    """Name of a tensor that tells it from other layouts; that of the first block's LayerNorm unless set."""
+    """Name of a tensor that identifies the layout. Default: the LayerNorm of the first block."""
     optional: Names = ()
-    """Our tensors that some of its models lack."""
+    """Tensors of `AST` that some models of this layout lack."""
 
     def tensor_names(self, depth: int, prefix: str) -> dict[str, Names]:
-        """Map each of our tensors to theirs."""
+        """Map each tensor of `AST` to its names in the checkpoint."""
         return {**dict(_expand(self.body, depth, prefix)), **dict(_expand(self.head, depth))}
 
     def find_prefix(self, tensors: Tensors) -> str | None:
-        """Return what stands before the body's names, or None if these tensors have another layout."""
+        """Return the prefix of the body's names, or None if the tensors have another layout."""
         mark = self.mark or self._block_mark(0)
         return next((name.removesuffix(mark) for name in tensors if f".{name}".endswith(f".{mark}")), None)
 
@@ -51,18 +52,18 @@ class Layout:
 
 
 def find_layout(tensors: Tensors) -> tuple[Layout, str]:
-    """Return the layout of a checkpoint and its prefix. Raises WeightsError if it is none of those below."""
+    """Return the layout and the prefix of a checkpoint. Raises WeightsError for an unknown layout."""
     for layout in (OWN, EAT, TIMM, HUGGING_FACE, HUGGING_FACE_5):
         if (prefix := layout.find_prefix(tensors)) is not None:
             return layout, prefix
     raise WeightsError(
-        "expected weights of an AST (ours, the official ones or Hugging Face's), an EAT or a distilled DeiT, "
-        f"found tensors such as {', '.join(list(tensors)[:3]) or 'none at all'}"
+        "expected weights of an AST (this project's, the official ones or Hugging Face's), an EAT or a distilled DeiT, "
+        f"found {'tensors such as ' + ', '.join(list(tensors)[:3]) if tensors else 'no tensors'}"
     )
 
 
 def to_layout(weights: Tensors, layout: Layout, depth: int, prefix: str) -> dict[str, Tensor]:
-    """Give our tensors the names of a layout."""
+    """Rename the tensors of `AST` to a layout."""
     renamed = {}
     for ours, theirs in layout.tensor_names(depth, prefix).items():
         renamed.update(zip(theirs, weights[ours].chunk(len(theirs)), strict=True))
@@ -70,7 +71,7 @@ def to_layout(weights: Tensors, layout: Layout, depth: int, prefix: str) -> dict
 
 
 def from_layout(tensors: Tensors, names: Mapping[str, Names]) -> dict[str, Tensor]:
-    """Give tensors our names, as `tensor_names` has them; what is missing is left out."""
+    """Rename the tensors of a checkpoint to `AST`, given the result of `tensor_names`. Skips missing tensors."""
     return {
         ours: torch.cat([tensors[name] for name in theirs])
         for ours, theirs in names.items()
@@ -79,7 +80,7 @@ def from_layout(tensors: Tensors, names: Mapping[str, Names]) -> dict[str, Tenso
 
 
 def _expand(table: Mapping[str, str], depth: int, prefix: str = "") -> Iterator[tuple[str, Names]]:
-    """Put every block's number for `{}`, and weight and bias for a module."""
+    """Yield the table's entries for each block number and, for modules, for weight and bias."""
     for ours, theirs in table.items():
         for ending in ("",) if ours in _PARAMETERS else (".weight", ".bias"):
             for number in range(depth if "{}" in ours else 1):
@@ -88,7 +89,7 @@ def _expand(table: Mapping[str, str], depth: int, prefix: str = "") -> Iterator[
 
 
 TIMM = Layout(
-    title="timm's layout",  # of DeiT's weights too and, below `v.`, of the official AST's
+    title="timm's layout",  # of DeiT and, with the prefix `v.`, of the official AST
     body={
         "class_token": "cls_token",
         "distillation_token": "dist_token",
@@ -107,7 +108,7 @@ TIMM = Layout(
 )
 
 OWN = Layout(
-    title="our own layout",
+    title="this project's layout",
     body={name: name for name in TIMM.body},
     head={name: name for name in TIMM.head},
     unused=(),
@@ -118,7 +119,7 @@ _OF_EAT = "modality_encoders.IMAGE."
 EAT_POSITIONS = f"{_OF_EAT}fixed_positional_encoder.positions"
 
 EAT = Layout(
-    title="EAT's layout",  # of a fairseq checkpoint, of SSLAM's too; fine-tuned ones have it below `model.`
+    title="EAT's layout",  # of fairseq checkpoints of EAT and SSLAM; fine-tuned models add the prefix `model.`
     body={
         **{ours: theirs for ours, theirs in TIMM.body.items() if ours.startswith("blocks.")},
         "class_token": f"{_OF_EAT}extra_tokens",
@@ -126,7 +127,7 @@ EAT = Layout(
         "norm": f"{_OF_EAT}context_encoder.norm",
     },
     head={"head.norm": "fc_norm", "head.linear": "head"},
-    # What pre-training learned with, and positions that follow from a formula.
+    # Parts that only pre-training uses, and positions that follow from a formula.
     unused=(EAT_POSITIONS, f"{_OF_EAT}decoder.", "shared_decoder.", "recon_proj.", "cls_proj.", "center", "_ema"),
     mark=f"{_OF_EAT}extra_tokens",
 )
@@ -156,7 +157,7 @@ HUGGING_FACE = Layout(
     head=_HUGGING_FACE_HEAD,
     unused=_HUGGING_FACE_UNUSED,
 )
-"""On disk, also as transformers 5 writes it."""
+"""Names in files, also in those that transformers 5 writes."""
 
 HUGGING_FACE_5 = Layout(
     title="the layout of transformers 5",
@@ -172,4 +173,4 @@ HUGGING_FACE_5 = Layout(
     head=_HUGGING_FACE_HEAD,
     unused=_HUGGING_FACE_UNUSED,
 )
-"""In memory: what `state_dict()` of a model gives there."""
+"""Names in memory: the `state_dict()` of a model in transformers 5."""

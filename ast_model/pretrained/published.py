@@ -1,7 +1,7 @@
-"""Facts about the weights that the official code makes: its `.pth` files hold tensors and nothing else.
+"""Facts about the official AST checkpoints, because their `.pth` files contain only tensors.
 
-Source: github.com/YuanGongND/ast, commit 31088be: classes from `egs/*/data/*class_labels_indices.csv`, the rest from
-`egs/*/run*.sh` and `src/run.py`. AudioSet's 527 classes come with AudioSet's metadata.
+Source: github.com/YuanGongND/ast, commit 31088be. Classes are from `egs/*/data/*class_labels_indices.csv`, other values
+from `egs/*/run*.sh` and `src/run.py`. AudioSet's 527 classes come with AudioSet's metadata.
 """
 
 import dataclasses
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from ast_model.config import AUDIOSET_MEAN, AUDIOSET_STD, ASTConfig, Loss
 
 STRIDES = (10, 12, 14, 16)
-"""Of the published AudioSet models, the same along both axes."""
+"""Strides of the published AudioSet models, equal along both axes."""
 
 
 @dataclass(frozen=True)
 class PublishedData:
-    """A data set that the official code has a recipe for."""
+    """A data set of the official recipes, with the settings of its models."""
 
     title: str
     num_classes: int
@@ -25,7 +25,7 @@ class PublishedData:
     std: float
     loss: Loss = "bce"
     labels: tuple[str, ...] = ()
-    """Names of the classes, in the order of the official head; empty where there is no list here."""
+    """Names of the classes in the order of the official head; empty for AudioSet, whose metadata names them."""
 
 
 AUDIOSET = PublishedData("AudioSet", 527, 1024, AUDIOSET_MEAN, AUDIOSET_STD)
@@ -37,7 +37,7 @@ ESC50 = PublishedData(
     mean=-6.6268077,
     std=5.358466,
     loss="ce",
-    # The order of `target` in the data's esc50.csv.
+    # In the order of `target` in the data set's esc50.csv.
     labels=tuple(
         """
         dog rooster pig cow frog cat hen insects sheep crow rain sea_waves crackling_fire crickets chirping_birds
@@ -55,7 +55,7 @@ SPEECH_COMMANDS = PublishedData(
     num_frames=128,
     mean=-6.845978,
     std=5.5654526,
-    # Neither alphabetical nor that of any other model on this data.
+    # The official order, which is neither alphabetical nor shared with other models on this data.
     labels=tuple(
         """
         backward follow five bed zero on learn two house tree dog stop seven eight down six forward cat right visual
@@ -68,7 +68,7 @@ PUBLISHED = (AUDIOSET, ESC50, SPEECH_COMMANDS)
 
 
 def find_published(config: ASTConfig, names: Collection[str] = ()) -> PublishedData | None:
-    """Return the data set that has a model's number of classes and length, and `names` if they are given."""
+    """Return the data set with a model's number of classes and length, and with the class `names` if given."""
     for data in PUBLISHED:
         fits = (data.num_classes, data.num_frames) == (config.num_classes, config.num_frames)
         if fits and (not names or not data.labels or set(names) == set(data.labels)):
@@ -77,7 +77,7 @@ def find_published(config: ASTConfig, names: Collection[str] = ()) -> PublishedD
 
 
 def published_shapes(shape: ASTConfig) -> Iterator[ASTConfig]:
-    """Yield `shape` with each published length and stride; no two of them have as many patches."""
+    """Yield `shape` with each published length and stride. Their numbers of patches are all different."""
     for data in PUBLISHED:
         for stride in STRIDES:
             yield dataclasses.replace(shape, num_frames=data.num_frames, freq_stride=stride, time_stride=stride)

@@ -16,7 +16,8 @@ from ast_model.evaluation.ensemble import score_checkpoints
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.evaluation.plots import plot_reliability
 from ast_model.inference import CALIBRATION
-from ast_model.pretrained.weight_files import find_weights, read_weights
+from ast_model.pretrained.weight_files import read_weights
+from ast_model.pretrained.weight_sources import find_weights
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.server import connect
 from jobs.checkpoints.settings import CalibrateConfig

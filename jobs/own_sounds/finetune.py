@@ -12,7 +12,8 @@ from pathlib import Path
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import ASTConfig, TrainConfig, flag_of
-from ast_model.pretrained.weight_files import locate_weights, read_weights
+from ast_model.pretrained.weight_files import read_weights
+from ast_model.pretrained.weight_sources import locate_weights
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
 from jobs.command_line.program import command_words

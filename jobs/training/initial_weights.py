@@ -5,7 +5,7 @@ import logging
 
 from ast_model.config import ASTConfig, TrainConfig
 from ast_model.pretrained.load import check_weights
-from ast_model.pretrained.weight_files import locate_weights
+from ast_model.pretrained.weight_sources import locate_weights
 from pipeline.errors import WeightsError
 
 log = logging.getLogger(__name__)

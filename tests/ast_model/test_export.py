@@ -108,7 +108,7 @@ def test_onnxruntime_gives_our_logits_for_any_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(again.model(fbank), ours(fbank))
     whole = (tmp_path / "ast.onnx").read_bytes()
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match=r"cut\.onnx is cut short or damaged"):
+    with pytest.raises(WeightsError, match=r"cut\.onnx is truncated or damaged"):
         load_pretrained(tmp_path / "cut.onnx")
 
 

@@ -1,4 +1,4 @@
-"""A small EAT's weights under fairseq's names, drawn by name, so that any code can make the same ones."""
+"""Weights of a small EAT under fairseq's names. Each tensor is seeded by its name, so any code can draw the same."""
 
 import zlib
 
@@ -11,7 +11,7 @@ BODY = "model.modality_encoders.IMAGE."
 
 
 def draw(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Draw a tensor; a LayerNorm's weights are about 1."""
+    """Draw a tensor. Weights of LayerNorms are close to 1."""
     values = 0.1 * np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     return torch.from_numpy(values + (len(shape) == 1 and name.endswith("weight"))).float()
 
@@ -21,7 +21,7 @@ def draw_fbank() -> Tensor:
 
 
 def draw_checkpoint() -> dict[str, Tensor]:
-    """Draw a fine-tuned checkpoint's tensors."""
+    """Draw the tensors of a fine-tuned checkpoint."""
     linear = {f"{BODY}local_encoder.proj": (WIDTH, 1, 16, 16), "head": (NUM_CLASSES, WIDTH)}
     norms = [f"{BODY}context_encoder.norm", "fc_norm"]
     for number in range(DEPTH):

@@ -1,4 +1,4 @@
-"""Oracles: transformers' AST and DeiT with random weights. Other layouts are made from theirs, name by name."""
+"""Compare with transformers' AST and DeiT with random weights, renamed to each layout."""
 
 import logging
 from dataclasses import asdict
@@ -35,7 +35,7 @@ def our_config(stride: int = 16, num_frames: int = 128, **overrides: Any) -> AST
 
 
 def randomize(model: nn.Module) -> Any:
-    """Draw all weights, also those that start as 0 or 1, so that no mistake can hide behind them."""
+    """Draw all weights, including biases and LayerNorms, because initial zeros and ones would hide mistakes."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.1, generator=generator).add_(parameter.ndim == 1)
@@ -49,13 +49,13 @@ def their_ast(stride: int = 16, num_frames: int = 128, eps: float = 1e-12) -> tr
 
 
 def their_deit() -> transformers.DeiTForImageClassificationWithTeacher:
-    """A DeiT for images of 64×64: a grid of 4×4."""
+    """Build a DeiT for images of 64×64, with a grid of 4×4 patches."""
     config = transformers.DeiTConfig(**SHAPE, image_size=64, layer_norm_eps=1e-6)
     return randomize(transformers.DeiTForImageClassificationWithTeacher(config))
 
 
 def timm_body(model: Any) -> dict[str, Tensor]:
-    """Name the tensors of transformers' AST or DeiT, without their heads, as timm does."""
+    """Rename the tensors of transformers' AST or DeiT, except the head, to timm's layout."""
     tensors = {
         "cls_token": model.embeddings.cls_token,
         "dist_token": model.embeddings.distillation_token,
@@ -78,7 +78,7 @@ def timm_body(model: Any) -> dict[str, Tensor]:
 
 
 def official_tensors(model: transformers.ASTForAudioClassification, prefix: str = "module.") -> dict[str, Tensor]:
-    """Name the tensors as the official checkpoints do, with the two heads of DeiT that they drag along."""
+    """Rename the tensors to the official layout, with the two unused heads of DeiT that official files contain."""
     tensors = {f"v.{name}": tensor for name, tensor in timm_body(model.audio_spectrogram_transformer).items()}
     for name, module in {"mlp_head.0": model.classifier.layernorm, "mlp_head.1": model.classifier.dense}.items():
         tensors |= {f"{name}.weight": module.weight.detach(), f"{name}.bias": module.bias.detach()}
@@ -88,7 +88,7 @@ def official_tensors(model: transformers.ASTForAudioClassification, prefix: str 
 
 
 def official_ast(stride: int = 16, num_frames: int = 128) -> transformers.ASTForAudioClassification:
-    """Give transformers' AST the epsilons of the official code."""
+    """Build transformers' AST with the epsilons of the official code."""
     model = their_ast(stride, num_frames, eps=1e-6)
     model.classifier.layernorm.eps = 1e-5
     return model
@@ -102,14 +102,14 @@ def assert_same_logits(ours: nn.Module, theirs: Any, num_frames: int) -> None:
 
 @pytest.mark.parametrize("num_frames", [128, 512, 1024])
 @pytest.mark.parametrize("stride", [10, 12, 16])
-def test_hugging_face_folder_gives_transformers_logits(tmp_path: Path, stride: int, num_frames: int) -> None:
+def test_hugging_face_folder_gives_the_logits_of_transformers(tmp_path: Path, stride: int, num_frames: int) -> None:
     theirs = their_ast(stride, num_frames)
     theirs.save_pretrained(tmp_path)
     assert_same_logits(load_pretrained(tmp_path, our_config(stride, num_frames)), theirs, num_frames)
 
 
 @pytest.mark.parametrize("prefix", ["audio_spectrogram_transformer.", ""])
-def test_names_of_transformers_5_and_a_bin_file(tmp_path: Path, prefix: str) -> None:
+def test_bin_file_with_names_of_transformers_5(tmp_path: Path, prefix: str) -> None:
     theirs = their_ast()
     tensors = {
         name.replace("audio_spectrogram_transformer.", prefix): value for name, value in theirs.state_dict().items()
@@ -121,13 +121,13 @@ def test_names_of_transformers_5_and_a_bin_file(tmp_path: Path, prefix: str) -> 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
 @pytest.mark.parametrize(("stride", "num_frames"), [(10, 1024), (12, 128), (16, 512)])
-def test_official_file(tmp_path: Path, stride: int, num_frames: int, prefix: str) -> None:
+def test_official_file_gives_the_same_logits(tmp_path: Path, stride: int, num_frames: int, prefix: str) -> None:
     theirs = official_ast(stride, num_frames)
     torch.save(official_tensors(theirs, prefix), tmp_path / "audioset.pth")
     assert_same_logits(load_pretrained(tmp_path / "audioset.pth", our_config(stride, num_frames)), theirs, num_frames)
 
 
-def test_official_file_without_a_config_tells_its_own_shape(tmp_path: Path) -> None:
+def test_shape_of_an_official_file_is_detected(tmp_path: Path) -> None:
     shape = {**SHAPE, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512, "num_labels": 9}
     theirs = transformers.ASTConfig(**shape, frequency_stride=12, time_stride=12)
     torch.save(official_tensors(transformers.ASTForAudioClassification(theirs)), tmp_path / "audioset.pth")
@@ -136,7 +136,7 @@ def test_official_file_without_a_config_tells_its_own_shape(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("form", ["facebook", "timm", "original"])
-def test_deit_sees_a_grey_image_as_ast_sees_an_fbank(tmp_path: Path, form: str) -> None:
+def test_deit_gives_the_same_tokens_for_a_grey_image(tmp_path: Path, form: str) -> None:
     theirs = their_deit()
     path = tmp_path
     if form == "facebook":
@@ -155,17 +155,17 @@ def test_deit_sees_a_grey_image_as_ast_sees_an_fbank(tmp_path: Path, form: str) 
         torch.testing.assert_close(ours.tokens(fbank), expected, atol=1e-4, rtol=1e-5)
 
 
-def test_what_is_adapted_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_adaptations_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(timm_body(their_deit().deit), tmp_path / "deit.pth")
     with caplog.at_level(logging.INFO):
         load_pretrained(tmp_path / "deit.pth", our_config(stride=10, num_frames=128))
     assert "positions adapted from 4×4 to 12×12" in caplog.text
     assert "patch weights summed over the colours" in caplog.text
-    assert "a new head for 7 classes, as the weights have none" in caplog.text
+    assert "new head for 7 classes, because the weights have none" in caplog.text
 
 
 @pytest.mark.parametrize("num_frames", [128, 400, 2000])
-def test_audioset_weights_fit_another_length_and_other_classes(tmp_path: Path, num_frames: int) -> None:
+def test_audioset_weights_adapt_to_another_length_and_other_classes(tmp_path: Path, num_frames: int) -> None:
     theirs = official_ast(10, 1024)
     torch.save(official_tensors(theirs), tmp_path / "audioset.pth")
     ours = load_pretrained(tmp_path / "audioset.pth", our_config(10, num_frames, num_classes=50))
@@ -174,7 +174,7 @@ def test_audioset_weights_fit_another_length_and_other_classes(tmp_path: Path, n
     assert ours(torch.randn(1, num_frames, 128)).shape == (1, 50)
 
 
-def test_weights_of_another_length_are_known_by_the_number_of_rows(tmp_path: Path) -> None:
+def test_unpublished_length_is_detected_from_the_number_of_rows(tmp_path: Path) -> None:
     theirs = official_ast(10, 300)  # 12 × 29
     torch.save(official_tensors(theirs), tmp_path / "audioset.pth")
     ours = load_pretrained(tmp_path / "audioset.pth", our_config(10, 200))
@@ -182,7 +182,7 @@ def test_weights_of_another_length_are_known_by_the_number_of_rows(tmp_path: Pat
     torch.testing.assert_close(ours.positions, adapt_positions(positions, (12, 29), (12, 19)))
 
 
-def test_our_own_checkpoint_tells_its_shape_from_wherever_it_lies(tmp_path: Path) -> None:
+def test_own_checkpoint_loads_from_folders_files_and_stores(tmp_path: Path) -> None:
     ours = randomize(AST(our_config(10, 300, patch_time=20)))
     for root in (str(tmp_path), "memory://own-checkpoint"):
         store = Store(root)
@@ -197,7 +197,7 @@ def test_our_own_checkpoint_tells_its_shape_from_wherever_it_lies(tmp_path: Path
     torch.testing.assert_close(shorter.positions, expected)
 
 
-def test_the_only_checkpoint_of_a_folder_is_taken_and_of_several_none(tmp_path: Path) -> None:
+def test_folder_with_one_checkpoint_loads_and_with_several_is_refused(tmp_path: Path) -> None:
     ours = AST(our_config())
     for number in (1, 2):
         (tmp_path / f"epoch-{number}").mkdir()
@@ -208,16 +208,16 @@ def test_the_only_checkpoint_of_a_folder_is_taken_and_of_several_none(tmp_path: 
         load_pretrained(tmp_path, ours.config)
 
 
-def test_our_own_tensors_without_a_description(tmp_path: Path) -> None:
+def test_own_tensors_without_a_description(tmp_path: Path) -> None:
     ours = randomize(AST(our_config()))
     torch.save({"state_dict": ours.state_dict(), "epoch": 3}, tmp_path / "weights.pt")
     loaded = load_pretrained(tmp_path / "weights.pt", our_config())
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_no_pickled_code_is_run(tmp_path: Path) -> None:
+def test_pickled_code_is_not_executed(tmp_path: Path) -> None:
     torch.save({"model": {"cls_token": torch.zeros(1)}, "args": Path("elsewhere")}, tmp_path / "deit.pth")
-    with pytest.raises(WeightsError, match="holds more than tensors"):
+    with pytest.raises(WeightsError, match="contains more than tensors"):
         load_pretrained(tmp_path / "deit.pth", our_config())
 
 
@@ -226,13 +226,13 @@ def test_no_pickled_code_is_run(tmp_path: Path) -> None:
     [
         (b"", "found a file that starts with b''"),
         (b"<!DOCTYPE html>", "found a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "found a pointer of Git LFS"),
-        (b"PK\x03\x04 and not much more", "cut short or damaged"),
-        (b"\x80\x02 nor a pickle", "cut short or damaged|holds more than tensors"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "cut short or damaged"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "found a Git LFS pointer"),
+        (b"PK\x03\x04 and not much more", "truncated or damaged"),
+        (b"\x80\x02 nor a pickle", "truncated or damaged|contains more than tensors"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "truncated or damaged"),
     ],
 )
-def test_a_wrong_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_wrong_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "weights.pth"
     file.write_bytes(content)
     with pytest.raises(WeightsError, match=rf"weights\.pth.*({message})"):
@@ -240,11 +240,11 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: bytes, message: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
-def test_a_truncated_file_is_named(tmp_path: Path, kind: str) -> None:
+def test_truncated_file_is_named(tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"weights.{kind}"
     (torch.save if kind == "pth" else save_file)(randomize(AST(our_config())).state_dict(), file)
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(WeightsError, match=r"weights.*cut short"):
+    with pytest.raises(WeightsError, match=r"weights.*truncated"):
         load_pretrained(file, our_config())
 
 
@@ -269,30 +269,30 @@ def test_missing_and_unknown_tensors_are_refused(tmp_path: Path) -> None:
     tensors = official_tensors(official_ast())
     file = tmp_path / "audioset.pth"
     torch.save({name: value for name, value in tensors.items() if "dist_token" not in name}, file)
-    with pytest.raises(WeightsError, match=r"expected a tensor v\.dist_token, found none.*only a distilled"):
+    with pytest.raises(WeightsError, match=r"expected a tensor v\.dist_token, found none.*only distilled"):
         load_pretrained(file, our_config())
     torch.save({**tensors, "module.v.blocks.0.ls1.gamma": torch.zeros(WIDTH)}, file)
-    with pytest.raises(WeightsError, match=r"found a tensor v\.blocks\.0\.ls1\.gamma"):
+    with pytest.raises(WeightsError, match=r"found v\.blocks\.0\.ls1\.gamma"):
         load_pretrained(file, our_config())
     torch.save({"features.0.weight": torch.zeros(3)}, file)
     with pytest.raises(WeightsError, match=r"audioset\.pth: expected weights of an AST.*features\.0\.weight"):
         load_pretrained(file, our_config())
 
 
-def test_heads_that_a_description_tells_must_agree(tmp_path: Path) -> None:
+def test_described_number_of_heads_must_equal_the_config(tmp_path: Path) -> None:
     their_ast().save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="expected 2 blocks of 4 heads, found 2 blocks of 3 heads"):
         load_pretrained(tmp_path, our_config(num_heads=4))
 
 
-def test_weights_without_head_or_known_grid_need_a_config(tmp_path: Path) -> None:
+def test_weights_without_a_head_need_a_config(tmp_path: Path) -> None:
     torch.save(timm_body(their_deit().deit), tmp_path / "deit.pth")
     with pytest.raises(ConfigError, match="no head of an AST"):
         load_pretrained(tmp_path / "deit.pth")
 
 
-def test_a_source_that_is_nowhere_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WeightsError, match=r"expected weights at .*nowhere\.pth, found nothing there"):
+def test_missing_source_is_reported_with_the_expected_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WeightsError, match=r"expected weights at .*nowhere\.pth, found nothing"):
         load_pretrained(tmp_path / "nowhere.pth", our_config())
     with pytest.raises(WeightsError, match=r"expected model\.safetensors or pytorch_model\.bin in .* found nothing"):
         load_pretrained(tmp_path, our_config())

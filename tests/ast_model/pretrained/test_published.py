@@ -26,7 +26,7 @@ by_title = pytest.mark.parametrize("data", NAMED, ids=lambda data: data.title)
 
 
 def write_official(folder: Path, num_classes: int, num_frames: int) -> tuple[Path, AST]:
-    """Write random weights as the official code does, and return them as a model, too."""
+    """Write random weights in the official layout. Return the file and the model."""
     torch.manual_seed(num_classes)
     model = AST(ASTConfig(num_classes, num_frames, width=64, depth=1, num_heads=1)).eval()
     for parameter in model.parameters():
@@ -40,7 +40,7 @@ def labels_of(names: tuple[str, ...]) -> Labels:
     return Labels(tuple(f"/m/{name}" for name in names), names)
 
 
-def test_the_lists_are_the_official_ones() -> None:
+def test_lists_of_classes_are_official() -> None:
     at = {0: "backward", 1: "follow", 2: "five", 16: "forward", 33: "go", 34: "one"}
     assert {index: SPEECH_COMMANDS.labels[index] for index in at} == at
     at = {0: "dog", 11: "sea_waves", 20: "crying_baby", 37: "clock_alarm", 49: "hand_saw"}
@@ -49,13 +49,13 @@ def test_the_lists_are_the_official_ones() -> None:
         assert len(set(data.labels)) == len(data.labels) == data.num_classes
 
 
-def test_no_two_published_shapes_have_as_many_patches() -> None:
+def test_published_shapes_differ_in_their_number_of_patches() -> None:
     shapes = list(published_shapes(ASTConfig()))
     assert len({shape.num_patches for shape in shapes}) == len(shapes) == 4 * len(PUBLISHED)
 
 
 @by_title
-def test_official_weights_are_tagged_with_and_exported(tmp_path: Path, data: PublishedData) -> None:
+def test_official_weights_tag_and_export(tmp_path: Path, data: PublishedData) -> None:
     file, model = write_official(tmp_path, data.num_classes, data.num_frames)
     tagger = Tagger.load(file, device="cpu")
     assert tagger.model.config == model.config
@@ -72,11 +72,11 @@ def test_official_weights_are_tagged_with_and_exported(tmp_path: Path, data: Pub
 
 
 @by_title
-def test_official_weights_are_evaluated_by_the_names_of_their_classes(
+def test_evaluation_of_official_weights_matches_classes_by_name(
     tmp_path: Path, data: PublishedData, snapshot: Snapshot
 ) -> None:
     file, _ = write_official(tmp_path, data.num_classes, data.num_frames)
-    names = tuple(sorted(data.labels))  # as a folder for each word lists them
+    names = tuple(sorted(data.labels))  # the order of a folder listing
     sorted_snapshot = dataclasses.replace(snapshot, labels=labels_of(names))
     official_snapshot = dataclasses.replace(snapshot, labels=labels_of(data.labels))
     (found,) = score_checkpoints((str(file),), sorted_snapshot, "eval", 16)
@@ -90,7 +90,7 @@ def test_official_weights_are_evaluated_by_the_names_of_their_classes(
 
 
 @by_title
-def test_each_row_of_an_official_head_goes_to_its_class(
+def test_rows_of_an_official_head_are_assigned_by_class_name(
     tmp_path: Path, data: PublishedData, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, official = write_official(tmp_path, data.num_classes, data.num_frames)
@@ -101,10 +101,10 @@ def test_each_row_of_an_official_head_goes_to_its_class(
         official_row = data.labels.index(name)
         assert torch.equal(model.head.linear.weight[row], official.head.linear.weight[official_row])
         assert model.head.linear.bias[row] == official.head.linear.bias[official_row]
-    assert f"{data.num_classes} classes picked from {data.num_classes} by name" in caplog.text
+    assert f"{data.num_classes} of the head's {data.num_classes} classes selected by name" in caplog.text
 
 
-def test_labels_that_are_given_must_be_in_the_official_order_or_of_other_classes(tmp_path: Path) -> None:
+def test_given_labels_must_have_the_official_order_or_other_names(tmp_path: Path) -> None:
     file, _ = write_official(tmp_path, 35, 128)
     with pytest.raises(MismatchError, match="the same 35, but in another order"):
         Tagger.load(file, labels_of(tuple(sorted(SPEECH_COMMANDS.labels))), "cpu")
@@ -113,7 +113,7 @@ def test_labels_that_are_given_must_be_in_the_official_order_or_of_other_classes
     assert (tagger.labels, tagger.metadata.mean) == (own.names, -4.2677393)
 
 
-def test_a_length_that_was_never_published_says_what_to_do(tmp_path: Path) -> None:
+def test_unpublished_length_is_refused_with_the_steps_to_load_it(tmp_path: Path) -> None:
     file, model = write_official(tmp_path, 35, 300)
     with pytest.raises(ConfigError, match=r"found 348 patches.*export_safetensors"):
         Tagger.load(file)

@@ -48,7 +48,7 @@ def test_resumed_run_does_not_need_its_initial_weights() -> None:
 @pytest.mark.parametrize(
     ("init", "message"),
     [
-        ("../earlier/nothing.pth", r"expected weights at .*/earlier/nothing\.pth, found nothing there"),
+        ("../earlier/nothing.pth", r"expected weights at .*/earlier/nothing\.pth, found nothing"),
         ("MIT/no-such-ast", r"put its model\.safetensors and config\.json into a folder"),
         ("../earlier/average", r"expected 12 blocks of 12 heads, found 1 blocks of 1 heads"),
     ],
@@ -69,5 +69,5 @@ def test_every_command_checks_its_weights_first(
 
 def test_own_sounds_are_read_only_after_checking_the_weights(weights: str) -> None:
     config = finetune.COMMAND_LINE.parse(["--data", "no-such-table.csv", "--init", "../earlier/nothing.pth"])
-    with pytest.raises(WeightsError, match=r"expected weights at .*/earlier/nothing\.pth, found nothing there"):
+    with pytest.raises(WeightsError, match=r"expected weights at .*/earlier/nothing\.pth, found nothing"):
         finetune.COMMAND_LINE.load(config)(config)
