@@ -1,4 +1,4 @@
-"""Trainings of seconds."""
+"""Fixtures for trainings that take seconds."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from tests.ast_model.training.alone import NUM_STEPS
 
 @dataclass
 class Notes:
-    """A tracker that keeps what is logged."""
+    """Tracker that records all calls."""
 
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Notes:
 
 @pytest.fixture
 def make_job(snapshot: Snapshot, tmp_path: Path) -> Callable[..., TrainingJob]:
-    """Return what makes a job, by its run and settings. Its clips are the small store's, its runs the test's own."""
+    """Return a function that creates jobs by run and settings, with the small store's clips and a private store."""
     (tmp_path / "shards").symlink_to(snapshot.store.path("shards"))
     own = dataclasses.replace(snapshot, store=Store(str(tmp_path)))
     config = TrainConfig(

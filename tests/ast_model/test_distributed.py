@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """A machine with GPUs, as torch reports it; `set` is the one that was chosen."""
+    """Simulated machine with `count` GPUs. `set` is the index of the selected GPU."""
     machine = {"count": 1}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: machine["count"] > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: machine["count"])

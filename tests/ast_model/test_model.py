@@ -119,6 +119,6 @@ def test_an_fbank_of_a_wrong_shape_is_refused(model: AST, shape: tuple[int, ...]
         ({"num_frames": 12}, "16 bins × 16 frames must fit"),
     ],
 )
-def test_impossible_schedules_are_rejected(settings: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_rejected(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ASTConfig(**settings)

@@ -1,4 +1,4 @@
-"""Whole runs that are killed at random moments, against a server that counts: `make rehearsal`."""
+"""Runs killed at random moments, against a server that counts requests; part of `make rehearsal`."""
 
 import os
 import random
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.rehearsal
 ROOT = Path(__file__).parents[2]
 NUM_CLIPS = 1000
 PER_KILL = 2 * 16
-"""Clips that two workers may fetch again."""
+"""Clips that two workers may fetch again after a kill."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def mirror() -> Iterator[Mirror]:
 
 @pytest.fixture
 def start(mirror: Mirror, tmp_path: Path) -> Callable[[str], subprocess.Popen]:
-    """Command that starts a run into a root."""
+    """Return a function that starts a run with a root."""
     (tmp_path / "class_labels_indices.csv").write_text('index,mid,display_name\n0,/m/a,"A"\n')
     rows = [f'v{number:010d}, 0.000, 10.000, "/m/a"\n' for number in range(NUM_CLIPS)]
     (tmp_path / "eval_segments.csv").write_text("".join(rows))
@@ -56,7 +56,7 @@ def start(mirror: Mirror, tmp_path: Path) -> Callable[[str], subprocess.Popen]:
 
 def wait_for(is_time: Callable[[], bool], run: subprocess.Popen) -> None:
     while not is_time():
-        assert run.poll() is None, "it ended before its time"
+        assert run.poll() is None, "the run ended too early"
         time.sleep(0.005)
 
 
@@ -71,7 +71,7 @@ def workers_of(run: subprocess.Popen) -> list[psutil.Process]:
 
 
 def digests_in(store: Store) -> list[tuple[str, str]]:
-    """Return key and digest of each row of all sidecars."""
+    """Return key and digest of all sidecar rows."""
     names = store.list("shards", ".parquet")
     return sorted((row["key"], row["digest"]) for name in names for row in read_sidecar(store, name).to_pylist())
 
@@ -97,7 +97,7 @@ def test_kills_of_drivers_and_workers_do_not_change_the_store(
         chance.choice(workers_of(run)).kill()
         num_kills += 1
     wait_for(lambda: store.list("snapshots") != [], run)
-    run.send_signal(signal.SIGKILL)  # most likely between the first file of a snapshot and its manifest
+    run.send_signal(signal.SIGKILL)  # most likely between a snapshot's first file and its manifest
     run.wait()
     assert start(store.root).wait() == 0
 

@@ -15,7 +15,7 @@ FOLDER = "runs/one/checkpoints"
 
 
 class RefusingStore(Store):
-    """Refuses to write for as long as `refuses` is set; `has_refused` tells that it did."""
+    """Store that fails to write while `refuses` is set. `has_refused` is set at the first failure."""
 
     refuses = threading.Event()
     has_refused = threading.Event()

@@ -86,7 +86,7 @@ def test_flipped_bit_is_detected(store: Store) -> None:
 
 
 def test_checkpoint_without_description_does_not_count(store: Store) -> None:
-    # As a run that was killed while saving leaves it.
+    # The state after a kill during saving.
     names = save_epochs(store, 2)
     store.remove(f"{names[-1]}/checkpoint.json")
     assert list_checkpoints(store, FOLDER) == names[:1]

@@ -26,11 +26,11 @@ NUM_FRAMES = 60
 NOTHING = AugmentConfig(mixup_probability=0, max_freq_mask_bins=0, max_time_mask_frames=0)
 AST_MEAN, AST_STD = -4.2677393, 4.5689974
 AS_IT_IS = (0.0, 0.5)
-"""Mean and standard deviation with which normalising changes nothing."""
+"""Mean and standard deviation that make normalising the identity."""
 
 
 def clips(num_frames: list[int], seed: int) -> Tensor:
-    """Fbanks as they lie in the store, down to the floor, padded with 0."""
+    """Return fbanks as in the store, down to the floor, padded with 0."""
     random = np.random.default_rng(seed)
     fbank_BTM = random.uniform(np.log(LOG_FLOOR) - 3, 5, (len(num_frames), NUM_FRAMES, 128))
     fbank_BTM = np.maximum(fbank_BTM, np.log(LOG_FLOOR))
@@ -59,7 +59,7 @@ def make_batch(
 
 
 def test_mixed_powers_follow_the_formula() -> None:
-    # Clips 0, 2 and 3 have a partner: as long, shorter and longer than themselves.
+    # Clips 0, 2 and 3 have partners of equal, smaller and larger length.
     batch = make_batch([60, 60, 60, 30], mixed=(0, 2, 3), partner_frames=(60, 25, 50))
     expected_BTM = batch.clips.double()
     power_QTM = batch.partners.double().exp()
@@ -120,7 +120,7 @@ def test_noise_has_the_drawn_strength() -> None:
 def test_noise_is_uniform_and_independent_between_neighbours_and_clips() -> None:
     batch = make_batch([60] * 64)
     batch.clips.zero_()
-    batch.uniforms[:, NOISE] = 0.5 + torch.arange(64) / 2**24  # seeds that differ in their last bits alone
+    batch.uniforms[:, NOISE] = 0.5 + torch.arange(64) / 2**24  # seeds that differ in their last bits only
     noise_BTM = augment(batch, AugmentConfig(**{**vars(NOTHING), "noise": True}), *AS_IT_IS)
     uniform_BTM = (noise_BTM / (NOISE_LEVEL * batch.uniforms[:, NOISE]).view(-1, 1, 1)).double()
     assert uniform_BTM.min() >= 0

@@ -47,7 +47,7 @@ def clips(snapshot: Snapshot) -> BatchReader:
 
 @pytest.fixture(scope="module")
 def fbanks(snapshot: Snapshot) -> dict[str, np.ndarray]:
-    """The fbank of each clip, by key, read with numpy alone."""
+    """Fbanks by key, read with NumPy only."""
     found = {}
     for tar in snapshot.store.list("shards", ".tar"):
         for row in read_sidecar(snapshot.store, tar.replace(".tar", ".parquet")).to_pylist():
@@ -75,7 +75,7 @@ def test_clips_are_cut_or_padded_with_0(snapshot: Snapshot, clips: BatchReader, 
 
 
 def crop_draws(num_draws: int, crop: float, partner_crop: float) -> Draws:
-    """Draw the first clips, each mixed with the one after it, all with the same crops."""
+    """Draw the first clips, each mixed with the next clip, all with the same crops."""
     uniforms = np.zeros((num_draws, NUM_UNIFORMS), np.float32)
     uniforms[:, CROP], uniforms[:, PARTNER_CROP] = crop, partner_crop
     clip = np.arange(num_draws)
@@ -126,7 +126,7 @@ def test_targets_are_mixed_and_shared_labels_sum_to_1(snapshot: Snapshot, clips:
 
 
 def global_batches(clips: BatchReader, world_size: int, num_threads: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield each global batch of an epoch, put together from the ranks' parts."""
+    """Yield the global batches of an epoch, assembled from the ranks' parts."""
     weights = np.arange(1.0, len(clips.rows) + 1)
     draws = plan_epoch(weights, 40, "balanced", AugmentConfig(), SEED)
     steps = range(num_steps_of(40, 6))
@@ -162,7 +162,7 @@ def test_s3_store_gives_the_same_batches(on_s3: Snapshot, clips: BatchReader) ->
 
 
 def bytes_in(cache: ShardCache) -> int:
-    """Add up the files of a cache that threads are filling; with the lock of its room none comes or is renamed."""
+    """Return the total size of a cache that threads are filling. The lock prevents changes meanwhile."""
     with cache._lock("room"):
         return sum(size for _, size, _ in cache._held(besides=cache.folder))
 
@@ -203,7 +203,7 @@ def test_failing_cache_is_bypassed(
     on_s3: Snapshot, clips: BatchReader, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cached = make_reader(on_s3, CacheConfig(str(tmp_path / "cache"), 1.0, num_threads=1))
-    shutil.rmtree(tmp_path / "cache")  # as if its disk had gone
+    shutil.rmtree(tmp_path / "cache")  # simulates a lost disk
     cached.set_order(without_augmentation(np.arange(4)), is_grouped=False)
     torch.testing.assert_close(
         cached.read_clips(np.arange(4)).clips, clips.read_clips(np.arange(4)).clips, rtol=0, atol=0
@@ -262,7 +262,7 @@ def test_evaluation_reads_each_clip_once_in_order(num_clips: int, world_size: in
 def asts_fbank(
     waveform: torch.Tensor, partner: torch.Tensor | None, mixup_lambda: float, target_length: int
 ) -> torch.Tensor:
-    """Do what `_wav2fbank` of AST's data loader does, step by step: (1, S) each → (target_length, 128)."""
+    """Reimplement `_wav2fbank` of AST's data loader: waveforms (1, S) → fbank (target_length, 128)."""
     mixed = waveform - waveform.mean()
     if partner is not None:
         partner = partner - partner.mean()
@@ -304,7 +304,7 @@ def test_stored_audio_is_mixed_exactly_as_by_asts_loader(snapshot: Snapshot, num
     for found_TM, one, other, share in zip(found_BTM, clip, partner, mixup_lambda, strict=True):
         mixed_in = None if other == NO_PARTNER else waveform(other)
         expected_TM = asts_fbank(waveform(one), mixed_in, float(share), 1024)[:num_frames]
-        torch.testing.assert_close(found_TM, expected_TM, rtol=0, atol=5e-4)  # float32 near the floor
+        torch.testing.assert_close(found_TM, expected_TM, rtol=0, atol=5e-4)  # rounding of float32 near the floor
 
 
 def test_stored_fbanks_and_stored_audio_give_the_same_features(snapshot: Snapshot) -> None:
@@ -313,5 +313,5 @@ def test_stored_fbanks_and_stored_audio_give_the_same_features(snapshot: Snapsho
         mix(make_reader(snapshot, features=features).read_clips(positions)) for features in ("fbank", "waveform")
     )
     difference = (stored - kept).abs()
-    assert difference.median() < 0.004  # the store's float16
+    assert difference.median() < 0.004  # rounding to the store's float16
     torch.testing.assert_close(stored == 0, kept == 0)  # the same padding

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, NoClipsError
 SEED = ("snapshot", 0, 0)
 WEIGHTS = np.array([1, 2, 3, 10, 0, 50, 0.5, 7])
 CERTAIN = 1e-4
-"""A test with fixed seeds that is passed at this level by a right sampler."""
+"""Significance level. Seeds are fixed, so a correct sampler always passes."""
 
 
 def plan(num_draws: int, sampler: Sampler = "balanced", seed: tuple[str, int, int] = SEED, **augment) -> Draws:
@@ -34,7 +34,7 @@ def are_equal(one: Draws, other: Draws) -> bool:
 
 
 def chance_of_one_source(counts: np.ndarray) -> float:
-    """Return the p-value of a chi-square test that both rows of counts (2, N) were drawn alike."""
+    """Return the p-value of a chi-square test that two rows of counts (2, N) have the same distribution."""
     expected = np.broadcast_to(counts.mean(axis=0), counts.shape)
     seen = expected > 0
     num_drawn = seen[0].sum()
@@ -88,7 +88,7 @@ def test_draw_counts_match_the_weights() -> None:
 
 
 def test_draws_without_replacement_match_numpys_choice() -> None:
-    # In order: which clip comes first, second and third.
+    # Compare ordered triples: the clips drawn first, second and third.
     weights = np.array([1, 2, 5, 0, 12])
     rng = np.random.default_rng(0)
     num_epochs = 4000

@@ -1,4 +1,4 @@
-"""Trainings of one rank in the test's own process."""
+"""Single-rank trainings in the test process."""
 
 from collections.abc import Callable
 
@@ -11,9 +11,9 @@ from ast_model.training.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
 NUM_STEPS = 6
-"""Per epoch of what `make_job` makes."""
+"""Steps per epoch of jobs from `make_job`."""
 MakeJob = Callable[..., TrainingJob]
-"""The fixture `make_job`."""
+"""Type of the fixture `make_job`."""
 
 
 def train(job: TrainingJob, stop_signal: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:

@@ -1,6 +1,6 @@
-"""Train as one rank of those that the environment names, and write what the main rank logged: `rank.py JOB OUT`.
+"""Train as one rank of a distributed training, and write the main rank's metrics: `rank.py JOB OUT`.
 
-The last rank asks to stop after as many steps as the job says.
+The last rank requests a stop after the number of steps in the job file.
 """
 
 import json
@@ -19,7 +19,7 @@ from pipeline.snapshots.snapshot import load_snapshot
 
 
 class Recorder:
-    """Keeps the step metrics that are logged."""
+    """Tracker that records the metrics of steps."""
 
     def __init__(self) -> None:
         self.steps: list[dict] = []

@@ -97,7 +97,7 @@ def test_all_attention_kernels_give_the_same_losses(make_job: Callable[..., Trai
 
 
 def attend_badly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend by kernels whose backward overflows."""
+    """Attention with a backward that overflows."""
     mixed = nnf.scaled_dot_product_attention(query, key, value)
     mixed.register_hook(lambda gradient: gradient * math.inf)
     return mixed
@@ -141,7 +141,7 @@ def test_compiled_attention_follows_a_change_of_kernels() -> None:
     forward()
     forward()
     torch.compiler.reset()
-    # The kernels stand in the graph by which compiled code is cached.
+    # The kernels are part of the graph, which is the key of the compile cache.
     assert len(graphs) == 2
     assert graphs[0] != graphs[1]
 

@@ -1,4 +1,4 @@
-"""Kills at random moments: part of `make rehearsal`."""
+"""Kills at random moments, part of `make rehearsal`."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ RANK = Path(__file__).with_name("rank.py")
 
 
 def start(job: TrainingJob, num_ranks: int, folder: Path) -> list[subprocess.Popen]:
-    """Train in as many processes."""
+    """Start a training in `num_ranks` processes."""
     settings = (job.config, job.model, job.snapshot.store, job.snapshot.snapshot_id, job.run, -1)
     (folder / "job").write_bytes(pickle.dumps(settings))
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -54,7 +54,7 @@ def test_kills_at_random_moments_do_not_change_the_weights(
         while list_checkpoints(killed.snapshot.store, killed.folder)[-1:] == before and ranks[0].poll() is None:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 1.5))
-        for rank in chance.sample(ranks, num_ranks):  # as torchrun does when it has lost one
+        for rank in chance.sample(ranks, num_ranks):  # as torchrun does after losing a rank
             rank.kill()
             rank.wait()
         found = newest_checkpoint(killed.snapshot.store, killed.folder)

@@ -32,7 +32,7 @@ def test_estimated_memory_of_a_step_matches_torchs_memory_tracker(precision: Pre
     )
     state = TrainingState(AST(MODEL).train(), config, ALONE)
     stepper, batch = Stepper(state, config, NORM, ALONE), blank_batch(MODEL, "fbank", NUM_CLIPS)
-    stepper.train_step(0, 0, iter([batch]))  # makes the optimizer's moments
+    stepper.train_step(0, 0, iter([batch]))  # allocates the optimizer's moments
     tracker = MemTracker()
     tracker.track_external(state.model, state.optimizer)
     with tracker:

@@ -17,7 +17,7 @@ from tests.ast_model.training.alone import ALONE, NUM_STEPS, MakeJob, final_stat
 
 @dataclass
 class StopAt(StopSignal):
-    """Asks to stop when the training has taken so many steps."""
+    """Requests a stop after `num_steps` steps."""
 
     num_steps: int
     num_asked: int = 0
@@ -73,7 +73,7 @@ def test_kill_loses_only_steps_since_the_last_checkpoint(make_job: MakeJob) -> N
         train(killed, KillAt(NUM_STEPS + 5))
     trainer = Trainer(killed, ALONE)
     assert trainer.state.loop.epoch == 1
-    assert trainer.state.loop.step >= 2  # that of step 4 may still have been waiting
+    assert trainer.state.loop.step >= 2  # the checkpoint of step 4 may still have been in the queue
     trainer.run()
     torch.testing.assert_close(final_state(killed), final_state(whole), rtol=0, atol=0)
 

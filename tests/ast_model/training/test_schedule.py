@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 BALANCED = recipes.audioset_balanced().train.schedule
 FULL = recipes.audioset_full().train.schedule
 ESC50 = recipes.esc50().train.schedule
-# The run behind the published log decayed at the ends of the epochs 5 to 25 and no more; it had 30.
+# The run of the published log had 30 epochs and decayed at the ends of epochs 5 to 25 only.
 SPEECH_COMMANDS = recipes.speechcommands().train.schedule
 
 # Learning rates at the end of each epoch: the last column of result.csv in AST's published logs.
@@ -51,7 +51,7 @@ def test_learning_rates_match_the_official_logs(
 
 
 def test_warmup_matches_the_official_log() -> None:
-    # What the log of the balanced run prints at every 50th step, to six decimals.
+    # Learning rates that the log of the balanced run prints at every 50th step, to six decimals.
     printed = "00 03 05 08 10 13 15 17 20 23 25 28 30 33 35 38 40 43 45 48 50".split()
     rates = [5e-5 * learning_rate_factor(step, 0, BALANCED) for step in range(0, 1001, 50)]
     assert [f"{rate:f}" for rate in rates] == [f"0.0000{digits}" for digits in printed]

@@ -36,7 +36,7 @@ def test_micro_batches_and_fused_adam_equal_torchs_plain_adam(make_job: MakeJob)
         loss = whole.stepper._backward(next(wholes), 0, step, slice(0, 4)).sum()
         plain.step()
         torch.testing.assert_close(result.loss, loss)
-    # A bias of the keys changes no attention: its gradient is rounding noise, of which Adam takes whole steps.
+    # The keys' bias does not affect attention: its gradient is rounding noise, which Adam scales to full steps.
     ours, theirs = (
         {name: value for name, value in each.state.model.state_dict().items() if not name.endswith("qkv.bias")}
         for each in (trainer, whole)
@@ -45,7 +45,7 @@ def test_micro_batches_and_fused_adam_equal_torchs_plain_adam(make_job: MakeJob)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, rows: set[int]) -> None:
-    """Put NaN into some rows of the batches."""
+    """Replace some rows of the batches by NaN."""
     move = Batch.to
 
     def move_spoilt(self: Batch, device: torch.device) -> Batch:
@@ -64,7 +64,7 @@ def test_non_finite_step_is_skipped_counted_and_logged_with_its_clip(
     draws = {"sampler": "uniform", "draws_per_epoch": 16, "augment": AugmentConfig(mixup_probability=0)}
     job = make_job(num_epochs=1, precision=precision, **draws)
     batches = list(Trainer(job, ALONE).data.batches(0, range(4), ALONE))
-    row = int(batches[3].rows[1])  # of the second step
+    row = int(batches[3].rows[1])  # a sample of the second step
     spoil(monkeypatch, {row})
     trainer, history = train(job)
     steps = {value.item() for name, value in final_state(job)["optimizer"].items() if name.endswith("/step")}
@@ -204,7 +204,7 @@ def test_evaluation_without_any_finite_score_ends_the_run(make_job: MakeJob, mon
 
 
 class OneOfMany(World):
-    """A world of one rank that wraps its model as several ranks do."""
+    """World of one rank that wraps its model like several ranks."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -217,8 +217,8 @@ def one_of_many(tmp_path: Path) -> Iterator[World]:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.process  # the compiler's
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at it while it compiles
+@pytest.mark.process  # starts compiler processes
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch reads it while compiling
 @pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("what", ["blocks", "model"])
 def test_compiling_once_per_micro_batch_size_gives_the_same_losses(
@@ -242,7 +242,7 @@ def test_compiling_once_per_micro_batch_size_gives_the_same_losses(
             ]
         )
         num_compiled.append(counter.frame_count)
-    # The last block makes fewer tokens, by code of its own.
+    # The last block computes fewer tokens, with separate code.
     assert num_compiled == [{"blocks": 4, "model": 2}[what]] * 6
     for expected, loss in losses:
         assert loss == pytest.approx(expected, rel=1e-4)

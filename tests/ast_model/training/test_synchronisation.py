@@ -1,4 +1,4 @@
-"""A training step hands the device its work and never waits for a result: what would wait is counted on the CPU."""
+"""A training step must not wait for the device. Operations that would wait are counted on the CPU."""
 
 import dataclasses
 import inspect
@@ -30,11 +30,11 @@ RECIPES = [
     if inspect.isfunction(value) and inspect.signature(value).return_annotation is recipes.Recipe
 ]
 NUM_SAMPLES = 2
-"""Of a micro-batch; a step has two of these."""
+"""Samples per micro-batch. A step has two micro-batches."""
 
 
 class CountMethods(TorchFunctionMode):
-    """Counts the methods that bring values to Python, which on a CPU reach no kernel."""
+    """Counts methods that convert tensors to Python values, which call no kernel on a CPU."""
 
     def __init__(self, found: list[str]):
         self.found = found
@@ -46,7 +46,7 @@ class CountMethods(TorchFunctionMode):
 
 
 class CountKernels(TorchDispatchMode):
-    """Counts the kernels whose result's value or size a GPU's CPU has to wait for."""
+    """Counts kernels with results, or sizes of results, that the CPU would wait for."""
 
     def __init__(self, found: list[str]):
         super().__init__()
@@ -55,7 +55,7 @@ class CountKernels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         waits = name in ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "equal")
-        if name in ("index", "index_put", "index_put_"):  # by a mask: as many values as are true
+        if name in ("index", "index_put", "index_put_"):  # indexing by a mask: the size depends on its values
             waits = any(index is not None and index.dtype == torch.bool for index in args[1])
         if waits:
             self.found.append(name)
@@ -91,7 +91,7 @@ def make_batch(model: AST, config: TrainConfig) -> Batch:
 
 
 def count_waits(recipe: recipes.Recipe, **settings: Any) -> list[str]:
-    """Return what would have waited in a step, after the first one."""
+    """Return the operations of a second step that would wait for a GPU."""
     model, config = small(recipe)
     config = dataclasses.replace(config, **settings)
     stepper = Stepper(TrainingState(model, config, ALONE), config, Normalisation(-4.27, 4.57), ALONE)

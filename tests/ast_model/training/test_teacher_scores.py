@@ -21,7 +21,7 @@ SHARE = 0.25
 
 
 def keep_teacher(job: TrainingJob, folder: Path, name: str, rows: np.ndarray, seed: int) -> dict[int, np.ndarray]:
-    """Store random scores of some clips, and return them by row."""
+    """Store random scores of some clips, and return the scores by row."""
     scores = np.random.default_rng(seed).random((len(rows), len(job.snapshot.labels))).astype(np.float32)
     clips = write_rows(folder / name, [scores], rows, scores.shape[1])
     facts = {"mAP": 0.5, "num_graded": 0, "stated_mAP": None, "found": "probabilities", "sources": ()}
@@ -63,7 +63,7 @@ def test_training_learns_from_a_teacher(make_job: Callable[..., TrainingJob], tm
     keep_teacher(plain, tmp_path, "t", plain.snapshot.rows_of(plain.config.train_splits), 0)
     taught = make_job("taught", num_epochs=1, teachers=("t",), teacher_share=1.0)
     (metrics,) = Trainer(taught, ALONE, teachers=open_teachers(TrainingPlan(taught.snapshot, taught.config))).run()
-    assert metrics["train/epoch_loss"] > Trainer(plain, ALONE).run()[0]["train/epoch_loss"]  # of random scores
+    assert metrics["train/epoch_loss"] > Trainer(plain, ALONE).run()[0]["train/epoch_loss"]  # the scores are random
 
 
 def test_missing_teachers_and_scores_of_other_clips_are_rejected(

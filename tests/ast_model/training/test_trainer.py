@@ -53,7 +53,7 @@ CONFIG = TrainConfig(
 
 
 class Recorder:
-    """Keeps what a training logs."""
+    """Tracker that records metrics and checkpoints."""
 
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
@@ -84,11 +84,11 @@ def check(job: TrainingJob) -> None:
 
 
 class LostError(Exception):
-    """Stands for a machine that goes away."""
+    """Simulated loss of the machine."""
 
 
 class LoseIt(StopSignal):
-    """Loses the machine at the start of the epoch after the next one."""
+    """Stop signal that loses the machine after `num_steps` steps."""
 
     def __init__(self, num_steps: int) -> None:
         self.num_left = num_steps
@@ -101,7 +101,7 @@ class LoseIt(StopSignal):
 
 
 def train_an_epoch(job: TrainingJob) -> None:
-    """Train until an epoch's checkpoint is written, and lose the machine."""
+    """Train until an epoch's checkpoint is written, then lose the machine."""
     trainer = Trainer(job, ALONE)
     trainer.stop_signal = LoseIt(trainer.plan.num_steps)
     with pytest.raises(LostError):
@@ -110,7 +110,7 @@ def train_an_epoch(job: TrainingJob) -> None:
 
 @pytest.fixture(scope="module")
 def whole(snapshot: Snapshot) -> tuple[TrainingJob, list[Metrics]]:
-    """A training from start to end without a stop."""
+    """An uninterrupted training."""
     job = make_job(snapshot, "whole")
     return job, Trainer(job, ALONE).run()
 
@@ -170,7 +170,7 @@ def test_averaged_weights_are_the_mean_of_the_epochs(
     epochs = [
         read_checkpoint(snapshot.store, name) for name in list_checkpoints(snapshot.store, "runs/whole/checkpoints")
     ]
-    epochs = [each for each in epochs if each.loop.epoch > 1]  # the first is kept too if it was the best
+    epochs = [each for each in epochs if each.loop.epoch > 1]  # the first one is kept as well if it was the best
     assert [each.loop.epoch for each in epochs] == [2, 3]
     average = newest_checkpoint(snapshot.store, "runs/whole/average")
     assert average is not None
@@ -194,10 +194,10 @@ def free_port() -> int:
 
 
 def train_two(snapshot: Snapshot, run: str, folder: Path, stop_at: int = -1) -> dict:
-    """Train in two processes; return what the main one logged."""
+    """Train in two processes, and return the main rank's log."""
     (folder / "job").write_bytes(pickle.dumps((CONFIG, MODEL, snapshot.store, snapshot.snapshot_id, run, stop_at)))
     command = [sys.executable, str(Path(__file__).with_name("rank.py")), str(folder / "job"), str(folder / "out")]
-    # What torchrun would set, without the seconds that it takes.
+    # The variables that torchrun would set, without its start-up time.
     env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)
     ranks = [subprocess.Popen(command, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
@@ -205,12 +205,15 @@ def train_two(snapshot: Snapshot, run: str, folder: Path, stop_at: int = -1) -> 
     return json.loads((folder / "out").read_text())
 
 
-@pytest.mark.rehearsal  # two ranks' gradient, and their draws, are also tested without
+@pytest.mark.rehearsal  # gradients and draws of two ranks also have quick tests
 def test_two_ranks_learn_like_one(snapshot: Snapshot, whole: tuple[TrainingJob, list[Metrics]], tmp_path: Path) -> None:
     out = train_two(snapshot, "two", tmp_path)
     job, history = whole
     assert out["world_size"] == 2
-    for name in ("train/loss", "train/grad_norm"):  # Adam hides a factor in the gradients from the loss
+    for name in (
+        "train/loss",
+        "train/grad_norm",
+    ):  # with Adam, a wrong scale of the gradients would not show in the loss
         np.testing.assert_allclose([metrics[name] for metrics in out["steps"]], curve(job, name), rtol=1e-4)
     for found, expected in zip(out["history"], history, strict=True):
         assert found == pytest.approx(expected, rel=1e-3)

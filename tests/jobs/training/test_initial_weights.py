@@ -1,4 +1,4 @@
-"""Each job opens the weights it starts from before it fetches, reads or converts anything."""
+"""Commands check their initial weights before fetching, reading or converting."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=24, d
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Weights beside the folder that the command is typed in, by their relative path."""
+    """Relative path of weights next to the working folder."""
     export_safetensors(AST(SHAPE), tmp_path / "earlier" / "average" / "model.safetensors")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")

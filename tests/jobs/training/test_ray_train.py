@@ -56,7 +56,7 @@ def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def stopped_heartbeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Stop the heartbeats of runs that a test leaves open: they would outlive the test's database."""
+    """Stop heartbeats of runs that a test leaves open, since they would outlive the test's database."""
     started: list[TrackedRun] = []
     start_heartbeat = TrackedRun.start_heartbeat
 
@@ -73,7 +73,7 @@ def stopped_heartbeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def own(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
-    """The small snapshot, with a store of the test's own for the runs."""
+    """The small snapshot, with a private store for runs."""
     for folder in ("shards", "snapshots"):
         (tmp_path / folder).symlink_to(snapshot.store.path(folder))
     return dataclasses.replace(snapshot, store=Store(str(tmp_path)))
@@ -106,7 +106,7 @@ def wait_for_checkpoint(job: TrackedJob) -> None:
 
 
 def training_workers() -> list[psutil.Process]:
-    """Return the processes of Ray Train's workers, which carry this name while they live."""
+    """Return the live processes of Ray Train's workers."""
     processes = psutil.Process().children(recursive=True)
     return [process for process in processes if any("RayTrainWorker" in part for part in process.cmdline())]
 
@@ -210,7 +210,7 @@ def test_run_resumes_only_with_its_settings_and_snapshot(own: Snapshot, caplog: 
 
 
 class FailingTrainer:
-    """Stands for Ray Train: its workers fail, after writing a checkpoint as often as they still can."""
+    """Fake of Ray Train's trainer. Every round fails; the first `num_checkpoints` rounds write a checkpoint."""
 
     def __init__(self, job: TrackedJob, num_checkpoints: int) -> None:
         self.job, self.num_left, self.num_rounds = job, num_checkpoints, 0
@@ -239,7 +239,7 @@ def test_unusable_gpu_is_rejected_before_ray_train_starts(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
     monkeypatch.setattr(ray_train, "_wait_for_workers", lambda config: None)
-    monkeypatch.setattr(ray_train, "GPU_CHECK", {"num_cpus": 0})  # this Ray has no GPU to give
+    monkeypatch.setattr(ray_train, "GPU_CHECK", {"num_cpus": 0})  # the test's Ray has no GPUs
     with pytest.raises(ConfigError, match=r"expected a GPU that torch .* found (no )?NVIDIA driver"):
         train_on_ray(begin(make_config(), own), RayConfig("1", use_gpu=use_gpu))
 
