@@ -48,9 +48,10 @@ def _request(address: str, headers: dict[str, str], method: str = "GET") -> str:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             return response.read(4096).decode(errors="replace").strip()
     except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return ""
-        raise
+        with error:  # holds the response
+            if error.code == 404:
+                return ""
+            raise
 
 
 def wait_for_notice(is_interrupted: Callable[[str], bool], service: str, poll_s: float = POLL_S) -> None:
