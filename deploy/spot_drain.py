@@ -48,7 +48,7 @@ def _request(address: str, headers: dict[str, str], method: str = "GET") -> str:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             return response.read(4096).decode(errors="replace").strip()
     except urllib.error.HTTPError as error:
-        with error:  # holds the response
+        with error:
             if error.code == 404:
                 return ""
             raise
@@ -69,13 +69,13 @@ def wait_for_notice(is_interrupted: Callable[[str], bool], service: str, poll_s:
         time.sleep(poll_s)
 
 
-def drain(cloud: str, further: list[str], poll_s: float) -> bool:
+def drain(cloud: str, ray_arguments: list[str], poll_s: float) -> bool:
     """Ask Ray to drain this node until it accepts or the deadline passes; return True if it accepted."""
     deadline_s = time.monotonic() + NOTICE_S[cloud]
     while (left_s := deadline_s - time.monotonic()) > 0:
         command = ["ray", "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
         command += [f"--reason-message=spot notice of {cloud}", f"--deadline-remaining-seconds={left_s:.0f}"]
-        if subprocess.run([*command, *further], check=False).returncode == 0:
+        if subprocess.run([*command, *ray_arguments], check=False).returncode == 0:
             return True
         time.sleep(poll_s)
     return False
@@ -89,11 +89,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("cloud", choices=sorted(NOTICE_S))
     parser.add_argument("--service", help="address of the metadata service; default: the cloud's")
     parser.add_argument("--poll-s", type=float, default=POLL_S, help="seconds between polls")
-    arguments, further = parser.parse_known_args(argv)
-    ask, service = {"aws": (is_aws_interrupted, AWS), "gcp": (is_gcp_interrupted, GCP)}[arguments.cloud]
-    wait_for_notice(ask, arguments.service or service, arguments.poll_s)
+    arguments, ray_arguments = parser.parse_known_args(argv)
+    is_interrupted, service = {"aws": (is_aws_interrupted, AWS), "gcp": (is_gcp_interrupted, GCP)}[arguments.cloud]
+    wait_for_notice(is_interrupted, arguments.service or service, arguments.poll_s)
     print("spot_drain: interruption announced, draining this Ray node", file=sys.stderr, flush=True)
-    return 0 if drain(arguments.cloud, further, arguments.poll_s) else 1
+    return 0 if drain(arguments.cloud, ray_arguments, arguments.poll_s) else 1
 
 
 if __name__ == "__main__":

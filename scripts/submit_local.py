@@ -46,17 +46,7 @@ def main(entrypoint: list[str]) -> int:
     env.pop("RAY_ADDRESS", None)
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     with ray_head([*ports, f"--dashboard-agent-listen-port={agent}"], env):
-        submit = [
-            "ray",
-            "--logging-level",
-            "error",
-            "job",
-            "submit",
-            "--working-dir",
-            ".",
-            "--submission-id",
-            submission,
-        ]
+        submit = f"ray --logging-level error job submit --working-dir . --submission-id {submission}".split()
         submit += ["--metadata-json", json.dumps({"git": git_state()}), "--", *entrypoint]
         try:
             return subprocess.run(submit, env=env, check=False).returncode
