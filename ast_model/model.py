@@ -1,11 +1,11 @@
-"""The Audio Spectrogram Transformer: patches of an fbank, extra tokens, blocks, a head.
+"""The Audio Spectrogram Transformer: patches of an fbank, extra tokens, transformer blocks, a head.
 
-The letters at the end of a tensor's name are its axes: B batch, T frames, M mel bins, F patches along frequency,
-P patches, N tokens (E extra ones, then P), D width, H heads, C classes.
+Capital letters at the end of a tensor's name are its axes: B batch, T frames, M mel bins, F patches along frequency,
+P patches, N tokens (E extra tokens, then P patches), D width, H heads, C classes.
 
-Sources: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021; sizes and initialisation are
-DeiT's (Touvron et al., 2021). With post-norm, one extra token and fixed positions it is EAT: Chen et al., "EAT:
-Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI 2024, which SSLAM (ICLR 2025) has too.
+Sources: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021, with the sizes and the
+initialisation of DeiT (Touvron et al., 2021). Post-norm, one extra token and fixed positions give EAT: Chen et al.,
+"EAT: Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI 2024. SSLAM (ICLR 2025) has the same shape.
 """
 
 from collections.abc import Callable
@@ -23,19 +23,29 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class DropMasks:
-    """Patches and branches that one batch's forward omits. Axes: K kept patches, L branches (two per block)."""
+    """Patches and branches to drop in one forward pass. Axes: K kept patches, L branches (two per block)."""
 
     kept_BK: Tensor | None = None
-    """Numbers of the patches that each clip keeps, ascending; all of them unless set."""
+    """Indices of the patches to keep for each clip, ascending. Default: all patches."""
     scale_BL: Tensor | None = None
-    """Factor of each branch's output, 0 for one that is dropped; 1 unless set."""
+    """Factor of each branch's output, 0 for a dropped branch. Default: 1."""
 
 
 class AST(nn.Module):
-    """Tag an fbank, normalised as (x - mean) / (2 · std) after padding."""
+    """A transformer that maps normalised fbanks (B, T, M) to logits (B, C).
+
+    The input is (fbank - mean) / (2 · std), with the padding normalised too. T may differ from the config, in which
+    case the positions are adapted in each forward pass.
+
+    >>> model = AST(ASTConfig.nano(num_classes=5, num_frames=128))
+    >>> model(torch.zeros(2, 128, 128)).shape
+    torch.Size([2, 5])
+    >>> model.embed(torch.zeros(2, 300, 128)).shape
+    torch.Size([2, 128])
+    """
 
     activation_checkpointing = False
-    """Keep only the blocks' inputs in the forward of a training, and compute the rest again in the backward."""
+    """Store only the inputs of the blocks for the backward pass and recompute the rest, to save memory."""
 
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
@@ -58,26 +68,26 @@ class AST(nn.Module):
         self.apply(_init_linear)
 
     def forward(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
-        """Return the logits (B, C), float32 in every precision."""
+        """Return the logits (B, C), float32 under any autocast."""
         embedding_BD = self.embed(fbank_BTM, drop_masks)
-        # Half precision would round the logits to so few values that clips tie, which costs mAP.
+        # Half precision would round the logits to few distinct values, and tied clips cost mAP.
         with torch.autocast(embedding_BD.device.type, enabled=False):
             return self.head(embedding_BD.float())
 
     def embed(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
-        """Return one embedding per clip (B, D): the class token, or the mean of it and the distillation token."""
-        # Nobody reads what the last block makes of the patches, so no gradient comes from there either.
+        """Return one embedding per clip (B, D): the mean of the extra tokens after the last block."""
+        # The last block skips the output patches, which the head does not read.
         return self._tokens(fbank_BTM, drop_masks, self.config.num_extra_tokens).mean(dim=1)
 
     def tokens(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
-        """Return all tokens after the last block, normalised (B, N, D), patches frequency by frequency.
+        """Return all tokens after the last block and the final norm (B, N, D), patches in frequency-major order.
 
-        Raises InputError if the fbank has other mel bins than the config, or is shorter than a patch.
+        Raises InputError if the fbank is shorter than a patch or its number of mel bins differs from the config.
         """
         return self._tokens(fbank_BTM, drop_masks, None)
 
     def _tokens(self, fbank_BTM: Tensor, drop_masks: DropMasks | None, num_out: int | None) -> Tensor:
-        """Return all tokens, or the first `num_out` ones that the last block makes."""
+        """Return all tokens of the last block, or only the first `num_out`."""
         tokens_BND = self._embed_patches(fbank_BTM)
         drop_masks = drop_masks or DropMasks()
         if drop_masks.kept_BK is not None:
@@ -97,8 +107,8 @@ class AST(nn.Module):
         config = self.config
         _check_shape(fbank_BTM, config)
         patches_BPD = _embed_as_product(fbank_BTM.transpose(1, 2), self.patch_embedding)
-        # Each token by itself: a gradient that is a part of another's has strides that DDP copies and warns about.
-        # Not len(), which an export to ONNX takes for a constant.
+        # One parameter per token: the gradient of a slice has strides that DDP copies and warns about.
+        # shape[0] instead of len(), which an export to ONNX would record as a constant.
         num_clips = patches_BPD.shape[0]
         extra = [self.class_token] if config.num_extra_tokens == 1 else [self.class_token, self.distillation_token]
         extra_B1D = [token.expand(num_clips, -1, -1) for token in extra]
@@ -114,7 +124,7 @@ class AST(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then an MLP, each with a residual connection and a LayerNorm: before it, or behind the sum."""
+    """Self-attention and an MLP, each with a residual connection and a LayerNorm before the branch or after the sum."""
 
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
@@ -125,7 +135,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, tokens_BND: Tensor, scale_B2: Tensor | None = None, num_out: int | None = None) -> Tensor:
-        """Return all tokens after the block, or the first `num_out` ones alone, for which all others are read."""
+        """Return all tokens after the block, or only the first `num_out`, which still attend to all tokens."""
         attention_scale, mlp_scale = (None, None) if scale_B2 is None else scale_B2[:, :, None, None].unbind(dim=1)
         change_BND = self.attention(tokens_BND if self.post_norm else self.attention_norm(tokens_BND), num_out)
         tokens_BND = tokens_BND[:, :num_out] + _scale(change_BND, attention_scale)
@@ -136,8 +146,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention with one joint projection for query, key and value."""
+
     attend: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(nnf.scaled_dot_product_attention)
-    """Softmax attention of query, key and value (B, H, N, K). A training may set one that runs on chosen kernels."""
+    """Softmax attention of query, key and value (B, H, N, K). Trainings replace it to select kernels."""
 
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
@@ -148,7 +160,7 @@ class Attention(nn.Module):
     def forward(self, tokens_BND: Tensor, num_queries: int | None = None) -> Tensor:
         if num_queries is None:
             qkv_BN3HK = self.qkv(tokens_BND).unflatten(2, (3, self.num_heads, -1))
-            # Unbound before the axes change places: so the backward writes the three gradients once, side by side.
+            # Unbind before transposing, so that the backward pass writes the three gradients once, side by side.
             query_BHNK, key_BHNK, value_BHNK = (part_BNHK.transpose(1, 2) for part_BNHK in qkv_BN3HK.unbind(2))
         else:
             width = tokens_BND.shape[2]
@@ -162,6 +174,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linear layers with a GELU in between."""
+
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.width, config.mlp_ratio * config.width)
@@ -172,6 +186,8 @@ class MLP(nn.Module):
 
 
 class Head(nn.Module):
+    """A LayerNorm and a linear layer from embeddings (B, D) to logits (B, C)."""
+
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.width, eps=config.head_norm_eps)
@@ -186,9 +202,9 @@ def _scale(change_BND: Tensor, scale_B11: Tensor | None) -> Tensor:
 
 
 def _embed_as_product(fbank_BMT: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Compute a convolution of one input channel (B, P, D), patches frequency by frequency, as a product of matrices.
+    """Compute the patch embedding (B, P, D), in frequency-major order, as one matrix product.
 
-    Libraries have no fast kernels for one channel: cuDNN's took 4 of the 141 ms of a step of AST-base on an H100.
+    cuDNN has no fast convolution for one input channel: it took 4 of the 141 ms of a step of AST-base on an H100.
     """
     (patch_freq, patch_time), (freq_stride, time_stride) = conv.kernel_size, conv.stride
     patches_BFTKL = fbank_BMT.unfold(1, patch_freq, freq_stride).unfold(2, patch_time, time_stride)
@@ -206,14 +222,14 @@ def _check_shape(fbank_BTM: Tensor, config: ASTConfig) -> None:
     if len(shape) != 3 or shape[1] < config.patch_time or shape[2] != config.num_mel_bins:
         raise InputError(
             f"Expected an fbank of shape (batch, {config.patch_time} or more frames, {config.num_mel_bins} bins), "
-            f"but found {shape}. Pad it, or compute it with as many bins as the model has."
+            f"but found {shape}. Pad it, or compute it with the model's number of mel bins."
         )
 
 
 def adapt_positions(positions_1ND: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Fit positions made for one grid to another, as AST does: time first, then frequency.
+    """Adapt positions from one grid to another as the official AST does: time first, then frequency.
 
-    An axis that gets shorter keeps its middle, one that gets longer is interpolated; extra tokens stay.
+    Crops the centre of an axis that shrinks and interpolates an axis that grows. The extra tokens' positions remain.
     """
     if source == target:
         return positions_1ND
@@ -235,9 +251,9 @@ def _fit_axis(patches_1DFT: Tensor, axis: int, length: int) -> Tensor:
 
 
 def fixed_positions(config: ASTConfig, grid: Grid) -> Tensor:
-    """Return EAT's positions (1, N, D): a half for a patch's row, a half for its column, 0 for the extra tokens.
+    """Return EAT's positions (1, N, D): half of D encodes a patch's row, half its column; 0 for the extra tokens.
 
-    They don't depend on the grid's size: a shorter clip has the first ones of a longer.
+    A patch's position does not depend on the size of the grid, so shorter clips share the positions of longer clips.
     """
     num_rates = config.width // 4
     rates = 1.0 / 10_000.0 ** (torch.arange(num_rates) / num_rates)

@@ -39,11 +39,11 @@ def load_pretrained(source: str | Path, config: ASTConfig | None = None, labels:
 
     >>> from tempfile import TemporaryDirectory
     >>> from ast_model.export import export_safetensors
-    >>> from ast_model.model import AST
     >>> with TemporaryDirectory() as folder:
-    ...     export_safetensors(AST(ASTConfig.nano(num_classes=3)), f"{folder}/ast.safetensors")
-    ...     model = load_pretrained(f"{folder}/ast.safetensors")
-    ...     shorter = load_pretrained(f"{folder}/ast.safetensors", ASTConfig.nano(num_classes=3, num_frames=256))
+    ...     file = Path(folder, "ast.safetensors")
+    ...     export_safetensors(AST(ASTConfig.nano(num_classes=3)), file)
+    ...     model = load_pretrained(file)
+    ...     shorter = load_pretrained(file, ASTConfig.nano(num_classes=3, num_frames=256))
     >>> model.config.num_frames, shorter.config.num_frames
     (1024, 256)
     """

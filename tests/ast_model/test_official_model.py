@@ -1,4 +1,4 @@
-"""Oracle: the arithmetic of the official model, written down plainly on its own names of tensors."""
+"""Compare with the official model's arithmetic, written out on the official tensor names."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ SIZES = {
 
 
 def draw_deit(width: int, depth: int, side: int) -> dict[str, Tensor]:
-    """Draw a distilled DeiT's tensors under timm's names."""
+    """Draw the tensors of a distilled DeiT in timm's layout."""
     random = torch.Generator().manual_seed(0)
     shapes = {
         "cls_token": (1, 1, width),
@@ -41,7 +41,7 @@ def draw_deit(width: int, depth: int, side: int) -> dict[str, Tensor]:
 
 
 def make_official(deit: dict[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
-    """Make an official AST's tensors of a DeiT's, for a grid of (frequency, time), with a new head."""
+    """Convert a DeiT to an official AST with a grid of (frequency, time) and a new head."""
     width, side = deit["cls_token"].shape[2], math.isqrt(deit["pos_embed"].shape[1] - 2)
     places = deit["pos_embed"][:, 2:].reshape(1, side, side, width).permute(0, 3, 1, 2)
     num_freq, num_time = grid
@@ -64,7 +64,7 @@ def make_official(deit: dict[str, Tensor], grid: tuple[int, int]) -> dict[str, T
 
 
 def official_logits(tensors: dict[str, Tensor], fbank_BTM: Tensor, num_heads: int, stride: int) -> Tensor:
-    """Compute the logits (B, C), softmax and heads written out."""
+    """Compute the logits (B, C) without torch's modules for attention and norm."""
 
     def norm(x: Tensor, name: str, eps: float) -> Tensor:
         centred = x - x.mean(dim=-1, keepdim=True)
@@ -74,7 +74,7 @@ def official_logits(tensors: dict[str, Tensor], fbank_BTM: Tensor, num_heads: in
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
 
-    image = fbank_BTM.unsqueeze(1).transpose(2, 3)  # one colour; frequency down, time across
+    image = fbank_BTM.unsqueeze(1).transpose(2, 3)  # one channel; frequency down, time across
     weight, bias = tensors["v.patch_embed.proj.weight"], tensors["v.patch_embed.proj.bias"]
     patches = nnf.conv2d(image, weight, bias, stride=stride).flatten(2).transpose(1, 2)
     extra = [tensors[f"v.{name}"].expand(len(image), -1, -1) for name in ("cls_token", "dist_token")]
@@ -92,7 +92,7 @@ def official_logits(tensors: dict[str, Tensor], fbank_BTM: Tensor, num_heads: in
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "stride", "num_frames"), [("tiny", 12, 1024), ("small", 10, 128), ("base", 16, 512)])
-def test_logits_are_the_official_models(tmp_path: Path, size: str, stride: int, num_frames: int) -> None:
+def test_logits_equal_the_official_model(tmp_path: Path, size: str, stride: int, num_frames: int) -> None:
     width, num_heads, side, make_config = SIZES[size]
     config = make_config(
         num_classes=NUM_CLASSES, num_frames=num_frames, freq_stride=stride, time_stride=stride, depth=1
@@ -104,9 +104,9 @@ def test_logits_are_the_official_models(tmp_path: Path, size: str, stride: int, 
 
     torch.save({f"module.{name}": tensor for name, tensor in official.items()}, tmp_path / "audioset.pth")
     torch.save({"model": deit}, tmp_path / "deit.pth")
-    of_images = load_pretrained(tmp_path / "deit.pth", config)
-    of_sounds = load_pretrained(tmp_path / "audioset.pth", config)
-    of_images.head.load_state_dict(of_sounds.head.state_dict())  # a DeiT brings none
-    for ours in (of_sounds, of_images):
+    from_deit = load_pretrained(tmp_path / "deit.pth", config)
+    from_official = load_pretrained(tmp_path / "audioset.pth", config)
+    from_deit.head.load_state_dict(from_official.head.state_dict())  # the DeiT has no head of an AST
+    for ours in (from_official, from_deit):
         with torch.inference_mode():
             torch.testing.assert_close(ours.eval()(fbank_BTM), expected_BC, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Weights in the official layout, drawn at random, with the shapes of the published heads and lengths."""
+"""Load random weights in the official layout with the published numbers of classes and lengths."""
 
 import dataclasses
 import logging
