@@ -38,6 +38,9 @@ def compute_fbank(waveform: Tensor) -> Tensor:
     (S,) or (B, S) float32 in [-1, 1] at 16 kHz → (T, 128) or (B, T, 128) float32 on the same device, T as
     `num_frames_of` says. The mean of each frame is removed, that of the clip is left to the caller.
     Raises InputError for another shape or type, and for fewer samples than one frame has.
+
+    >>> compute_fbank(torch.zeros(16_000)).shape
+    torch.Size([98, 128])
     """
     _check(waveform)
     # Lower precision inside `torch.autocast` would cost two digits of the features.

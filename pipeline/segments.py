@@ -52,6 +52,12 @@ def read_segments(path: str, split: str | None = None) -> list[Segment]:
     `split` is taken from the file's name (`{split}_segments.csv`) unless given. Copies that lost the comment lines, the
     quotes around labels or the decimals, or gained blank columns, blanks, CRLF or a byte-order mark, are read
     too. A row that stands twice counts once. Raises InputError with the line of a row that can't be read.
+
+    >>> import fsspec
+    >>> with fsspec.open("memory://eval_segments.csv", "w") as file:
+    ...     _ = file.write('--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"\\n')
+    >>> read_segments("memory://eval_segments.csv")
+    [Segment(ytid='--PJHxphWEs', start_ms=30000, end_ms=40000, labels=('/m/09x0r', '/t/dd00088'), split='eval')]
     """
     return list(segments_of(read_segment_table(path, split)))
 

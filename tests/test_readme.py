@@ -1,5 +1,6 @@
 """Public names of the README, and links between the pages."""
 
+import doctest
 import importlib
 import re
 from pathlib import Path
@@ -16,6 +17,15 @@ NAMES = re.findall(r"^\| `((?:pipeline|ast_model)\.[\w.]+)", README, re.MULTILIN
 def test_public_name_can_be_imported(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     assert callable(getattr(importlib.import_module(module), attribute))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_of_public_name_work(name: str) -> None:
+    module_name, _, attribute = name.rpartition(".")
+    module = importlib.import_module(module_name)
+    found = doctest.DocTestFinder().find(getattr(module, attribute), attribute, globs=dict(vars(module)))
+    results = [doctest.DocTestRunner().run(test) for test in found]
+    assert sum(result.failed for result in results) == 0
 
 
 def test_readme_lists_seven_public_names() -> None:
