@@ -2,7 +2,7 @@
 
     python -m bench.attention
 
-Prints a JSON line for each kind that the device has: forward and backward of one block's attention, beside the slowest.
+Prints a JSON line per supported kernel: forward and backward of one block's attention, relative to the slowest kernel.
 """
 
 import torch
@@ -12,7 +12,7 @@ from ast_model.training.device import KERNELS, seconds_of_attention
 from bench.lines import print_line
 
 NUM_PRODUCTS = 7
-"""Two in the forward and five in the backward, which computes the attention weights again."""
+"""Matrix products: two in the forward and five in the backward, which recomputes the attention weights."""
 
 
 def main() -> None:

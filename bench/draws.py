@@ -1,8 +1,8 @@
-"""Measure the draw plan for AudioSet's 2.08 million training clips, and a start in the middle of it.
+"""Measure the draw plan for AudioSet's 2.08 million training clips, and a start in the middle of an epoch.
 
-Prints one JSON line per figure, seconds and memory: from a snapshot on disk to the draws of (epoch 3, step 100,000),
-and one epoch's plan by sampler and grouped by shard. The balanced plan's peer is torch's WeightedRandomSampler, which
-draws neither partners nor λ.
+Prints one JSON line per figure, with seconds and memory: from a snapshot on disk to the draws of (epoch 3, step
+100,000), and one epoch's plan per sampler and grouped by shard. The balanced plan is compared with torch's
+WeightedRandomSampler, which draws neither partners nor λ.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ WINDOW = 200_000
 
 
 def make_snapshot(store: Store) -> None:
-    """Publish an index of AudioSet's size, without shards; classes are as uneven as AudioSet's."""
+    """Publish an index of AudioSet's size and class imbalance, without shards."""
     random = np.random.default_rng(0)
     frequency = 1 / np.arange(1, NUM_CLASSES + 1)
     flat = random.choice(NUM_CLASSES, 2 * NUM_CLIPS, p=frequency / frequency.sum()).astype(np.int16)
@@ -62,7 +62,7 @@ def make_snapshot(store: Store) -> None:
 
 
 def measure(name: str, function: Callable[[], object], peer: tuple[str, float] | None = None, **rest: Any) -> float:
-    """Print and return seconds, with the most memory that numpy and Python held beyond what they held before."""
+    """Measure and print seconds and the additional peak memory of NumPy and Python. Returns the seconds."""
     tracemalloc.start()
     start, cpu_start = time.perf_counter(), time.process_time()
     function()
@@ -74,7 +74,7 @@ def measure(name: str, function: Callable[[], object], peer: tuple[str, float] |
 
 
 def start_in_the_middle(store: Store) -> None:
-    """Do what a restarted training does until it knows its next batch."""
+    """Perform the steps of a restarted training up to its next batch."""
     snapshot = load_snapshot(store)
     rows = snapshot.rows_of(("unbalanced_train",))
     targets = snapshot.targets(rows)

@@ -1,11 +1,11 @@
-"""Find from which speed on reading limits a GPU: the share of waiting for data with steps of a fixed length.
+"""Find the GPU speed from which reading limits training: the share of time waiting for data, for steps of fixed length.
 
     python -m bench.feeding
 
-Reads batches of 48 clips as a training does (balanced draws, mixup, two threads) from a local store, in turns with a
-step that only passes time: by one process, then by eight at once, as on a machine with eight GPUs. Prints a JSON line
-for each length of a step, and one for how long another thread of the process had to wait for Python's lock meanwhile.
-The store's pages are in memory after the first pass, so the figures are the loaders', not the disk's.
+Reads batches of 48 clips like a training (balanced draws, mixup, two threads) from a local store, alternating with
+steps that only pass time: with one process, then with eight, as on a machine with eight GPUs. Prints a JSON line per
+step length, and one for the time that another thread waited for Python's lock. The store is in the page cache after the
+first pass, so the figures describe the loader, not the disk.
 """
 
 import multiprocessing
@@ -41,8 +41,8 @@ TICK_S = 0.0005
 
 
 def wait_share(batches: Iterator[Batch], step_s: float) -> tuple[float, float]:
-    """Return which part of the time steps of `step_s` wait for their batch, and the samples a second."""
-    for _ in range(NUM_WARM_STEPS):  # what was read ahead while others were slower does not count
+    """Return the share of time that steps of length `step_s` wait for batches, and the samples per second."""
+    for _ in range(NUM_WARM_STEPS):  # skip batches that were prefetched during slower steps
         next(batches)
     num_steps, waited_s, started = 0, 0.0, time.perf_counter()
     while num_steps < MIN_STEPS or time.perf_counter() - started < SECONDS_PER_LENGTH:
@@ -50,14 +50,14 @@ def wait_share(batches: Iterator[Batch], step_s: float) -> tuple[float, float]:
         batch = next(batches)
         waited_s += time.perf_counter() - asked
         time.sleep(step_s)
-        del batch  # now: a CPU gives its memory back to the system, which does not count as waiting for data
+        del batch  # free it now: returning memory to the system is not waiting for data
         num_steps += 1
     elapsed_s = time.perf_counter() - started
     return waited_s / elapsed_s, num_steps * BATCH_SIZE / elapsed_s
 
 
 def load(root: str, number: int, start: Barrier, results: "Queue[list[tuple[float, float]]]") -> None:
-    """Read as one of several loaders that begin each length of a step together."""
+    """Run one of several loaders, synchronised at the start of each step length."""
     torch.set_num_threads(1)
     num_gpus = torch.cuda.device_count()
     device = torch.device("cuda", number % num_gpus) if num_gpus else torch.device("cpu")
@@ -72,8 +72,8 @@ def load(root: str, number: int, start: Barrier, results: "Queue[list[tuple[floa
 
 
 def measure(root: str, num_loaders: int) -> list[tuple[float, float]]:
-    """Return the mean share of waiting, and the samples a second of all loaders, for each length of a step."""
-    # Forks of a process that has imported torch, but not begun to use CUDA.
+    """Return the mean waiting share and the total samples per second of all loaders, per step length."""
+    # Fork from a process that has imported torch but not initialised CUDA.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.train_step"])
     start, results = context.Barrier(num_loaders), context.Queue()
@@ -88,7 +88,7 @@ def measure(root: str, num_loaders: int) -> list[tuple[float, float]]:
 
 @contextmanager
 def ticking() -> Iterator[list[float]]:
-    """Run a thread that wants to go on every half millisecond; collect the seconds by which it was late."""
+    """Run a thread that wakes every half millisecond, and collect its delays in seconds."""
     late_s: list[float] = []
     is_over = Event()
 
@@ -108,7 +108,7 @@ def ticking() -> Iterator[list[float]]:
 
 
 def print_lock(root: str) -> None:
-    """Print how late a thread is that needs Python's lock, while batches are read as fast as they can be."""
+    """Print the delays of a thread that needs Python's lock while batches are read at full speed."""
     torch.set_num_threads(1)
     with ticking() as idle_s:
         time.sleep(SECONDS_PER_LENGTH)
@@ -120,7 +120,7 @@ def print_lock(root: str) -> None:
     assert share > 0
     for name, quantile in (("at most", 1.0), ("99 % of the time less than", 0.99)):
         late_ms, idle_ms = (1000 * float(np.quantile(each, quantile)) for each in (late_s, idle_s))
-        # Python itself takes the lock from a thread that keeps it only after this long.
+        # Python forces a thread to release the lock only after this interval.
         interval_ms = 1000 * sys.getswitchinterval()
         print_line(f"late by the lock, {name}", "ms", late_ms, without_reading=idle_ms, switch_interval=interval_ms)
 

@@ -1,11 +1,11 @@
-"""Prove and measure the training on a GPU, in under nine minutes: `make gpu`.
+"""Test and benchmark training on a GPU, in under nine minutes: `make gpu`.
 
     python -m bench.gpu --out gpu.json
 
-Needs no more than torch, torchaudio, transformers, numpy, scipy, pandas, pyarrow, fsspec, safetensors, rich and pytest.
-Runs one part after the other, each in a process of its own that ends at its deadline, so that a part which hangs or
-runs out of memory costs the others nothing. What a part measures is written to --out as it comes. Prints a table for
-docs/benchmarks.md at the end. Without a GPU only the parts run that need none. Exits with 1 if a part failed.
+Needs only torch, torchaudio, transformers, numpy, scipy, pandas, pyarrow, fsspec, safetensors, rich and pytest. Each
+part runs in a separate process with a deadline, so that parts that hang or run out of memory do not affect the rest.
+Results are written to --out as they arrive. Prints a table for docs/benchmarks.md at the end. Without a GPU, skips the
+parts that need one. Exits with 1 if a part failed.
 """
 
 import argparse
@@ -31,16 +31,16 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """Something to run, whose output's JSON lines are results (`bench.lines`)."""
+    """A benchmark or test run, with results as JSON lines in its output (`bench.lines`)."""
 
     name: str
     command: tuple[str, ...]
-    """Arguments of Python."""
+    """Arguments to Python."""
     deadline_s: int
     needs_gpu: bool = True
 
 
-# Not the other tests' fixtures, filters of warnings and plugins, which need the whole project's packages.
+# Without the other tests' fixtures, warning filters and plugins, which need all packages of the project.
 ALONE = ("--noconftest", "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default")
 PYTEST = ("-m", "pytest", *ALONE, "-q", "-p", "no:cacheprovider")
 ENV = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -63,11 +63,11 @@ TO_REACH = {
     ("fbank", "torchaudio, clip by clip"): 20.0,
     ("largest micro-batch, activation checkpointing", "without"): 3.0,
 }
-"""Ratio to a peer that a figure is to reach on a GPU, by (name, peer)."""
+"""Target ratio on a GPU by (name, reference)."""
 
 
 def describe_machine() -> Result:
-    """Return what the figures depend on: device, driver, and the versions that choose its kernels."""
+    """Describe the machine: device, driver, and the library versions that select kernels."""
     machine: Result = {"torch": torch.__version__, "device": "none", "cpus": os.cpu_count()}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -82,14 +82,14 @@ def describe_machine() -> Result:
 
 
 def run_part(part: Part, on_line: Callable[[str], None]) -> Result:
-    """Run a part to its end or deadline, and tell of each line as it comes; return how it ended."""
+    """Run a part to its end or deadline, and report each line as it arrives. Returns the outcome."""
     started, is_late = time.perf_counter(), False
 
     def end() -> None:
         nonlocal is_late
         is_late = True
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its compilers and readers too
+            os.killpg(process.pid, signal.SIGKILL)  # includes its compilers and readers
 
     command, out = [sys.executable, *part.command], subprocess.PIPE
     with subprocess.Popen(
@@ -109,7 +109,7 @@ def run_part(part: Part, on_line: Callable[[str], None]) -> Result:
 
 
 class Report:
-    """What was measured so far, in a file that is whole at any time."""
+    """Results so far, in a file that is replaced atomically."""
 
     def __init__(self, file: Path, machine: Result):
         self.file = file
@@ -144,8 +144,8 @@ def _parse(line: str) -> Result | None:
 
 
 def markdown_table(results: list[Result]) -> str:
-    """Return the results as the table of docs/benchmarks.md."""
-    lines = ["| what | figure | beside | ratio | to reach |", "|---|---|---|---|---|"]
+    """Format the results as the table of docs/benchmarks.md."""
+    lines = ["| measure | figure | reference | ratio | target |", "|---|---|---|---|---|"]
     shown = {"part", "name", "unit", "figure", "peer", "peer_figure", "ratio"}
     for result in results:
         extra = ", ".join(f"{name} {value}" for name, value in result.items() if name not in shown)
@@ -158,8 +158,8 @@ def markdown_table(results: list[Result]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="file that the results are written to")
-    parser.add_argument("--parts", default="", help=f"some of {','.join(part.name for part in PARTS)}; all unless set")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="output file")
+    parser.add_argument("--parts", default="", help=f"some of {','.join(part.name for part in PARTS)}; default: all")
     args = parser.parse_args()
     names = args.parts.split(",") if args.parts else [part.name for part in PARTS]
     if unknown := set(names) - {part.name for part in PARTS}:
@@ -171,14 +171,14 @@ def main() -> None:
         if part.name not in names:
             continue
         if part.needs_gpu and not has_gpu:
-            report.add_part({"part": part.name, "status": "left out, there is no GPU here", "seconds": 0})
+            report.add_part({"part": part.name, "status": "skipped without a GPU", "seconds": 0})
         else:
-            if not has_gpu:  # a processor is slow, and nobody has lent this machine for ten minutes
+            if not has_gpu:  # CPUs are slow, and without a GPU the time is not limited
                 part = replace(part, deadline_s=4 * part.deadline_s)
             report.add_part(run_part(part, partial(report.add_line, part.name)))
     print(markdown_table(report.content["results"]))
     if not has_gpu:
-        print("There is no GPU here: the parts that need one were left out. Run it on a machine with one to fill them.")
+        print("Parts that need a GPU were skipped; run this on a machine with a GPU to fill them.")
     sys.exit(any("failed" in part["status"] or "deadline" in part["status"] for part in report.content["parts"]))
 
 

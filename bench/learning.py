@@ -1,6 +1,6 @@
-"""Hold that learning happens, on a CPU: balanced draws, averaged weights, and weights from other sounds.
+"""Check on a CPU that balanced draws, averaged weights and pretrained weights help learning.
 
-python -m bench.learning --root data/demo      a store with the miniature, as `make demo` leaves it; needs espeak-ng
+python -m bench.learning --root data/demo      the miniature's store, as made by `make demo`; needs espeak-ng
 
 Prints one JSON line per training, and tables of means and extremes over the seeds.
 """
@@ -46,11 +46,11 @@ AS_MANY_DRAWS: Mapping[str, Any] = {
     "average_last_epochs": 8,
     "schedule": ScheduleConfig(num_warmup_steps=100, num_steps_per_stair=5, num_epochs_before_decay=41),
 }
-"""Uniform draws take each clip once an epoch, so the demo's 16,000 draws are 41 epochs, its last fifth averaged."""
+"""Uniform draws use each clip once per epoch, so the demo's 16,000 draws take 41 epochs; the last fifth is averaged."""
 
 
 class Silence:
-    """Tells nobody."""
+    """Tracker that discards everything."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         pass
@@ -68,7 +68,7 @@ def train(snapshot: Snapshot, run: str, model: ASTConfig, config: TrainConfig) -
 
 
 def compare_samplers(snapshot: Snapshot, seeds: Iterable[int], work: str) -> dict[str, list[float]]:
-    """Train on the miniature with both samplers; return mAP of all and of rare classes, last and averaged."""
+    """Train on the miniature with both samplers. Returns mAP of all and rare classes, for last and averaged weights."""
     recipe = recipes.demo()
     counts = snapshot.class_counts(recipe.train.train_splits)
     rare = np.argsort(counts, kind="stable")[:NUM_RARE]
@@ -88,7 +88,7 @@ def compare_samplers(snapshot: Snapshot, seeds: Iterable[int], work: str) -> dic
 
 
 def compare_starts(snapshot: Snapshot, seeds: Iterable[int], work: str, weights: Mapping[int, str]) -> dict[str, list]:
-    """Train on the words from weights of the miniature and from scratch; return accuracy after each epoch."""
+    """Train on words, from the miniature's weights and from random ones. Returns accuracy after each epoch."""
     model = dataclasses.replace(recipes.demo().model, num_frames=128)
     found: dict[str, list[list[float]]] = defaultdict(list)
     for seed in seeds:
@@ -114,7 +114,7 @@ def compare_starts(snapshot: Snapshot, seeds: Iterable[int], work: str, weights:
 
 
 def convert_words(folder: Path) -> Snapshot:
-    """Make the words and take them to a snapshot, without Ray."""
+    """Synthesise the words and convert them to a snapshot, without Ray."""
     make_words(folder / "words")
     recordings, words = read_speech_commands(folder / "words")
     tables = folder / "tables"
@@ -137,7 +137,7 @@ def describe(values: list[float]) -> str:
 
 
 def main(root: str = "data/demo", num_seeds: int = 3) -> None:
-    """Compare; `root`: a store with the miniature."""
+    """Run both comparisons with the miniature in the store `root`."""
     torch.set_num_threads(1)
     miniature, seeds = load_snapshot(Store(root)), range(num_seeds)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""Compare the loader with a plain webdataset pipeline and with bare reads, page cache warm, one thread.
+"""Compare the loader with a plain webdataset pipeline and with bare reads, with a warm page cache and one thread.
 
-All make or read the same clips; batches are (B, 1024, 128) float16 with multi-hot targets. Prints one JSON line per
-pair: samples per second of processor time, best of five rounds. With --root it reads a store that is there, else it
-makes one.
+All produce or read the same clips. Batches are (B, 1024, 128) float16 with multi-hot targets. Prints one JSON line per
+comparison: samples per second of processor time, best of five rounds. --root reads an existing store; by default a
+temporary store is created.
 """
 
 import argparse
@@ -39,7 +39,7 @@ NUM_SHARDS, CLIPS_PER_SHARD = 4, 500
 
 
 def own_batches(snapshot: Snapshot, mixup_probability: float, sampler: Sampler) -> Iterator[int]:
-    """Yield the clips read for each batch: partners count too."""
+    """Yield the number of clips read for each batch, including partners."""
     rows = snapshot.rows_of(("balanced_train",))
     collator = BatchReader(ClipReader(snapshot), rows, snapshot.targets(rows), NUM_FRAMES)
     weights = class_balanced_weights(snapshot.targets(rows))
@@ -51,7 +51,7 @@ def own_batches(snapshot: Snapshot, mixup_probability: float, sampler: Sampler) 
 
 
 def webdataset_batches(snapshot: Snapshot) -> Iterator[int]:
-    """Do the same with webdataset: decode the .npy and .json members, pad, batch, in the order of the shards."""
+    """Build the same batches with webdataset: decode the .npy and .json members, pad and batch, in shard order."""
     shards = [snapshot.store.path(name) for name in sorted(snapshot.checksums)]
     index_of = snapshot.labels.index_of
 
@@ -78,7 +78,7 @@ def webdataset_batches(snapshot: Snapshot) -> Iterator[int]:
 
 
 def bare_reads(snapshot: Snapshot) -> Iterator[int]:
-    """Read the same members at random and view them as arrays, nothing else."""
+    """Read the same members in random order and view them as arrays."""
     index = snapshot.index
     names = index["shard"].combine_chunks()
     files = [os.open(snapshot.store.path(name), os.O_RDONLY) for name in names.dictionary.to_pylist()]
@@ -101,7 +101,7 @@ def samples_per_s(read: Callable[[], Iterator[int]]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", help="store with a split balanced_train; made in a temporary folder unless given")
+    parser.add_argument("--root", help="store with a split balanced_train; default: a temporary store")
     root = parser.parse_args().root
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""Find how many clips of AST-base a training step has the memory for, with activation checkpointing and without.
+"""Find how many clips of AST-base fit into memory in a training step, with and without activation checkpointing.
 
     python -m bench.memory
 
-On a GPU tries them, takes some steps with the most that fit, and prints a JSON line for that number and one for the
-speed; the peak stands beside the computed one. Without a GPU prints the number by computation for one of 80 GB.
+On a GPU, finds the largest micro-batch by trial, takes some steps with it, and prints a JSON line for the number of
+clips and one for the speed, with measured and estimated peak memory. Without a GPU, prints the estimate for 80 GB.
 """
 
 import itertools
@@ -23,13 +23,13 @@ from bench.train_step import NORMAL, make_batch
 
 MODEL = ASTConfig.base()
 MANY = 16384
-"""Samples of a step, of which the largest micro-batch takes its part: so many that its size has small steps."""
+"""Samples per step: many, since micro-batches divide them into equal parts, so that candidate sizes are close."""
 NUM_STEPS = 3
 BYTES_OF_A_GPU = 80e9
 
 
 def try_on_gpu(is_checkpointing: bool, world: World) -> tuple[int, float, str]:
-    """Return the largest micro-batch, its samples a second, and its memory, measured and computed."""
+    """Return the largest micro-batch, its samples per second, and measured and estimated memory."""
     config = TrainConfig(global_batch_size=MANY, micro_batch_size="auto", activation_checkpointing=is_checkpointing)
     torch.manual_seed(0)
     state = TrainingState(AST(MODEL).train(), config, world)
@@ -51,7 +51,7 @@ def try_on_gpu(is_checkpointing: bool, world: World) -> tuple[int, float, str]:
 
 
 def by_computation(is_checkpointing: bool, world: World) -> int:
-    """Return how many clips a GPU of 80 GB would take in bf16."""
+    """Estimate the number of clips that fit into 80 GB in bf16."""
     config = TrainConfig(precision="bf16", activation_checkpointing=is_checkpointing)
     fixed, one = (step_bytes(MODEL, config, num_clips, world) for num_clips in (0, 1))
     return int((BYTES_OF_A_GPU - fixed) / (one - fixed))

@@ -1,8 +1,8 @@
-"""Measure how far mixing stored fbanks is from mixing waveforms, as AST does, over pairs of recorded sounds.
+"""Measure the error of mixing stored fbanks instead of waveforms, as AST does, over pairs of recorded sounds.
 
-Each sound is at most ten seconds of a file below the folders given, speech and other sounds alike. Pairs, λ ~
-Beta(10, 10) and the choice of files follow from a fixed seed. Prints one JSON line: mean absolute differences in nats
-over the frames and bins of the clip, and their mean over pairs by how much of the partner is there.
+Each sound is at most ten seconds of a file below the given folders, speech and other sounds alike. Files, pairs and
+λ ~ Beta(10, 10) depend on a fixed seed. Prints one JSON line: mean absolute differences in nats over the frames and
+bins of the clip, and their means by the length of the partner.
 """
 
 import argparse
@@ -26,11 +26,11 @@ NUM_FRAMES = 1024
 MAX_SAMPLES, MIN_SAMPLES = 10 * SAMPLE_RATE_HZ, SAMPLE_RATE_HZ
 EXTENSIONS = {".wav", ".flac", ".ogg", ".oga", ".mp3"}
 NUM_EDGE_FRAMES = 2
-"""Frames that hold samples on both sides of the partner's end."""
+"""Number of frames that span the partner's end."""
 
 
 def read_sounds(folders: Sequence[Path]) -> list[np.ndarray]:
-    """Decode all sounds of at least a second → int16 each."""
+    """Decode all sounds of at least a second to int16."""
     files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in EXTENSIONS)
     sounds = []
     for file in files:
@@ -46,7 +46,7 @@ def read_sounds(folders: Sequence[Path]) -> list[np.ndarray]:
 
 
 def make_batches(one: np.ndarray, other: np.ndarray, mixup_lambda: float) -> tuple[Batch, Batch]:
-    """Make the batches of one mixed clip that the loader makes of kept audio, and of stored fbanks."""
+    """Return the loader's batches of one mixed clip, from stored audio and from stored fbanks."""
     waveforms = [torch.from_numpy(sound)[None] for sound in (one, other)]
     num_samples = [torch.tensor([len(sound)]) for sound in (one, other)]
     of_audio = Batch(
@@ -76,14 +76,14 @@ def make_batches(one: np.ndarray, other: np.ndarray, mixup_lambda: float) -> tup
 
 
 def _stored(waveform: Tensor) -> Tensor:
-    """Return the fbank as the store holds it, padded: (1, T, M) float16."""
+    """Return the stored fbank, padded: (1, T, M) float16."""
     waveform = waveform.float() / 32768
     fbank_TM = compute_fbank(waveform - waveform.mean())
     return torch.nn.functional.pad(fbank_TM, (0, 0, 0, NUM_FRAMES - len(fbank_TM))).half()[None]
 
 
 def mix_linearly(batch: Batch) -> Tensor:
-    """Mix log-mel values as they are; what lies behind the partner is at the floor."""
+    """Mix log-mel values linearly, with the partner padded at the floor."""
     silence = float(np.log(np.finfo(np.float32).eps))
     partner_QTM = batch.partners.float().clone()
     partner_QTM[:, int(batch.partner_lengths_Q) :] = silence
@@ -92,7 +92,7 @@ def mix_linearly(batch: Batch) -> Tensor:
 
 
 def measure(one: np.ndarray, other: np.ndarray, mixup_lambda: float) -> dict[str, float]:
-    """Return mean absolute differences to the true mixture, in nats, and the bias of mixing powers."""
+    """Return mean absolute differences from the true mixture in nats, and the bias of mixing powers."""
     audio, stored = make_batches(one, other, mixup_lambda)
     num_frames = int(stored.lengths_B)
     true_TM = mix_waveforms(audio)[0, :num_frames]

@@ -1,14 +1,14 @@
-"""Measure what a second worker gains, what Ray Train costs over torchrun, and what a killed worker costs.
+"""Measure the gain of a second worker, the overhead of Ray Train over torchrun, and the cost of a killed worker.
 
     python -m bench.ranks
 
-The same training four times, each rank with one thread: one rank under torchrun, two under torchrun, two workers of
-Ray Train, and these with one of them killed after the first epoch. Prints JSON lines: samples a second, seconds per
-epoch (median without the first, evaluation included), seconds in all. For two idle cores.
+Runs the same training four times, with one thread per rank: one rank under torchrun, two ranks under torchrun, two
+workers of Ray Train, and two workers with one of them killed after the first epoch. Prints JSON lines: samples per
+second, seconds per epoch (median without the first epoch, with evaluation), total seconds. For two idle cores.
 
-The demo's model is so small (60 MFLOP a clip) that reading, which one rank leaves to the other core, and the ranks'
-talk count in its steps of 57 ms. So a second rank's gain is measured with a larger one as well (860 MFLOP; AST-base
-has 261,000).
+The demo's model is so small (60 MFLOP per clip) that reading, which a single rank leaves to the other core, and
+communication dominate its steps of 57 ms. So the gain is also measured with a larger model (860 MFLOP; AST-base has
+261,000).
 """
 
 import os
@@ -41,7 +41,7 @@ TRAIN = f"""--train.num-epochs {NUM_EPOCHS} --train.draws-per-epoch {NUM_STEPS *
 
 
 def train(root: Path, launcher: list[str], flags: list[str], kill_one: bool = False) -> dict[str, Any]:
-    """Train in a process of its own; return its figures."""
+    """Train in a separate process, and return the figures."""
     store = Store(str(root))
     known = set(store.list("runs", "/run.json"))
     command = [*launcher, "jobs/train.py", "demo", "--root", str(root), *TRAIN, *flags]
@@ -64,7 +64,7 @@ def train(root: Path, launcher: list[str], flags: list[str], kill_one: bool = Fa
 
 
 def kill_a_worker(driver: int, store: Store, known: set[str]) -> None:
-    """Kill one of the workers once a new run has an epoch's checkpoint."""
+    """Kill one of the workers after the first epoch's checkpoint of a new run."""
     while True:
         new = set(store.list("runs", "/run.json")) - known
         if any(list_checkpoints(store, name.replace("run.json", "checkpoints")) for name in new):

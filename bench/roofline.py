@@ -1,10 +1,10 @@
-"""Show where the time of a training step goes, beside what its operations would take at the device's peak.
+"""Show the time of a training step by kind of work, compared with the time at the device's peak.
 
-    python -m bench.roofline                    # a small model on a CPU: that it runs
+    python -m bench.roofline                    # a small model on a CPU: a smoke test
     python -m bench.roofline --compile blocks   # AST-base on a GPU
 
-Prints a JSON line for each kind of work: products of matrices, attention, copies, everything else (norms, gelu, the
-optimizer, the augmentation), and the time in which a GPU had nothing to do.
+Prints a JSON line per kind of work: matrix products, attention, copies, everything else (norms, gelu, optimizer,
+augmentation), and the idle time of a GPU.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from bench.train_step import SMALL, make_batch, ours, wait
 
 NUM_WARM_STEPS, NUM_STEPS = 3, 3
 KINDS = {
-    "everything else": r"^triton",  # first: a fused kernel is named after all that it does
+    "everything else": r"^triton",  # first: fused kernels are named after all their operations
     "attention": r"flash|fmha|sdpa|scaled_dot_product",
     "products": r"gemm|gemv|nvjet|cutlass|xmma|aten::(addmm|mm|bmm)|conv",
     "copies": r"memcpy|memset|aten::(copy_|fill_|zero_)",
 }
-"""Patterns of the names of kernels, or on a CPU of operations; the first that fits counts."""
+"""Patterns of kernel names, or of operation names on a CPU. The first match counts."""
 
 
 def kind_of(name: str) -> str:
@@ -39,8 +39,8 @@ def kind_of(name: str) -> str:
 
 
 def operations(config: ASTConfig, size: int) -> dict[str, float]:
-    """Count the operations of a step's products and attention."""
-    # The last block makes the extra tokens alone.
+    """Count the operations of a step's matrix products and attention."""
+    # The last block computes the extra tokens only.
     num_queries = (config.depth - 1) * config.num_tokens + config.num_extra_tokens
     attention = 4 * num_queries * config.num_tokens * config.width
     whole = forward_flops(config)
@@ -72,7 +72,7 @@ def main() -> None:
         step_ms = 1000 * (time.perf_counter() - started) / NUM_STEPS
     milliseconds: dict[str, float] = defaultdict(float)
     for event in profiled.key_averages():
-        if not is_gpu or event.device_type.name == "CUDA":  # else an operation, whose kernels are counted
+        if not is_gpu or event.device_type.name == "CUDA":  # skip operations, since their kernels are counted
             spent_us = event.self_device_time_total if is_gpu else event.self_cpu_time_total
             milliseconds[kind_of(event.key)] += spent_us / 1000 / NUM_STEPS
     if is_gpu:

@@ -1,17 +1,17 @@
-"""Measure what each setting past the paper does to the demo's training: the same recipe with and without it.
+"""Measure the effect of each setting beyond the paper on the demo's training.
 
-    python -m bench.settings --root data/demo      a store with the miniature, as `make demo` leaves it
-    python -m bench.settings --root data/demo --names teachers --seeds 2      only this; teachers are made once
-    python -m bench.settings --names plain teachers --label-errors 0.3        with wrong labels, as AudioSet has them
+    python -m bench.settings --root data/demo      the miniature's store, as made by `make demo`
+    python -m bench.settings --root data/demo --names teachers --seeds 2      teachers only; they are trained once
+    python -m bench.settings --names plain teachers --label-errors 0.3        with wrong labels, as in AudioSet
 
-Trains the demo's model for each seed and setting on one thread, with as many samples and the learning rate's decay in
-the last third of them, and prints a JSON line per training: mAP after the last epoch and training samples per processor
-second, which other work on the machine does not change much. Then a table. The teacher is the ensemble of the plain
-trainings of two seeds more; 30 % of the training clips have no score. With `--label-errors` the teachers learn from the
-same damaged labels as the students, and only the evaluation has the true ones.
+Trains the demo's model for each seed and setting on one thread, with equal numbers of samples and a learning-rate decay
+in the last third, and prints a JSON line per training: mAP after the last epoch, and training samples per processor
+second, which is robust to other work on the machine. A table follows. The teacher is an ensemble of plain trainings
+with two further seeds; 30 % of the training clips have no scores. With `--label-errors`, teachers and students learn
+from the same damaged labels, and only the evaluation has the true labels.
 
-The miniature has 387 training clips in 15 classes, and the model 64 patches in one row: what helps here need not help
-on AudioSet, and the other way round.
+The miniature has 387 training clips in 15 classes, and the model has 64 patches in one row. Settings that help here may
+not help on AudioSet, and vice versa.
 """
 
 import dataclasses
@@ -48,11 +48,11 @@ ALONE = World(0, 1, torch.device("cpu"))
 TEACHER_SEEDS = (100, 101)
 SHARE_UNSCORED = 0.3
 SHORT = 160
-"""Draws of a short epoch: 0.4 of the clips."""
+"""Draws of a short epoch, 40 % of the clips."""
 
 
 class Silence:
-    """Tells nobody."""
+    """Tracker that discards everything."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         pass
@@ -65,14 +65,14 @@ class Silence:
 
 
 def recipe(num_epochs: int) -> TrainConfig:
-    """Return the demo's recipe without the average of its last epochs, decaying over its last third."""
+    """Return the demo's recipe without weight averaging, with decays in the last third."""
     train = recipes.demo().train
     schedule = dataclasses.replace(train.schedule, num_epochs_before_decay=num_epochs - num_epochs // 3)
     return dataclasses.replace(train, num_epochs=num_epochs, schedule=schedule, average_last_epochs=0)
 
 
 def settings(plain: TrainConfig, teacher: str) -> dict[str, dict[str, Any]]:
-    """Return what is changed, by name."""
+    """Return the changed settings by name."""
     schedule, shorter = plain.schedule, (plain.draws_per_epoch or 0) // SHORT
     warmup = {"num_warmup_steps": schedule.num_warmup_steps, "num_steps_per_stair": schedule.num_steps_per_stair}
     same_steps = dataclasses.replace(
@@ -93,7 +93,7 @@ def settings(plain: TrainConfig, teacher: str) -> dict[str, dict[str, Any]]:
 
 
 def train(snapshot: Snapshot, run: str, config: TrainConfig) -> tuple[Trainer, float, float]:
-    """Train; return the trainer, the last mAP, and samples per processor second without the evaluations."""
+    """Train. Returns the trainer, the last mAP, and samples per processor second without evaluations."""
     model = dataclasses.replace(recipes.demo().model, num_classes=len(snapshot.labels))
     trainer = Trainer(
         TrainingJob(config, model, snapshot, run, Silence()),
@@ -118,7 +118,7 @@ def train(snapshot: Snapshot, run: str, config: TrainConfig) -> tuple[Trainer, f
 
 
 def with_label_errors(snapshot: Snapshot, splits: tuple[str, ...], share: float) -> Snapshot:
-    """Shuffle the labels of a share of the training clips among these clips: each class has as many as before."""
+    """Permute the labels among a share of the training clips, which preserves the class counts."""
     random = np.random.default_rng(0)
     rows = snapshot.rows_of(splits)
     damaged = np.sort(random.choice(rows, round(share * len(rows)), replace=False))
@@ -130,7 +130,7 @@ def with_label_errors(snapshot: Snapshot, splits: tuple[str, ...], share: float)
 
 
 def make_teacher(snapshot: Snapshot, plain: TrainConfig, teacher: str, work: str) -> None:
-    """Train an ensemble, score the training clips and import the mean for some of them, as a user would."""
+    """Train an ensemble, score the training clips and import the mean scores for some of them."""
     rows = snapshot.rows_of(plain.train_splits)
     scores = np.zeros((len(rows), len(snapshot.labels)))
     for seed in TEACHER_SEEDS:
@@ -158,7 +158,7 @@ def main(
     num_epochs: int = 10,
     label_errors: float = 0.0,
 ) -> None:
-    """Compare; `root`: a store with the miniature; `names`: settings, all of them unless named."""
+    """Compare settings on the miniature in the store `root`. names: settings; default: all."""
     torch.set_num_threads(1)
     work, plain = f"settings-{secrets.token_hex(2)}", recipe(num_epochs)
     snapshot = with_label_errors(load_snapshot(Store(root)), plain.train_splits, label_errors)

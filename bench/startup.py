@@ -1,6 +1,6 @@
-"""Measure what `--help` of each job costs, beside `import torch`, which no command line should wait for.
+"""Measure the cost of `--help` for each command, compared with `import torch`, which no command line should wait for.
 
-Prints a JSON line for each job: seconds of processor time, and the peak of memory in MB; the best of three.
+Prints a JSON line per command: seconds of processor time and peak memory in MB, the best of three.
 """
 
 import os
@@ -15,12 +15,12 @@ NUM_RUNS = 3
 
 
 def measure(*arguments: str) -> tuple[float, float]:
-    """Run Python; return the processor seconds and the peak MB of the cheapest of some runs."""
+    """Run Python several times, and return processor seconds and peak MB of the cheapest run."""
     return min(run(*arguments) for _ in range(NUM_RUNS))
 
 
 def run(*arguments: str) -> tuple[float, float]:
-    """Run Python with its output thrown away. `wait4` tells what this child alone has used."""
+    """Run Python without output. `wait4` returns the resource usage of this child only."""
     silence = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = os.posix_spawn(sys.executable, [sys.executable, *arguments], env, file_actions=silence)

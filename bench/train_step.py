@@ -1,15 +1,14 @@
-"""Compare a training step with its peers: same batch, same device, in turns.
+"""Compare a training step with other implementations, on the same batch and device, in alternating rounds.
 
-    python -m bench.train_step                       # small models on a CPU: that it runs, and ratios
+    python -m bench.train_step                       # small models on a CPU: a smoke test, with ratios
     python -m bench.train_step --batch-size 64       # AST-base on a GPU
 
-Prints a JSON line for each cell of the issue's table: samples a second (median of rounds), the peer's, their ratio.
-Contenders: ours, the only one to augment its batch, too; ours compiled; ours with PaSST's patchout; ours fed by the
-real loader from local shards (of noise, unless `--store ROOT` names a store) instead of one batch on the device;
-transformers' AST with SDPA and fused Adam, plain and compiled; and the official arithmetic, written out: softmax
-attention as products, fp16 autocast with a scaler on a GPU, Adam one parameter at a time. That keeps each clip's
-attention weights for the backward, over 1 GB with AST-base, so it takes at most 32 clips at a time. So does the
-compiled model of transformers, to which that library gives a mask that only written-out attention takes.
+Prints a JSON line per comparison: samples per second (median of rounds), the other implementation's, and their ratio.
+Ours: plain; compiled; with PaSST's patchout; and fed by the real loader from local shards (of noise, unless `--store
+ROOT` names a store) instead of one batch on the device. Only ours augment the batch as well. Others: transformers' AST
+with SDPA and fused Adam, plain and compiled; and the official arithmetic, with attention written out as products and a
+softmax, fp16 autocast with a scaler on a GPU, and Adam by single parameters. The latter, and the compiled transformers
+model, keep the attention weights for the backward (over 1 GB per clip for AST-base), so they take at most 32 clips.
 """
 
 import argparse
@@ -54,7 +53,7 @@ MAX_WRITTEN_OUT_SIZE = 32
 
 
 def make_batch(config: ASTConfig, size: int, device: torch.device) -> Batch:
-    """Return clips of noise, half of them mixed."""
+    """Return a batch of noise, with half of the clips mixed."""
     random = np.random.default_rng(0)
     shape = (size, config.num_frames, config.num_mel_bins)
     clips = torch.from_numpy(random.normal(-4, 4, shape).astype(np.float16))
@@ -115,10 +114,10 @@ def transformers_ast(config: ASTConfig, batch: Batch, world: World, is_compiled:
 
 
 class WrittenOutAttention(Attention):
-    """The official model's attention: products and a softmax, each result in memory."""
+    """The official model's attention: products and a softmax, with each result in memory."""
 
     def forward(self, tokens_BND: Tensor, num_queries: int | None = None) -> Tensor:
-        assert num_queries is None, "the official model makes all tokens, in its last block, too"
+        assert num_queries is None, "the official model computes all tokens in its last block"
         qkv_BN3HK = self.qkv(tokens_BND).unflatten(2, (3, self.num_heads, -1))
         query, key, value = qkv_BN3HK.permute(2, 0, 3, 1, 4).unbind(0)
         weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
@@ -149,7 +148,7 @@ def official_arithmetic(config: ASTConfig, batch: Batch, world: World) -> Step:
 
 
 def stored_batches(snapshot: Snapshot, config: ASTConfig, size: int, world: World) -> Generator[Batch]:
-    """Yield batches of a snapshot as the training's own loader reads them."""
+    """Yield batches of a snapshot from the training's loader."""
     splits = tuple(split for split in ("balanced_train", "unbalanced_train") if split in snapshot.splits)
     train = TrainConfig(train_splits=splits, eval_split=splits[0], global_batch_size=size, micro_batch_size=size)
     train = dataclasses.replace(train, draws_per_epoch=size * 1000)
@@ -164,9 +163,9 @@ def wait(world: World) -> None:
 
 
 def warm_up(contenders: dict[str, Step], world: World) -> dict[str, float]:
-    """Take three steps of each contender, and return the seconds of the first, which compiles what is compiled.
+    """Take three steps with each contender, and return the seconds of the first step, which includes compilation.
 
-    One that needs more memory than there is leaves the contest.
+    Contenders that run out of memory are removed.
     """
     seconds = {}
     for name, step in list(contenders.items()):
@@ -181,12 +180,12 @@ def warm_up(contenders: dict[str, Step], world: World) -> dict[str, float]:
             print(f"{name}: out of memory, {str(error).splitlines()[0][:200]}", flush=True)
             del contenders[name]
         if world.device.type == "cuda":
-            torch.cuda.empty_cache()  # other contenders' batches have other sizes
+            torch.cuda.empty_cache()  # other contenders have batches of other sizes
     return seconds
 
 
 def time_in_turns(contenders: dict[str, Step], world: World, rounds: int, steps: int) -> dict[str, float]:
-    """Return the seconds of a step of each (median of the rounds)."""
+    """Return the seconds per step of each contender (median of the rounds)."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, step in contenders.items():
@@ -202,7 +201,7 @@ def time_in_turns(contenders: dict[str, Step], world: World, rounds: int, steps:
 def print_cells(
     names: Container[str], seconds: Mapping[str, float], size: int, config: ASTConfig, patchout: RegulariseConfig
 ) -> None:
-    """Print each of some contenders beside its peer, with MFU where the device's peak is known."""
+    """Print each contender next to its reference, with MFU if the device's peak is known."""
     rates = {name: size / each for name, each in seconds.items()}
     for name in WRITTEN_OUT:
         if name in rates:
@@ -226,7 +225,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=None, help="steps per round")
     parser.add_argument("--store", default="", help="root of a store to feed from")
-    parser.add_argument("--compile", action="store_true", help="also compiled, by default on a GPU")
+    parser.add_argument("--compile", action="store_true", help="also benchmark compiled models; default on a GPU")
     args = parser.parse_args()
     is_gpu = torch.cuda.is_available()
     world = World(0, 1, torch.device("cuda", 0) if is_gpu else torch.device("cpu"))
@@ -253,7 +252,7 @@ def main() -> None:
                 compiled[name] = ours(config, itertools.repeat(batch), size, world, compile=what)
             compiled["transformers, compiled"] = transformers_ast(config, small_batch, world, is_compiled=True)
         seconds: dict[str, float] = {}
-        # The compiled ones last, once the others are printed: compiling may take longer than there is time.
+        # Compiled models last, after printing all other results: compiling may exceed the deadline.
         for group in (contenders, compiled):
             for name, first_s in warm_up(group, world).items():
                 if group is compiled:
