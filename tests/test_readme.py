@@ -21,9 +21,8 @@ def test_public_name_can_be_imported(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_of_public_name_work(name: str) -> None:
-    module_name, _, attribute = name.rpartition(".")
-    module = importlib.import_module(module_name)
-    found = doctest.DocTestFinder().find(getattr(module, attribute), attribute, globs=dict(vars(module)))
+    module, _, attribute = name.rpartition(".")
+    found = doctest.DocTestFinder().find(getattr(importlib.import_module(module), attribute), attribute)
     results = [doctest.DocTestRunner().run(test) for test in found]
     assert sum(result.failed for result in results) == 0
 
