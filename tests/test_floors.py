@@ -1,6 +1,7 @@
 """The floors of ARCHITECTURE.md, and the core that imports no satellite."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -146,6 +147,11 @@ def test_imports_are_acyclic() -> None:
         for module in leaves:
             del imported[module]
     assert imported == {}
+
+
+def test_architecture_names_every_room() -> None:
+    words = set(re.findall(r"\w+", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")))
+    assert {room.partition(".")[2] for room in ORDER} <= words
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
