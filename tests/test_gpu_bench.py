@@ -1,4 +1,4 @@
-"""`make gpu` on a machine with a few packages only."""
+"""`make gpu` with few packages installed."""
 
 import json
 import os
@@ -14,17 +14,17 @@ ROOT = Path(__file__).parents[1]
 ABSENT = (
     "aiohttp av boto3 botocore braceexpand matplotlib mlflow moto ray requests s3fs sqlalchemy tyro webdataset yt_dlp"
 ).split()
-"""What the project imports besides what `bench.gpu` names."""
-BLIND_FINDER = f"""
+"""Dependencies of the project that `make gpu` must not need."""
+FINDER_WITHOUT_ABSENT = f"""
 import sys
 from importlib.machinery import PathFinder
 
-class BlindFinder(PathFinder):
+class FinderWithoutAbsent(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         return None if name.partition(".")[0] in {ABSENT!r} else PathFinder.find_spec(name, path, target)
 
-sys.meta_path[sys.meta_path.index(PathFinder)] = BlindFinder
+sys.meta_path[sys.meta_path.index(PathFinder)] = FinderWithoutAbsent
 """
 TWO_STEPS = """
 import itertools, sys, torch
@@ -47,8 +47,8 @@ batches.close()
 
 @pytest.fixture
 def bare_machine(tmp_path: Path) -> dict[str, str]:
-    """An environment in which Python finds none of the absent packages."""
-    (tmp_path / "sitecustomize.py").write_text(BLIND_FINDER)
+    """Environment variables for a Python that cannot import the absent packages."""
+    (tmp_path / "sitecustomize.py").write_text(FINDER_WITHOUT_ABSENT)
     return {**ENV, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
 
 
@@ -64,13 +64,13 @@ def test_training_from_a_store_needs_few_packages(bare_machine: dict[str, str], 
 
 
 @pytest.mark.process
-def test_the_gpu_tests_need_few_packages(bare_machine: dict[str, str]) -> None:
+def test_gpu_tests_need_few_packages(bare_machine: dict[str, str]) -> None:
     tests = next(part for part in PARTS if part.name == "tests")
     assert "test_augmentation_matches_the_cpu" in python([*tests.command, "--collect-only"], bare_machine)
 
 
 @pytest.mark.process
-def test_without_a_gpu_the_parts_that_need_none_run(bare_machine: dict[str, str], tmp_path: Path) -> None:
+def test_parts_without_need_of_a_gpu_run_without_one(bare_machine: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     bare_machine["CUDA_VISIBLE_DEVICES"] = ""
     printed = python(["-m", "bench.gpu", "--out", str(out), "--parts", "tests,fbank"], bare_machine)
@@ -83,7 +83,7 @@ def test_without_a_gpu_the_parts_that_need_none_run(bare_machine: dict[str, str]
 
 
 @pytest.mark.process
-def test_a_part_ends_at_its_deadline_and_what_it_measured_is_kept(tmp_path: Path) -> None:
+def test_results_of_a_part_are_kept_when_its_deadline_ends_it(tmp_path: Path) -> None:
     report = Report(tmp_path / "gpu.json", {"device": "none"})
     line = '{"name": "ours", "unit": "samples/s", "figure": 390.0, "peer": "transformers", "peer_figure": 300.0}'
     code = f"import time; print({line!r}, flush=True); time.sleep(600)"
@@ -95,5 +95,5 @@ def test_a_part_ends_at_its_deadline_and_what_it_measured_is_kept(tmp_path: Path
     assert "| ours | 390.0 samples/s | transformers: 300.0 |  | 1.3 |" in markdown_table(content["results"])
 
 
-def test_the_deadlines_leave_room_within_nine_minutes() -> None:
+def test_deadlines_fit_into_nine_minutes() -> None:
     assert sum(part.deadline_s for part in PARTS) <= 9 * 60 - 30
