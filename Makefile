@@ -69,7 +69,7 @@ clean:  ## Remove the environment and the demo's data
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
 		{ echo "expected Python 3.11 to 3.14, found $$($(PYTHON) --version); choose another with PYTHON=python3.13"; exit 1; }
-	$(VENV) .venv
+	$(VENV) .venv || { rm -rf .venv; exit 1; }  # without ensurepip, venv leaves an unusable folder
 
 # uv installs in a fraction of pip's time, so it is used where it is installed.
 ifneq ($(shell command -v uv),)
