@@ -1,4 +1,4 @@
-"""Turn a checkpoint's scores into probabilities, and choose a threshold for each class.
+"""Calibrate the scores of a checkpoint, and choose a threshold per class.
 
 python jobs/calibrate.py --checkpoint data/demo/runs/RUN/average --root data/demo
 python jobs/calibrate.py --checkpoint data/demo/runs/RUN/average --root data/demo --precision 0.9

@@ -1,8 +1,8 @@
-"""Compare trainings: a table on the terminal, and one page of HTML to send to a colleague.
+"""Compare trainings: a table on the terminal, and one self-contained HTML page.
 
 python jobs/compare.py RUN RUN… [--root data/audioset] [--output comparison.html]
 
-A RUN is an id of MLflow, a run's name there, or its folder in the store.
+RUN is an MLflow id, a run's name, or its folder in the store.
 """
 
 import sys
@@ -14,7 +14,7 @@ from jobs.command_line.cli import CommandLine
 
 
 def runs() -> CompareConfig:
-    """Settings, data, figures with intervals, and classes that gain or lose."""
+    """Runs → differences in settings and data, metrics with intervals, classes that gain or lose."""
     return CompareConfig(runs=tyro.MISSING)
 
 

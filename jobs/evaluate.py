@@ -1,4 +1,4 @@
-"""Score a checkpoint, or an ensemble of them, on a split of a snapshot.
+"""Evaluate a checkpoint or an ensemble on a split of a snapshot.
 
 python jobs/evaluate.py --root data/demo --checkpoints data/demo/runs/RUN/average
 python jobs/evaluate.py --root data/audioset --checkpoints MIT/ast-finetuned-audioset-{10-10-0.4593,16-16-0.442} \

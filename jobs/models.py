@@ -1,4 +1,4 @@
-"""Models in the registry: list, compare, promote, fetch, export; and bring a finished run's to it.
+"""Manage registered models: list, compare, promote, fetch, export, publish.
 
 python jobs/models.py list [--snapshot ID]
 python jobs/models.py compare --version 3 --against champion

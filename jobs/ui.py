@@ -1,4 +1,4 @@
-"""MLflow's pages of a local store.
+"""Serve MLflow's pages for a local store.
 
 python jobs/ui.py --root data/demo
 """

@@ -1,7 +1,7 @@
-"""Scores that mean what they say, and a threshold for each class.
+"""Calibrate scores to probabilities, and choose a threshold per class.
 
 Platt scaling fits one slope and one offset per class to the logits of held-out clips, temperature scaling one slope for
-all. Thresholds then turn scores into decisions, for the best F1 or for a wanted precision.
+all classes. Thresholds then turn scores into decisions, for the best F1 or a target precision.
 
 Axes: N clips, C classes.
 Sources: Platt, "Probabilistic outputs for support vector machines", 1999; Guo et al., "On calibration of modern neural
@@ -21,15 +21,16 @@ from pipeline.errors import InputError
 
 Method = Literal["none", "temperature", "platt"]
 MIN_POSITIVES = 20
-"""Clips of a class below which a threshold, or a slope, of its own would be noise: such classes share one."""
+"""Smallest number of positive clips for a class's own fit; with fewer the fit is noise, and such classes share one."""
 NUM_BINS = 15
+"""Number of score bins of the calibration error, as in Guo et al."""
 MAX_LOGIT = 30.0
-"""Scores of exactly 0 or 1 have no logit."""
+"""Bound of the logits, because scores of exactly 0 or 1 have infinite logits."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Map from a checkpoint's scores to probabilities and decisions; kept beside it as `calibration.json`."""
+    """Mapping from a checkpoint's scores to probabilities and decisions, stored next to it as `calibration.json`."""
 
     labels: tuple[str, ...]
     loss: Loss
@@ -37,11 +38,11 @@ class Calibration:
     slopes: tuple[float, ...]
     """(C,) factor of each class's logit."""
     offsets: tuple[float, ...]
-    """(C,) added to it."""
+    """(C,) offset of each class's logit, added after the factor."""
     thresholds: tuple[float, ...]
-    """(C,) calibrated score from which on a class is said to be present."""
+    """(C,) lowest calibrated score at which a class counts as present."""
     is_shared: tuple[bool, ...]
-    """(C,) True for a class with too few positives, which has the values of all such classes together."""
+    """(C,) True for classes with too few positives, which share one fit."""
 
     def apply(self, scores_NC: np.ndarray) -> np.ndarray:
         """Return calibrated scores (N, C) float32."""
@@ -49,7 +50,7 @@ class Calibration:
         return (softmax(logits_NC, axis=1) if self.loss == "ce" else expit(logits_NC)).astype(np.float32)
 
     def decide(self, scores_NC: np.ndarray) -> np.ndarray:
-        """Return which classes are present (N, C), from scores that are not calibrated yet."""
+        """Return the mask (N, C) of present classes, from uncalibrated scores."""
         return self.apply(scores_NC) >= np.asarray(self.thresholds, np.float32)
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class Calibration:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Calibration":
-        """Undo `to_json`. Raises InputError for anything else."""
+        """Parse the output of `to_json`. Raises InputError for any other content."""
         try:
             fields: dict[str, Any] = {
                 name: tuple(item) if isinstance(item, list) else item for name, item in value.items()
@@ -65,7 +66,7 @@ class Calibration:
             calibration = cls(**fields)
         except (TypeError, AttributeError) as error:
             raise InputError(
-                f"expected a calibration as jobs/calibrate.py writes it, found another JSON: {error}"
+                f"expected a calibration written by jobs/calibrate.py, found other JSON: {error}"
             ) from error
         lengths = {len(each) for each in (calibration.labels, calibration.slopes, calibration.thresholds)}
         if len(lengths) != 1:
@@ -83,16 +84,16 @@ def calibrate(
 ) -> Calibration:
     """Fit a calibration to held-out clips.
 
-    precision: what thresholds aim at; the best F1 unless given. With cross-entropy only a temperature keeps the scores'
-    sum, so `platt` is refused there.
-    Raises InputError for scores outside [0, 1], or without any positive.
+    loss: with cross-entropy, `platt` is refused, because only a temperature preserves the sum of the scores.
+    precision: target precision of the thresholds. Default: the best F1.
+    Raises InputError for scores outside [0, 1], or targets without any positive.
     """
     if scores_NC.shape != targets_NC.shape or scores_NC.shape[1] != len(labels):
         raise InputError(f"expected as many scores as targets and labels, found {scores_NC.shape}, {targets_NC.shape}")
     if not ((scores_NC >= 0) & (scores_NC <= 1)).all() or not targets_NC.any():
-        raise InputError("expected scores between 0 and 1, and at least one positive, found other values")
+        raise InputError("expected scores between 0 and 1 and at least one positive, found other values")
     if loss == "ce" and method == "platt":
-        raise InputError("expected method temperature, or none, for a model trained with cross-entropy, found platt")
+        raise InputError("expected the method temperature or none for a model trained with cross-entropy, found platt")
     targets_NC = targets_NC.astype(bool)
     is_shared = targets_NC.sum(axis=0) < MIN_POSITIVES
     slopes, offsets = _fit_scaling(_logits(scores_NC, loss), targets_NC, is_shared, loss, method)
@@ -105,7 +106,7 @@ def calibrate(
 
 def _logits(scores_NC: np.ndarray, loss: Loss) -> np.ndarray:
     scores_NC = scores_NC.astype(np.float64)
-    if loss == "ce":  # a softmax forgets a constant, which changes nothing here
+    if loss == "ce":  # exact up to a constant per clip, which the softmax ignores
         return np.log(scores_NC.clip(min=np.exp(-MAX_LOGIT)))
     return logit(scores_NC).clip(-MAX_LOGIT, MAX_LOGIT)
 
@@ -127,7 +128,7 @@ def _fit_scaling(
 
 
 def _fit_temperature(logits_NC: np.ndarray, targets_NC: np.ndarray, loss: Loss) -> float:
-    """Return 1/T that minimises the negative log-likelihood."""
+    """Return the inverse temperature that minimises the negative log-likelihood."""
 
     def nll(log_slope: float) -> float:
         scaled_NC = logits_NC * np.exp(log_slope)
@@ -140,7 +141,7 @@ def _fit_temperature(logits_NC: np.ndarray, targets_NC: np.ndarray, loss: Loss) 
 
 
 def _fit_platt(logits_N: np.ndarray, targets_N: np.ndarray) -> tuple[float, float]:
-    """Return slope and offset, with Platt's targets, which keep a separable class from an infinite slope."""
+    """Return slope and offset, fitted to Platt's soft targets, which bound the slope of a separable class."""
     num_positive, num_negative = targets_N.sum(), (~targets_N).sum()
     soft_N = np.where(targets_N, (num_positive + 1) / (num_positive + 2), 1 / (num_negative + 2))
 
@@ -150,7 +151,7 @@ def _fit_platt(logits_N: np.ndarray, targets_N: np.ndarray) -> tuple[float, floa
         residual_N = expit(scaled_N) - soft_N
         return float(value), np.array([(residual_N * logits_N).mean(), residual_N.mean()])
 
-    # A negative slope would turn the ranking round: better no help than a misleading score.
+    # Positive slopes only: a negative slope would reverse the ranking.
     found: Any = minimize(nll, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3), (None, None)])
     return float(found.x[0]), float(found.x[1])
 
@@ -168,14 +169,14 @@ def _fit_thresholds(
 
 
 def best_threshold(scores_N: np.ndarray, targets_N: np.ndarray, precision: float | None = None) -> float:
-    """Return the threshold with the best F1, or the lowest one that reaches a precision.
+    """Return the threshold with the best F1 or, given a precision, the lowest threshold that reaches it.
 
-    If no threshold reaches it, that of the highest precision.
+    If no threshold reaches the precision, return the threshold with the highest precision.
     """
-    from sklearn.metrics import precision_recall_curve  # only here: it takes a second, and a tagger does without
+    from sklearn.metrics import precision_recall_curve  # imported late: it takes a second, which taggers avoid
 
     precisions, recalls, thresholds = precision_recall_curve(targets_N, scores_N)
-    precisions, recalls = precisions[:-1], recalls[:-1]  # the last pair is the curve's end, without a threshold
+    precisions, recalls = precisions[:-1], recalls[:-1]  # the last point of the curve has no threshold
     if precision is None:
         f1 = 2 * precisions * recalls / np.maximum(precisions + recalls, 1e-12)
         return float(thresholds[f1.argmax()])
@@ -184,7 +185,7 @@ def best_threshold(scores_N: np.ndarray, targets_N: np.ndarray, precision: float
 
 
 def reliability(scores_NC: np.ndarray, targets_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, for each bin of scores that is not empty, mean score, share of positives, and number of scores."""
+    """Return the mean score, the share of positives and the number of scores of each non-empty score bin."""
     scores, targets = scores_NC.ravel().astype(np.float64), targets_NC.ravel().astype(np.float64)
     bins = np.minimum((scores * NUM_BINS).astype(int), NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
@@ -195,6 +196,6 @@ def reliability(scores_NC: np.ndarray, targets_NC: np.ndarray) -> tuple[np.ndarr
 
 
 def expected_calibration_error(scores_NC: np.ndarray, targets_NC: np.ndarray) -> float:
-    """Return the mean distance between score and share of positives, over all pairs of clip and class."""
+    """Return the expected calibration error over all pairs of clip and class."""
     mean_scores, shares, counts = reliability(scores_NC, targets_NC)
     return float(np.average(np.abs(mean_scores - shares), weights=counts))

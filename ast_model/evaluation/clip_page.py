@@ -1,4 +1,4 @@
-"""The page of an evaluation's clips: those whose tags are ranked best and worst."""
+"""The HTML page of an evaluation's best and worst clips."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ NUM_TAGS = 5
 MAX_FRAMES = 2000
 CLIPS = """{% extends "page" %}
 {% block body %}
-<p>{{ num_clips }} clips, epoch {{ epoch }}. A clip is rated by how high its own tags rank among all classes: 1 if they
-come first.</p>
+<p>{{ num_clips }} clips, epoch {{ epoch }}. The rating of a clip is the average precision of its own tags among all
+classes: 1 if they come first.</p>
 {% for heading, clips in groups.items() %}
 <h2>{{ heading }}</h2>
 <div class="clips">
@@ -28,7 +28,7 @@ come first.</p>
 {% for name, score, is_true in clip.predicted %}
 <span class="{{ "hit" if is_true else "miss" }}">{{ name }} {{ "%.2f" % score }}</span>{{ "" if loop.last else "," }}
 {% endfor %}
-<br><span class="grey">{{ clip.key }}, rated {{ "%.2f" % clip.quality }}</span>
+<br><span class="grey">{{ clip.key }}, rating {{ "%.2f" % clip.rating }}</span>
 </figcaption>
 </figure>
 {% endfor %}
@@ -40,33 +40,34 @@ come first.</p>
 
 @dataclass(frozen=True)
 class ClipFigure:
-    """An evaluated clip as the page shows it."""
+    """Values of one clip on the page."""
 
     key: str
     duration_s: float
     spectrogram_url: str
     true_names: list[str]
     predicted: list[tuple[str, float, bool]]
-    """Name and score, best first, and whether the tag is one of the clip's own."""
-    quality: float
+    """Name, score and correctness of the highest-scoring classes, best first."""
+    rating: float
+    """Average precision of the clip's tags among all classes."""
 
 
-def rank_quality(predictions: Predictions) -> np.ndarray:
-    """Rate how well each clip's own tags are ranked (N,): the mean over them of the precision at their rank."""
-    from scipy.stats import rankdata  # only here: it takes half a second, and a training's workers do without
+def rate_clips(predictions: Predictions) -> np.ndarray:
+    """Return the average precision (N,) of each clip's own tags among all classes; NaN for a clip without tags."""
+    from scipy.stats import rankdata  # imported late: it takes half a second, which training workers avoid
 
-    quality = np.full(len(predictions.keys), np.nan)
+    rating = np.full(len(predictions.keys), np.nan)
     for row, (scores_C, are_true_C) in enumerate(zip(predictions.scores, predictions.targets, strict=True)):
         if are_true_C.any():
             ranks = rankdata(-scores_C, method="max")[are_true_C]
-            quality[row] = np.mean(rankdata(ranks, method="max") / ranks)
-    return quality
+            rating[row] = np.mean(rankdata(ranks, method="max") / ranks)
+    return rating
 
 
 def render_clip_page(predictions: Predictions, snapshot: Snapshot, title: str) -> str:
-    """Return a page of the clips whose tags are ranked best and worst, with their spectrograms."""
-    quality = rank_quality(predictions)
-    order = np.argsort(-quality, kind="stable")[: np.isfinite(quality).sum()]  # NaN, of clips without tags, come last
+    """Render the page, with the spectrograms from the snapshot."""
+    rating = rate_clips(predictions)
+    order = np.argsort(-rating, kind="stable")[: np.isfinite(rating).sum()]  # excludes NaN, which sort last
     num = min(NUM_EACH, len(order) // 2 or 1)
     reader = ClipReader(snapshot)
     row_of = {key: row for row, key in enumerate(snapshot.index["key"].to_pylist())}
@@ -83,8 +84,8 @@ def render_clip_page(predictions: Predictions, snapshot: Snapshot, title: str) -
             spectrogram_url=spectrogram_url(fbank_TM),
             true_names=predictions.names[are_true_C].tolist(),
             predicted=[(str(predictions.names[c]), float(scores_C[c]), bool(are_true_C[c])) for c in top],
-            quality=float(quality[n]),
+            rating=float(rating[n]),
         )
 
     groups = {"Best": map(figure, order[:num]), "Worst": map(figure, order[::-1][:num])}
-    return render_page(CLIPS, title=title, num_clips=len(quality), epoch=predictions.epoch, groups=groups)
+    return render_page(CLIPS, title=title, num_clips=len(rating), epoch=predictions.epoch, groups=groups)

@@ -1,4 +1,4 @@
-"""Score checkpoints one after the other, and average their scores."""
+"""Score several checkpoints on a split, and average their scores."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,20 +28,20 @@ class EnsembleMember:
 
     checkpoint: str
     evaluation: Evaluation
-    """Of this checkpoint alone."""
+    """Evaluation of this checkpoint alone."""
     ensemble: Evaluation
-    """Of the mean of its scores and those of all checkpoints before it."""
+    """Evaluation of the mean scores of this and all previous checkpoints."""
     loss: Loss
-    """Settings that the checkpoint was trained with."""
+    """Loss that the checkpoint was trained with."""
 
 
 def score_checkpoints(
     checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int
 ) -> Iterator[EnsembleMember]:
-    """Score each checkpoint on a split; the last one's `ensemble` is that of all.
+    """Score each checkpoint on a split, with classes matched by name. The last member's `ensemble` covers all.
 
-    Classes are matched by name. Raises MismatchError if a checkpoint has others than the snapshot, TrainingError if a
-    GPU's memory does not hold a batch.
+    Raises MismatchError if the classes of a checkpoint and the snapshot differ, TrainingError if a batch exceeds the
+    GPU's memory.
     """
     rows = snapshot.rows_of((split,))
     targets, reader = snapshot.targets(rows), open_reader(snapshot, CacheConfig())
@@ -51,17 +51,17 @@ def score_checkpoints(
             model, metadata = _load_for_classes(source, snapshot.labels)
             clips = BatchReader(reader, rows, targets, model.config.num_frames)
             norm = Normalisation(metadata.mean, metadata.std)
-            with _advice_on_memory(batch_size):
+            with _suggest_smaller_batch(batch_size):
                 evaluation = evaluate(model.to(world.device), clips, world, norm, batch_size, metadata.loss)
             mean = _add_to_mean(mean, evaluation, number) if mean else evaluation
             yield EnsembleMember(source, evaluation, mean, metadata.loss)
-            # Two models of an ensemble never share the GPU's memory.
+            # Free the memory, so that only one model of the ensemble is on the GPU.
             del model
             torch.cuda.empty_cache()
 
 
 @contextmanager
-def _advice_on_memory(batch_size: int) -> Iterator[None]:
+def _suggest_smaller_batch(batch_size: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -70,7 +70,7 @@ def _advice_on_memory(batch_size: int) -> Iterator[None]:
 
 
 def _load_for_classes(source: str, labels: Labels) -> tuple[AST, ModelMetadata]:
-    """Load a checkpoint whose logits are in the order of `labels`, which stand in where it names no classes."""
+    """Load a checkpoint with its classes in the order of `labels`. If it names no classes, `labels` are assumed."""
     file = read_weights(source)
     model = fit_weights(file, source)
     found = find_labels(file, model.config)
@@ -82,9 +82,9 @@ def _load_for_classes(source: str, labels: Labels) -> tuple[AST, ModelMetadata]:
 
 
 def _add_to_mean(mean: Evaluation, evaluation: Evaluation, number: int) -> Evaluation:
-    """Return the mean of `number` evaluations, of which this is the last, over the clips that all of them scored."""
-    assert mean.rows is not None, "of a snapshot"
-    assert evaluation.rows is not None, "of a snapshot"
+    """Update the mean of `number - 1` evaluations with one more, on their common clips."""
+    assert mean.rows is not None, "expected an evaluation of a snapshot"
+    assert evaluation.rows is not None, "expected an evaluation of a snapshot"
     rows, ours, theirs = np.intersect1d(mean.rows, evaluation.rows, assume_unique=True, return_indices=True)
     scores = mean.scores[ours] + (evaluation.scores[theirs] - mean.scores[ours]) / number
     targets = evaluation.targets[theirs]

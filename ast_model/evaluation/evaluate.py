@@ -1,4 +1,4 @@
-"""Scores of a model over a split, each clip once on any number of ranks."""
+"""Score a model on a split, each clip exactly once on any number of ranks."""
 
 import logging
 from collections.abc import Iterator
@@ -25,32 +25,33 @@ MAX_KEYS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores (N, C) and targets (N, C) of a split's clips in the order of the index, with their metrics."""
+    """Scores, targets and metrics of the evaluated clips."""
 
     scores: np.ndarray
+    """(N, C) scores."""
     targets: np.ndarray
+    """(N, C) multi-hot targets."""
     metrics: TaggingMetrics
     rows: np.ndarray | None = None
-    """(N,) rows of the snapshot's index, if the clips are a snapshot's."""
+    """(N,) rows of the clips in the snapshot's index; None for predictions loaded from a file."""
 
     @property
     def main_metric(self) -> str:
-        """Name of the figure that matters most: accuracy where each clip has one class, else mAP."""
+        """The metric that selects the best epoch: accuracy if each clip has exactly one class, else mAP."""
         return "accuracy" if (self.targets.sum(axis=1) == 1).all() else "mAP"
 
     @property
     def metrics_by_name(self) -> dict[str, float]:
-        """Metrics by name, the main one first."""
-        metrics = self.metrics
-        figures = {"mAP": metrics.mAP, "auc": metrics.auc, "d_prime": metrics.d_prime}
+        """Metrics by name, the main metric first."""
+        values = {"mAP": self.metrics.mAP, "auc": self.metrics.auc, "d_prime": self.metrics.d_prime}
         if self.main_metric == "accuracy":
-            return {"accuracy": accuracy(self.scores, self.targets), **figures}
-        return figures
+            return {"accuracy": accuracy(self.scores, self.targets), **values}
+        return values
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, without gradients, for a while."""
+    """Set a model to evaluation mode without gradients, and restore its mode on exit."""
     was_training = model.training
     model.eval()
     try:
@@ -68,15 +69,16 @@ def evaluate(
     batch_size: int,
     loss: Loss = "bce",
 ) -> Evaluation:
-    """Score all clips of `clips`; every rank returns the same. `loss`: what the model was trained with.
+    """Score all clips of `clips`. All ranks return the same evaluation.
 
-    A clip whose scores are not finite is named and left out. Raises TrainingError if none is left.
+    loss: loss of the model's training, which determines the activation.
+    Clips with non-finite scores are excluded with a warning. Raises TrainingError if no finite scores remain.
     """
     clips.set_order(without_augmentation(np.arange(len(clips.rows))), is_grouped=False)
     targets = clips.targets.toarray().astype(bool)
     batches = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
     parts = []
-    # The precision is the device's, not the training's: so a model has the same figures while it is trained and later.
+    # The device's default precision, not the training's: a model has the same metrics during and after training.
     with evaluation_mode(model), world.autocast("auto"):
         for batch in map_ahead(clips.read_clips, batches, num_threads=1):
             fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)
@@ -85,21 +87,21 @@ def evaluate(
         scores = world.gather_rows(own).numpy()
     is_finite = np.asarray(np.isfinite(scores).all(axis=1))
     if not is_finite.all():
-        _name_left_out(clips, is_finite, world)
+        _report_excluded(clips, is_finite, world)
         scores, targets = scores[is_finite], targets[is_finite]
     return Evaluation(scores, targets, tagging_metrics(scores, targets), clips.rows[is_finite])
 
 
-def _name_left_out(clips: BatchReader, is_finite: np.ndarray, world: World) -> None:
+def _report_excluded(clips: BatchReader, is_finite: np.ndarray, world: World) -> None:
     rows = clips.rows[~is_finite]
     keys = ", ".join(clips.reader.key_of(row) for row in rows[:MAX_KEYS_SHOWN].tolist())
     shown = keys + (" …" if len(rows) > MAX_KEYS_SHOWN else "")
     if not is_finite.any():
         raise TrainingError(
-            f"expected scores of {len(rows)} evaluation clips, found none that is finite ({shown}): the weights, or"
-            " --train.mean and --train.std, are not those of a model that works"
+            f"expected finite scores of {len(rows)} evaluation clips, found none ({shown}): check the weights,"
+            " --train.mean and --train.std"
         )
     if world.is_main:
         log.warning(
-            "%d of %d evaluation clips left out, whose scores are not finite: %s", *(len(rows), len(clips.rows)), shown
+            "excluded %d of %d evaluation clips with non-finite scores: %s", *(len(rows), len(clips.rows)), shown
         )

@@ -1,4 +1,4 @@
-"""Pictures of a training and of an evaluation. Each is a figure that belongs to nobody: no state of pyplot."""
+"""Plots of trainings and evaluations. Uses matplotlib's object interface, not pyplot's global state."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,13 +14,13 @@ from pipeline.labels import Labels
 MAX_CLASSES_IN_PLOT = 60
 NUM_CURVES = 8
 NUM_LANES = 5
-"""Classes drawn below a recording's spectrogram."""
+"""Number of classes in the timeline below a recording's spectrogram."""
 Series = tuple[Sequence[float], Sequence[float]]
-"""Steps and values."""
+"""Steps and values of a curve."""
 
 
 def class_table(evaluation: Evaluation, labels: Labels, num_train_clips: np.ndarray) -> pd.DataFrame:
-    """Return a row per class: average precision, AUC, clips in evaluation and training."""
+    """Return a table with a row per class: average precision, AUC, and numbers of clips."""
     return pd.DataFrame(
         {
             "mid": labels.mids,
@@ -34,7 +34,7 @@ def class_table(evaluation: Evaluation, labels: Labels, num_train_clips: np.ndar
 
 
 def plot_average_precision(table: pd.DataFrame) -> Figure:
-    """Draw average precision per class, best first, beside the number of training clips."""
+    """Plot the average precision per class, best first, with the number of training clips."""
     ranked = table.dropna(subset="average_precision").sort_values("average_precision", ascending=False)
     shown = _both_ends(ranked)
     figure, axes = _bars(len(shown))
@@ -47,7 +47,7 @@ def plot_average_precision(table: pd.DataFrame) -> Figure:
 
 
 def plot_changes(changes: pd.Series, first: str, second: str) -> Figure:
-    """Draw how each class's average precision changes from one run to another; the index names the classes."""
+    """Plot the change in average precision of each class between two runs. The index of `changes` names the classes."""
     shown = _both_ends(changes.dropna().sort_values(ascending=False).to_frame("change"))["change"]
     figure, axes = _bars(len(shown))
     axes.barh(np.arange(len(shown)), shown, color=np.where(shown >= 0, "tab:green", "tab:red"))
@@ -59,8 +59,8 @@ def plot_changes(changes: pd.Series, first: str, second: str) -> Figure:
 
 
 def plot_precision_recall(evaluation: Evaluation, labels: Labels, classes: Sequence[str] = ()) -> Figure:
-    """Draw precision against recall of some classes; unless named, those with the most clips in the evaluation."""
-    from sklearn.metrics import precision_recall_curve  # only here: it takes a second, and a training does without
+    """Plot precision against recall for some classes. Default: the classes with the most evaluated clips."""
+    from sklearn.metrics import precision_recall_curve  # imported late: it takes a second, which trainings avoid
 
     counts, names = evaluation.targets.sum(axis=0), labels.names
     chosen = [names.index(name) for name in classes] or list(np.argsort(-counts, kind="stable")[:NUM_CURVES])
@@ -76,7 +76,7 @@ def plot_precision_recall(evaluation: Evaluation, labels: Labels, classes: Seque
 
 
 def plot_confusion(evaluation: Evaluation, labels: Labels) -> Figure:
-    """Draw how often each class (row) is taken for each (column), as a share of the row. Clips have one class each."""
+    """Plot the confusion matrix of clips with one class each. Rows are true classes and sum to 1."""
     num_classes = len(labels)
     counts = np.zeros((num_classes, num_classes))
     np.add.at(counts, (evaluation.targets.argmax(axis=1), evaluation.scores.argmax(axis=1)), 1)
@@ -93,7 +93,7 @@ def plot_confusion(evaluation: Evaluation, labels: Labels) -> Figure:
 
 
 def plot_reliability(before_NC: np.ndarray, after_NC: np.ndarray, targets_NC: np.ndarray) -> Figure:
-    """Draw the share of positives against the score, before and after."""
+    """Plot the share of positives against the score, before and after calibration."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
@@ -108,7 +108,7 @@ def plot_reliability(before_NC: np.ndarray, after_NC: np.ndarray, targets_NC: np
 
 
 def plot_training(series: Mapping[str, Series]) -> Figure:
-    """Draw how a training went: loss and learning rate against steps, what was measured against epochs."""
+    """Plot the curves of a training: loss and learning rate over steps, mAP over epochs."""
     panels = [
         ("train/loss", "loss", "step"),
         ("train/learning_rate", "learning rate", "step"),
@@ -124,7 +124,7 @@ def plot_training(series: Mapping[str, Series]) -> Figure:
 
 
 def plot_tags(title: str, fbank_TM: np.ndarray, length_s: float, tags: pd.DataFrame) -> Figure:
-    """Draw the spectrogram of a recording, and below it where its strongest classes are, darker for a higher score."""
+    """Plot the spectrogram of a recording above a timeline of its strongest classes, darker for higher scores."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     low, high = np.percentile(fbank_TM, [5, 99])
@@ -135,7 +135,7 @@ def plot_tags(title: str, fbank_TM: np.ndarray, length_s: float, tags: pd.DataFr
     labels = list(tags.groupby("label", sort=False)["score"].max().nlargest(NUM_LANES).index)
     for lane, label in enumerate(labels):
         rows = tags[tags["label"] == label]
-        # Windows overlap: a stretch has the colour of the last one that begins in it.
+        # Windows overlap, so each bar ends where the next window starts.
         ends_s = np.minimum(rows["end_s"], rows["start_s"].shift(-1, fill_value=np.inf))
         colours = colormaps["Blues"](0.1 + 0.9 * rows["score"].to_numpy())
         below.broken_barh(
@@ -164,5 +164,5 @@ def _name_bars(axes, names: Sequence[str]) -> None:
 
 
 def _plain(text: str) -> str:
-    """Keep matplotlib from reading a dollar sign as mathematics."""
+    """Escape dollar signs, which matplotlib would parse as mathematics."""
     return text.replace("$", r"\$")

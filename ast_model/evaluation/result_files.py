@@ -1,4 +1,4 @@
-"""The files of an evaluation: predictions, a table of classes, plots and a page of clips."""
+"""Write the files of an evaluation: predictions, a table of classes, plots and a page of clips."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipeline.snapshots.snapshot import Snapshot
 
 PREDICTIONS_FILE = "scores.npz"
 MAX_CLASSES_IN_CONFUSION = 60
-"""A larger matrix can't be read."""
+"""Largest confusion matrix that remains readable as a picture."""
 
 
 def write_evaluation(
@@ -23,11 +23,11 @@ def write_evaluation(
     classes: Sequence[str] = (),
     about_classes: pd.DataFrame | None = None,
 ) -> None:
-    """Write all files of an evaluation into a folder, which is made if need be.
+    """Write all files of an evaluation to a folder, created if needed.
 
-    snapshot: where the page of clips finds their spectrograms.
-    classes: names of those whose precision is drawn against recall; those with the most clips unless given.
-    about_classes: more columns for the table of classes, by the class's number.
+    snapshot: source of the clips' spectrograms.
+    classes: names of the classes in the precision-recall plot. Default: the classes with the most clips.
+    about_classes: additional columns for the table of classes, one row per class.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PREDICTIONS_FILE).write_bytes(encode_predictions(predictions))

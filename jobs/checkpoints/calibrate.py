@@ -1,4 +1,4 @@
-"""Calibration of a checkpoint on a split that it was not trained on."""
+"""Calibrate a checkpoint on a held-out split."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ FILES = (CALIBRATION, "reliability.png", "thresholds.csv")
 
 
 def calibrate_checkpoint(config: CalibrateConfig) -> None:
-    """Fit on half of the clips, print what that gives on the other half, and keep a fit on all of them."""
+    """Fit on half of the clips, print the gain on the other half, and store a fit on all clips."""
     folder = _output_folder(config)
     store = Store(resolve_root(config.root))
     snapshot = load_snapshot(store, config.snapshot or None)
@@ -55,16 +55,14 @@ def calibrate_checkpoint(config: CalibrateConfig) -> None:
     aside.write_text(json.dumps(final.to_json(), indent=1), encoding="utf-8")
     aside.replace(folder / CALIBRATION)
     if num_shared := sum(final.is_shared):
-        log.warning(
-            "%d of %d classes have too few clips for a threshold of their own: they share", num_shared, len(labels)
-        )
+        log.warning("%d of %d classes have too few clips for their own fit, and share one", num_shared, len(labels))
     _track(config.checkpoint, folder, store)
     print(f"\n{folder / CALIBRATION}")
-    print(f"use it with   python jobs/predict.py --checkpoint {config.checkpoint} --calibrated --audio FILE")
+    print(f"use it:   python jobs/predict.py --checkpoint {config.checkpoint} --calibrated --audio FILE")
 
 
 def _track(checkpoint: str, folder: Path, store: Store) -> None:
-    """Add the files to the MLflow run that made the checkpoint, if it is one of ours and can be reached."""
+    """Upload the files to the MLflow run of the checkpoint, if the checkpoint names one."""
     run_id = read_weights(checkpoint).description.get("tracking_run")
     if not run_id:
         return
@@ -74,11 +72,11 @@ def _track(checkpoint: str, folder: Path, store: Store) -> None:
                 shutil.copy(folder / name, copies)
             TrackedRun(connect(store).tracking_uri, run_id).log_files(Path(copies), "calibration")
     except TrackingError as error:
-        log.warning("the calibration is kept, but not in MLflow: %s", error)
+        log.warning("the calibration is stored, but not in MLflow: %s", error)
 
 
 def _output_folder(config: CalibrateConfig) -> Path:
-    """Return where the checkpoint's own files lie, unless another folder was named."""
+    """Return `config.output`, by default the folder of the checkpoint's weights."""
     if config.output:
         return Path(config.output)
     path = Path(config.checkpoint).expanduser()
@@ -88,11 +86,11 @@ def _output_folder(config: CalibrateConfig) -> Path:
 
 
 def _choose_half(snapshot: Snapshot, split: str) -> np.ndarray:
-    """Return which clips of a split are fitted to (N,); by video, so that the halves share none."""
+    """Return the mask (N,) of a split's clips to fit. All clips of a video are in the same half."""
     keys = snapshot.index["key"].take(snapshot.rows_of((split,))).to_pylist()
     is_fitted = np.array([zlib.crc32(key.rpartition("_")[0].encode()) % 2 == 0 for key in keys])
     if is_fitted.all() or not is_fitted.any():
-        raise InputError(f"expected clips of several recordings in {split}, found {len(keys)} of one")
+        raise InputError(f"expected clips of several videos in {split}, found {len(keys)} clips of one")
     return is_fitted
 
 
@@ -103,6 +101,6 @@ def _print_gain(trial: Calibration, held_out: Evaluation) -> None:
         f1_score(held_out.targets, decisions, average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
         for decisions in (before >= 0.5, trial.decide(before))
     ]
-    print(f"on the half that was not fitted ({len(before)} clips)")
+    print(f"on the held-out half ({len(before)} clips)")
     print(f"  calibration error   {errors[0]:.4f} before, {errors[1]:.4f} after")
-    print(f"  macro F1            {f1[0]:.4f} at 0.5, {f1[1]:.4f} at the chosen thresholds")
+    print(f"  macro F1            {f1[0]:.4f} at threshold 0.5, {f1[1]:.4f} at the fitted thresholds")

@@ -1,4 +1,4 @@
-"""Scores of a checkpoint, or an ensemble of them, on a split of a snapshot."""
+"""Evaluate a checkpoint or an ensemble on a split of a snapshot."""
 
 import difflib
 import json
@@ -23,7 +23,7 @@ from pipeline.store.storage import Store
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> None:
-    """Score each checkpoint, print its metrics and those of the mean so far, and write the ensemble's files."""
+    """Score each checkpoint, print its metrics and those of the ensemble so far, and write the ensemble's files."""
     store = Store(resolve_root(config.root))
     snapshot = load_snapshot(store, config.snapshot or None)
     check_fingerprint(snapshot)
@@ -31,37 +31,40 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     rows, member = [], None
     for member in score_checkpoints(config.checkpoints, snapshot, config.split, config.batch_size):
         alone, together = member.evaluation.metrics_by_name, member.ensemble.metrics_by_name
-        print(f"{member.checkpoint}\n  alone   {_line(alone)}" + (f"\n  mean    {_line(together)}" if rows else ""))
+        print(
+            f"{member.checkpoint}\n  alone   {_format_line(alone)}"
+            + (f"\n  mean    {_format_line(together)}" if rows else "")
+        )
         mean_so_far = {f"mean_so_far_{name}": value for name, value in together.items()}
         rows.append({"checkpoint": member.checkpoint, **alone, **mean_so_far})
     if member is None:
         raise ConfigError("--checkpoints is empty: name at least one")
-    evaluation, figures = member.ensemble, member.ensemble.metrics_by_name
+    evaluation, metrics = member.ensemble, member.ensemble.metrics_by_name
     if config.bootstrap:
         low, high = mean_average_precision_interval(evaluation.scores, evaluation.targets, config.bootstrap)
-        figures |= {"mAP_low": low, "mAP_high": high}
-        print(f"  mAP     {figures['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+        metrics |= {"mAP_low": low, "mAP_high": high}
+        print(f"  mAP     {metrics['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}")
     folder = _output_folder(config, store)
-    # An ensemble has no training splits of its own; those of its members are taken to be all the others.
+    # Checkpoints do not record their training splits, so all other splits are assumed.
     splits = tuple(sorted(set(snapshot.splits) - {config.split})), config.split
     predictions = make_predictions(evaluation, snapshot, splits, epoch=0)
     quality = class_quality(snapshot, config.split)
     write_evaluation(folder, predictions, snapshot, ", ".join(config.checkpoints), config.classes, quality)
     pd.DataFrame(rows).to_csv(folder / "checkpoints.csv", index=False)
-    record = {"snapshot": snapshot.snapshot_id, **asdict(config), **figures}
+    record = {"snapshot": snapshot.snapshot_id, **asdict(config), **metrics}
     (folder / "metrics.json").write_text(json.dumps(record, indent=1))
     num_scored = evaluation.metrics.num_classes_scored
     print(f"{len(evaluation.scores)} clips of {config.split}, {num_scored} classes scored: {folder}")
 
 
 def check_classes(classes: Sequence[str], labels: Labels) -> None:
-    """Raise ConfigError, before anything is scored, if there is no class of a name."""
+    """Raise ConfigError, with close matches, for a name that is not a class."""
     for name in classes:
         if name not in labels.names:
             close = difflib.get_close_matches(name, labels.names, n=3, cutoff=0.3)
             raise ConfigError(
                 f"expected the name of a class, found {name!r}; put each name in quotation marks."
-                + (f" Close to it: {', '.join(map(repr, close))}" if close else " labels.csv of the snapshot has them")
+                + (f" Similar: {', '.join(map(repr, close))}" if close else " labels.csv of the snapshot lists them")
             )
 
 
@@ -72,5 +75,5 @@ def _output_folder(config: EvaluateConfig, store: Store) -> Path:
     return folder
 
 
-def _line(figures: dict[str, float]) -> str:
-    return "   ".join(f"{name} {value:.4f}" for name, value in figures.items())
+def _format_line(metrics: dict[str, float]) -> str:
+    return "   ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -1,4 +1,4 @@
-"""A checkpoint in others' formats, read back and compared before it gets its name."""
+"""Export a checkpoint to other formats. Each file is read back and compared before it gets its name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,10 @@ FORMATS: dict[str, Callable[[AST, ModelMetadata, Path], None]] = {
 
 
 def export(config: ExportConfig) -> None:
-    """Export a checkpoint and print what was written."""
+    """Export a checkpoint, and print the written files."""
     tagger = Tagger.load(config.checkpoint, config.labels or None, device="cpu")
     output = Path(config.output)
     FORMATS[config.format](tagger.model, tagger.metadata, output)
     files = sorted(output.iterdir()) if output.is_dir() else [output]
     print("\n".join(f"{file}  {file.stat().st_size:,} bytes" for file in files))
-    print(f"read back: the same weights, and logits within {LOGITS_TOLERANCE} of the checkpoint's")
+    print(f"verified: equal weights, and logits within {LOGITS_TOLERANCE} of the checkpoint's")

@@ -14,21 +14,21 @@ class EvaluateConfig:
     """Settings of an evaluation."""
 
     checkpoints: tuple[str, ...]
-    """Folders, files or hub names, of any strides and lengths. Several are an ensemble: the mean of their scores."""
+    """Folders, files or hub names, with any strides and lengths. The scores of several checkpoints are averaged."""
     root: StoreRoot = "data/demo"
     """Folder or s3:// address of the store."""
     snapshot: str = ""
-    """Snapshot to take clips from; the latest unless named."""
+    """Id of the snapshot. Default: the latest."""
     split: str = "eval"
     """Split to score."""
     output: str = ""
-    """Folder for scores, tables and plots; a new one in ROOT/evaluations, or ./evaluations for s3://, unless set."""
+    """Folder for scores, tables and plots. Default: a new folder in ROOT/evaluations, or in ./evaluations for s3://."""
     classes: tuple[str, ...] = ()
-    """Classes to draw precision against recall of, by name; those with the most clips unless named."""
+    """Names of classes for the precision-recall plot. Default: the classes with the most clips."""
     bootstrap: int = 0
-    """Resamples for the 95 % interval of mAP; 0 for none."""
+    """Number of resamples for the 95 % interval of mAP; 0 omits the interval."""
     batch_size: int = 16
-    """Clips scored at a time."""
+    """Clips per forward pass."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.bootstrap < 0 or self.bootstrap == 1:
@@ -43,21 +43,21 @@ class CalibrateConfig:
     """Settings of a calibration."""
 
     checkpoint: str
-    """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
+    """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth."""
     root: str = "data/demo"
     """Folder or s3:// address of the store."""
     snapshot: str = ""
-    """Snapshot to take clips from; the latest unless named."""
+    """Id of the snapshot. Default: the latest."""
     split: str = "eval"
-    """Split to fit to; none that the checkpoint was trained on."""
+    """Split to fit; it must not be a training split of the checkpoint."""
     method: Literal["platt", "temperature", "none"] = "platt"
-    """Scale the logits per class, or all by one temperature (always for cross-entropy), or only choose thresholds."""
+    """Scaling of the logits: per class, by one temperature (always for cross-entropy), or none (thresholds only)."""
     precision: float | None = None
-    """Precision that thresholds aim at; the best F1 unless set."""
+    """Target precision of the thresholds. Default: thresholds with the best F1."""
     output: str = ""
-    """Folder for calibration.json; the checkpoint's own unless set."""
+    """Folder for calibration.json. Default: the folder of the checkpoint."""
     batch_size: int = 16
-    """Clips scored at a time."""
+    """Clips per forward pass."""
 
     def __post_init__(self) -> None:
         if self.precision is not None and not 0 < self.precision <= 1:
@@ -67,7 +67,7 @@ class CalibrateConfig:
 
 
 MAX_COMPARED_RUNS = 26
-"""Each is named by a letter."""
+"""Number of letters, which name the runs."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class CompareConfig:
     """Settings of a comparison of runs."""
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN RUN…")]]
-    """Runs; each is compared with the first."""
+    """Runs to compare, each with the first: MLflow ids, names or folders."""
     root: str = "data/demo"
-    """Folder or s3:// address of the store; MLFLOW_TRACKING_URI names the server unless its own database is meant."""
+    """Folder or s3:// address of the store. MLFLOW_TRACKING_URI, if set, replaces the store's own database."""
     output: str = "comparison.html"
-    """File to write the page to."""
+    """File for the HTML page."""
 
     def __post_init__(self) -> None:
         if self.runs is not tyro.MISSING and not 2 <= len(set(self.runs)) <= MAX_COMPARED_RUNS:
@@ -94,84 +94,84 @@ class ExportConfig:
 
     format: tyro.conf.Suppress[str]
     checkpoint: str
-    """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
+    """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth."""
     output: str
-    """The folder or file to write; nothing may be there."""
+    """Folder or file to create; it must not exist."""
     labels: Input = ""
-    """The class_labels_indices.csv of an official .pth, which names no classes."""
+    """class_labels_indices.csv for an official .pth, which names no classes."""
 
 
 @dataclass(frozen=True)
 class ModelsCommand:
-    """Location of the models."""
+    """Location of the registry."""
 
     root: str = "data/demo"
-    """Folder or s3:// address of the store; MLFLOW_TRACKING_URI names the server unless its own database is meant."""
+    """Folder or s3:// address of the store. MLFLOW_TRACKING_URI, if set, replaces the store's own database."""
 
 
 @dataclass(frozen=True)
 class ListModels(ModelsCommand):
-    """Print all versions, newest first, with run, snapshot, preprocessing runs and mAP."""
+    """List all versions, newest first, with mAP, run, snapshot and preprocessing runs."""
 
     snapshot: str = ""
-    """Only those trained on this snapshot."""
+    """List only versions trained on this snapshot."""
 
 
 @dataclass(frozen=True)
 class CompareVersions(ModelsCommand):
-    """Print by how much a version is better than another, on the clips that both were measured on."""
+    """Print the difference in mAP between two versions on their common clips."""
 
     version: str = "latest"
-    """Number, champion or latest."""
+    """New version: a number, champion or latest."""
     against: str = "champion"
-    """Number, champion or latest."""
+    """Version to compare with: a number, champion or latest."""
 
 
 @dataclass(frozen=True)
 class PromoteVersion(ModelsCommand):
-    """Make a version the champion, whatever the figures say; what they say is noted."""
+    """Make a version the champion regardless of its mAP. The difference in mAP is recorded with the version."""
 
     version: str = tyro.MISSING
-    """Number or latest."""
+    """Version to promote: a number or latest."""
 
 
 @dataclass(frozen=True)
 class FetchModel(ModelsCommand):
-    """Copy a model to a folder, as MLflow loads and serves it; its checkpoint is in artifacts/checkpoint."""
+    """Download a version as an MLflow model. Its checkpoint is in artifacts/checkpoint."""
 
     version: str = "champion"
-    """Number, champion or latest."""
+    """Version to download: a number, champion or latest."""
     to: str = "model"
-    """Folder to make."""
+    """Folder to create."""
 
 
 @dataclass(frozen=True)
 class ExportVersion(ModelsCommand):
-    """Write a version for the Hugging Face hub: weights, config and a card of what MLflow knows of it."""
+    """Write a version for the Hugging Face hub: weights, config and a model card from MLflow's records."""
 
     version: str = "champion"
-    """Number, champion or latest; a run's best and averaged weights are versions of their own."""
+    """Version to export: a number, champion or latest. The best and the averaged weights are separate versions."""
     to: str = tyro.MISSING
-    """Folder to make; its name is the model's."""
+    """Folder to create; its name becomes the name of the model."""
     licence: str = ""
-    """Identifier of the weights' licence, such as apache-2.0; the card says so if it is not stated."""
+    """Identifier of the weights' licence, such as apache-2.0. Without one, the card says "Not stated"."""
 
 
 @dataclass(frozen=True)
 class PublishRun(ModelsCommand):
-    """Bring a finished run's pictures, tables and models to MLflow, where that failed before."""
+    """Publish the plots, tables and models of a finished run to MLflow, if that failed at the end of the training."""
 
     run: str = tyro.MISSING
-    """MLflow's id, the run's name there, or its folder in the store."""
+    """MLflow id, name or folder of the run."""
 
 
 @dataclass(frozen=True)
 class UIConfig:
-    """Serve MLflow's pages of a local store on 127.0.0.1, and show its runs. Trainings may log to the same address."""
+    """Serve MLflow's pages for a local store on 127.0.0.1, and open its runs. Trainings may log to the same address."""
 
     root: str = "data/demo"
     """Folder of the store."""
     port: int = 5000
     """Port to listen on."""
     create: bool = False
-    """Begin a database where the store has none, for a server that trainings are to log to."""
+    """Create the database if the store has none, for a server that trainings will log to."""

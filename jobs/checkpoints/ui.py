@@ -1,4 +1,4 @@
-"""MLflow's server on a local store, opened on the page that shows its trainings."""
+"""Serve MLflow's pages for a local store, and open the list of trainings."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ START_TIMEOUT_S = 60.0
 
 
 def serve(config: UIConfig) -> None:
-    """Serve until interrupted. Raises ConfigError if there is nothing to serve, or the port is in use."""
+    """Serve until interrupted. Raises ConfigError if the database is missing or the port is in use."""
     root, address = Path(resolve_root(config.root)), f"http://{HOST}:{config.port}"
     if not (root / DATABASE).is_file():
         if not config.create:
@@ -34,13 +34,13 @@ def serve(config: UIConfig) -> None:
         raise ConfigError(
             f"port {config.port} can't be used: {error.strerror}; set --port (make: PORT=5001)"
         ) from error
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends with us, not only after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM also ends the server
     server = _start_server(root, config.port)
     with contextlib.suppress(KeyboardInterrupt):
         try:
             _wait_until_up(address, server)
             page = runs_page_url(address)
-            print(f"\ntrainings: {page}\n(Ctrl-C ends the server)", flush=True)
+            print(f"\ntrainings: {page}\n(stop the server with Ctrl-C)", flush=True)
             if sys.platform == "darwin" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
                 webbrowser.open(page)
             server.wait()
@@ -54,7 +54,7 @@ def _start_server(root: Path, port: int) -> subprocess.Popen[bytes]:
     command += ["--backend-store-uri", f"sqlite:///{root / DATABASE}"]
     command += ["--serve-artifacts", "--artifacts-destination", str(root / ARTIFACTS)]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    # Job execution doubles the time to start, and is for language models. The server looks for uvicorn in PATH.
+    # MLflow's job execution, for language models, doubles the start time. The server finds uvicorn through PATH.
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}"
     return subprocess.Popen(command, env=environment)

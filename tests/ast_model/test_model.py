@@ -30,7 +30,7 @@ def count_parameters(make_model: Callable[[], torch.nn.Module]) -> int:
     ("config", "width", "num_heads"),
     [(ASTConfig.tiny(), 192, 3), (ASTConfig.small(), 384, 6), (ASTConfig.base(), 768, 12)],
 )
-def test_sizes_are_those_of_deit(config: ASTConfig, width: int, num_heads: int) -> None:
+def test_sizes_equal_deit(config: ASTConfig, width: int, num_heads: int) -> None:
     shape: dict[str, Any] = {"hidden_size": width, "num_attention_heads": num_heads, "intermediate_size": 4 * width}
     theirs = transformers.ASTConfig(**shape, id2label=dict.fromkeys(range(527), ""))
     expected = count_parameters(lambda: transformers.ASTForAudioClassification(theirs))
@@ -38,7 +38,7 @@ def test_sizes_are_those_of_deit(config: ASTConfig, width: int, num_heads: int) 
     assert config.num_heads == num_heads
 
 
-def test_base_has_the_papers_number_of_parameters() -> None:
+def test_base_has_the_number_of_parameters_of_the_paper() -> None:
     assert count_parameters(lambda: AST(ASTConfig.base())) / 1e6 == pytest.approx(86.594, abs=5e-4)
 
 
@@ -46,31 +46,31 @@ def test_base_has_the_papers_number_of_parameters() -> None:
     ("stride", "num_frames", "grid"),
     [(10, 1024, (12, 101)), (12, 1024, (10, 85)), (14, 1024, (9, 73)), (16, 1024, (8, 64)), (10, 128, (12, 12))],
 )
-def test_grids_are_those_of_the_published_models(stride: int, num_frames: int, grid: tuple[int, int]) -> None:
+def test_grids_equal_the_published_models(stride: int, num_frames: int, grid: tuple[int, int]) -> None:
     assert ASTConfig(freq_stride=stride, time_stride=stride, num_frames=num_frames).grid == grid
 
 
-def test_flops_are_those_torch_counts(model: AST) -> None:
-    # Only the plain attention is counted on a CPU.
+def test_flops_equal_the_count_of_torch(model: AST) -> None:
+    # On a CPU, torch counts only the plain attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 128, 128))
     assert counter.get_total_flops() == forward_flops(SMALL)
-    # 261e9 with all tokens of the last block, of which the head reads two.
+    # All tokens of the last block would cost 261e9, but the head reads two.
     assert forward_flops(ASTConfig.base()) == pytest.approx(242e9, rel=0.001)
 
 
-def test_embedding_is_the_mean_of_the_first_two_tokens_and_feeds_the_head(model: AST) -> None:
+def test_embedding_is_the_mean_of_the_extra_tokens_and_feeds_the_head(model: AST) -> None:
     fbank = torch.randn(2, 128, 128)
     tokens = model.tokens(fbank)
     assert tokens.shape == (2, SMALL.num_tokens, 24)
     torch.testing.assert_close(model.embed(fbank), (tokens[:, 0] + tokens[:, 1]) / 2)
     torch.testing.assert_close(model(fbank), model.head(model.embed(fbank)))
-    with torch.inference_mode():  # where the last block makes these two alone
+    with torch.inference_mode():  # the last block computes only these two
         torch.testing.assert_close(model.embed(fbank), (tokens[:, 0] + tokens[:, 1]) / 2)
 
 
 @pytest.mark.parametrize("num_frames", [16, 47, 96, 200, 1024])
-def test_another_length_equals_a_model_whose_positions_were_adapted(model: AST, num_frames: int) -> None:
+def test_other_lengths_equal_a_model_with_adapted_positions(model: AST, num_frames: int) -> None:
     fitting = AST(ASTConfig(**{**vars(SMALL), "num_frames": num_frames})).eval()
     weights = model.state_dict()
     weights["positions"] = adapt_positions(weights["positions"], SMALL.grid, fitting.config.grid)
@@ -79,7 +79,7 @@ def test_another_length_equals_a_model_whose_positions_were_adapted(model: AST, 
     torch.testing.assert_close(model(fbank), fitting(fbank))
 
 
-def test_positions_that_shrink_keep_the_middle() -> None:
+def test_shrinking_positions_are_cropped_at_the_centre() -> None:
     extra, grid = torch.tensor([100.0, 200.0]), torch.arange(12.0).reshape(3, 4)
     positions = torch.cat([extra, grid.flatten()]).reshape(1, 14, 1)
     # Of four columns the middle two start at 4 // 2 - 2 // 2 = 1; of three rows the middle one is at 1.
@@ -89,7 +89,7 @@ def test_positions_that_shrink_keep_the_middle() -> None:
     assert adapt_positions(positions, (3, 4), (1, 3)).flatten().tolist() == [100, 200, 5, 6, 7]
 
 
-def test_positions_that_grow_are_interpolated() -> None:
+def test_growing_positions_are_interpolated() -> None:
     positions = torch.tensor([100.0, 200.0, 0.0, 4.0, 8.0, 12.0]).reshape(1, 6, 1)
     # Four new columns have their centres at -0.25, 0.25, 0.75 and 1.25 of the old ones; the border is held.
     adapted = adapt_positions(positions, (2, 2), (2, 4))
@@ -106,7 +106,7 @@ def test_gradient_reaches_adapted_positions(model: AST) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 15, 128), (2, 128, 64), (128, 128)])
-def test_an_fbank_of_a_wrong_shape_is_refused(model: AST, shape: tuple[int, ...]) -> None:
+def test_fbank_of_a_wrong_shape_is_refused(model: AST, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"16 or more frames, 128 bins.*but found"):
         model(torch.zeros(shape))
 

@@ -1,4 +1,4 @@
-"""A checkpoint is calibrated on the small store, and the tagger uses it."""
+"""Calibrate a checkpoint on the small store, and tag with the calibration."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def checkpoint(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.slow
-def test_a_calibration_lies_beside_the_weights_and_is_used(
+def test_calibration_is_stored_with_the_weights_and_used_by_the_tagger(
     checkpoint: Path, snapshot: Snapshot, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match=r"jobs/calibrate\.py"):
@@ -40,7 +40,7 @@ def test_a_calibration_lies_beside_the_weights_and_is_used(
     names = {file.name for file in checkpoint.parent.iterdir()}
     assert names == {"ast.safetensors", "calibration.json", "reliability.png", "thresholds.csv"}
     written = [checkpoint.parent / name for name in ("calibration.json", "thresholds.csv")]
-    assert written[0].stat().st_mode == written[1].stat().st_mode, "who may read one may read the other"
+    assert written[0].stat().st_mode == written[1].stat().st_mode, "all files have the same permissions"
     sound = encode_flac(np.random.default_rng(0).uniform(-0.3, 0.3, 16_000).astype(np.float32))
     plain, calibrated = Tagger.load(checkpoint, device="cpu"), Tagger.load(checkpoint, device="cpu", calibrated=True)
     assert calibrated.calibration is not None
@@ -52,7 +52,7 @@ def test_a_calibration_lies_beside_the_weights_and_is_used(
         plain.present(sound)
 
 
-def test_impossible_wishes_are_refused(checkpoint: Path, snapshot: Snapshot) -> None:
+def test_invalid_settings_are_refused(checkpoint: Path, snapshot: Snapshot) -> None:
     wanted = ["--checkpoint", str(checkpoint), "--root", snapshot.store.root]
     assert COMMAND_LINE.main([*wanted, "--precision", "1.5"]) == 2
     assert COMMAND_LINE.main(["--checkpoint", "MIT/none", "--root", snapshot.store.root]) == 2

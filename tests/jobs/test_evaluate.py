@@ -18,7 +18,7 @@ from pipeline.store.storage import Store
 
 
 def save_model(folder: Path, labels: Labels, stride: int, num_frames: int) -> str:
-    """Save a random model with checkpoint.json and return where."""
+    """Save a random model with checkpoint.json. Return its folder."""
     torch.manual_seed(stride)
     shape = ASTConfig(len(labels), num_frames, freq_stride=stride, time_stride=stride, width=24, depth=1, num_heads=1)
     model = AST(shape)
@@ -39,7 +39,7 @@ def run_evaluate(*argv: object) -> int:
 
 
 @pytest.mark.slow
-def test_an_ensemble_is_the_mean_of_the_scores(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_ensemble_averages_the_scores(snapshot: Snapshot, tmp_path: Path) -> None:
     checkpoints = [save_model(tmp_path, snapshot.labels, 16, 512), save_model(tmp_path, snapshot.labels, 12, 256)]
     scores = []
     for name, chosen in (("a", checkpoints[:1]), ("b", checkpoints[1:]), ("both", checkpoints)):
@@ -69,15 +69,13 @@ def test_an_ensemble_is_the_mean_of_the_scores(snapshot: Snapshot, tmp_path: Pat
     assert str(both["keys"][0]) in (tmp_path / "both" / "clips.html").read_text()
 
 
-def test_a_class_that_is_not_there_is_said_before_anything_is_scored(
-    snapshot: Snapshot, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_class_is_refused_before_scoring(snapshot: Snapshot, capsys: pytest.CaptureFixture[str]) -> None:
     name = snapshot.labels.names[0]
     assert run_evaluate("--checkpoints", "none", "--root", snapshot.store.root, "--classes", name, name[:-1]) == 2
     assert f"found {name[:-1]!r}" in (shown := capsys.readouterr().err) and repr(name) in shown
 
 
-def test_a_batch_that_the_memory_does_not_hold_gets_advice(
+def test_out_of_memory_suggests_a_smaller_batch(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run_out(*args: object) -> None:
@@ -89,7 +87,7 @@ def test_a_batch_that_the_memory_does_not_hold_gets_advice(
     assert "out of memory with --batch-size 6; try --batch-size 3" in capsys.readouterr().err
 
 
-def test_classes_are_matched_by_name_and_others_refused(
+def test_classes_are_matched_by_name_and_other_classes_refused(
     snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     turned = Labels(snapshot.labels.mids[::-1], snapshot.labels.names[::-1])

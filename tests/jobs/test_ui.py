@@ -1,4 +1,4 @@
-"""`make ui` as it is typed: a real server on a store that was moved."""
+"""Run `jobs/ui.py` on a moved store, with a real server."""
 
 import re
 import signal
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.process
-def test_the_page_that_is_named_shows_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_page_shows_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(delivery, "QUEUES", tmp_path / "queues")
     run = start_run(Store(str(tmp_path / "old")), "a training", {})
@@ -40,4 +40,4 @@ def test_the_page_that_is_named_shows_the_runs(tmp_path: Path, monkeypatch: pyte
             assert picture.text == "a picture"
         finally:
             ui.send_signal(signal.SIGTERM)
-    socket.create_server(("127.0.0.1", port)).close()  # its server ended with it
+    socket.create_server(("127.0.0.1", port)).close()  # the port is free, so the server ended with the command

@@ -1,4 +1,4 @@
-"""Calibration against scikit-learn, and on scores whose true probabilities are known."""
+"""Compare calibration with scikit-learn, and with known probabilities."""
 
 import json
 
@@ -31,7 +31,7 @@ def logits() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def targets(logits: np.ndarray) -> np.ndarray:
-    """Drawn so that the true probability of each is 1 / (1 + exp(−logit))."""
+    """Targets with the probability 1 / (1 + exp(−logit))."""
     return np.random.default_rng(1).random(logits.shape) < expit(logits)
 
 
@@ -44,8 +44,8 @@ def test_overconfident_scores_become_true_probabilities(logits: np.ndarray, targ
     assert after < 0.015 < 0.1 < before
 
 
-def test_platt_is_scikit_learns_logistic_regression_on_platts_targets(logits: np.ndarray, targets: np.ndarray) -> None:
-    """Soft targets are the same as each clip twice, with both labels, weighted."""
+def test_platt_scaling_equals_logistic_regression_on_platts_targets(logits: np.ndarray, targets: np.ndarray) -> None:
+    """scikit-learn lacks soft targets; weighted copies of each clip with both labels are equivalent."""
     slope, offset = calibration._fit_platt(2 * logits[:, 0], targets[:, 0])
     num_positive = targets[:, 0].sum()
     soft = np.where(targets[:, 0], (num_positive + 1) / (num_positive + 2), 1 / (NUM_CLIPS - num_positive + 2))
@@ -57,7 +57,7 @@ def test_platt_is_scikit_learns_logistic_regression_on_platts_targets(logits: np
     )
 
 
-def test_a_temperature_undoes_a_sharpened_softmax() -> None:
+def test_temperature_inverts_a_sharpened_softmax() -> None:
     rng = np.random.default_rng(2)
     logits = rng.normal(0, 2, size=(NUM_CLIPS, len(LABELS)))
     classes = (softmax(logits, axis=1).cumsum(axis=1) > rng.random((NUM_CLIPS, 1))).argmax(axis=1)
@@ -67,16 +67,16 @@ def test_a_temperature_undoes_a_sharpened_softmax() -> None:
     np.testing.assert_allclose(found.apply(softmax(2.5 * logits, axis=1)).sum(axis=1), 1, atol=1e-5)
 
 
-def test_thresholds_have_the_best_f1_or_the_wanted_precision(logits: np.ndarray, targets: np.ndarray) -> None:
+def test_thresholds_have_the_best_f1_or_the_target_precision(logits: np.ndarray, targets: np.ndarray) -> None:
     scores, target = expit(logits[:, 0]), targets[:, 0]
     best = f1_score(target, scores >= best_threshold(scores, target))
     assert all(f1_score(target, scores >= threshold) <= best for threshold in np.unique(scores)[::20])
     wanted = best_threshold(scores, target, precision=0.9)
     assert precision_score(target, scores >= wanted) >= 0.9
-    assert precision_score(target, scores >= scores[scores < wanted].max()) < 0.9, "it is the lowest such threshold"
+    assert precision_score(target, scores >= scores[scores < wanted].max()) < 0.9, "no lower threshold reaches it"
 
 
-def test_rare_classes_share_their_values_and_say_so(logits: np.ndarray, targets: np.ndarray) -> None:
+def test_rare_classes_share_their_fit(logits: np.ndarray, targets: np.ndarray) -> None:
     rare = targets.copy()
     for column in (1, 2):
         rare[np.flatnonzero(rare[:, column])[MIN_POSITIVES - 1 :], column] = False
@@ -86,7 +86,7 @@ def test_rare_classes_share_their_values_and_say_so(logits: np.ndarray, targets:
     assert found.slopes[1] == found.slopes[2]
 
 
-def test_reliability_is_scikit_learns(logits: np.ndarray, targets: np.ndarray) -> None:
+def test_reliability_equals_scikit_learn(logits: np.ndarray, targets: np.ndarray) -> None:
     scores = expit(logits)
     mean_scores, shares, counts = reliability(scores, targets)
     expected_shares, expected_scores = calibration_curve(targets.ravel(), scores.ravel(), n_bins=NUM_BINS)
@@ -95,7 +95,7 @@ def test_reliability_is_scikit_learns(logits: np.ndarray, targets: np.ndarray) -
     assert counts.sum() == scores.size
 
 
-def test_it_comes_back_from_json_as_it_was(logits: np.ndarray, targets: np.ndarray) -> None:
+def test_json_round_trip(logits: np.ndarray, targets: np.ndarray) -> None:
     found = calibrate(expit(logits), targets, LABELS, "bce", precision=0.8)
     again = Calibration.from_json(json.loads(json.dumps(found.to_json())))
     assert again == found
@@ -103,12 +103,12 @@ def test_it_comes_back_from_json_as_it_was(logits: np.ndarray, targets: np.ndarr
 
 
 @pytest.mark.parametrize("value", [[], {}, {"labels": []}, {"more": 1}])
-def test_another_json_is_refused(value: object) -> None:
+def test_other_json_is_refused(value: object) -> None:
     with pytest.raises(InputError, match="calibration"):
         Calibration.from_json(value)  # pyright: ignore[reportArgumentType]
 
 
-def test_scores_of_0_and_1_and_impossible_wishes_are_survived_or_refused(targets: np.ndarray) -> None:
+def test_extreme_scores_stay_finite_and_invalid_requests_are_refused(targets: np.ndarray) -> None:
     found = calibrate(targets.astype(float), targets, LABELS, "bce")
     assert np.isfinite(found.apply(targets.astype(float))).all()
     with pytest.raises(InputError, match="between 0 and 1"):

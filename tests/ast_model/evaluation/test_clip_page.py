@@ -1,4 +1,4 @@
-"""Pages with names that would be markup if they were not escaped."""
+"""Render pages with names that contain markup."""
 
 import dataclasses
 from html.parser import HTMLParser
@@ -14,7 +14,7 @@ HOSTILE = "\"><script>alert('1')</script>&amp;{{ 7 * 7 }}"
 
 
 class Page(HTMLParser):
-    """Tags, texts and values of attributes, as a browser would take them."""
+    """Parser that collects tags, texts and attribute values, as a browser would see them."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -30,7 +30,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def test_hostile_names_are_text_on_the_page_of_clips(snapshot: Snapshot) -> None:
+def test_markup_in_names_is_escaped_on_the_clip_page(snapshot: Snapshot) -> None:
     rows = snapshot.rows_of(("eval",))
     targets = snapshot.targets(rows).toarray().astype(bool)
     names = np.array([HOSTILE] * targets.shape[1])
@@ -41,8 +41,8 @@ def test_hostile_names_are_text_on_the_page_of_clips(snapshot: Snapshot) -> None
     assert HOSTILE in page.texts and f"{HOSTILE} 1.50" in page.texts
 
 
-def test_hostile_names_are_text_on_the_page_of_a_comparison() -> None:
+def test_markup_in_names_is_escaped_on_the_comparison_page() -> None:
     section = Section(HOSTILE, ["", HOSTILE], [[HOSTILE, 1]], HOSTILE)
     page = Page(render_comparison([section, dataclasses.replace(section, rows=[])], HOSTILE))
     assert "script" not in page.tags and {"table", "h2"} <= page.tags
-    assert page.texts.count(HOSTILE) == 8  # title and heading, twice heading and note, two cells
+    assert page.texts.count(HOSTILE) == 8  # title, heading, two section headings, two notes and two cells

@@ -18,7 +18,7 @@ def evaluation() -> Evaluation:
     return Evaluation(scores, targets, tagging_metrics(scores, targets))
 
 
-def test_curves_are_those_of_the_chosen_classes(evaluation: Evaluation) -> None:
+def test_precision_recall_curves_show_the_chosen_classes(evaluation: Evaluation) -> None:
     labels = Labels(NAMES, NAMES)
     (axes,) = plot_precision_recall(evaluation, labels, NAMES[2:0:-1]).axes
     legend = axes.get_legend()
@@ -30,7 +30,7 @@ def test_curves_are_those_of_the_chosen_classes(evaluation: Evaluation) -> None:
     assert area == pytest.approx(average_precision_score(evaluation.targets[:, 1], evaluation.scores[:, 1]))
 
 
-def test_bars_are_named_by_class_and_sorted(evaluation: Evaluation) -> None:
+def test_bars_are_labelled_and_sorted(evaluation: Evaluation) -> None:
     table = class_table(evaluation, Labels(NAMES, NAMES), np.arange(4))
     (axes,) = plot_average_precision(table).axes
     order = np.argsort(-evaluation.metrics.average_precision)

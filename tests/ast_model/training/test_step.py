@@ -173,7 +173,7 @@ def test_evaluation_excludes_and_logs_a_clip_with_non_finite_scores(
     _, history = train(job)
     assert math.isfinite(history[0]["eval/mAP"])
     key = job.snapshot.index["key"][int(rows[2])].as_py()
-    assert f"1 of {len(rows)} evaluation clips left out, whose scores are not finite: {key}" in caplog.text
+    assert f"excluded 1 of {len(rows)} evaluation clips with non-finite scores: {key}" in caplog.text
     kept = load_predictions(job.store, predictions_name(job.run, LAST))
     assert kept.keys.tolist() == job.snapshot.index["key"].take(np.delete(rows, 2)).to_pylist()
 
@@ -199,7 +199,7 @@ def test_epoch_is_saved_before_a_failing_evaluation(make_job: MakeJob, monkeypat
 def test_evaluation_without_any_finite_score_ends_the_run(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(num_epochs=1)
     spoil(monkeypatch, set(job.snapshot.rows_of((job.config.eval_split,)).tolist()))
-    with pytest.raises(TrainingError, match="found none that is finite"):
+    with pytest.raises(TrainingError, match="expected finite scores"):
         train(job)
 
 
