@@ -2,28 +2,83 @@
 
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import grpc
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.errors import ConfigError, describe
+
+ANSWER_TIMEOUT_S = 8.0
 LOCAL_OBJECT_STORE_BYTES = 200 * 2**20
 """Enough for plans, paths and reports. Audio never enters the object store."""
 
 
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
-    """Join the cluster in `RAY_ADDRESS`, which Ray Jobs sets, or start a local one and stop it at the end."""
+    """Join the cluster in `RAY_ADDRESS`, which Ray Jobs sets, or start a local one and stop it at the end.
+
+    Raises ConfigError if no cluster answers there or it refuses to be joined, and if the path of the temporary folder
+    is too long for Ray.
+    """
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True, runtime_env={"worker_process_setup_hook": _silence_coordinator_client})
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_cluster_answers(address)
+        _join_cluster(address)
     else:
-        # Ray logs its start and its generated token; users can do nothing with either.
-        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        _start_local_ray(num_cpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_cluster_answers(address: str, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+    """Raise ConfigError if nothing at a cluster's address speaks gRPC; `ray.init` retries silently for minutes.
+
+    `auto` is the cluster that was last started on this machine. Clusters with TLS are not checked.
+    """
+    current = _temporary_folder() / "ray" / "ray_current_cluster"  # written by `ray start`, never removed by a crash
+    if address == "auto" and current.is_file():
+        address = current.read_text(encoding="utf-8").strip()
+    target = address.removeprefix("ray://")
+    if ":" not in target or os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout_s)
+        except grpc.FutureTimeoutError as error:
+            raise ConfigError(
+                f"RAY_ADDRESS: expected a Ray cluster at {address}, found no answer within {timeout_s:g} s; start the"
+                " cluster, correct the address, or unset RAY_ADDRESS to use this machine alone"
+            ) from error
+
+
+def _temporary_folder() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+
+
+def _join_cluster(address: str) -> None:
+    try:
+        ray.init(log_to_driver=True, runtime_env={"worker_process_setup_hook": _silence_coordinator_client})
+    except ConnectionError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS: can't join the Ray cluster at {address}: {describe(error)}; check the address, and set"
+            " RAY_AUTH_TOKEN if the cluster requires a token"
+        ) from error
+
+
+def _start_local_ray(num_cpus: int | None) -> None:
+    # Ray logs its start and its generated token; users can do nothing with either.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    try:
         ray.init(
             address="local",
             logging_level=logging.WARNING,
@@ -33,10 +88,13 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             runtime_env={"worker_process_setup_hook": _silence_local_ray},
             log_to_driver=True,
         )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise ConfigError(
+            f"Ray can't create its sockets below {_temporary_folder()}: their paths must not exceed 107 bytes; set"
+            " RAY_TMPDIR to a short local folder, for example RAY_TMPDIR=/tmp"
+        ) from error
 
 
 def _silence_coordinator_client() -> None:
@@ -67,6 +125,11 @@ def _silence_local_ray() -> None:
 def count_processors(use_gpu: bool) -> int:
     """Return how many tasks with one GPU, or one CPU, the cluster runs concurrently."""
     return max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)))
+
+
+def count_nodes() -> int:
+    """Return the number of live nodes; 1 without a running Ray."""
+    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
 
 
 def this_node() -> NodeAffinitySchedulingStrategy:
