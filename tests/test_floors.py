@@ -45,7 +45,6 @@ SATELLITES = {
 """Features around the core, as rooms and modules that can be deleted together. All other modules are the core."""
 
 CONNECTIONS = {
-    "jobs.checkpoints.evaluate": "quality",
     "jobs.own_sounds.finetune": "data_sets",
     "jobs.own_sounds.searchable_clips": "data_sets",
     "jobs.own_sounds.training_plan": "data_sets",

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from ast_model.evaluation.clip_page import render_clip_page
 from ast_model.evaluation.plots import class_table, plot_average_precision, plot_confusion, plot_precision_recall
 from ast_model.evaluation.predictions import Predictions, encode_predictions
@@ -21,20 +19,17 @@ def write_evaluation(
     snapshot: Snapshot,
     title: str,
     classes: Sequence[str] = (),
-    about_classes: pd.DataFrame | None = None,
 ) -> None:
     """Write all files of an evaluation to a folder, created if needed.
 
     snapshot: source of the clips' spectrograms.
     classes: names of the classes in the precision-recall plot. Default: the classes with the most clips.
-    about_classes: additional columns for the table of classes, one row per class.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PREDICTIONS_FILE).write_bytes(encode_predictions(predictions))
     evaluation, labels = predictions.evaluation, predictions.labels
     table = class_table(evaluation, labels, predictions.num_train_clips)
-    wide = table if about_classes is None else table.join(about_classes)
-    wide.to_csv(folder / "classes.csv", index=False)
+    table.to_csv(folder / "classes.csv", index=False)
     plot_average_precision(table).savefig(folder / "classes.png", dpi=90)
     plot_precision_recall(evaluation, labels, classes).savefig(folder / "precision_recall.png", dpi=90)
     if evaluation.main_metric == "accuracy" and len(table) <= MAX_CLASSES_IN_CONFUSION:

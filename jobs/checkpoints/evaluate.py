@@ -17,7 +17,6 @@ from jobs.checkpoints.settings import EvaluateConfig
 from jobs.command_line.cli import resolve_root
 from pipeline.errors import ConfigError
 from pipeline.labels import Labels
-from pipeline.quality.classes import class_quality
 from pipeline.snapshots.snapshot import check_fingerprint, load_snapshot
 from pipeline.store.storage import Store
 
@@ -48,8 +47,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     # Checkpoints do not record their training splits, so all other splits are assumed.
     splits = tuple(sorted(set(snapshot.splits) - {config.split})), config.split
     predictions = make_predictions(evaluation, snapshot, splits, epoch=0)
-    quality = class_quality(snapshot, config.split)
-    write_evaluation(folder, predictions, snapshot, ", ".join(config.checkpoints), config.classes, quality)
+    write_evaluation(folder, predictions, snapshot, ", ".join(config.checkpoints), config.classes)
     pd.DataFrame(rows).to_csv(folder / "checkpoints.csv", index=False)
     record = {"snapshot": snapshot.snapshot_id, **asdict(config), **metrics}
     (folder / "metrics.json").write_text(json.dumps(record, indent=1))
