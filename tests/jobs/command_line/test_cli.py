@@ -73,7 +73,7 @@ def test_presets_of_the_main_job_document_their_flags(preset: str, capsys: pytes
     with pytest.raises(SystemExit) as end:
         audioset.COMMAND_LINE.parse([preset, "--help"])
     assert end.value.code == 0
-    assert "Samples per step, over all ranks." in " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "Samples per step over all ranks." in " ".join(capsys.readouterr().out.replace("│", "").split())
 
 
 def test_unknown_preset_is_reported_with_a_similar_one(capsys: pytest.CaptureFixture[str]) -> None:
