@@ -32,7 +32,7 @@ SATELLITES = {
     "quality": "pipeline.quality jobs.preprocessing.report jobs.preprocessing.duplicates",
     "miniature": "pipeline.miniature",
     "data_sets": """
-        pipeline.recordings jobs.preprocessing.recordings jobs.datasets
+        pipeline.recordings jobs.datasets
         jobs.esc50 jobs.speechcommands jobs.fsd50k jobs.vggsound jobs.urbansound8k
     """,
     "own_sounds": "ast_model.embeddings jobs.own_sounds jobs.finetune jobs.search",
@@ -138,6 +138,11 @@ def test_core_imports_no_satellite() -> None:
         module = dotted_name(file)
         used = {satellite_of(name) for name in imports_of(file)} - {None, satellite_of(module)}
         assert used <= set(CONNECTIONS.get(module, "").split()), f"{module}: expected no imports of satellites"
+
+
+def test_listed_satellites_exist() -> None:
+    modules = {dotted_name(file) for file in source_files()}
+    assert {name for listed in SATELLITES.values() for name in listed.split()} | CONNECTIONS.keys() <= modules
 
 
 def test_imports_are_acyclic() -> None:
