@@ -48,7 +48,8 @@ CONNECTIONS = {
     "jobs.own_sounds.finetune": "data_sets",
     "jobs.own_sounds.searchable_clips": "data_sets",
     "jobs.own_sounds.training_plan": "data_sets",
-    "jobs.preprocessing.tracked": "miniature quality",
+    "jobs.preprocessing.miniature_media": "miniature",
+    "jobs.preprocessing.tracked": "quality",
     "jobs.training.runs": "quality teachers",
     "jobs.training.training_clips": "quality",
 }

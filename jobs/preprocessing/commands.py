@@ -9,8 +9,9 @@ import numpy as np
 
 from jobs.command_line.cli import resolve_root
 from jobs.preprocessing.estimate import estimate_lines
+from jobs.preprocessing.miniature_media import with_miniature_media
 from jobs.preprocessing.settings import MeasureCommand, PlanCommand, RunCommand, StatusCommand, VerifyCommand
-from jobs.preprocessing.tracked import check_all_made, preprocess_tracked, with_miniature_media
+from jobs.preprocessing.tracked import check_all_made, preprocess_tracked
 from pipeline.cluster.session import ray_session
 from pipeline.cluster.tasks import run_tasks
 from pipeline.errors import CorruptError, NoClipsError

@@ -1,42 +1,24 @@
-"""Preprocessing as a tracked MLflow run, and the miniature's media for the demo."""
+"""Preprocessing as a tracked MLflow run."""
 
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from ast_model.config import flatten
 from ast_model.tracking.run import TrackedRun, start_run
 from ast_model.tracking.server import PREPROCESSING
 from ast_model.tracking.tags import ROOT_TAG
-from jobs.command_line.settings import MINIATURE
 from jobs.preprocessing.report import save_report
 from pipeline.config import PreprocessConfig
 from pipeline.errors import CorruptError, StoreError
-from pipeline.miniature import make_miniature, serve_miniature
 from pipeline.preprocess import PreprocessReport, preprocess
-from pipeline.progress import show_progress
 from pipeline.records import FailureCategory
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import plot_failures
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def with_miniature_media(data: PreprocessConfig, store: Store) -> Iterator[PreprocessConfig]:
-    """Make and serve the miniature if `data.metadata` is `miniature`; else yield the settings unchanged."""
-    if data.metadata != MINIATURE:
-        yield data
-        return
-    home = Path(store.path("")) if store.is_local else Path(tempfile.gettempdir())
-    with show_progress("make the miniature", 1, "clips") as progress:
-        miniature = make_miniature(home / MINIATURE, on_progress=progress.reach)
-    with serve_miniature(miniature.folder) as server:
-        yield replace(data, metadata=str(miniature.metadata_folder), media=data.media or server.media_address)
 
 
 def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, PreprocessReport]:

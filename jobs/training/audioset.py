@@ -6,7 +6,8 @@ from ast_model.tracking.server import connect, tracking_uri
 from ast_model.training.checks import check_ranks
 from jobs.command_line.cli import resolve_root
 from jobs.command_line.run_names import new_run_name
-from jobs.preprocessing.tracked import check_all_made, preprocess_tracked, with_miniature_media
+from jobs.preprocessing.miniature_media import with_miniature_media
+from jobs.preprocessing.tracked import check_all_made, preprocess_tracked
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import train_on_ray
 from jobs.training.runs import begin_run, ending_tracked, resume_run

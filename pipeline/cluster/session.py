@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError, describe
 
+LOOPBACK = "127.0.0.1"
 ANSWER_TIMEOUT_S = 8.0
 LOCAL_OBJECT_STORE_BYTES = 200 * 2**20
 """Enough for plans, paths and reports. Audio never enters the object store."""
@@ -127,9 +128,9 @@ def count_processors(use_gpu: bool) -> int:
     return max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)))
 
 
-def count_nodes() -> int:
-    """Return the number of live nodes; 1 without a running Ray."""
-    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+def spans_hosts() -> bool:
+    """Return whether tasks may run on other hosts, now or after the cluster grows: its nodes aren't on loopback."""
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} != {LOOPBACK}
 
 
 def this_node() -> NodeAffinitySchedulingStrategy:
