@@ -43,7 +43,7 @@ def tagging_metrics(scores: np.ndarray, targets: np.ndarray) -> TaggingMetrics:
 
     scores (N, C): logits, probabilities or any other values that rank the clips of a class.
     targets (N, C): 0 or 1.
-    Raises InputError for other shapes or values, non-finite scores, and targets without any positive.
+    Raises InputError for invalid shapes or values, non-finite scores, and targets without any positive.
 
     >>> scores = np.array([[0.9, 0.2], [0.4, 0.8], [0.6, 0.1]])
     >>> targets = np.array([[1, 0], [1, 1], [0, 0]])
@@ -205,7 +205,7 @@ def _weighted_precision(
     """Return the sum of the positives' precisions and the number of positives (R,). Clips count by their weight."""
     order_N = np.argsort(-scores_N)
     positives_P = order_N[is_positive_N[order_N]]
-    # One threshold per distinct score of a positive; between two thresholds, the new clips are a slice of the order.
+    # A threshold per distinct score of a positive; between two thresholds, the new clips are a slice of the order.
     ends_P = len(scores_N) - np.searchsorted(scores_N[order_N[::-1]], scores_N[positives_P], side="left")
     ends, firsts = np.unique(ends_P, return_index=True)
     starts = np.concatenate([[0], ends[:-1]])

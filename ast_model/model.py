@@ -202,7 +202,7 @@ def _scale(change_BND: Tensor, scale_B11: Tensor | None) -> Tensor:
 
 
 def _embed_as_product(fbank_BMT: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Compute the patch embedding (B, P, D), in frequency-major order, as one matrix product.
+    """Compute the patch embedding (B, P, D), in frequency-major order, as a matrix product.
 
     cuDNN has no fast convolution for one input channel: it took 4 of the 141 ms of a step of AST-base on an H100.
     """

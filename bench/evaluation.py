@@ -1,10 +1,10 @@
-"""Measure what an evaluation costs beside its forward passes: reading, normalising, gathering, metrics.
+"""Measure the overhead of an evaluation over its forward passes: reading, normalising, gathering, metrics.
 
     python -m bench.evaluation
 
-The same clips, in the same batches, in turns: `evaluate` from local shards, and the plain forward over batches that
-lie ready on the device. AST-base on a GPU, a small model on one thread of a CPU. Prints a JSON line with the seconds
-of both (median of rounds), and their ratio in processor seconds, which other work on the machine changes less.
+Alternates between `evaluate` on local shards and plain forward passes over the same batches, prepared on the device.
+Uses AST-base on a GPU, or a small model on a single CPU thread. Prints a JSON line with the median seconds of both, and
+their ratio in CPU seconds, which depends less on the machine's load.
 """
 
 import argparse
@@ -32,7 +32,7 @@ NORMAL = Normalisation(-4.27, 4.57)
 
 
 def time_in_turns(works: list[Callable[[], object]], rounds: int, world: World) -> list[tuple[float, float]]:
-    """Return seconds of the clock and of the processor of each (medians of the rounds)."""
+    """Return the wall seconds and CPU seconds of each function, as medians over rounds."""
     taken: list[list[tuple[float, float]]] = [[] for _ in works]
     for _ in range(rounds):
         for work, times in zip(works, taken, strict=True):

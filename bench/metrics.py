@@ -1,7 +1,7 @@
-"""Compare ast_model.metrics with scikit-learn class by class on AudioSet's evaluation shape.
+"""Compare ast_model.metrics with scikit-learn, per class, on the size of AudioSet's evaluation split.
 
-Prints one JSON line: seconds of both (ours the best of three), the largest difference of any class, and the seconds
-of a bootstrapped interval.
+Prints a JSON line: seconds of both (best of three for ast_model.metrics), the largest difference in any class, and the
+seconds of a bootstrap interval.
 """
 
 import time
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 def draw_scores_and_targets(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw targets as unevenly spread as AudioSet's, and scores that know something of them."""
+    """Draw targets as imbalanced as AudioSet's, and scores that correlate with them."""
     random = np.random.default_rng(seed)
     frequency = 1 / np.arange(1, NUM_CLASSES + 1)
     targets = random.random((NUM_CLIPS, NUM_CLASSES)) < frequency / frequency.sum() * MEAN_LABELS_PER_CLIP
@@ -31,7 +31,7 @@ def draw_scores_and_targets(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score_with_scikit_learn(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return average precision and AUC (2, C) of each class."""
+    """Return average precision and AUC (2, C) per class."""
     columns = [(targets[:, index], scores[:, index]) for index in range(scores.shape[1])]
     return np.array([[measure(*column) for column in columns] for measure in (average_precision_score, roc_auc_score)])
 

@@ -1,10 +1,10 @@
-"""Import a teacher of AudioSet's size, and read it as a rank does: memory and time.
+"""Measure time and memory of importing a teacher of AudioSet's size, and of reading it in a training rank.
 
 python -m bench.teachers --folder data/bench-teachers        needs 7 GB there
 
-Makes a snapshot of made-up clips and EfficientAT's pair of files for 70 % of them, imports the pair with
-jobs/teachers.py, and reads targets of batches of 12 with partners. Each part is a process of its own, whose peak memory
-counts. Prints a JSON line for each; the peer of a read is the same without a teacher.
+Creates a snapshot of artificial clips and a pair of files in EfficientAT's format for 70 % of them, imports the pair
+with jobs/teachers.py, and reads the targets of batches of 12 clips with mixup partners. Each part runs in a separate
+process, to measure its peak memory. Prints a JSON line per part; reads are compared with reads without a teacher.
 """
 
 import pickle
@@ -32,7 +32,7 @@ from pipeline.store.storage import Store
 NUM_CLASSES = 527
 BATCH = 12
 STEP_MS = 1000 * BATCH / 505
-"""A step of AST-base on an H200 at 40 % of its peak, computed: 505 samples a second."""
+"""Estimated step time of AST-base on an H200 at 40 % of its peak: 505 samples per second."""
 BLOCK = 10_000
 IMPORT = """
 import re, sys
@@ -40,7 +40,7 @@ from jobs.teachers import COMMAND_LINE
 assert COMMAND_LINE.main(["import", *sys.argv[1:]]) == 0
 print(re.findall(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[0])
 """
-"""The command, and then its peak memory in kilobytes."""
+"""Code that runs the command and prints its peak memory in kilobytes."""
 
 
 def make_store(root: str, num_clips: int) -> None:
@@ -73,7 +73,7 @@ def make_store(root: str, num_clips: int) -> None:
 
 
 def write_pair(root: str, folder: Path) -> None:
-    """Write float32 logits of 70 % of the clips, and the pickled index."""
+    """Write float32 logits for 70 % of the clips, and the pickled index."""
     snapshot = load_snapshot(Store(root))
     rows = np.flatnonzero(np.random.default_rng(1).random(len(snapshot.index)) < 0.7)
     targets = snapshot.targets(rows)
@@ -90,7 +90,7 @@ def write_pair(root: str, folder: Path) -> None:
 
 
 def import_pair(root: str, folder: Path) -> tuple[float, float]:
-    """Run the command; return seconds and peak megabytes of its own process, which has no PyTorch."""
+    """Run the command in a new process. Return its seconds and its peak megabytes."""
     flags = f"--root {root} --name made --scores {folder}/scores.npy --index {folder}/index.pkl --stated-map 0.9"
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", IMPORT, *flags.split()], check=True, capture_output=True, text=True)
@@ -100,7 +100,7 @@ def import_pair(root: str, folder: Path) -> tuple[float, float]:
 
 
 def read_targets(root: str, with_teacher: bool, num_steps: int) -> tuple[float, float]:
-    """Return milliseconds of a step's targets, and peak megabytes, of a rank with or without a teacher."""
+    """Return the milliseconds per step for reading targets, and the peak megabytes."""
     snapshot = load_snapshot(Store(root))
     rows = snapshot.rows_of(("unbalanced_train",))
     labels = snapshot.index["labels"].combine_chunks().take(pa.array(rows))
@@ -117,20 +117,20 @@ def read_targets(root: str, with_teacher: bool, num_steps: int) -> tuple[float, 
 
 
 def main(folder: Path = Path("data/bench-teachers"), num_clips: int = 2_064_000, num_steps: int = 20_000) -> None:
-    """Measure; `folder`: where it is made, and removed again."""
+    """Run all measurements. `folder` is created, and removed at the end."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     root = str(folder.absolute() / "store")
 
-    def apart(function, *arguments):
+    def run_in_process(function, *arguments):
         with ProcessPoolExecutor(1) as pool:
             return pool.submit(function, *arguments).result()
 
-    apart(make_store, root, num_clips)
-    apart(write_pair, root, folder.absolute())
-    seconds, imported_mb = apart(import_pair, root, folder.absolute())
+    run_in_process(make_store, root, num_clips)
+    run_in_process(write_pair, root, folder.absolute())
+    seconds, imported_mb = run_in_process(import_pair, root, folder.absolute())
     print_line("import", "s", seconds, clips=num_clips, peak_mb=imported_mb)
-    rounds = [[apart(read_targets, root, each, num_steps) for each in (True, False)] for _ in range(3)]
+    rounds = [[run_in_process(read_targets, root, each, num_steps) for each in (True, False)] for _ in range(3)]
     (taught_ms, taught_mb), (plain_ms, plain_mb) = np.median(np.array(rounds), axis=0)
     print_line("targets of a step", "ms", taught_ms, ("without a teacher", plain_ms), of_step=taught_ms / STEP_MS)
     print_line("a rank's peak", "MB", taught_mb, ("without a teacher", plain_mb), more_mb=taught_mb - plain_mb)

@@ -1,9 +1,8 @@
-"""Cost of tracking: a small training with it and the same without, in turns; and its start.
+"""Measure the cost of tracking: the start of a run, and a small training with and without tracking, in turns.
 
 python -m bench.tracking
 
-Prints two JSON lines: seconds of a start with a new database, beside one that is there; processor seconds of a training
-with tracking, beside one without.
+Prints two JSON lines: seconds to start a run in a new and in an existing database, and CPU seconds of the training.
 """
 
 import tempfile
@@ -27,7 +26,7 @@ Log = Callable[[Mapping[str, float], int], None]
 
 
 def train(log: Log) -> None:
-    """Take steps of the demo's recipe, and log as often as it does."""
+    """Train with the demo's recipe, and log at its interval."""
     config = recipes.demo()
     torch.manual_seed(0)
     model = AST(config.model)
@@ -43,7 +42,7 @@ def train(log: Log) -> None:
             log(LINE, step)
 
 
-def processor_s(work: Callable[[], None]) -> float:
+def measure_cpu_s(work: Callable[[], None]) -> float:
     started = time.process_time()
     work()
     return time.process_time() - started
@@ -62,9 +61,9 @@ def main() -> None:
         run, new_s = start(store)
         run.end("FINISHED")
         tracked, again_s = start(store)
-        print_line("start, new database", "s", new_s, ("database that is there", again_s))
+        print_line("start, new database", "s", new_s, ("existing database", again_s))
         own_s, peer_s = [], []
-        tracked.log_metrics(LINE, 0)  # the first line also asks what the server has already
+        tracked.log_metrics(LINE, 0)  # the first event also reads the server's steps
         train(lambda line, step: None)
         for number in range(NUM_ROUNDS):
 
@@ -75,10 +74,10 @@ def main() -> None:
                 train(log)
                 assert tracked._queue is not None and tracked._queue.flush(60)
 
-            own_s.append(processor_s(train_and_deliver))
-            peer_s.append(processor_s(lambda: train(lambda line, step: None)))
+            own_s.append(measure_cpu_s(train_and_deliver))
+            peer_s.append(measure_cpu_s(lambda: train(lambda line, step: None)))
         tracked.end("FINISHED")
-    print_line("training, tracked", "processor s", min(own_s), ("untracked", min(peer_s)))
+    print_line("training, tracked", "CPU s", min(own_s), ("untracked", min(peer_s)))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class Calibration:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Calibration":
-        """Parse the output of `to_json`. Raises InputError for any other content."""
+        """Parse the output of `to_json`. Raises InputError for invalid content."""
         try:
             fields: dict[str, Any] = {
                 name: tuple(item) if isinstance(item, list) else item for name, item in value.items()

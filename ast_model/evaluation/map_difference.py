@@ -34,7 +34,7 @@ def compute_map_difference(new: Predictions, old: Predictions) -> MapDifference:
 
 
 def select_common_clips(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
-    """Reduce both evaluations to their common clips, in one order.
+    """Reduce both evaluations to their common clips, in equal order.
 
     Raises MismatchError if they have no clip in common or differ in their classes.
     """

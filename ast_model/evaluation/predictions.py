@@ -90,7 +90,7 @@ def save_predictions(
 
 
 def parse_predictions(data: bytes, where: str) -> Predictions:
-    """Decode the output of `encode_predictions`. Raises CorruptError, naming `where`, for any other content."""
+    """Decode the output of `encode_predictions`. Raises CorruptError, naming `where`, for invalid content."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return Predictions(

@@ -25,7 +25,7 @@ class Layout:
     title: str
     """Description of the layout for messages."""
     body: Mapping[str, str]
-    """Names of all modules except the head. A checkpoint may add one prefix to all of them."""
+    """Names of all modules except the head. A checkpoint may prefix all of them."""
     head: Mapping[str, str]
     """Names of the head's modules, which have no prefix."""
     unused: Names
@@ -157,7 +157,7 @@ HUGGING_FACE = Layout(
     head=_HUGGING_FACE_HEAD,
     unused=_HUGGING_FACE_UNUSED,
 )
-"""Names in files, also in those that transformers 5 writes."""
+"""Names in files, including files of transformers 5."""
 
 HUGGING_FACE_5 = Layout(
     title="the layout of transformers 5",

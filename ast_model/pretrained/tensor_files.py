@@ -25,7 +25,7 @@ _NESTS = ("model", "state_dict")
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """Read the named tensors of a file, and the strings in its header. Raises WeightsError for any other content."""
+    """Read the named tensors of a file, and the strings in its header. Raises WeightsError for invalid content."""
     content, header = _read_file(file)
     return _unwrap(content, file), header
 

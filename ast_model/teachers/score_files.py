@@ -43,7 +43,7 @@ def open_scores(path: str | Path, index: str = "", allow_unnamed: bool = False) 
 
     index: for a `.npy`, the pickle or JSON file with {id: row}.
     allow_unnamed: accept an index that does not cover all rows.
-    Raises InputError for other content, and ConfigError if `index` is missing or superfluous.
+    Raises InputError for invalid content, ConfigError if `index` is missing or superfluous.
     """
     path = Path(path)
     try:
@@ -91,7 +91,7 @@ def _open_npy(path: Path, index: str, allow_unnamed: bool) -> ScoreFile:
 
 
 def read_index(path: Path) -> Mapping[str, int]:
-    """Read an index {id: row} from pickle or JSON. Raises InputError for any other content."""
+    """Read an index {id: row} from pickle or JSON. Raises InputError for invalid content."""
     data = path.read_bytes()
     try:
         found = json.loads(data) if data[:1] == b"{" else _PlainUnpickler(io.BytesIO(data)).load()

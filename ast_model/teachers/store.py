@@ -183,7 +183,7 @@ class Teachers:
 
     @property
     def num_taught(self) -> int:
-        """Number of clips that at least one teacher has scored."""
+        """Number of clips with scores of any teacher."""
         return int(np.any([rows >= 0 for rows in self._row_of_clip], axis=0).sum())
 
     def open(self, cache: CacheConfig) -> "Teachers":

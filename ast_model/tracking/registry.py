@@ -32,7 +32,7 @@ def register(client: MlflowClient, run_id: str, model: LoggedModel, tags: Mappin
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # The artifact location, because MLflow resolves a models:/ address on its default server, which may be another one.
+    # The artifact location, because MLflow resolves a models:/ address on its default server, which may differ.
     source, all_tags = model.artifact_location, {**tags, MODEL_ID_TAG: model.model_id}
     return client.create_model_version(REGISTERED, source, run_id, all_tags, model_id=model.model_id)
 

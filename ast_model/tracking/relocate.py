@@ -35,7 +35,7 @@ ADDRESS_COLUMNS = (
 def rewrite_store_paths(root: Path) -> None:
     """Rewrite the paths in the database of a local store if they name another folder than `root`.
 
-    One transaction changes all paths or none. Raises TrackingError if the database can't be written.
+    All paths change in a single transaction. Raises TrackingError if the database can't be written.
     """
     if not (root / DATABASE).is_file():
         return
