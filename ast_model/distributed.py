@@ -3,12 +3,14 @@
 import gc
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,6 +22,9 @@ from pipeline.errors import ConfigError
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """Backend per device type. On GPUs, gloo serves CPU tensors, which must not wait for NCCL's queue."""
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+REMOTE_ADDRESS = "192.0.2.1"
+"""Address reserved for documentation, which is reached by the default route."""
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 T = TypeVar("T")
 
@@ -148,6 +153,7 @@ def join_world(device_type: DeviceType) -> Iterator[World]:
         return
     is_ours = not dist.is_initialized()
     if is_ours:
+        select_gloo_interface(_node_address(is_alone=int(os.environ.get("LOCAL_WORLD_SIZE", size)) == size))
         dist.init_process_group(BACKENDS[device.type])
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
@@ -155,6 +161,37 @@ def join_world(device_type: DeviceType) -> Iterator[World]:
         if is_ours:
             gc.collect()  # a model that refers to the group would keep its threads alive beyond the interpreter's end
             dist.destroy_process_group()
+
+
+def select_gloo_interface(address: str) -> None:
+    """Make gloo use the network interface with this node's address, unless `GLOO_SOCKET_IFNAME` is set.
+
+    By default gloo listens on the address of the host name. On Debian this is 127.0.1.1, which other hosts can't reach,
+    and in many clusters host names don't resolve.
+    """
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == address for each in addresses):
+            os.environ.setdefault(GLOO_INTERFACE, interface)
+            return
+
+
+def _node_address(is_alone: bool) -> str:
+    """Return this node's address towards the main rank. is_alone: all ranks run on this node."""
+    address = _address_towards(os.environ.get("MASTER_ADDR", ""))
+    if address.startswith("127.") and not is_alone:  # the main rank's own name may resolve to 127.0.1.1
+        return _address_towards(REMOTE_ADDRESS)
+    return address
+
+
+def _address_towards(host: str) -> str:
+    """Return the address of this node that packets to a host come from; empty for an unknown or unreachable host."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends no packet
+            return probe.getsockname()[0]
+    except OSError:
+        return ""
 
 
 def _local_gpu(local_rank: int) -> torch.device:

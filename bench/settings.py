@@ -38,7 +38,7 @@ from ast_model.training.job import TrainingJob
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.trainer import Trainer
 from bench.lines import print_line
-from jobs.checkpoints.settings import ImportTeacher
+from jobs.checkpoints.teacher_settings import ImportTeacher
 from jobs.checkpoints.teachers import import_teacher
 from jobs.training.teacher_scores import open_teachers
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot

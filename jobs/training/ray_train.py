@@ -21,7 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.distributed import BACKENDS, World, check_cuda, join_world
+from ast_model.distributed import BACKENDS, World, check_cuda, join_world, select_gloo_interface
 from ast_model.training.job import StopSignal
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import configure_logging
@@ -45,10 +45,11 @@ GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
 
 @ray.remote(num_cpus=0)
 class DriverMailbox:
-    """Messages between driver and workers: a stop request, and an error that only a person can fix."""
+    """Messages between driver and workers: a stop request, attempts, and an error that only a person can fix."""
 
     def __init__(self) -> None:
         self._is_stopping = False
+        self._num_attempts = 0
         self._error: AudioTaggingError | None = None
 
     def ask_to_stop(self) -> None:
@@ -56,6 +57,12 @@ class DriverMailbox:
 
     def is_stopping(self) -> bool:
         return self._is_stopping
+
+    def count_attempt(self) -> None:
+        self._num_attempts += 1
+
+    def num_attempts(self) -> int:
+        return self._num_attempts
 
     def post_error(self, error: AudioTaggingError) -> None:
         self._error = error
@@ -92,6 +99,24 @@ class RayStopSignal(StopSignal):
         return is_new
 
 
+class NodeTorchConfig(TorchConfig):
+    """torch's process group, connected through the network interface of each node's address in Ray."""
+
+    @property
+    def backend_cls(self) -> Any:
+        class NodeBackend(super().backend_cls):
+            def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                # Ray Train creates the process group in here, before it calls our training function.
+                worker_group.execute(_select_interface)
+                super().on_start(worker_group, backend_config)
+
+        return NodeBackend
+
+
+def _select_interface() -> None:
+    select_gloo_interface(ray.util.get_node_ip_address())
+
+
 def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
     """Train on a running Ray, and return the metrics of each epoch.
 
@@ -107,6 +132,7 @@ def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
     with _stopping_on_sigterm(mailbox):
         while True:
             found = list_checkpoints(job.store, job.folder)
+            num_before: int = ray.get(mailbox.num_attempts.remote())
             try:
                 _trainer(job, config, mailbox).fit()
                 error = None
@@ -120,11 +146,13 @@ def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
             # Ray Train counts all failures of a training. A month on spot nodes has many, and each costs only minutes.
             # Only failures without progress should end the training, so restart the count after each new checkpoint.
             if list_checkpoints(job.store, job.folder) == found:
+                num_attempts: int = ray.get(mailbox.num_attempts.remote())
+                failed = f"failed {num_attempts - num_before} times" if num_attempts > num_before else "could not start"
                 raise TrainingError(
-                    f"failed after all retries: {config.max_failures + 1} times without a new checkpoint (more:"
-                    f" --max-failures). The last failure: {error}"
+                    f"the workers {failed} without a new checkpoint (for more attempts: --max-failures). The last"
+                    f" failure: {error}"
                 ) from error
-            log.warning("workers failed %d times, but made progress; restarting", config.max_failures + 1)
+            log.warning("the workers failed, but made progress; restarting them")
 
 
 def choose_gpu(config: RayConfig) -> RayConfig:
@@ -160,7 +188,7 @@ def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
             "device_type": config.device_type,
             "is_watching": is_watching,
         },
-        torch_config=TorchConfig(backend=BACKENDS[config.device_type]),
+        torch_config=NodeTorchConfig(backend=BACKENDS[config.device_type]),
         scaling_config=ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
             use_gpu=bool(config.use_gpu),
@@ -236,6 +264,8 @@ def _train_worker(loop_config: Mapping[str, Any]) -> None:
         return
     try:
         with join_world(loop_config["device_type"]) as world:
+            if world.is_main:
+                ray.get(mailbox.count_attempt.remote())
             job = pickle.loads(loop_config["job"])
             stop_signal = RayStopSignal(mailbox, world, loop_config["is_watching"])
             train_rank(job, world, stop_signal)

@@ -1,9 +1,11 @@
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ast_model.distributed import join_world
+from ast_model import distributed
+from ast_model.distributed import GLOO_INTERFACE, join_world, select_gloo_interface
 from pipeline.errors import ConfigError
 
 
@@ -43,3 +45,48 @@ def test_unusable_gpu_is_rejected_with_driver_and_cuda_versions() -> None:
     expected = rf"torch {torch.__version__.split('+')[0]}.*, built for CUDA .*, found (no )?NVIDIA driver.*--no-use-gpu"
     with pytest.raises(ConfigError, match=expected), join_world("cuda"):
         pass
+
+
+@pytest.fixture
+def two_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with a loopback and a network interface, and no choice by the user."""
+    addresses = {"lo": ["127.0.0.1", "::1"], "eth7": ["10.1.2.3", "fe80::7%eth7"]}
+    found = {name: [SimpleNamespace(address=address) for address in each] for name, each in addresses.items()}
+    monkeypatch.setattr(distributed.psutil, "net_if_addrs", lambda: found)
+    monkeypatch.setenv(GLOO_INTERFACE, "")  # restored after the test
+    monkeypatch.delenv(GLOO_INTERFACE)
+
+
+@pytest.mark.usefixtures("two_interfaces")
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("10.1.2.3", "eth7"), ("127.0.0.1", "lo"), ("fe80::7", "eth7"), ("10.9.9.9", None), ("", None)],
+)
+def test_gloo_uses_the_interface_of_the_nodes_address(address: str, expected: str | None) -> None:
+    select_gloo_interface(address)
+    assert os.environ.get(GLOO_INTERFACE) == expected
+
+
+@pytest.mark.usefixtures("two_interfaces")
+def test_gloo_keeps_the_interface_chosen_by_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GLOO_INTERFACE, "eth0")
+    select_gloo_interface("10.1.2.3")
+    assert os.environ[GLOO_INTERFACE] == "eth0"
+
+
+@pytest.mark.usefixtures("two_interfaces")
+@pytest.mark.parametrize(("local_world_size", "expected"), [("2", "lo"), ("1", "eth7")])
+def test_ranks_select_the_interface_towards_the_main_rank(
+    monkeypatch: pytest.MonkeyPatch, local_world_size: str, expected: str
+) -> None:
+    own_address = "127.0.0.1" if local_world_size == "2" else "127.0.1.1"
+    towards = {"main": own_address, distributed.REMOTE_ADDRESS: "10.1.2.3"}
+    monkeypatch.setattr(distributed, "_address_towards", towards.__getitem__)
+    for name, value in {"MASTER_ADDR": "main", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": local_world_size}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    with join_world("cpu"):
+        assert os.environ[GLOO_INTERFACE] == expected

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -212,11 +213,19 @@ def test_run_resumes_only_with_its_settings_and_snapshot(own: Snapshot, caplog: 
 class FailingTrainer:
     """Fake of Ray Train's trainer. Every round fails; the first `num_checkpoints` rounds write a checkpoint."""
 
-    def __init__(self, job: TrackedJob, num_checkpoints: int) -> None:
-        self.job, self.num_left, self.num_rounds = job, num_checkpoints, 0
+    mailbox: Any = None
+
+    def __init__(self, job: TrackedJob, num_checkpoints: int, num_attempts: int) -> None:
+        self.job, self.num_left, self.num_attempts, self.num_rounds = job, num_checkpoints, num_attempts, 0
+
+    def start(self, job: TrackedJob, config: RayConfig, mailbox: Any) -> "FailingTrainer":
+        self.mailbox = mailbox
+        return self
 
     def fit(self) -> None:
         self.num_rounds += 1
+        for _ in range(self.num_attempts):
+            ray.get(self.mailbox.count_attempt.remote())
         if self.num_left:
             self.num_left -= 1
             checkpoint = Checkpoint(LoopState(step=self.num_rounds), {"weight": torch.zeros(1)})
@@ -226,11 +235,18 @@ class FailingTrainer:
 
 def test_failures_count_only_without_a_new_checkpoint(own: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     job = begin(make_config(), own)
-    failing = FailingTrainer(job, num_checkpoints=5)
-    monkeypatch.setattr(ray_train, "_trainer", lambda *args: failing)
-    with pytest.raises(TrainingError, match="failed after all retries: 3 times without a new checkpoint"):
+    failing = FailingTrainer(job, num_checkpoints=5, num_attempts=3)
+    monkeypatch.setattr(ray_train, "_trainer", failing.start)
+    with pytest.raises(TrainingError, match="the workers failed 3 times without a new checkpoint"):
         train_on_ray(job, RayConfig("1", max_failures=2))
     assert failing.num_rounds == 6
+
+
+def test_workers_that_never_started_are_not_reported_as_retried(own: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = begin(make_config(), own)
+    monkeypatch.setattr(ray_train, "_trainer", FailingTrainer(job, num_checkpoints=0, num_attempts=0).start)
+    with pytest.raises(TrainingError, match="the workers could not start"):
+        train_on_ray(job, RayConfig("1", max_failures=3))
 
 
 @pytest.mark.parametrize("use_gpu", [True, None], ids=["asked for", "left open"])
