@@ -33,7 +33,14 @@ CALIBRATION = "calibration.json"
 
 
 class Tagger:
-    """Tag audio of any length, window by window of the model's own length, as in training."""
+    """Tag audio of any length, window by window of the model's own length, as in training.
+
+    >>> from ast_model.config import ASTConfig
+    >>> model = AST(ASTConfig.nano(num_classes=2, num_frames=64))
+    >>> tagger = Tagger(model, ModelMetadata(["dog", "cat"], mean=-4.3, std=4.6))
+    >>> sorted(label for label, score in tagger.tag(np.zeros(16_000, np.float32)))
+    ['cat', 'dog']
+    """
 
     def __init__(
         self, model: AST, metadata: ModelMetadata, device: str | torch.device | None = None, batch_size: int = 8

@@ -24,6 +24,7 @@ def test_examples_of_public_name_work(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     found = doctest.DocTestFinder().find(getattr(importlib.import_module(module), attribute), attribute)
     results = [doctest.DocTestRunner().run(test) for test in found]
+    assert sum(result.attempted for result in results) > 0
     assert sum(result.failed for result in results) == 0
 
 
