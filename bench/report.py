@@ -35,7 +35,7 @@ def make_store(folder: Path, share: float) -> None:
     """Write sidecars and a snapshot, and for each shard a table of measures in which a few clips are flawed."""
     write_metadata(folder / "csv", share)
     store = Store(str(folder.absolute() / "store"))
-    config = PreprocessConfig(metadata=str(folder / "csv"), media="stub")
+    config = PreprocessConfig(metadata=str(folder / "csv"), media=("stub",))
     metadata = load_metadata(config, store)
     conversion = Conversion(store, NoSource(), FetchConfig(), keep_audio=False)
     sidecars = read_sidecar_table(store, conversion.fingerprint)

@@ -93,7 +93,7 @@ def measure(num_train: int, num_eval: int, clips_per_shard: int, counted: Reques
         with serve_miniature(miniature.folder) as server:
             config = PreprocessConfig(
                 metadata=str(miniature.metadata_folder),
-                media=server.media_address,
+                media=(server.media_address,),
                 clips_per_shard=clips_per_shard,
                 fetch=FetchConfig(deadline_s=2, backoff_s=0.01),
                 retry=(),

@@ -129,9 +129,9 @@ def measure(share: float, folder: Path) -> dict[str, float]:
     with ProcessPoolExecutor(1) as pool:  # a separate process, to keep its memory out of the driver's
         num_segments = pool.submit(write_metadata, folder / "csv", share).result()
     store = Store(str(folder.absolute() / "store"))
-    config = PreprocessConfig(metadata=str(folder / "csv"), media="stub")
+    config = PreprocessConfig(metadata=str(folder / "csv"), media=("stub",))
     pipeline.preprocess.convert_shard = write_rows
-    pipeline.preprocess.open_source = lambda config: NoSource()
+    pipeline.preprocess.open_sources = lambda config: [NoSource()]
     figures: dict[str, float] = {"num_segments": num_segments, "peak_mb_before": peak_mb()}
     build = pipeline.preprocess.build_snapshot
     snapshot_s: list[tuple[float, float]] = []

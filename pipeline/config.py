@@ -107,11 +107,14 @@ class PreprocessConfig:
 
     metadata: str = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
     """Folder or address that holds {split}_segments.csv for each split, and class_labels_indices.csv."""
-    media: str = ""
-    """Where the media are: `youtube`; an address such as http://mirror/{ytid}.webm ({start_ms}, {end_ms} and
-    {split} are filled in too); tars or parquet files such as s3://bucket/shards/**/*.tar or
-    hf://datasets/agkphysics/AudioSet/data/*.parquet; a folder (local or s3://) of files named by id; or a table
-    media.csv of id,path."""
+    media: tuple[str, ...] = ()
+    """Sources of media, in order of preference. Copies of AudioSet: a folder, an s3:// prefix, a repository such as
+    hf://datasets/agkphysics/AudioSet, or a pattern such as s3://bucket/**/*.tar, with tars, zips, parquet files or
+    files named by id. Last also: `youtube`, an address such as http://mirror/{ytid}.webm ({start_ms}, {end_ms} and
+    {split} are available as well), or a table media.csv of id,path."""
+    id_pattern: str = ""
+    """Regular expression with a group `id` that finds the id in names of a copy's files and members, for example
+    'clip-(?P<id>[\\w-]{11})'. Default: the names of published copies and common downloaders."""
     splits: tuple[str, ...] = ("balanced_train", "unbalanced_train", "eval")
     """Splits to fetch and convert."""
     limit: int | None = None
@@ -122,7 +125,7 @@ class PreprocessConfig:
     """Keep each clip's 16 kHz audio as FLAC beside its fbank, so that features can be recomputed without
     fetching (about 214 KB per clip)."""
     already_cut: bool = False
-    """The media hold the segment alone, not the whole video. Those in tars and parquet files always do."""
+    """Loose media files hold the segment instead of the whole video. Members of tars, zips and parquet always do."""
     retry: tuple[FailureCategory, ...] = (FailureCategory.THROTTLED, FailureCategory.TRANSIENT)
     """Categories of failure that a rerun tries again."""
     max_in_flight: int = 64

@@ -185,7 +185,7 @@ def convert_clip(segment: Segment, media: Media | Failure, attempts: int, keep_a
 
     try:
         clip = media if isinstance(media, Failure) else decode_segment(media, segment.start_ms, segment.end_ms)
-        source = media.source if isinstance(media, Media) else ""
+        source = media.source
         if isinstance(clip, Failure):
             return ClipResult(segment, FAILED, attempts, clip.reason.value, clip.detail, source)
         fbank_TM = compute_fbank(torch.from_numpy(clip.waveform)).numpy().astype(FBANK_DTYPE)

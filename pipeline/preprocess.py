@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.cluster.limiter import start_rate_limiter
@@ -14,6 +15,11 @@ from pipeline.cluster.session import ray_session
 from pipeline.cluster.tasks import run_tasks
 from pipeline.config import PreprocessConfig
 from pipeline.convert import Conversion, convert_shard, recover_partial_shard
+from pipeline.copies.containers import Copy
+from pipeline.copies.convert import CopyConversion
+from pipeline.copies.run import convert_copy
+from pipeline.copies.segment_index import SegmentIndex
+from pipeline.copies.sources import LastSource, digest_of_sources, open_sources
 from pipeline.errors import AudioTaggingError, ConfigError, NoClipsError, SourceError, StoreError
 from pipeline.metadata import load_metadata
 from pipeline.progress import Progress, show_progress
@@ -25,7 +31,7 @@ from pipeline.shards.orphans import remove_orphaned_files
 from pipeline.snapshots.build import build_snapshot, is_current
 from pipeline.snapshots.history import Changes, count_changes
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
-from pipeline.sources import YOUTUBE, open_source, read_proxies
+from pipeline.sources import YOUTUBE, Source, read_proxies
 from pipeline.store.lock import Holder, hold_lease
 from pipeline.store.storage import Store
 
@@ -93,16 +99,21 @@ def convert_due(
     """Make shards of what is due among some segments, after those that an earlier run left unfinished."""
     fingerprint = shard_fingerprint(config.keep_audio)
     unfinished = partial_shards(store, fingerprint)
-    plan = _plan_due(segments, config, store, fingerprint)
-    if not unfinished and not len(plan):
+    if not unfinished and not len(plan_due(segments, config, store)):
         return
+    sources = open_sources(config)
+    digest = digest_of_sources(config.media, sources)
     with ray_session():
-        conversion = open_conversion(config, store)
+        conversion = open_conversion(config, store, sources, digest)
         if unfinished:
-            # First, so that what they hold is not planned, and fetched, again.
+            # First, so that their clips are not planned and fetched again.
             recover_partial_shards(unfinished, conversion, config.max_in_flight, report)
             report.num_planned = report.num_decided
-            plan = _plan_due(segments, config, store, fingerprint)
+        for source in sources:
+            if isinstance(source, Copy):
+                plan = plan_due(segments, config, store, digest)
+                convert_due_of_copy(source, plan, conversion, config, report, lease)
+        plan = plan_due(segments, config, store, digest)
         log.info("%d segments, %d due in %d shards", len(segments), plan.num_segments, len(plan))
         report.num_planned += plan.num_segments
         convert_all(plan, conversion, config, report, lease)
@@ -110,20 +121,46 @@ def convert_due(
             recover_partial_shards(partial_shards(store, fingerprint), conversion, config.max_in_flight, report)
 
 
-def _plan_due(segments: pa.Table, config: PreprocessConfig, store: Store, fingerprint: str) -> PreprocessPlan:
-    sidecar_table = read_sidecar_table(store, fingerprint)
-    return plan_shards(segments, sidecar_table, config.clips_per_shard, config.retry, config.fetch.max_total_attempts)
+def plan_due(segments: pa.Table, config: PreprocessConfig, store: Store, sources_digest: str = "") -> PreprocessPlan:
+    """Plan the segments that a run attempts. Without a digest, clips that any sources lacked count as due."""
+    table = read_sidecar_table(store, shard_fingerprint(config.keep_audio))
+    max_attempts = config.fetch.max_total_attempts
+    return plan_shards(segments, table, config.clips_per_shard, config.retry, max_attempts, sources_digest)
 
 
-def open_conversion(config: PreprocessConfig, store: Store) -> Conversion:
-    """Open the source and start the rate limiter. Needs a running Ray."""
+def convert_due_of_copy(
+    copy: Copy,
+    plan: PreprocessPlan,
+    conversion: Conversion,
+    config: PreprocessConfig,
+    report: PreprocessReport,
+    lease: Holder,
+) -> None:
+    """Convert a plan's segments that a copy holds, container by container."""
+    is_due = np.zeros(len(plan.segments), bool)
+    is_due[np.concatenate([*plan.shards, np.zeros(0, np.int64)])] = True
+
+    def add_report(shard: ShardReport) -> None:
+        report.num_planned += shard.num_planned
+        report.add(shard)
+
+    index = SegmentIndex(plan.segments, is_due, plan.attempts)
+    work = CopyConversion(conversion, index, config.clips_per_shard, config.id_pattern)
+    convert_copy(copy, work, add_report, max_in_flight=config.max_in_flight, check_lease=lease.check)
+
+
+def open_conversion(
+    config: PreprocessConfig, store: Store, sources: Sequence[Copy | Source], sources_digest: str
+) -> Conversion:
+    """Start the rate limiter for the last source. Needs a running Ray."""
     limiter = start_rate_limiter(config.rate_limit, clips_per_hour(config), read_proxies(config.fetch))
-    return Conversion(store, open_source(config), config.fetch, config.keep_audio, limiter)
+    last = None if isinstance(sources[-1], Copy) else sources[-1]
+    return Conversion(store, LastSource(last, sources_digest), config.fetch, config.keep_audio, limiter)
 
 
 def clips_per_hour(config: PreprocessConfig) -> int:
     """Return what an address may ask for in an hour; 0 is no limit."""
-    default = YOUTUBE_CLIPS_PER_HOUR if config.media == YOUTUBE else 0
+    default = YOUTUBE_CLIPS_PER_HOUR if YOUTUBE in config.media else 0
     return default if config.rate_limit.clips_per_hour is None else config.rate_limit.clips_per_hour
 
 
@@ -176,8 +213,8 @@ def convert_all(
     so_far = f"{num_done} of {len(plans)} shards were made, and what is decided is kept"
     if limiter.outage:
         raise SourceError(
-            f"{config.media} did not answer for {limiter.idle_s:.0f} s, the last time with: {limiter.outage}. {so_far};"
-            " once it answers the same command goes on from there"
+            f"{' '.join(config.media)} did not answer for {limiter.idle_s:.0f} s, the last time with: {limiter.outage}."
+            f" {so_far}; once it answers the same command goes on from there"
         )
     log.warning(
         "stopped: every address is throttled, and no clip arrived for %.0f s; %s. Run again later, more"

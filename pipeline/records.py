@@ -49,6 +49,8 @@ class Reason(StrEnum):
         return reason
 
     NOT_FOUND = "not_found", FailureCategory.PERMANENT
+    MISSING_IN_SOURCE = "missing_in_source", FailureCategory.PERMANENT
+    """None of the copies or folders in `--media` has the clip. Due again once their content or `--media` changes."""
     REMOVED = "removed", FailureCategory.PERMANENT
     PRIVATE = "private", FailureCategory.PERMANENT
     ACCOUNT_TERMINATED = "account_terminated", FailureCategory.PERMANENT
@@ -92,6 +94,8 @@ class Failure:
     """The original message, at most 200 characters of it."""
     retry_after_s: float | None = None
     """Seconds after which the server allows the next request, if it says so."""
+    source: str = ""
+    """Digest of the sources that lack the clip, for `missing_in_source`."""
 
 
 @dataclass(frozen=True, slots=True)

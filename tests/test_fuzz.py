@@ -20,6 +20,8 @@ from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, read_checkpo
 from pipeline.audio.container import measure_length_ms
 from pipeline.audio.decode import Clip, decode_file, decode_flac, decode_segment, encode_flac
 from pipeline.config import FetchConfig
+from pipeline.copies.containers import list_copy
+from pipeline.copies.members import read_members
 from pipeline.errors import AudioTaggingError
 from pipeline.labels import parse_labels, read_labels
 from pipeline.miniature import Miniature, serve_miniature
@@ -28,8 +30,6 @@ from pipeline.recordings.tables import write_tables
 from pipeline.records import Failure, Media, Segment
 from pipeline.segments import read_segments
 from pipeline.shards.format import read_sidecar
-from pipeline.sources.archives import ParquetSource, TarSource
-from pipeline.sources.source import Source
 from pipeline.sources.table import read_media_table
 from pipeline.store.storage import Store
 from tests.pipeline.audio.test_decode import encode, tone
@@ -148,9 +148,10 @@ def decode(media: Media | Failure) -> None:
         assert isinstance(clip, Clip) and np.isfinite(clip.waveform).all()
 
 
-def fetch_all(source: Source) -> None:
-    for segment in SEGMENTS:
-        decode(source.fetch(segment))
+def read_copy(name: str) -> None:
+    for container in list_copy(name).containers:
+        for member in read_members(container, Path(name).parent, FETCH.max_media_bytes):
+            decode(member.content if isinstance(member.content, Failure) else Media(member.content, member.name))
 
 
 def read_from_file(file: Path, read: Callable[[str], object]) -> Callable[[bytes], None]:
@@ -233,7 +234,7 @@ def test_mutated_tars(form: int, tmp_path: Path) -> None:
             info = tarfile.TarInfo(f"{'ö' * 120}/{segment.ytid}.webm")  # too long for the original header format
             info.size = len(sound)
             tar.addfile(info, io.BytesIO(sound))
-    check_mutations(file.getvalue(), read_from_file(tmp_path / "a.tar", lambda name: fetch_all(TarSource(name, FETCH))))
+    check_mutations(file.getvalue(), read_from_file(tmp_path / "a.tar", read_copy))
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
@@ -242,9 +243,7 @@ def test_mutated_parquet(compression: str, tmp_path: Path) -> None:
     audio = [{"bytes": sound, "path": f"{segment.ytid}.webm"} for segment in SEGMENTS]
     table = pa.table({"video_id": [segment.ytid for segment in SEGMENTS], "audio": audio})
     pq.write_table(table, file := io.BytesIO(), row_group_size=2, compression=compression)
-    check_mutations(
-        file.getvalue(), read_from_file(tmp_path / "a.parquet", lambda name: fetch_all(ParquetSource(name, FETCH)))
-    )
+    check_mutations(file.getvalue(), read_from_file(tmp_path / "a.parquet", read_copy))
 
 
 def test_mutated_sidecars(small_store: Store) -> None:

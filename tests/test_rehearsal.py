@@ -121,7 +121,7 @@ def num_ranks(job: TrackedJob) -> list[int]:
 def convert(store: Store, miniature: Miniature, media_address: str, cluster: Cluster) -> Snapshot:
     config = PreprocessConfig(
         metadata=str(miniature.metadata_folder),
-        media=media_address,
+        media=(media_address,),
         clips_per_shard=2,
         fetch=FetchConfig(deadline_s=1.0, backoff_s=0.01),
     )

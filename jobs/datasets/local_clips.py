@@ -25,7 +25,7 @@ def preprocess_local_clips(clips: Sequence[LabelledClip], classes: Sequence[str]
     folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())
     splits = write_tables(clips, classes, folder)
     config = PreprocessConfig(
-        metadata=str(folder), media=str(folder / MEDIA_TABLE), splits=splits, clips_per_shard=CLIPS_PER_SHARD
+        metadata=str(folder), media=(str(folder / MEDIA_TABLE),), splits=splits, clips_per_shard=CLIPS_PER_SHARD
     )
     snapshot, _ = preprocess_tracked(config, store, new_run_name("preprocess"))
     for split, counts in snapshot.manifest["split_counts"].items():

@@ -14,6 +14,8 @@ from jobs.preprocessing.settings import MeasureCommand, PlanCommand, RunCommand,
 from jobs.preprocessing.tracked import check_all_made, preprocess_tracked
 from pipeline.cluster.session import ray_session
 from pipeline.cluster.tasks import run_tasks
+from pipeline.copies.containers import Copy
+from pipeline.copies.sources import open_sources
 from pipeline.errors import CorruptError, NoClipsError
 from pipeline.measures.backfill import is_measured, measure_shard, shards_with_clips
 from pipeline.metadata import FOLDER as METADATA_FOLDER
@@ -27,7 +29,7 @@ from pipeline.shards.orphans import orphaned_tars
 from pipeline.shards.verify import remove_shard, verify_shard
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import count_classes, count_reasons, segment_statuses
-from pipeline.sources import open_source, read_proxies
+from pipeline.sources import read_proxies
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
@@ -64,7 +66,9 @@ def plan(command: PlanCommand) -> None:
     store, data = Store(resolve_root(command.root)), command.data
     with with_miniature_media(data, store) as data:
         if data.media:
-            open_source(data)  # raises an error if the source is unusable
+            sources = open_sources(data)  # raises an error if a source is unusable
+            copies = [source for source in sources if isinstance(source, Copy)]
+            print("".join(f"copy     {copy.describe()}\n" for copy in copies), end="")
         segments = load_metadata(data).segments_of(data.splits, data.limit)
     sidecar_table = read_sidecar_table(store, shard_fingerprint(data.keep_audio))
     due = plan_shards(segments, sidecar_table, data.clips_per_shard, data.retry, data.fetch.max_total_attempts)
@@ -168,7 +172,7 @@ def repair(shards: list[str], store: Store, command: VerifyCommand) -> None:
     with with_miniature_media(command.data, store) as data:
         if splits := tuple(kept_splits(store)):
             data = replace(data, metadata=store.url(METADATA_FOLDER), splits=splits)
-        open_source(data)  # raises an error for an unusable source before any shard is removed
+        open_sources(data)  # raises an error for an unusable source before any shard is removed
         with hold_lease(store):
             for shard in shards:
                 remove_shard(shard, store)

@@ -9,6 +9,7 @@ import braceexpand
 import fsspec
 
 from pipeline.errors import InputError, describe
+from pipeline.shards.format import digest_of
 from pipeline.sources.archives import READ_ERRORS
 from pipeline.sources.index import is_media
 
@@ -43,6 +44,11 @@ class Copy:
     """Media files beside the containers."""
     unfinished: tuple[str, ...]
     """Interrupted downloads, which are not read."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the containers' versions."""
+        return digest_of([[each.address, each.num_bytes, each.version] for each in self.containers])
 
     def describe(self) -> str:
         """Return one line: `24 parquet, 2 tar (67.2 GB), 3 loose files`."""

@@ -9,7 +9,6 @@ from pipeline.convert import Conversion, convert_clip, write_shard
 from pipeline.copies.containers import Container
 from pipeline.copies.listings import write_listing
 from pipeline.copies.members import Member, read_members
-from pipeline.copies.names import compile_pattern
 from pipeline.copies.segment_index import Matches, SegmentIndex
 from pipeline.errors import InputError, describe
 from pipeline.records import CLIPS_PER_PART, Media, Segment, ShardPlan, ShardReport
@@ -17,6 +16,7 @@ from pipeline.shards.format import SIDECAR, digest_of, read_sidecar, shard_name
 from pipeline.shards.journal import ClipResult, Journal
 from pipeline.sources.archives import READ_ERRORS
 from pipeline.sources.fetch import MAX_BACKOFF_S
+from pipeline.sources.names import compile_pattern
 
 log = logging.getLogger(__name__)
 

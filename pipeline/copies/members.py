@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.copies.containers import Container
-from pipeline.copies.names import stem_of
 from pipeline.errors import InputError, describe, quote
 from pipeline.records import Failure, Reason
 from pipeline.sources.index import is_media
+from pipeline.sources.names import stem_of
 
 ID_FIELDS = ("video_id", "ytid", "youtube_id", "id")
 """Columns of parquet files, and fields of the JSON beside a tar's members, that hold the id."""
@@ -93,6 +93,8 @@ def _read_tar(stream: BinaryIO, container: Container, max_media_bytes: int) -> I
         for info in tar:
             # Tarfile keeps every header for a later look-up by name, which in a tar of 100,000 clips adds up.
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+            if info.size < 0:  # leads back to the same header, forever
+                raise tarfile.ReadError(f"the member {quote(info.name)} has an impossible size")
             path = PurePosixPath(info.name)
             if not info.isreg() or path.name.startswith("."):
                 continue

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.copies.names import parse_name, start_matches
 from pipeline.records import Segment
 from pipeline.segments import segments_of
 from pipeline.shards.format import digest_of
+from pipeline.sources.names import readings_of, start_matches
 
 MAX_EXAMPLES = 10
 
@@ -51,7 +51,7 @@ class SegmentIndex:
 
     def find(self, stem: str, pattern: re.Pattern[str] | None = None) -> int | None:
         """Return the row of the segment that a member's name means, None if no due segment fits it."""
-        for ytid, start in self._readings(stem, pattern):
+        for ytid, start, _ in readings_of(stem, pattern):
             first, end = (
                 np.searchsorted(self.ids, ytid.encode(), "left"),
                 np.searchsorted(self.ids, ytid.encode(), "right"),
@@ -60,13 +60,6 @@ class SegmentIndex:
                 if start_matches(start, self.segments["start_ms"][int(row)].as_py()):
                     return int(row)
         return None
-
-    def _readings(self, stem: str, pattern: re.Pattern[str] | None) -> list[tuple[str, str]]:
-        if pattern is None:
-            # An id of another length than YouTube's is a name as it is.
-            return [*parse_name(stem), (stem, "")]
-        found = pattern.search(stem)
-        return [(found["id"], "")] if found else []
 
     def segment(self, row: int) -> Segment:
         """Return one segment as an object."""

@@ -26,7 +26,9 @@ NUM_READERS = 16
 NUM_LOCAL_READERS = 4
 SIDECAR_COLUMNS = ["key", "end_ms", "status", "reason", "attempts"]
 TRANSIENT_REASONS = pa.array([reason.value for reason in Reason if reason.category is FailureCategory.TRANSIENT])
-REPETITIVE = ("split", "status", "reason")
+LACKING_SOURCE = pa.field("lacking_source", pa.string())
+"""Digest of the sources that lack a clip; null unless the clip is `missing_in_source`."""
+REPETITIVE = ("split", "status", "reason", "lacking_source")
 
 
 def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_COLUMNS) -> pa.Table:
@@ -37,18 +39,20 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
     """
     names = store.list("shards", ".parquet")
 
-    # Dictionary-encoded at once: as plain strings the repeated columns of two million rows fill hundreds of MB.
     def read(name: str) -> pa.Table:
         table = read_sidecar(store, name, list(columns))
+        if "source" not in columns and pc.any(pc.equal(table["reason"], Reason.MISSING_IN_SOURCE.value)).as_py():
+            sources = read_sidecar(store, name, ["source"])["source"]
+            table = table.append_column("lacking_source", _sources_of_missing(table["reason"], sources))
         _check_fingerprint(table, fingerprint, store.url(name))
         return table.replace_schema_metadata(None)
 
     with ThreadPoolExecutor(num_readers(store)) as pool:
         tables = list(pool.map(read, names))
-    empty = pa.schema([SIDECAR_SCHEMA.field(name) for name in columns]).empty_table()
-    sidecar_table = pa.concat_tables([empty, *tables]).combine_chunks()
+    empty = pa.schema([*(SIDECAR_SCHEMA.field(name) for name in columns), LACKING_SOURCE]).empty_table()
+    sidecar_table = pa.concat_tables([empty, *tables], promote_options="default").combine_chunks()
     # All at once: as many small columns as there are sidecars would take longer to encode than to read.
-    for place, name in enumerate(columns):
+    for place, name in enumerate([*columns, LACKING_SOURCE.name]):
         if name in REPETITIVE:
             sidecar_table = sidecar_table.set_column(place, name, sidecar_table[name].dictionary_encode())
     codes = np.repeat(np.arange(len(names), dtype=np.int32), [len(table) for table in tables])
@@ -57,6 +61,11 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
     )
     sidecar_table = sidecar_table.append_column("shard", shards)
     return _latest_attempts(sidecar_table)
+
+
+def _sources_of_missing(reasons: pa.ChunkedArray, sources: pa.ChunkedArray) -> pa.ChunkedArray:
+    is_missing = pc.equal(reasons, Reason.MISSING_IN_SOURCE.value)
+    return pc.if_else(is_missing, sources, pa.scalar(None, pa.string()))
 
 
 def num_readers(store: Store) -> int:
@@ -132,6 +141,7 @@ def plan_shards(
     clips_per_shard: int,
     retry: Collection[FailureCategory] = (FailureCategory.THROTTLED, FailureCategory.TRANSIENT),
     max_attempts: int = FetchConfig.max_total_attempts,
+    sources_digest: str = "",
 ) -> PreprocessPlan:
     """Plan shards for the segments that were never attempted, or failed in a way of the categories in `retry`.
 
@@ -140,12 +150,15 @@ def plan_shards(
 
     After them come those to try again, from the rarest class on, because a run may be stopped and each clip of such a
     class counts. A transient failure that came `max_attempts` times is taken for permanent.
+
+    sources_digest: digest of the present sources. Clips that other sources lacked are due again.
     """
     rows = match_segments(segments, sidecar_table)
     is_known = rows >= 0
     attempts = np.zeros(len(segments), np.int32)
     attempts[is_known] = sidecar_table["attempts"].to_numpy()[rows[is_known]]
     is_due_again = find_retries(rows, sidecar_table, retry, max_attempts)
+    is_due_again |= _is_missing_elsewhere(rows, sidecar_table, sources_digest)
     rarity = _count_rarest_class(segments)
     split = segments["split"].combine_chunks().indices.to_numpy() if len(segments) else np.zeros(0, np.int32)
     shards = []
@@ -177,6 +190,15 @@ def find_retries(
     is_due_again = rows >= 0
     is_due_again[is_due_again] = pc.and_not(is_retryable, is_used_up).to_numpy()[rows[is_due_again]]
     return is_due_again
+
+
+def _is_missing_elsewhere(rows: np.ndarray, sidecar_table: pa.Table, sources_digest: str) -> np.ndarray:
+    """Mask (N,) of segments that sources with another digest lack."""
+    is_due = rows >= 0
+    lacking = sidecar_table["lacking_source"].cast(pa.string())
+    is_elsewhere = pc.fill_null(pc.not_equal(lacking, sources_digest), False).to_numpy()
+    is_due[is_due] = is_elsewhere[rows[is_due]]
+    return is_due
 
 
 def _count_rarest_class(segments: pa.Table) -> np.ndarray:

@@ -1,38 +1,47 @@
-"""Media from a folder, local or `s3://`, in the naming schemes that are in use."""
+"""Media files in a folder, local or `s3://`."""
 
 from pathlib import Path
 
 from pipeline.config import FetchConfig
 from pipeline.errors import InputError, StoreError, describe
 from pipeline.records import Failure, Media, Reason, Segment
-from pipeline.sources.index import MediaEntry, MediaIndex
+from pipeline.shards.format import digest_of
+from pipeline.sources.index import MediaIndex
+from pipeline.sources.names import compile_pattern
 from pipeline.store.storage import Store
 
 
 class FolderSource:
-    """Media files by name, at any depth. `{ytid}.*` holds the whole video unless `already_cut`."""
+    """Media files by id, at any depth.
 
-    def __init__(self, folder: str, config: FetchConfig, *, already_cut: bool = False):
+    `{ytid}.*` holds the whole video unless `already_cut`; names with a prefix or a start hold the segment alone.
+    """
+
+    def __init__(self, folder: str, config: FetchConfig, *, already_cut: bool = False, id_pattern: str = ""):
         try:
             folder.encode()
-        except UnicodeEncodeError as error:  # its name would go into sidecars
+        except UnicodeEncodeError as error:  # sidecars store the name
             raise InputError(f"expected a folder whose name is UTF-8, found {describe(error)}; rename it") from error
         self.store = Store(folder)
         self.config = config
         self.already_cut = already_cut
-        entries = (MediaEntry.of(name, name) for name in self.store.list(""))
-        self.index = MediaIndex(entry for entry in entries if entry)
+        self.index = MediaIndex(self.store.list(""), compile_pattern(id_pattern))
         if not len(self.index):
             raise InputError(
                 f"expected media files named by their id, such as --PJHxphWEs.flac, in {folder}; found none"
             )
 
+    @property
+    def digest(self) -> str:
+        """Digest of the files' names."""
+        return digest_of(self.index.table["file"].to_pylist())
+
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
         found = self.index.find(segment)
         if found is None:
-            return Failure(Reason.NOT_FOUND, f"no file named {segment.ytid}.* in {self.store.root}")
-        entry, is_cut = found
-        return self._open(entry.file, offset_ms=segment.start_ms if is_cut or self.already_cut else 0)
+            return Failure(Reason.MISSING_IN_SOURCE, f"no file named {segment.ytid}.* in {self.store.root}")
+        file, is_cut = found
+        return self._open(file, offset_ms=segment.start_ms if is_cut or self.already_cut else 0)
 
     def _open(self, name: str, offset_ms: int) -> Media | Failure:
         try:

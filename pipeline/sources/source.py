@@ -3,15 +3,18 @@
 from typing import Protocol
 
 from pipeline.config import PreprocessConfig
-from pipeline.errors import ConfigError
 from pipeline.records import Failure, Media, Segment
-from pipeline.sources.archives import ParquetSource, TarSource
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.http import HttpSource
 from pipeline.sources.table import ListedSource
 from pipeline.sources.youtube import YouTubeSource
 
 YOUTUBE = "youtube"
+
+
+def serves_segments(media: str) -> bool:
+    """Return whether a value of `--media` serves single segments instead of naming a copy."""
+    return media == YOUTUBE or media.endswith(".csv") or ("{ytid}" in media and "://" in media)
 
 
 class Source(Protocol):
@@ -22,23 +25,14 @@ class Source(Protocol):
         ...
 
 
-def open_source(config: PreprocessConfig) -> Source:
-    """Return the source that `config.media` names."""
-    media = config.media
-    if not media:
-        raise ConfigError(
-            "--media is not set: name youtube, a folder of media files, tars or parquet files, or a URL with {ytid}"
-        )
+def open_source(media: str, config: PreprocessConfig) -> Source:
+    """Open a source that serves segments one by one: YouTube, an address, a table, or a folder of media files."""
     if media == YOUTUBE:
         youtube = YouTubeSource(config.youtube, config.fetch)
         youtube.check()
         return youtube
-    if media.endswith(".tar"):
-        return TarSource(media, config.fetch)
     if media.endswith(".csv"):
         return ListedSource(media, config.fetch)
-    if media.endswith(".parquet"):
-        return ParquetSource(media, config.fetch)
     if media.startswith(("http://", "https://")):
         return HttpSource(media, config.fetch, already_cut=config.already_cut)
-    return FolderSource(media, config.fetch, already_cut=config.already_cut)
+    return FolderSource(media, config.fetch, already_cut=config.already_cut, id_pattern=config.id_pattern)

@@ -26,7 +26,7 @@ from pipeline.store.storage import Store
 def config(miniature: Miniature, media_address: str) -> PreprocessConfig:
     return PreprocessConfig(
         metadata=str(miniature.metadata_folder),
-        media=media_address,
+        media=(media_address,),
         clips_per_shard=7,
         keep_audio=True,
         fetch=FetchConfig(deadline_s=1.0, backoff_s=0.01, num_threads=4),
@@ -152,7 +152,7 @@ def test_unreachable_source_ends_the_run_with_an_error_and_uses_no_attempts(
     config = dataclasses.replace(
         config, rate_limit=RateLimitConfig(outage_cooldown_s=6, max_idle_s=4), splits=("unbalanced_train",)
     )
-    down = dataclasses.replace(config, media="http://127.0.0.1:1/{ytid}.webm")
+    down = dataclasses.replace(config, media=("http://127.0.0.1:1/{ytid}.webm",))
     with pytest.raises(SourceError, match=r"http://127.0.0.1:1/.* did not answer for .*refused.* the same command"):
         preprocess(down, store)
     assert store.list("shards") == []
@@ -192,14 +192,14 @@ def test_unwritable_root_is_reported_before_missing_metadata(config: PreprocessC
 def test_run_on_s3_gives_the_same_digests(
     ray: None, config: PreprocessConfig, miniature: Miniature, s3_store: Store, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(config, splits=("eval",), media=str(miniature.media_folder))
+    config = dataclasses.replace(config, splits=("eval",), media=(str(miniature.media_folder),))
     for clip in miniature.clips:
         if clip.segment.split == "eval" and clip.file_name:
             s3_store.write_bytes(f"media/{clip.file_name}", (miniature.media_folder / clip.file_name).read_bytes())
     for name in ("eval_segments.csv", "class_labels_indices.csv"):
         s3_store.write_bytes(f"csv/{name}", (miniature.metadata_folder / name).read_bytes())
     here, report = preprocess(config, Store(str(tmp_path)))
-    config = dataclasses.replace(config, metadata=s3_store.url("csv"), media=s3_store.url("media"))
+    config = dataclasses.replace(config, metadata=s3_store.url("csv"), media=(s3_store.url("media"),))
     there, report_there = preprocess(config, s3_store)
     assert there.snapshot_id == here.snapshot_id
     assert there.checksums == here.checksums

@@ -1,8 +1,12 @@
 import io
+import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,9 +14,10 @@ from fsspec.config import conf
 
 from pipeline.copies.containers import Container, list_copy
 from pipeline.copies.members import Member, read_members
-from pipeline.copies.names import parse_name
 from pipeline.errors import InputError
 from pipeline.records import Failure, Reason
+from pipeline.sources.names import readings_of
+from pipeline.store.storage import Store
 from tests.hub import run_hub
 from tests.pipeline.copies.layouts import LAYOUTS, Clips, id_in_json, nested_parquet, plain_tar, write_tar, zipped
 
@@ -24,7 +29,7 @@ def read(container: Container, scratch: Path, max_media_bytes: int = 10_000) -> 
 
 
 def contents_by_id(members: list[Member]) -> dict[str, object]:
-    return {ytid: member.content for member in members for ytid, _ in parse_name(member.stem) if ytid in CLIPS}
+    return {ytid: member.content for member in members for ytid, _, _ in readings_of(member.stem) if ytid in CLIPS}
 
 
 @pytest.mark.parametrize("write", LAYOUTS, ids=lambda write: write.__name__)
@@ -111,3 +116,71 @@ def test_sample_without_an_id_keeps_its_own_name(tmp_path: Path) -> None:
     write_tar(tmp_path / "20k/train/shard-00000.tar", {"sample-000000000.wav": b"media", "sample-000000000.json": b"["})
     (member,) = read(list_copy(str(tmp_path)).containers[0], tmp_path)
     assert member.stem == "sample-000000000"
+
+
+SECRET = "/etc/hostname"
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("audio", [SECRET]),
+        ("audio", [f"file://{SECRET}"]),
+        ("audio", [7]),
+        ("audio", [[1, 2]]),
+        ("audio", [{"path": SECRET}]),
+        ("audio", [{"bytes": SECRET, "path": SECRET}]),
+        ("audio", pa.array([None], pa.null())),
+        ("ytid", [7]),
+        ("ytid", [["1234567890a"]]),
+        ("ytid", pa.array([None], pa.null())),
+        ("audio" * 100_000, [b""]),
+    ],
+)
+def test_columns_of_other_types_are_refused(column: str, values: Any, tmp_path: Path) -> None:
+    table = pa.table({"ytid": ["1234567890a"], "audio": [b"abc"]} | {column: values})
+    if len(column) > 5:
+        table = table.drop(["audio"])
+    pq.write_table(table, tmp_path / "00.parquet")
+    with pytest.raises(InputError, match=r"00.parquet: expected audio \(binary.* found '") as caught:
+        read(list_copy(str(tmp_path)).containers[0], tmp_path)
+    assert len(str(caught.value)) < 1_000
+
+
+def test_rows_without_an_id_are_skipped(tmp_path: Path) -> None:
+    table = pa.table({"ytid": [None, "1234567890a", None], "audio": [b"x", b"abc", b"y"]})
+    pq.write_table(table, tmp_path / "00.parquet")
+    assert read(list_copy(str(tmp_path)).containers[0], tmp_path) == [Member("1234567890a", "1234567890a", b"abc")]
+
+
+@pytest.mark.parametrize("place", ["s3", "http"])
+def test_tar_on_s3_and_over_http_is_streamed(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    plain_tar(tmp_path, CLIPS)
+    store: Store = request.getfixturevalue("s3_store")
+    store.write_bytes("00.tar", (tmp_path / "data/bal_train00.tar").read_bytes())
+    media = store.url("*.tar")
+    if place == "http":
+        boto3.client("s3").put_object_acl(Bucket="bucket", Key="store/00.tar", ACL="public-read")
+        media = f"{request.getfixturevalue('s3_address')}/bucket/store/{{00..00}}.tar"
+    (container,) = list_copy(media).containers
+    assert contents_by_id(read(container, tmp_path)) == CLIPS
+
+
+def test_links_in_tars_are_not_followed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        link = tarfile.TarInfo("linklinklin.flac")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    assert read(list_copy(str(tmp_path)).containers[0], tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [-512, 2**70])
+def test_tar_with_impossible_sizes_is_refused(size: int, tmp_path: Path) -> None:
+    header = bytearray(tarfile.TarInfo("1234567890a.flac").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (size % 256**12 | (size > 0) << 95).to_bytes(12, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(InputError, match=r"a\.tar, found") if size < 0 else nullcontext():
+        members = read(list_copy(str(tmp_path)).containers[0], tmp_path)
+        assert all(isinstance(member.content, Failure) for member in members)

@@ -104,7 +104,7 @@ def test_an_edited_file_is_noticed(snapshot: Snapshot, copy: Store, file: str) -
 def test_a_damaged_snapshot_is_made_whole_by_the_next_preprocessing(
     snapshot: Snapshot, copy: Store, miniature: Miniature, name: str, content: bytes | None
 ) -> None:
-    config = PreprocessConfig(str(miniature.metadata_folder), str(miniature.media_folder), keep_audio=True, retry=())
+    config = PreprocessConfig(str(miniature.metadata_folder), (str(miniature.media_folder),), keep_audio=True, retry=())
     path = Path(copy.path(name if name == "latest.json" else f"snapshots/{snapshot.snapshot_id}/{name}"))
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises((StoreError, NoClipsError)):

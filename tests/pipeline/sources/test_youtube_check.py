@@ -34,9 +34,9 @@ def deno(tmp_path: Path) -> str:
     ],
 )
 def test_a_runtime_that_can_not_be_started_is_named(setting: str, message: str) -> None:
-    config = PreprocessConfig(media="youtube", youtube=YouTubeConfig(js_runtime=setting))
+    config = PreprocessConfig(youtube=YouTubeConfig(js_runtime=setting))
     with pytest.raises(ConfigError, match=message):
-        open_source(config)
+        open_source("youtube", config)
 
 
 def test_a_runtime_that_is_too_old_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Names of media files in published copies and downloads of AudioSet → the segment that they hold."""
 
 import re
-from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from pipeline.audio.container import EXTENSIONS
 from pipeline.errors import ConfigError
@@ -13,15 +13,35 @@ NAME = re.compile(r"(?P<ytid>[A-Za-z0-9_-]{11})(?:[_-](?P<start>\d+(?:\.\d+)?)(?
 """`{ytid}`, `{ytid}_{start}` and `{ytid}_{start}_{end}`, with `_` or `-` as separator."""
 
 
-def parse_name(stem: str) -> Iterator[tuple[str, str]]:
-    """Yield every reading of a name as (id, start); the start is text, empty if the name states none.
+class Reading(NamedTuple):
+    """One way to read a name."""
+
+    ytid: str
+    start: str = ""
+    """Start as written, in seconds or milliseconds; empty if the name states none."""
+    is_cut: bool = False
+    """The name marks the file as the segment alone: it has a prefix or a start."""
+
+
+def readings_of(name: str, pattern: re.Pattern[str] | None = None) -> list[Reading]:
+    """Return every reading of a name, with or without folders and extensions.
 
     A name can have several readings, since ids contain `_` and `-`: `id_abcdefgh_30_40` is the segment at 30 of the id
     `id_abcdefgh`, or the segment at 40 of `abcdefgh_30`. Only the list of segments can decide.
+
+    pattern: from `compile_pattern`; replaces the known schemes.
     """
-    for prefix in PREFIXES:
-        if stem.startswith(prefix) and (found := NAME.fullmatch(stem, len(prefix))):
-            yield found["ytid"], found["start"] or ""
+    if pattern:
+        found = pattern.search(name)
+        return [Reading(found["id"])] if found else []
+    stem = stem_of(name)
+    readings = [
+        Reading(found["ytid"], found["start"] or "", is_cut=bool(prefix or found["start"]))
+        for prefix in PREFIXES
+        if stem.startswith(prefix) and (found := NAME.fullmatch(stem, len(prefix)))
+    ]
+    # Ids of other data sets have any length.
+    return readings if any(each.ytid == stem for each in readings) else [*readings, Reading(stem)]
 
 
 def start_matches(text: str, start_ms: int) -> bool:
@@ -30,7 +50,7 @@ def start_matches(text: str, start_ms: int) -> bool:
 
 
 def stem_of(name: str) -> str:
-    """Return a member's name without folders and media extensions: `audio/X.mp4.wav` → `X`."""
+    """Return a name without folders and media extensions: `audio/X.mp4.wav` → `X`."""
     stem = PurePosixPath(name).name
     while (suffix := PurePosixPath(stem).suffix[1:].lower()) in EXTENSIONS:
         stem = stem[: -len(suffix) - 1]
@@ -38,7 +58,7 @@ def stem_of(name: str) -> str:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str] | None:
-    """Compile `--id-pattern`. Raises ConfigError unless it has a group named `id`."""
+    """Compile `--id-pattern`; None if empty. Raises ConfigError unless it has a group named `id`."""
     if not pattern:
         return None
     try:
@@ -46,7 +66,5 @@ def compile_pattern(pattern: str) -> re.Pattern[str] | None:
     except re.error as error:
         raise ConfigError(f"--id-pattern {pattern!r} is not a regular expression: {error}") from error
     if "id" not in compiled.groupindex:
-        raise ConfigError(
-            f"--id-pattern {pattern!r} has no group `id`; write one, such as '(?P<id>[\\w-]{{11}})\\.flac'"
-        )
+        raise ConfigError(f"--id-pattern {pattern!r} has no group `id`; write one, such as 'clip-(?P<id>[\\w-]{{11}})'")
     return compiled

@@ -1,7 +1,7 @@
 import pytest
 
-from pipeline.copies.names import compile_pattern, parse_name, start_matches, stem_of
 from pipeline.errors import ConfigError
+from pipeline.sources.names import Reading, compile_pattern, readings_of, start_matches, stem_of
 
 YTID, START_MS = "-0_a-B3_d0-", 390_000
 
@@ -14,19 +14,21 @@ NAMES = """
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_published_copies_and_downloaders_state_id_and_start(name: str) -> None:
-    readings = list(parse_name(name.format(id=YTID)))
-    assert YTID in [ytid for ytid, _ in readings]
-    assert all(start_matches(start, START_MS) for ytid, start in readings if ytid == YTID)
+    readings = [reading for reading in readings_of(name.format(id=YTID)) if reading.ytid == YTID]
+    assert readings and all(start_matches(reading.start, START_MS) for reading in readings)
+    assert readings[0].is_cut == (name != "{id}")
 
 
 @pytest.mark.parametrize("name", ["{id}_30", "{id}_391.0_401.0", "{id}-39-49"])
 def test_name_with_another_start_is_another_segment(name: str) -> None:
-    readings = [start for ytid, start in parse_name(name.format(id=YTID)) if ytid == YTID]
-    assert readings and not any(start_matches(start, START_MS) for start in readings)
+    readings = [reading for reading in readings_of(name.format(id=YTID)) if reading.ytid == YTID]
+    assert readings and not any(start_matches(reading.start, START_MS) for reading in readings)
 
 
 def test_ambiguous_name_has_every_reading() -> None:
-    assert list(parse_name("id_abcdefgh_30_40")) == [("id_abcdefgh", "30"), ("abcdefgh_30", "40")]
+    first, second, whole = readings_of("id_abcdefgh_30_40")
+    assert (first, second) == (Reading("id_abcdefgh", "30", True), Reading("abcdefgh_30", "40", True))
+    assert whole == Reading("id_abcdefgh_30_40")
 
 
 def test_stem_drops_folders_and_every_media_extension() -> None:

@@ -1,0 +1,60 @@
+"""The sources of a run: copies, then at most one source of single segments."""
+
+from dataclasses import dataclass, replace
+
+from pipeline.config import PreprocessConfig
+from pipeline.copies.containers import Copy, list_copy
+from pipeline.errors import ConfigError
+from pipeline.records import Failure, Media, Reason, Segment
+from pipeline.shards.format import digest_of
+from pipeline.sources import FolderSource, Source, open_source, serves_segments
+from pipeline.sources.names import compile_pattern
+
+
+def open_sources(config: PreprocessConfig) -> list[Copy | Source]:
+    """Open the sources in `config.media`: any number of copies, then at most one source of single segments.
+
+    A folder of loose files is such a source, also beside the containers of a copy. Raises ConfigError or InputError.
+    """
+    if not config.media:
+        raise ConfigError(
+            "--media is not set: name a copy (a folder, s3:// prefix or hf:// repository), youtube, or a URL with"
+            " {ytid}"
+        )
+    compile_pattern(config.id_pattern)
+    sources: list[Copy | Source] = []
+    for media in config.media:
+        copy = None if serves_segments(media) else list_copy(media)
+        if copy and copy.containers:
+            sources.append(copy)
+        if copy is None or copy.num_loose or not copy.containers:
+            sources.append(open_source(media, config))
+    if any(not isinstance(source, Copy) for source in sources[:-1]):
+        raise ConfigError(
+            f"expected at most one source of single files in --media, as the last one, found {' '.join(config.media)}"
+        )
+    return sources
+
+
+def digest_of_sources(media: tuple[str, ...], sources: list[Copy | Source]) -> str:
+    """Digest of the content of copies and folders, and of the names of other sources."""
+    contents = [source.digest for source in sources if isinstance(source, Copy | FolderSource)]
+    return digest_of([list(media), contents])
+
+
+@dataclass(frozen=True)
+class LastSource:
+    """The last source of a run, which marks clips that none of its sources has."""
+
+    source: Source | None
+    """None if copies are the only sources."""
+    digest: str
+    """From `digest_of_sources`."""
+
+    def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+        if self.source is None:
+            return Failure(Reason.MISSING_IN_SOURCE, f"no member named {segment.ytid}", source=self.digest)
+        result = self.source.fetch(segment, proxy)
+        if isinstance(result, Failure) and result.reason is Reason.MISSING_IN_SOURCE:
+            return replace(result, source=self.digest)
+        return result
