@@ -29,6 +29,12 @@ class CopyConversion:
     segments: SegmentIndex
     clips_per_shard: int
     id_pattern: str = ""
+    search: str = field(init=False)
+    """Digest of the segments and names that containers are searched for."""
+
+    def __post_init__(self) -> None:
+        keys = self.segments.segments["key"].to_pylist()
+        object.__setattr__(self, "search", digest_of([keys, self.id_pattern]))
 
 
 @dataclass
@@ -85,7 +91,7 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
                 time.sleep(next(pauses))
     reader.publish_all()
     if not reader.report.error:
-        write_listing(work.conversion.store, container, reader.keys)
+        write_listing(work.conversion.store, container, work.search, reader.keys)
     return reader.report
 
 

@@ -10,19 +10,22 @@ from pipeline.store.storage import Store
 from pipeline.store.tables import parquet_bytes
 
 
-def listing_name(container: Container) -> str:
-    """Return the path of a container's listing. Another version of the container has another listing."""
-    return f"listings/{digest_of([container.address, container.num_bytes, container.version])}.parquet"
+def listing_name(container: Container, search: str) -> str:
+    """Return the path of a container's listing.
+
+    search: digest of the segments and the names that were searched for. Other segments need another listing.
+    """
+    return f"listings/{digest_of([container.address, container.num_bytes, container.version, search])}.parquet"
 
 
-def write_listing(store: Store, container: Container, keys: list[str]) -> None:
+def write_listing(store: Store, container: Container, search: str, keys: list[str]) -> None:
     """Store the keys of the segments that a container holds."""
-    store.write_bytes(listing_name(container), parquet_bytes(pa.table({"key": pa.array(keys, pa.string())})))
+    store.write_bytes(listing_name(container, search), parquet_bytes(pa.table({"key": pa.array(keys, pa.string())})))
 
 
-def read_listing(store: Store, container: Container) -> pa.Array | None:
+def read_listing(store: Store, container: Container, search: str) -> pa.Array | None:
     """Return the keys of the segments in a container, None if it was never read to its end."""
-    name = listing_name(container)
+    name = listing_name(container, search)
     if not store.exists(name):
         return None
     try:

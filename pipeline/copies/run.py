@@ -19,7 +19,6 @@ from pipeline.copies.segment_index import MAX_EXAMPLES, Matches, SegmentIndex
 from pipeline.errors import AudioTaggingError, InputError, quote
 from pipeline.progress import show_progress
 from pipeline.records import ShardReport
-from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 NUM_READERS = 16
@@ -40,8 +39,7 @@ def convert_copy(
     Stops reading once every due segment is stored. Raises InputError if hardly any member matches a segment, or if
     containers could not be read; clips of the other containers are stored by then.
     """
-    store = work.conversion.store
-    containers, known = find_due_containers(store, copy.containers, work.segments)
+    containers, known = find_due_containers(copy.containers, work)
     log.info("copy: %s; %d containers may hold due clips", copy.describe(), len(containers))
     num_due, matches, errors = int(work.segments.is_due.sum()), Matches(num_matched=known), list[str]()
     with show_progress("read containers", sum(each.num_bytes for each in containers) >> 20, "MB") as progress:
@@ -74,16 +72,15 @@ def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], e
     return sum(shard.num_planned for shard in report.shards)
 
 
-def find_due_containers(
-    store: Store, containers: Sequence[Container], segments: SegmentIndex
-) -> tuple[list[Container], int]:
+def find_due_containers(containers: Sequence[Container], work: CopyConversion) -> tuple[list[Container], int]:
     """Return the containers that may hold due clips, and the number of segments in all listings.
 
     A container that was never read to its end may hold any clip.
     """
+    store, segments = work.conversion.store, work.segments
     due_keys = segments.segments["key"].filter(pa.array(segments.is_due)).combine_chunks()
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        listings = pool.map(lambda container: read_listing(store, container), containers)
+        listings = pool.map(lambda container: read_listing(store, container, work.search), containers)
         due, num_known = [], 0
         for container, keys in zip(containers, listings, strict=True):
             num_known += 0 if keys is None else len(keys)

@@ -32,10 +32,10 @@ REPETITIVE = ("split", "status", "reason", "lacking_source")
 
 
 def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_COLUMNS) -> pa.Table:
-    """Read all sidecars into one table with a row per key and end; the column `shard` is added.
+    """Read all sidecars into one table with a row per key and end, and the columns `shard` and `lacking_source` added.
 
-    A clip that was attempted in several runs counts as written if it was written, else by its last attempt. Raises
-    MismatchError if a shard was made with other settings than those of `fingerprint`.
+    Of several attempts at a clip the written one counts, else the last. Raises MismatchError if the settings of a shard
+    differ from those of `fingerprint`.
     """
     names = store.list("shards", ".parquet")
 

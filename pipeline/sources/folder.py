@@ -1,11 +1,11 @@
 """Media files in a folder, local or `s3://`."""
 
+import hashlib
 from pathlib import Path
 
 from pipeline.config import FetchConfig
 from pipeline.errors import InputError, StoreError, describe
 from pipeline.records import Failure, Media, Reason, Segment
-from pipeline.shards.format import digest_of
 from pipeline.sources.index import MediaIndex
 from pipeline.sources.names import compile_pattern
 from pipeline.store.storage import Store
@@ -34,7 +34,7 @@ class FolderSource:
     @property
     def digest(self) -> str:
         """Digest of the files' names."""
-        return digest_of(self.index.table["file"].to_pylist())
+        return hashlib.sha256("\n".join(self.index.table["file"].to_pylist()).encode()).hexdigest()
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
         found = self.index.find(segment)

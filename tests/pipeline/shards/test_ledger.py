@@ -130,7 +130,7 @@ def test_the_last_attempt_counts_unless_an_earlier_one_wrote_the_clip(store: Sto
 def test_an_empty_store_has_an_empty_table(store: Store) -> None:
     rows = read_rows(store)
     assert len(rows) == 0
-    assert set(rows) == {field.name for field in dataclasses.fields(SidecarRow)} | {"shard"}
+    assert set(rows) == {field.name for field in dataclasses.fields(SidecarRow)} | {"shard", "lacking_source"}
 
 
 def test_shards_of_other_settings_are_refused(store: Store) -> None:
@@ -163,3 +163,21 @@ def test_a_segment_whose_end_was_corrected_is_due_and_its_other_rows_stay(store:
     assert len(read_rows(store)) == len(SEGMENTS) + 1
     assert len(plan_shards(segments, read_sidecar_table(store, FINGERPRINT), 3)) == 0
     assert plan(store) == []
+
+
+def test_missing_clip_is_due_again_once_the_sources_change(store: Store) -> None:
+    (first, *_) = plan(store)
+    rows = [
+        SidecarRow(
+            **{name: getattr(segment, name) for name in ("key", "ytid", "start_ms", "end_ms", "split", "labels")},
+            status=FAILED,
+            reason=Reason.MISSING_IN_SOURCE,
+            source="old sources",
+            attempts=1,
+        )
+        for segment in first.segments
+    ]
+    write_sidecar(store, shard_name(first.split, first.shard_id, "parquet"), rows, FINGERPRINT, Checksum(0, ""))
+    missing = {segment.key for segment in first.segments}
+    assert missing.isdisjoint(segment.key for segment in segments_of(plan(store, sources_digest="old sources")))
+    assert missing <= {segment.key for segment in segments_of(plan(store, sources_digest="new sources"))}

@@ -53,5 +53,5 @@ def test_tar_with_impossible_sizes_is_refused(size: int, tmp_path: Path) -> None
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
-    with pytest.raises(InputError, match=r"a\.tar.*(impossible size|cannot fit)"):
+    with pytest.raises(InputError, match=r"a\.tar.*(impossible size|cannot fit|invalid offset)"):
         list_tar(str(tmp_path / "a.tar"))
