@@ -36,10 +36,10 @@ def with_miniature_media(data: PreprocessConfig, store: Store) -> Iterator[Prepr
         yield data
     elif os.environ.get("RAY_ADDRESS"):
         with ray_session(), _media_for_cluster(miniature, store) as address:
-            yield replace(data, media=address)
+            yield replace(data, media=(address,))
     else:
         with serve_miniature(miniature.folder) as server:
-            yield replace(data, media=server.media_address)
+            yield replace(data, media=(server.media_address,))
 
 
 @contextmanager

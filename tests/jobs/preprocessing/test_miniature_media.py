@@ -32,8 +32,8 @@ def cluster(miniature: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_workers_on_other_hosts_read_the_media_from_the_store(miniature: Miniature, s3_store: Store) -> None:
     with with_miniature_media(DEMO, s3_store) as data:
-        assert data.media == s3_store.url("miniature/media")
-        source = open_source(data)
+        assert data.media == (s3_store.url("miniature/media"),)
+        source = open_source(*data.media, data)
         clip = next(clip for clip in miniature.clips if clip.fault is None)
         media = source.fetch(clip.segment)
         assert isinstance(media, Media)
@@ -44,5 +44,5 @@ def test_workers_on_other_hosts_read_the_media_from_the_store(miniature: Miniatu
 def test_media_are_served_on_loopback_if_all_nodes_are(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(miniature_media, "spans_hosts", lambda: False)
     with with_miniature_media(DEMO, s3_store) as data:
-        assert data.media.startswith("http://127.0.0.1:")
+        assert data.media[0].startswith("http://127.0.0.1:")
     assert s3_store.list("miniature") == []
