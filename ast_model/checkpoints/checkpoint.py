@@ -103,7 +103,7 @@ def read_description(store: Store, name: str) -> dict[str, Any]:
     """Read a `checkpoint.json`. Raises CorruptError if it is damaged, MismatchError for another format version."""
     where = f"{store.url(name)}/{DESCRIPTION}"
     description = store.read_json(f"{name}/{DESCRIPTION}")
-    if not isinstance(description, dict) or "format" not in description:
+    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise CorruptError(f"{where}: expected the description of a checkpoint, found {str(description)[:100]!r}")
     if description["format"] != FORMAT_VERSION:
         raise MismatchError(
@@ -114,7 +114,20 @@ def read_description(store: Store, name: str) -> dict[str, Any]:
     # The digest covers every field: a missing one, another type, a flipped digit.
     if description.get("digest") != _digest(description):
         raise CorruptError(f"{where} is cut short or was changed: its digest differs")
+    _check_fields(description, where)
     return description
+
+
+def _check_fields(description: Mapping[str, Any], where: str) -> None:
+    """Raise CorruptError unless the loop and the digests have their types. A digest alone does not ensure that."""
+    loop, digests = description.get("loop"), description.get("digests")
+    if not isinstance(digests, dict) or "model" not in digests or not digests.keys() <= set(PARTS):
+        raise CorruptError(f"{where}: expected digests of {', '.join(PARTS)}, found {str(digests)[:100]!r}")
+    types = {
+        name: int | float if isinstance(value, float) else type(value) for name, value in vars(LoopState()).items()
+    }
+    if not isinstance(loop, dict) or not all(isinstance(value, types.get(name, ())) for name, value in loop.items()):
+        raise CorruptError(f"{where}: expected a loop of {', '.join(types)}, found {str(loop)[:100]!r}")
 
 
 def read_checkpoint(store: Store, name: str) -> Checkpoint:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ast_model.config import ASTConfig, TrainConfig
 from ast_model.distributed import World
@@ -17,7 +18,7 @@ from ast_model.training.trainer import Trainer
 from jobs.training.provenance import provenance
 from jobs.training.teacher_scores import check_teachers, open_teachers
 from jobs.training.titles import RunSettings, describe_run, run_params, run_title
-from pipeline.errors import ConfigError, MismatchError, NoClipsError
+from pipeline.errors import ConfigError, CorruptError, MismatchError, NoClipsError
 from pipeline.quality.selection import count_leaks
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
@@ -77,7 +78,7 @@ def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "
     # The history is written last, so it marks a finished training.
     if store.exists(history_name(run)):
         raise ConfigError(f"run {run} is finished: its epochs are in {store.url(history_name(run))}; start a new run")
-    record = store.read_json(_record_name(run))
+    record = _read_record(run, store)
     if snapshot_id and snapshot_id != record["snapshot"]:
         raise MismatchError(
             f"run {run} trains on snapshot {record['snapshot']}, found --snapshot {snapshot_id}; omit --snapshot,"
@@ -109,6 +110,19 @@ def _describe_runs(store: Store) -> str:
 
 def was_begun(run: str, store: Store) -> bool:
     return store.exists(_record_name(run))
+
+
+def _read_record(run: str, store: Store) -> dict[str, Any]:
+    record, fields = (
+        store.read_json(_record_name(run)),
+        {"snapshot": str, "tracking_run": str, "model": dict, "train": dict},
+    )
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in fields.items()):
+        raise CorruptError(
+            f"{store.url(_record_name(run))}: expected the record of a run with {', '.join(fields)}, found"
+            f" {str(record)[:100]!r}; restore the file, or start a new run"
+        )
+    return record
 
 
 def _record_name(run: str) -> str:

@@ -1,6 +1,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ import torch
 from ast_model.checkpoints.checkpoint import (
     Checkpoint,
     LoopState,
+    _write_description,
     add_evaluation,
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
+    read_description,
     remove_checkpoint,
     remove_incomplete,
     save_checkpoint,
@@ -154,3 +157,26 @@ def test_partial_writes_of_a_dead_process_are_removed(store: Store) -> None:
     store.write_json(f"{FOLDER}/best.json", {"name": names[0], "score": 0.5})
     remove_incomplete(store, FOLDER)
     assert {name.rsplit("/", 1)[0] for name in store.list(FOLDER)} == {names[0], names[2], FOLDER}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": [2]},
+        {"digests": None},
+        {"digests": []},
+        {"digests": {}},
+        {"digests": {"model": "0", "weights": "0"}},
+        {"loop": None},
+        {"loop": []},
+        {"loop": {"epoch": "one"}},
+        {"loop": {"epoch": 1, "history": {}}},
+        {"loop": {"position": 1}},
+    ],
+)
+def test_description_of_another_shape_is_corrupt(store: Store, changes: dict[str, Any]) -> None:
+    (name,) = save_epochs(store, 1)
+    _write_description(store, name, {**read_description(store, name), **changes})
+    with pytest.raises(CorruptError, match=r"checkpoint.json: expected"):
+        read_checkpoint(store, name)
+    assert newest_checkpoint(store, FOLDER) is None

@@ -35,6 +35,7 @@ from jobs.training.train import train
 from pipeline.errors import (
     AudioTaggingError,
     ConfigError,
+    CorruptError,
     MismatchError,
     NoClipsError,
     StoppedError,
@@ -203,9 +204,12 @@ def test_run_resumes_only_with_its_settings_and_snapshot(own: Snapshot, caplog: 
     with pytest.raises(MismatchError, match=rf"trains on snapshot {own.snapshot_id}, found --snapshot other"):
         resume_run(job.run, own.store, make_config(), "other")
     assert resume_run(job.run, own.store, make_config(), own.snapshot_id).snapshot.snapshot_id == own.snapshot_id
-    own.store.write_json(
-        f"runs/{job.run}/run.json", own.store.read_json(f"runs/{job.run}/run.json") | {"snapshot": "gone"}
-    )
+    record = own.store.read_json(f"runs/{job.run}/run.json")
+    for damaged in ([], {}, {**record, "train": None}):
+        own.store.write_json(f"runs/{job.run}/run.json", damaged)
+        with pytest.raises(CorruptError, match=r"run.json: expected the record of a run"):
+            resume_run(job.run, own.store, make_config())
+    own.store.write_json(f"runs/{job.run}/run.json", {**record, "snapshot": "gone"})
     with pytest.raises(NoClipsError, match="trains on snapshot gone, which is no longer in"):
         resume_run(job.run, own.store, make_config())
 
