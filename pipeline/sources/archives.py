@@ -1,4 +1,4 @@
-"""Members of tars at any address, listed without unpacking, and patterns of files."""
+"""List the members of tars at any address without unpacking, and expand patterns of addresses."""
 
 import logging
 import tarfile
@@ -14,15 +14,19 @@ from pipeline.sources.index import is_media
 
 log = logging.getLogger(__name__)
 READ_ERRORS = (OSError, ClientError, BotoCoreError)
-"""Errors of reading at any address: fsspec lets its libraries' own through."""
+"""Errors of reading from any address; fsspec doesn't wrap the errors of its HTTP and S3 libraries."""
 FORMAT_ERRORS = (ValueError, OverflowError, MemoryError)
-"""Errors of parsing hostile headers: numbers that no file can hold become sizes, offsets and allocations."""
+"""Errors of parsing hostile headers, where impossible numbers become sizes, offsets and allocations."""
 HEADER_BLOCK_BYTES = 2**14
-"""Bytes read at once while a tar's headers are listed; the media between them are skipped."""
+"""Bytes per read while listing headers; the media between two headers are skipped."""
 
 
 def find_files(pattern: str) -> list[str]:
-    """Return the addresses that a pattern matches: `{000..123}` anywhere, `*` and `**` where files can be listed."""
+    """Return the addresses that match a pattern.
+
+    `{000..123}` works everywhere, `*` and `**` only on storage that can list files. Raises InputError if nothing
+    matches.
+    """
     found: list[str] = []
     try:
         for path in braceexpand.braceexpand(pattern):
@@ -38,19 +42,19 @@ def find_files(pattern: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A media file within a tar, and where its bytes lie."""
+    """A media file within a tar, with the range of its bytes."""
 
     tar: str
     name: str
-    """With its folders."""
+    """Name in the tar, including folders."""
     offset: int
     size: int
 
 
 def list_tar(file: str) -> list[Member]:
-    """List the media of a tar by its headers; a truncated one as far as it goes.
+    """List the media of a tar from its headers; list a truncated tar up to its damage, with a warning.
 
-    Raises InputError for a file that is not a tar, or can't be read to its end now.
+    Raises InputError for files that aren't tars and for read errors.
     """
     members: list[Member] = []
     try:
@@ -60,17 +64,17 @@ def list_tar(file: str) -> list[Member]:
             tarfile.open(fileobj=stream, mode="r:") as tar,  # pyright: ignore[reportCallIssue, reportArgumentType]
         ):
             for member in tar:
-                # A negative size leads back to the same header, for ever.
+                # A negative size would lead back to the same header forever.
                 if tar.offset <= member.offset:
                     raise tarfile.ReadError(f"the member {quote(member.name)} has an impossible size")
                 if member.isreg() and is_media(member.name):
                     members.append(Member(file, member.name, member.offset_data, member.size))
-                # Otherwise all headers stay in memory.
+                # By default tarfile keeps all headers in memory.
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
     except tarfile.TarError as error:
         if not members:
             raise InputError(f"expected a tar at {file}, found: {describe(error)}") from error
         log.warning("%s is truncated or damaged after %d media: %s", file, len(members), describe(error))
-    except (*READ_ERRORS, *FORMAT_ERRORS) as error:  # a ValueError is also a server that sends no ranges
+    except (*READ_ERRORS, *FORMAT_ERRORS) as error:  # fsspec raises ValueError for servers without ranges
         raise InputError(f"can't read the tar {file}: {describe(error)}") from error
     return members

@@ -70,7 +70,7 @@ def fetch_ahead(
                 yield window.popleft()
         yield from window
     finally:
-        # Don't join the threads: after a Wait the others wait as well, up to the deadline of a running attempt.
+        # Don't join the threads: a running attempt may take until its deadline.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -114,7 +114,7 @@ def fetch_clip(segment: Segment, fetcher: Fetcher, *, is_retry: bool = False) ->
 
 
 def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s: float) -> Media | Failure:
-    """Make one attempt and abandon it after the deadline, whatever the source waits for.
+    """Make one attempt and abandon it after the deadline.
 
     Exceptions of a source become failures of the clip, except our own errors, a lack of memory, and a full disk, which
     raises StoreError: none of these is the clip's fault.

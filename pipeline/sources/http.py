@@ -1,4 +1,4 @@
-"""Media from HTTP addresses made of a template and the segment's fields."""
+"""Fetch media from HTTP addresses that a template and the segment's fields define."""
 
 import queue
 import string
@@ -20,7 +20,7 @@ from pipeline.sources.reasons import excerpt, reason_of_status
 FIELDS = ("ytid", "start_ms", "end_ms", "split")
 CHUNK_BYTES = 2**16
 READ_TIMEOUT_S = 20.0
-"""Seconds without a byte after which a server counts as silent, even if the deadline is further away."""
+"""Longest silence between two bytes; usually shorter than the deadline of an attempt."""
 MAX_RETRY_AFTER_S = 24 * 3600.0
 MAX_LENGTH_DIGITS = 18
 PARTIAL_CONTENT = 206
@@ -28,9 +28,9 @@ PROXY_AUTHENTICATION_REQUIRED = 407
 
 
 class HttpSource:
-    """Fetches `template` with {ytid}, {start_ms}, {end_ms} and {split} filled in.
+    """An HTTP source: an address template with the fields {ytid}, {start_ms}, {end_ms} and {split}.
 
-    A body that breaks off is resumed where it broke off if the server allows ranges.
+    An interrupted body is resumed if the server supports ranges.
     """
 
     def __init__(self, template: str, config: FetchConfig, *, already_cut: bool = False):
@@ -49,7 +49,7 @@ class HttpSource:
 
     @contextmanager
     def _session(self) -> Iterator[requests.Session]:
-        """Lend a session: requests does not promise that one may be shared by threads."""
+        """Borrow a session for one thread, because requests doesn't guarantee that sessions are thread-safe."""
         try:
             session = self._idle.get_nowait()
         except queue.Empty:
@@ -60,7 +60,7 @@ class HttpSource:
             self._idle.put(session)
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
-        """Fetch a file. Raises ConfigError if a proxy or a certificate is refused: every other clip would fail, too."""
+        """Fetch a file. Raises ConfigError if a proxy refuses the login or a certificate is invalid."""
         address = self.template.format(**{field: getattr(segment, field) for field in FIELDS})
         content = bytearray()
         deadline = time.monotonic() + self.config.deadline_s
@@ -76,8 +76,8 @@ class HttpSource:
     def _read(
         self, address: str, content: bytearray, deadline: float, proxy: str | None
     ) -> tuple[Failure | None, bool]:
-        """Append the body, or what is missing of it; return what went wrong and whether the rest can be asked for."""
-        # Compressed bodies have no ranges, and hide their size.
+        """Append the body or its missing rest; return the failure, if any, and whether a request can resume."""
+        # Compressed bodies support no ranges and hide their size.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={len(content)}-"} if content else {})
         proxies = {"http": proxy, "https": proxy} if proxy else None
         timeout_s = max(0.01, min(READ_TIMEOUT_S, deadline - time.monotonic()))
@@ -96,7 +96,7 @@ class HttpSource:
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             if proxy and f"{PROXY_AUTHENTICATION_REQUIRED} Proxy" in str(error):
                 raise _proxy_refusal(proxy) from error
-            if "CERTIFICATE_VERIFY_FAILED" in str(error) and _is_asked_for(address, error):
+            if "CERTIFICATE_VERIFY_FAILED" in str(error) and _is_about_host_of(address, error):
                 raise ConfigError(
                     f"{address}: the server's certificate can't be verified; check this machine's clock, and whether a"
                     f" proxy inspects TLS. The error was: {describe(error)}"
@@ -105,7 +105,7 @@ class HttpSource:
             return Failure(reason, f"{address}: {_describe(error)}"), can_resume
 
     def _read_body(self, response: requests.Response, content: bytearray, deadline: float) -> Failure | None:
-        """Read the body as it comes, so that neither a trickle nor an endless stream outlives its limits."""
+        """Read the body in chunks, so that slow and endless responses end at the deadline or the size limit."""
         expected = len(content) + parse_content_length(response.headers.get("Content-Length", ""))
         limit = self.config.max_media_bytes
         while max(expected, len(content)) <= limit:
@@ -121,14 +121,14 @@ class HttpSource:
 
 
 def parse_content_length(value: str) -> int:
-    """Return the bytes that a `Content-Length` header promises, 0 if it says nothing that can be used."""
-    # Python refuses to read thousands of digits, and no file needs more than these.
+    """Return the value of a `Content-Length` header, or 0 if it is missing or invalid."""
+    # Python refuses to parse thousands of digits.
     digits = value.strip()[:MAX_LENGTH_DIGITS]
     return int(digits) if digits.isascii() and digits.isdecimal() else 0
 
 
 def parse_retry_after(value: str) -> float | None:
-    """Return the seconds that a `Retry-After` header asks for, as a number or a date; None if it is neither."""
+    """Return the seconds that a `Retry-After` header requests as a number or a date; None for other values."""
     value = value.strip()
     if value.isascii() and value.isdecimal():
         return min(float(value), MAX_RETRY_AFTER_S)
@@ -140,7 +140,7 @@ def parse_retry_after(value: str) -> float | None:
 
 
 def _refusal(address: str, response: requests.Response) -> Failure:
-    """Classify an unsuccessful response. A 503 that says when to come again throttles, as a 429 does."""
+    """Classify an unsuccessful response. A 503 with `Retry-After` counts as throttling, like a 429."""
     status = response.status_code
     wait_s = parse_retry_after(response.headers.get("Retry-After", "")) if status in (429, 503) else None
     reason = reason_of_status(status) if wait_s is None else Reason.RATE_LIMITED
@@ -153,21 +153,21 @@ def _proxy_refusal(proxy: str) -> ConfigError:
     )
 
 
-def _is_asked_for(address: str, error: Exception) -> bool:
-    """Return whether an error is about the host of the address itself, not about one that it was redirected to."""
+def _is_about_host_of(address: str, error: Exception) -> bool:
+    """Return whether an error concerns the host of the address itself rather than a redirect's host."""
     request = getattr(error, "request", None)
     return request is not None and urlsplit(request.url).netloc == urlsplit(address).netloc
 
 
 def _describe(error: Exception) -> str:
-    """Quote the error that requests wraps in words which leave no room for it, such as "Connection refused"."""
+    """Describe the cause of an error, such as "Connection refused", without the long text that requests adds."""
     cause = getattr(error.args[0], "reason", None) if error.args else None
     return describe(cause if isinstance(cause, Exception) else error)
 
 
 def _reason_of_exception(error: Exception) -> Reason:
     match error:
-        case ValueError():  # a redirect to an invalid address: Python's own parsers raise, too
+        case ValueError():  # from Python's URL parser, for a redirect to an invalid address
             return Reason.UNKNOWN
         case requests.Timeout() | urllib3.exceptions.TimeoutError():
             return Reason.TIMED_OUT
@@ -181,10 +181,10 @@ def _reason_of_exception(error: Exception) -> Reason:
 
 
 def _is_template(text: str) -> bool:
-    """Whether a text takes a segment's fields, and its id among them."""
+    """Return whether a text is a template with {ytid} and no unknown field."""
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
-        text.format(ytid="", start_ms=0, end_ms=0, split="")  # a format such as {ytid:d} may not fit
+        text.format(ytid="", start_ms=0, end_ms=0, split="")  # raises for invalid formats such as {ytid:d}
     except (ValueError, LookupError, AttributeError):
         return False
     return fields <= set(FIELDS) and "ytid" in fields

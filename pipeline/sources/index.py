@@ -1,4 +1,4 @@
-"""Index of a folder's media files by id, built once and shared by all workers without a copy."""
+"""An index of media files by id. It is an Arrow table, which workers of a node share without copies."""
 
 import logging
 import re
@@ -32,7 +32,7 @@ def is_media(name: str) -> bool:
 class MediaIndex:
     """Media files by id, in the naming schemes of `pipeline.sources.names`.
 
-    Skips files whose names are not UTF-8, with a warning: sidecars could not store such a name.
+    Skips names that are not UTF-8, with a warning, because sidecars can't store them.
     """
 
     def __init__(self, files: Iterable[str], pattern: re.Pattern[str] | None = None):
@@ -58,7 +58,7 @@ class MediaIndex:
     def find(self, segment: Segment) -> tuple[str, bool] | None:
         """Return a segment's file and whether its name marks it as cut; None if there is no file.
 
-        Files whose names state the segment's start win over other cut files, and these over whole videos.
+        Files that state the segment's start win over files with a prefix, and these win over whole videos.
         """
         ytid = segment.ytid.encode()
         first, end = int(np.searchsorted(self.ids, ytid, "left")), int(np.searchsorted(self.ids, ytid, "right"))
@@ -69,7 +69,7 @@ class MediaIndex:
 
 
 def _is_utf8(name: str) -> bool:
-    # Python represents a file system's other bytes as surrogates.
+    # Python represents bytes that are not UTF-8 as surrogates.
     try:
         return bool(name.encode())
     except UnicodeEncodeError:

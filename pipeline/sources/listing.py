@@ -1,4 +1,4 @@
-"""Recordings to be tagged: files, folders, S3 prefixes, tars and lists → what they hold, each opened by itself."""
+"""Find the recordings in files, folders, S3 prefixes, tars and lists, and open them one by one."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,18 +22,18 @@ class MediaFile:
     """A media file, alone or within a tar."""
 
     name: str
-    """By which results know it."""
+    """Name in results."""
     file: str
-    """Path or address of it, or of its tar."""
+    """Path or address of the file or its tar."""
     offset: int = 0
     size: int | None = None
-    """Bytes of a tar's member; None for the whole of `file`."""
+    """Size of a tar's member in bytes; None for a whole file."""
 
     @contextmanager
     def open(self) -> Iterator[Path]:
-        """Lend a local file. What lies elsewhere is copied in pieces, since it may be larger than the memory.
+        """Provide the recording as a local file, temporarily copied from tars and other storage.
 
-        Raises StoreError if it can't be read.
+        Copies in pieces, because recordings can exceed the memory. Raises StoreError for read errors.
         """
         if "://" not in self.file and self.size is None:
             yield Path(self.file)
@@ -63,10 +63,10 @@ class MediaFile:
 
 
 def list_media_files(paths: Iterable[str]) -> Iterator[MediaFile]:
-    """Yield what paths and addresses name. Raises InputError for one that holds no audio.
+    """Yield the recordings at paths and addresses. Raises InputError for a path without audio.
 
-    Folders and s3:// prefixes are searched at any depth, a tar is listed without unpacking it, and a `.txt` has a path
-    or address per line; relative ones count from its folder.
+    Searches folders and s3:// prefixes recursively, lists tars without unpacking, and reads a path or address per line
+    from `.txt` files; relative paths start at the folder of the `.txt`.
     """
     for path in paths:
         if path.endswith(LIST):
@@ -84,17 +84,17 @@ def list_media_files(paths: Iterable[str]) -> Iterator[MediaFile]:
 
 
 def _storable(name: str) -> str:
-    """Escape bytes that are not UTF-8. Python keeps them as surrogates, which no table takes."""
+    """Escape bytes that are not UTF-8. Python represents them as surrogates, which Arrow tables can't store."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def find_audio(paths: Iterable[str]) -> Iterator[str]:
-    """Yield local files as given, and those of folders by name. Raises InputError for a folder that holds no audio."""
+    """Yield files as given and the media files of folders, sorted. Raises InputError for a folder without audio."""
     for path in paths:
         if not Path(path).is_dir():
             yield path
             continue
-        # Hidden files are what macOS leaves beside recordings, under the same extension.
+        # macOS leaves hidden files with the same extension beside recordings.
         found = (file for file in Path(path).rglob("*") if is_media(file.name) and not file.name.startswith("."))
         names = sorted(map(str, found))
         if not names:

@@ -1,4 +1,4 @@
-"""Names of media files in published copies and downloads of AudioSet → the segment that they hold."""
+"""Parse the names of media files in published copies and downloads of AudioSet."""
 
 import re
 from pathlib import PurePosixPath
@@ -8,7 +8,7 @@ from pipeline.audio.container import EXTENSIONS
 from pipeline.errors import ConfigError
 
 PREFIXES = ("", "Y", "id_")
-"""Prefixes of the id: PANNs' archives and DCASE's downloader write `Y`, others `id_`."""
+"""Prefixes of the id: PANNs' archives and DCASE's downloader write `Y`, some scripts `id_`."""
 NAME = re.compile(r"(?P<ytid>[A-Za-z0-9_-]{11})(?:[_-](?P<start>\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?")
 """`{ytid}`, `{ytid}_{start}` and `{ytid}_{start}_{end}`, with `_` or `-` as separator."""
 

@@ -1,4 +1,4 @@
-"""Proxies to ask through. Each is an address with a rate limit of its own."""
+"""Proxies for requests. Each proxy has its own rate limit."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +14,9 @@ MAX_NAMED = 5
 
 
 def read_proxies(config: FetchConfig) -> tuple[str, ...]:
-    """Read the addresses of the proxies, such as http://user:secret@host:3128, and connect to each once.
+    """Read the addresses of proxies, such as http://user:secret@host:3128, and test a connection to each.
 
-    Raises ConfigError if the file can't be read, a line is no such address, or a proxy can't be reached: all clips
-    asked for through it would fail.
+    Raises ConfigError if the file can't be read, a line is not an address, or a proxy is unreachable.
     """
     if not config.proxies:
         return ()
@@ -28,7 +27,7 @@ def read_proxies(config: FetchConfig) -> tuple[str, ...]:
     proxies = tuple(filter(None, lines))
     bad_lines = [number for number, line in enumerate(lines, 1) if line and not _split(line)]
     if bad_lines or not proxies:
-        found = f"another text in line {bad_lines[0]}" if bad_lines else "an empty file"
+        found = f"other text in line {bad_lines[0]}" if bad_lines else "an empty file"
         raise ConfigError(f"{config.proxies}: expected an address such as http://host:3128 per line, found {found}")
     with ThreadPoolExecutor(min(32, len(proxies))) as pool:
         errors = list(pool.map(_connect, proxies))
@@ -43,7 +42,7 @@ def read_proxies(config: FetchConfig) -> tuple[str, ...]:
 
 
 def host_of(proxy: str) -> str:
-    """Return host and port of a proxy, without the user and the password, for messages."""
+    """Return a proxy's host and port for messages, without user and password."""
     parts = _split(proxy)
     return f"{parts.hostname}:{parts.port or DEFAULT_PORTS[parts.scheme]}" if parts else "?"
 
@@ -58,7 +57,7 @@ def _split(proxy: str) -> SplitResult | None:
 
 
 def _connect(proxy: str) -> str | None:
-    """Return what went wrong, None if the proxy takes connections."""
+    """Return the error of a connection attempt, or None if the proxy accepts connections."""
     host, port = host_of(proxy).rsplit(":", 1)
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()

@@ -1,7 +1,7 @@
-"""Rate limits: each address that asks the source has its own spacing and its own circuit breaker.
+"""Rate limits and circuit breakers per address. One limiter serves all workers of a run.
 
-An address that is told that it asks too often, or whose clips fail one after the other, cools down. Afterwards few
-clips probe; the first answer closes the circuit. One limiter serves all workers of a run.
+An address cools down if the source throttles it or if clip after clip fails. Then it sends single probes, and the first
+answer closes the circuit.
 """
 
 import logging
@@ -19,32 +19,32 @@ from pipeline.config import RateLimitConfig
 log = logging.getLogger(__name__)
 SECONDS_PER_HOUR = 3600.0
 MIN_COOLDOWN_S = 1.0
-"""Whatever a `Retry-After` says."""
+"""Shortest cooldown, even if `Retry-After` requests less."""
 PROBE_S = 120.0
-"""How long nobody else asks while a throttled address probes. A probe that never comes back is forgotten then."""
+"""Seconds for which a probing address gets no other permit. A probe without a result is forgotten afterwards."""
 PROBE_POLL_S = 1.0
-"""How often the others look for the probe's answer."""
+"""Interval at which workers ask again while a probe runs."""
 MAX_FAILURES_IN_A_ROW = 5
-"""Different clips that may fail one after the other before it is the source that fails."""
-LOCAL = "here"
+"""Different clips that fail in a row before the source counts as down."""
+LOCAL_ADDRESS = "local"
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave to ask once, from this address."""
+    """Permit for one request from this address."""
 
     address: str
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """No leave yet: ask again in a while."""
+    """No permit yet; retry after `seconds`."""
 
     seconds: float
     is_cooldown: bool
-    """Every address is cooling down, so it may take long."""
+    """Every address cools down, so the wait may be long."""
     is_outage: bool = False
-    """It is because the source doesn't answer: clips that just failed are no worse than others."""
+    """The source is down, so the clips that just failed are due again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +52,28 @@ class LimiterStatus:
     """State of a run's requests to its source."""
 
     idle_s: float
-    """Seconds since the last answer, or the start."""
+    """Seconds since the last answer or the start."""
     num_throttled: int
-    """Answers that an address asks too often."""
+    """Throttled requests."""
     outage: str
-    """The last failure of a source that doesn't answer; empty while it does."""
+    """The last failure before the source counted as down; empty otherwise."""
 
 
 class RateLimiter(Protocol):
-    """A worker's side: asked before each attempt, told after it."""
+    """The interface for workers, which acquire a permit before each attempt and report its outcome."""
 
     def acquire(self) -> Permit | Wait: ...
 
     def report_success(self, permit: Permit) -> None:
-        """Report an answer, be it that there is no such clip."""
+        """Report an answer from the source, including "no such clip"."""
         ...
 
     def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None) -> int:
-        """Report that the address asks too often; return how often this clip was answered so."""
+        """Report that the source throttled the address; return the number of such reports for this clip."""
         ...
 
     def report_outage(self, permit: Permit, key: str, detail: str) -> bool:
-        """Report a failure that may be the source's; return whether it is, so that it doesn't count for the clip."""
+        """Report a failure that may be an outage; return True if it is one and so doesn't count for the clip."""
         ...
 
     def status(self) -> LimiterStatus: ...
@@ -82,21 +82,21 @@ class RateLimiter(Protocol):
 @dataclass
 class _Address:
     next_s: float = 0.0
-    """Nobody asks before."""
+    """Earliest time of the next permit."""
     cool_at_s: float = 0.0
     """Time at which the cooldown ends."""
     pauses: Iterator[float] | None = None
-    """The next cooldowns; none while the circuit is closed."""
+    """Lengths of the next cooldowns; None while the circuit is closed."""
     probe_every_s: float = 0.0
-    """Spacing of the questions between a cooldown and the first answer."""
+    """Seconds between probes after a cooldown, until the first answer."""
     failed_keys: set[str] = field(default_factory=set)
     """Clips that failed since the last answer or cooldown."""
     outage: str = ""
-    """The last of the failures for which it cools down."""
+    """The failure that opened the circuit."""
 
 
 class LocalRateLimiter:
-    """The limits of all addresses, kept in one process. May be used from several threads."""
+    """Limits of all addresses in one process. Thread-safe."""
 
     def __init__(
         self,
@@ -116,26 +116,25 @@ class LocalRateLimiter:
         self._lock = threading.Lock()
 
     def __reduce__(self):
-        """A copy in another process keeps limits of its own."""
+        """Pickle the settings only: a copy in another process starts with fresh limits."""
         return type(self), (self.config, self.clips_per_hour)
 
-    def acquire(self, addresses: Sequence[str] = (LOCAL,)) -> Permit | Wait:
-        """Give leave to the address that may ask soonest, or say when to ask again."""
+    def acquire(self, addresses: Sequence[str] = (LOCAL_ADDRESS,)) -> Permit | Wait:
+        """Return a permit for the address that is free first, or the time to wait for it."""
         with self._lock:
             now_s = self._clock()
-            # The address that is free first, so that one that cools down does not hold up the others.
             name = min(addresses, key=lambda name: max(self._addresses[name].next_s, self._addresses[name].cool_at_s))
             address = self._addresses[name]
             wait_s = max(address.next_s, address.cool_at_s) - now_s
             if wait_s > 0:
                 if all(self._addresses[each].cool_at_s > now_s for each in addresses):
                     return Wait(wait_s, is_cooldown=True, is_outage=bool(address.outage))
-                # A probe is out. Its answer may come any moment and let the others go on at once.
+                # A probe's answer may close the circuit at any moment, so poll.
                 return Wait(min(wait_s, PROBE_POLL_S) if address.pauses else wait_s, is_cooldown=False)
-            if address.pauses:  # half-open: few questions until the first answer
+            if address.pauses:  # the circuit is half-open
                 address.next_s = now_s + address.probe_every_s
             elif self.clips_per_hour:
-                # Even spacing would be as conspicuous as bursts.
+                # Sources could recognise evenly spaced requests as automated.
                 jitter = self._rng.uniform(1 - JITTER, 1 + JITTER)
                 address.next_s = now_s + SECONDS_PER_HOUR / self.clips_per_hour * jitter
             return Permit(name)
@@ -145,15 +144,15 @@ class LocalRateLimiter:
             now_s = self._last_answer_s = self._clock()
             address = self._addresses[permit.address]
             address.failed_keys.clear()
-            # During a cooldown it is a late answer to what was asked before: it says nothing of now.
+            # An answer during a cooldown belongs to an earlier request and doesn't close the circuit.
             if address.pauses and address.cool_at_s <= now_s:
                 address.pauses, address.next_s, address.outage = None, now_s, ""
 
     def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None = None) -> int:
         with self._lock:
             address = self._addresses[permit.address]
-            # Clips under way when the first was refused are refused too; they must not double the cooldown each.
-            if not self._is_cooling(address):
+            # Requests in flight are refused as well. They must not lengthen the cooldown.
+            if not self._cools_down(address):
                 pause_s = self._cool_down(address, self.config.cooldown_s, PROBE_S, retry_after_s)
                 log.warning("an address was throttled: cooling down for %.0f s", pause_s)
             self._num_throttled[key] += 1
@@ -162,9 +161,9 @@ class LocalRateLimiter:
     def report_outage(self, permit: Permit, key: str, detail: str) -> bool:
         with self._lock:
             address = self._addresses[permit.address]
-            if self._is_cooling(address):
+            if self._cools_down(address):
                 return True
-            # Different clips, and as many again after each cooldown: one that never works must not stop the others.
+            # Count different clips, and start again after each cooldown: a single broken clip must not stop the rest.
             address.failed_keys.add(key)
             if len(address.failed_keys) < MAX_FAILURES_IN_A_ROW:
                 return False
@@ -178,19 +177,19 @@ class LocalRateLimiter:
             outage = next((address.outage for address in self._addresses.values() if address.outage), "")
             return LimiterStatus(self._clock() - self._last_answer_s, self._num_throttled.total(), outage)
 
-    def _is_cooling(self, address: _Address) -> bool:
-        """Whether it is cooling down; answers to what was asked before don't prolong that."""
+    def _cools_down(self, address: _Address) -> bool:
         return address.cool_at_s > self._clock()
 
     def _cool_down(
         self, address: _Address, first_s: float, probe_every_s: float, retry_after_s: float | None = None
     ) -> float:
-        """Start a cooldown, longer each time until an answer comes; return its seconds."""
+        """Start a cooldown, longer than the one before until an answer comes; return its length in seconds."""
         max_s = self.config.max_cooldown_s
         address.pauses = address.pauses or backoff(first_s, max_s, self._rng)
         pause_s = next(address.pauses)
-        if retry_after_s is not None:  # bounded: a server may ask for a thousand years
-            # With jitter, or all addresses that were refused together would come back together.
+        if retry_after_s is not None:
+            # `backoff` bounds absurd values and adds jitter, because addresses throttled together must not return
+            # together.
             pause_s = next(backoff(max(retry_after_s, MIN_COOLDOWN_S), max_s, self._rng))
         address.cool_at_s, address.next_s, address.probe_every_s = self._clock() + pause_s, 0.0, probe_every_s
         address.failed_keys.clear()

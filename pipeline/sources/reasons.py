@@ -1,8 +1,8 @@
 """Failure reasons for HTTP statuses, yt-dlp's exceptions and YouTube's messages.
 
-yt-dlp passes most of YouTube's causes on as text only (`playabilityStatus` in its `extractor/youtube/_video.py`), so
-the text decides, then the exceptions below it. What is not recognised is `unknown`: it is retried, and its number in
-the report shows when YouTube has found new words.
+yt-dlp reports most of YouTube's causes as text only (`playabilityStatus` in its `extractor/youtube/_video.py`), so the
+text decides first and the chained exceptions second. Unrecognised messages become `unknown` and are retried. Their
+count in the report shows when YouTube changes its messages.
 """
 
 import re
@@ -25,8 +25,8 @@ REASON_OF_STATUS = {
     451: Reason.COUNTRY_BLOCKED,
 }
 
-# YouTube says in a page with status 200 that a video is gone. Its error statuses are about the request: a 403 mostly
-# means that the address or the client is refused for a while, a 404 or 410 that a media address has expired.
+# YouTube reports missing videos in a page with status 200. Its error statuses concern the request: 403 usually means
+# that it refuses the address or client for a while, 404 and 410 that a media address has expired.
 YOUTUBE_REASON_OF_STATUS = REASON_OF_STATUS | {
     400: Reason.EXTRACTION_FAILED,
     403: Reason.BLOCKED,
@@ -35,16 +35,16 @@ YOUTUBE_REASON_OF_STATUS = REASON_OF_STATUS | {
     416: Reason.TRUNCATED,
 }
 
-# The first pattern that is found decides, so what is narrower stands before what is wider.
+# The first matching pattern decides, so specific patterns precede general patterns.
 REASON_OF_TEXT = [
-    # Throttling first: it says nothing of the clip, and its hints mention signing in.
+    # Throttling comes first because its messages also mention signing in.
     (r"not a bot|captcha|unusual traffic", Reason.BOT_CHECK),
     (r"ip is likely being blocked", Reason.BLOCKED),
     (r"error occurred|something went wrong|unknown error|incomplete data received", Reason.SERVER_ERROR),
     (r"try again later|rate-limited|too many requests", Reason.RATE_LIMITED),
     (r"premieres? (in|will)|will begin|check back later|still being processed", Reason.NOT_READY),
-    # These depend on the player client that yt-dlp pretends to be. They mention owners and blocking, so they stand
-    # before copyright and before "video unavailable".
+    # These depend on the player client that yt-dlp imitates. They mention owners and blocking, so they precede
+    # copyright and "video unavailable".
     (r"playback on other websites|display on this website|player configuration error", Reason.CLIENT_REFUSED),
     (r"(un|not )available on this (device|app)|no longer supported in this", Reason.CLIENT_REFUSED),
     (r"latest version of youtube|drm protected", Reason.CLIENT_REFUSED),
@@ -52,7 +52,7 @@ REASON_OF_TEXT = [
     (r"private video|video is private", Reason.PRIVATE),
     (r"account associated with this video has been terminated", Reason.ACCOUNT_TERMINATED),
     (r"account has been (terminated|suspended)|closed their youtube account", Reason.ACCOUNT_TERMINATED),
-    # A claim that holds in one country only comes before claims that hold everywhere.
+    # Claims in one country precede claims that hold everywhere.
     (r"in your country|from your location|in your region|country domain", Reason.COUNTRY_BLOCKED),
     (r"copyright|trademark|counterfeit", Reason.COPYRIGHT),
     (r"has been removed|violat(es|ed|ing) youtube|legal complaint|court order", Reason.REMOVED),
@@ -61,17 +61,17 @@ REASON_OF_TEXT = [
     (r"requires payment|purchase|registered users", Reason.LOGIN_REQUIRED),
     (r"sign in|log ?in (required|details)|login required|caller does not have permission", Reason.LOGIN_REQUIRED),
     (r"network administrator", Reason.FORBIDDEN),
-    # Not YouTube's bare "This content isn't available", which also comes when it throttles.
+    # Except YouTube's bare "This content isn't available", which it also sends when it throttles.
     (r"video (is )?(unavailable|not available)(?!.*this content isn't)", Reason.NOT_FOUND),
     (r"(isn't|is not|no longer) available any ?more|video is no longer available", Reason.NOT_FOUND),
     (r"live event has ended|recording is not available", Reason.NOT_FOUND),
     (r"incomplete youtube id|does not exist", Reason.NOT_FOUND),
-    # The downloader passes the network's errors on as text, too.
+    # yt-dlp's downloader reports network errors as text.
     (r"\d+ more expected|downloaded \d+ bytes, expected|content too short|conflicting range", Reason.TRUNCATED),
     (r"fragment \d+ not found|file is empty|any data blocks", Reason.TRUNCATED),
     (r"timed out", Reason.TIMED_OUT),
     (r"connection (reset|refused|aborted|broken)|getaddrinfo|remote end closed", Reason.CONNECTION),
-    # yt-dlp did not understand YouTube, which mostly means that a newer version does.
+    # yt-dlp didn't understand YouTube's answer. Usually a newer version does.
     (r"(failed|unable) to (extract|parse)|cannot (identify player|extract)|please report this issue|"
      r"no video formats found|requested format is not available|page needs to be reloaded|"
      r"precondition check failed|invalid argument|live dash videos|initialization fragment", Reason.EXTRACTION_FAILED),
@@ -79,7 +79,7 @@ REASON_OF_TEXT = [
 
 NOT_UNDERSTOOD = (Reason.UNKNOWN, Reason.EXTRACTION_FAILED)
 
-# Every other clip would fail in the same way, so the run ends and a person repairs this.
+# All clips would fail in the same way, so these errors end the run.
 RUN_ERROR_OF_TEXT: list[tuple[str, type[AudioTaggingError], str]] = [
     (
         r"407 proxy auth|HTTP Error 407|invalid password|authentication methods were rejected",
@@ -99,7 +99,7 @@ RUN_ERROR_OF_TEXT: list[tuple[str, type[AudioTaggingError], str]] = [
     (
         r"no player clients have been requested",
         ConfigError,
-        "no player client is left; correct --youtube.clients, or leave it out",
+        "no player client is left; correct or omit --youtube.clients",
     ),
     (
         r"no supported javascript runtime",
@@ -110,21 +110,21 @@ RUN_ERROR_OF_TEXT: list[tuple[str, type[AudioTaggingError], str]] = [
 
 
 def excerpt(text: object) -> str:
-    """Return the beginning of a foreign message as it is, for a clip's detail, without a terminal's colours."""
+    """Return the start of a foreign message, without terminal colours, for a clip's detail."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(text)).strip()
     return plain if len(plain) <= MAX_QUOTED_CHARS else plain[: MAX_QUOTED_CHARS - 1] + "…"
 
 
 def reason_of_status(status: int, reasons: dict[int, Reason] = REASON_OF_STATUS) -> Reason:
     """Classify an unsuccessful HTTP status."""
-    # A 3xx arrives here only from a redirect that leads nowhere or in a circle.
-    is_servers = status >= 500 or 300 <= status < 400
-    return reasons.get(status, Reason.SERVER_ERROR if is_servers else Reason.UNKNOWN)
+    # A 3xx status arrives here only after redirects without a target or in a circle.
+    is_server_error = status >= 500 or 300 <= status < 400
+    return reasons.get(status, Reason.SERVER_ERROR if is_server_error else Reason.UNKNOWN)
 
 
 def reason_of_text(text: str) -> Reason:
-    """Classify a message of YouTube or yt-dlp."""
-    # Not the warning that formats without a PO token "may yield HTTP Error 403".
+    """Classify a message from YouTube or yt-dlp."""
+    # Except the warning that formats without a PO token "may yield HTTP Error 403".
     if status := re.search(r"(?<!yield )HTTP Error (\d{3})", text):
         return reason_of_status(int(status[1]), YOUTUBE_REASON_OF_STATUS)
     text = text.replace("’", "'").lower()
@@ -132,9 +132,9 @@ def reason_of_text(text: str) -> Reason:
 
 
 def failure_of(error: BaseException, warnings: Sequence[str] = ()) -> Failure:
-    """Classify what yt-dlp raised, after the warnings that led to it.
+    """Classify an exception from yt-dlp, with the help of the warnings before it.
 
-    Raises ConfigError or StoreError if the run is at fault, not the clip.
+    Raises ConfigError or StoreError for problems of the whole run.
     """
     chain = list(_causes(error))
     _raise_run_error([*map(str, chain), *warnings])
@@ -145,10 +145,10 @@ def failure_of(error: BaseException, warnings: Sequence[str] = ()) -> Failure:
     reason = by_exception if by_text is Reason.UNKNOWN else by_text
     if reason not in NOT_UNDERSTOOD:
         return Failure(reason, detail)
-    # yt-dlp asks several clients and warns why each one failed; its error only says that none is left.
+    # yt-dlp tries several clients and warns about each failure; its error only says that no client is left.
     causes = [(reason_of_text(warning), warning) for warning in warnings]
     causes = [(cause, warning) for cause, warning in causes if cause not in NOT_UNDERSTOOD]
-    # An address that is throttled must pause, whatever else went wrong.
+    # A throttled address must pause, so throttling outranks further causes.
     causes.sort(key=lambda pair: pair[0].category is not FailureCategory.THROTTLED)
     return Failure(causes[0][0], f"{detail} ({excerpt(causes[0][1])})") if causes else Failure(reason, detail)
 
@@ -161,7 +161,7 @@ def _raise_run_error(messages: Sequence[str]) -> None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and what lies below it: yt-dlp keeps that in `exc_info` or `cause`."""
+    """Yield the error and its causes, which yt-dlp stores in `exc_info` or `cause`."""
     seen: set[int] = set()
     while isinstance(error, BaseException) and id(error) not in seen:
         yield error
@@ -184,7 +184,7 @@ def _reason_of_exception(error: BaseException) -> Reason | None:
         case TimeoutError():
             return Reason.TIMED_OUT
         case TransportError():
-            # Its cause, further down, may be a time-out.
+            # A time-out may appear only further down the chain.
             timed_out = any(isinstance(cause, TimeoutError) for cause in _causes(error))
             return Reason.TIMED_OUT if timed_out or "timed out" in str(error) else Reason.CONNECTION
     return None

@@ -1,4 +1,4 @@
-"""Media files that a table lists by id."""
+"""Media files listed in a table of ids and paths."""
 
 import csv
 from pathlib import Path
@@ -11,7 +11,7 @@ HEADER = ["id", "path"]
 
 
 class ListedSource:
-    """Media as a table of id and path lists them; each file is whole, so a segment's times are those of its file."""
+    """A source of the files that a table lists. A segment's times count from the start of its file."""
 
     def __init__(self, table: str, config: FetchConfig):
         self.table, self.config = table, config
@@ -20,22 +20,22 @@ class ListedSource:
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
         path = self.path_of.get(segment.ytid)
         if path is None:
-            return Failure(Reason.NOT_FOUND, f"no row of {segment.ytid} in {self.table}")
+            return Failure(Reason.NOT_FOUND, f"no row for {segment.ytid} in {self.table}")
         try:
             if not path.is_file():
-                return Failure(Reason.NOT_FOUND, f"no file at {quote(path)}, which {self.table} names")
+                return Failure(Reason.NOT_FOUND, f"no file at {quote(path)}, listed in {self.table}")
             num_bytes = path.stat().st_size
-        except OSError as error:  # such as a name that is too long
-            return Failure(Reason.NOT_FOUND, f"{segment.ytid} of {self.table}: {describe(error)}")
+        except OSError as error:  # for example, the name is too long
+            return Failure(Reason.NOT_FOUND, f"{segment.ytid} in {self.table}: {describe(error)}")
         if num_bytes > self.config.max_media_bytes:
             return Failure(Reason.TOO_LARGE, f"{path}: {num_bytes} bytes, the limit is {self.config.max_media_bytes}")
         return Media(path, source=str(path))
 
 
 def read_media_table(path: str) -> dict[str, Path]:
-    """Read where the file of each id lies; relative paths count from the table's folder.
+    """Read the path of each id's file; relative paths start at the table's folder.
 
-    Raises InputError, with the line, if it is not a table of id and path.
+    Raises InputError, with the line, for other tables.
     """
     path_of: dict[str, Path] = {}
     try:

@@ -1,4 +1,4 @@
-"""Media from YouTube through yt-dlp, in processes that can be killed."""
+"""Fetch media from YouTube with yt-dlp, in processes that can be killed."""
 
 import json
 import os
@@ -23,15 +23,15 @@ from pipeline.store.scratch import clear_scratch, make_scratch
 
 WATCH_PAGE = "https://www.youtube.com/watch?v={ytid}"
 IDLE_S = 12.0
-"""How long a process waits for the next video. It is the time between two of a guest session's 300 requests an hour, so
-about as many processes are alive as the rate limit keeps busy, however many threads and Ray workers there are."""
+"""Seconds before an idle process ends: the interval between two of a guest session's 300 requests per hour. Thus the
+rate limit determines the number of live processes, regardless of threads and Ray workers."""
 RUN_ERRORS = {error.__name__: error for error in (ConfigError, StoreError)}
 
 
 class YouTubeSource:
-    """Fetches the smallest audio-only format of each video, one video at a time per process.
+    """YouTube as a source: the smallest audio-only format of each video, one video at a time per process.
 
-    `address` and `extractors` are those of other sites in tests.
+    Tests replace `address` and `extractors` to fetch from another site.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class YouTubeSource:
         self._start_pool()
 
     def check(self) -> None:
-        """Check what yt-dlp needs before the first request. Raises ConfigError with what to install or correct."""
+        """Check yt-dlp's requirements before the first request. Raises ConfigError that names the repair."""
         check_youtube(self.config, self._cookies, self._po_tokens)
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
-        """Fetch a video's audio. Raises ConfigError or StoreError if not the clip but the run is at fault."""
+        """Fetch a video's audio. Raises ConfigError or StoreError for problems of the whole run."""
         address = self.address.format(ytid=segment.ytid)
         with self._process() as process:
             answer = process.request(self._request(address, process, proxy), self.fetch_config.deadline_s)
@@ -101,9 +101,9 @@ class YouTubeSource:
 
     @contextmanager
     def _process(self) -> Iterator["YouTubeProcess"]:
-        """Lend a process. One that died, or that fetched its share of videos, is ended: yt-dlp leaks memory."""
+        """Borrow a process. Processes end after `videos_per_process` videos, because yt-dlp leaks memory."""
         with self._lock:
-            # The last one that came back, so that those no longer needed stay idle and end.
+            # Reuse the last one returned, so that surplus processes stay idle and end.
             process = self._idle.pop() if self._idle else None
         process = process or YouTubeProcess(self._cookies)
         try:
@@ -136,20 +136,20 @@ class YouTubeSource:
 
 
 class YouTubeProcess:
-    """A process of `youtube_worker` with a folder of its own."""
+    """A `youtube_worker` process with its own folder."""
 
     def __init__(self, cookies: str):
         try:
             clear_scratch(Path(tempfile.gettempdir()))
             self._home = make_scratch(Path(tempfile.gettempdir()))
             self.cookies = self._home / "cookies.txt"
-            if cookies:  # yt-dlp writes the file back, so no two processes may share one
+            if cookies:  # yt-dlp rewrites the file, so each process needs its own
                 self.cookies.touch(mode=0o600)
                 self.cookies.write_text(cookies)
             folder = self._home / "media"
             folder.mkdir()
             command = [sys.executable, "-m", "pipeline.sources.youtube_worker", str(folder)]
-            # A group of its own: what yt-dlp starts is killed with it.
+            # A process group of its own, so that killing it also kills yt-dlp's child processes.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0
             )
@@ -164,7 +164,7 @@ class YouTubeProcess:
         return self._process.poll() is None
 
     def request(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any] | None:
-        """Return the answer; None, and the process is dead, if there was none in time."""
+        """Return the answer; kill the process and return None after the deadline."""
         assert self._process.stdin and self._process.stdout
         self.num_requests += 1
         try:
@@ -179,7 +179,7 @@ class YouTubeProcess:
             line = b""
         if line.endswith(b"\n"):
             return json.loads(line)
-        # Its end of the pipe closes a moment before the exit status is there.
+        # The pipe closes shortly before the exit status is available.
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         self.end()

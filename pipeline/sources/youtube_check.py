@@ -1,4 +1,4 @@
-"""Checks of what yt-dlp needs for YouTube, made once, before the first of the few requests an hour is spent."""
+"""Check yt-dlp's requirements for YouTube once, before spending the first of the few requests per hour."""
 
 import logging
 import re
@@ -26,10 +26,9 @@ CLIENT_SETS = ("default", "all")
 
 
 def check_youtube(config: YouTubeConfig, cookies: str, po_tokens: list[str]) -> None:
-    """Check that yt-dlp can run YouTube's JavaScript, and that it understands the settings and the files they name.
+    """Check the JavaScript runtime, the settings and their files, and log the versions found. Raises ConfigError.
 
-    Logs what is there. yt-dlp itself skips what it can't use, with a warning, and then fetches less than it could.
-    Raises ConfigError.
+    yt-dlp itself only warns about settings that it can't use, and then fetches fewer clips.
     """
     runtime = check_js_runtime(config.js_runtime)
     check_ejs()
@@ -41,8 +40,8 @@ def check_youtube(config: YouTubeConfig, cookies: str, po_tokens: list[str]) -> 
     for token in po_tokens:
         if not re.fullmatch(r"[a-z_]+\.(gvs|player|subs)\+\S+", token):
             raise ConfigError(
-                f"{config.po_tokens}: expected PO tokens as CLIENT.CONTEXT+TOKEN, such as web.gvs+XXX, found one that"
-                " is not of that form"
+                f"{config.po_tokens}: expected PO tokens as CLIENT.CONTEXT+TOKEN, such as web.gvs+XXX, found another"
+                " form"
             )
     tokens = [f"{len(po_tokens)} of --youtube.po-tokens"] if po_tokens else []
     log.info(
@@ -53,12 +52,12 @@ def check_youtube(config: YouTubeConfig, cookies: str, po_tokens: list[str]) -> 
 
 
 def po_token_providers() -> list[str]:
-    """Name the plugins that make PO tokens, with their versions. yt-dlp finds them by itself; it brings none."""
+    """Return names and versions of the PO-token plugins that yt-dlp found; it contains none itself."""
     return [f"{provider.PROVIDER_NAME} {provider.PROVIDER_VERSION}" for provider in _pot_providers.value.values()]
 
 
 def check_impersonation(setting: str, youtube: Any) -> None:
-    """Check that curl_cffi is there and knows the browser."""
+    """Check that curl_cffi is installed and can impersonate the browser."""
     if not setting:
         return
     if curl_cffi is None:
@@ -67,35 +66,35 @@ def check_impersonation(setting: str, youtube: Any) -> None:
         )
     clients = sorted({target.client for target, _ in youtube._get_available_impersonate_targets()})
     try:
-        is_there = youtube._impersonate_target_available(ImpersonateTarget.from_str(setting))
+        is_available = youtube._impersonate_target_available(ImpersonateTarget.from_str(setting))
     except ValueError:
-        is_there = False
+        is_available = False
     if not clients:
         raise ConfigError(
             f"yt-dlp {__version__} does not work with this curl_cffi; install another with: pip"
             " install '.[impersonate]'"
         )
-    if not is_there:
+    if not is_available:
         raise ConfigError(
-            f"--youtube.impersonate: expected {', '.join(clients)}, perhaps with a version as in chrome-131, found"
+            f"--youtube.impersonate: expected {', '.join(clients)}, optionally with a version as in chrome-131, found"
             f" {setting!r}"
         )
 
 
 def check_js_runtime(setting: str) -> str:
-    """Start the runtime once; return its name and version. yt-dlp ignores one that it does not know or can't start."""
+    """Start the runtime once and return its name and version. yt-dlp ignores runtimes that are unknown or broken."""
     name, _, path = (setting or DEFAULT_RUNTIME).partition(":")
     runtimes = supported_js_runtimes.value
     if name not in runtimes:
         raise ConfigError(
-            f"--youtube.js-runtime: expected {', '.join(sorted(runtimes))}, or such a name and :PATH, found {setting!r}"
+            f"--youtube.js-runtime: expected {', '.join(sorted(runtimes))}, optionally with :PATH, found {setting!r}"
         )
     runtime = runtimes[name](path=path or None)
     if runtime.info is None:
-        where = f"at {path}" if path else "on the path"
+        where = f"at {path}" if path else "on the PATH"
         raise ConfigError(
-            f"found no JavaScript runtime {name} {where}, and YouTube's player has to be run; {INSTALL_RUNTIME}; or"
-            " name another with --youtube.js-runtime, such as node:/usr/bin/node"
+            f"found no JavaScript runtime {name} {where}, which YouTube's player needs; {INSTALL_RUNTIME}; or name"
+            " another with --youtube.js-runtime, such as node:/usr/bin/node"
         )
     if not runtime.info.supported:
         minimum = ".".join(map(str, runtime.MIN_SUPPORTED_VERSION))
@@ -107,7 +106,7 @@ def check_js_runtime(setting: str) -> str:
 
 
 def check_ejs() -> None:
-    """Check the scripts that solve the player's challenges: yt-dlp takes those of its own minor version only."""
+    """Check the version of yt-dlp-ejs, which solves the player's challenges: yt-dlp requires a specific minor one."""
     found = yt_dlp_ejs.version if yt_dlp_ejs else "none"
     if found.split(".")[:2] != EJS_VERSION.split(".")[:2]:
         raise ConfigError(
@@ -120,11 +119,11 @@ def check_clients(clients: tuple[str, ...]) -> None:
     known = [name for name in INNERTUBE_CLIENTS if not name.startswith("_")]
     for client in clients:
         if client.removeprefix("-") not in (*known, *CLIENT_SETS):
-            raise ConfigError(f"--youtube.clients: expected of {', '.join(known)}, found {client!r}")
+            raise ConfigError(f"--youtube.clients: expected one of {', '.join(known)}, found {client!r}")
 
 
 def check_cookies(text: str, path: str) -> None:
-    """Check Netscape's form: yt-dlp skips lines of another form, and then asks as a guest."""
+    """Check for Netscape's cookie format: yt-dlp skips other lines and continues as a guest."""
     lines = text.splitlines()
     cookies = [line for line in lines if line.strip() and (not line.startswith("#") or line.startswith("#HttpOnly_"))]
     bad_rows = [
@@ -141,6 +140,6 @@ def check_cookies(text: str, path: str) -> None:
     else:
         return
     raise ConfigError(
-        f"--youtube.cookies {path}: expected Netscape's form, which begins with '# Netscape HTTP Cookie File' and has"
-        f" {NUM_COOKIE_FIELDS} fields per line with tabs between, found {found}; export the cookies as cookies.txt"
+        f"--youtube.cookies {path}: expected Netscape's format, which starts with '# Netscape HTTP Cookie File' and has"
+        f" {NUM_COOKIE_FIELDS} tab-separated fields per line, found {found}; export the cookies as cookies.txt"
     )

@@ -1,7 +1,7 @@
-"""A process that runs yt-dlp: reads requests from stdin, one JSON line each, and answers each with one JSON line.
+"""A process that runs yt-dlp: it answers each JSON line from stdin with a JSON line.
 
-yt-dlp waits on servers, on FFmpeg and on a JavaScript runtime, and not all of these waits have a limit. A thread can't
-be stopped, a process can: the parent kills this one at a deadline. It ends by itself when its parent is gone.
+yt-dlp waits for servers, FFmpeg and a JavaScript runtime, partly without time limits. Threads can't be killed, so the
+parent kills this process at the deadline. The process ends when its parent does.
 """
 
 import json
@@ -23,13 +23,12 @@ from pipeline.errors import AudioTaggingError
 from pipeline.records import Failure, Reason
 from pipeline.sources.reasons import failure_of
 
-# `best` only for a video that has no audio-only format. "drc" marks audio whose dynamics YouTube has levelled.
-# No `download_ranges`: FFmpeg would fetch the stretch alone, but cuts at key frames, seconds away from where it was
-# asked to, and waits without a limit. The whole audio is fetched, and cut when it is decoded.
+# `best` is for videos without an audio-only format. "drc" marks audio with compressed dynamic range.
+# Don't use `download_ranges`: FFmpeg cuts at key frames, seconds off, and waits without a limit. Decoding cuts instead.
 FORMAT = "bestaudio[format_id!*=-drc]/bestaudio/best"
-# The first field counts most. `lang` is 10 for the original language, 5 for the default, -1 for a dubbed track and
-# -10 for an audio description; unless it is named here, yt-dlp sorts by it last. One file before many fragments, and
-# then the smallest: only the lower 8 kHz are used.
+# Most important field first. `lang` is 10 for the original language, 5 for the default, -1 for a dubbed track and -10
+# for an audio description; by default yt-dlp sorts by it last. `proto` prefers one file over fragments. Small files
+# suffice, because only frequencies below 8 kHz are used.
 FORMAT_SORT = ["lang", "proto", "+size", "+br"]
 SOCKET_TIMEOUT_S = 20
 
@@ -39,7 +38,7 @@ class TooLargeError(DownloadCancelled):
 
 
 class WarningRecorder:
-    """A logger for yt-dlp that keeps its warnings; errors come as exceptions."""
+    """A logger for yt-dlp that collects warnings; yt-dlp raises its errors as exceptions."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -54,7 +53,7 @@ class WarningRecorder:
 
 
 def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return yt-dlp's options: one audio-only file, downloaded natively, nothing converted, no other file written."""
+    """Return yt-dlp's options: download one audio-only file natively, without conversion and extra files."""
     max_bytes = request["max_bytes"]
 
     def check_size(progress: dict[str, Any]) -> None:
@@ -69,10 +68,10 @@ def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         "noplaylist": True,
         "hls_prefer_native": True,
         "fixup": "never",
-        # The parent repeats whole attempts, at the rate of the address.
+        # The parent retries, within the address's rate limit.
         "retries": 0,
         "fragment_retries": 1,
-        # A gap would shift all that follows it.
+        # A gap would shift all later audio.
         "skip_unavailable_fragments": False,
         "socket_timeout": SOCKET_TIMEOUT_S,
         "progress_hooks": [check_size],
@@ -88,17 +87,17 @@ def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def fetch(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Fetch one video, again if YouTube answers 403.
+    """Fetch one video; try once more after a 403.
 
-    A 403 for the media is often that of one server or of an address that has expired; only if fresh ones are refused,
-    too, is it likely that YouTube blocks us.
+    A 403 for media often comes from a single server or an expired media address. Only a second 403, for a fresh
+    address, suggests that YouTube blocks this client.
     """
     answer = attempt(request, folder)
     return attempt(request, folder) if answer.get("reason") == Reason.BLOCKED else answer
 
 
 def attempt(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return `file` and `source`, `reason` and `detail` of a failure, or `error` and `detail` if the run must end."""
+    """Return `file` and `source`, or `reason` and `detail` of a failure, or `error` and `detail` to end the run."""
     for file in folder.iterdir():
         file.unlink()
     address, log = request["address"], WarningRecorder()
@@ -110,7 +109,7 @@ def attempt(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             return as_answer(Failure(Reason.UNKNOWN, f"{address}: yt-dlp left no file and no error"))
     except TooLargeError as error:
         return as_answer(Failure(Reason.TOO_LARGE, f"{address}: {error}"))
-    except Exception as error:  # yt-dlp lets some of its bugs through; they are this clip's failure
+    except Exception as error:  # bugs in yt-dlp fail only this clip
         try:
             return as_answer(failure_of(error, log.warnings))
         except AudioTaggingError as run_error:
@@ -123,7 +122,7 @@ def as_answer(failure: Failure) -> dict[str, Any]:
 
 
 def read_requests(requests: "queue.Queue[str]", home: Path) -> None:
-    """Pass requests on; when the parent is gone, end at once, with whatever yt-dlp started, and leave no cookies."""
+    """Queue requests until the parent closes stdin, then delete the cookies and kill the process group."""
     for line in sys.stdin:
         requests.put(line)
     shutil.rmtree(home, ignore_errors=True)
@@ -132,9 +131,9 @@ def read_requests(requests: "queue.Queue[str]", home: Path) -> None:
 
 def main(folder: Path) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else may write between the answers
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keep yt-dlp's output out of the answers
     requests: queue.Queue[str] = queue.Queue()
-    # A thread, since the main one may wait on a server when the parent ends.
+    # In a thread, because the main thread may wait for a server when the parent ends.
     threading.Thread(target=read_requests, args=(requests, folder.parent), daemon=True).start()
     while True:
         print(json.dumps(fetch(json.loads(requests.get()), folder)), file=answers, flush=True)

@@ -186,5 +186,5 @@ def test_the_time_without_an_answer_is_known(limiter: LocalRateLimiter, clock: C
 
 def test_a_copy_in_another_process_starts_anew() -> None:
     limiter = LocalRateLimiter(CONFIG)
-    limiter.report_throttled(Permit("here"), "clip")
-    assert pickle.loads(pickle.dumps(limiter)).acquire() == Permit("here")
+    limiter.report_throttled(Permit("local"), "clip")
+    assert pickle.loads(pickle.dumps(limiter)).acquire() == Permit("local")

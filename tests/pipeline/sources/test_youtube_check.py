@@ -84,7 +84,7 @@ def test_clients_and_tokens_are_ones_that_yt_dlp_takes(deno: str, tmp_path: Path
     path = tmp_path / "tokens"
     path.write_text("web.gvs+secret\n")
     YouTubeSource(YouTubeConfig(js_runtime=deno, po_tokens=str(path), clients=("web", "-tv")), FetchConfig()).check()
-    with pytest.raises(ConfigError, match=r"--youtube.clients: expected of .*web.* found 'wbe'"):
+    with pytest.raises(ConfigError, match=r"--youtube.clients: expected one of .*web.* found 'wbe'"):
         YouTubeSource(YouTubeConfig(js_runtime=deno, clients=("wbe",)), FetchConfig()).check()
     path.write_text("web:secret\n")
     with pytest.raises(ConfigError, match=r"CLIENT.CONTEXT\+TOKEN") as raised:
@@ -165,5 +165,5 @@ def test_a_line_that_is_no_proxy_is_named_by_its_number(line: str, tmp_path: Pat
 def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
     path = tmp_path / "proxies"
     path.write_text("http://127.0.0.1:1\n\nhttp://one http://two\n")
-    with pytest.raises(ConfigError, match="found another text in line 3"):
+    with pytest.raises(ConfigError, match="found other text in line 3"):
         read_proxies(FetchConfig(proxies=str(path)))
