@@ -8,6 +8,7 @@ from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Param, Run, 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from ast_model.tracking.heartbeat import read_owner
 from ast_model.tracking.queue import Event, MetricsQueue, RefusedError
 from ast_model.tracking.tags import CHECKPOINT_TAG, EPOCH_TAG, SNAPSHOT_TAG
 from pipeline.errors import TrackingError
@@ -29,49 +30,62 @@ class Delivery:
     def __init__(self, client: MlflowClient, run_id: str):
         self.client, self.run_id = client, run_id
         self._run: Run | None = None
-        self._reached: dict[str, int] = {}
+        self._steps: dict[str, set[int]] = {}
 
     def __call__(self, events: Sequence[Event]) -> None:
         try:
-            self._run = self._run or self.client.get_run(self.run_id)
-            metrics: list[Metric] = []
-            for event in events:
-                if event["type"] == "metrics":
-                    metrics += self._new_metrics(event)
-                    continue
-                metrics = self._send(metrics)  # first, to keep the order: a run ends after its last metrics
-                if event["type"] == "checkpoint":
-                    self._log_checkpoint(event)
-                elif event["type"] == "params":
-                    log_params(self.client, self.run_id, event["values"])
-                else:
-                    self.client.set_terminated(self.run_id, event["status"], end_time=event["time_ms"])
-            self._send(metrics)
-        except MlflowException as error:
-            if error.error_code in TRANSIENT_ERRORS:
-                raise
-            raise RefusedError(error.message) from error
+            self._deliver(events)
+        except Exception as error:
+            self._run, self._steps = None, {}  # the server may have stored a part of the events
+            if isinstance(error, MlflowException) and error.error_code not in TRANSIENT_ERRORS:
+                raise RefusedError(error.message) from error
+            raise
 
-    def _send(self, metrics: list[Metric]) -> list[Metric]:
-        for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
-            self.client.log_batch(self.run_id, metrics[start : start + MAX_METRICS_PER_BATCH])
-        for metric in metrics:
-            self._reached[metric.key] = max(metric.step, self._reached.get(metric.key, metric.step))
+    def _deliver(self, events: Sequence[Event]) -> None:
+        self._run = self._run or self.client.get_run(self.run_id)
+        metrics: list[Metric] = []
+        for event in events:
+            if event["type"] == "metrics":
+                metrics += self._new_metrics(event)
+                continue
+            metrics = self._send(metrics)  # first, to keep the order: a run ends after its last metrics
+            if event["type"] == "checkpoint":
+                self._log_checkpoint(event)
+            elif event["type"] == "params":
+                log_params(self.client, self.run_id, event["values"])
+            elif not self._has_new_owner(event):
+                self.client.set_terminated(self.run_id, event["status"], end_time=event["time_ms"])
+        self._send(metrics)
+
+    def _send(self, metrics: Sequence[Metric]) -> list[Metric]:
+        unique = list({(metric.key, metric.step): metric for metric in metrics}.values())
+        for start in range(0, len(unique), MAX_METRICS_PER_BATCH):
+            self.client.log_batch(self.run_id, unique[start : start + MAX_METRICS_PER_BATCH])
+        for metric in unique:
+            self._steps[metric.key].add(metric.step)
         return []
+
+    def _has_new_owner(self, event: Event) -> bool:
+        """Return True if another process continued the run after this event, for example on another machine."""
+        owner = read_owner(self.client.get_run(self.run_id).data.tags)
+        return owner is not None and owner.seen_at * 1000 > event["time_ms"]
 
     def _new_metrics(self, event: Event, **more: str) -> list[Metric]:
         step, time_ms = event["step"], event["time_ms"]
-        values = {key: value for key, value in event["values"].items() if step > self._step_reached(key)}
+        values = {key: value for key, value in event["values"].items() if step not in self._known_steps(key)}
         return [Metric(key, value, time_ms, step, run_id=self.run_id, **more) for key, value in values.items()]
 
-    def _step_reached(self, key: str) -> int:
-        """Return the last step of a metric on the server; a resumed training logs only later steps."""
-        if key not in self._reached:
+    def _known_steps(self, key: str) -> set[int]:
+        """Return the steps of a metric on the server.
+
+        All steps rather than the last one, because another machine may deliver later steps first.
+        """
+        if key not in self._steps:
             assert self._run is not None
-            known = key in self._run.data.metrics
-            history = self.client.get_metric_history(self.run_id, key) if known else []
-            self._reached[key] = max((metric.step for metric in history), default=-1)
-        return self._reached[key]
+            is_known = key in self._run.data.metrics
+            history = self.client.get_metric_history(self.run_id, key) if is_known else []
+            self._steps[key] = {metric.step for metric in history}
+        return self._steps[key]
 
     def _log_checkpoint(self, event: Event) -> None:
         assert self._run is not None

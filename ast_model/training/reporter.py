@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ast_model.checkpoints.async_writer import SavedCheckpoint
+from ast_model.checkpoints.checkpoint import LoopState, list_checkpoints
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, predictions_name, save_predictions
@@ -27,6 +28,24 @@ class Reporter:
         if self.world.is_main:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             self.job.tracker.log_metrics(finite, step)
+
+    def log_history(self, history: Sequence[Metrics]) -> None:
+        """Log the epochs before a resume again, because their metrics may still be queued on a lost machine.
+
+        The tracker skips epochs that the server has.
+        """
+        if not self.world.is_main:
+            return
+        store, folder = self.job.store, self.job.folder
+        existing = list_checkpoints(store, folder)
+        for metrics in history:
+            epoch = int(metrics["epoch"])
+            name = LoopState(epoch=epoch).name
+            if f"{folder}/{name}" in existing and "eval/mAP" in metrics:
+                self.job.tracker.log_checkpoint(name, store.url(f"{folder}/{name}"), metrics)
+            else:
+                values = {key: value for key, value in metrics.items() if key != "epoch"}
+                self.job.tracker.log_metrics(values, epoch)
 
     def log_device(self, facts: Mapping[str, str]) -> None:
         """Log facts about the device."""

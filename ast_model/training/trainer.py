@@ -62,6 +62,7 @@ class Trainer:
         self.stepper = Stepper(self.state, job.config, job.normalisation, world)
         self.saver = Saver(job.store, job.folder, job.config.checkpoints, self.num_steps_done)
         self.reporter = Reporter(job, world)
+        self.reporter.log_history(self.state.loop.history)
         computed_gib = step_bytes(job.model, job.config, job.config.clips_at_a_time, world) / 2**30
         facts = {"device.memory_computed_gib": f"{computed_gib:.2f}"}
         self.reporter.log_device(describe_device(job.config, self.stepper.attention, world) | facts)

@@ -6,12 +6,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import Metric
 
+from ast_model.tracking import delivery
+from ast_model.tracking.heartbeat import owner_tag
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.tracking.server import check_server
 from ast_model.tracking.tags import OWNER_TAG
@@ -58,6 +61,48 @@ def test_resumed_training_continues_its_run_without_duplicate_steps(store: Store
     run.end("FINISHED")
     assert rows(store, "select status from runs") == [("FINISHED",)]
     assert steps(store, "train/loss") == list(range(1, 61))
+
+
+def test_events_of_a_lost_machine_are_delivered_after_later_steps(store: Store) -> None:
+    run = start_run(store, "x", {})
+    run.log_metrics({"eval/mAP": 0.1}, 1)
+    run.close()
+    # Another machine queued epoch 2 and the end of the run, and was lost before this one continued with epoch 3.
+    lost_ms = int(time.time() * 1000)
+    lost_events = [
+        {"type": "metrics", "step": 2, "values": {"eval/mAP": 0.2}, "time_ms": lost_ms},
+        {"type": "end", "status": "KILLED", "time_ms": lost_ms},
+    ]
+    run.log_tags(owner_tag())
+    run.log_metrics({"eval/mAP": 0.3}, 3)
+    run.end("FINISHED")
+    queue = delivery.queue_folder(run.uri) / f"{run.run_id}.jsonl"
+    queue.write_text("".join(f"{json.dumps(event)}\n" for event in lost_events))
+    delivery.deliver_leftover_events(run.client, run.uri)
+    assert steps(store, "eval/mAP") == [1, 2, 3]
+    assert rows(store, "select status from runs") == [("FINISHED",)]
+
+
+def test_repeated_and_partly_delivered_steps_are_stored_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start_run(store, "x", {})
+    run.close()
+    send = run.client.log_batch
+    monkeypatch.setattr(delivery, "MAX_METRICS_PER_BATCH", 2)
+    deliver = delivery.Delivery(run.client, run.run_id)
+    events = [{"type": "metrics", "step": n % 4, "values": {"train/loss": 1.0}, "time_ms": 1} for n in range(8)]
+
+    def fail_later(run_id: str, metrics: Sequence[Metric]) -> None:
+        if metrics[0].step >= 2:
+            raise OSError("connection lost")
+        send(run_id, metrics)
+
+    monkeypatch.setattr(run.client, "log_batch", fail_later)
+    with pytest.raises(OSError, match="connection lost"):
+        deliver(events)
+    monkeypatch.setattr(run.client, "log_batch", send)
+    deliver(events)
+    assert steps(store, "train/loss") == [0, 1, 2, 3]
+    run.end("FINISHED")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 
-from ast_model.checkpoints.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
+from ast_model.checkpoints.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint, remove_checkpoint
 from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, load_predictions, predictions_name
 from ast_model.losses import clip_losses
@@ -58,8 +58,12 @@ class Recorder:
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
         self.checkpoints: dict[str, str] = {}
+        self.repeated_epochs: dict[int, dict[str, float]] = {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        if "eval/mAP" in metrics:
+            self.repeated_epochs[step] = dict(metrics)
+            return
         assert step not in self.steps, "a step is logged once"
         self.steps[step] = dict(metrics)
 
@@ -148,6 +152,19 @@ def test_interrupted_training_resumes_bit_for_bit(snapshot: Snapshot, whole: tup
         assert expected is not None
         assert found.loop.name == expected.loop.name
         assert found.description["digests"] == expected.description["digests"]
+
+
+def test_resumed_training_logs_earlier_epochs_again(snapshot: Snapshot) -> None:
+    for _ in range(2):
+        train_an_epoch(make_job(snapshot, "moved"))
+    tracker = Trainer(make_job(snapshot, "moved"), ALONE).job.tracker
+    assert isinstance(tracker, Recorder)
+    assert [name[:10] for name in tracker.checkpoints] == ["epoch-0001", "epoch-0002"]
+    for name in list_checkpoints(snapshot.store, "runs/moved/checkpoints")[:-1]:
+        remove_checkpoint(snapshot.store, name)
+    tracker = Trainer(make_job(snapshot, "moved"), ALONE).job.tracker
+    assert isinstance(tracker, Recorder)
+    assert (list(tracker.repeated_epochs), len(tracker.checkpoints)) == ([1], 1)
 
 
 def test_damaged_checkpoint_costs_only_its_epoch(
