@@ -18,6 +18,8 @@ _CLASSES_PER_BLOCK = 64
 _RESAMPLES_PER_BLOCK = 50
 """Resamples that share one sort per class; more would only use more memory."""
 _HALF_WIDTH_OF_95_PERCENT = float(ndtri(0.975))
+_AUC_MARGIN = 1e-9
+"""Distance from 0 and 1 that bounds d′; no evaluation has enough pairs of clips to resolve a smaller one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class TaggingMetrics:
     auc: float
     """Mean area under the ROC curve over classes."""
     d_prime: float
-    """√2 times the normal quantile of the mean AUC."""
+    """√2 times the normal quantile of the mean AUC, at most 8.48 in absolute value."""
     average_precision: np.ndarray
     """(C,) average precision per class; NaN for a class without positives."""
     auc_per_class: np.ndarray
@@ -70,8 +72,11 @@ def tagging_metrics(scores: np.ndarray, targets: np.ndarray) -> TaggingMetrics:
 
 
 def d_prime(auc: float | np.ndarray) -> float | np.ndarray:
-    """Convert AUC to d′, the distance between two unit normal distributions with this AUC."""
-    return np.sqrt(2) * ndtri(auc)
+    """Convert AUC to d′, the distance between two unit normal distributions with this AUC.
+
+    A perfect AUC of 1 has an infinite d′, which JSON cannot represent, so the result is bounded by ±8.48.
+    """
+    return np.sqrt(2) * ndtri(np.clip(auc, _AUC_MARGIN, 1 - _AUC_MARGIN))
 
 
 def accuracy(scores: np.ndarray, targets: np.ndarray) -> float:

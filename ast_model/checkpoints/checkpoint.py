@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.errors import CorruptError, MismatchError
-from pipeline.store.storage import Store
+from pipeline.store.storage import Store, replace_non_finite
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ def add_evaluation(store: Store, folder: str, loop: LoopState, score: float) -> 
 
 
 def _write_description(store: Store, name: str, description: dict[str, Any]) -> None:
+    description = replace_non_finite(description)  # before the digest, which covers the content of the file
     store.write_json(f"{name}/{DESCRIPTION}", {**description, "digest": _digest(description)})
 
 

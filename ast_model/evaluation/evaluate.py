@@ -1,6 +1,7 @@
 """Score a model on a split, each clip exactly once on any number of ranks."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,11 +43,11 @@ class Evaluation:
 
     @property
     def metrics_by_name(self) -> dict[str, float]:
-        """Metrics by name, the main metric first."""
+        """Metrics by name, the main metric first. Omits undefined metrics, such as the AUC without negatives."""
         values = {"mAP": self.metrics.mAP, "auc": self.metrics.auc, "d_prime": self.metrics.d_prime}
         if self.main_metric == "accuracy":
-            return {"accuracy": accuracy(self.scores, self.targets), **values}
-        return values
+            values = {"accuracy": accuracy(self.scores, self.targets), **values}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """MLflow runs that survive restarts: one run per training, however often its processes die."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,8 +58,8 @@ class TrackedRun:
             return self.client.get_run(self.run_id).data.tags.get(NOTE_TAG, "")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue metrics. Steps that the server has from before a resume remain unchanged."""
-        self._post({"type": "metrics", "step": step, "values": dict(metrics)})
+        """Queue the finite metrics. Steps that the server has from before a resume remain unchanged."""
+        self._post({"type": "metrics", "step": step, "values": _finite(metrics)})
 
     def log_facts(self, facts: Mapping[str, str]) -> None:
         """Queue parameters that are known only once the training runs; otherwise like `log_params`."""
@@ -66,7 +67,7 @@ class TrackedRun:
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
         """Queue a saved checkpoint as a logged model with its address and its metrics. The step is the epoch."""
-        values = {key: value for key, value in metrics.items() if key != "epoch"}
+        values = {key: value for key, value in _finite(metrics).items() if key != "epoch"}
         event = {"type": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
         self._post({**event, "step": int(metrics["epoch"]), "values": values})
 
@@ -200,3 +201,8 @@ def to_tracked_run(client: MlflowClient, run: Run) -> TrackedRun:
 def dataset_name(store: Store) -> str:
     """Return the name of a store's dataset, which is the name of its folder."""
     return store.base.rsplit("/", 1)[-1]
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    # MLflow would store an infinite value as 1.8e308.
+    return {key: value for key, value in metrics.items() if math.isfinite(value)}

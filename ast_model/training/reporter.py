@@ -26,8 +26,7 @@ class Reporter:
     def log_steps(self, metrics: Metrics, step: int) -> None:
         """Log finite metrics at a step, counted since the start of the run."""
         if self.world.is_main:
-            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-            self.job.tracker.log_metrics(finite, step)
+            self.job.tracker.log_metrics(finite_metrics(metrics), step)
 
     def log_history(self, history: Sequence[Metrics]) -> None:
         """Log the epochs before a resume again, because their metrics may still be queued on a lost machine.
@@ -96,6 +95,11 @@ class Reporter:
                 self.job.tracker.log_checkpoint(AVERAGE, address, history[-1])
             elif "score" in checkpoint.description:
                 self.job.tracker.log_checkpoint(checkpoint.name.split("/")[-1], address, history[-1])
+
+
+def finite_metrics(metrics: Mapping[str, float | None]) -> Metrics:
+    """Omit metrics that are infinite, NaN or, as JSON represents both, None."""
+    return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
 
 
 def eval_metrics(evaluation: Evaluation, prefix: str) -> Metrics:

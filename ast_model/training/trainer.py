@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -23,7 +22,7 @@ from ast_model.training.job import StopSignal, TrainingJob
 from ast_model.training.memory import resolve_micro_batch, step_bytes
 from ast_model.training.optimizer import set_learning_rate
 from ast_model.training.plan import TrainingPlan
-from ast_model.training.reporter import Reporter, eval_metrics
+from ast_model.training.reporter import Reporter, eval_metrics, finite_metrics
 from ast_model.training.schedule import learning_rate_factor
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper, advice_on_memory
@@ -213,8 +212,9 @@ class Trainer:
         """Evaluate the finished epoch and add the results to its checkpoint."""
         loop = self.state.loop
         evaluation = self._evaluate(self.state.model)
-        loss = loop.loss_sum / loop.num_steps_taken if loop.num_steps_taken else math.nan
-        loop.history.append({"epoch": loop.epoch, "train/epoch_loss": loss, **eval_metrics(evaluation, "eval")})
+        # Without a single step that was not skipped, the epoch has no loss.
+        loss = {"train/epoch_loss": loop.loss_sum / loop.num_steps_taken} if loop.num_steps_taken else {}
+        loop.history.append({"epoch": loop.epoch, **loss, **eval_metrics(evaluation, "eval")})
         loop.loss_sum, loop.num_steps_taken = 0.0, 0
         if self.world.is_main:
             self.saver.submit_evaluation(loop, evaluation.metrics_by_name[evaluation.main_metric])
@@ -249,6 +249,8 @@ class Trainer:
         checkpoint = checkpoint or read_checkpoint(job.store, f"{job.folder}/{name}")
         check_same_job(job.run, job.settings, checkpoint.description)
         check_average(job.config, checkpoint.loop)
+        # Checkpoints of earlier versions may contain infinite metrics, which JSON cannot represent.
+        checkpoint.loop.history = [finite_metrics(metrics) for metrics in checkpoint.loop.history]
         self.state.restore(checkpoint)
         loop = self.state.loop
         log.info("resuming run %s in epoch %d after step %d", job.run, loop.epoch + 1, loop.step)

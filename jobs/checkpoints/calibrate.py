@@ -52,7 +52,7 @@ def calibrate_checkpoint(config: CalibrateConfig) -> None:
     columns = {"name": labels, "positives": targets.sum(axis=0), "threshold": np.round(final.thresholds, 4)}
     pd.DataFrame({**columns, "is_shared": final.is_shared}).to_csv(folder / "thresholds.csv", index=False)
     aside = folder / f".{CALIBRATION}"
-    aside.write_text(json.dumps(final.to_json(), indent=1), encoding="utf-8")
+    aside.write_text(json.dumps(final.to_json(), indent=1, allow_nan=False), encoding="utf-8")
     aside.replace(folder / CALIBRATION)
     if num_shared := sum(final.is_shared):
         log.warning("%d of %d classes have too few clips for their own fit, and share one", num_shared, len(labels))

@@ -50,7 +50,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     write_evaluation(folder, predictions, snapshot, ", ".join(config.checkpoints), config.classes)
     pd.DataFrame(rows).to_csv(folder / "checkpoints.csv", index=False)
     record = {"snapshot": snapshot.snapshot_id, **asdict(config), **metrics}
-    (folder / "metrics.json").write_text(json.dumps(record, indent=1))
+    (folder / "metrics.json").write_text(json.dumps(record, indent=1, allow_nan=False))
     num_scored = evaluation.metrics.num_classes_scored
     print(f"{len(evaluation.scores)} clips of {config.split}, {num_scored} classes scored: {folder}")
 

@@ -1,5 +1,6 @@
 """Summary printed at the end of the main job."""
 
+import math
 import shlex
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ def _training(summary: RunSummary) -> list[str]:
             name, prefix = f"epoch {metrics['epoch']:.0f}", "eval"
         else:
             name, prefix = "average of the last", "eval/average"
-        values = (metrics[f"{prefix}/{key}"] for key in ("mAP", "auc", "d_prime"))
+        values = (metrics.get(f"{prefix}/{key}", math.nan) for key in ("mAP", "auc", "d_prime"))
         line = "{:20} mAP {:.3f}   AUC {:.3f}   d' {:.2f}".format(name, *values)
         accuracy = metrics.get(f"{prefix}/accuracy")  # measured if each clip has one class
         lines.append(line if accuracy is None else f"{line}   accuracy {accuracy:.3f}")

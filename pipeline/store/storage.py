@@ -1,11 +1,12 @@
 """The store: one folder or `s3://` address under which everything that is kept has its place."""
 
 import json
+import math
 import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -249,4 +250,15 @@ class Store:
 
 def json_bytes(value: Any) -> bytes:
     """Return a file's content: the same value always has the same bytes."""
-    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+    return json.dumps(replace_non_finite(value), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def replace_non_finite(value: Any) -> Any:
+    """Replace NaN and infinite numbers by None, because JSON has no notation for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: replace_non_finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_non_finite(each) for each in value]
+    return value

@@ -42,6 +42,12 @@ def test_d_prime_equals_the_official_log() -> None:
     assert d_prime(0.9735813170082899815) == pytest.approx(2.738267814373973597, abs=1e-12)
 
 
+def test_perfect_ranking_has_a_bounded_d_prime() -> None:
+    perfect = tagging_metrics(np.eye(2), np.eye(2))
+    assert (perfect.auc, perfect.d_prime) == (1, pytest.approx(8.48, abs=0.005))
+    assert d_prime(0.0) == pytest.approx(-perfect.d_prime)
+
+
 def test_classes_without_positives_are_excluded_and_counted() -> None:
     scores, targets = draw(50, 4, seed=1)
     targets[:, 2] = 0

@@ -9,6 +9,8 @@ from sklearn.metrics import average_precision_score
 
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, save_checkpoint
 from ast_model.config import ASTConfig
+from ast_model.evaluation.evaluate import Evaluation
+from ast_model.metrics import tagging_metrics
 from ast_model.model import AST
 from jobs.evaluate import COMMAND_LINE
 from pipeline.labels import Labels
@@ -61,6 +63,16 @@ def test_ensemble_averages_the_scores(snapshot: Snapshot, tmp_path: Path) -> Non
     assert (tmp_path / "both" / "classes.png").stat().st_size > 1000
     assert (tmp_path / "both" / "precision_recall.png").stat().st_size > 1000
     assert str(both["keys"][0]) in (tmp_path / "both" / "clips.html").read_text()
+
+
+def test_perfect_scores_are_written_as_valid_json(snapshot: Snapshot) -> None:
+    rows = snapshot.rows_of(("eval",))
+    targets = snapshot.targets(rows).toarray().astype(bool)
+    for are_positive, names in ((targets, {"mAP", "auc", "d_prime"}), (targets | True, {"mAP"})):
+        metrics = Evaluation(are_positive.astype(float), are_positive, tagging_metrics(are_positive, are_positive))
+        written = json.loads(json.dumps(metrics.metrics_by_name, allow_nan=False))
+        assert written.keys() == names
+        assert written["mAP"] == 1
 
 
 def test_unknown_class_is_refused_before_scoring(snapshot: Snapshot, capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,3 +180,10 @@ def test_description_of_another_shape_is_corrupt(store: Store, changes: dict[str
     with pytest.raises(CorruptError, match=r"checkpoint.json: expected"):
         read_checkpoint(store, name)
     assert newest_checkpoint(store, FOLDER) is None
+
+
+def test_infinite_metrics_are_written_as_null(store: Store) -> None:
+    loop = LoopState(epoch=1, history=[{"epoch": 1.0, "eval/d_prime": float("inf"), "eval/mAP": 1.0}])
+    name = save_checkpoint(store, FOLDER, Checkpoint(loop, {"weight": torch.ones(1)}, description=MINE))
+    assert b"Infinity" not in store.read_bytes(f"{name}/checkpoint.json")
+    assert read_checkpoint(store, name).loop.history == [{"epoch": 1.0, "eval/d_prime": None, "eval/mAP": 1.0}]

@@ -1,5 +1,6 @@
 import http.server
 import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -187,6 +188,13 @@ def test_changed_parameters_become_tags_on_resume(store: Store) -> None:
     assert data.params == {"train.num_epochs": "5", "train.seed": "0", "device.attention": "cudnn"}
     assert (data.tags["resumed.train.num_epochs"], data.tags["resumed.device.attention"]) == ("8", "flash")
     run.end("FINISHED")
+
+
+def test_non_finite_metrics_are_not_logged(store: Store) -> None:
+    run = start_run(store, "x", {})
+    run.log_metrics({"eval/mAP": 1.0, "eval/d_prime": math.inf, "eval/auc": math.nan}, 1)
+    run.end("FINISHED")
+    assert rows(store, "select distinct key from metrics where key like 'eval/%'") == [("eval/mAP",)]
 
 
 @pytest.fixture
