@@ -20,7 +20,8 @@ from jobs.command_line.program import command_words
 from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
 from jobs.datasets.local_clips import preprocess_local_clips
-from jobs.own_sounds.head_only import head_settings, train_head
+from jobs.own_sounds.baseline import Baseline, measure_baseline
+from jobs.own_sounds.head_only import HeadReport, head_settings, train_head
 from jobs.own_sounds.settings import FinetuneConfig
 from jobs.own_sounds.training_plan import (
     TARGET_SAMPLES,
@@ -85,21 +86,25 @@ def finetune(config: FinetuneConfig) -> None:
         snapshot = preprocess_local_clips(clips, classes, store)
         if not config.resume:  # a resumed run trains on its own snapshot
             snapshot = select_training_clips(snapshot, config.selection, train)
+        baseline = measure_baseline(snapshot, train)
         if is_head_only:
-            job, lines = _train_head_only(run, snapshot)
+            job, report = _train_head_only(run, snapshot, baseline)
+            lines, scores = report.lines(), [report.metrics]
         else:
             log.info("faster: %s", "; ".join(faster_alternatives(config, model)))
-            job, history = start_or_resume(run, snapshot)
-            lines = [_format_epoch(metrics) for metrics in history]
+            job, scores = start_or_resume(run, snapshot, initial_metrics=baseline.tracked_metrics())
+            lines = [_format_epoch(metrics) for metrics in scores]
+    lines.append(f"{'baseline':12} {baseline.compare(scores)}")
     print("\n".join([*lines, *_next_steps(job, config, is_head_only)]))
 
 
-def _train_head_only(run: FinetuneRun, snapshot: Snapshot) -> tuple[TrackedJob, list[str]]:
+def _train_head_only(run: FinetuneRun, snapshot: Snapshot, baseline: Baseline) -> tuple[TrackedJob, HeadReport]:
     """Fit a head as a run of its own; return the run and its report."""
     run = dataclasses.replace(run, preset=HEAD_PRESET, train=head_settings(run.train))
     job = begin_run(run, snapshot, new_run_name(run.preset))
     with ending_tracked(job):
-        return job, train_head(job, bool(run.ray.use_gpu)).lines()
+        job.tracker.log_metrics(baseline.tracked_metrics(), step=0)
+        return job, train_head(job, bool(run.ray.use_gpu))
 
 
 def warn_if_head_on_random_weights(init: str) -> None:

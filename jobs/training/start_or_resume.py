@@ -1,5 +1,6 @@
 """Start a training on Ray, or resume one, for the commands that train on other data than AudioSet."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from ast_model.tracking.run import TrackedRun
@@ -25,14 +26,16 @@ def start_or_resume(
     snapshot: Snapshot,
     run: str = "",
     parent: TrackedRun | None = None,
+    initial_metrics: Mapping[str, float] | None = None,
 ) -> tuple[TrackedJob, list[Metrics]]:
     """Train a new run, or resume the run `config.resume`; return its job and the metrics of each epoch.
 
-    run: name of a new run; generated if empty. Needs a running Ray.
+    run: name of a new run; generated if empty. initial_metrics: logged at step 0 of a new run. Needs a running Ray.
     """
     if config.resume:
         job = resume_run(config.resume, snapshot.store, config)
     else:
         job = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
+        job.tracker.log_metrics(initial_metrics or {}, step=0)
     with ending_tracked(job):
         return job, train_on_ray(job, config.ray)

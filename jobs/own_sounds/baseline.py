@@ -1,0 +1,122 @@
+"""A baseline for own sounds: decision trees on statistics of the stored fbanks, evaluated on the same split.
+
+The baseline is a yardstick, not a model to use. A model below it has learnt too little.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.fft import dct
+from sklearn.ensemble import ExtraTreesClassifier
+
+from ast_model.config import TrainConfig
+from ast_model.metrics import tagging_metrics
+from pipeline.fbank_settings import NUM_MEL_BINS
+from pipeline.reading.reader import ClipReader
+from pipeline.snapshots.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+NUM_CEPSTRAL, NUM_BANDS = 40, 32
+QUANTILES = (0.1, 0.5, 0.9)
+NUM_TREES = 300
+MAX_CLIPS = 5_000
+"""Maximum number of training and of evaluation clips, so that a baseline of any data set takes about a minute."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Scores of the baseline, by the names of the model's metrics, and the time it took."""
+
+    metrics: dict[str, float]
+    seconds: float
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.2f}" for name, value in self.metrics.items()) + f" in {self.seconds:.1f} s"
+
+    def tracked_metrics(self) -> dict[str, float]:
+        """Return the scores by their names in MLflow."""
+        return {f"baseline/{name}": value for name, value in self.metrics.items()}
+
+    def compare(self, history: Sequence[Mapping[str, float]]) -> str:
+        """Return a sentence that compares the model's best epoch with the baseline, by accuracy if both have it."""
+        metric = "accuracy" if "accuracy" in self.metrics and "eval/accuracy" in history[-1] else "mAP"
+        best = max(epoch.get(f"eval/{metric}", 0.0) for epoch in history)
+        line = f"{metric} {self.metrics[metric]:.4f} by decision trees on spectral statistics, {best:.4f} by the model"
+        if self.metrics[metric] <= best:
+            return line
+        return f"{line}, which learnt less than this simple baseline; start from a trained AST (--init)"
+
+
+def measure_baseline(snapshot: Snapshot, train: TrainConfig) -> Baseline:
+    """Fit decision trees to the training clips of a snapshot and score the evaluation split."""
+    started_s = time.monotonic()
+    random = np.random.default_rng(train.seed)
+    train_rows, eval_rows = (
+        _sample(snapshot.rows_of(splits), random) for splits in (train.train_splits, (train.eval_split,))
+    )
+    reader = ClipReader(snapshot)
+    features_NF, eval_features_NF = (_read_features(reader, snapshot, rows) for rows in (train_rows, eval_rows))
+    targets_NC, eval_targets_NC = (snapshot.targets(rows).toarray() for rows in (train_rows, eval_rows))
+    scores_NC = fit_and_score(features_NF, targets_NC, eval_features_NF, train.seed)
+    metrics = {"mAP": tagging_metrics(scores_NC, eval_targets_NC).mAP}
+    if (eval_targets_NC.sum(axis=1) == 1).all():
+        metrics["accuracy"] = float((scores_NC.argmax(axis=1) == eval_targets_NC.argmax(axis=1)).mean())
+    baseline = Baseline(metrics, time.monotonic() - started_s)
+    log.info("baseline: decision trees on spectral statistics reach %s", baseline)
+    return baseline
+
+
+def _sample(rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return rows if len(rows) <= MAX_CLIPS else np.sort(random.choice(rows, MAX_CLIPS, replace=False))
+
+
+def _read_features(reader: ClipReader, snapshot: Snapshot, rows: np.ndarray) -> np.ndarray:
+    num_frames = snapshot.index["num_frames"].to_numpy()
+    features = []
+    for row in rows.tolist():
+        fbank_TM = np.empty((num_frames[row], NUM_MEL_BINS), np.float16)
+        reader.read_fbank(row, fbank_TM)
+        features.append(spectral_statistics(fbank_TM.astype(np.float32)))
+    return np.stack(features)
+
+
+def spectral_statistics(fbank_TM: np.ndarray) -> np.ndarray:
+    """Return statistics over time (F,): of cepstral coefficients and their changes, and quantiles of mel bands."""
+    cepstrum_TK = np.asarray(dct(fbank_TM, axis=1, norm="ortho"))[:, :NUM_CEPSTRAL]
+    changes_TK = np.diff(cepstrum_TK, axis=0, prepend=cepstrum_TK[:1])
+    bands_TB = fbank_TM.reshape(len(fbank_TM), NUM_BANDS, -1).mean(axis=2)
+    return np.concatenate(
+        [
+            cepstrum_TK.mean(axis=0),
+            cepstrum_TK.std(axis=0),
+            np.abs(changes_TK).mean(axis=0),
+            changes_TK.std(axis=0),
+            np.quantile(bands_TB, QUANTILES, axis=0).ravel(),
+        ]
+    )
+
+
+def fit_and_score(
+    features_NF: np.ndarray, targets_NC: np.ndarray, eval_features_NF: np.ndarray, seed: int
+) -> np.ndarray:
+    """Return the trees' probabilities (N, C) for the evaluation clips."""
+    trees = ExtraTreesClassifier(NUM_TREES, random_state=seed, n_jobs=-1)
+    has_one_label = (targets_NC.sum(axis=1) == 1).all()
+    scores_NC = np.zeros((len(eval_features_NF), targets_NC.shape[1]))
+    if has_one_label:
+        trees.fit(features_NF, targets_NC.argmax(axis=1))
+        scores_NC[:, trees.classes_] = trees.predict_proba(eval_features_NF)
+        return scores_NC
+    # scikit-learn can't predict a class that all or no training clips have.
+    varying = np.flatnonzero(np.ptp(targets_NC, axis=0) > 0)
+    if len(varying) == 1:
+        trees.fit(features_NF, targets_NC[:, varying[0]])
+        scores_NC[:, varying[0]] = np.asarray(trees.predict_proba(eval_features_NF))[:, 1]
+    elif len(varying):
+        trees.fit(features_NF, targets_NC[:, varying])
+        scores_NC[:, varying] = np.asarray(trees.predict_proba(eval_features_NF))[:, :, 1].T
+    return scores_NC
