@@ -1,4 +1,4 @@
-"""Results computed ahead by threads."""
+"""Results computed ahead in threads."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -16,9 +16,9 @@ def map_ahead(
     num_threads: int,
     initializer: Callable[[], object] | None = None,
 ) -> Generator[Result, None, None]:
-    """Yield `function(item)` for each item, in order; memory holds a bounded number of results.
+    """Yield `function(item)` for each item in order, with a bounded number of results in memory.
 
-    The items are drawn in the caller's thread. `initializer` is called first in each thread of the pool.
+    The caller's thread iterates over the items. Each thread of the pool calls `initializer` first.
     """
     with ThreadPoolExecutor(num_threads, initializer=initializer) as pool:
         window: deque[Future[Result]] = deque()

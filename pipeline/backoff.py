@@ -1,4 +1,4 @@
-"""Pauses between attempts."""
+"""Exponential backoff with jitter."""
 
 import random
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ JITTER = 0.3
 
 
 def backoff(first_s: float, max_s: float, rng: random.Random | None = None) -> Iterator[float]:
-    """Yield pauses without end: each twice the one before, up to `max_s`, and up to 30 % longer than that by chance.
+    """Yield endless pauses that double up to `max_s`, each lengthened by up to 30 % at random.
 
-    Those who failed at the same moment must not all come back at the same moment; hence the jitter, also at the
-    ceiling. It only lengthens, because a pause that somebody asked for is kept.
+    Clients that failed together must not retry together, hence the jitter, also at the maximum. Jitter never shortens a
+    pause, because a server may have requested it.
     """
     uniform = (rng or random).uniform
     pause_s = first_s

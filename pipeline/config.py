@@ -1,4 +1,4 @@
-"""Settings of the preprocessing. The docstring under a field is its `--help` text."""
+"""Preprocessing settings. The docstring under a field is its `--help` text."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from pipeline.records import FailureCategory
 
 
 def check_above_0(config: object, names: Iterable[str], group: str = "") -> None:
-    """Raise ConfigError, naming the flag, if one of some settings is 0 or less; None is allowed."""
+    """Raise ConfigError, with the flag's name, if a setting is 0 or less. None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value <= 0:
@@ -17,23 +17,23 @@ def check_above_0(config: object, names: Iterable[str], group: str = "") -> None
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """Fetching of media."""
+    """Fetch settings."""
 
     deadline_s: float = 60.0
-    """Seconds that one attempt at one clip may take, whatever the other side does."""
+    """Maximum seconds per attempt at a clip, whatever the server does."""
     max_attempts: int = 3
-    """Attempts at a clip within a run while its failure is transient."""
+    """Attempts at a clip per run, as long as its failures are transient."""
     max_total_attempts: int = 10
-    """Attempts in all runs; a rerun leaves a clip alone that failed so often."""
+    """Attempts at a clip over all runs. Reruns skip clips with this many transient failures."""
     backoff_s: float = 0.5
-    """Pause before the second attempt; it doubles with each further one, with jitter."""
+    """Pause before the second attempt, with jitter; doubles with each further attempt."""
     max_media_bytes: int = 256 * 2**20
-    """A larger file is not fetched but counted as too large. A worker may hold `num_threads` of them in memory."""
+    """Maximum media size; larger files fail with `too_large`. A worker holds up to `num_threads` files in memory."""
     num_threads: int = 8
-    """Clips of a shard that are fetched at the same time, ahead of decoding. After a kill these are fetched again, and
-    up to 8 that were not kept yet."""
+    """Clips of a shard fetched concurrently, ahead of decoding. A killed worker fetches them again, plus up to 8 finished
+    clips that were not stored yet."""
     proxies: str = ""
-    """A file with the address of a proxy per line. Each has a rate limit of its own."""
+    """File with one proxy address per line. Each proxy has its own rate limit."""
 
     def __post_init__(self) -> None:
         names = ("deadline_s", "max_attempts", "max_total_attempts", "max_media_bytes", "num_threads")
@@ -44,22 +44,21 @@ class FetchConfig:
 
 @dataclass(frozen=True)
 class RateLimitConfig:
-    """Rate of requests. An address is a node, or a proxy."""
+    """Rate limits per address. An address is a node or a proxy."""
 
     clips_per_hour: int | None = None
-    """Clips that one address asks for in an hour, evenly spread with jitter; 0 is no limit. Unset it is 300 for
-    YouTube, what a guest session is allowed, and no limit elsewhere."""
+    """Clips per hour and address, evenly spread with jitter; 0 for no limit. Default: 300 for YouTube (the limit of a guest
+    session), unlimited elsewhere."""
     cooldown_s: float = 900.0
-    """How long an address asks for nothing once it was told that it asks too often; it doubles each time until a clip
-    comes."""
+    """Initial cooldown of a throttled address. It doubles with each further throttling until a clip arrives."""
     outage_cooldown_s: float = 30.0
-    """The same once different clips failed in a row as they do if the source is down: no connection, no answer in time,
-    server errors, access denied. Those clips are asked for again, and no attempt is counted."""
+    """Initial cooldown after several different clips fail in a row with outage errors: no connection, no answer in time,
+    server errors, access denied. These clips are fetched again without counting an attempt."""
     max_cooldown_s: float = 3600.0
-    """The longest cooldown, whatever the source asks for."""
+    """Longest cooldown, even if the source requests a longer one."""
     max_idle_s: float = 7200.0
-    """A run in which every address is cooling down and no clip was decided for so long ends: with what it has if it was
-    throttled, with an error if the source is down."""
+    """Stop after this long without a finished clip while all addresses cool down: normally if throttled, with an error if
+    the source is down."""
 
     def __post_init__(self) -> None:
         if (self.clips_per_hour or 0) < 0:
@@ -72,30 +71,30 @@ class SelectionConfig:
     """Choice of training clips."""
 
     exclude: tuple[str, ...] = ()
-    """Training clips to leave out, by what is measured of them: "silence > 0.9", "bandwidth_hz < 4500", "codec == mp3
-    and bit_rate < 32000", duplicate_of_eval, duplicate. Clips that are evaluated on stay; see docs/quality.md."""
+    """Training clips to exclude, by conditions on their measures: "silence > 0.9", "bandwidth_hz < 4500", "codec == mp3
+    and bit_rate < 32000", duplicate_of_eval, duplicate. Evaluation clips are never excluded; see docs/quality.md."""
 
 
 @dataclass(frozen=True)
 class YouTubeConfig:
-    """yt-dlp's settings for YouTube. Secrets are named by their files, so that they stand in no log."""
+    """yt-dlp's settings for YouTube. Secrets are passed as file paths, so they never appear in logs."""
 
     cookies: str = ""
-    """A file of cookies in Netscape's form (`cookies.txt`). Each process works on a copy of its own."""
+    """Cookie file in Netscape format (`cookies.txt`). Each process uses its own copy."""
     po_tokens: str = ""
-    """A file of PO tokens, each as CLIENT.CONTEXT+TOKEN."""
+    """File with PO tokens, each as CLIENT.CONTEXT+TOKEN."""
     clients: tuple[str, ...] = ()
-    """Player clients to pretend to be, such as web; unset yt-dlp chooses. Some videos are refused to some of them."""
+    """Player clients to impersonate, such as web. Default: yt-dlp's choice. Some videos are refused to some clients."""
     js_runtime: str = ""
-    """JavaScript runtime for YouTube's player, as NAME or NAME:PATH, such as node:/usr/bin/node; unset yt-dlp looks for
-    deno, which `pip install deno` brings."""
+    """JavaScript runtime for YouTube's player, as NAME or NAME:PATH, such as node:/usr/bin/node. Default: deno, which `pip
+    install deno` installs."""
     impersonate: str = ""
-    """Browser whose TLS and headers to send, such as chrome or safari; needs `pip install '.[impersonate]'`. Cures some
-    of the refusals that name too many requests."""
+    """Browser to imitate in TLS and headers, such as chrome or safari; needs `pip install '.[impersonate]'`. Avoids some
+    answers of "too many requests"."""
     source_address: str = ""
-    """Local address to send requests from, on a machine that has several."""
+    """Local address to send requests from, on machines with several addresses."""
     videos_per_process: int = 200
-    """Videos that a process fetches before it is replaced: yt-dlp leaks about 1 MB each."""
+    """Videos per process before its replacement. yt-dlp leaks about 1 MB per video."""
 
     def __post_init__(self) -> None:
         check_above_0(self, ["videos_per_process"], "youtube.")
@@ -103,10 +102,10 @@ class YouTubeConfig:
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """From AudioSet's CSV files to a snapshot."""
+    """Settings from AudioSet's CSV files to a snapshot."""
 
     metadata: str = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
-    """Folder or address that holds {split}_segments.csv for each split, and class_labels_indices.csv."""
+    """Folder or address with {split}_segments.csv for each split and class_labels_indices.csv."""
     media: tuple[str, ...] = ()
     """Sources of media, in order of preference. Copies of AudioSet: a folder, an s3:// prefix, a repository such as
     hf://datasets/agkphysics/AudioSet, or a pattern such as s3://bucket/**/*.tar, with tars, zips, parquet files or
@@ -118,18 +117,18 @@ class PreprocessConfig:
     splits: tuple[str, ...] = ("balanced_train", "unbalanced_train", "eval")
     """Splits to fetch and convert."""
     limit: int | None = None
-    """Only the first so many segments of each split."""
+    """Process only the first `limit` segments of each split."""
     clips_per_shard: int = 1000
     """Segments planned per shard."""
     keep_audio: bool = False
-    """Keep each clip's 16 kHz audio as FLAC beside its fbank, so that features can be recomputed without
-    fetching (about 214 KB per clip)."""
+    """Store each clip's 16 kHz audio as FLAC beside its fbank (about 214 KB per clip), so that features can be recomputed
+    without fetching."""
     already_cut: bool = False
     """Loose media files hold the segment instead of the whole video. Members of tars, zips and parquet always do."""
     retry: tuple[FailureCategory, ...] = (FailureCategory.THROTTLED, FailureCategory.TRANSIENT)
-    """Categories of failure that a rerun tries again."""
+    """Failure categories that a rerun retries."""
     max_in_flight: int = 64
-    """Shard tasks handed to Ray at a time."""
+    """Tasks submitted to Ray concurrently."""
     fetch: FetchConfig = field(default_factory=FetchConfig)
     rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig)
     youtube: YouTubeConfig = field(default_factory=YouTubeConfig)

@@ -1,31 +1,31 @@
 """Errors that end a command. An unavailable clip is not an error but a `records.Failure`.
 
     AudioTaggingError
-    ├── ConfigError        a setting that is impossible, or that contradicts another
-    ├── InputError         a given file or table is not valid
+    ├── ConfigError        an impossible or contradictory setting
+    ├── InputError         an invalid file or table
     │   └── WeightsError   weights that don't fit the model
-    ├── SourceError        the source of the media as a whole doesn't answer
+    ├── SourceError        the media source is unreachable
     ├── StoreError         the store can't be read or written
     │   ├── CorruptError   bytes that don't match their record
     │   └── LeaseError     another run holds the store
-    ├── MismatchError      two things that don't belong together
+    ├── MismatchError      two inputs with different settings
     ├── NoClipsError       no clips to continue with
     ├── TrainingError      training can't continue
-    ├── StoppedError       asked to stop, and everything is saved
-    └── TrackingError      the tracking server can't be used
+    ├── StoppedError       stopped on request, with everything saved
+    └── TrackingError      the tracking server is unusable
 
-Each message says what was expected, what was found, where, and what to do. What comes from a file, a server or a
-library goes into it through `quote` or `describe`.
+Each message states the expectation, the finding, the place and a remedy. Text from files, servers and libraries passes
+through `quote` or `describe`.
 """
 
 import errno
 
 MAX_QUOTED_CHARS = 200
-"""Of foreign text in a message: a table without line breaks is one field of many megabytes."""
+"""Longest piece of foreign text in a message. A table without line breaks is one field of many megabytes."""
 
 
 class AudioTaggingError(Exception):
-    """Base of all errors that a person can repair; a command prints its message and exits with `exit_code`."""
+    """Base of all errors that users can fix. Commands print the message and exit with `exit_code`."""
 
     exit_code = 1
 
@@ -55,7 +55,7 @@ class CorruptError(StoreError):
 
 
 class LeaseError(StoreError):
-    """Exit code 75 is `EX_TEMPFAIL` of sysexits.h: try again later."""
+    """Another run holds the store. Exit code 75 is `EX_TEMPFAIL` of sysexits.h: retry later."""
 
     exit_code = 75
 
@@ -73,7 +73,7 @@ class TrainingError(AudioTaggingError):
 
 
 class StoppedError(AudioTaggingError):
-    """Exit code 75, as for a lease: run again later."""
+    """Stopped on request. Exit code 75 as for LeaseError: run again later."""
 
     exit_code = 75
 
@@ -95,16 +95,16 @@ def describe(error: BaseException, limit: int = MAX_QUOTED_CHARS) -> str:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error means that a disk is full, or a quota used up."""
+    """Return whether an error means a full disk or an exhausted quota."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def describe_storage_error(error: Exception) -> str:
-    """Describe a storage library's error on one line, with what to do where its own message doesn't say."""
-    if type(error).__name__ == "NoCredentialsError":  # botocore's, which a store in a folder does without
+    """Describe a storage library's error on one line, with a remedy if the library states none."""
+    if type(error).__name__ == "NoCredentialsError":  # botocore's class; local stores don't import botocore
         return f"{describe(error)}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or attach a role"
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, OSError):
-        return describe(error.__cause__)  # fsspec calls a host that doesn't answer a file that isn't there
+        return describe(error.__cause__)  # fsspec reports an unreachable host as a missing file
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"
     return describe(error)

@@ -1,7 +1,7 @@
 """AST's log-mel filterbank: one function for conversion, training and inference.
 
-It equals `torchaudio.compliance.kaldi.fbank` with AST's settings, but makes the window and the mel bank once, and
-skips the many zeros of the mel bank.
+Equal to `torchaudio.compliance.kaldi.fbank` with AST's settings, but caches the window and the mel bank and skips the
+mel bank's many zeros.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,17 +27,17 @@ from pipeline.fbank_settings import (
 )
 
 NUM_MEL_BLOCKS = 8
-"""Blocks of neighbouring mel bins, each multiplied with the few frequencies that it looks at."""
+"""Blocks of neighbouring mel bins. Each is multiplied with its own narrow range of frequencies."""
 CHUNK_FRAMES = 256
-"""Frames computed at once on a CPU: their buffers stay in its cache, and are small enough for the allocator to keep."""
+"""Frames per chunk on a CPU: their buffers fit in its cache and are small enough for the allocator to reuse."""
 
 
 def compute_fbank(waveform: Tensor) -> Tensor:
     """Compute log-mel features, neither padded nor normalised.
 
-    (S,) or (B, S) float32 in [-1, 1] at 16 kHz → (T, 128) or (B, T, 128) float32 on the same device, T as
-    `num_frames_of` says. The mean of each frame is removed, that of the clip is left to the caller.
-    Raises InputError for another shape or type, and for fewer samples than one frame has.
+    (S,) or (B, S) float32 in [-1, 1] at 16 kHz → (T, 128) or (B, T, 128) float32 on the same device,
+    with T = `num_frames_of(S)`. Removes the mean of each frame; removing the clip's mean is up to the caller.
+    Raises InputError for another shape or dtype, and for fewer samples than one frame.
 
     >>> compute_fbank(torch.zeros(16_000)).shape
     torch.Size([98, 128])
@@ -54,13 +54,13 @@ def compute_fbank(waveform: Tensor) -> Tensor:
 
 
 def stream_fbank(blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
-    """Compute the features of a waveform that comes in blocks (S,) → (t, 128) each, all those of the whole."""
+    """Compute features of a waveform in blocks (S,) → (t, 128) each, together equal to those of the whole waveform."""
     rest_S = torch.zeros(0)
     for block_S in blocks:
         waveform_S = torch.cat([rest_S, torch.from_numpy(block_S)])
         if num_frames := num_frames_of(len(waveform_S)):
             yield compute_fbank(waveform_S)
-        # What the next frame begins with lies in this block.
+        # The next frame starts with samples of this block.
         rest_S = waveform_S[num_frames * FRAME_SHIFT :]
 
 
@@ -73,7 +73,7 @@ def _check(waveform: Tensor) -> None:
     if waveform.shape[-1] < FRAME_LENGTH:
         raise InputError(
             f"compute_fbank needs at least {FRAME_LENGTH} samples ({FRAME_LENGTH_MS} ms at {SAMPLE_RATE_HZ} Hz), "
-            f"got {waveform.shape[-1]}: leave such a clip out"
+            f"got {waveform.shape[-1]}: skip such clips"
         )
 
 
@@ -87,11 +87,11 @@ def _log_mel(frames: Tensor) -> Tensor:
     window, mel_blocks = _tables(frames.device)
     frames = frames - frames.mean(-1, keepdim=True)
     padded = frames.new_zeros(*frames.shape[:-1], FFT_SIZE)
-    # Pre-emphasis, x[i] - 0.97 x[i - 1], written in place. Kaldi repeats the first sample for the one before it; that
-    # doesn't matter, since the window starts with 0.
+    # Pre-emphasis in place: x[i] - 0.97 x[i - 1]. Kaldi repeats the first sample as its own predecessor, which makes no
+    # difference because the window starts with 0.
     padded[..., 1:FRAME_LENGTH] = frames[..., :-1]
     padded[..., :FRAME_LENGTH].mul_(-PREEMPHASIS).add_(frames).mul_(window)
-    # Twice as fast as `abs().square()`, which takes a root in between.
+    # Twice as fast as `abs().square()`, which computes a square root in between.
     squares = torch.view_as_real(torch.fft.rfft(padded)).square_()
     power = squares[..., 0] + squares[..., 1]
     energies = [power[..., low:high].to(block.dtype) @ block for low, high, block in mel_blocks]
@@ -100,13 +100,13 @@ def _log_mel(frames: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _tables(device: torch.device) -> tuple[Tensor, list[tuple[int, int, Tensor]]]:
-    """Make the window and the mel bank, the latter in blocks of bins: (first row, last row + 1, weights).
+    """Return the window and the mel bank in blocks of bins: (first row, last row + 1, weights).
 
-    A mel bin looks at a few neighbouring frequencies only; a product with the whole bank would spend three
-    quarters of its time on zeros. On CUDA the weights are float64, since there TF32, where a training has it
-    switched on, would cost float32 products their precision.
+    A mel bin covers a few neighbouring frequencies. A product with the whole bank would spend three quarters of its
+    time on zeros. On CUDA the weights are float64, because TF32, if a training enables it, would reduce the precision
+    of float32 products.
     """
-    # Tables first made under inference mode could never take part in a gradient.
+    # Tables created under inference mode could never take part in a gradient.
     with torch.inference_mode(False):
         window = torch.hann_window(FRAME_LENGTH, periodic=False)
         bank, _ = get_mel_banks(NUM_MEL_BINS, FFT_SIZE, SAMPLE_RATE_HZ, LOW_FREQ_HZ, 0.0, 100.0, -500.0, 1.0)

@@ -1,4 +1,4 @@
-"""Settings of the fbank, apart from it so that what only counts frames needs no PyTorch."""
+"""Settings of the fbank, in their own module so that counting frames needs no PyTorch."""
 
 SAMPLE_RATE_HZ = 16_000
 FRAME_LENGTH_MS = 25
@@ -8,7 +8,7 @@ NUM_MEL_BINS = 128
 LOW_FREQ_HZ = 20.0
 PREEMPHASIS = 0.97
 LOG_FLOOR = 2.0**-23
-"""The epsilon of float32."""
+"""The machine epsilon of float32."""
 
 FRAME_LENGTH = SAMPLE_RATE_HZ * FRAME_LENGTH_MS // 1000
 FRAME_SHIFT = SAMPLE_RATE_HZ * FRAME_SHIFT_MS // 1000
@@ -26,7 +26,7 @@ FBANK_SETTINGS: dict[str, int | float | str] = {
     "window": "hann",
     "log": "natural",
 }
-"""Everything the features depend on, for the fingerprint of the data."""
+"""All settings that the features depend on, for the fingerprint of shards."""
 
 
 def num_frames_of(num_samples: int) -> int:

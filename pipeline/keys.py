@@ -1,6 +1,6 @@
-"""Match keys by the million: by their hashes, which take a tenth of the memory of a table of strings.
+"""Match millions of keys by hash, in a tenth of the memory of a table of strings.
 
-Hashes only propose; the keys themselves decide. Two different keys with one hash cost time, never a wrong row.
+Hashes propose matches and the keys confirm them. Two different keys with one hash cost time, never a wrong row.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -13,39 +13,39 @@ import pyarrow.compute as pc
 from pandas.util import hash_array
 
 BATCH_ROWS = 2**16
-"""Keys that are padded, or compared, at a time."""
+"""Keys per batch when padding and comparing."""
 MAX_CHARS = 96
-"""Of a key that count for its hash: so a damaged one of megabytes does not make all others as long."""
+"""Characters of a key that enter its hash. Otherwise one damaged key of megabytes would pad its whole batch."""
 WORD_BYTES = 8
 MULTIPLIERS = np.random.default_rng(0).integers(2**64, size=4 * MAX_CHARS // WORD_BYTES, dtype=np.uint64) | np.uint64(1)
-"""One for each word of 8 bytes, of which a character has up to 4."""
+"""An odd factor for each word of 8 bytes. A character has up to 4 bytes."""
 
 
 def identities_of(table: pa.Table) -> pa.ChunkedArray:
-    """Return what each row's audio is known by: key and end. Labels and split may be corrected without a new fetch."""
+    """Return each row's audio identity: key and end. Corrected labels and splits need no new fetch."""
     return pc.binary_join_element_wise(table["key"], table["end_ms"].cast(pa.string()), "-")
 
 
 def hashes_of(keys: pa.ChunkedArray) -> np.ndarray:
-    """Return a hash of each key (N,) of uint64. Keys of more than `MAX_CHARS` share that of their beginning."""
+    """Return the hash of each key (N,), uint64. Keys with equal first `MAX_CHARS` characters share a hash."""
     hashes = np.zeros(len(keys), np.uint64)
     for start in range(0, len(keys), BATCH_ROWS):
         batch = pc.fill_null(keys.slice(start, BATCH_ROWS).combine_chunks(), "")
         if pc.max(pc.binary_length(batch)).as_py() > MAX_CHARS:
             batch = pc.utf8_slice_codeunits(batch, 0, MAX_CHARS)
         num_words = -(-pc.max(pc.binary_length(batch)).as_py() // WORD_BYTES)
-        # Padded with zero bytes to one length, the batch's text is a matrix of words: numpy hashes it ten times as
-        # fast as Python does each string. A word of padding adds nothing, so the hash does not depend on the batch.
+        # Zero bytes pad the batch's text to a matrix of words, which numpy hashes ten times as fast as Python hashes the
+        # strings. Words of padding add 0, so a hash does not depend on its batch.
         text = pc.ascii_rpad(batch, num_words * WORD_BYTES, "\0").buffers()[2]
         words = np.frombuffer(text, "<u8", len(batch) * num_words).reshape(len(batch), num_words)
         for column, multiplier in zip(words.T, MULTIPLIERS, strict=False):
-            # A product alone does not mix a word's bits enough: of consecutive ids some would have one sum.
+            # A product alone mixes a word's bits too little: sums of some consecutive ids would collide.
             hashes[start : start + len(batch)] += hash_array(column * multiplier, categorize=False)
     return hashes
 
 
 def has_repeats(keys: pa.ChunkedArray) -> bool:
-    """Return whether a key may occur more than once: no is certain, yes hardly ever wrong."""
+    """Return whether a key occurs more than once. False is certain; True may be a hash collision."""
     hashes = np.sort(hashes_of(keys))
     return bool((hashes[1:] == hashes[:-1]).any())
 
@@ -59,15 +59,15 @@ def positions_of(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
     for start in range(0, len(matched), BATCH_ROWS):
         block = matched[start : start + BATCH_ROWS]
         if not keys.take(pa.array(block)).equals(among.take(pa.array(rows[block]))):
-            # Two keys share a hash, which hardly ever happens: look them up the slow, certain way.
+            # A hash collision, which is extremely rare: use the slow, certain lookup.
             return _positions_by_name(keys, among)
     return rows
 
 
 def _positions_of_hashes(hashes: np.ndarray, among: np.ndarray) -> np.ndarray | None:
-    """Return the row of each hash (N,) in `among`, -1 where it is missing; None if some there may be equal."""
+    """Return the row of each hash (N,) in `among`, -1 where it is missing; None if `among` has repeats."""
     rows = np.full(len(hashes), -1)
-    # Those that begin alike at a time: a table of twenty million would lie outside of the processor's cache.
+    # Group hashes by first byte, so that each lookup table fits in the CPU cache.
     for wanted, offered in zip(_by_first_byte(hashes), _by_first_byte(among), strict=True):
         if not len(wanted) or not len(offered):
             continue
@@ -80,13 +80,13 @@ def _positions_of_hashes(hashes: np.ndarray, among: np.ndarray) -> np.ndarray | 
 
 
 def _by_first_byte(hashes: np.ndarray) -> list[np.ndarray]:
-    """Return the rows of the hashes that begin with each byte."""
+    """Return, for each of the 256 first bytes, the rows of its hashes."""
     first_byte = (hashes >> np.uint64(56)).astype(np.uint8)
     ends = np.cumsum(np.bincount(first_byte, minlength=256))
     return np.split(np.argsort(first_byte, kind="stable"), ends[:-1])
 
 
 def _positions_by_name(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
-    """Return the same as `positions_of`, from the keys themselves."""
+    """Return the result of `positions_of` by comparing the keys themselves."""
     row_of = {key: row for row, key in enumerate(among.to_pylist())}
     return np.array([row_of.get(key, -1) for key in keys.to_pylist()])

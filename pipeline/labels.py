@@ -1,4 +1,4 @@
-"""The classes: `class_labels_indices.csv`, and multi-hot targets."""
+"""Class labels: `class_labels_indices.csv` and multi-hot targets."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ HEADER = ["index", "mid", "display_name"]
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes in the order of the model's outputs."""
+    """Classes in the order of the model's outputs."""
 
     mids: tuple[str, ...]
     names: tuple[str, ...]
@@ -31,7 +31,7 @@ class Labels:
         return {mid: index for index, mid in enumerate(self.mids)}
 
     def multi_hot(self, indices: Sequence[Sequence[int]]) -> np.ndarray:
-        """Class indices per clip → targets (N, C) of bool."""
+        """Convert class indices per clip to targets (N, C), bool."""
         targets = np.zeros((len(indices), len(self)), dtype=bool)
         for row, classes in enumerate(indices):
             targets[row, np.asarray(classes, dtype=np.int64)] = True
@@ -52,7 +52,7 @@ def read_labels(path: str) -> Labels:
     try:
         with fsspec.open(path, "rb") as file:
             text = cast(BinaryIO, file).read().decode("utf-8-sig")
-    except Exception as error:  # each storage library has errors of its own
+    except Exception as error:  # every storage library has its own errors
         raise InputError(f"can't read the labels {path}: {describe_storage_error(error)}") from error
     return parse_labels(text, str(path))
 
@@ -61,7 +61,7 @@ def parse_labels(text: str, where: str) -> Labels:
     """Parse the text of a `class_labels_indices.csv`; `where` names it in errors."""
     try:
         rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    except csv.Error as error:  # such as a field above csv's limit: a quote that is never closed
+    except csv.Error as error:  # for example a field above csv's limit, after an unclosed quote
         raise InputError(f"{where}: expected CSV, found {describe(error)}") from error
     if not rows or [cell.strip() for cell in rows[0]] != HEADER:
         found = ",".join(rows[0]) if rows else "nothing"

@@ -1,7 +1,7 @@
-"""The template of a self-contained page of HTML, and pictures that a page holds.
+"""Self-contained HTML pages: the base template and embedded images.
 
-What a page says comes from tables and files of others: Jinja escapes every value that a template names, and the page
-itself forbids scripts, and whatever would be loaded from elsewhere.
+Pages show text from foreign tables and files. Jinja escapes every value, and the content security policy forbids
+scripts and external resources.
 """
 
 import base64
@@ -47,7 +47,7 @@ img { max-width: 100% } .spectrogram { height: 7em }
 
 
 def render_page(template: str, **values: object) -> str:
-    """Render a template that extends `page` and fills its block `body`; `values` must have a title."""
+    """Render a template that extends `page` and fills its block `body`. `values` must contain `title`."""
     environment = Environment(
         loader=DictLoader({"page": PAGE, "body": template}),
         autoescape=True,
@@ -59,7 +59,7 @@ def render_page(template: str, **values: object) -> str:
 
 
 def spectrogram_url(fbank_TM: np.ndarray, frames_per_pixel: int = FRAMES_PER_PIXEL) -> str:
-    """Draw a fbank (T, M), time to the right, high bins at the top. A page holds its pictures: it can be sent on."""
+    """Draw an fbank (T, M) as a PNG data URL, with time to the right and high bins at the top."""
     whole = len(fbank_TM) // frames_per_pixel * frames_per_pixel or len(fbank_TM)
     columns = fbank_TM[:whole].astype(np.float32).reshape(-1, min(frames_per_pixel, whole), NUM_MEL_BINS).mean(axis=1)
     low, high = np.percentile(columns, [5, 99])
@@ -73,12 +73,12 @@ def spectrogram_url(fbank_TM: np.ndarray, frames_per_pixel: int = FRAMES_PER_PIX
 
 
 def figure_url(figure: Figure) -> str:
-    """Draw a figure of matplotlib into the address of an image."""
+    """Render a matplotlib figure as a PNG data URL."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=90)
     return data_url(out.getvalue(), "image/png")
 
 
 def data_url(content: bytes, media_type: str) -> str:
-    """Return an address that holds the content itself."""
+    """Encode content as a data URL."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

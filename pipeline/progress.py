@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar on terminals, occasional plain lines in logs."""
 
 import sys
 import time
@@ -16,23 +16,25 @@ LINE_EVERY_S = 10.0
 
 
 class Progress(Protocol):
+    """A progress display."""
+
     def advance(self, amount: int, note: str = "") -> None:
-        """Count `amount` more as done; `note` stands at the end of the line."""
+        """Add `amount` finished units and show `note` at the end of the line."""
         ...
 
     def reach(self, done: int, total: int) -> None:
-        """Count `done` of `total` as done, where the total was not known before."""
+        """Set the number of finished units and the total."""
         ...
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds, or below one as a fraction of it."""
+    """Format a duration as h:mm:ss, or as `0.3 s` below one second."""
     return str(timedelta(seconds=round(seconds))) if seconds >= 1 else f"{seconds:.1f} s"
 
 
 @contextmanager
 def show_progress(what: str, total: int, unit: str, start: int = 0) -> Generator[Progress, None, None]:
-    """Show how far `total` units of work are."""
+    """Show the progress of `total` units of work, of which `start` are already finished."""
     bar = [BarColumn()] if sys.stderr.isatty() else []
     columns = [
         TextColumn(what),
@@ -50,7 +52,7 @@ def show_progress(what: str, total: int, unit: str, start: int = 0) -> Generator
 
 
 class _Rate(ProgressColumn):
-    """Average rate and the time left at it. Shards may come hours apart, so a moving average would often be none."""
+    """Average rate and remaining time. Shards may take hours each, so a moving average would often be 0."""
 
     def render(self, task: Task) -> Text:
         elapsed_s = task.elapsed or 0.0
@@ -60,7 +62,7 @@ class _Rate(ProgressColumn):
 
 
 class _Shown:
-    """A display of one task, whose columns are written as a line where there is no terminal."""
+    """The display of one task, as plain lines without a terminal."""
 
     def __init__(self, display: Display):
         self._display, self._task = display, display.tasks[0]
@@ -75,10 +77,10 @@ class _Shown:
         self.write_line(LINE_EVERY_S)
 
     def write_line(self, min_pause_s: float = 0.0) -> None:
-        """Write a line to a log, unless it would say the same or the one before was written just now."""
+        """Write a line to the log, unless nothing changed or the last line is newer than `min_pause_s`."""
         is_new = self._task.completed != self._written
         if self._display.disable and is_new and time.monotonic() - self._written_s >= min_pause_s:
             self._written, self._written_s = self._task.completed, time.monotonic()
-            # Not print, which Ray Train wraps in its workers and shows twice.
+            # Ray Train wraps print in its workers and would show each line twice.
             sys.stderr.write(" ".join(str(column(self._task)) for column in self._display.columns).rstrip() + "\n")  # type: ignore[operator]
             sys.stderr.flush()

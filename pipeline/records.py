@@ -1,16 +1,16 @@
-"""The pipeline's values: what travels between its steps."""
+"""Values that travel between the steps of the pipeline."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 CLIPS_PER_PART = 8
-"""Of a shard's journal, by which a killed worker loses no clip."""
+"""Clips per journal part: the most finished clips that a killed worker loses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A row of AudioSet's CSV: a stretch of a video that should exist."""
+    """A row of AudioSet's CSV: an interval of a video."""
 
     ytid: str
     start_ms: int
@@ -25,16 +25,16 @@ class Segment:
 
 
 class FailureCategory(StrEnum):
-    """Kind of failure, which decides whether the next run tries again."""
+    """Kind of failure. It decides whether the next run retries the clip."""
 
     PERMANENT = "permanent"
-    """It will not come back."""
+    """The clip will not come back."""
     POLICY = "policy"
     """The media exist, but not for this account, address or country."""
     THROTTLED = "throttled"
-    """This address asked too often; that says nothing about the clip."""
+    """The address sent too many requests. The clip itself may be available."""
     TRANSIENT = "transient"
-    """May work the next time."""
+    """The next attempt may succeed."""
 
 
 class Reason(StrEnum):
@@ -58,7 +58,7 @@ class Reason(StrEnum):
     NOT_MEDIA = "not_media", FailureCategory.PERMANENT
     NO_AUDIO = "no_audio", FailureCategory.PERMANENT
     OUT_OF_RANGE = "out_of_range", FailureCategory.PERMANENT
-    """The media end before the segment starts, or hold less than one fbank frame of it."""
+    """The media end before the segment starts, or contain less than one fbank frame of it."""
     TOO_LARGE = "too_large", FailureCategory.PERMANENT
 
     AGE_RESTRICTED = "age_restricted", FailureCategory.POLICY
@@ -66,60 +66,59 @@ class Reason(StrEnum):
     LOGIN_REQUIRED = "login_required", FailureCategory.POLICY
     FORBIDDEN = "forbidden", FailureCategory.POLICY
     CLIENT_REFUSED = "client_refused", FailureCategory.POLICY
-    """Not for the player that yt-dlp pretends to be; another one of `--youtube.clients` may get it."""
+    """Refused to yt-dlp's player client; another client in `--youtube.clients` may succeed."""
 
     RATE_LIMITED = "rate_limited", FailureCategory.THROTTLED
     BOT_CHECK = "bot_check", FailureCategory.THROTTLED
     BLOCKED = "blocked", FailureCategory.THROTTLED
-    """YouTube refuses this address for a while without saying why: its 403, mostly."""
+    """YouTube refuses this address temporarily without a reason, mostly with status 403."""
 
     TIMED_OUT = "timed_out", FailureCategory.TRANSIENT
     CONNECTION = "connection", FailureCategory.TRANSIENT
     SERVER_ERROR = "server_error", FailureCategory.TRANSIENT
     TRUNCATED = "truncated", FailureCategory.TRANSIENT
-    """Fewer bytes arrived than were announced, or the media end before the length in their header."""
+    """Fewer bytes arrived than announced, or the media end before the length in their header."""
     NOT_READY = "not_ready", FailureCategory.TRANSIENT
-    """A premiere, a live event to come, or an upload that is still processed."""
+    """A premiere, an upcoming live event, or an upload that YouTube is still processing."""
     EXTRACTION_FAILED = "extraction_failed", FailureCategory.TRANSIENT
-    """yt-dlp did not understand the answer; many of these mean that a newer yt-dlp is needed."""
+    """yt-dlp did not understand the answer. Many of these failures call for a newer yt-dlp."""
     UNKNOWN = "unknown", FailureCategory.TRANSIENT
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An unavailable clip, and why."""
+    """An unavailable clip and the reason."""
 
     reason: Reason
     detail: str
-    """The original message, at most 200 characters of it."""
+    """The original message, at most 200 characters."""
     retry_after_s: float | None = None
-    """Seconds after which the server allows the next request, if it says so."""
+    """Seconds until the server allows the next request, if the server states them."""
     source: str = ""
     """Digest of the sources that lack the clip, for `missing_in_source`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """An encoded file that holds a segment, as a source delivered it."""
+    """An encoded media file with a segment, as delivered by a source."""
 
     content: bytes | Path
-    """The bytes, or a local file that the source itself chose. Never text: a name out of a foreign table must not
-    become a file that is read."""
+    """Bytes, or a local file chosen by the source. Never text: a name in a foreign table must not become a path."""
     source: str
-    """Where it came from, for the record."""
+    """Origin, for the sidecar."""
     offset_ms: int = 0
-    """Time of the video at which the file starts: 0 for a whole video, the segment's start if it is already cut."""
+    """Time in the video at which the file starts: 0 for a whole video, the segment's start for a cut file."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """One unit of work: the segments that become one shard."""
+    """The unit of work: the segments of one shard."""
 
     shard_id: str
     split: str
     segments: tuple[Segment, ...]
     attempts: tuple[int, ...]
-    """Attempts made at each segment in earlier runs."""
+    """Attempts at each segment in earlier runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +133,4 @@ class ShardReport:
     num_bytes: int
     """Size of the tar."""
     is_new: bool
-    """False if the shard was there already."""
+    """False for a shard that already existed."""

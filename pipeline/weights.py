@@ -18,6 +18,6 @@ def class_balanced_weights(targets: np.ndarray | sparse.csr_array, count_offset:
     """
     counts = np.asarray(targets.sum(axis=0), dtype=np.float64).ravel()
     if not counts.any():
-        raise InputError("expected clips with at least one label, found none: nothing to draw by")
+        raise InputError("expected clips with labels, found none: class-balanced sampling needs them")
     weight_of_label = 1000.0 / (counts + count_offset)
     return np.asarray(targets @ weight_of_label, dtype=np.float64)

@@ -1,8 +1,8 @@
-"""The lease of a store: of several runs that would preprocess into it, one works.
+"""The lease of a store: at most one run preprocesses into it.
 
-Each lease is a file named by a number that is created only if there is none, so of two that want the next number one
-gets it. The highest number counts. Its holder renews it by rewriting it; once expired, or if its process is known to
-be dead, the next number may be taken.
+Leases are numbered files, and the highest number is valid. A run creates the next number with a conditional write, so
+of two competing runs one wins. The holder renews its lease by rewriting the file. Other runs may create the next number
+once the lease has expired or its process is dead.
 """
 
 import secrets
@@ -23,13 +23,13 @@ RENEW_EVERY_S = 20.0
 
 @dataclass(frozen=True)
 class Lease:
-    """The run that works, and until when at least."""
+    """Holder and expiry of the lease."""
 
     token: str
     host: str
     pid: int
     process_started: float
-    """These three as in `Owner`."""
+    """host, pid and process_started identify an `Owner`."""
     expires: float
     """Seconds since 1970."""
 
@@ -39,19 +39,19 @@ class Lease:
 
     @property
     def is_free(self) -> bool:
-        """Whether it expired, or its process on this host is gone."""
+        """Whether the lease has expired, or its process on this host is dead."""
         return self.expires < time.time() or Owner(self.host, self.pid, self.process_started).is_dead
 
 
 @dataclass
 class Holder:
-    """A held lease, as its holder sees it."""
+    """The holder's view of its lease."""
 
     store: Store
     lease: Lease
     number: int
     lost: str = ""
-    """Why the lease is no longer held; empty while it is."""
+    """Reason for the loss of the lease; empty while it is held."""
 
     @property
     def name(self) -> str:
@@ -63,11 +63,11 @@ class Holder:
             raise LeaseError(self.lost)
 
     def renew(self) -> None:
-        """Write a later expiry, unless another run took over or the store could not be written for too long."""
+        """Extend the expiry, unless another run took over."""
         number, lease = _newest(self.store)
         if number != self.number and lease:
             self.lost = f"the run lost its lease of {self.store.root} to {lease.holder}: it paused"
-            self.lost += f" for more than {DURATION_S:.0f} s. What it kept is kept; end the other run or wait for it"
+            self.lost += f" for more than {DURATION_S:.0f} s. Finished clips are stored. Stop the other run or wait for it"
             return
         self.lease = replace(self.lease, expires=time.time() + DURATION_S)
         self.store.write_json(self.name, asdict(self.lease))
@@ -75,7 +75,7 @@ class Holder:
 
 @contextmanager
 def hold_lease(store: Store) -> Generator[Holder, None, None]:
-    """Hold the store's lease while the context lasts. Raises LeaseError if a live run holds it."""
+    """Hold the store's lease within the context. Raises LeaseError if a live run holds it."""
     owner = this_process()
     lease = Lease(secrets.token_hex(8), owner.machine, owner.pid, owner.started, time.time() + DURATION_S)
     holder = Holder(store, lease, _take(store, lease))
@@ -88,14 +88,14 @@ def hold_lease(store: Store) -> Generator[Holder, None, None]:
         done.set()
         thread.join()
         if not holder.lost:
-            # The number stays as a mark of where to count on.
+            # Keep the file: the next lease continues its numbering.
             with suppress(StoreError):
                 store.write_json(holder.name, asdict(lease) | {"expires": 0.0})
 
 
 def _keep(holder: Holder, done: threading.Event) -> None:
     while not done.wait(RENEW_EVERY_S) and not holder.lost:
-        # One that could not be renewed in time is seen by whoever takes it over.
+        # The next holder detects a lease that was not renewed in time.
         with suppress(StoreError):
             holder.renew()
 
@@ -106,7 +106,7 @@ def _take(store: Store, lease: Lease) -> int:
         raise _refusal(store, current)
     if not store.create_json(_name(number + 1), asdict(lease)):
         winner = _newest(store)[1]
-        # A request that was repeated after its answer was lost meets what it made itself.
+        # A repeated request, after the first answer was lost, finds its own file.
         if winner and winner.token != lease.token:
             raise _refusal(store, winner)
     with suppress(StoreError):
@@ -118,8 +118,8 @@ def _take(store: Store, lease: Lease) -> int:
 def _refusal(store: Store, lease: Lease) -> LeaseError:
     left_s = max(0.0, lease.expires - time.time())
     return LeaseError(
-        f"expected to be alone in {store.root}, found a run on {lease.holder}, that holds it for at"
-        f" least {left_s:.0f} s: wait until it ends; if it died it is taken over after that time"
+        f"{store.root} is locked by a run on {lease.holder} for at least {left_s:.0f} s. Wait, or retry then: locks of"
+        " dead runs expire"
     )
 
 

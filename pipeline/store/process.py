@@ -1,4 +1,4 @@
-"""Owners of what lies on disk: processes, so that what a dead one left is told from what a live one uses."""
+"""The process that owns files on disk, to tell leftovers from files in use."""
 
 import os
 import socket
@@ -13,18 +13,18 @@ TOLERANCE_S = 2.0
 
 @dataclass(frozen=True)
 class Owner:
-    """A process."""
+    """A process on a machine."""
 
     machine: str
     """Scope in which process ids are valid."""
     pid: int
     started: float
-    """Seconds after the machine's own start: tells a process from a later one of the same id, whatever the clock
-    does."""
+    """Start of the process in seconds since boot. Independent of the clock, it tells a process from a later process with
+    the same id."""
 
     @property
     def is_dead(self) -> bool:
-        """Whether the process is known to be gone; nothing is known of other machines."""
+        """Whether the process has certainly ended. Processes of other machines never count as dead."""
         if self.machine != machine():
             return False
         try:
@@ -40,7 +40,7 @@ def this_process() -> Owner:
 
 @cache
 def machine() -> str:
-    namespace = Path("/proc/self/ns/pid")  # containers may share a name, and count their processes from 1
+    namespace = Path("/proc/self/ns/pid")  # containers may share a host name and reuse low process ids
     return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}".strip()
 
 

@@ -1,4 +1,4 @@
-"""Folders for files in the making. They are named by the process that makes them: those of dead ones can be removed."""
+"""Scratch folders, named after their process so that folders of dead processes can be removed."""
 
 import hashlib
 import shutil
@@ -12,12 +12,12 @@ from pipeline.store.process import Owner, machine, this_process
 
 PREFIX = "audioset"
 ABANDONED_S = 24 * 3600.0
-"""So long after the last write what another machine was making counts as abandoned."""
+"""Age of the last write after which another machine's scratch folder counts as abandoned."""
 
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """A new folder, gone afterwards."""
+    """Create a scratch folder and remove it at the end."""
     folder = make_scratch(parent)
     try:
         yield folder
@@ -34,7 +34,7 @@ def make_scratch(parent: Path) -> Path:
 
 
 def clear_scratch(parent: Path) -> int:
-    """Remove the folders of processes that are dead, or of other machines and not written to for a day; count them."""
+    """Remove folders of dead processes, and other machines' folders without a write for a day; return their number."""
     folders = [folder for folder in parent.glob(f"{PREFIX}-*") if _is_left_behind(folder)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -47,8 +47,8 @@ def _is_left_behind(folder: Path) -> bool:
         if mark == _mark(machine()):
             return Owner(machine(), int(pid), float(started)).is_dead
     except ValueError:
-        return False  # it is not ours
-    with suppress(FileNotFoundError):  # it goes while it is looked at
+        return False  # not a scratch folder of this project
+    with suppress(FileNotFoundError):  # removed concurrently
         return time.time() - max(file.stat().st_mtime for file in (folder, *folder.rglob("*"))) > ABANDONED_S
     return False
 

@@ -1,4 +1,4 @@
-"""The store: one folder or `s3://` address under which everything that is kept has its place."""
+"""File access under the root of a store, a folder or `s3://` address."""
 
 import json
 import math
@@ -21,15 +21,15 @@ from pipeline.errors import AudioTaggingError, CorruptError, StoreError, describ
 from pipeline.store.scratch import ABANDONED_S, clear_scratch, scratch_folder
 
 PIECE_BYTES = 32 * 2**20
-"""Of a large file that is read in pieces: few requests, little memory."""
+"""Bytes per request when reading large files: few requests, little memory."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A root and what can be done under it. Names are relative to the root, with `/`.
+    """A root folder or address. Names are relative to it, with `/`.
 
-    A name is either absent or complete: files are written elsewhere and then renamed (local) or put in one
-    request or one completed upload (object stores). All errors of the storage become `StoreError`.
+    A file is absent or complete: local files are written elsewhere and renamed, objects are put in one request or one
+    completed upload. All storage errors become StoreError.
     """
 
     root: str
@@ -51,11 +51,11 @@ class Store:
         return isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """Full path of a name, without the protocol."""
+        """Return the full path of a name, without the protocol."""
         return f"{self.base}/{name}" if name else self.base
 
     def url(self, name: str) -> str:
-        """Full address of a name, with the protocol where it isn't local."""
+        """Return the full address of a name, with the protocol unless it is local."""
         return self.fs.unstrip_protocol(self.path(name)) if not self.is_local else self.path(name)
 
     def exists(self, name: str) -> bool:
@@ -67,18 +67,18 @@ class Store:
             return int(self.fs.size(self.path(name)) or 0)
 
     def list(self, folder: str, suffix: str = "") -> list[str]:
-        """Names under a folder, at any depth, sorted, without hidden ones; none if there is no such folder."""
+        """List the visible files under a folder at any depth, sorted; empty if the folder is missing."""
         return list(self.sizes(folder, suffix))
 
     def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
-        """Bytes of each file that `list` names, in one listing."""
+        """Return the size in bytes of each file in `list`, from one listing."""
         return {name: int(entry["size"]) for name, entry in self._find(folder, suffix).items()}
 
     def months(self, folder: str, suffix: str = "") -> dict[str, str]:
-        """Month in which each file that `list` names was last written, such as `2026-11`, in one listing."""
+        """Return the month of the last write of each file in `list`, such as `2026-11`, from one listing."""
         found = {}
         for name, entry in self._find(folder, suffix).items():
-            time_or_s = entry.get("mtime", entry.get("LastModified"))  # of local files; of S3
+            time_or_s = entry.get("mtime", entry.get("LastModified"))  # local files; S3
             when = datetime.fromtimestamp(time_or_s, UTC) if isinstance(time_or_s, float) else time_or_s
             found[name] = when.strftime("%Y-%m") if when else "unknown"
         return found
@@ -99,7 +99,7 @@ class Store:
             return self._whole(self.fs.cat_file(self.path(name), start=offset, end=offset + length))
 
     def read_pieces(self, name: str, num_bytes: int) -> Iterator[bytes]:
-        """Yield the first `num_bytes` of a file, each piece read with one request; less if the file ends before."""
+        """Yield the first `num_bytes` of a file in pieces, one request each; fewer bytes if the file is shorter."""
         for start in range(0, num_bytes, PIECE_BYTES):
             expected = min(PIECE_BYTES, num_bytes - start)
             piece = self.read_range(name, start, expected)
@@ -108,7 +108,7 @@ class Store:
                 return
 
     def open(self, name: str, block_bytes: int) -> BinaryIO:
-        """Open a file to read parts of it, in blocks. What goes wrong then is an error of the storage's own."""
+        """Open a file for reading in blocks. Later reads raise the storage library's own errors."""
         with self._errors("read", name):
             return cast(BinaryIO, self.fs.open(self.path(name), "rb", block_size=block_bytes))
 
@@ -119,7 +119,7 @@ class Store:
             raise CorruptError(f"expected JSON in {self.url(name)}, found: {error}") from error
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a whole file at once; an older one of that name is replaced."""
+        """Write a whole file atomically, replacing an older version."""
         if not self.is_local:
             with self._errors("write", name):
                 self.fs.pipe_file(self.path(name), data)
@@ -134,7 +134,7 @@ class Store:
         self.write_bytes(name, json_bytes(value))
 
     def create_json(self, name: str, value: Any) -> bool:
-        """Write a file only if there is none of that name; of several that try, one is told that it did."""
+        """Write a file unless it exists; of concurrent writers exactly one gets True."""
         data = json_bytes(value)
         with self._errors("write", name):
             if not self.is_local:
@@ -153,7 +153,7 @@ class Store:
         try:
             self.fs.pipe_file(self.path(name), data, mode="create")
         except OSError as error:
-            if self.fs.exists(self.path(name)):  # s3fs has no class of its own for a refused condition
+            if self.fs.exists(self.path(name)):  # s3fs has no error class for a failed precondition
                 return False
             raise error
         return True
@@ -171,13 +171,13 @@ class Store:
             file.replace(target)
 
     def fetch(self, name: str, file: Path) -> None:
-        """Copy a file of the store to a local one, in bounded memory."""
+        """Copy a file from the store to a local path, in bounded memory."""
         with self._errors("read", name):
             self.fs.get_file(self.path(name), str(file))
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
-        """Make a file readable under a local path: its own, or that of a copy which is gone afterwards."""
+        """Yield a local path of a file: its own, or a temporary copy of a remote file."""
         if self.is_local:
             yield Path(self.path(name))
             return
@@ -191,8 +191,7 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A new local folder, gone afterwards; on the store's own disk if that is local, so that a move is a
-        rename."""
+        """Yield a temporary local folder, on the disk of a local store so that publishing is a rename."""
         if not self.is_local:
             clear_scratch(self.scratch_home)
         with ExitStack() as stack:
@@ -205,13 +204,13 @@ class Store:
         return Path(self.base) / ".scratch" if self.is_local else Path(tempfile.gettempdir())
 
     def remove_orphaned_files(self) -> None:
-        """Remove what dead processes were writing when they died: scratch folders, and uploads to S3 of a day ago."""
+        """Remove leftovers of dead processes: scratch folders, and unfinished S3 uploads older than a day."""
         if self.is_local:
             clear_scratch(self.scratch_home)
         elif "s3" in self.fs.protocol:
-            from botocore.exceptions import BotoCoreError  # a store in a folder does without an S3 client
+            from botocore.exceptions import BotoCoreError  # local stores don't import an S3 client
 
-            with suppress(OSError, BotoCoreError):  # not all that may write may look for uploads
+            with suppress(OSError, BotoCoreError):  # write permission does not imply permission to list uploads
                 self._abort_uploads()
 
     def _abort_uploads(self) -> None:
@@ -223,7 +222,7 @@ class Store:
                 fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def age_s(self, name: str) -> float:
-        """Seconds since a file was written."""
+        """Return the seconds since a file's last write."""
         with self._errors("look for", name):
             return time.time() - self.fs.modified(self.path(name)).timestamp()
 
@@ -233,7 +232,7 @@ class Store:
         return content
 
     def check_writable(self) -> None:
-        """Raise StoreError now rather than after hours of work."""
+        """Raise StoreError if the store is read-only, before hours of work instead of after."""
         name = f".probe-{uuid.uuid4().hex}"
         self.write_bytes(name, b"")
         self.remove(name)
@@ -244,12 +243,12 @@ class Store:
             yield
         except AudioTaggingError:
             raise
-        except Exception as error:  # each storage library has errors of its own
+        except Exception as error:  # every storage library has its own errors
             raise StoreError(f"can't {verb} {self.root.rstrip('/')}/{name}: {describe_storage_error(error)}") from error
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return a file's content: the same value always has the same bytes."""
+    """Encode a value as JSON. Equal values have equal bytes."""
     return json.dumps(replace_non_finite(value), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 

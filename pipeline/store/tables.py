@@ -1,4 +1,4 @@
-"""Tables as files of a store."""
+"""Parquet files as bytes."""
 
 import io
 
@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Return the content of a Parquet file."""
+    """Encode a table as a Parquet file."""
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     return out.getvalue()
