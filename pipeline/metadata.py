@@ -1,4 +1,4 @@
-"""Classes and segments of a data set, as its CSV files say now."""
+"""Classes and segments from the current CSV files of a data set."""
 
 import filecmp
 import hashlib
@@ -29,16 +29,16 @@ NUM_NAMED = 10
 
 @dataclass(frozen=True, eq=False)
 class Metadata:
-    """The classes, and the segments of all splits, each key once."""
+    """Classes and the segments of all splits, with unique keys."""
 
     labels: Labels
     segments: pa.Table
     """Of `SEGMENT_SCHEMA`."""
     digest: str
-    """Of the files that they were read from."""
+    """SHA-256 of the CSV files."""
 
     def segments_of(self, splits: Sequence[str], limit: int | None = None) -> pa.Table:
-        """Return the segments of some splits in their order, the first `limit` of each."""
+        """Return the segments of splits in the given order, at most the first `limit` of each."""
         column = self.segments["split"].combine_chunks()
         code_of = {name: code for code, name in enumerate(column.dictionary.to_pylist())}
         codes = column.indices.to_numpy()
@@ -47,10 +47,10 @@ class Metadata:
 
 
 def load_metadata(config: PreprocessConfig, store: Store | None = None) -> Metadata:
-    """Read the classes and the segments of `config.splits`; keep their files in a store, and add its other splits.
+    """Read the classes and the segments of `config.splits`, copy the files to a store, and add its other splits.
 
-    So a store that was filled split by split keeps its earlier ones. A segment belongs to one split: to one that is
-    read now, else to the first by name. Raises InputError if segments have a label that is not a class.
+    A store that was filled split by split thus keeps its earlier splits. A segment in several files belongs to a split
+    in `config.splits`, else to the first split by name. Raises InputError for labels that are not classes.
     """
     address = config.metadata.rstrip("/")
     names = [LABELS_FILE, *(split + SEGMENTS_SUFFIX for split in config.splits)]
@@ -63,9 +63,9 @@ def load_metadata(config: PreprocessConfig, store: Store | None = None) -> Metad
         digests = [_digest_of(file) for file in files.values()]
         if store:
             for name, file in files.items():
-                _keep(file, f"{FOLDER}/{name}", store)
-            # The order tells which split a segment that stands in two of them belongs to.
-            for name in kept_splits(store):
+                _publish_if_new(file, f"{FOLDER}/{name}", store)
+            # In order of names, which decides the split of a segment in two files.
+            for name in stored_splits(store):
                 if name not in config.splits:
                     file = Path(folder) / "other.csv"
                     store.fetch(f"{FOLDER}/{name}{SEGMENTS_SUFFIX}", file)
@@ -74,14 +74,14 @@ def load_metadata(config: PreprocessConfig, store: Store | None = None) -> Metad
     return Metadata(labels, segments, hashlib.sha256("".join(digests).encode()).hexdigest())
 
 
-def read_kept_metadata(store: Store, splits: Sequence[str]) -> Metadata:
-    """Read the classes and the segments of some splits as a store keeps them."""
+def read_stored_metadata(store: Store, splits: Sequence[str]) -> Metadata:
+    """Read the classes and the segments of splits from a store."""
     labels = read_labels(store.url(f"{FOLDER}/{LABELS_FILE}"))
     tables = [read_segment_table(store.url(f"{FOLDER}/{split}{SEGMENTS_SUFFIX}")) for split in splits]
     return Metadata(labels, join_tables(tables), digest="")
 
 
-def kept_splits(store: Store) -> list[str]:
+def stored_splits(store: Store) -> list[str]:
     names = store.list(FOLDER, SEGMENTS_SUFFIX)
     return [name.removeprefix(f"{FOLDER}/").removesuffix(SEGMENTS_SUFFIX) for name in names]
 
@@ -90,17 +90,17 @@ def _copy(address: str, file: Path) -> Path:
     try:
         with fsspec.open(address, "rb") as source, file.open("wb") as copy:
             shutil.copyfileobj(source, copy)  # pyright: ignore[reportArgumentType]
-    except Exception as error:  # each storage library has errors of its own
-        raise InputError(f"can't read {address}: {describe_storage_error(error)}; look at --metadata") from error
+    except Exception as error:  # every storage library has its own errors
+        raise InputError(f"can't read {address}: {describe_storage_error(error)}; check --metadata") from error
     return file
 
 
-def _keep(file: Path, name: str, store: Store) -> None:
-    """Publish a file unless the store has the same."""
+def _publish_if_new(file: Path, name: str, store: Store) -> None:
+    """Publish a file unless the store has the same content."""
     if store.exists(name):
-        kept = file.with_suffix(".kept")
-        store.fetch(name, kept)
-        if filecmp.cmp(file, kept, shallow=False):
+        stored = file.with_suffix(".stored")
+        store.fetch(name, stored)
+        if filecmp.cmp(file, stored, shallow=False):
             return
     store.publish(file, name)
 
@@ -111,15 +111,15 @@ def _digest_of(file: Path) -> str:
 
 
 def _add_split(segments: pa.Table, other: pa.Table, labels: Labels, name: str) -> pa.Table:
-    """Add what an earlier run read of a split, without segments that are in another one now."""
+    """Add a split from an earlier run, without segments that now belong to another split."""
     other = other.filter(pa.array(positions_of(other["key"], segments["key"]) < 0))
     column = other["labels"].combine_chunks()
     unknown = [code for code, text in enumerate(column.dictionary.to_pylist()) if _unknown_labels([text], labels)]
     is_known = ~np.isin(column.indices.to_numpy(), unknown)
     if not is_known.all():
         log.warning(
-            "%d segments of %s, which an earlier run read, have labels that are no longer classes: left out; name"
-            " the split among --splits to read it again",
+            "skipped %d segments of %s, a split from an earlier run, with labels that are no longer classes; add the split"
+            " to --splits to read it again",
             np.count_nonzero(~is_known),
             name,
         )
@@ -134,8 +134,8 @@ def _check_labels(segments: pa.Table, labels: Labels, address: str) -> None:
     unknown = _unknown_labels(segments["labels"].combine_chunks().dictionary.to_pylist(), labels)
     if unknown:
         raise InputError(
-            f"{address}: {len(unknown)} labels of the segments are not among the {len(labels)} classes of"
-            f" {LABELS_FILE}: {', '.join(unknown[:NUM_NAMED])}. The files don't belong together"
+            f"{address}: {len(unknown)} labels of the segments are missing in the {len(labels)} classes of"
+            f" {LABELS_FILE}: {', '.join(unknown[:NUM_NAMED])}. Use files of the same release"
         )
 
 
@@ -147,5 +147,5 @@ def _check_splits(segments: pa.Table, address: str) -> None:
     if len(twice):
         raise InputError(
             f"{address}: expected each segment in one split, found {len(twice)} in several, such as {twice[0]}:"
-            " evaluation clips would leak into training; take them out of one of the files"
+            " evaluation clips would leak into training; remove them from one of the files"
         )

@@ -19,7 +19,7 @@ from pipeline.copies.sources import open_sources
 from pipeline.errors import CorruptError, NoClipsError
 from pipeline.measures.backfill import is_measured, measure_shard, shards_with_clips
 from pipeline.metadata import FOLDER as METADATA_FOLDER
-from pipeline.metadata import kept_splits, load_metadata, read_kept_metadata
+from pipeline.metadata import load_metadata, read_stored_metadata, stored_splits
 from pipeline.preprocess import PreprocessReport, clips_per_hour, preprocess
 from pipeline.progress import show_progress
 from pipeline.records import FailureCategory
@@ -79,12 +79,12 @@ def plan(command: PlanCommand) -> None:
 
 def status(command: StatusCommand) -> None:
     store, data = Store(resolve_root(command.root)), command.data
-    if missing := [split for split in data.splits if split not in kept_splits(store)]:
+    if missing := [split for split in data.splits if split not in stored_splits(store)]:
         names = ", ".join(f"metadata/{split}_segments.csv" for split in missing)
         raise NoClipsError(
             f"expected {names} in {store.root}, found none; run `preprocess.py run` first, or set --splits"
         )
-    metadata = read_kept_metadata(store, data.splits)
+    metadata = read_stored_metadata(store, data.splits)
     segments = metadata.segments_of(data.splits, data.limit)
     sidecar_table = read_sidecar_table(store, shard_fingerprint(data.keep_audio))
     rows = match_segments(segments, sidecar_table)
@@ -170,7 +170,7 @@ def repair(shards: list[str], store: Store, command: VerifyCommand) -> None:
     Snapshots that refer to a shard stay valid if the source still delivers the same bytes.
     """
     with with_miniature_media(command.data, store) as data:
-        if splits := tuple(kept_splits(store)):
+        if splits := tuple(stored_splits(store)):
             data = replace(data, metadata=store.url(METADATA_FOLDER), splits=splits)
         open_sources(data)  # raises an error for an unusable source before any shard is removed
         with hold_lease(store):

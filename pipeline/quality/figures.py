@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.keys import positions_of
 from pipeline.measures.table import NUMERIC_AND_TEXT, read_measures
-from pipeline.metadata import kept_splits, read_kept_metadata
+from pipeline.metadata import read_stored_metadata, stored_splits
 from pipeline.quality.duplicates.pair_table import duplicate_groups, load_duplicates
 from pipeline.quality.selection import durations_of, find_matches, mark_duplicates, parse_expression
 from pipeline.records import Reason
@@ -145,8 +145,8 @@ def describe_store(snapshot: Snapshot) -> dict[str, Any]:
         "classes": None,
         "not_attempted": 0,
     }
-    if splits := kept_splits(store):
-        metadata = read_kept_metadata(store, splits)
+    if splits := stored_splits(store):
+        metadata = read_stored_metadata(store, splits)
         found = segment_statuses(metadata.segments, sidecar_table, match_segments(metadata.segments, sidecar_table))
         described["not_attempted"] = int((found["status"] == NOT_ATTEMPTED).sum())
         described["classes"] = count_classes(found, metadata.segments, metadata.labels).to_dict("records")

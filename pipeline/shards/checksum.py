@@ -1,4 +1,4 @@
-"""The checksum of a tar, and what a tar with another one means."""
+"""Checksums of tars, and messages about tars with a wrong checksum."""
 
 import hashlib
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ def checksum_of(tar: Path) -> Checksum:
 
 
 def verify_checksum(found: Checksum, expected: Checksum, store: Store, name: str) -> None:
-    """Raise CorruptError, naming the shard, unless a tar of a store is byte for byte the one that was indexed."""
+    """Raise CorruptError, with the shard's name, unless a tar equals the indexed tar byte for byte."""
     if found.num_bytes != expected.num_bytes:
         raise CorruptError(
             f"{describe_wrong_size(store.url(name), expected.num_bytes, found.num_bytes)}; {remedy(store)}"
         )
     if found != expected:
         raise CorruptError(
-            f"{store.url(name)} has the digest {found.digest[:16]}, expected {expected.digest[:16]}: it was changed, or"
-            f" is another shard under this name; {remedy(store)}"
+            f"{store.url(name)} has the digest {found.digest[:16]}, expected {expected.digest[:16]}: it was changed or"
+            f" replaced by another shard; {remedy(store)}"
         )
 
 

@@ -1,7 +1,7 @@
-"""The journal of a shard in the making: decided clips are kept in small parts, so that a kill costs little.
+"""The journal of an unfinished shard: finished clips in small parts, so that a kill costs little.
 
-A shard of 1,000 clips takes hours where 300 may be fetched an hour, but its tar can't be published before the last one.
-A part is published whole, under a number that counts the clips before it. The folder goes once the shard is there.
+At 300 clips an hour, a shard of 1,000 clips takes hours, and its tar can't be published before the last clip. Each part is
+published atomically under the number of clips before it. The journal is removed once the shard is published.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ FOLDER = "parts"
 
 @dataclass(frozen=True, slots=True)
 class ClipResult:
-    """A segment's status, with its content if it was written."""
+    """A segment's result, with the content of a written clip."""
 
     segment: Segment
     status: str
@@ -32,7 +32,7 @@ class ClipResult:
     """float16 (T, 128)."""
     audio: bytes = b""
     measures: bytes = b""
-    """Encoded; empty in the journals of versions that measured nothing."""
+    """Encoded measures; empty in journals of versions without measures."""
 
 
 SEGMENT_NAMES = [field.name for field in fields(Segment)]
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Journal:
-    """The parts of one shard."""
+    """The journal of one shard."""
 
     store: Store
     fingerprint: str
@@ -57,7 +57,7 @@ class Journal:
         return f"{FOLDER}/{self.fingerprint}/{self.split}/{self.shard_id}"
 
     def append(self, first: int, results: Sequence[ClipResult]) -> None:
-        """Publish results as a part, of which the first is the shard's clip number `first`."""
+        """Publish results as a part. `first` is the number of clips before it."""
         rows = [
             {name: getattr(result.segment, name) for name in SEGMENT_NAMES}
             | {field.name: getattr(result, field.name) for field in RESULT_FIELDS}
@@ -69,10 +69,10 @@ class Journal:
         self.store.write_bytes(f"{self.folder}/{first:06d}.arrow", sink.getvalue().to_pybytes())
 
     def read(self) -> Iterator[ClipResult]:
-        """Yield the results that are kept, in order, up to a gap.
+        """Yield the stored results in order, up to a missing part.
 
-        Clips come in the order of the plan, so their count is the place at which fetching goes on; what lies behind a
-        gap is fetched again, and its part replaced.
+        Clips are stored in the order of the plan, so fetching resumes at their count. Clips after a missing part are
+        fetched again, and their parts replaced.
         """
         num_read = 0
         for name in self.store.list(self.folder, ".arrow"):
@@ -82,7 +82,7 @@ class Journal:
                 table = pa.ipc.open_file(self.store.read_bytes(name)).read_all()
             except pa.ArrowInvalid as error:
                 raise CorruptError(
-                    f"{self.store.url(name)} is not a valid part of a shard: {describe(error)}; remove it and run again"
+                    f"{self.store.url(name)} is not a valid journal part: {describe(error)}; remove it and run again"
                 ) from error
             for row in table.to_pylist():
                 about: dict[str, Any] = {name: row.pop(name) for name in SEGMENT_NAMES}
@@ -96,6 +96,6 @@ class Journal:
 
 
 def partial_shards(store: Store, fingerprint: str) -> list[Journal]:
-    """List the journals of shards that killed runs did not finish, as long as they were made with the same settings."""
+    """List the journals that killed runs left behind, of shards with the same settings."""
     shards = sorted({tuple(name.split("/")[2:4]) for name in store.list(f"{FOLDER}/{fingerprint}", ".arrow")})
     return [Journal(store, fingerprint, split, shard_id) for split, shard_id in shards]

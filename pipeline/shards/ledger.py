@@ -1,7 +1,7 @@
-"""The rows of all sidecars as one table, and the plan of what is still to be fetched."""
+"""The rows of all sidecars as one table, and the plan of due segments."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
+# pyarrow creates its compute functions at import.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +22,7 @@ from pipeline.shards.format import SIDECAR_SCHEMA, WRITTEN, digest_of, read_side
 from pipeline.store.storage import Store
 
 NUM_READERS = 16
-"""Of a remote store, which answers late. Those of a local one take turns at the interpreter: four are fastest."""
+"""Concurrent readers of a remote store, to hide its latency. For a local store the GIL makes four the fastest."""
 NUM_LOCAL_READERS = 4
 SIDECAR_COLUMNS = ["key", "end_ms", "status", "reason", "attempts"]
 TRANSIENT_REASONS = pa.array([reason.value for reason in Reason if reason.category is FailureCategory.TRANSIENT])
@@ -51,7 +51,7 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
         tables = list(pool.map(read, names))
     empty = pa.schema([*(SIDECAR_SCHEMA.field(name) for name in columns), LACKING_SOURCE]).empty_table()
     sidecar_table = pa.concat_tables([empty, *tables], promote_options="default").combine_chunks()
-    # All at once: as many small columns as there are sidecars would take longer to encode than to read.
+    # Encode the joined columns: encoding the small columns of each sidecar takes longer than reading them.
     for place, name in enumerate([*columns, LACKING_SOURCE.name]):
         if name in REPETITIVE:
             sidecar_table = sidecar_table.set_column(place, name, sidecar_table[name].dictionary_encode())
@@ -81,14 +81,14 @@ def _latest_attempts(sidecar_table: pa.Table) -> pa.Table:
     rows["shard"] = rows["shard"].astype(str)
     rows["identity"] = identities.to_pandas()
     rows["written"] = pc.equal(sidecar_table["status"].cast(pa.string()), WRITTEN).to_numpy()
-    # The shard's name comes last, so that of equal attempts every reader takes the same one.
+    # The shard's name breaks ties, so that every reader chooses the same row.
     rows = rows.sort_values(["identity", "written", "attempts", "shard"], kind="stable")
     kept = rows.index[~rows["identity"].duplicated(keep="last")]
     return sidecar_table.take(pa.array(np.sort(kept)))
 
 
 def match_segments(segments: pa.Table, sidecar_table: pa.Table) -> np.ndarray:
-    """Return the sidecar row of each segment (N,); -1 if it was never attempted with its present start and end."""
+    """Return the sidecar row of each segment (N,); -1 for segments never attempted with their current start and end."""
     return positions_of(identities_of(segments), identities_of(sidecar_table))
 
 
@@ -104,18 +104,18 @@ def _check_fingerprint(table: pa.Table, fingerprint: str, where: str) -> None:
     found = table.schema.metadata[b"fingerprint"].decode()
     if found != fingerprint:
         raise MismatchError(
-            f"{where} was made with other settings (fingerprint {found}) than these ({fingerprint}): the format, the"
-            " fbank or --keep-audio differ. Use the same settings, or another root"
+            f"expected {where} to have the settings of this run (fingerprint {fingerprint}), found {found}: the format,"
+            " the fbank or --keep-audio differ. Use the same settings, or another root"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class PreprocessPlan:
-    """The segments that are due, in shards. The shard plans are made one by one, when they are asked for."""
+    """Due segments in shards. Iteration creates one shard plan at a time."""
 
     segments: pa.Table
     attempts: np.ndarray
-    """Made so far at each segment (N,)."""
+    """Attempts so far at each segment (N,)."""
     shards: Sequence[np.ndarray]
     """Rows of each shard."""
 
@@ -130,7 +130,7 @@ class PreprocessPlan:
         for rows in self.shards:
             segments = tuple(segments_of(self.segments.take(pa.array(rows))))
             attempts = tuple(int(count) for count in self.attempts[rows])
-            # The attempts are part of the name: a clip that fails again and again is in another shard each time.
+            # Attempts are part of the name, so a repeatedly failing clip is in a new shard each time.
             planned = [[segment.key, segment.end_ms, count] for segment, count in zip(segments, attempts, strict=True)]
             yield ShardPlan(digest_of(planned), segments[0].split, segments, attempts)
 
@@ -143,15 +143,15 @@ def plan_shards(
     max_attempts: int = FetchConfig.max_total_attempts,
     sources_digest: str = "",
 ) -> PreprocessPlan:
-    """Plan shards for the segments that were never attempted, or failed in a way of the categories in `retry`.
+    """Plan shards for new segments and for failures with a category in `retry`.
 
-    segments: of `SEGMENT_SCHEMA`. sidecar_table: with `SIDECAR_COLUMNS`. A segment whose end was corrected counts as
-    never attempted. These come first, in their order, in full shards.
+    New segments come first, in their order and in full shards. Segments with a corrected end count as new. Retries
+    follow, rarest class first, because a run may be stopped and each clip of a rare class counts. Transient failures
+    with `max_attempts` attempts are not retried.
 
-    After them come those to try again, from the rarest class on, because a run may be stopped and each clip of such a
-    class counts. A transient failure that came `max_attempts` times is taken for permanent.
-
-    sources_digest: digest of the present sources. Clips that other sources lacked are due again.
+    segments: a table of `SEGMENT_SCHEMA`.
+    sidecar_table: from `read_sidecar_table`, with `SIDECAR_COLUMNS`.
+    sources_digest: digest of the current sources. Clips that other sources lacked are due again.
     """
     rows = match_segments(segments, sidecar_table)
     is_known = rows >= 0
@@ -163,8 +163,8 @@ def plan_shards(
     split = segments["split"].combine_chunks().indices.to_numpy() if len(segments) else np.zeros(0, np.int32)
     shards = []
     for code in dict.fromkeys(split.tolist()):
-        # Fresh and failed segments never share a shard: so an interrupted run's remaining blocks are cut as before, and
-        # their unfinished shards are found again under the same names.
+        # New and failed segments never share a shard. The remaining shards of an interrupted run thus keep their names,
+        # and the next run finds their journals.
         for is_due in (~is_known, is_due_again):
             due = np.flatnonzero(is_due & (split == code))
             if is_due is is_due_again:
@@ -176,13 +176,14 @@ def plan_shards(
 def find_retries(
     rows: np.ndarray, sidecar_table: pa.Table, retry: Collection[FailureCategory], max_attempts: int
 ) -> np.ndarray:
-    """Return which segments (N,) failed in a way of the categories in `retry`, and have attempts left.
+    """Return a mask (N,) of segments to retry: failed with a category in `retry`, attempts left.
 
-    rows: of the segments (N,), as `match_segments` returns them.
+    rows: sidecar rows of the segments (N,), from `match_segments`.
     """
     status, reason = sidecar_table["status"].cast(pa.string()), sidecar_table["reason"].cast(pa.string())
     retryable = pa.array([reason.value for reason in Reason if reason.category in retry], pa.string())
-    # Others are not limited: being throttled says nothing about a clip, and the rest is retried only when asked for.
+    # Only transient failures are limited: throttling is not the clip's fault, and other categories are retried only on
+    # request.
     is_used_up = pc.and_(
         pc.is_in(reason, value_set=TRANSIENT_REASONS), pc.greater_equal(sidecar_table["attempts"], max_attempts)
     )
@@ -193,7 +194,7 @@ def find_retries(
 
 
 def _is_missing_elsewhere(rows: np.ndarray, sidecar_table: pa.Table, sources_digest: str) -> np.ndarray:
-    """Mask (N,) of segments that sources with another digest lack."""
+    """Return a mask (N,) of segments that sources with another digest lacked."""
     is_due = rows >= 0
     lacking = sidecar_table["lacking_source"].cast(pa.string())
     is_elsewhere = pc.fill_null(pc.not_equal(lacking, sources_digest), False).to_numpy()
@@ -202,7 +203,7 @@ def _is_missing_elsewhere(rows: np.ndarray, sidecar_table: pa.Table, sources_dig
 
 
 def _count_rarest_class(segments: pa.Table) -> np.ndarray:
-    """Count for each segment (N,) how many there are of the rarest of its classes."""
+    """Return for each segment (N,) the number of segments with its rarest class."""
     labels = segments["labels"].combine_chunks()
     codes = labels.indices.to_numpy()
     class_sets = [text.split(",") for text in labels.dictionary.to_pylist()]

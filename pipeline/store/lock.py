@@ -67,7 +67,9 @@ class Holder:
         number, lease = _newest(self.store)
         if number != self.number and lease:
             self.lost = f"the run lost its lease of {self.store.root} to {lease.holder}: it paused"
-            self.lost += f" for more than {DURATION_S:.0f} s. Finished clips are stored. Stop the other run or wait for it"
+            self.lost += (
+                f" for more than {DURATION_S:.0f} s. Finished clips are stored. Stop the other run or wait for it"
+            )
             return
         self.lease = replace(self.lease, expires=time.time() + DURATION_S)
         self.store.write_json(self.name, asdict(self.lease))

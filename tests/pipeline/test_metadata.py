@@ -27,7 +27,7 @@ def test_metadata_that_cannot_be_read_end_in_one_line(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as on a machine without the package
     with pytest.raises(
-        InputError, match=rf"can't read {address}/class_labels_indices.csv: .*{problem}.*look at --metadata"
+        InputError, match=rf"can't read {address}/class_labels_indices.csv: .*{problem}.*check --metadata"
     ) as error:
         load_metadata(PreprocessConfig(metadata=address))
     assert "\n" not in str(error.value)

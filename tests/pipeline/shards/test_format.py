@@ -132,7 +132,7 @@ def test_a_sidecar_of_another_form_is_named(sidecar: tuple[Store, str]) -> None:
         out = io.BytesIO()
         pq.write_table(changed, out)
         store.write_bytes(name, out.getvalue())
-        with pytest.raises(CorruptError, match=f"{name} is not a sidecar of this version"):
+        with pytest.raises(CorruptError, match=f"{name} is a sidecar of another version"):
             read_sidecar(store, name)
 
 
