@@ -30,8 +30,8 @@ class FetchConfig:
     max_media_bytes: int = 256 * 2**20
     """Maximum media size; larger files fail with `too_large`. A worker holds up to `num_threads` files in memory."""
     num_threads: int = 8
-    """Clips of a shard fetched concurrently, ahead of decoding. A killed worker fetches them again, plus up to 8 finished
-    clips that were not stored yet."""
+    """Clips of a shard fetched concurrently, ahead of decoding. A killed worker fetches them again, plus up to 8
+    finished clips that were not stored yet."""
     proxies: str = ""
     """File with one proxy address per line. Each proxy has its own rate limit."""
 
@@ -47,18 +47,18 @@ class RateLimitConfig:
     """Rate limits per address. An address is a node or a proxy."""
 
     clips_per_hour: int | None = None
-    """Clips per hour and address, evenly spread with jitter; 0 for no limit. Default: 300 for YouTube (the limit of a guest
-    session), unlimited elsewhere."""
+    """Clips per hour and address, evenly spread with jitter; 0 for no limit. Default: 300 for YouTube (the limit of a
+    guest session), unlimited elsewhere."""
     cooldown_s: float = 900.0
     """Initial cooldown of a throttled address. It doubles with each further throttling until a clip arrives."""
     outage_cooldown_s: float = 30.0
-    """Initial cooldown after several different clips fail in a row with outage errors: no connection, no answer in time,
-    server errors, access denied. These clips are fetched again without counting an attempt."""
+    """Initial cooldown after several different clips fail in a row with outage errors: no connection, no answer in
+    time, server errors, access denied. These clips are fetched again without counting an attempt."""
     max_cooldown_s: float = 3600.0
     """Longest cooldown, even if the source requests a longer one."""
     max_idle_s: float = 7200.0
-    """Stop after this long without a finished clip while all addresses cool down: normally if throttled, with an error if
-    the source is down."""
+    """Stop after this long without a finished clip while all addresses cool down: normally if throttled, with an error
+    if the source is down."""
 
     def __post_init__(self) -> None:
         if (self.clips_per_hour or 0) < 0:
@@ -86,11 +86,11 @@ class YouTubeConfig:
     clients: tuple[str, ...] = ()
     """Player clients to impersonate, such as web. Default: yt-dlp's choice. Some videos are refused to some clients."""
     js_runtime: str = ""
-    """JavaScript runtime for YouTube's player, as NAME or NAME:PATH, such as node:/usr/bin/node. Default: deno, which `pip
-    install deno` installs."""
+    """JavaScript runtime for YouTube's player, as NAME or NAME:PATH, such as node:/usr/bin/node. Default: deno, which
+    `pip install deno` installs."""
     impersonate: str = ""
-    """Browser to imitate in TLS and headers, such as chrome or safari; needs `pip install '.[impersonate]'`. Avoids some
-    answers of "too many requests"."""
+    """Browser to imitate in TLS and headers, such as chrome or safari; needs `pip install '.[impersonate]'`. Avoids
+    some answers of "too many requests"."""
     source_address: str = ""
     """Local address to send requests from, on machines with several addresses."""
     videos_per_process: int = 200
@@ -121,8 +121,8 @@ class PreprocessConfig:
     clips_per_shard: int = 1000
     """Segments planned per shard."""
     keep_audio: bool = False
-    """Store each clip's 16 kHz audio as FLAC beside its fbank (about 214 KB per clip), so that features can be recomputed
-    without fetching."""
+    """Store each clip's 16 kHz audio as FLAC beside its fbank (about 214 KB per clip), so that features can be
+    recomputed without fetching."""
     already_cut: bool = False
     """Loose media files hold the segment instead of the whole video. Members of tars, zips and parquet always do."""
     retry: tuple[FailureCategory, ...] = (FailureCategory.THROTTLED, FailureCategory.TRANSIENT)

@@ -34,8 +34,8 @@ def hashes_of(keys: pa.ChunkedArray) -> np.ndarray:
         if pc.max(pc.binary_length(batch)).as_py() > MAX_CHARS:
             batch = pc.utf8_slice_codeunits(batch, 0, MAX_CHARS)
         num_words = -(-pc.max(pc.binary_length(batch)).as_py() // WORD_BYTES)
-        # Zero bytes pad the batch's text to a matrix of words, which numpy hashes ten times as fast as Python hashes the
-        # strings. Words of padding add 0, so a hash does not depend on its batch.
+        # Zero bytes pad the batch's text to a matrix of words, which numpy hashes ten times as fast as Python hashes
+        # the strings. Words of padding add 0, so a hash does not depend on its batch.
         text = pc.ascii_rpad(batch, num_words * WORD_BYTES, "\0").buffers()[2]
         words = np.frombuffer(text, "<u8", len(batch) * num_words).reshape(len(batch), num_words)
         for column, multiplier in zip(words.T, MULTIPLIERS, strict=False):

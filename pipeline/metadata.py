@@ -118,8 +118,8 @@ def _add_split(segments: pa.Table, other: pa.Table, labels: Labels, name: str) -
     is_known = ~np.isin(column.indices.to_numpy(), unknown)
     if not is_known.all():
         log.warning(
-            "skipped %d segments of %s, a split from an earlier run, with labels that are no longer classes; add the split"
-            " to --splits to read it again",
+            "skipped %d segments of %s, a split from an earlier run, with labels that are no longer classes; add the"
+            " split to --splits to read it again",
             np.count_nonzero(~is_known),
             name,
         )

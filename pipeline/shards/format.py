@@ -1,7 +1,7 @@
 """The shard format: a WebDataset tar of clips, and a sidecar with one row per planned segment.
 
-The sidecar is published after the tar, so a shard with a sidecar is complete. A digest of its plan names the shard: runs
-with the same plan write the same files, and different plans never collide.
+The sidecar is published after the tar, so a shard with a sidecar is complete. A digest of its plan names the shard:
+runs with the same plan write the same files, and different plans never collide.
 """
 
 import dataclasses

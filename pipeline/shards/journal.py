@@ -1,7 +1,7 @@
 """The journal of an unfinished shard: finished clips in small parts, so that a kill costs little.
 
-At 300 clips an hour, a shard of 1,000 clips takes hours, and its tar can't be published before the last clip. Each part is
-published atomically under the number of clips before it. The journal is removed once the shard is published.
+At 300 clips an hour, a shard of 1,000 clips takes hours, and its tar can't be published before the last clip. Each part
+is published atomically under the number of clips before it. The journal is removed once the shard is published.
 """
 
 from collections.abc import Iterator, Sequence

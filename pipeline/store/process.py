@@ -19,8 +19,8 @@ class Owner:
     """Scope in which process ids are valid."""
     pid: int
     started: float
-    """Start of the process in seconds since boot. Independent of the clock, it tells a process from a later process with
-    the same id."""
+    """Start of the process in seconds since boot. Independent of the clock, it tells a process from a later process
+    with the same id."""
 
     @property
     def is_dead(self) -> bool:

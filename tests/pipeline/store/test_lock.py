@@ -18,7 +18,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 def test_one_works_and_the_other_is_told_who(store: Store) -> None:
     with hold_lease(store) as holder:
-        with pytest.raises(LeaseError, match=rf"alone in .*process {os.getpid()}.* wait") as error, hold_lease(store):
+        with (
+            pytest.raises(LeaseError, match=rf"is locked by .*process {os.getpid()}.* Wait") as error,
+            hold_lease(store),
+        ):
             pass
         assert error.value.exit_code == 75
         holder.renew()
