@@ -19,9 +19,9 @@ class FinetuneConfig:
     """A table with the columns path,labels, or a folder with one folder of files per class."""
     init: str = ""
     """Initial weights: a checkpoint, a Hugging Face name, an official .pth, or DeiT's. Empty: random weights."""
-    size: Literal["nano", "tiny", "small", "base", "eat"] = "base"
-    """Model size; an AST given by --init keeps its own. nano suits training without a GPU, eat the weights of EAT and
-    SSLAM."""
+    size: Literal["nano", "tiny", "small", "base", "eat"] | None = None
+    """Model size; an AST given by --init keeps its own. Default: nano for random weights, base for other --init.
+    eat suits the weights of EAT and SSLAM."""
     head_only: Annotated[bool | None, tyro.conf.arg(metavar="| --no-head-only")] = None
     """Fit only the head, on stored embeddings: seconds instead of hours. Unset: do so without a GPU or with fewer than
     2,000 training clips, unless epochs, batch size or learning rate are set."""
@@ -45,6 +45,11 @@ class FinetuneConfig:
     """Name of a run to resume with otherwise the same command. Default: start a new run."""
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=lambda: RayConfig("1", use_gpu=None))
     selection: Selection = field(default_factory=SelectionConfig)
+
+    @property
+    def model_size(self) -> str:
+        """The size, or its default: larger models learn less from random weights and take much longer."""
+        return self.size or ("base" if self.init else "nano")
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.clip_s <= 600:

@@ -39,12 +39,12 @@ def plan_model(config: FinetuneConfig, clips: Sequence[LabelledClip], num_classe
     longest_ms = max(clip.end_ms - clip.start_ms for clip in clips)
     num_frames = num_frames_of(longest_ms * SAMPLE_RATE_HZ // 1000)
     num_frames = max(MIN_FRAMES, math.ceil(num_frames / FRAME_GRID) * FRAME_GRID)
-    shape = SIZES[config.size]()
+    shape = SIZES[config.model_size]()
     if config.init:
         try:
             shape = load_pretrained(config.init).config
         except ConfigError:  # DeiT's weights have no AST config
-            log.info("%s is not an AST, so --size %s defines the model's shape", config.init, config.size)
+            log.info("%s is not an AST, so --size %s defines the model's shape", config.init, config.model_size)
     return dataclasses.replace(shape, num_classes=num_classes, num_frames=max(num_frames, shape.patch_time))
 
 
@@ -101,7 +101,7 @@ def choose_head_only(config: FinetuneConfig, has_gpu: bool, clips: Sequence[Labe
 
 def faster_alternatives(config: FinetuneConfig, model: ASTConfig) -> list[str]:
     """Return alternatives that take less time than a training of all weights with these settings."""
-    smaller = list(SIZES)[: list(SIZES).index(config.size)] if not config.init else []
+    smaller = list(SIZES)[: list(SIZES).index(config.model_size)] if not config.init else []
     shapes = {size: SIZES[size](num_classes=model.num_classes, num_frames=model.num_frames) for size in smaller}
     return [
         "--head-only, which embeds each clip once",

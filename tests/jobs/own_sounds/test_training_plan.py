@@ -34,6 +34,9 @@ def test_defaults_depend_on_the_number_of_clips(num_clips: int, num_epochs: int,
 def test_model_has_the_length_of_the_clips_and_the_shape_of_its_weights(tmp_path: Path) -> None:
     clips = make_clips(5, clip_ms=1_000)
     assert plan_model(FinetuneConfig(size="tiny"), clips, 7) == ASTConfig.tiny(num_classes=7, num_frames=112)
+    assert plan_model(FinetuneConfig(), clips, 7).width == ASTConfig.nano().width, (
+        "never a large random model by default"
+    )
     shape = ASTConfig(3, num_frames=256, freq_stride=16, time_stride=16, width=24, depth=1, num_heads=1)
     export_safetensors(AST(shape), tmp_path / "ast.safetensors")
     found = plan_model(FinetuneConfig(init=str(tmp_path / "ast.safetensors")), clips, 7)
