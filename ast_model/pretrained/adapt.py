@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ast_model.config import ASTConfig, Grid
@@ -11,6 +12,8 @@ from ast_model.pretrained.detect import Weights
 from ast_model.pretrained.layouts import Names
 from ast_model.pretrained.published import published_shapes
 from pipeline.errors import WeightsError
+
+FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def match_head(weights: Weights, found: Sequence[str], labels: Sequence[str] | None) -> list[str]:
@@ -96,6 +99,19 @@ def check_names(tensors: Mapping[str, Tensor], names: Mapping[str, Names], unuse
     extra = set(tensors).difference(wanted)
     if unknown := sorted(name for name in extra if not name.startswith(tuple(unused))):
         raise WeightsError(f"expected only tensors of the model, found {unknown[0]} ({len(unknown)} unknown in total)")
+
+
+def convert_to_float(weights: Weights, names: Mapping[str, Names]) -> Weights:
+    """Convert weights to float32. Raises WeightsError for quantised weights and for weights that are not finite."""
+    for name, tensor in weights.items():
+        found = None
+        if tensor.dtype not in FLOAT_TYPES:
+            found = f"{str(tensor.dtype).removeprefix('torch.')}: quantised weights lack their scales here"
+        elif num_bad := int((~torch.isfinite(tensor)).sum()):
+            found = f"{num_bad:,} of {tensor.numel():,} values that are NaN or infinite: did the training diverge?"
+        if found:
+            raise WeightsError(f"expected finite floats in {' + '.join(names[name])}, found {found}")
+    return {name: tensor.float() for name, tensor in weights.items()}
 
 
 def check_shapes(weights: Weights, model: AST, names: Mapping[str, Names]) -> None:

@@ -50,7 +50,8 @@ def describe_eat(weights: Weights, depth: int, positions: Tensor | None) -> ASTC
         grid = (num_freq, positions.shape[1] // num_freq)
         expected = fixed_positions(config, grid)[0, config.num_extra_tokens :].unflatten(0, grid).transpose(0, 1)
         # Checkpoints in half precision round the positions by up to 5e-4.
-        if positions.shape[1] % num_freq or not torch.allclose(positions[0], expected.flatten(0, 1), atol=2e-3):
+        expected_PD = expected.flatten(0, 1)
+        if positions.shape[1] % num_freq or not torch.allclose(positions[0].float(), expected_PD, atol=2e-3):
             raise WeightsError(
                 f"expected the fixed positions of an EAT with {num_freq} rows, found {positions.shape[1]} other"
                 " positions: an image model, or a model with learned positions?"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ast_model.config import ASTConfig
 from ast_model.model import AST
-from ast_model.pretrained.adapt import adapt_weights, check_names, check_shapes, match_head
+from ast_model.pretrained.adapt import adapt_weights, check_names, check_shapes, convert_to_float, match_head
 from ast_model.pretrained.detect import (
     check_structure,
     describe_eat,
@@ -85,7 +85,7 @@ def _fit(file: WeightFile, config: ASTConfig | None, labels: Sequence[str] | Non
         if ours not in layout.optional or theirs[0] in tensors
     }
     check_names(tensors, names, {start for unused in layout.unused for start in (unused, prefix + unused)})
-    weights = from_layout(tensors, names)
+    weights = convert_to_float(from_layout(tensors, names), names)
     if layout is EAT:
         described = describe_eat(weights, depth, tensors.get(prefix + EAT_POSITIONS))
         weights["patch_embedding.weight"] = weights["patch_embedding.weight"].transpose(2, 3)  # EAT's is (time, mel)

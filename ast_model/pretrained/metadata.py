@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,10 @@ class ModelMetadata:
     """Standard deviation of the training fbanks."""
     loss: Loss = "bce"
     """Loss of the training. Scores are a sigmoid per class (`bce`) or a softmax over classes (`ce`)."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"expected a finite mean and a positive std, found {self.mean} and {self.std}")
 
 
 def read_metadata(file: WeightFile, config: ASTConfig, labels: Labels | None = None) -> ModelMetadata:
@@ -104,7 +109,7 @@ def read_stored_metadata(file: WeightFile) -> ModelMetadata | None:
         if description.get("model_type") == MODEL_TYPE:
             return _hugging_face_metadata(description, file.features)
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"expected labels, mean and std next to the weights, found: {error!r}") from error
+        raise WeightsError(f"expected valid labels, mean and std next to the weights, found: {error!r}") from error
     return None
 
 

@@ -49,9 +49,8 @@ def read_weights(source: str | Path) -> WeightFile:
 def _read_local(path: Path) -> WeightFile:
     file = find_weights(path)
     tensors, header = read_tensors(file)
-    floats = {name: tensor.float() for name, tensor in tensors.items()}
     features = file.parent / FEATURES_FILE
-    return WeightFile(floats, _find_description(file, header), _read_json(features) if features.exists() else {})
+    return WeightFile(tensors, _find_description(file, header), _read_json(features) if features.exists() else {})
 
 
 def _find_description(file: Path, header: Mapping[str, str]) -> Mapping[str, Any]:

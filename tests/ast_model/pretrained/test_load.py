@@ -1,6 +1,7 @@
 """Compare with transformers' AST and DeiT with random weights, renamed to each layout."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -310,3 +311,37 @@ def test_hub_name_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
     theirs.save_pretrained(repository / "snapshots" / revision)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert_same_logits(load_pretrained("somebody/small-ast", our_config()), theirs, 128)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tensor: tensor.index_fill(0, torch.tensor([1]), torch.nan),
+            "48 of 2,304 values that are NaN or infinite",
+        ),
+        (lambda tensor: tensor / 0, "2,304 of 2,304 values that are NaN or infinite"),
+        (lambda tensor: (tensor * 100).to(torch.int8), "int8: quantised"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "float8_e4m3fn: quantised"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_unusable_values_are_refused(
+    tmp_path: Path, kind: str, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    weights = randomize(AST(our_config())).state_dict()
+    name = "blocks.1.attention.out.weight"
+    file = tmp_path / f"weights.{kind}"
+    (torch.save if kind == "pth" else save_file)(weights | {name: change(weights[name])}, file)
+    with pytest.raises(
+        WeightsError, match=rf"expected finite floats in blocks\.1\.attention\.out\.weight, .*{message}"
+    ):
+        load_pretrained(file, our_config())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_types_are_converted(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = randomize(AST(our_config())).state_dict()
+    save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, tmp_path / "weights.safetensors")
+    loaded = load_pretrained(tmp_path / "weights.safetensors", our_config()).state_dict()
+    assert all(torch.equal(tensor, weights[name].to(dtype).float()) for name, tensor in loaded.items())
