@@ -22,7 +22,7 @@ from pipeline.records import Segment
 log = logging.getLogger(__name__)
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""Ids name files and archive members, so nothing else is let through. YouTube's have 11 characters."""
+"""Accepted ids, which become names of files and members. YouTube's ids have 11 characters."""
 
 
 HELD_OUT_SPLITS = ("eval", "valid", "test")
@@ -36,22 +36,22 @@ SEGMENT_SCHEMA = pa.schema(
         ("split", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
-"""Two million segments as objects would take a gigabyte, as a table 80 MB. Labels are joined by commas."""
+"""Columns of segments, with labels joined by commas. Two million rows take 80 MB, as objects a gigabyte."""
 BATCH_ROWS = 2**14
 BLOCK_BYTES = 2**24
 MAX_MS = 2**31 - 1
 OFFICIAL_ROW = r'^[A-Za-z0-9_-]{1,64}, [0-9]{1,6}\.[0-9]{3}, [0-9]{1,6}\.[0-9]{3}, "[^"]+" *\n?$'
 
 Row = tuple[int, str, int, int, str]
-"""Line, key, start and end in ms, labels joined by commas."""
+"""Line number, key, start and end in ms, labels joined by commas."""
 
 
 def read_segments(path: str, split: str | None = None) -> list[Segment]:
     """Read an official segments CSV from a path or address.
 
-    `split` is taken from the file's name (`{split}_segments.csv`) unless given. Copies that lost the comment lines, the
-    quotes around labels or the decimals, or gained blank columns, blanks, CRLF or a byte-order mark, are read
-    too. A row that stands twice counts once. Raises InputError with the line of a row that can't be read.
+    `split` defaults to the file's name (`{split}_segments.csv`). Accepts copies that lost the comment lines, the quotes
+    around labels or the decimals, or gained blank columns, blanks, CRLF or a byte-order mark. Repeated rows count once.
+    Raises InputError, with the line, for an invalid row.
 
     >>> import fsspec
     >>> with fsspec.open("memory://eval_segments.csv", "w") as file:
@@ -66,7 +66,7 @@ def read_segment_table(path: str, split: str | None = None, where: str = "") -> 
     """Read a segments CSV as `read_segments` does, into a table of `SEGMENT_SCHEMA`; `where` names it in errors."""
     where = where or str(path)
     split = split or PurePosixPath(where).name.removesuffix(".csv").removesuffix("_segments")
-    # Encoded block by block, so that the text of two million labels never exists at a time.
+    # Encode block by block, so that the text of two million labels is never in memory at once.
     blocks = [_encode(block, "labels") for block in _parse(_read_blocks(str(path), where), where)]
     table = _without_repeats(join_tables(blocks), where)
     return _encode(table.append_column("split", pa.repeat(pa.scalar(split), len(table))), "split").select(
@@ -96,7 +96,7 @@ def segments_of(table: pa.Table) -> Iterator[Segment]:
 
 
 def table_of(segments: Sequence[Segment]) -> pa.Table:
-    """Turn segments into a table of `SEGMENT_SCHEMA`."""
+    """Convert segments to a table of `SEGMENT_SCHEMA`."""
     columns = [
         [segment.key for segment in segments],
         [segment.start_ms for segment in segments],
@@ -117,14 +117,14 @@ def _read_blocks(path: str, where: str) -> Iterator[bytes]:
                 block.decode()
                 yield block.removeprefix(mark)
                 mark = b""
-    except Exception as error:  # each storage library has errors of its own
+    except Exception as error:  # every storage library has its own errors
         raise InputError(f"can't read the segments {where}: {describe_storage_error(error)}") from error
 
 
 def _parse(blocks: Iterable[bytes], where: str) -> Iterator[pa.Table]:
-    """Yield the rows of each block: all columns of `SEGMENT_SCHEMA` but the split, and the line.
+    """Yield the rows of each block: line number and all columns of `SEGMENT_SCHEMA` except the split.
 
-    Rows in the official form are parsed by Arrow, a block at a time; only the others cost Python's time.
+    Arrow parses whole blocks of rows in the official form. Python parses only the remaining rows.
     """
     num_lines = num_rows = 0
     num_segs = None
@@ -152,11 +152,11 @@ def _parse(blocks: Iterable[bytes], where: str) -> Iterator[pa.Table]:
     if num_rows == 0:
         raise InputError(f'{where}: expected rows such as `--PJHxphWEs, 30.000, 40.000, "/m/09x0r"`, found none')
     if num_segs not in (None, num_rows):
-        log.warning("%s says num_segs=%d but holds %d rows", where, num_segs, num_rows)
+        log.warning("%s declares num_segs=%d but contains %d rows", where, num_segs, num_rows)
 
 
 def _split_lines(block: bytes) -> pa.LargeStringArray:
-    """Return the lines of UTF-8 text (L,), each with the line feed at its end, without copying them."""
+    """Split UTF-8 text into lines (L,) with their line feeds, without a copy."""
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
@@ -167,13 +167,14 @@ def _split_lines(block: bytes) -> pa.LargeStringArray:
 
 
 def _parse_official(lines: pa.LargeStringArray, first: int, joined_of: dict[str, str]) -> pa.Table:
-    """Parse the lines that are valid rows in the official form; `first` is the number of the first line.
+    """Parse valid rows in the official form.
 
-    joined_of: what has been found for each text between quotes, since there are far fewer than rows.
+    first: number of the first line.
+    joined_of: cache of the parsed labels by quoted text. Far fewer texts than rows exist.
     """
-    # A match and a split cost a third of the time of one expression that captures the fields.
+    # A match and a split take a third of the time of one expression with captured fields.
     is_official = pc.match_substring_regex(lines, OFFICIAL_ROW)
-    # In AudioSet's own files all are, and a filter would copy them.
+    # AudioSet's own files contain only official rows, which a filter would copy.
     official = lines if pc.all(is_official).as_py() else lines.filter(is_official)
     fields = pc.split_pattern(official, ", ", max_splits=3)
     ytid, start, end, labels = (pc.list_element(fields, place).cast(pa.string()) for place in range(4))
@@ -197,7 +198,7 @@ def _parse_official(lines: pa.LargeStringArray, first: int, joined_of: dict[str,
 
 
 def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, str]:
-    """Return key, start and end in ms and joined labels. Raises InputError for a row that is not valid."""
+    """Return key, start and end in ms, and joined labels. Raises InputError for an invalid row."""
 
     def refuse(what: str) -> NoReturn:
         raise InputError(f'{where}: expected `YTID, start, end, "mid,mid,…"`, found {what} in {quote(line.strip())}')
@@ -226,7 +227,7 @@ def _join_labels(cells: Iterable[str]) -> str:
 
 
 def _without_repeats(table: pa.Table, where: str) -> pa.Table:
-    """Drop repeated rows. Raises InputError, with the line, if two of one key contradict each other."""
+    """Drop repeated rows. Raises InputError, with the line, for two different rows of one key."""
     if not has_repeats(table["key"]):
         return table
     keys = table["key"].to_pandas()

@@ -1,7 +1,7 @@
-"""Shards of a remote store on the node's own disk, shared by the node's processes.
+"""A cache of a remote store's shards on the node's disk, shared by the node's processes.
 
-A shard is named by its digest, fetched by one process at a time, compared with its checksum and only then renamed to
-the name under which it is read. So what a killed process leaves behind is never read.
+Digests name the files. One process at a time fetches a shard, verifies its checksum, and then renames it to its final
+name, so leftovers of a killed process are never read.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from pipeline.store.storage import Store
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder with a limit, for the shards of one snapshot. Other snapshots may use the same folder."""
+    """A size-limited folder for the shards of a snapshot. Several snapshots may share it."""
 
     folder: Path
     max_bytes: int
@@ -27,17 +27,17 @@ class ShardCache:
     checksums: Mapping[str, Checksum]
 
     def check(self) -> None:
-        """Make the folder. Raises ConfigError if it can't be used, or holds less than one shard."""
+        """Create the folder. Raises ConfigError if it is unusable or smaller than the largest shard."""
         largest = max(checksum.num_bytes for checksum in self.checksums.values())
         if self.max_bytes < largest:
             raise ConfigError(
-                f"the cache may hold {self.max_bytes} bytes, but the largest shard has {largest}; raise"
+                f"the cache is limited to {self.max_bytes} bytes, but the largest shard has {largest}; raise"
                 " --train.cache.max-gb, or set --train.cache.folder to '' to read without a cache"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock("room"):
-                # Only a write tells: neither permissions nor the free space know of quotas.
+                # Write a probe, because neither permissions nor free space reveal quotas.
                 probe = self.folder / "probe"
                 probe.write_bytes(b"0" * 4096)
                 probe.unlink()
@@ -48,31 +48,31 @@ class ShardCache:
             ) from error
 
     def find(self, name: str) -> Path | None:
-        """Return where a shard lies, and note its use; None if it isn't there."""
+        """Return the path of a cached shard and record its use; None if it is not cached."""
         file = self._file(name)
         try:
-            # By hand, since most disks are mounted with relatime, under which reading notes no time of access.
+            # Touch explicitly: under relatime, reads don't update atime.
             os.utime(file)
         except FileNotFoundError:
             return None
         return file
 
     def fetch(self, name: str) -> Path:
-        """Return where a shard lies, after fetching it if need be.
+        """Return the path of a cached shard, after fetching it if it is missing.
 
-        Raises CorruptError if the store's shard is not the indexed one, StoreError if it can't be read or kept.
+        Raises CorruptError if the store's shard differs from the index, StoreError if it can't be read or cached.
         """
         if found := self.find(name):
             return found
         try:
             with self._lock(self.checksums[name].digest):
-                # Looked for again: the process that held the lock has probably fetched it.
+                # Look again: the lock's previous holder has probably fetched the shard.
                 return self.find(name) or self._download(name)
         except OSError as error:
-            raise StoreError(f"can't keep {name} in the cache folder {self.folder}: {error}") from error
+            raise StoreError(f"can't store {name} in the cache folder {self.folder}: {error}") from error
 
     def drop(self, name: str) -> None:
-        """Remove a shard, for instance one that turned out to be damaged."""
+        """Remove a shard, for example a damaged one."""
         self._file(name).unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
@@ -84,7 +84,8 @@ class ShardCache:
         try:
             self._make_room(part, checksum.num_bytes)
             verify_checksum(self._copy(name, part), checksum, self.store, name)
-            # Under the lock, or whoever lists the folder right now finds the file under neither name, and overfills it.
+            # Under the lock. Otherwise a process that lists the folder right now sees the file under neither name and
+            # overfills the cache.
             with self._lock("room"):
                 part.replace(target)
         finally:
@@ -92,27 +93,28 @@ class ShardCache:
         return target
 
     def _copy(self, name: str, part: Path) -> Checksum:
-        """Copy a shard to its claimed place, down to the device, and return the checksum of what came."""
+        """Copy a shard into its reserved file, flush it to the device, and return the checksum of the received
+        bytes."""
         digest, num_bytes = hashlib.sha256(), 0
-        # Not truncated: the empty file's size is the claim that other processes count.
+        # Don't truncate: other processes count the file's size as reserved space.
         with part.open("r+b") as stream:
             for piece in self.store.read_pieces(name, self.checksums[name].num_bytes):
                 digest.update(piece)
                 num_bytes += stream.write(piece)
-            # Before the rename: after a power cut a name must not stand for bytes that never reached the disk.
+            # Before the rename, so that after a power cut no name refers to bytes that never reached the disk.
             stream.flush()
             os.fsync(stream.fileno())
         return Checksum(num_bytes, digest.hexdigest())
 
     def _make_room(self, part: Path, num_bytes: int) -> None:
-        """Remove the shards that were longest without use, then claim the space with an empty file of full size."""
+        """Remove the least recently used shards, then reserve space with a sparse file of full size."""
         with self._lock("room"):
             held = sorted(self._held(besides=part))
             total = sum(size for _, size, _ in held)
             for _, size, file in held:
                 if total + num_bytes <= self.max_bytes:
                     break
-                # A reader keeps its open file though the name goes. Partial files are other processes' claims.
+                # Readers keep their open files after removal. Partial files reserve space for other processes.
                 if file.suffix == ".tar":
                     file.unlink(missing_ok=True)
                     total -= size
@@ -120,7 +122,7 @@ class ShardCache:
                 os.truncate(stream.fileno(), num_bytes)
 
     def _held(self, besides: Path) -> Iterator[tuple[int, int, Path]]:
-        """Yield time of last use, bytes and place of each file; others may remove some meanwhile."""
+        """Yield last use, size and path of each file; skip files removed concurrently."""
         for file in self.folder.iterdir():
             with suppress(FileNotFoundError):
                 if file != besides:
@@ -129,7 +131,7 @@ class ShardCache:
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
-        """Hold a lock among all processes and threads of the node; it ends with its holder."""
+        """Hold a lock among all processes and threads of the node. The lock ends with its holder."""
         with (self.folder / f"{name}.lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield

@@ -1,4 +1,4 @@
-"""Shards of a remote store brought to the node before they are read, in the order in which they will be."""
+"""Prefetch shards of a remote store to the node, in the order of their use."""
 
 import logging
 import threading
@@ -11,14 +11,14 @@ from pipeline.reading.cache import ShardCache
 
 log = logging.getLogger(__name__)
 SHARE_AHEAD = 0.5
-"""Part of the cache that may be filled with what was not read yet; the rest holds what is being read."""
+"""Share of the cache for prefetched shards; the rest is for shards in use."""
 
 
 class ShardPrefetcher:
-    """Fills a cache by threads. Safe to use from several threads.
+    """Fills a cache with threads. Thread-safe.
 
-    A shard that is coming is waited for. One that is not in the order, or was evicted, is not brought: its clips are
-    read from the store.
+    Readers wait for shards on their way. Clips of other shards, outside of the order or evicted, are read from the
+    store.
     """
 
     def __init__(self, cache: ShardCache, num_threads: int):
@@ -26,66 +26,67 @@ class ShardPrefetcher:
         self.cache = cache
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fetch")
         self._lock = threading.Lock()
-        self._coming: dict[str, Future[Path]] = {}
+        self._fetching: dict[str, Future[Path]] = {}
         self._order: Sequence[str] = ()
         self._is_paced = False
-        self._num_asked = self._reached = 0
-        self._is_degraded = False
+        self._num_submitted = self._reached = 0
+        self._has_warned = False
 
     def set_order(self, order: Sequence[str], is_paced: bool) -> None:
-        """Fetch shards in this order from now on, in place of an earlier one.
+        """Fetch shards in this order from now on, replacing an earlier order.
 
-        Paced, each as `advance_to` comes near it, and one may come again; else all at once, as many as the cache holds.
+        is_paced: fetch each shard as `advance_to` approaches it; the order may repeat shards. Otherwise fetch as many
+        as the cache holds immediately.
         """
         with self._lock:
-            for future in self._coming.values():
+            for future in self._fetching.values():
                 future.cancel()
-            self._coming.clear()
-            self._order, self._is_paced, self._num_asked, self._reached = order, is_paced, 0, 0
-            self._ask()
+            self._fetching.clear()
+            self._order, self._is_paced, self._num_submitted, self._reached = order, is_paced, 0, 0
+            self._submit()
 
     def advance_to(self, names: Iterable[str]) -> None:
-        """Note that shards are read next: some of the order, as they stand there."""
+        """Record that these shards, in the order's sequence, are read next."""
         with self._lock:
             if self._is_paced:
                 for name in names:
                     self._reached = self._order.index(name, self._reached)
-                self._ask()
+                self._submit()
 
     def find(self, name: str) -> Path | None:
-        """Return where a shard lies, waiting for it if it is coming; None if it has to be read from the store."""
+        """Return the path of a cached shard, waiting for one on its way; None to read from the store."""
         if found := self.cache.find(name):
             return found
         with self._lock:
-            coming = self._coming.get(name)
+            coming = self._fetching.get(name)
         if coming is None:
             return None
         try:
             return coming.result()
         except CorruptError:
             raise
-        except CancelledError:  # another order was set meanwhile
+        except CancelledError:  # a new order replaced this one
             return None
         except StoreError as error:
-            if not self._is_degraded:
-                self._is_degraded = True
+            if not self._has_warned:
+                self._has_warned = True
                 log.warning("reading from the store without the cache, which is slower: %s", error)
             return None
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self) -> None:
-        """Hand out what fits into the cache beside what is being read."""
+    def _submit(self) -> None:
+        """Submit fetches that fit into the cache's share for prefetching."""
         room = self.cache.max_bytes * (SHARE_AHEAD if self._is_paced else 1)
-        ahead = sum(self._size(name) for name in self._order[self._reached : self._num_asked])
-        while self._num_asked < len(self._order):
-            name = self._order[self._num_asked]
+        ahead = sum(self._size(name) for name in self._order[self._reached : self._num_submitted])
+        while self._num_submitted < len(self._order):
+            name = self._order[self._num_submitted]
             ahead += self._size(name)
-            if ahead > room and self._num_asked > self._reached:
+            if ahead > room and self._num_submitted > self._reached:
                 return
-            self._coming[name] = self._pool.submit(self.cache.fetch, name)
-            self._num_asked += 1
+            self._fetching[name] = self._pool.submit(self.cache.fetch, name)
+            self._num_submitted += 1
 
     def _size(self, name: str) -> int:
         return self.cache.checksums[name].num_bytes

@@ -1,4 +1,4 @@
-"""Single clips of a snapshot by (shard, offset, length): from local disk, a node's cache, or the store itself."""
+"""Read single clips of a snapshot by (shard, offset, length) from local disk, a node's cache, or the store."""
 
 import os
 import tarfile
@@ -15,15 +15,15 @@ from pipeline.shards.format import FRAME_BYTES
 from pipeline.snapshots.snapshot import Snapshot
 
 MAX_OPEN_SHARDS = 256
-"""Of a local store. Those of a cache are opened for each clip: open, they would keep their space when evicted."""
+"""Open tars of a local store. Cached tars are opened per clip, because open files keep their space after eviction."""
 NPY_MAGIC = b"\x93NUMPY"
 
 
 class ClipReader:
-    """Reads members of shards. Safe to use from several threads.
+    """Reads members of shards. Thread-safe.
 
-    The tar's header before a member is read with it and its name compared with the clip's key, so another shard under
-    the name of the indexed one is noticed at the first clip.
+    Each read includes the member's tar header and compares its name with the clip's key. A replaced shard is thus
+    detected at its first clip.
     """
 
     def __init__(self, snapshot: Snapshot, prefetcher: ShardPrefetcher | None = None):
@@ -40,7 +40,7 @@ class ClipReader:
         self._open = lru_cache(MAX_OPEN_SHARDS)(_OpenShard)
 
     def shards_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the place of each row's shard in `shard_names`."""
+        """Return the index of each row's shard in `shard_names`."""
         return self._shard[rows]
 
     def key_of(self, row: int) -> str:
@@ -48,27 +48,30 @@ class ClipReader:
         return self._keys[row].as_py()
 
     def read_fbank(self, row: int, out_TM: np.ndarray, start: int = 0) -> int:
-        """Read a clip's fbank from frame `start` on into float16 (T, 128), as many as fit, and return their number.
+        """Read a clip's fbank from frame `start` into float16 (T, 128); return the number of frames read.
 
-        Raises CorruptError if the shard is not the indexed one.
+        Raises CorruptError if the shard differs from the indexed one.
         """
         num_frames = int(self.num_frames[row])
         num_read = min(num_frames - start, len(out_TM))
         npy_header_bytes = int(self._length[row]) - num_frames * FRAME_BYTES
-        # Frames before the start are read too: they lie between the clip's name, which is checked, and the rest.
+        # One read covers the frames before `start` as well, since they separate the checked header from the rest.
         head = bytearray(tarfile.BLOCKSIZE + max(npy_header_bytes, 0) + start * FRAME_BYTES)
         self._read(row, int(self._offset[row]), "fbank.npy", head, out_TM[:num_read])
         if head[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + len(NPY_MAGIC)] != NPY_MAGIC:
             raise CorruptError(
                 f"{self._where(row)}: expected an .npy of {num_frames} frames, found"
-                f" {bytes(head[tarfile.BLOCKSIZE :][:8])!r}; the shard and the snapshot don't belong together"
+                f" {bytes(head[tarfile.BLOCKSIZE :][:8])!r}; the shard differs from the snapshot's"
             )
         return num_read
 
     def read_audio(self, row: int) -> np.ndarray:
-        """Read a clip's waveform (S,) int16. Raises InputError if it was not kept, CorruptError as `read_fbank`."""
+        """Read a clip's waveform (S,), int16.
+
+        Raises InputError if the store has no audio, CorruptError as `read_fbank` does.
+        """
         flac = self.read_flac(row)
-        from pipeline.audio.decode import decode_flac  # PyAV is needed for audio only: fbanks are read without
+        from pipeline.audio.decode import decode_flac  # reading fbanks does not need PyAV
 
         try:
             return decode_flac(flac)
@@ -76,7 +79,7 @@ class ClipReader:
             raise CorruptError(f"{self._where(row)}: {error}") from error
 
     def read_flac(self, row: int) -> bytes:
-        """Read a clip's audio as it is kept. Raises what `read_audio` does."""
+        """Read a clip's FLAC. Raises the errors of `read_audio`."""
         if not self._audio_length[row]:
             raise InputError(
                 f"clip {self._keys[row]} has no audio in {self._where(row)}; preprocess with --keep-audio, or train"
@@ -87,27 +90,27 @@ class ClipReader:
         return flac.tobytes()
 
     def _read(self, row: int, offset: int, extension: str, head: bytearray, out: np.ndarray) -> None:
-        """Read the tar's header, the first bytes of the member and `out`, one behind the other."""
+        """Read a member's tar header and first bytes into `head`, and its remaining bytes into `out`."""
         member = f"{self._keys[row]}.{extension}"
         found, num_read = b"", 0
-        for read in self._ways_to(self.shard_names[self._shard[row]]):
+        for read in self._readers_of(self.shard_names[self._shard[row]]):
             num_read = read(offset - tarfile.BLOCKSIZE, head, out)
             found = bytes(head[: tarfile.LENGTH_NAME]).rstrip(b"\0")
             if num_read == len(head) + out.nbytes and found == member.encode():
                 return
         what = f"{num_read} bytes of {found!r}" if num_read else "the end of the file"
         raise CorruptError(
-            f"{self._where(row)}: expected {member} of {len(head) + out.nbytes} bytes, found {what}; the shard and the"
-            " snapshot don't belong together"
+            f"{self._where(row)}: expected {member} of {len(head) + out.nbytes} bytes, found {what}; the shard"
+            " differs from the snapshot's"
         )
 
-    def _ways_to(self, name: str) -> Iterator[Callable[[int, bytearray, np.ndarray], int]]:
-        """Yield ways to read from a shard; the next is for when the one before read something else."""
+    def _readers_of(self, name: str) -> Iterator[Callable[[int, bytearray, np.ndarray], int]]:
+        """Yield readers for a shard, in order of fallback."""
         if self.store.is_local:
             yield self._open(self.store.path(name)).read_into
             return
         if self.prefetcher and (file := self.prefetcher.find(name)):
-            with suppress(CorruptError):  # evicted in between
+            with suppress(CorruptError):  # evicted meanwhile
                 yield _OpenShard(str(file)).read_into
                 self.prefetcher.cache.drop(name)
         yield partial(self._read_from_store, name)
@@ -124,14 +127,14 @@ class ClipReader:
 
 
 class _OpenShard:
-    """An open tar; it is closed when no reader holds it any more."""
+    """An open tar, closed together with its last reader."""
 
     def __init__(self, path: str):
         try:
             self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115
         except FileNotFoundError as error:
             raise CorruptError(
-                f"the shard {path} is in the snapshot but not on disk; restore it or preprocess"
+                f"expected the shard {path} of the snapshot, found none; restore it or preprocess again"
             ) from error
 
     def read_into(self, offset: int, head: bytearray, out: np.ndarray) -> int:

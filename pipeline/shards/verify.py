@@ -1,4 +1,4 @@
-"""Reread shards and compare them with their sidecars: checksums, where each clip lies, and its own description."""
+"""Reread shards and compare them with their sidecars: checksums, offsets and the JSON of each clip."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from pipeline.store.storage import Store
 
 
 def verify_shard(shard: str, store: Store) -> list[str]:
-    """Return what is wrong with a shard, named without extension; nothing if it is sound.
+    """Return the defects of a shard, given without extension; an empty list for an intact shard.
 
-    The labels are those of the day when it was made, in the tar as in the sidecar; later corrections are in snapshots.
+    Labels in the tar and the sidecar date from the conversion. Later corrections appear only in snapshots.
     """
     try:
         sidecar = read_sidecar(store, shard + SIDECAR)
@@ -52,11 +52,11 @@ def _verify_clips(tar: Path, shard: str, rows: list[dict]) -> list[str]:
             text = content[row["json_offset"] : row["json_offset"] + row["json_bytes"]]
             if hashlib.sha256(fbank).hexdigest() != row["digest"] or not _agrees(text, row):
                 bad.append(row["key"])
-    return [f"{shard}{TAR}: {len(bad)} clips are not what their rows say, such as {bad[0]}"] if bad else []
+    return [f"{shard}{TAR}: {len(bad)} clips differ from their sidecar rows, such as {bad[0]}"] if bad else []
 
 
 def _agrees(text: bytes, row: dict) -> bool:
-    """Whether a clip's description in the tar says the same as its row."""
+    """Return whether a clip's JSON in the tar agrees with its sidecar row."""
     try:
         description = json.loads(text)
     except ValueError:
@@ -66,7 +66,8 @@ def _agrees(text: bytes, row: dict) -> bool:
 
 
 def remove_shard(shard: str, store: Store) -> None:
-    """Remove a shard, so that the next run makes it again. The sidecar goes first: it is what makes a shard count."""
+    """Remove a shard, so that the next run rebuilds it. The sidecar is removed first because it marks a finished
+    shard."""
     for name in (shard + SIDECAR, shard + TAR, quality_name(shard)):
         if store.exists(name):
             store.remove(name)

@@ -1,7 +1,7 @@
-"""Build a snapshot: what the metadata say now, joined with the clips that are there."""
+"""Build a snapshot: the current metadata joined with the written clips."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
+# pyarrow creates its compute functions at import.
 
 import math
 from collections import Counter
@@ -42,10 +42,10 @@ CLIP_COLUMNS = [
 
 
 def build_snapshot(store: Store, metadata: Metadata, keep_audio: bool) -> Snapshot:
-    """Build the snapshot of the metadata's segments that were written, and publish it as the latest.
+    """Build a snapshot of the written clips in the metadata and publish it as the latest.
 
-    Labels and splits are the metadata's, whatever they were when a clip was fetched. A clip whose segment is gone, or
-    has another end, is left out. Raises NoClipsError if there is no clip at all.
+    Labels and splits come from the metadata, even if they changed since the conversion. Clips without a segment, or
+    with another end, are excluded. Raises NoClipsError if no clip is left.
     """
     settings = shard_settings(keep_audio)
     made_of = _made_of(store, metadata, settings)
@@ -58,8 +58,8 @@ def build_snapshot(store: Store, metadata: Metadata, keep_audio: bool) -> Snapsh
     segments, results = segments.filter(written), results.filter(written)
     if not len(segments):
         raise NoClipsError(
-            f"expected clips in {store.root}, found none: {_describe_failures(counts)}. Look at --media and at"
-            " the failures above; nothing was trained"
+            f"expected clips in {store.root}, found none: {_describe_failures(counts)}. Check --media and the"
+            " failures above"
         )
     split = segments["split"].cast(pa.string())
     order = pc.sort_indices(
@@ -75,16 +75,16 @@ def build_snapshot(store: Store, metadata: Metadata, keep_audio: bool) -> Snapsh
 
 
 def _made_of(store: Store, metadata: Metadata, settings: Mapping[str, Any]) -> str:
-    """Return a digest of what a snapshot would be built from now."""
+    """Return a digest of all inputs of the next snapshot."""
     return digest_of([store.list("shards", ".parquet"), metadata.digest, settings])
 
 
 def is_current(snapshot: Snapshot, metadata: Metadata, keep_audio: bool) -> bool:
-    """Whether building the latest snapshot again would change nothing."""
+    """Return whether a rebuild of the latest snapshot would change nothing."""
     store = snapshot.store
     if store.read_json(LATEST).get("made_of") != _made_of(store, metadata, shard_settings(keep_audio)):
         return False
-    # A shard that was removed and made again keeps its name; its bytes may differ.
+    # A rebuilt shard keeps its name, but its bytes may differ.
     return read_checksums(store, list(snapshot.checksums)) == snapshot.checksums
 
 
@@ -97,21 +97,21 @@ def _describe_failures(counts: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _label_indices(column: pa.DictionaryArray, labels: Labels) -> pa.ListArray:
-    """Return the class indices of each clip. A set of labels is looked up once, however many clips have it."""
+    """Return the class indices of each clip. Each distinct set of labels is looked up once."""
     codes = column.indices.to_numpy()
     sets = column.dictionary.to_pylist()
     mids_of = {int(code): sets[code].split(",") for code in np.unique(codes)}
     if unknown := sorted({mid for mids in mids_of.values() for mid in mids} - labels.index_of.keys()):
         raise InputError(
-            f"{len(unknown)} labels of the clips are not among the {len(labels)} classes: {', '.join(unknown[:10])};"
-            " the class_labels_indices.csv does not belong to these segments"
+            f"{len(unknown)} labels of the clips are missing in the {len(labels)} classes: {', '.join(unknown[:10])};"
+            " use the class_labels_indices.csv of these segments"
         )
     indices = [[labels.index_of[mid] for mid in mids_of.get(code, ())] for code in range(len(sets))]
     return pa.array(indices, pa.list_(pa.int16())).take(column.indices)
 
 
 def _index_table(segments: pa.Table, results: pa.Table, label_lists: pa.ListArray) -> pa.Table:
-    # Encoded again: a dictionary in the order of the clips is the same whatever else the store holds.
+    # Encode again, so that the dictionary depends on the clips only and not on other shards in the store.
     shard = pc.binary_join_element_wise(results["shard"].cast(pa.string()), "tar", ".")
     columns = {
         "key": segments["key"],
@@ -128,7 +128,7 @@ def _index_table(segments: pa.Table, results: pa.Table, label_lists: pa.ListArra
 
 
 def _statistics(index: pa.Table, results: pa.Table, targets: sparse.csr_array) -> dict[str, Any]:
-    """Mean and standard deviation over all frames and bins of the training clips, and counts."""
+    """Return mean and standard deviation over all frames and bins of the training clips, and counts."""
     split = np.asarray(index["split"].cast(pa.string()).to_pylist())
     measured = ~np.isin(split, HELD_OUT_SPLITS)
     if not measured.any():
@@ -147,7 +147,7 @@ def _statistics(index: pa.Table, results: pa.Table, targets: sparse.csr_array) -
 
 
 def split_counts(segments: pa.Table, results: pa.Table) -> dict[str, dict[str, Any]]:
-    """Per split: how many segments were planned and written, and how many failed by reason."""
+    """Count planned, written and failed segments per split, failures by reason."""
     table = pd.DataFrame(
         {
             "split": segments["split"].cast(pa.string()).to_pandas().astype("category"),

@@ -1,7 +1,7 @@
-"""The snapshots of a store: list them, compare two, remove those that nothing refers to."""
+"""The snapshots of a store: list, compare, and remove unused ones."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
+# pyarrow creates its compute functions at import.
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ FOLDER = "snapshots"
 
 @dataclass(frozen=True)
 class SnapshotEntry:
-    """A snapshot in the list."""
+    """A row in the list of snapshots."""
 
     snapshot_id: str
     num_clips: dict[str, int]
     split_counts: dict[str, Any]
     is_latest: bool
     runs: tuple[str, ...]
-    """Training runs in the store that refer to it."""
+    """Training runs in the store that use the snapshot."""
 
 
 def list_snapshots(store: Store) -> list[SnapshotEntry]:
@@ -51,10 +51,10 @@ def list_snapshots(store: Store) -> list[SnapshotEntry]:
 
 
 def runs_by_snapshot(store: Store) -> dict[str, set[str]]:
-    """Read from the JSON files under `runs/` which run names which snapshot."""
+    """Return the runs that use each snapshot, from the JSON files under `runs/`."""
     found: dict[str, set[str]] = {}
     for name in store.list("runs", ".json"):
-        # What follows a hyphen names a selection of the snapshot.
+        # A hyphen separates the name of a selection.
         for snapshot_id in re.findall(r'"snapshot(?:_id)?": ?"(\w+)[-\w]*"', json.dumps(store.read_json(name))):
             found.setdefault(snapshot_id, set()).add(name.split("/")[1])
     return found
@@ -68,9 +68,9 @@ class Changes:
     num_removed: int = 0
     num_relabelled: int = 0
     num_moved: int = 0
-    """To another split."""
+    """Clips in another split."""
     num_replaced: int = 0
-    """Fetched again, since their segment has another end or their shard was repaired."""
+    """Clips fetched again, because their segment has another end or their shard was repaired."""
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -81,13 +81,13 @@ class Changes:
             "{} relabelled": self.num_relabelled,
             "{} moved to another split": self.num_moved,
             "{} fetched again": self.num_replaced,
-            "{} gone": self.num_removed,
+            "{} removed": self.num_removed,
         }
         return ", ".join(text.format(count) for text, count in parts.items() if count) or "nothing"
 
 
 def count_changes(old: Snapshot, new: Snapshot) -> Changes:
-    """Count what came, went and changed between two snapshots, clip by clip."""
+    """Count added, removed and changed clips between two snapshots."""
     rows = positions_of(new.index["key"], old.index["key"])
     kept = np.flatnonzero(rows >= 0)
     before, after = old.index.take(pa.array(rows[kept])), new.index.take(pa.array(kept))
@@ -107,13 +107,13 @@ def count_changes(old: Snapshot, new: Snapshot) -> Changes:
 
 
 def _label_hashes(snapshot: Snapshot, rows: np.ndarray) -> np.ndarray:
-    """Return a number per clip (N,) that is the same for the same set of labels, whatever the order of the classes."""
+    """Return a hash of each clip's labels (N,), independent of the order of classes."""
     digests = [hashlib.sha256(mid.encode()).digest() for mid in snapshot.labels.mids]
     return snapshot.targets(rows) @ np.array([int.from_bytes(digest[:8]) for digest in digests], np.uint64)
 
 
 def diff_snapshots(old: Snapshot, new: Snapshot) -> pd.DataFrame:
-    """Return a row per split and class in which something changed: clips before, came, went, and after."""
+    """Return the clips per split and changed class: before, came, went, after."""
     before, after = _clips_of_classes(old), _clips_of_classes(new)
     both = before.merge(after, how="outer", on=["split", "key", "mid"], indicator="where")
     counts = both.groupby(["split", "mid"], observed=True)["where"].value_counts().unstack(fill_value=0)
@@ -148,9 +148,9 @@ def _clips_of_classes(snapshot: Snapshot) -> pd.DataFrame:
 
 
 def prune_snapshots(store: Store, keep: Collection[str], in_use: Collection[str], *, dry_run: bool) -> list[str]:
-    """Remove snapshots that are not the latest, named by no run in the store, nor in `keep` or `in_use`.
+    """Remove snapshots except the latest, the snapshots of runs in the store, and those in `keep` and `in_use`.
 
-    Return which. Shards stay: newer snapshots share them.
+    Returns the removed ids. Shards stay, because newer snapshots share them.
     """
     entries = list_snapshots(store)
     if unknown := set(keep) - {entry.snapshot_id for entry in entries}:
@@ -158,7 +158,7 @@ def prune_snapshots(store: Store, keep: Collection[str], in_use: Collection[str]
     kept = {entry.snapshot_id for entry in entries if entry.is_latest or entry.runs} | {*keep, *in_use}
     gone = [entry.snapshot_id for entry in entries if entry.snapshot_id not in kept]
     for snapshot_id in gone if not dry_run else ():
-        # The manifest first: a folder without it is no snapshot, whatever happens now.
+        # Remove the manifest first: a folder without a manifest does not count as a snapshot, even after a kill.
         store.remove(f"{FOLDER}/{snapshot_id}/manifest.json")
         store.remove(f"{FOLDER}/{snapshot_id}")
     return gone

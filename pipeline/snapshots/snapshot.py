@@ -1,4 +1,4 @@
-"""A snapshot: what there is to train on, frozen. Index, labels, statistics and a manifest of how it came about."""
+"""An immutable training set: index, labels, statistics and build manifest."""
 
 import dataclasses
 import hashlib
@@ -38,12 +38,12 @@ INDEX_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int16())),
     ]
 )
-"""Sampling weights are no column: they follow from the splits that a training chooses."""
+"""Columns of the index. Sampling weights are missing because they depend on the splits of a training."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An immutable table of clips, with their classes. Clips are sorted by split and key."""
+    """An immutable table of clips with their classes, sorted by split and key."""
 
     store: Store
     snapshot_id: str
@@ -52,11 +52,11 @@ class Snapshot:
     stats: Mapping[str, Any]
     manifest: Mapping[str, Any]
     checksums: Mapping[str, Checksum]
-    """Of each shard, by its name with extension."""
+    """Checksum of each shard by name with extension."""
 
     @property
     def whole_id(self) -> str:
-        """Id of the snapshot that this is a selection of, or its own."""
+        """Id without the selection's digest: the snapshot that a selection was taken from."""
         return self.snapshot_id.partition("-")[0]
 
     @property
@@ -75,35 +75,35 @@ class Snapshot:
         return np.asarray(column.dictionary.to_pylist())[column.indices.to_numpy()]
 
     def rows_of(self, splits: tuple[str, ...]) -> np.ndarray:
-        """Row numbers of the clips of some splits, ascending."""
+        """Return the ascending rows of the clips in the given splits."""
         rows = np.flatnonzero(np.isin(self.splits, splits))
         if not len(rows):
             known = ", ".join(sorted(set(self.splits)))
             raise NoClipsError(
-                f"snapshot {self.snapshot_id} in {self.store.root} has no clip of {', '.join(splits)}; it has {known}"
+                f"snapshot {self.snapshot_id} in {self.store.root} has no clips of {', '.join(splits)}; its splits are {known}"
             )
         return rows
 
     def targets(self, rows: np.ndarray) -> sparse.csr_array:
-        """Multi-hot targets (len(rows), C) of uint8."""
+        """Return multi-hot targets (len(rows), C), uint8."""
         labels = self.index["labels"].combine_chunks().take(pa.array(rows))
         return multi_hot(labels, len(self.labels))
 
     def class_counts(self, splits: tuple[str, ...]) -> np.ndarray:
-        """Clips per class (C,) in some splits."""
+        """Return the number of clips per class (C,) in the given splits."""
         counts = self.stats["class_counts"]
         return sum((np.asarray(counts[split]) for split in splits if split in counts), np.zeros(len(self.labels), int))
 
 
 def multi_hot(labels: pa.ListArray, num_classes: int) -> sparse.csr_array:
-    """Class indices per clip → targets (N, C) of uint8."""
+    """Convert class indices per clip to targets (N, C), uint8."""
     columns = labels.flatten().to_numpy().astype(np.int32)
     ends = np.concatenate([[0], np.cumsum(labels.value_lengths().to_numpy())])
     return sparse.csr_array((np.ones(len(columns), np.uint8), columns, ends), shape=(len(labels), num_classes))
 
 
 def publish_snapshot(unnamed: Snapshot, made_of: str) -> Snapshot:
-    """Name a snapshot by what is in it, write its files, the manifest last, and point `latest.json` to it."""
+    """Name a snapshot by its content, write its files with the manifest last, and update `latest.json`."""
     shards = [{"shard": name, **dataclasses.asdict(checksum)} for name, checksum in unnamed.checksums.items()]
     parts = {
         "index.parquet": parquet_bytes(unnamed.index),
@@ -113,7 +113,7 @@ def publish_snapshot(unnamed: Snapshot, made_of: str) -> Snapshot:
     snapshot = dataclasses.replace(unnamed, snapshot_id=_id_of(parts, unnamed.stats))
     store, folder = snapshot.store, f"snapshots/{snapshot.snapshot_id}"
     try:
-        load_snapshot(store, snapshot.snapshot_id)  # a whole one of this name stays as it is
+        load_snapshot(store, snapshot.snapshot_id)  # an intact snapshot of this name stays unchanged
     except (NoClipsError, StoreError):
         for name, data in parts.items():
             store.write_bytes(f"{folder}/{name}", data)
@@ -130,10 +130,13 @@ def _id_of(parts: Mapping[str, bytes], stats: Mapping[str, Any]) -> str:
 
 
 def publish_selection(snapshot: Snapshot, rows: np.ndarray, made_by: Mapping[str, Any]) -> Snapshot:
-    """Keep some clips of a snapshot as one of its own, `{id}-{digest}`, which `load_snapshot` knows by its name.
+    """Publish a selection of clips as the snapshot `{id}-{digest}`, which `load_snapshot` accepts.
 
-    rows: the clips that stay, ascending. made_by: how they were chosen, as JSON can hold it. A selection of a selection
-    is one of the whole. Mean and deviation stay those of the whole, so that models of both see the same features.
+    A selection of a selection refers to the whole snapshot. Mean and standard deviation remain those of the whole, so
+    that models of both see the same features.
+
+    rows: ascending rows of the selected clips.
+    made_by: the criteria of the selection, as a JSON value.
     """
     whole = snapshot
     if snapshot.snapshot_id != snapshot.whole_id:
@@ -151,7 +154,7 @@ def _load_selection(whole: Snapshot, digest: str) -> Snapshot:
     store, name = whole.store, _selection_name(whole.snapshot_id, digest)
     if not store.exists(name):
         raise NoClipsError(
-            f"expected the selection {digest} of snapshot {whole.snapshot_id} in {store.root}, found none; give"
+            f"expected the selection {digest} of snapshot {whole.snapshot_id} in {store.root}, found none; pass"
             " --data.exclude again"
         )
     table = pq.read_table(io.BytesIO(store.read_bytes(name)))
@@ -195,9 +198,9 @@ def latest_snapshot_id(store: Store) -> str | None:
 
 
 def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
-    """Load a snapshot, or a selection of one, by name; the latest snapshot unless named.
+    """Load a snapshot or selection by id; the latest snapshot by default.
 
-    Raises NoClipsError if there is none, CorruptError if it was changed.
+    Raises NoClipsError if it does not exist, CorruptError if its content was changed.
     """
     snapshot_id, _, selection = (snapshot_id or latest_snapshot_id(store) or "").partition("-")
     folder = f"snapshots/{snapshot_id}"
@@ -220,7 +223,7 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
 
 
 def check_fingerprint(snapshot: Snapshot) -> None:
-    """Raise MismatchError, naming what differs, unless the snapshot was made with this version's fbank."""
+    """Raise MismatchError, with the differing settings, unless the snapshot has this version's shard settings."""
     expected = shard_settings(snapshot.manifest["settings"]["keep_audio"])
     found = snapshot.manifest["settings"]
     differing = sorted(key for key in expected if found.get(key) != expected[key])

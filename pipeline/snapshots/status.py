@@ -1,7 +1,7 @@
-"""State of a data set: planned, written and failed segments, per split, reason and class."""
+"""Counts of planned, written and failed segments per split, reason and class."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
+# pyarrow creates its compute functions at import.
 
 from collections.abc import Mapping
 
@@ -19,9 +19,9 @@ NOT_ATTEMPTED = "not attempted"
 
 
 def segment_statuses(segments: pa.Table, sidecar_table: pa.Table, rows: np.ndarray) -> pd.DataFrame:
-    """Return a row per segment: split, and status: `written`, a failure's reason, or `not attempted`.
+    """Return split and status of each segment: `written`, a failure's reason, or `not attempted`.
 
-    rows: of the segments (N,), as `match_segments` returns them.
+    rows: sidecar rows of the segments (N,), from `match_segments`.
     """
     status = pc.if_else(
         pc.equal(sidecar_table["status"].cast(pa.string()), WRITTEN),
@@ -43,10 +43,10 @@ def count_reasons(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_classes(table: pd.DataFrame, segments: pa.Table, labels: Labels) -> pd.DataFrame:
-    """Return a row per class, those with the least yield first: planned, written, yield."""
+    """Return planned, written and yield of each class, lowest yield first."""
     combined = segments["labels"].combine_chunks()
     codes, is_written = combined.indices.to_numpy(), table["status"].eq(WRITTEN).to_numpy()
-    # Counted per set of labels, of which there are far fewer than segments, and then per label of each set.
+    # Count by set of labels first: far fewer sets than segments exist.
     sets = combined.dictionary.to_pylist()
     planned_of_set = np.bincount(codes, minlength=len(sets))
     written_of_set = np.bincount(codes[is_written], minlength=len(sets))
@@ -66,7 +66,7 @@ def count_classes(table: pd.DataFrame, segments: pa.Table, labels: Labels) -> pd
 
 
 def plot_failures(failed: Mapping[Reason, int], num_written: int) -> Figure:
-    """Draw how many segments failed, by reason, most first."""
+    """Plot the number of failed segments per reason, most frequent first."""
     counts = pd.Series(failed, dtype=int).sort_values()
     figure = Figure(figsize=(8, 1.4 + 0.25 * len(counts)), layout="constrained")
     axes = figure.subplots()

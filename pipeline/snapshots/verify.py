@@ -1,15 +1,15 @@
-"""Compare the tars of a store with a snapshot, by size, before any of them is read."""
+"""Compare the sizes of a store's tars with a snapshot, without reading them."""
 
 from pipeline.errors import CorruptError
 from pipeline.shards.checksum import describe_wrong_size, remedy
 from pipeline.snapshots.snapshot import Snapshot
 
 NUM_NAMED = 5
-"""Bad shards that a message names."""
+"""Maximum bad shards named in a message."""
 
 
 def verify_sizes(snapshot: Snapshot) -> None:
-    """Raise CorruptError, naming them, if shards of a snapshot are missing or have another size; one listing."""
+    """Raise CorruptError, with the shards' names, for missing shards and wrong sizes. Needs one listing."""
     store = snapshot.store
     found = store.sizes("shards", ".tar")
     wrong = [
@@ -20,6 +20,6 @@ def verify_sizes(snapshot: Snapshot) -> None:
     if wrong:
         more = f" … and {len(wrong) - NUM_NAMED} more" if len(wrong) > NUM_NAMED else ""
         raise CorruptError(
-            f"{len(wrong)} of {len(snapshot.checksums)} shards of snapshot {snapshot.snapshot_id} are not as indexed: "
+            f"{len(wrong)} of {len(snapshot.checksums)} shards of snapshot {snapshot.snapshot_id} differ from the index: "
             f"{'; '.join(wrong[:NUM_NAMED])}{more}; {remedy(store)}"
         )

@@ -81,7 +81,7 @@ def test_rerun_applies_corrections_and_fetches_only_clips_with_a_new_end(
     printed = capsys.readouterr().out
     assert "1 planned, 1 written, 0 failed" in printed
     assert (
-        "changed since the previous snapshot: 1 relabelled, 1 moved to another split, 1 fetched again, 1 gone"
+        "changed since the previous snapshot: 1 relabelled, 1 moved to another split, 1 fetched again, 1 removed"
         in printed
     )
     assert index_row(second, relabelled)["mids"] == {mid}
@@ -92,7 +92,7 @@ def test_rerun_applies_corrections_and_fetches_only_clips_with_a_new_end(
     assert load_snapshot(second.store, first.snapshot_id).index.equals(first.index)
 
     assert COMMAND_LINE.main(["snapshots", "diff", "--root", root, "--old", first.snapshot_id]) == 0
-    assert "1 relabelled, 1 moved to another split, 1 fetched again, 1 gone" in capsys.readouterr().out
+    assert "1 relabelled, 1 moved to another split, 1 fetched again, 1 removed" in capsys.readouterr().out
     assert COMMAND_LINE.main(["verify", "--root", root]) == 0
     assert COMMAND_LINE.main(["status", "--root", root, "--retry", "throttled"]) == 0
     assert "0 of " in capsys.readouterr().out.splitlines()[-1]

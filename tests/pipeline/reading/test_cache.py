@@ -111,13 +111,13 @@ def test_a_folder_that_cannot_be_used_is_said_before_anything_is_read(store: Sto
     cache = ShardCache(tmp_path / "file" / "cache", SHARD_BYTES, store, {NAMES[0]: Checksum(SHARD_BYTES, "")})
     with pytest.raises(ConfigError, match="can't write to the cache folder"):
         cache.check()
-    with pytest.raises(ConfigError, match="may hold 50000 bytes, but the largest shard has 100000"):
+    with pytest.raises(ConfigError, match="is limited to 50000 bytes, but the largest shard has 100000"):
         make_cache(store, num_shards=0.5)
 
 
 def test_a_disk_that_fills_up_later_is_an_error_of_the_store(store: Store) -> None:
     cache = make_cache(store, num_shards=2)
-    with full_disk(), pytest.raises(StoreError, match=r"can't keep shards/train/0\.tar in the cache folder"):
+    with full_disk(), pytest.raises(StoreError, match=r"can't store shards/train/0\.tar in the cache folder"):
         cache.fetch(NAMES[0])
     assert cache.find(NAMES[0]) is None
     assert cache.fetch(NAMES[0]).stat().st_size == SHARD_BYTES

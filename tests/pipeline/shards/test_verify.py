@@ -14,4 +14,4 @@ def test_an_empty_tar_is_named_like_other_damage(small_store: Store, tmp_path: P
     store.write_bytes(f"{shard}.tar", b"")
     of_tar, of_clips = verify_shard(shard, store)
     assert of_tar.startswith(f"{shard}.tar: expected ") and "found 0 bytes" in of_tar
-    assert "clips are not what their rows say" in of_clips
+    assert "clips differ from their sidecar rows" in of_clips

@@ -74,7 +74,7 @@ def test_labels_splits_and_rows_are_what_the_metadata_say_now_without_a_fetch(
     assert load_snapshot(store, snapshot.snapshot_id).index.equals(snapshot.index)
     changes = count_changes(snapshot, new)
     assert changes == Changes(num_removed=1, num_relabelled=1, num_moved=1)
-    assert str(changes) == "1 relabelled, 1 moved to another split, 1 gone"
+    assert str(changes) == "1 relabelled, 1 moved to another split, 1 removed"
     assert count_changes(new, snapshot) == Changes(num_added=1, num_relabelled=1, num_moved=1)
     # By class, the clip moved goes from one split and comes to the other.
     table = diff_snapshots(snapshot, new)
