@@ -80,7 +80,8 @@ class Snapshot:
         if not len(rows):
             known = ", ".join(sorted(set(self.splits)))
             raise NoClipsError(
-                f"snapshot {self.snapshot_id} in {self.store.root} has no clips of {', '.join(splits)}; its splits are {known}"
+                f"snapshot {self.snapshot_id} in {self.store.root} has no clips of {', '.join(splits)};"
+                f" its splits are {known}"
             )
         return rows
 

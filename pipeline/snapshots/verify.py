@@ -20,6 +20,6 @@ def verify_sizes(snapshot: Snapshot) -> None:
     if wrong:
         more = f" … and {len(wrong) - NUM_NAMED} more" if len(wrong) > NUM_NAMED else ""
         raise CorruptError(
-            f"{len(wrong)} of {len(snapshot.checksums)} shards of snapshot {snapshot.snapshot_id} differ from the index: "
-            f"{'; '.join(wrong[:NUM_NAMED])}{more}; {remedy(store)}"
+            f"{len(wrong)} of {len(snapshot.checksums)} shards of snapshot {snapshot.snapshot_id} differ from the"
+            f" index: {'; '.join(wrong[:NUM_NAMED])}{more}; {remedy(store)}"
         )
