@@ -21,7 +21,7 @@ def forward_flops(model: ASTConfig, num_patches: int | None = None) -> int:
     """Count the operations in the matrix products of one sample's forward, two per multiply-add.
 
     num_patches: patches that patchout leaves to the blocks; default: all. The last block reads all tokens but computes
-    only the extra ones.
+    only the extra tokens.
     """
     num_tokens = (model.num_patches if num_patches is None else num_patches) + model.num_extra_tokens
     width = model.width

@@ -28,7 +28,7 @@ from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
 from jobs.training import ray_train
 from jobs.training.ray_train import train_on_ray
-from jobs.training.runs import TrackedJob, begin_run, ending_tracked, train_rank
+from jobs.training.runs import TrackedJob, begin_run, end_run_on_exit, train_rank
 from jobs.training.settings import TrainJobConfig
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.miniature import Miniature
@@ -165,7 +165,7 @@ def test_conversion_and_training_survive_lost_nodes(
     monkeypatch.setattr(ray_train, "_train_worker", train_slowly)
     disturbed = begin_run(config, found, new_run_name("disturbed"))
     folder = f"runs/{disturbed.run}/checkpoints"
-    with ending_tracked(disturbed):
+    with end_run_on_exit(disturbed):
         history = lose_a_node_during(
             lambda: train_on_ray(disturbed, RayConfig("1:2")),
             lambda: len(list_checkpoints(s3_store, folder)) > 0,
@@ -174,7 +174,7 @@ def test_conversion_and_training_survive_lost_nodes(
         )
     assert num_ranks(disturbed) == [2, 1, 2]
     quiet = begin_run(replace(config, preset="quiet"), found, new_run_name("quiet"))
-    with ending_tracked(quiet):
+    with end_run_on_exit(quiet):
         expected = train_rank(quiet, World(0, 1, torch.device("cpu")), StopSignal())
     assert [metrics["epoch"] for metrics in history] == [1, 2, 3]
     for one, other in zip(history, expected, strict=True):

@@ -47,7 +47,7 @@ class SavedCheckpoint:
     """Content of `checkpoint.json`."""
 
 
-class Staging:
+class CheckpointBuffers:
     """Reusable host buffers that hold a copy of the latest checkpoint while it is written.
 
     Copies from a GPU go to pinned memory: the GPU then copies between two steps, and the process need not wait for the
@@ -77,19 +77,19 @@ class Staging:
         return buffer.copy_(value, non_blocking=True)
 
 
-class Saver:
-    """Writes the checkpoints of a run, and keeps the newest ones and the best one."""
+class CheckpointWriter:
+    """Writes the checkpoints of a run, and prunes all but the newest and the best."""
 
     def __init__(self, store: Store, folder: str, config: CheckpointConfig, num_steps: int):
         self.store, self.folder, self.config = store, folder, config
-        self._staging = Staging()
+        self._staging = CheckpointBuffers()
         # A single thread keeps the order of writes, so an evaluation finds its checkpoint.
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: deque[Future[SavedCheckpoint]] = deque()
         self._last_steps, self._last_time = num_steps, time.monotonic()
 
     def is_due(self, num_steps: int) -> bool:
-        """Whether a checkpoint is due after `num_steps` steps. Never while one is being written."""
+        """Return True if a checkpoint is due after `num_steps` steps, but never while one is being written."""
         config = self.config
         if any(not writing.done() for writing in self._writing):
             return False

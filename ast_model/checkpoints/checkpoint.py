@@ -154,7 +154,7 @@ def list_checkpoints(store: Store, folder: str) -> list[str]:
 
 
 def newest_checkpoint(store: Store, folder: str) -> Checkpoint | None:
-    """Read the newest intact checkpoint, and log damaged ones."""
+    """Read the newest intact checkpoint, and log newer damaged checkpoints."""
     for name in reversed(list_checkpoints(store, folder)):
         try:
             return read_checkpoint(store, name)

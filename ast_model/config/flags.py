@@ -14,7 +14,7 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
     """Convert nested settings to text by dotted name: `train.augment.noise` → `True`.
 
     A dataclass and the mapping read from its JSON give the same text, so that recorded settings can be compared with
-    new ones.
+    current settings.
     """
     named: Mapping[str, Any] = (
         cast(Mapping[str, Any], settings)

@@ -244,7 +244,7 @@ class TrainConfig:
         for name in counts.split():
             if getattr(self, name) < 1:
                 raise ConfigError(f"{flag_of(f'train.{name}')} must be at least 1, found {getattr(self, name)}")
-        if self.clips_at_a_time < 1:
+        if self.clips_per_micro_batch < 1:
             raise ConfigError(f"--train.micro-batch-size must be auto or at least 1, found {self.micro_batch_size}")
         for name in ("weight_count_offset", "group_draws", "average_last_epochs"):
             if getattr(self, name) < 0:
@@ -259,7 +259,7 @@ class TrainConfig:
             raise ConfigError("set both --train.mean and --train.std, or neither")
 
     @property
-    def clips_at_a_time(self) -> int:
+    def clips_per_micro_batch(self) -> int:
         """Micro-batch size as a number, also before auto is resolved."""
         return DEFAULT_MICRO_BATCH if self.micro_batch_size == "auto" else self.micro_batch_size
 

@@ -83,7 +83,7 @@ def open_reader(snapshot: Snapshot, cache: CacheConfig) -> ClipReader:
 
 
 class BatchReader:
-    """Reads batches of `num_frames` frames. Longer clips are cut, shorter ones padded with 0."""
+    """Reads batches of `num_frames` frames. Longer clips are cut, shorter clips padded with 0."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class BatchReader:
         return map_ahead(read, self._advancing(batches), num_threads)
 
     def _advancing(self, batches: Iterable[Draws]) -> Iterator[Draws]:
-        """Report progress to the cache, so that it fetches the next shards and may evict earlier ones."""
+        """Report progress to the cache, so that it fetches the next shards and may evict earlier shards."""
         for draws in batches:
             if self.reader.prefetcher is not None:
                 shards = self.reader.shards_of(self.rows[draws.clip]).tolist()

@@ -23,7 +23,7 @@ PLAN_SETTINGS = (
     "train_splits eval_split draws_per_epoch sampler weight_count_offset group_draws global_batch_size seed teachers"
     " teacher_share augment.mixup_probability augment.mixup_alpha average_last_epochs"
 ).split()
-"""Settings that determine the order of samples. They are fixed for a run; all other settings may change at a resume."""
+"""Settings that determine the order of samples. They are fixed for a run, while the rest may change at a resume."""
 
 FAR_FROM_DATA = 0.25
 """Distance in standard deviations from which a recipe's normalisation is reported as unfit for the data."""
@@ -74,8 +74,7 @@ def _check_model(plan: TrainingPlan, model: ASTConfig) -> None:
 def _check_clips(plan: TrainingPlan) -> None:
     """Check that the clips exist, cover the classes and fill a step."""
     config, snapshot = plan.config, plan.snapshot
-    num_eval, num_clips = len(plan.eval_rows), len(plan.train_rows)
-    log.debug("%d training clips, %d evaluation clips", num_clips, num_eval)
+    num_clips, num_eval = len(plan.train_rows), len(plan.eval_rows)
     counts = np.asarray(plan.targets.sum(axis=0)).ravel()
     empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
     if empty and not config.allow_empty_classes:
@@ -88,7 +87,7 @@ def _check_clips(plan: TrainingPlan) -> None:
             f"--train.loss ce needs exactly one class per clip, but {several} training clips of snapshot"
             f" {snapshot.snapshot_id} have none or several; train with --train.loss bce"
         )
-    log.debug("%d steps per epoch", plan.num_steps)
+    log.info("%d training clips, %d evaluation clips, %d steps per epoch", num_clips, num_eval, plan.num_steps)
     if config.sampler == "uniform":
         check_num_draws(plan.num_draws, num_clips, "clips")
 

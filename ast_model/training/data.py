@@ -53,7 +53,7 @@ class TrainingData:
         return feed(self.clips.prefetch(draws, self.config.num_reader_threads, pinned=is_gpu), world.device)
 
     def read_step(self, epoch: int, step: int, world: World) -> Iterator[Batch]:
-        """Read this rank's micro-batches of one step, without touching the prefetched ones."""
+        """Read this rank's micro-batches of one step, apart from the prefetched batches."""
         draws = self._draws(epoch)
         for part in micro_batches(self.config, step, world):
             yield self.clips.read_draws(draws[part])

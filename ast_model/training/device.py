@@ -104,7 +104,7 @@ class AttentionKernels:
         self._names.pop(0)
         self.num_changes += 1
 
-    def try_next_best(self) -> "AttentionKernels":
+    def after_change(self) -> "AttentionKernels":
         """Return the kernels after a change, without changing these."""
         return AttentionKernels(self._names[1:], self._kernels)
 
@@ -118,7 +118,7 @@ def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> Att
         log.debug("attention: torch's choice on a CPU")
         return AttentionKernels([])
     num_tokens = config.regularise.num_kept_patches(model.grid) + model.num_extra_tokens
-    num_clips = min(config.clips_at_a_time, config.global_batch_size, MAX_TIMED_CLIPS)
+    num_clips = min(config.clips_per_micro_batch, config.global_batch_size, MAX_TIMED_CLIPS)
     shape = (num_clips, model.num_heads, num_tokens, model.width // model.num_heads)
     dtype = AUTOCAST_DTYPES.get(world.resolve(config.precision), torch.float32)
     names = tuple(KERNELS) if config.attention == "auto" else (config.attention,)
@@ -155,7 +155,7 @@ def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: to
         return time.perf_counter() - started, gradients
 
     try:
-        # Several warm-up steps: loading, planning and autotuning in the first ones take longer than many steps.
+        # Several warm-up steps: loading, planning and autotuning take longer than many steps.
         for _ in range(NUM_WARM_STEPS - 1):
             step()
         _, gradients = step()

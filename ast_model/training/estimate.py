@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 MEASURED_S = 3.0
 """Duration of the measured steps: long enough that a GPU's queue of launched steps no longer hides their cost."""
 WORTH_SAVING_S = 60.0
-"""Shorter trainings get no advice on what would be faster."""
+"""Minimum remaining seconds for advice on faster devices."""
 H200_FLOPS = 0.38 * PEAK_FLOPS["H200"]
 """Operations per second that a training reached on an H200."""
 
 
 class EndEstimate:
-    """Logs once, after the first seconds of a training, what is left and how long it takes."""
+    """Logs the remaining samples and the end of a training, once, after its first seconds."""
 
     def __init__(self, plan: TrainingPlan, model: ASTConfig, world: World):
         self._plan, self._model, self._world = plan, model, world

@@ -27,14 +27,11 @@ class StopSignal:
     """External stop requests, polled by the trainer. This default has none."""
 
     def is_stopping(self) -> bool:
-        """Whether to save and stop. Polled on each rank at each step; a request on one rank stops all."""
+        """Return True to save and stop. Polled on each rank at each step; a request on one rank stops all."""
         return False
 
     def preemption_imminent(self) -> bool:
-        """Whether a rank will be lost soon, so that a checkpoint is due. Polled on all ranks with each log line.
-
-        Returns True once per announcement.
-        """
+        """Return True once if a rank will be lost soon, to save first. Polled on all ranks with each log line."""
         return False
 
 

@@ -33,7 +33,7 @@ def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: Wor
 
     Counts the activations that the backward needs: the patches, and in each block the float32 inputs of both LayerNorms
     and, in the precision of the products, the inputs of the four products, queries, keys and values, and the MLP before
-    its gelu. The block whose backward runs takes as much again, except the last one, which computes the extra tokens
+    its gelu. The block in its backward takes as much again, except the last one, which computes the extra tokens
     only. Compiled code needs less memory; `math` attention needs far more, for the attention weights.
     """
     is_half = world.resolve(config.precision) in AUTOCAST_DTYPES
@@ -51,7 +51,9 @@ def resolve_micro_batch(state: TrainingState, config: TrainConfig, norm: Normali
     """Resolve `--train.micro-batch-size auto`, on a GPU by trial."""
     if config.micro_batch_size != "auto":
         return config
-    num_clips = find_micro_batch(state, config, norm, world) if world.device.type == "cuda" else config.clips_at_a_time
+    num_clips = (
+        find_micro_batch(state, config, norm, world) if world.device.type == "cuda" else config.clips_per_micro_batch
+    )
     # Take the minimum over ranks: some GPUs may be shared, but the run has a single setting.
     num_clips = int(world.gather_rows(torch.tensor([num_clips])).min())
     if world.is_main:

@@ -35,7 +35,7 @@ class TrainingState:
             update_average(self.average, self.model.state_dict(), self.loop.num_averaged)
 
     def model_with(self, weights: Tensors) -> AST:
-        """Return a new model of the same shape with other weights."""
+        """Return a new model of the same shape with the given weights."""
         model = AST(self.model.config).to(self.world.device)
         model.load_state_dict(weights)
         return model

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slice]:
     """Yield this rank's micro-batches of a step, as slices of the epoch's draws."""
     share = rank_slice(step, config.global_batch_size, world.rank, world.size)
-    for start in range(share.start, share.stop, config.clips_at_a_time):
-        yield slice(start, min(start + config.clips_at_a_time, share.stop))
+    for start in range(share.start, share.stop, config.clips_per_micro_batch):
+        yield slice(start, min(start + config.clips_per_micro_batch, share.stop))
 
 
 class ClipLosses(nn.Module):
@@ -82,7 +82,7 @@ class Stepper:
     def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
         """Take one step. A non-finite loss or gradient on any rank skips it: only the count of bad steps changes."""
         started = time.perf_counter()
-        with advice_on_memory(self.config, self.world):
+        with explain_out_of_memory(self.config, self.world):
             result = self._train_step(epoch, step, batches)
         if self._must_warm_up:
             result.loss.item()  # wait for the device once, to measure more than the launch of kernels
@@ -170,12 +170,12 @@ class Stepper:
 
 
 @contextmanager
-def advice_on_memory(config: TrainConfig, world: World) -> Iterator[None]:
+def explain_out_of_memory(config: TrainConfig, world: World) -> Iterator[None]:
     """Convert out-of-memory errors of a GPU to a TrainingError that names the settings to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        micro = config.clips_at_a_time
+        micro = config.clips_per_micro_batch
         if micro > 1:
             advice = f"try --train.micro-batch-size {micro // 2} (the result is the same, gradients add up)"
         else:

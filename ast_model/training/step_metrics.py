@@ -111,7 +111,7 @@ class StepMetrics:
         self.flush()
 
     def is_due(self, num_steps: int) -> bool:
-        """Whether a window ends after so many steps of the epoch."""
+        """Return True if a window ends after `num_steps` steps of the epoch."""
         return num_steps % self._log_every == 0 or num_steps == self._num_steps
 
     def close_window(self) -> None:

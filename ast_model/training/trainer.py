@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 
 import torch
 
-from ast_model.checkpoints.async_writer import Saver
+from ast_model.checkpoints.async_writer import CheckpointWriter
 from ast_model.checkpoints.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, remove_incomplete
 from ast_model.distributed import AnyRankFlag, World
 from ast_model.evaluation.evaluate import Evaluation, evaluate
@@ -25,7 +25,7 @@ from ast_model.training.plan import TrainingPlan
 from ast_model.training.reporter import Reporter, eval_metrics, finite_metrics
 from ast_model.training.schedule import learning_rate_factor
 from ast_model.training.state import TrainingState
-from ast_model.training.step import Stepper, advice_on_memory
+from ast_model.training.step import Stepper, explain_out_of_memory
 from ast_model.training.step_metrics import Metrics, StepMetrics, WindowMetrics
 from pipeline.errors import StoppedError, TrainingError
 from pipeline.progress import Progress, show_progress
@@ -53,23 +53,23 @@ class Trainer:
         set_matmul_precision(job.config)
         self.state = TrainingState(initial_model(job), job.config, world)
         self.config = resolve_micro_batch(self.state, job.config, job.normalisation, world)
-        # Weights bring their own LayerNorm epsilons, so the model's settings are those of the loaded model.
+        # Weights bring their own LayerNorm epsilons, so take the settings of the loaded model.
         self.job = job = dataclasses.replace(job, model=self.state.model.config, config=self.config)
         self.plan = TrainingPlan(job.snapshot, job.config)
         self.data = TrainingData(self.plan, job.model.num_frames, teachers)
         self._resume()
         self.stepper = Stepper(self.state, job.config, job.normalisation, world)
-        self.saver = Saver(job.store, job.folder, job.config.checkpoints, self.num_steps_done)
+        self.saver = CheckpointWriter(job.store, job.folder, job.config.checkpoints, self.num_steps_done)
         self.reporter = Reporter(job, world)
         self.reporter.log_history(self.state.loop.history)
-        computed_gib = step_bytes(job.model, job.config, job.config.clips_at_a_time, world) / 2**30
+        computed_gib = step_bytes(job.model, job.config, job.config.clips_per_micro_batch, world) / 2**30
         facts = {"device.memory_computed_gib": f"{computed_gib:.2f}"}
         self.reporter.log_device(describe_device(job.config, self.stepper.attention, world) | facts)
         self.note = ""
 
     @property
     def num_steps_done(self) -> int:
-        """Steps since the start of the run, including skipped ones."""
+        """Steps since the start of the run, including skipped steps."""
         return self.state.loop.epoch * self.plan.num_steps + self.state.loop.step
 
     def run(self) -> list[Metrics]:
@@ -99,7 +99,7 @@ class Trainer:
         """Take the remaining steps of the current epoch."""
         loop, num_steps = self.state.loop, self.plan.num_steps
         metrics = StepMetrics(self.plan, self.job.model, self.world, self._log_window)
-        # The draws depend on the epoch only, so a resumed epoch starts at its next step without reading earlier ones.
+        # Draws depend on the epoch only, so a resumed epoch starts at its next step without reading earlier batches.
         batches = metrics.timing(self.data.batches(loop.epoch, range(loop.step, num_steps), self.world))
         stop_vote = AnyRankFlag(self.world)
         self.state.model.train()
@@ -108,7 +108,7 @@ class Trainer:
             metrics.add(self.stepper.train_step(loop.epoch, loop.step, batches))
             loop.step += 1
             # Ranks vote on a stop. They hear of it at different times but must leave at the same step, or the
-            # remaining ranks would wait forever for the gradients of the others.
+            # remaining ranks would wait forever for missing gradients.
             must_stop = stop_vote.next(self.stop_signal.is_stopping())
             if must_stop or metrics.is_due(loop.step):
                 metrics.close_window()
@@ -178,7 +178,7 @@ class Trainer:
         # All ranks check the same step and get the same answer, since gradients are averaged over the ranks.
         is_finite, would_be_finite = (
             self.stepper.gradient_is_finite(epoch, step, self.data.read_step(epoch, step, self.world), kernels)
-            for kernels in (attention, attention.try_next_best())
+            for kernels in (attention, attention.after_change())
         )
         if would_be_finite and not is_finite:
             if self.world.is_main:
@@ -222,8 +222,8 @@ class Trainer:
 
     def _evaluate(self, model: AST) -> Evaluation:
         config = self.config
-        with advice_on_memory(config, self.world):
-            norm, batch_size = self.job.normalisation, config.clips_at_a_time
+        with explain_out_of_memory(config, self.world):
+            norm, batch_size = self.job.normalisation, config.clips_per_micro_batch
             return evaluate(model, self.data.eval_clips, self.world, norm, batch_size, config.loss)
 
     def _evaluate_average(self) -> None:

@@ -16,7 +16,7 @@ from jobs.datasets.official import read_dataset
 from jobs.datasets.settings import FoldsConfig
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.provenance import provenance
-from jobs.training.runs import history_name, was_begun
+from jobs.training.runs import history_name, run_exists
 from jobs.training.start_or_resume import start_or_resume
 from jobs.training.titles import run_params, run_title
 from pipeline.cluster.session import ray_session
@@ -105,7 +105,7 @@ def train_fold(config: FoldsConfig, snapshot: Snapshot, parent_name: str, parent
     run, store = f"{parent_name}-{config.train.eval_split}", snapshot.store
     if store.exists(history_name(run)):
         return store.read_json(history_name(run))
-    config = dataclasses.replace(config, resume=run if was_begun(run, store) else "")
+    config = dataclasses.replace(config, resume=run if run_exists(run, store) else "")
     return start_or_resume(config, snapshot, run, parent)[1]
 
 

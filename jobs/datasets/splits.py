@@ -38,7 +38,7 @@ def _score_test_split(config: OfficialSplitsConfig, job: TrackedJob, history: Se
     best = best_checkpoint(store, job.folder)
     chosen = epochs[-1] if config.choose == "last" else max(epochs, key=lambda each: each[f"eval/{metric}"])
     name = best[0] if best and config.choose != "last" else list_checkpoints(store, job.folder)[-1]
-    (member,) = score_checkpoints((store.url(name),), snapshot, "test", config.train.clips_at_a_time)
+    (member,) = score_checkpoints((store.url(name),), snapshot, "test", config.train.clips_per_micro_batch)
     return {
         "valid": chosen[f"eval/{metric}"],
         "test": member.evaluation.metrics_by_name[metric],

@@ -32,7 +32,7 @@ from jobs.own_sounds.training_plan import (
 )
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import choose_gpu
-from jobs.training.runs import TrackedJob, begin_run, ending_tracked
+from jobs.training.runs import TrackedJob, begin_run, end_run_on_exit
 from jobs.training.start_or_resume import start_or_resume
 from jobs.training.training_clips import select_training_clips
 from pipeline.cluster.session import ray_session
@@ -102,7 +102,7 @@ def _train_head_only(run: FinetuneRun, snapshot: Snapshot, baseline: Baseline) -
     """Fit a head as a run of its own; return the run and its report."""
     run = dataclasses.replace(run, preset=HEAD_PRESET, train=head_settings(run.train))
     job = begin_run(run, snapshot, new_run_name(run.preset))
-    with ending_tracked(job):
+    with end_run_on_exit(job):
         job.tracker.log_metrics(baseline.tracked_metrics(), step=0)
         return job, train_head(job, bool(run.ray.use_gpu))
 

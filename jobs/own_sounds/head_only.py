@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ast_model.checkpoints.async_writer import Saver
+from ast_model.checkpoints.async_writer import CheckpointWriter
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState
 from ast_model.config import AugmentConfig, TrainConfig
 from ast_model.distributed import World
@@ -117,7 +117,10 @@ def files_of_clips(snapshot: Snapshot, rows: np.ndarray) -> list[str]:
 def _save(job: TrackedJob, model: AST, evaluation: Evaluation, metrics: dict[str, float]) -> None:
     """Write the files of a training of one epoch: checkpoint, best.json, predictions and history."""
     loop = LoopState(epoch=1, history=[{"epoch": 1, **metrics}])
-    saver, reporter = Saver(job.store, job.folder, job.config.checkpoints, num_steps=0), Reporter(job, SINGLE_PROCESS)
+    saver, reporter = (
+        CheckpointWriter(job.store, job.folder, job.config.checkpoints, num_steps=0),
+        Reporter(job, SINGLE_PROCESS),
+    )
     with closing(saver):
         saver.submit(Checkpoint(loop, model=model.state_dict(), description=job.describe()), num_steps=1)
         saver.submit_evaluation(loop, evaluation.metrics_by_name[evaluation.main_metric])

@@ -10,7 +10,7 @@ from jobs.preprocessing.miniature_media import with_miniature_media
 from jobs.preprocessing.tracked import check_all_made, preprocess_tracked
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import train_on_ray
-from jobs.training.runs import begin_run, ending_tracked, resume_run
+from jobs.training.runs import begin_run, end_run_on_exit, resume_run
 from jobs.training.settings import AudioSetConfig
 from jobs.training.summary import RunSummary, print_report
 from jobs.training.training_clips import select_training_clips
@@ -34,7 +34,7 @@ def audioset(config: AudioSetConfig) -> None:
             with with_miniature_media(config.data, store) as data:
                 snapshot, report = preprocess_tracked(data, store, run)
             job = begin_run(config, select_training_clips(snapshot, config.selection, config.train), run)
-        with ending_tracked(job):
+        with end_run_on_exit(job):
             history = train_on_ray(job, config.ray)
     print_report(RunSummary(job.snapshot, report, job.run, history, config.train.eval_split, tracking_uri(store)))
     # Fail only after the training: the available clips are worth one, but a scheduler must notice missing shards.

@@ -181,7 +181,7 @@ def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_TIMEOUT_S)
     return TorchTrainer(
         _train_worker,
-        # Pickled here and loaded in `_train_worker`, which reports errors of loading the snapshot like all others.
+        # Pickled here and loaded in `_train_worker`, which also reports errors of loading the snapshot.
         train_loop_config={
             "job": pickle.dumps(job),
             "mailbox": mailbox,

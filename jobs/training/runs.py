@@ -73,7 +73,7 @@ def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "
     MismatchError if the settings imply other samples, another model or another snapshot, and NoClipsError if the run's
     snapshot was removed.
     """
-    if not was_begun(run, store):
+    if not run_exists(run, store):
         raise ConfigError(f"expected a run named {run} in {store.root}, found {_describe_runs(store)}")
     # The history is written last, so it marks a finished training.
     if store.exists(history_name(run)):
@@ -108,7 +108,7 @@ def _describe_runs(store: Store) -> str:
     return ", ".join(names[-10:]) or "none at all"
 
 
-def was_begun(run: str, store: Store) -> bool:
+def run_exists(run: str, store: Store) -> bool:
     return store.exists(_record_name(run))
 
 
@@ -130,12 +130,12 @@ def _record_name(run: str) -> str:
 
 
 def history_name(run: str) -> str:
-    """Return where a finished run's metrics of each epoch lie."""
+    """Return the file with the epochs' metrics of a finished run."""
     return f"runs/{run}/history.json"
 
 
 @contextmanager
-def ending_tracked(job: TrackedJob) -> Iterator[None]:
+def end_run_on_exit(job: TrackedJob) -> Iterator[None]:
     """End a run with a status, and publish the results if it finished."""
     with job.tracker.end_on_exit():
         yield

@@ -1,4 +1,4 @@
-"""Start a training on Ray, or resume one, for the commands that train on other data than AudioSet."""
+"""Start a training on Ray, or resume one, for commands that train on data sets other than AudioSet."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,7 +8,7 @@ from ast_model.training.step_metrics import Metrics
 from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
 from jobs.training.ray_train import train_on_ray
-from jobs.training.runs import RunSettings, TrackedJob, begin_run, ending_tracked, resume_run
+from jobs.training.runs import RunSettings, TrackedJob, begin_run, end_run_on_exit, resume_run
 from pipeline.snapshots.snapshot import Snapshot
 
 
@@ -37,5 +37,5 @@ def start_or_resume(
     else:
         job = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
         job.tracker.log_metrics(initial_metrics or {}, step=0)
-    with ending_tracked(job):
+    with end_run_on_exit(job):
         return job, train_on_ray(job, config.ray)

@@ -13,7 +13,7 @@ from jobs.command_line.cli import resolve_root
 from jobs.command_line.run_names import new_run_name
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import train_on_ray
-from jobs.training.runs import TrackedJob, begin_run, ending_tracked, resume_run, train_rank
+from jobs.training.runs import TrackedJob, begin_run, end_run_on_exit, resume_run, train_rank
 from jobs.training.settings import TrainJobConfig
 from jobs.training.training_clips import select_training_clips
 from pipeline.cluster.session import ray_session
@@ -28,7 +28,7 @@ def train(config: TrainJobConfig) -> None:
     else:
         check_ranks(config.train, config.ray.num_workers[1])
         job = _open_run(config)
-        with ending_tracked(job), ray_session():  # this order also ends the run if Ray can't start
+        with end_run_on_exit(job), ray_session():  # this order also ends the run if Ray can't start
             history = train_on_ray(job, config.ray)
     if history:
         print(f"\n{history[-1]}")
@@ -42,7 +42,7 @@ def _train_under_torchrun(config: TrainJobConfig) -> list[Metrics]:
         if not world.is_main:
             train_rank(job, world, stop_signal)
             return []
-        with ending_tracked(job):
+        with end_run_on_exit(job):
             return train_rank(job, world, stop_signal)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
-from ast_model.checkpoints.async_writer import Staging
+from ast_model.checkpoints.async_writer import CheckpointBuffers
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState
 from ast_model.config import ASTConfig, AugmentConfig, CheckpointConfig, RegulariseConfig, ScheduleConfig, TrainConfig
 from ast_model.data.augment import Normalisation, augment
@@ -233,7 +233,7 @@ def test_two_ranks_have_the_gradient_of_one_rank(snapshot: Snapshot, tmp_path: P
 
 
 def test_staged_checkpoint_is_unaffected_by_the_next_step() -> None:
-    staging, weights = Staging(), torch.randn(1000, 1000, device=DEVICE)
+    staging, weights = CheckpointBuffers(), torch.randn(1000, 1000, device=DEVICE)
     for _ in range(2):
         expected = weights.clone().cpu()
         staged, is_copied = staging.copy(Checkpoint(LoopState(), {"weights": weights}))

@@ -21,7 +21,7 @@ from jobs.command_line.run_names import new_run_name
 from jobs.compare import COMMAND_LINE as COMPARE
 from jobs.models import COMMAND_LINE as MODELS
 from jobs.preprocessing.tracked import log_preprocessing
-from jobs.training.runs import TrackedJob, begin_run, ending_tracked, train_rank
+from jobs.training.runs import TrackedJob, begin_run, end_run_on_exit, train_rank
 from jobs.training.settings import TrainJobConfig
 from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.convert import Conversion, convert_shard
@@ -95,7 +95,7 @@ def trainings(data: Snapshot) -> list[TrackedJob]:
     trained = []
     for train in RECIPES:
         job = begin_run(TrainJobConfig("demo", model=DEMO.model, train=train), data, new_run_name("demo"))
-        with join_world("cpu") as world, ending_tracked(job):
+        with join_world("cpu") as world, end_run_on_exit(job):
             train_rank(job, world, StopSignal())
         trained.append(job)
     return trained

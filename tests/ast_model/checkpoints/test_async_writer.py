@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ast_model.checkpoints.async_writer import Saver, Staging, best_checkpoint
+from ast_model.checkpoints.async_writer import CheckpointBuffers, CheckpointWriter, best_checkpoint
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, list_checkpoints, read_checkpoint
 from ast_model.config import CheckpointConfig
 from pipeline.errors import StoreError
@@ -40,7 +40,7 @@ def make_checkpoint(epoch: int) -> Checkpoint:
 
 def test_newest_and_best_checkpoints_are_kept(store: RefusingStore) -> None:
     store.write_bytes(f"{FOLDER}/epoch-0000-step-00000009/model.safetensors", b"of a process that died")
-    saver = Saver(store, FOLDER, CheckpointConfig(num_kept=2), 0)
+    saver = CheckpointWriter(store, FOLDER, CheckpointConfig(num_kept=2), 0)
     for epoch, score in enumerate((0.1, 0.9, 0.5, None, 0.6)):
         checkpoint = make_checkpoint(epoch)
         saver.submit(checkpoint, epoch)
@@ -58,7 +58,7 @@ def test_newest_and_best_checkpoints_are_kept(store: RefusingStore) -> None:
 
 
 def test_consecutive_checkpoints_share_buffers() -> None:
-    staging, weights = Staging(), torch.arange(6.0).view(2, 3)
+    staging, weights = CheckpointBuffers(), torch.arange(6.0).view(2, 3)
     first, is_copied = staging.copy(Checkpoint(LoopState(1), {"a": weights.T}, optimizer={"a": weights}))
     assert is_copied is None
     address = first.model["a"].data_ptr()
@@ -74,7 +74,7 @@ def test_consecutive_checkpoints_share_buffers() -> None:
 
 def test_saved_checkpoint_is_unaffected_by_later_steps(store: RefusingStore) -> None:
     store.refuses.set()
-    saver = Saver(store, FOLDER, CheckpointConfig(), 0)
+    saver = CheckpointWriter(store, FOLDER, CheckpointConfig(), 0)
     weight = torch.zeros(3)
     saver.submit(Checkpoint(LoopState(), {"weight": weight}), 0)
     weight += 1
@@ -88,7 +88,7 @@ def test_failed_writes_are_retried_while_training_continues(
     store: RefusingStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.refuses.set()
-    saver = Saver(store, FOLDER, CheckpointConfig(every_steps=1, patience_s=60), 0)
+    saver = CheckpointWriter(store, FOLDER, CheckpointConfig(every_steps=1, patience_s=60), 0)
     saver.submit(make_checkpoint(1), 1)
     assert store.has_refused.wait(60)
     assert saver.completed() == []
@@ -102,18 +102,18 @@ def test_failed_writes_are_retried_while_training_continues(
 
 def test_retries_end_after_the_patience(store: RefusingStore) -> None:
     store.refuses.set()
-    saver = Saver(store, FOLDER, CheckpointConfig(patience_s=0), 0)
+    saver = CheckpointWriter(store, FOLDER, CheckpointConfig(patience_s=0), 0)
     saver.submit(make_checkpoint(1), 1)
     with pytest.raises(StoreError, match="no space left"):
         saver.wait()
 
 
 def test_checkpoint_is_due_by_steps_or_minutes(store: RefusingStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_steps = Saver(store, FOLDER, CheckpointConfig(every_steps=10, every_minutes=None), 5)
+    by_steps = CheckpointWriter(store, FOLDER, CheckpointConfig(every_steps=10, every_minutes=None), 5)
     assert [by_steps.is_due(num_steps) for num_steps in (14, 15)] == [False, True]
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    by_time = Saver(store, FOLDER, CheckpointConfig(every_minutes=5), 0)
+    by_time = CheckpointWriter(store, FOLDER, CheckpointConfig(every_minutes=5), 0)
     now += 299
     assert not by_time.is_due(10**6)
     now += 1

@@ -20,7 +20,7 @@ from jobs.command_line.settings import RayConfig
 from jobs.own_sounds.embedding import publish_model
 from jobs.own_sounds.finetune import FinetuneRun, warn_if_head_on_random_weights
 from jobs.own_sounds.head_only import files_of_clips, head_settings, train_head
-from jobs.training.runs import begin_run, ending_tracked
+from jobs.training.runs import begin_run, end_run_on_exit
 from pipeline.snapshots.snapshot import Snapshot
 
 SHAPE = ASTConfig(freq_stride=16, time_stride=32, width=16, depth=1, num_heads=2)
@@ -39,7 +39,7 @@ def test_checkpoint_is_a_plain_ast_with_the_reported_scores(
     publish_model(model, plan)
     for first in plan.missing_chunks():  # otherwise train_head would start Ray
         embed_chunk(first, plan)
-    with ending_tracked(job):
+    with end_run_on_exit(job):
         report = train_head(job, use_gpu=False)
     store = snapshot.store
     best = best_checkpoint(store, job.folder)

@@ -29,7 +29,7 @@ from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
 from jobs.training import ray_train
 from jobs.training.ray_train import train_on_ray
-from jobs.training.runs import TrackedJob, begin_run, ending_tracked, resume_run, train_rank
+from jobs.training.runs import TrackedJob, begin_run, end_run_on_exit, resume_run, train_rank
 from jobs.training.settings import TrainJobConfig
 from jobs.training.train import train
 from pipeline.errors import (
@@ -140,7 +140,7 @@ def test_sigterm_saves_and_stops_and_the_run_resumes(own: Snapshot) -> None:
     config = make_config()
     job = begin(config, own)
     thread = once_under_way(job, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(StoppedError, match=f"resume with --resume {job.run}"), ending_tracked(job):
+    with pytest.raises(StoppedError, match=f"resume with --resume {job.run}"), end_run_on_exit(job):
         train_on_ray(job, RayConfig("1"))
     thread.join()
     run = job.tracker.client.get_run(job.tracker.run_id)
@@ -151,7 +151,7 @@ def test_sigterm_saves_and_stops_and_the_run_resumes(own: Snapshot) -> None:
     checkpoint = newest_checkpoint(own.store, f"runs/{job.run}/checkpoints")
     assert checkpoint is not None
     assert checkpoint.description["tracking_run"] == job.tracker.run_id
-    with ending_tracked(resumed):
+    with end_run_on_exit(resumed):
         train_on_ray(resumed, RayConfig("1"))
     with pytest.raises(ConfigError, match=f"run {job.run} is finished"):
         resume_run(job.run, own.store, config)
