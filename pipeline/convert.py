@@ -82,7 +82,7 @@ def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait
 def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardReport | None:
     """Publish the clips in a killed run's journal as a shard of their own; None for an empty or finished one.
 
-    The journal's plan died with its run, and a new plan may assign the same clips to other shards.
+    The journal's plan died with its run, and a new plan may distribute the same clips differently.
     """
     sidecar = shard_name(journal.split, journal.shard_id, "parquet")
     results = [] if conversion.store.exists(sidecar) else list(journal.read())
@@ -130,7 +130,7 @@ def write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipR
 
 
 def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) -> Iterator[ClipResult | Wait]:
-    """Yield the journal's results, then fetch, convert and journal the other clips; a Wait ends the iteration."""
+    """Yield the journal's results, then fetch, convert and journal the remaining clips; a Wait ends the iteration."""
     num_stored = 0
     for result in journal.read():
         yield result
@@ -157,7 +157,7 @@ def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) ->
 
 
 def _without_outage(results: Sequence[ClipResult]) -> Sequence[ClipResult]:
-    """Drop the failures just before an outage was detected, so that their clips are fetched again like later ones."""
+    """Drop the failures just before an outage was detected, so that their clips are fetched again."""
     end = len(results)
     while end and results[end - 1].reason in OUTAGE_REASONS:
         end -= 1

@@ -1,4 +1,4 @@
-"""From AudioSet's CSV files to a snapshot: plan, fetch and convert on Ray, freeze."""
+"""Preprocess AudioSet: plan from its CSV files, fetch and convert on Ray, and publish a snapshot."""
 
 import logging
 import time
@@ -38,7 +38,7 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 YOUTUBE_CLIPS_PER_HOUR = 300
 MAX_REFUSED_SHARDS = 3
-"""Shards that the store refuses, tried again each, before a run ends."""
+"""Shards that fail with StoreErrors, after their retries, before a run ends."""
 
 
 @dataclass
@@ -50,14 +50,14 @@ class PreprocessReport:
     num_bytes: int = 0
     failures: Counter[Reason] = field(default_factory=Counter)
     errors: dict[str, Exception] = field(default_factory=dict)
-    """Shards that could not be made at all."""
+    """Errors of the shards that could not be made."""
     num_throttled: int = 0
-    """Answers that an address asks too often."""
+    """Throttled requests."""
     is_complete: bool = True
-    """False if the run stopped because nothing came any more."""
+    """False if the run stopped because all addresses were throttled."""
     seconds: float = 0.0
     changes: Changes = field(default_factory=Changes)
-    """From the snapshot before to the present one."""
+    """Changes from the previous snapshot."""
 
     def add(self, report: ShardReport) -> None:
         self.num_written += report.num_written
@@ -70,10 +70,10 @@ class PreprocessReport:
 
 
 def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, PreprocessReport]:
-    """Fetch and convert what is missing or failed in a retryable way, and build a snapshot of what the CSV files say.
+    """Fetch and convert missing segments and retryable failures, and build a snapshot from the CSV files.
 
-    Joins or starts Ray only if there is something to do. Raises InputError for bad tables, LeaseError if another
-    run holds the store, StoreError if shards can't be written.
+    Uses Ray only if segments are due. Raises InputError for invalid tables, LeaseError if another run holds the store,
+    StoreError if shards can't be written.
     """
     with hold_lease(store) as lease:
         remove_orphaned_files(store)
@@ -83,7 +83,7 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Prepro
         convert_due(metadata.segments_of(config.splits, config.limit), config, store, report, lease)
         report.seconds = time.monotonic() - started
         before = None
-        with suppress(NoClipsError, StoreError):  # none yet, or a damaged one: the next is built all the same
+        with suppress(NoClipsError, StoreError):  # a missing or damaged snapshot doesn't prevent a new one
             before = load_snapshot(store)
         if before and is_current(before, metadata, config.keep_audio):
             return before, report
@@ -96,7 +96,7 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Prepro
 def convert_due(
     segments: pa.Table, config: PreprocessConfig, store: Store, report: PreprocessReport, lease: Holder
 ) -> None:
-    """Make shards of what is due among some segments, after those that an earlier run left unfinished."""
+    """Convert the due segments to shards, after recovering the clips that earlier runs left in journals."""
     fingerprint = shard_fingerprint(config.keep_audio)
     unfinished = partial_shards(store, fingerprint)
     if not unfinished and not len(plan_due(segments, config, store)):
@@ -159,7 +159,7 @@ def open_conversion(
 
 
 def clips_per_hour(config: PreprocessConfig) -> int:
-    """Return what an address may ask for in an hour; 0 is no limit."""
+    """Return the hourly limit per address; 0 means no limit."""
     default = YOUTUBE_CLIPS_PER_HOUR if YOUTUBE in config.media else 0
     return default if config.rate_limit.clips_per_hour is None else config.rate_limit.clips_per_hour
 
@@ -167,11 +167,11 @@ def clips_per_hour(config: PreprocessConfig) -> int:
 def recover_partial_shards(
     journals: list[Journal], conversion: Conversion, max_in_flight: int, report: PreprocessReport
 ) -> None:
-    """Make shards of what was decided for shards that were not finished."""
-    log.info("%d shards were left unfinished; the clips they have become shards of their own", len(journals))
+    """Publish the finished clips of incomplete shards as shards of their own."""
+    log.info("%d shards are incomplete; their finished clips become shards of their own", len(journals))
     for journal, outcome in run_tasks(recover_partial_shard, journals, conversion, max_in_flight=max_in_flight):
         if isinstance(outcome, Exception):
-            raise StoreError(f"can't finish {journal.folder}: {outcome}") from outcome
+            raise StoreError(f"can't recover {journal.folder}: {outcome}") from outcome
         if outcome:
             report.add(outcome)
 
@@ -183,10 +183,10 @@ def convert_all(
     report: PreprocessReport,
     lease: Holder | None,
 ) -> None:
-    """Convert shards as Ray tasks. A shard that can't be made is left for the next run.
+    """Convert shards as Ray tasks. Failed shards are due again in the next run.
 
-    Raises StoreError once the store refused several, or none could be made, SourceError if the source didn't answer for
-    `--rate-limit.max-idle-s`, LeaseError if another run took over.
+    Raises StoreError if the store refused several shards or every shard failed, SourceError if the source was down for
+    `--rate-limit.max-idle-s`, LeaseError if another run took over the store.
     """
     num_done = 0
 
@@ -198,27 +198,27 @@ def convert_all(
         for shard, outcome in tasks:
             if lease:
                 lease.check()
-            if isinstance(outcome, ConfigError):  # no other shard would fare better
+            if isinstance(outcome, ConfigError):  # all shards would fail
                 raise outcome
             num_done += 1
             _count(shard, outcome, report, progress)
             num_refused = sum(isinstance(error, StoreError) for error in report.errors.values())
             if num_refused == MAX_REFUSED_SHARDS or len(report.errors) == len(plans):
-                raise _stopped(report)
+                raise _too_many_failures(report)
     limiter = conversion.limiter.status()
     report.num_throttled = limiter.num_throttled
     report.is_complete = num_done == len(plans)
     if report.is_complete:
         return
-    so_far = f"{num_done} of {len(plans)} shards were made, and what is decided is kept"
+    so_far = f"{num_done} of {len(plans)} shards were finished, and finished clips are stored"
     if limiter.outage:
         raise SourceError(
-            f"{' '.join(config.media)} did not answer for {limiter.idle_s:.0f} s, the last time with: {limiter.outage}."
-            f" {so_far}; once it answers the same command goes on from there"
+            f"{' '.join(config.media)} did not answer for {limiter.idle_s:.0f} s; the last failure: {limiter.outage}."
+            f" {so_far}; run the same command again to resume"
         )
     log.warning(
-        "stopped: every address is throttled, and no clip arrived for %.0f s; %s. Run again later, more"
-        " slowly, or from other addresses",
+        "stopped: every address is throttled, and no clip arrived for %.0f s; %s. Run again later, at a lower rate, or"
+        " from other addresses",
         limiter.idle_s,
         so_far,
     )
@@ -227,17 +227,16 @@ def convert_all(
 def _count(shard: ShardPlan, outcome: ShardReport | Exception, report: PreprocessReport, progress: Progress) -> None:
     if isinstance(outcome, Exception):
         if not isinstance(outcome, AudioTaggingError):
-            log.error("shard %s was not made: %s: %s", shard.shard_id, type(outcome).__name__, outcome)
+            log.error("shard %s failed: %s: %s", shard.shard_id, type(outcome).__name__, outcome)
         report.errors[shard.shard_id] = outcome
     else:
         report.add(outcome)
     progress.advance(len(shard.segments), f"{report.failures.total()} failed")
 
 
-def _stopped(report: PreprocessReport) -> StoreError:
+def _too_many_failures(report: PreprocessReport) -> StoreError:
     first = next(iter(report.errors.values()))
     return StoreError(
-        f"{len(report.errors)} shards could not be made, so the run ends; {report.num_written} clips of"
-        f" {report.num_planned} were written in it and {report.failures.total()} failed. The same command goes on from"
-        f" there. The first error: {first}"
+        f"{len(report.errors)} shards failed, so the run ends; of {report.num_planned} clips, {report.num_written} were"
+        f" written and {report.failures.total()} failed. Run the same command again to resume. The first error: {first}"
     )

@@ -76,8 +76,8 @@ def run_tasks(
     that blocks no slot, and an exception per item instead of one for all.
 
     Each task uses one CPU and `num_gpus` GPUs. Ray repeats a task after its worker died, so `function` must be
-    idempotent. A task that returns a Wait, or raises StoreError, is submitted again later; any other exception becomes
-    the item's result. Remaining items are skipped if all tasks wait and `should_stop(seconds to wait)` returns True.
+    idempotent. Tasks that return a Wait or raise StoreError are submitted again later; exceptions of different types
+    become the item's result. If all tasks wait and `should_stop(seconds to wait)` returns True, the rest is skipped.
 
     max_in_flight: submitted tasks.
     on_this_node: run all tasks on the driver's node, for tasks that share local files.
@@ -118,7 +118,7 @@ def run_tasks(
             task.due_s = time.monotonic() + pause_s
             heapq.heappush(waiting, task)
             if isinstance(result, StoreError) and time.monotonic() > warned_until_s:
-                warned_until_s = task.due_s  # other running tasks are about to meet the same refusal
+                warned_until_s = task.due_s  # running tasks are about to meet the same refusal
                 log.warning("retrying in %.0f s: %s", pause_s, result)
 
 

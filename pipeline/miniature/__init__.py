@@ -1,7 +1,7 @@
 """A miniature AudioSet: real class names, synthetic sounds, real encodings, and a loopback server with faults.
 
-`make_miniature` writes a folder with `metadata/` (tables in AudioSet's form), `media/` and `plan.json`, which lists for
-each clip what sounds when, and its fault if it has one. `serve_miniature` serves the media.
+`make_miniature` writes `metadata/` (tables in AudioSet's form), `media/` and `plan.json`, which lists sounds, times
+and fault of each clip. `serve_miniature` serves the media.
 """
 
 import shutil
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from pipeline.errors import InputError, StoreError, describe
 from pipeline.miniature.media import make_media
-from pipeline.miniature.plan import Clip, Fault, Sound, from_json, plan_clips, to_json
+from pipeline.miniature.plan import Fault, PlannedClip, SoundEvent, from_json, plan_clips, to_json
 from pipeline.miniature.server import MiniatureServer, serve_clips
 from pipeline.miniature.tables import write_class_labels, write_segments
 
-__all__ = ["Clip", "Fault", "Miniature", "MiniatureServer", "Sound", "make_miniature", "serve_miniature"]
+__all__ = ["Fault", "Miniature", "MiniatureServer", "PlannedClip", "SoundEvent", "make_miniature", "serve_miniature"]
 
 SPLITS = ("balanced_train", "unbalanced_train", "eval")
 PLAN_NAME = "plan.json"
@@ -29,7 +29,7 @@ class Miniature:
     """A miniature on disk."""
 
     folder: Path
-    clips: tuple[Clip, ...]
+    clips: tuple[PlannedClip, ...]
 
     @property
     def metadata_folder(self) -> Path:
@@ -49,9 +49,11 @@ def make_miniature(
     num_workers: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Miniature:
-    """Make a miniature in the folder, unless the same one is there; `on_progress` gets (clips made, clips in all).
+    """Make a miniature in the folder, unless the folder already contains the same one.
 
-    Raises ConfigError for sizes too small, StoreError if the folder holds something else or can't be written.
+    Raises ConfigError for sizes too small, StoreError if the folder contains other files or can't be written.
+
+    on_progress: called with the number of finished clips and the total.
     """
     clips = plan_clips(num_train, num_eval, seed)
     miniature = Miniature(folder.absolute(), clips)
@@ -66,16 +68,16 @@ def make_miniature(
         _put_in_place(building, miniature.folder)
     except OSError as error:
         raise StoreError(
-            f"can't write the miniature to {folder}: {describe(error)}; choose a folder that can be written"
+            f"can't write the miniature to {folder}: {describe(error)}; choose a writable folder"
         ) from error
     return miniature
 
 
 @contextmanager
 def serve_miniature(folder: Path, port: int = 0) -> Iterator[MiniatureServer]:
-    """Serve the media of a made miniature on 127.0.0.1 while the context lasts; port 0 takes a free one.
+    """Serve a miniature's media on 127.0.0.1 while the context lasts; port 0 chooses a free port.
 
-    Raises InputError if the folder holds no miniature, ConfigError if the port is taken.
+    Raises InputError if the folder contains no miniature, ConfigError if the port is in use.
     """
     path = folder / PLAN_NAME
     if not path.is_file():
@@ -89,7 +91,7 @@ def serve_miniature(folder: Path, port: int = 0) -> Iterator[MiniatureServer]:
 
 
 def _is_made(miniature: Miniature) -> bool:
-    # The plan alone decides what the media are, and the folder only gets its name when all is in it.
+    # The plan determines the media, and a folder gets its name only once it is complete.
     plan = miniature.folder / PLAN_NAME
     if not plan.is_file() or plan.read_bytes() != to_json(miniature.clips).encode():
         return False
@@ -100,20 +102,20 @@ def _is_made(miniature: Miniature) -> bool:
 def _refuse_other_content(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / PLAN_NAME).is_file():
         raise StoreError(
-            f"expected a new or empty folder, or an earlier miniature, found other content in {folder}; "
-            "choose another folder; nothing was changed"
+            f"expected a new or empty folder, or an earlier miniature, found other files in {folder}; choose another"
+            " folder; nothing was changed"
         )
 
 
 def _clear_sibling(folder: Path, suffix: str) -> Path:
-    """Return the path beside the folder with this suffix, after removing what a killed call left there."""
+    """Return the path beside the folder with this suffix, after removing the leftovers of a killed call."""
     sibling = folder.with_name(f"{folder.name}.{suffix}")
     if sibling.exists():
         shutil.rmtree(sibling)
     return sibling
 
 
-def _write_tables(clips: tuple[Clip, ...], folder: Path) -> None:
+def _write_tables(clips: tuple[PlannedClip, ...], folder: Path) -> None:
     folder.mkdir(parents=True)
     write_class_labels(folder / "class_labels_indices.csv")
     for split in SPLITS:
@@ -122,11 +124,11 @@ def _write_tables(clips: tuple[Clip, ...], folder: Path) -> None:
 
 
 def _write_media(
-    clips: tuple[Clip, ...], folder: Path, num_workers: int, on_progress: Callable[[int, int], None]
+    clips: tuple[PlannedClip, ...], folder: Path, num_workers: int, on_progress: Callable[[int, int], None]
 ) -> None:
     folder.mkdir()
-    # Threads are enough: numpy and the encoders release the interpreter's lock, so two take half the time of one, and
-    # unlike processes none outlives this one when it is killed.
+    # Threads scale, because NumPy and the encoders release the GIL. Unlike processes, they end when this process is
+    # killed.
     with ThreadPoolExecutor(num_workers) as pool:
         for num_made, _ in enumerate(pool.map(partial(make_media, folder=folder), clips), start=1):
             on_progress(num_made, len(clips))

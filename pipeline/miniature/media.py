@@ -1,4 +1,4 @@
-"""Make one clip's media: mix its sounds, encode them, and break the file if the plan says so."""
+"""Make one clip's media: mix its sounds, encode them, and damage the file if the plan says so."""
 
 import zlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import av
 import numpy as np
 
 from pipeline.miniature.classes import CLASSES
-from pipeline.miniature.plan import Clip, Fault
+from pipeline.miniature.plan import Fault, PlannedClip
 
 MAKERS = {sound.mid: sound.make for sound in CLASSES}
 FADE_MS = 30
@@ -21,11 +21,11 @@ QUICK = {
     "aac": {"aac_coder": "fast"},
     "libmp3lame": {"compression_level": "9"},
 }
-"""Each encoder's fastest setting."""
+"""Fastest setting of each encoder."""
 
 
-def make_media(clip: Clip, folder: Path) -> None:
-    """Write the clip's file into the folder, if it has one; equal clips give equal bytes."""
+def make_media(clip: PlannedClip, folder: Path) -> None:
+    """Write the clip's file, if it has one. Equal clips give equal bytes."""
     if clip.file_name is None:
         return
     path = folder / clip.file_name
@@ -38,7 +38,7 @@ def make_media(clip: Clip, folder: Path) -> None:
         _truncate(path, middle_ms / 1000)
 
 
-def mix(clip: Clip) -> np.ndarray:
+def mix(clip: PlannedClip) -> np.ndarray:
     """Return the clip's waveform: (num_channels, S) float32 in [-1, 1]."""
     rng = np.random.default_rng(zlib.crc32(clip.segment.ytid.encode()))
     num_samples = clip.duration_ms * clip.rate_hz // 1000
@@ -51,7 +51,7 @@ def mix(clip: Clip) -> np.ndarray:
         if peak > 0:
             wave *= np.float32(10 ** (sound.level_db / 20)) / peak
         _fade(wave, FADE_MS * clip.rate_hz // 1000)
-        # Left and right add up to twice the wave, so that a mono mix keeps its level.
+        # The gains add up to two, so that a mono mix keeps the level.
         gains = [1.0] if clip.num_channels == 1 else [2 - 2 * sound.pan, 2 * sound.pan]
         out[:, start:end] += np.outer(np.array(gains, np.float32), wave)
     return out * min(1.0, HEADROOM / np.abs(out).max())
@@ -63,20 +63,20 @@ def _fade(wave: np.ndarray, length: int) -> None:
     wave[-length:] *= slope[::-1]
 
 
-def _encode(clip: Clip, waveform: np.ndarray, path: Path) -> None:
+def _encode(clip: PlannedClip, waveform: np.ndarray, path: Path) -> None:
     codec = CODECS[clip.format]
     options = QUICK.get(codec, {}) | {"b": str((24_000 + clip.rate_hz) * (1 + clip.num_channels) // 2)}
     layout = "mono" if clip.num_channels == 1 else "stereo"
-    # Bit-exact leaves out what would differ from run to run; fast start puts the index first, as on the web.
+    # `bitexact` omits metadata that differs between runs; `faststart` puts the index first, as on the web.
     muxing = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if clip.format == "m4a" else {})
     with av.open(path, "w", format=MUXERS[clip.format], options=muxing) as container:
         stream = container.add_stream(codec, rate=clip.rate_hz, layout=layout, options=options)
         assert isinstance(stream, av.AudioStream)
         stream.codec_context.thread_count = 1
         packed = (waveform.T * FULL_SCALE).astype(np.int16).reshape(1, -1)
-        # One frame for all: the encoder then works through it without Python, and threads run side by side.
+        # As a single frame, so that the encoder runs without the GIL and threads run concurrently.
         frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
-        # Without a timestamp the encoder's delay would count as sound.
+        # Without a timestamp, the encoder's delay would count as sound.
         frame.sample_rate, frame.pts = clip.rate_hz, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -94,7 +94,7 @@ def _encode_silent_video(path: Path) -> None:
 
 
 def _truncate(path: Path, time_s: float) -> None:
-    """Cut the file before its first packet at or after the given time."""
+    """Truncate the file before its first packet at or after the given time."""
     with av.open(path) as container:
         positions = (p.pos for p in container.demux(audio=0) if p.pts is not None and p.pts * p.time_base >= time_s)
         length = next(positions)

@@ -1,4 +1,4 @@
-"""Plan a miniature: its segments, sounds, encodings and faults, from the seed alone."""
+"""Plan a miniature's segments, sounds, encodings and faults as a function of the seed."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,13 +13,13 @@ from pipeline.miniature.tail import Labels, assign_labels, choose_faulty
 from pipeline.records import Reason, Segment
 
 RECIPE = 2
-"""Raise it when the same plan gives other media, so that old ones are made again."""
+"""Version of the media. Increase it when the same plan gives different media, so that old miniatures are rebuilt."""
 MIN_TRAIN, MIN_EVAL = 24, 8
-"""With fewer, not every class and every fault would occur."""
+"""Minimum numbers of segments, so that every class and every fault occurs."""
 FAULTY_SHARE = 0.04
 MIN_DURATION_MS, MAX_DURATION_MS = 12_000, 60_000
 GUARD_MS = 100
-"""Nothing sounds this shortly before or after a segment: codecs smear sounds in time."""
+"""Silence before and after a segment, because codecs smear sounds in time."""
 ID_LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 FORMATS = {"webm": 0.38, "m4a": 0.3, "mp3": 0.12, "wav": 0.12, "flac": 0.08}
@@ -34,7 +34,7 @@ LEVELS_DB = {sound.mid: sound.level_db for sound in CLASSES}
 
 
 class Fault(StrEnum):
-    """A clip's fault, and the reason with which it should fail; None if the clip is available all the same."""
+    """A clip's planned fault, with the expected failure reason, or None if the clip remains available."""
 
     reason: Reason | None
 
@@ -49,22 +49,22 @@ class Fault(StrEnum):
     BUSY_TWICE = "busy_twice", None
     """Status 503 for the first two requests."""
     SHORT = "short", None
-    """The media ends before the segment does."""
+    """The media end before the segment does."""
     TRUNCATED = "truncated", Reason.TRUNCATED
-    """The file is cut before the segment ends, though its header announces more."""
+    """The file ends before the segment does, although its header states a greater length."""
     CUT_OFF = "cut_off", Reason.TRUNCATED
-    """The connection ends half-way through the announced length."""
+    """The connection ends after half of the stated length."""
     NO_AUDIO = "no_audio", Reason.NO_AUDIO
     """A video without sound."""
     WEB_PAGE = "web_page", Reason.NOT_MEDIA
     """Status 200 with HTML."""
     STALL = "stall", Reason.TIMED_OUT
-    """Some bytes, then nothing."""
+    """The server sends a few bytes, then nothing."""
 
 
 @dataclass(frozen=True)
-class Sound:
-    """One class's sound on the timeline of the media."""
+class SoundEvent:
+    """A sound of one class on the timeline of the media."""
 
     mid: str
     start_ms: int
@@ -75,8 +75,8 @@ class Sound:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A segment with everything that is needed to make and to serve its media."""
+class PlannedClip:
+    """A segment, with the settings to make and serve its media."""
 
     segment: Segment
     format: str
@@ -85,18 +85,18 @@ class Clip:
     duration_ms: int
     floor_db: float
     """Level of the recording's own noise."""
-    sounds: tuple[Sound, ...]
+    sounds: tuple[SoundEvent, ...]
     fault: Fault | None
 
     @property
     def file_name(self) -> str | None:
-        """Name of the media on disk; None where there is none."""
+        """Name of the media file; None if the clip has no media."""
         if self.fault in (Fault.MISSING, Fault.WEB_PAGE):
             return None
         return f"{self.segment.ytid}.{'mp4' if self.fault == Fault.NO_AUDIO else self.format}"
 
 
-def plan_clips(num_train: int, num_eval: int, seed: int) -> tuple[Clip, ...]:
+def plan_clips(num_train: int, num_eval: int, seed: int) -> tuple[PlannedClip, ...]:
     """Plan all clips of a miniature; equal arguments give equal plans.
 
     Raises ConfigError for sizes that can't hold every class and every fault.
@@ -104,7 +104,7 @@ def plan_clips(num_train: int, num_eval: int, seed: int) -> tuple[Clip, ...]:
     if num_train < MIN_TRAIN or num_eval < MIN_EVAL:
         raise ConfigError(
             f"a miniature needs at least {MIN_TRAIN} training and {MIN_EVAL} evaluation segments, "
-            f"found num_train={num_train} and num_eval={num_eval}: ask for more"
+            f"found num_train={num_train} and num_eval={num_eval}; increase them"
         )
     rng = np.random.default_rng(seed)
     assigned = [(split, row) for split, rows in assign_labels(rng, num_train, num_eval).items() for row in rows]
@@ -116,19 +116,19 @@ def plan_clips(num_train: int, num_eval: int, seed: int) -> tuple[Clip, ...]:
     )
 
 
-def to_json(clips: tuple[Clip, ...]) -> str:
+def to_json(clips: tuple[PlannedClip, ...]) -> str:
     return json.dumps({"recipe": RECIPE, "clips": [asdict(clip) for clip in clips]}, indent=1)
 
 
-def from_json(text: str) -> tuple[Clip, ...]:
+def from_json(text: str) -> tuple[PlannedClip, ...]:
     return tuple(_clip_from(**fields) for fields in json.loads(text)["clips"])
 
 
-def _clip_from(segment: dict, sounds: list[dict], fault: str | None, **fields) -> Clip:
+def _clip_from(segment: dict, sounds: list[dict], fault: str | None, **fields) -> PlannedClip:
     segment["labels"] = tuple(segment["labels"])
-    return Clip(
+    return PlannedClip(
         segment=Segment(**segment),
-        sounds=tuple(Sound(**sound) for sound in sounds),
+        sounds=tuple(SoundEvent(**sound) for sound in sounds),
         fault=Fault(fault) if fault else None,
         **fields,
     )
@@ -139,7 +139,7 @@ def _plan_faults(rng: Generator, assigned: list[tuple[str, Labels]]) -> dict[int
     num_faulty = max(len(faults), round(FAULTY_SHARE * len(assigned)))
     groups = [("eval" if split == "eval" else "train", labels) for split, labels in assigned]
     faulty = choose_faulty(rng, groups, num_faulty)
-    # One stall is enough: each costs the fetching side a whole deadline.
+    # A single stall suffices, because each costs the client a whole deadline.
     repeated = [fault for fault in faults if fault != Fault.STALL]
     faults += [repeated[i % len(repeated)] for i in range(num_faulty - len(faults))]
     return dict(zip(faulty, faults, strict=True))
@@ -147,13 +147,13 @@ def _plan_faults(rng: Generator, assigned: list[tuple[str, Labels]]) -> dict[int
 
 def _make_ids(rng: Generator, num_ids: int) -> list[str]:
     ids = ["".join(rng.choice(ID_LETTERS, 11)) for _ in range(num_ids)]
-    # First characters that are easily mistaken for an option or a separator; about one real id in thirty has them.
+    # About one real id in thirty starts with `-` or `_`, which are easily mistaken for an option or a separator.
     for first, i in zip("-_", rng.choice(num_ids, 2, replace=False), strict=True):
         ids[i] = first + ids[i][1:]
     return ids
 
 
-def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> Clip:
+def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> PlannedClip:
     labels = blank.labels
     duration_ms = min(MAX_DURATION_MS, MIN_DURATION_MS + round(rng.exponential(5_000)))
     if rng.random() < 0.02:
@@ -169,11 +169,11 @@ def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> Clip:
     inside = [_plan_sound(rng, mid, start_ms, min(end_ms, duration_ms)) for mid in labels]
     before = _plan_others(rng, labels, 0, start_ms - GUARD_MS)
     after = _plan_others(rng, labels, end_ms + GUARD_MS, duration_ms)
-    # FFmpeg takes a WAV file's size for its length, so readers built on it can't tell a truncated one from a short one.
+    # FFmpeg derives the length of a WAV from its file size, so readers can't tell truncated WAVs from short ones.
     formats = [name for name in FORMATS if not (fault == Fault.TRUNCATED and name == "wav")]
     weights = np.array([FORMATS[name] for name in formats])
     form = str(rng.choice(formats, p=weights / weights.sum()))
-    return Clip(
+    return PlannedClip(
         segment=Segment(blank.ytid, start_ms, end_ms, labels, blank.split),
         format=form,
         rate_hz=int(rng.choice(RATES_HZ[form])),
@@ -185,17 +185,17 @@ def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> Clip:
     )
 
 
-def _plan_sound(rng: Generator, mid: str, from_ms: int, to_ms: int) -> Sound:
-    """Place a sound that takes at least half of the given time in that time."""
+def _plan_sound(rng: Generator, mid: str, from_ms: int, to_ms: int) -> SoundEvent:
+    """Place a sound that fills at least half of the given interval."""
     available_ms = to_ms - from_ms
     length_ms = round(available_ms * rng.uniform(0.5, 1.0))
     start_ms = from_ms + round(float(rng.uniform(0, available_ms - length_ms)))
     level_db = round(float(rng.uniform(*LEVELS_DB[mid])), 1)
-    return Sound(mid, start_ms, start_ms + length_ms, level_db, round(float(rng.uniform(0.25, 0.75)), 2))
+    return SoundEvent(mid, start_ms, start_ms + length_ms, level_db, round(float(rng.uniform(0.25, 0.75)), 2))
 
 
-def _plan_others(rng: Generator, labels: Labels, from_ms: int, to_ms: int) -> list[Sound]:
-    """Fill the time outside the segment with one or two classes that it does not have."""
+def _plan_others(rng: Generator, labels: Labels, from_ms: int, to_ms: int) -> list[SoundEvent]:
+    """Fill an interval outside the segment with one or two classes that the segment doesn't have."""
     if to_ms - from_ms < 500:
         return []
     others = [sound.mid for sound in CLASSES if sound.mid not in (*labels, SILENCE)]

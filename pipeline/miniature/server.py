@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.miniature.plan import Clip, Fault
+from pipeline.miniature.plan import Fault, PlannedClip
 
 HOST = "127.0.0.1"
 CONTENT_TYPES = {
@@ -34,21 +34,21 @@ class MiniatureServer:
     """A running server."""
 
     media_address: str
-    """Address with `{ytid}` to be filled in."""
+    """Address template with `{ytid}`."""
 
 
 @contextmanager
-def serve_clips(clips: tuple[Clip, ...], media_folder: Path, port: int) -> Iterator[MiniatureServer]:
-    """Serve until the context ends; by then all connections are closed and all threads have ended.
+def serve_clips(clips: tuple[PlannedClip, ...], media_folder: Path, port: int) -> Iterator[MiniatureServer]:
+    """Serve until the context ends, then close all connections and join all threads.
 
-    Raises ConfigError if the port is taken; port 0 takes a free one.
+    Port 0 chooses a free port. Raises ConfigError if the port is in use.
     """
     try:
         server = _Server((HOST, port), _Handler)
     except OSError as error:
         raise ConfigError(
-            f"the media server can't listen on port {port} of {HOST}: {error.strerror}; "
-            "stop what uses the port, choose another one, or 0 for any free one"
+            f"the media server can't listen on port {port} of {HOST}: {error.strerror}; stop the program that uses the"
+            " port, or choose another port (0 for any free one)"
         ) from error
     server.clips = {clip.segment.ytid: clip for clip in clips}
     server.media_folder = media_folder
@@ -64,15 +64,15 @@ def serve_clips(clips: tuple[Clip, ...], media_folder: Path, port: int) -> Itera
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    """A TCP server that can hang up on its clients, so that no thread outlives it.
+    """A TCP server that can disconnect its clients, so that its threads end with it.
 
-    Not `http.server.HTTPServer`: that one asks the name service for this machine's name.
+    `http.server.HTTPServer` would look up this machine's name, which can take seconds.
     """
 
     allow_reuse_address = True
     daemon_threads = False
     request_queue_size = 128
-    clips: dict[str, Clip]
+    clips: dict[str, PlannedClip]
     media_folder: Path
 
     def __init__(self, *args) -> None:
@@ -100,11 +100,11 @@ class _Server(socketserver.ThreadingTCPServer):
     def hang_up(self) -> None:
         with self._lock:
             for request in self._open:
-                with suppress(OSError):  # the client was faster
+                with suppress(OSError):  # the client disconnected first
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address) -> None:
-        """Ignore clients that disconnect: every server sees them."""
+        """Ignore disconnecting clients."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(path.read_bytes(), CONTENT_TYPES[path.suffix], clip.fault)
 
     def _send(self, content: bytes, content_type: str, fault: Fault | None = None) -> None:
-        """Send the content, or the range asked for, as far as the fault lets it."""
+        """Send the content or the requested range, up to the point where the fault stops it."""
         wanted = self._wanted_range(len(content))
         if wanted is None:
             self.send_error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
@@ -144,15 +144,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Connection", "close")
         self.end_headers()
-        # Nothing past this byte is ever sent, so that asking for the rest doesn't help.
+        # Bytes beyond the limit are never sent, so that resuming doesn't help.
         limits: dict[Fault | None, int] = {Fault.CUT_OFF: len(content) // 2, Fault.STALL: STALL_BYTES}
         last = limits.get(fault, len(content))
         self.wfile.write(content[start : min(end, last)])
         if fault == Fault.STALL:
-            self.connection.recv(1)  # Returns when the client gives up or the server closes.
+            self.connection.recv(1)  # returns when the client or the server closes the connection
 
     def _wanted_range(self, num_bytes: int) -> tuple[int, int] | None:
-        """Return the first byte and the one after the last; None if there is no such range."""
+        """Return the requested range as first byte and end; None for invalid ranges."""
         match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "bytes=0-"))
         if match is None or match.groups() == ("", ""):
             return None
@@ -163,4 +163,4 @@ class _Handler(BaseHTTPRequestHandler):
         return (int(first), end) if int(first) < end else None
 
     def log_message(self, format: str, *args) -> None:
-        """Print nothing: the demo's own progress is on the same terminal."""
+        """Print nothing, because the demo shows its progress on the same terminal."""

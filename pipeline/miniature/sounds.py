@@ -1,7 +1,7 @@
 """Synthetic sounds that resemble their AudioSet names, drawn from a random generator.
 
 Each function takes a generator, a number of samples and a sample rate in Hz, and returns (S,) float32 with a peak of
-about 1. Their content lies below 4 kHz as far as the name allows, so that media at 8 kHz can hold it.
+about 1. Most energy is below 4 kHz, so that media at 8 kHz preserve it.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,20 +24,20 @@ def log_uniform(rng: Generator, low: float, high: float) -> float:
 
 
 def tone(frequency_hz: float, num_samples: int, rate: int) -> Wave:
-    # Phase in turns, wrapped in double precision: float32 would detune a long tone.
+    # Wrap the phase in double precision, because float32 would detune long tones.
     turns = np.arange(num_samples) * (frequency_hz / rate)
     return np.sin(TAU * (turns % 1.0).astype(np.float32))
 
 
 def swept_tone(frequency_hz: Wave, rate: int) -> Wave:
-    """Return a tone whose frequency is given for each sample."""
+    """Return a tone with the given frequency at each sample."""
     turns = np.cumsum(frequency_hz, dtype=np.float64) / rate
     return np.sin(TAU * (turns % 1.0).astype(np.float32))
 
 
 def filtered_noise(rng: Generator, num_samples: int, rate: int, gain: Callable[[Wave], Wave]) -> Wave:
-    """Return noise whose spectrum is shaped by `gain`: frequencies in Hz → factors."""
-    # A power of two: the transform of other lengths is many times slower.
+    """Return noise with a spectrum shaped by `gain`, a function from frequencies in Hz to factors."""
+    # FFTs of lengths with large prime factors are many times slower than of powers of two.
     padded = 1 << (num_samples - 1).bit_length()
     white = rng.standard_normal(padded, dtype=np.float32)
     frequencies_hz = np.fft.rfftfreq(padded, 1 / rate).astype(np.float32)
@@ -55,7 +55,7 @@ def placed(bursts: list[tuple[float, Wave]], num_samples: int, rate: int) -> Wav
 
 
 def onsets(num_samples: int, rate: int, period_s: Callable[[], float]) -> list[float]:
-    """Return times in seconds, a period apart, until the end."""
+    """Return start times in seconds, one period apart."""
     starts, now_s = [], 0.0
     while now_s < num_samples / rate:
         starts.append(now_s)
@@ -152,14 +152,14 @@ def chirp_tone(rng: Generator, num_samples: int, rate: int) -> Wave:
 def pulse(rng: Generator, num_samples: int, rate: int) -> Wave:
     period_s, decay_s = log_uniform(rng, 0.35, 1.1), rng.uniform(0.05, 0.12)
     length = round(6 * decay_s * rate)
-    # A thump: the pitch falls while it dies away.
+    # A thump: the pitch falls as the sound decays.
     pitch_hz = rng.uniform(60, 110) * (1 + 3 * np.exp(-times(length, rate) / 0.015))
     thump = swept_tone(pitch_hz, rate) * np.exp(-times(length, rate) / decay_s)
     return placed([(at, thump) for at in onsets(num_samples, rate, lambda: period_s)], num_samples, rate)
 
 
 def static(rng: Generator, num_samples: int, rate: int) -> Wave:
-    # Sparse impulses with heavy tails over a hiss that comes and goes.
+    # Sparse impulses with heavy tails over an intermittent hiss.
     crackle = rng.standard_normal(num_samples, dtype=np.float32) ** 3
     crackle[rng.random(num_samples, dtype=np.float32) > rng.uniform(60, 250) / rate] = 0
     hiss = rng.standard_normal(num_samples, dtype=np.float32) * 0.15

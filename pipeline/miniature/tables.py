@@ -1,4 +1,4 @@
-"""The miniature's tables, in the form of AudioSet's own."""
+"""Write the miniature's tables in AudioSet's form."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Labels with AudioSet's long tail, and the choice of the clips that get a fault."""
+"""Draw labels with AudioSet's long tail, and choose the clips that get a fault."""
 
 from collections import Counter
 
@@ -8,9 +8,9 @@ from numpy.random import Generator
 from pipeline.miniature.classes import CLASSES, SILENCE
 
 BALANCED_SHARE = 0.25
-"""Share of the training segments that are in `balanced_train`."""
+"""Share of the training segments in `balanced_train`."""
 EVEN_LABELS_PER_CLIP = 1.75
-"""Mean in the balanced and the evaluation segments; over all of training the classes' shares decide."""
+"""Mean number of labels per balanced and evaluation segment."""
 MAX_LABELS = 3
 
 SHARES = {sound.mid: sound.train_share for sound in CLASSES}
@@ -20,7 +20,7 @@ Labels = tuple[str, ...]
 
 
 def assign_labels(rng: Generator, num_train: int, num_eval: int) -> dict[str, list[Labels]]:
-    """Draw the labels of each segment of each split; a class keeps its share of the training segments."""
+    """Draw the labels of each split's segments; each class gets its share of the training segments."""
     num_balanced = round(num_train * BALANCED_SHARE)
     balanced = _fill(rng, num_balanced, _even_quotas(num_balanced, at_least=0))
     assigned = Counter(mid for labels in balanced for mid in labels)
@@ -33,20 +33,20 @@ def assign_labels(rng: Generator, num_train: int, num_eval: int) -> dict[str, li
 
 
 def _even_quotas(num_segments: int, at_least: int) -> dict[str, int]:
-    # Square roots flatten the tail, as AudioSet's balanced and evaluation segments do.
+    # Square roots flatten the tail, like AudioSet's balanced and evaluation splits.
     roots = {mid: share**0.5 for mid, share in SHARES.items()}
     scale = EVEN_LABELS_PER_CLIP * num_segments / sum(roots.values())
     return {mid: max(at_least, round(scale * root)) for mid, root in roots.items()}
 
 
 def _fill(rng: Generator, num_segments: int, quotas: dict[str, int]) -> list[Labels]:
-    """Give each class as many segments as its quota; silence shares a segment with nothing."""
+    """Fill each class's quota of segments; silence is always the only label of its segments."""
     rows: list[list[str]] = [[] for _ in range(num_segments - quotas[SILENCE])]
     for mid in RAREST_FIRST:
         if mid == SILENCE:
             continue
         open_rows = [row for row in rows if len(row) < MAX_LABELS]
-        # Rows with fewer labels are likely to come first, but not certain to: some segments keep a single label.
+        # Prefer rows with few labels, but randomly, so that some segments keep a single label.
         ranks = [len(row) + rng.uniform(0, 4) for row in open_rows]
         for i in np.argsort(ranks)[: quotas[mid]]:
             open_rows[i].append(mid)
@@ -59,10 +59,11 @@ def _fill(rng: Generator, num_segments: int, quotas: dict[str, int]) -> list[Lab
 
 
 def choose_faulty(rng: Generator, assigned: list[tuple[str, Labels]], num_faulty: int) -> list[int]:
-    """Choose the clips, each given as (group, labels), that get a fault; return their positions.
+    """Choose the clips that get a fault, and return their positions.
 
-    They are clips of common classes, so that the long tail stays as planned when they are lost: never of the rarest
-    class, and never the last of a class in its group.
+    Chooses clips of common classes, but never a group's last clip of a class, so that the long tail remains.
+
+    assigned: group and labels of each clip.
     """
     shuffled = rng.permutation(len(assigned)).tolist()
     common_first = sorted(shuffled, key=lambda i: -min(SHARES[mid] for mid in assigned[i][1]))

@@ -1,6 +1,6 @@
-"""Large archives from the web: resumed where they were interrupted, verified, unpacked.
+"""Download large archives with resumption, verify and unpack them.
 
-Written here because pooch restarts a broken download, and the part of huggingface_hub that resumes is not public.
+Pooch restarts interrupted downloads, and huggingface_hub's resumption is not public, so neither is used.
 """
 
 import hashlib
@@ -23,17 +23,16 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 2**16
 TIMEOUT_S = 30.0
 MAX_FRUITLESS_ATTEMPTS = 5
-"""Attempts in a row that bring no byte, before giving up."""
+"""Attempts in a row without a byte before a download fails."""
 PAUSE_S = 1.0
 RANGE_NOT_SATISFIABLE, PARTIAL_CONTENT, TOO_MANY_REQUESTS = 416, 206, 429
 
 
 def fetch_archive(address: str, file: Path, digest: str = "") -> Path:
-    """Download to `file`, resuming where an earlier call was interrupted; a file that is there already is kept.
+    """Download to `file` unless it exists, and resume an interrupted download.
 
-    digest: sha256 (64 digits) or md5 (32); without it only the length is checked, and what unpacking notices.
-    Raises InputError if the server refuses the address, StoreError if nothing more comes, CorruptError if the digest
-    differs.
+    digest: sha256 (64 digits) or md5 (32 digits); without it, only the length is checked. Raises InputError if the
+    server refuses the address, StoreError if it sends nothing more, CorruptError for another digest.
     """
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -46,14 +45,14 @@ def fetch_archive(address: str, file: Path, digest: str = "") -> Path:
 
 
 def _download(address: str, part: Path, progress: Progress) -> None:
-    """Request what is missing until nothing is, as often as it takes while each attempt brings something."""
+    """Request the missing bytes until the file is complete or several attempts in a row add nothing."""
     num_fruitless = 0
     while True:
         num_before, problem = _size(part), ""
         try:
             if _request_rest(address, part, progress):
                 return
-        except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to an address that is none
+        except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to an invalid address
             problem = f" ({describe(error)})"
         num_fruitless = num_fruitless + 1 if _size(part) <= num_before else 0
         if num_fruitless >= MAX_FRUITLESS_ATTEMPTS:
@@ -65,12 +64,12 @@ def _download(address: str, part: Path, progress: Progress) -> None:
 
 
 def _request_rest(address: str, part: Path, progress: Progress) -> bool:
-    """Make one request for the missing bytes; return whether that was all. Servers without ranges start over."""
+    """Make one request for the missing bytes; return whether the file is complete. Without ranges, start over."""
     start = _size(part)
-    # Compressed bodies have no ranges.
+    # Compressed bodies support no ranges.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
-        if start and response.status_code == RANGE_NOT_SATISFIABLE:  # there is nothing beyond what is here
+        if start and response.status_code == RANGE_NOT_SATISFIABLE:  # the part is already complete
             return True
         if not response.ok:
             problem = f"{address}: HTTP {response.status_code}"
@@ -94,7 +93,7 @@ def _size(file: Path) -> int:
 
 def _check_digest(file: Path, digest: str, address: str) -> None:
     if not digest:
-        log.warning("the digest of %s is not known; only its length was checked", address)
+        log.warning("the digest of %s is unknown, so only its length was checked", address)
         return
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "md5" if len(digest) == 32 else "sha256").hexdigest()
@@ -104,7 +103,7 @@ def _check_digest(file: Path, digest: str, address: str) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a zip or tar into `folder`, once: an interrupted call is repeated. Raises CorruptError if it can't."""
+    """Unpack a zip or tar into `folder` unless a previous call completed. Raises CorruptError for damaged archives."""
     unpacked = folder / f".{archive.name}.unpacked"
     if unpacked.exists():
         return folder
@@ -116,7 +115,7 @@ def unpack(archive: Path, folder: Path) -> Path:
         else:
             with tarfile.open(archive) as opened:
                 opened.extractall(folder, filter="data")
-    # RuntimeError is a zip with a password, or of a method that this Python doesn't know.
+    # zipfile raises RuntimeError for passwords and unknown compression methods.
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise CorruptError(f"can't unpack {archive}: {describe(error)}; remove it and run again") from error
     unpacked.touch()
@@ -124,10 +123,10 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def join_split_zip(last_part: Path) -> Path:
-    """Join a split zip, `NAME.z01`, `NAME.z02`, … and `NAME.zip`, into one file, once, and return it.
+    """Join a split zip (`NAME.z01`, `NAME.z02`, … and `NAME.zip`) into one file, unless it exists, and return it.
 
-    Python's zipfile doesn't read split ones; Info-ZIP's `zip` joins them, if no file in them lies in more than two
-    parts: else unpacking finds wrong CRCs. Raises InputError where there is no `zip`, CorruptError if it fails.
+    Python's zipfile can't read split zips. Info-ZIP's `zip` joins them correctly if no member spans more than two
+    parts; otherwise unpacking finds wrong CRCs. Raises InputError without `zip`, CorruptError if it fails.
     """
     joined = last_part.with_name(f"{last_part.stem}.joined.zip")
     if joined.exists():
@@ -135,8 +134,8 @@ def join_split_zip(last_part: Path) -> Path:
     program = shutil.which("zip")
     if program is None:
         raise InputError(
-            f"{last_part} is a part of a split zip, which needs Info-ZIP's `zip`: install it (`apt-get install zip`)"
-            " and run again, or unpack the parts by other means and name the folder with --data"
+            f"{last_part} is part of a split zip, which requires Info-ZIP's `zip`: install it (`apt-get install zip`)"
+            " and run again, or unpack the parts with another program and pass the folder with --data"
         )
     log.info("joining the parts of %s", last_part)
     unfinished = joined.with_name(f"{last_part.stem}.unfinished.zip")
@@ -145,8 +144,8 @@ def join_split_zip(last_part: Path) -> Path:
     found = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if found.returncode:
         raise CorruptError(
-            f"can't join the parts of {last_part}: {quote((found.stderr + found.stdout).strip())}; remove them and run"
-            " again"
+            f"can't join the parts of {last_part}: {quote((found.stderr + found.stdout).strip())}; remove the parts and"
+            " run again"
         )
     unfinished.replace(joined)
     return joined

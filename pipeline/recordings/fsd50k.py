@@ -48,7 +48,7 @@ def read_fsd50k(folder: Path) -> tuple[list[LabelledClip], list[str]]:
     for part in ("dev", "eval"):
         table = folder / f"FSD50K.ground_truth/{part}.csv"
         found = list(_read_table(table, folder / f"FSD50K.{part}_audio", mid_of))
-        missing = [recording.path.name for recording in found if not recording.path.is_file()]
+        missing = [clip.path.name for clip in found if not clip.path.is_file()]
         if missing or not found:
             raise InputError(
                 f"{table} names {len(found)} clips; {len(missing)} are not in {folder / f'FSD50K.{part}_audio'}"

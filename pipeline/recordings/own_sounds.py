@@ -1,4 +1,4 @@
-"""Your own sounds: a table of files, or a folder for each class → recordings."""
+"""Read your own sounds from a table of files or from a folder per class."""
 
 import csv
 import hashlib
@@ -25,7 +25,7 @@ COLUMN_OF_NAME = {
     **dict.fromkeys(("filename", "file", "filepath", "file_name", "fname", "audio"), "path"),
     **dict.fromkeys(("label", "class", "category", "tags", "target"), "labels"),
 }
-"""Names of these columns in tables in the wild, for a suggestion."""
+"""Common names of our columns in other programs' tables, for suggestions in error messages."""
 LABEL_SEPARATOR = ";"
 NUM_READERS = 8
 NO_END = 0
@@ -38,16 +38,16 @@ class CutConfig:
     """Division of files into clips and splits."""
 
     clip_s: float
-    """Files are cut into clips of this length; a remainder counts as one if it is at least half as long."""
+    """Length of the clips that files are cut into. A remainder of at least half this length is a clip as well."""
     eval_share: float = 0.2
-    """Share of the files that is held out for evaluation, where no splits are given."""
+    """Share of files to hold out for evaluation if the table states no splits."""
     seed: int = 0
 
 
 def read_sounds(source: Path, config: CutConfig) -> tuple[list[LabelledClip], list[str]]:
-    """Read a table or a folder per class; return clips, in splits, and the classes by name.
+    """Read a table or a folder per class; return the clips with their splits, and the sorted classes.
 
-    Raises InputError, with the line, for rows that can't be read, missing files, and fewer than two classes.
+    Raises InputError, with the line, for invalid rows, missing files and fewer than two classes.
     """
     rows = _read_folder(source) if source.is_dir() else _read_table(source)
     if not rows:
@@ -82,9 +82,7 @@ def _read_folder(folder: Path) -> list[LabelledClip]:
             raise InputError(f"expected a folder whose name is UTF-8, found {quote(class_folder)}; rename it")
         named = [file for file in files if _is_utf8(file) and file.is_file()]
         if len(named) < len(files):
-            log.warning(
-                "%s: left out %d names that are not UTF-8, or not of files", class_folder, len(files) - len(named)
-            )
+            log.warning("%s: skipped %d names that are not UTF-8 or not files", class_folder, len(files) - len(named))
         found += [LabelledClip(file, (class_folder.name.strip(),), "", 0, NO_END) for file in named]
     if not found:
         raise InputError(f"expected a folder of audio files for each class in {folder}, found no folders")
@@ -92,7 +90,7 @@ def _read_folder(folder: Path) -> list[LabelledClip]:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Return whether tables can hold a path. Python keeps other bytes of a file's name as surrogates."""
+    """Return whether tables can store a path. Python represents bytes that are not UTF-8 as surrogates."""
     try:
         return bool(str(path).encode())
     except UnicodeEncodeError:
@@ -107,7 +105,7 @@ def _read_table(table: Path) -> list[LabelledClip]:
             reader.fieldnames = columns
             if not set(REQUIRED_COLUMNS) <= set(columns):
                 raise InputError(
-                    f"{table}: expected the columns path,labels and perhaps start,end,split, found"
+                    f"{table}: expected the columns path,labels and optionally start,end,split, found"
                     f" {quote(','.join(columns))}{_suggestion(columns)}"
                 )
             rows = [_read_row(row, f"{table}, line {reader.line_num}", table.parent) for row in reader]
@@ -124,7 +122,7 @@ def _read_table(table: Path) -> list[LabelledClip]:
 
 
 def _suggestion(columns: Sequence[str]) -> str:
-    """Suggest how to repair a header, if it looks like that of another program."""
+    """Suggest how to repair a header that looks like another program's."""
     if len(columns) == 1 and (separator := next((each for each in ";\t|" if each in columns[0]), "")):
         return f": its columns are separated by {separator!r}; save it with commas"
     missing = [name for name in REQUIRED_COLUMNS if name not in columns]
@@ -147,7 +145,7 @@ def _read_row(row: Mapping[str, str | None], where: str, base: Path) -> Labelled
         start_s, end_s = float(cells["start"] or 0), float(cells["end"] or NO_END)
     except ValueError as error:
         raise InputError(f"{where}: expected start and end in seconds, found {times}") from error
-    # Written so that NaN, of which every comparison is false, is refused too.
+    # All comparisons with NaN are false, so this form rejects NaN.
     if not (0 <= start_s < MAX_S and (end_s == NO_END or start_s < end_s < MAX_S)):
         raise InputError(f"{where}: expected 0 ≤ start < end, found {times}")
     if cells["split"] and cells["split"] not in SPLITS:
@@ -156,7 +154,7 @@ def _read_row(row: Mapping[str, str | None], where: str, base: Path) -> Labelled
 
 
 def _check_contradictions(clips: Sequence[LabelledClip], source: Path) -> None:
-    """Refuse a stretch of a file that two rows describe differently: each is one example, with all of its labels."""
+    """Raise InputError if two rows give the same start of a file different labels or ends."""
     first_of: dict[tuple[Path, int], LabelledClip] = {}
     for clip in clips:
         first = first_of.setdefault((clip.path, clip.start_ms), clip)
@@ -165,13 +163,13 @@ def _check_contradictions(clips: Sequence[LabelledClip], source: Path) -> None:
                 f"{LABEL_SEPARATOR.join(each.labels)} to {each.end_ms / 1000:g} s" for each in (first, clip)
             )
             raise InputError(
-                f"{source}: expected one row for {clip.path} from {clip.start_ms / 1000:g} s on, found {quote(found)};"
-                f" write all labels of a stretch into one row, separated by {LABEL_SEPARATOR}"
+                f"{source}: expected one row for {clip.path} from {clip.start_ms / 1000:g} s, found {quote(found)};"
+                f" write all labels of a segment into one row, separated by {LABEL_SEPARATOR}"
             )
 
 
 def _cut(rows: Sequence[LabelledClip], config: CutConfig) -> Iterator[LabelledClip]:
-    """Cut each row into clips of equal length; leave out what is shorter than one fbank frame, with a warning."""
+    """Cut each row into clips of equal length; skip rows shorter than one fbank frame, with a warning."""
     paths = list(dict.fromkeys(row.path for row in rows))
     with ThreadPoolExecutor(NUM_READERS) as pool:
         length_of = dict(zip(paths, pool.map(_length_ms, paths), strict=True))
@@ -182,19 +180,17 @@ def _cut(rows: Sequence[LabelledClip], config: CutConfig) -> Iterator[LabelledCl
         end_ms = min(row.end_ms or length_ms, length_ms)
         if end_ms - row.start_ms < FRAME_LENGTH_MS:
             num_empty += 1
-            stretch = (
-                f"{row.start_ms / 1000:g} s and {row.end_ms / 1000:g} s" if row.end_ms else "its start and its end"
-            )
-            log.warning("%s has less than %d ms of audio between %s; left out", row.path, FRAME_LENGTH_MS, stretch)
+            bounds = f"{row.start_ms / 1000:g} s and {row.end_ms / 1000:g} s" if row.end_ms else "its start and end"
+            log.warning("%s has less than %d ms of audio between %s; skipped", row.path, FRAME_LENGTH_MS, bounds)
             continue
         starts = range(row.start_ms, max(end_ms - clip_ms // 2, row.start_ms) + 1, clip_ms)
         yield from (replace(row, start_ms=start, end_ms=min(start + clip_ms, end_ms)) for start in starts)
     if num_empty:
-        log.warning("%d of %d sounds were left out", num_empty, len(rows))
+        log.warning("%d of %d sounds were skipped", num_empty, len(rows))
 
 
 def _length_ms(path: Path) -> int:
-    """Return how long a file is; 0 if it is not audio, or can't be read."""
+    """Return a file's length in ms, or 0 if it contains no audio or can't be read."""
     try:
         return measure_length_ms(path)
     except OSError as error:
@@ -203,9 +199,10 @@ def _length_ms(path: Path) -> int:
 
 
 def _find_copies(clips: Sequence[LabelledClip]) -> dict[Path, Path]:
-    """Map each file to the first one of the same content, and warn about copies under different labels.
+    """Map each file to the first file with the same content; warn about copies with different labels.
 
-    Only files of equal size are read. Copies count as one file in splits: one of them in each would be a leak.
+    Copies count as one file when splits are assigned, so that no copy of a training file is evaluated on. Only files of
+    equal size are read.
     """
     labels_of: dict[Path, set[str]] = defaultdict(set)
     for clip in clips:
@@ -223,8 +220,8 @@ def _find_copies(clips: Sequence[LabelledClip]) -> dict[Path, Path]:
     if contradictions := [(path, first) for path, first in copies if labels_of[path] != labels_of[first]]:
         path, first = contradictions[0]
         log.warning(
-            "%d files have the same content as another one with different labels, such as %s (%s) and %s (%s): at least"
-            " one of the two is wrong, or both labels belong to both",
+            "%d files have the same content as a file with different labels, such as %s (%s) and %s (%s); correct the"
+            " wrong labels, or give both files all labels",
             len(contradictions),
             path,
             LABEL_SEPARATOR.join(sorted(labels_of[path])),
@@ -248,8 +245,8 @@ def _assign_splits(
     split_of = split_groups(labels_of, config.eval_share, config.seed)
     if len(set(split_of.values())) < 2:
         raise InputError(
-            f"expected a class with at least two different files, so that one can be held out for evaluation, found"
-            f" {len(split_of)} files in all; add files, or a column split"
+            f"expected a class with at least two different files, to hold one out for evaluation, found"
+            f" {len(split_of)} files in total; add files or a column split"
         )
     return [replace(clip, split=split_of[original_of[clip.path]]) for clip in clips]
 
@@ -260,7 +257,7 @@ def _check_splits(clips: Sequence[LabelledClip], original_of: Mapping[Path, Path
         splits_of[original_of[clip.path]].add(clip.split)
     if leaks := [path for path, splits in splits_of.items() if len(splits) > 1]:
         log.warning(
-            "%d files, or copies of them, are in more than one split, such as %s: results will look too good",
+            "%d files or copies of them are in more than one split, such as %s; metrics will be too high",
             len(leaks),
             leaks[0],
         )
@@ -269,5 +266,5 @@ def _check_splits(clips: Sequence[LabelledClip], original_of: Mapping[Path, Path
     missing = [use for use, splits in uses.items() if not counts.keys() & splits]
     if missing:
         raise InputError(
-            f"{source}: expected clips to {' and '.join(missing)} on, found {dict(counts)}; repair the column split"
+            f"{source}: expected clips to {' and '.join(missing)} on, found {dict(counts)}; correct the column split"
         )

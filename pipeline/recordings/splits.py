@@ -1,6 +1,6 @@
-"""Splits for recordings that have none: stratified by class, and no file in two of them.
+"""Assign splits to recordings: stratified by class, and each file in exactly one split.
 
-The idea is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): the rarest class is distributed first.
+The method is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): rare classes are distributed first.
 """
 
 import random
@@ -16,11 +16,13 @@ TRAIN, EVAL = "train", "eval"
 def split_groups(labels_of: Mapping[Group, Sequence[str]], eval_share: float, seed: int = 0) -> dict[Group, str]:
     """Distribute groups (files) over `train` and `eval`.
 
-    labels_of: labels of each group; repeats don't count. Each class keeps at least one group in train; one that has two
-    or more has at least one in eval, as long as that takes no class's last group from train.
+    Every class keeps at least one group in train. A class with two or more groups gets at least one in eval, unless
+    this would take the last training group of a class.
+
+    labels_of: labels of each group; repeats don't count.
     """
     groups_of: dict[str, list[Group]] = defaultdict(list)
-    order = sorted(labels_of, key=str)  # so that the seed alone decides, not the order of a folder's listing
+    order = sorted(labels_of, key=str)  # the result must not depend on the order of a folder's listing
     random.Random(seed).shuffle(order)
     for group in order:
         for label in dict.fromkeys(labels_of[group]):

@@ -1,9 +1,9 @@
-"""Audio files on disk → tables in AudioSet's form, so that they take the very same way.
+"""Describe audio files on disk in AudioSet's tables, so that the same pipeline processes them.
 
 folder/
     class_labels_indices.csv
     {split}_segments.csv
-    media.csv                  id,path: where each file lies
+    media.csv                  the path of each id
 """
 
 import csv
@@ -23,40 +23,40 @@ MAX_STEM_CHARS = 40
 
 @dataclass(frozen=True, slots=True)
 class LabelledClip:
-    """A stretch of an audio file and what is heard in it."""
+    """A segment of an audio file, with its labels."""
 
     path: Path
     labels: tuple[str, ...]
-    """Names of classes."""
+    """Class names."""
     split: str
     start_ms: int
     end_ms: int
 
 
-def check_files(recordings: Sequence[LabelledClip], table: Path, folder: Path) -> None:
+def check_files(clips: Sequence[LabelledClip], table: Path, folder: Path) -> None:
     """Raise InputError if a table lists no files, or files missing from the folder."""
-    missing = [recording.path.name for recording in recordings if not recording.path.is_file()]
-    if missing or not recordings:
+    missing = [clip.path.name for clip in clips if not clip.path.is_file()]
+    if missing or not clips:
         raise InputError(
-            f"{table} names {len(recordings)} files; {len(missing)} are not in {folder}"
+            f"{table} names {len(clips)} files; {len(missing)} are not in {folder}"
             f" ({', '.join(missing[:3])}): unpack the archive again"
         )
 
 
-def write_tables(recordings: Sequence[LabelledClip], classes: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """Write the tables of some recordings and return their splits."""
+def write_tables(clips: Sequence[LabelledClip], classes: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Write the tables of labelled clips and return their splits."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = make_labels(classes)
     mid_of = dict(zip(labels.names, labels.mids, strict=True))
-    id_of = {path: make_id(path) for path in dict.fromkeys(recording.path for recording in recordings)}
-    # Absolute: workers, on this machine or another, need not run in this process's folder.
+    id_of = {path: make_id(path) for path in dict.fromkeys(clip.path for clip in clips)}
+    # Absolute, because workers may run in another folder.
     paths = [(name, str(path.absolute())) for path, name in id_of.items()]
     (folder / "class_labels_indices.csv").write_text(labels.to_csv(), encoding="utf-8")
     _write_rows(folder / MEDIA_TABLE, [("id", "path"), *paths])
-    splits = tuple(sorted({recording.split for recording in recordings}))
+    splits = tuple(sorted({clip.split for clip in clips}))
     for split in splits:
         lines = []
-        for each in recordings:
+        for each in clips:
             if each.split == split:
                 mids = ",".join(mid_of[label] for label in each.labels)
                 lines.append(f'{id_of[each.path]}, {each.start_ms / 1000:.3f}, {each.end_ms / 1000:.3f}, "{mids}"\n')
@@ -65,7 +65,7 @@ def write_tables(recordings: Sequence[LabelledClip], classes: Sequence[str], fol
 
 
 def make_labels(classes: Sequence[str]) -> Labels:
-    """Give each class an id that is safe in tables: `/c/` and its name, other characters replaced."""
+    """Give each class a mid that is safe in tables: `/c/` and its name, with special characters replaced."""
     mids: dict[str, str] = {}
     for index, name in enumerate(classes):
         mid = "/c/" + re.sub(r"[^\w-]+", "_", name)
@@ -74,14 +74,14 @@ def make_labels(classes: Sequence[str]) -> Labels:
 
 
 def make_id(path: Path) -> str:
-    """Make a file's id: its name, and a digest of its path, size and time of change."""
+    """Make a file's id from its name and a digest of its path, size and modification time."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:MAX_STEM_CHARS]
     found = path.stat()
     return f"{stem}-{_digest(f'{path.absolute()}|{found.st_size}|{found.st_mtime_ns}')}"
 
 
 def digest_of_tables(folder: Path) -> str:
-    """Digest of all tables in a folder, 12 hexadecimal digits."""
+    """Return a digest of all tables in a folder (12 hexadecimal digits)."""
     return _digest("\0".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.csv"))))
 
 

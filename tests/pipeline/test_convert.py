@@ -34,7 +34,7 @@ def convert(plan: ShardPlan, conversion: Conversion) -> ShardReport:
     return report
 
 
-def test_the_books_balance_with_the_planned_faults(
+def test_counts_match_the_planned_faults(
     miniature: Miniature, conversion: Conversion, reports: list[ShardReport]
 ) -> None:
     rows = rows_of(conversion.store)
@@ -50,7 +50,7 @@ def test_the_books_balance_with_the_planned_faults(
     assert all(report.is_new for report in reports)
 
 
-def test_each_fault_is_met_as_its_kind_asks(miniature: Miniature, small_store: Store) -> None:
+def test_attempts_and_frames_match_each_fault(miniature: Miniature, small_store: Store) -> None:
     rows = rows_of(small_store)
     by_fault = {clip.fault: rows[clip.segment.key] for clip in miniature.clips}
     assert by_fault[None]["attempts"] == 1
@@ -66,7 +66,7 @@ def test_each_fault_is_met_as_its_kind_asks(miniature: Miniature, small_store: S
     assert by_fault[Fault.SHORT]["num_frames"] < 998
 
 
-def test_a_finished_shard_is_not_touched(
+def test_finished_shard_is_not_rewritten(
     conversion: Conversion, plans: list[ShardPlan], reports: list[ShardReport]
 ) -> None:
     files = [Path(conversion.store.path(name)) for name in conversion.store.list("shards")]
@@ -76,7 +76,7 @@ def test_a_finished_shard_is_not_touched(
     assert again == [dataclasses.replace(report, is_new=False, num_bytes=0) for report in reports]
 
 
-def test_a_shard_that_was_cut_off_is_made_again_with_the_same_bytes(
+def test_truncated_shard_is_rewritten_with_identical_bytes(
     conversion: Conversion, miniature: Miniature, plans: list[ShardPlan], tmp_path: Path
 ) -> None:
     source = FolderSource(str(miniature.media_folder), conversion.fetch)
@@ -92,13 +92,13 @@ def test_a_shard_that_was_cut_off_is_made_again_with_the_same_bytes(
 
 
 class FailingSource:
-    """Has nothing."""
+    """A source without any media."""
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
         return Failure(Reason.REMOVED, "gone")
 
 
-def test_a_shard_without_clips_has_a_sidecar_only(
+def test_shard_without_clips_consists_of_a_sidecar(
     conversion: Conversion, plans: list[ShardPlan], tmp_path: Path
 ) -> None:
     here = dataclasses.replace(conversion, store=Store(str(tmp_path)), source=FailingSource())
@@ -108,13 +108,13 @@ def test_a_shard_without_clips_has_a_sidecar_only(
     assert {row["detail"] for row in rows_of(here.store).values()} == {"gone"}
 
 
-def test_bytes_that_no_decoder_takes_end_no_shard(
+def test_damaged_media_fail_only_their_clips(
     conversion: Conversion, plans: list[ShardPlan], miniature: Miniature, tmp_path: Path
 ) -> None:
     clips = {clip.segment.ytid: clip for clip in miniature.clips}
 
     class HostileSource:
-        """Serves a broken copy of every other clip."""
+        """A source that truncates every second file."""
 
         def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
             name = clips[segment.ytid].file_name
@@ -129,7 +129,7 @@ def test_bytes_that_no_decoder_takes_end_no_shard(
 
 
 @pytest.mark.parametrize("keep_audio", [True, False])
-def test_audio_is_kept_if_asked_for(
+def test_keep_audio_stores_flac(
     keep_audio: bool, conversion: Conversion, miniature: Miniature, plans: list[ShardPlan], tmp_path: Path
 ) -> None:
     source = FolderSource(str(miniature.media_folder), conversion.fetch)
@@ -140,7 +140,7 @@ def test_audio_is_kept_if_asked_for(
 
 
 class CountingSource:
-    """Fails every clip in a way that is for good, slowly, and writes down each that is asked for."""
+    """A slow source that fails every clip permanently and logs each request."""
 
     def __init__(self, log: Path, pause_s: float):
         self.log = log
@@ -158,7 +158,7 @@ def convert_here(plan: ShardPlan, conversion: Conversion) -> None:
 
 
 @pytest.mark.process
-def test_kills_at_any_moment_cost_at_most_sixteen_clips_each(tmp_path: Path) -> None:
+def test_kill_costs_at_most_sixteen_clips(tmp_path: Path) -> None:
     store, log = Store(str(tmp_path / "store")), tmp_path / "log"
     segments = tuple(Segment(f"{number:011d}", 0, 10_000, ("/m/1",), "eval") for number in range(300))
     plan = ShardPlan("shard", "eval", segments, (0,) * len(segments))
@@ -182,11 +182,11 @@ def test_kills_at_any_moment_cost_at_most_sixteen_clips_each(tmp_path: Path) -> 
     assert partial_shards(store, conversion.fingerprint) == []
 
 
-def test_what_a_killed_run_had_decided_becomes_a_shard_of_its_own(
+def test_clips_of_a_killed_run_become_a_shard(
     conversion: Conversion, miniature: Miniature, plans: list[ShardPlan], small_store: Store, tmp_path: Path
 ) -> None:
     class EndingSource(FolderSource):
-        """Raises what no source may raise once it was asked for the last clip."""
+        """A source that raises an illegal exception at the last clip."""
 
         def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
             if segment == long.segments[-1]:
@@ -226,9 +226,7 @@ def measures_of(store: Store) -> dict[str, dict]:
     return {row["key"]: row for table in tables if table for row in table.to_pylist()}
 
 
-def test_each_written_clip_is_measured(
-    conversion: Conversion, plans: list[ShardPlan], reports: list[ShardReport]
-) -> None:
+def test_written_clips_are_measured(conversion: Conversion, plans: list[ShardPlan], reports: list[ShardReport]) -> None:
     store = conversion.store
     rows, measures = rows_of(store), measures_of(store)
     assert measures.keys() == {key for key, row in rows.items() if row["status"] == "written"}
@@ -237,7 +235,7 @@ def test_each_written_clip_is_measured(
     assert store.list("quality") == [quality_name(name.removesuffix(".tar")) for name in store.list("shards", ".tar")]
 
 
-def test_the_journal_of_a_version_that_measured_nothing_is_read(
+def test_journal_without_measures_is_read(
     conversion: Conversion, miniature: Miniature, plans: list[ShardPlan], small_store: Store, tmp_path: Path
 ) -> None:
     source = FolderSource(str(miniature.media_folder), conversion.fetch)
@@ -252,7 +250,7 @@ def test_the_journal_of_a_version_that_measured_nothing_is_read(
     here.store.write_bytes(part, sink.getvalue().to_pybytes())
     assert recover_partial_shard(journal, here)
     expected, found = measures_of(small_store), measures_of(here.store)
-    # What its audio says is there all the same; what its media were is not known any more.
+    # Measures of the audio are recomputed; facts about the encoded media are lost.
     served = found.keys() & expected.keys()
     assert served
     for key, row in ((key, found[key]) for key in served):
@@ -260,13 +258,13 @@ def test_the_journal_of_a_version_that_measured_nothing_is_read(
         assert (row["silence"], row["codec"], row["peak"]) == (expected[key]["silence"], None, None)
 
 
-def test_a_throttled_shard_is_given_back_and_goes_on_where_it_was(
+def test_throttled_shard_resumes_from_its_journal(
     conversion: Conversion, plans: list[ShardPlan], tmp_path: Path
 ) -> None:
     asked: Counter[str] = Counter()
 
     class ThrottlingSource:
-        """Asks for patience once, in the middle."""
+        """A source that throttles once, in the middle of the shard."""
 
         def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
             asked[segment.key] += 1
@@ -291,13 +289,13 @@ def test_a_throttled_shard_is_given_back_and_goes_on_where_it_was(
     assert {row["attempts"] for row in rows_of(here.store).values()} == {1}
 
 
-def test_a_clip_that_is_always_throttled_fails_in_the_end(
+def test_permanently_throttled_clip_fails(
     conversion: Conversion, plans: list[ShardPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.sources.rate_limit.PROBE_POLL_S", 0.01)
 
     class ThrottlingSource:
-        """Never lets one clip through."""
+        """A source that always throttles one clip."""
 
         def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
             reason = Reason.RATE_LIMITED if segment == plans[0].segments[0] else Reason.REMOVED
@@ -315,7 +313,7 @@ def test_a_clip_that_is_always_throttled_fails_in_the_end(
 
 
 class DownSource:
-    """Answers for the first clips, and refuses all others."""
+    """A source that serves the first clips and fails afterwards."""
 
     def __init__(self, num_answered: int, reason: Reason):
         self.num_answered = num_answered
@@ -329,7 +327,7 @@ class DownSource:
 
 @pytest.mark.parametrize("reason", [Reason.CONNECTION, Reason.SERVER_ERROR, Reason.LOGIN_REQUIRED, Reason.UNKNOWN])
 @pytest.mark.parametrize("num_threads", [1, 8])
-def test_clips_of_a_source_that_goes_down_cost_no_attempt(reason: Reason, num_threads: int, tmp_path: Path) -> None:
+def test_outage_costs_no_attempts(reason: Reason, num_threads: int, tmp_path: Path) -> None:
     segments = tuple(Segment(f"{number:011d}", 0, 10_000, ("/m/1",), "eval") for number in range(30))
     plan = ShardPlan("shard", "eval", segments, (0,) * len(segments))
     fetch = FetchConfig(num_threads=num_threads, backoff_s=0.001)
@@ -345,7 +343,7 @@ def test_clips_of_a_source_that_goes_down_cost_no_attempt(reason: Reason, num_th
     assert [row["attempts"] for row in rows_of(conversion.store).values()] == [1] * 30
 
 
-def test_clips_that_failed_in_earlier_runs_make_no_outage(tmp_path: Path) -> None:
+def test_retried_clips_count_as_no_outage(tmp_path: Path) -> None:
     segments = tuple(Segment(f"{number:011d}", 0, 10_000, ("/m/1",), "eval") for number in range(10))
     plan = ShardPlan("shard", "eval", segments, (3,) * len(segments))
     fetch = FetchConfig(backoff_s=0.001)
@@ -355,9 +353,11 @@ def test_clips_that_failed_in_earlier_runs_make_no_outage(tmp_path: Path) -> Non
     assert report.failures == {Reason.SERVER_ERROR: 10}
 
 
-def test_a_full_disk_is_named_and_only_that(conversion: Conversion, plans: list[ShardPlan], tmp_path: Path) -> None:
+def test_full_disk_is_the_only_os_error_that_ends_a_shard(
+    conversion: Conversion, plans: list[ShardPlan], tmp_path: Path
+) -> None:
     class Raising:
-        """Raises the same error for each clip."""
+        """A source that raises the same error for each clip."""
 
         def __init__(self, error: Exception):
             self.error = error
@@ -378,7 +378,7 @@ def test_a_full_disk_is_named_and_only_that(conversion: Conversion, plans: list[
     assert "PermissionError: [Errno 13] not for you" in failure.detail
 
 
-def test_a_clip_that_a_bug_of_ours_meets_is_named(
+def test_bug_is_reported_with_its_clip(
     conversion: Conversion, plans: list[ShardPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(media: Media, start_ms: int, end_ms: int) -> None:
@@ -386,6 +386,6 @@ def test_a_clip_that_a_bug_of_ours_meets_is_named(
 
     monkeypatch.setattr("pipeline.convert.decode_segment", fail)
     here = dataclasses.replace(conversion, store=Store(str(tmp_path)))
-    keys = "|".join(segment.key for segment in plans[1].segments)  # none of which stalls
+    keys = "|".join(segment.key for segment in plans[1].segments)  # this shard contains no stalling clip
     with pytest.raises(RuntimeError, match=f"can't convert clip ({keys}): IndexError: list index out of range"):
         convert_shard(plans[1], here)

@@ -83,7 +83,7 @@ def test_failing_shard_task_does_not_end_the_run(
     store = Store(str(tmp_path))
     ytids = {clip.segment.ytid for clip in miniature.clips}
     monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: RaisingSource(ytids))
-    with pytest.raises(StoreError, match=r"6 shards could not be made, so the run ends; 0 clips of 32 .* memory at "):
+    with pytest.raises(StoreError, match=r"6 shards failed, so the run ends; of 32 clips, 0 .* memory at "):
         preprocess(config, store)
 
     bad = next(clip.segment.ytid for clip in miniature.clips if clip.segment.split == "balanced_train")
@@ -218,7 +218,7 @@ def test_failing_store_ends_the_run_with_the_count_of_written_clips(
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "eval").write_bytes(b"no folder")
     config = dataclasses.replace(config, splits=("balanced_train", "eval"), clips_per_shard=2)
-    with pytest.raises(StoreError, match=r"3 shards could not be made, so the run ends; \d+ clips of \d+ were written"):
+    with pytest.raises(StoreError, match=r"3 shards failed, so the run ends; of \d+ clips, \d+ were written"):
         preprocess(config, store)
     (tmp_path / "shards" / "eval").unlink()
     _, report = preprocess(config, store)

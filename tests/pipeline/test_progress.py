@@ -6,7 +6,7 @@ import pytest
 from pipeline.progress import show_progress
 
 
-def test_a_log_gets_plain_lines_with_rate_time_left_and_note(
+def test_log_lines_state_rate_remaining_time_and_note(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.progress.LINE_EVERY_S", 0.0)
@@ -19,14 +19,14 @@ def test_a_log_gets_plain_lines_with_rate_time_left_and_note(
     assert lines[1].startswith("convert 40/40 clips")
 
 
-def test_lines_are_rare_but_the_last_state_is_always_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_rare_except_the_final_state(capsys: pytest.CaptureFixture[str]) -> None:
     with show_progress("convert", 100, "clips") as progress:
         for _ in range(100):
             progress.advance(1)
     assert [line.split(" in ")[0] for line in capsys.readouterr().err.splitlines()] == ["convert 100/100 clips"]
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

@@ -48,15 +48,15 @@ def write(folder: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("copy", COPIES)
-def test_official_form_and_copies_in_the_wild_read_the_same(tmp_path: Path, copy: str) -> None:
+def test_official_file_and_common_copies_read_the_same(tmp_path: Path, copy: str) -> None:
     assert read_segments(write(tmp_path, COPIES[copy])) == SEGMENTS
 
 
-def test_keys_hold_the_whole_id() -> None:
+def test_keys_contain_the_whole_id() -> None:
     assert [segment.key for segment in SEGMENTS] == ["--PJHxphWEs_30000", "__p-iA312kg_70000", "Ab_-9xyz_12_0"]
 
 
-def test_a_split_may_be_named(tmp_path: Path) -> None:
+def test_split_argument_overrides_the_file_name(tmp_path: Path) -> None:
     assert {segment.split for segment in read_segments(write(tmp_path, OFFICIAL), "mine")} == {"mine"}
 
 
@@ -65,10 +65,10 @@ def test_several_segments_of_one_video_are_kept(tmp_path: Path) -> None:
     assert [segment.start_ms for segment in read_segments(write(tmp_path, text))] == [30_000, 70_000, 0, 90_000]
 
 
-def test_rows_that_are_missing_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_rows_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         read_segments(write(tmp_path, OFFICIAL.replace("num_segs=3", "num_segs=20371")))
-    assert "num_segs=20371 but holds 3 rows" in caplog.text
+    assert "num_segs=20371 but contains 3 rows" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -91,19 +91,19 @@ def test_rows_that_are_missing_are_said(tmp_path: Path, caplog: pytest.LogCaptur
         ('__p-iA312kg, 70.000, 77.500, "/m/1"', "different labels"),
     ],
 )
-def test_a_malformed_row_is_named_by_its_line(tmp_path: Path, row: str, message: str) -> None:
+def test_malformed_row_is_rejected_with_its_line(tmp_path: Path, row: str, message: str) -> None:
     with pytest.raises(InputError, match=rf"eval_segments.csv, line 7:.*{message}"):
         read_segments(write(tmp_path, OFFICIAL + row + "\n"))
 
 
 @pytest.mark.parametrize("text", ["", "# a comment\n", "\n\n"])
-def test_no_rows_are_refused(tmp_path: Path, text: str) -> None:
+def test_file_without_rows_is_rejected(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"expected rows such as .*found none"):
         read_segments(write(tmp_path, text))
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00binary"])
-def test_a_file_that_is_no_text_or_missing_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_binary_or_missing_file_is_reported(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "eval_segments.csv"
     if content is not None:
         file.write_bytes(content)
@@ -125,7 +125,7 @@ def segments(draw: st.DrawFn) -> Segment:
 @pytest.mark.slow
 @settings(deadline=None, max_examples=50)  # files are read
 @given(st.lists(segments(), min_size=1, max_size=20, unique_by=lambda segment: segment.key))
-def test_official_rows_read_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, rows: list[Segment]) -> None:
+def test_official_rows_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[Segment]) -> None:
     lines = [f'{s.ytid}, {s.start_ms / 1000:.3f}, {s.end_ms / 1000:.3f}, "{",".join(s.labels)}"\n' for s in rows]
     assert read_segments(write(tmp_path_factory.getbasetemp(), "".join(lines))) == rows
 
@@ -161,7 +161,7 @@ def result_of(file: str) -> list[Segment] | str:
 
 @settings(deadline=None, max_examples=50)  # files are read
 @given(st.lists(LINES, max_size=8), st.lists(st.sampled_from(["\n", "\r\n", "\r"])), st.integers(1, 200))
-def test_rows_that_arrow_parses_read_as_the_others_do(
+def test_arrow_and_python_parse_rows_equally(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], breaks: list[str], block_bytes: int
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -170,6 +170,6 @@ def test_rows_that_arrow_parses_read_as_the_others_do(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.segments.BLOCK_BYTES", block_bytes)
         mixed = result_of(write(folder, text))
-    # A row that starts with a blank is not in the official form, so none of these goes through Arrow.
+    # Rows that start with a space are not in the official form, so Python parses all of them.
     indented = "".join(f" {line}{end}" for line, end in zip(lines, ends, strict=False))
     assert mixed == result_of(write(folder, indented))

@@ -19,7 +19,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT; `/cut` breaks off in each answer, `/plain` knows no ranges, `/dead` says nothing."""
+    """A server of CONTENT: `/cut` interrupts each response, `/plain` ignores ranges, `/dead` sends no body."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -62,35 +62,37 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         server.shutdown()
 
 
-def test_an_interrupted_connection_is_resumed(server: Server, tmp_path: Path) -> None:
+def test_interrupted_connection_is_resumed(server: Server, tmp_path: Path) -> None:
     file = fetch_archive(f"{server.address}/cut", tmp_path / "a", DIGEST)
     assert file.read_bytes() == CONTENT
     first, *others = server.ranges
     starts = [int(str(each).removeprefix("bytes=").rstrip("-")) for each in others]
     assert first is None
-    assert starts == pytest.approx([2_000_000, 4_000_000], abs=2 * download.CHUNK_BYTES)  # all but a last chunk
+    assert starts == pytest.approx(
+        [2_000_000, 4_000_000], abs=2 * download.CHUNK_BYTES
+    )  # an interrupted chunk may be lost
     fetch_archive(f"{server.address}/cut", tmp_path / "a", DIGEST)
-    assert len(server.ranges) == 3  # what is there is not asked for again
+    assert len(server.ranges) == 3  # a complete file causes no request
 
 
-def test_a_later_run_resumes_where_one_was_killed(server: Server, tmp_path: Path) -> None:
+def test_killed_download_is_resumed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.part").write_bytes(CONTENT[:3_000_000])
     assert fetch_archive(f"{server.address}/whole", tmp_path / "a", DIGEST).read_bytes() == CONTENT
     assert server.ranges == ["bytes=3000000-"]
 
 
-def test_a_server_without_ranges_starts_anew(server: Server, tmp_path: Path) -> None:
+def test_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.part").write_bytes(b"old")
     assert fetch_archive(f"{server.address}/plain", tmp_path / "a", DIGEST).read_bytes() == CONTENT
 
 
-def test_different_content_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
+def test_wrong_digest_removes_the_file(server: Server, tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match=r"expected the digest 0+, found [0-9a-f]{64}"):
         fetch_archive(f"{server.address}/whole", tmp_path / "a", "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_sends_nothing_is_an_error(server: Server, tmp_path: Path) -> None:
+def test_silent_server_is_reported(server: Server, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="sends nothing more after 0 bytes"):
         fetch_archive(f"{server.address}/dead", tmp_path / "a", DIGEST)
     with pytest.raises(InputError, match="HTTP 404"):
@@ -98,13 +100,13 @@ def test_a_server_that_sends_nothing_is_an_error(server: Server, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_impossible_headers_are_borne(server: Server, tmp_path: Path) -> None:
+def test_impossible_headers_are_tolerated(server: Server, tmp_path: Path) -> None:
     for path in ("/digits", "/latin1"):
         with pytest.raises(StoreError, match="sends nothing more"):
             fetch_archive(f"{server.address}{path}", tmp_path / "a", DIGEST)
 
 
-def test_unpacking_is_done_once_and_whole(tmp_path: Path) -> None:
+def test_archive_is_unpacked_once_and_completely(tmp_path: Path) -> None:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("folder/file", "text")

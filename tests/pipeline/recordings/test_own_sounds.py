@@ -19,7 +19,7 @@ CUT = CutConfig(clip_s=1.0)
 
 
 def write_sound(path: Path, seconds: float, seed: int | None = None) -> None:
-    """Write noise: other noise for each path, unless a seed is given."""
+    """Write noise that depends on the path, or on the seed if given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     seed = zlib.crc32(str(path).encode()) if seed is None else seed
     noise = np.random.default_rng(seed).uniform(-0.1, 0.1, round(seconds * 16_000))
@@ -28,7 +28,7 @@ def write_sound(path: Path, seconds: float, seed: int | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes with files of equal names, long and short ones, and one that is no audio."""
+    """Two classes with files of equal names and different lengths, and an empty file."""
     folder = tmp_path_factory.mktemp("sounds")
     for name in ("dog", "cat, purring"):
         for index in range(4):
@@ -38,7 +38,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_per_class_becomes_the_tables_of_audioset(sounds: Path, tmp_path: Path) -> None:
+def test_folder_per_class_becomes_audioset_tables(sounds: Path, tmp_path: Path) -> None:
     clips, classes = read_sounds(sounds, CUT)
     assert classes == ["cat, purring", "dog"]
     long = [(clip.start_ms, clip.end_ms) for clip in clips if clip.path.name == "long.flac"]
@@ -57,7 +57,7 @@ def test_a_folder_per_class_becomes_the_tables_of_audioset(sounds: Path, tmp_pat
     assert all(isinstance(each, Media) and Path(str(each.content)).exists() for each in media)
 
 
-def test_changed_files_and_labels_are_other_data(sounds: Path, tmp_path: Path) -> None:
+def test_changed_files_and_labels_change_the_digest(sounds: Path, tmp_path: Path) -> None:
     clips, classes = read_sounds(sounds, CUT)
     digests = set()
     for number, names in enumerate((classes, classes, [*classes, "third"])):
@@ -66,7 +66,7 @@ def test_changed_files_and_labels_are_other_data(sounds: Path, tmp_path: Path) -
     assert len(digests) == 2
 
 
-def test_a_table_says_labels_times_and_splits(sounds: Path) -> None:
+def test_table_states_labels_times_and_splits(sounds: Path) -> None:
     table = sounds / "sounds.csv"
     table.write_text(
         "path,labels,start,end,split\n"
@@ -116,7 +116,7 @@ def test_a_table_says_labels_times_and_splits(sounds: Path) -> None:
         ("path,labels\n", "expected sounds, found none"),
     ],
 )
-def test_a_bad_table_is_refused_with_its_line(sounds: Path, text: str | bytes, message: str) -> None:
+def test_invalid_table_is_rejected_with_its_line(sounds: Path, text: str | bytes, message: str) -> None:
     table = sounds / "bad.csv"
     table.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=message) as caught:
@@ -124,21 +124,21 @@ def test_a_bad_table_is_refused_with_its_line(sounds: Path, text: str | bytes, m
     assert len(str(caught.value)) < 1_000
 
 
-def test_copies_of_a_file_are_one_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_identical_files_share_a_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("dog", "cat"):
         for index in range(3):
             write_sound(tmp_path / name / f"{index}.flac", 0.5)
         write_sound(tmp_path / name / "copy.flac", 0.5, seed=1)
     clips, _ = read_sounds(tmp_path, CUT)
-    assert "1 files have the same content as another one with different labels, such as" in caplog.text
+    assert "1 files have the same content as a file with different labels, such as" in caplog.text
     assert len({clip.split for clip in clips if clip.path.name == "copy.flac"}) == 1  # one of each would be a leak
     table = tmp_path / "sounds.csv"
     table.write_text("path,labels,split\ncat/copy.flac,a,train\ncat/0.flac,b,train\ndog/copy.flac,a,eval\n")
     read_sounds(table, CUT)
-    assert "1 files, or copies of them, are in more than one split" in caplog.text
+    assert "1 files or copies of them are in more than one split" in caplog.text
 
 
-def test_a_file_of_several_rows_has_the_labels_of_all_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_of_identical_files_are_compared_over_all_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a", "b"):
         write_sound(tmp_path / f"{name}.flac", 1.0, seed=1)
     table, rows = tmp_path / "sounds.csv", ["{},cat,0,0.5,train", "{},dog,0.5,1,train"]
@@ -146,10 +146,10 @@ def test_a_file_of_several_rows_has_the_labels_of_all_of_them(tmp_path: Path, ca
     write_sound(tmp_path / "c.flac", 1.0, seed=2)
     table.write_text("\n".join(["path,labels,start,end,split", *both, "c.flac,dog,0,1,eval"]))
     read_sounds(table, CUT)
-    assert "the same content as another one with different labels" not in caplog.text
+    assert "the same content as a file with different labels" not in caplog.text
 
 
-def test_odd_names_and_lengths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unusual_names_and_lengths_are_handled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for index in range(2):
         write_sound(tmp_path / 'a;b, "c"' / f"{index}.flac", 0.5)
         write_sound(tmp_path / "d" / f"{index}.flac", 0.5)
@@ -164,7 +164,7 @@ def test_odd_names_and_lengths(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "._0" not in caplog.text
     assert sum(clip.path.name == "hour.wav" for clip in clips) == 360
     assert "short.flac has less than 25 ms of audio" in caplog.text
-    assert "left out 1 names that are not UTF-8" in caplog.text
+    assert "skipped 1 names that are not UTF-8" in caplog.text
     table = tmp_path / "sounds.csv"
     table.write_text("path,labels\nd/0.flac,dog/bark\nd/1.flac,dog bark\nd/hour.wav,dog/bark;dog bark\n")
     clips, classes = read_sounds(table, CutConfig(clip_s=600.0))

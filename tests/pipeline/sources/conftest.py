@@ -14,7 +14,7 @@ TONE_S = 12
 
 @pytest.fixture(scope="session")
 def tone() -> bytes:
-    """A FLAC of 12 s at 16 kHz whose pitch rises."""
+    """A FLAC file with a rising pitch, 12 s at 16 kHz."""
     seconds = np.arange(TONE_S * 16_000) / 16_000
     return encode_flac(0.3 * np.sin(2 * np.pi * (300 + 40 * seconds) * seconds))
 

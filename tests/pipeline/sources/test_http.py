@@ -32,12 +32,12 @@ def source(mirror: Mirror) -> HttpSource:
 
 
 @pytest.mark.parametrize("path", ["{ytid", "{ytid:d}", "{ytid.name}", "{}", "clip", "{ytid}-{title}"])
-def test_other_templates_are_refused(path: str) -> None:
+def test_invalid_template_is_rejected(path: str) -> None:
     with pytest.raises(ConfigError, match=r"expected an address with \{ytid\}"):
         HttpSource(f"http://mirror/{path}", FETCH)
 
 
-def test_a_body_that_breaks_off_is_taken_up_where_it_broke_off(source: HttpSource, mirror: Mirror) -> None:
+def test_interrupted_body_is_resumed(source: HttpSource, mirror: Mirror) -> None:
     mirror.ranges.clear()
     media = source.fetch(segment("cut"))
     assert isinstance(media, Media), media
@@ -56,13 +56,13 @@ def test_a_body_that_breaks_off_is_taken_up_where_it_broke_off(source: HttpSourc
         ("length", Reason.TOO_LARGE),
     ],
 )
-def test_each_failure_has_its_name(source: HttpSource, ytid: str, reason: Reason) -> None:
+def test_failures_are_classified(source: HttpSource, ytid: str, reason: Reason) -> None:
     failure = source.fetch(segment(ytid))
     assert isinstance(failure, Failure)
     assert failure.reason is reason, failure.detail
 
 
-def test_a_server_that_asks_for_patience_is_understood(source: HttpSource) -> None:
+def test_retry_after_is_parsed_and_bounded(source: HttpSource) -> None:
     waits = {}
     for ytid in ("patience", *(f"patience{n}" for n in range(1, 6))):
         failure = source.fetch(segment(ytid))
@@ -73,30 +73,30 @@ def test_a_server_that_asks_for_patience_is_understood(source: HttpSource) -> No
 
 
 @given(st.text() | st.integers().map(str) | st.datetimes().map(format_datetime) | st.from_regex(r"\A\w+, \d+ \w+ \d+"))
-def test_any_header_is_read(value: str) -> None:
+def test_arbitrary_headers_are_parsed(value: str) -> None:
     wait_s = parse_retry_after(value)
     assert wait_s is None or 0 <= wait_s <= MAX_RETRY_AFTER_S
     assert 0 <= parse_content_length(value) < 10**18
 
 
 @pytest.mark.parametrize("number", range(len(BAD_LOCATIONS)))
-def test_a_redirect_to_no_address_is_that_clips_failure(source: HttpSource, number: int) -> None:
+def test_redirect_to_invalid_address_fails_only_its_clip(source: HttpSource, number: int) -> None:
     failure = source.fetch(segment(f"redirect{number}"))
     assert isinstance(failure, Failure)
     assert failure.reason.category is FailureCategory.TRANSIENT, failure
     assert len(failure.detail) < 300
 
 
-def test_a_proxy_that_wants_a_password_ends_the_run(source: HttpSource, mirror: Mirror) -> None:
+def test_proxy_that_requires_a_password_ends_the_run(source: HttpSource, mirror: Mirror) -> None:
     proxy = mirror.address.replace("://", "://user:secret@")
     with pytest.raises(ConfigError, match=r"proxy 127.0.0.1:\d+ refuses .* --fetch.proxies") as raised:
         source.fetch(segment("status407"), proxy)
     assert "secret" not in str(raised.value)
-    # Without a proxy it is one server's odd answer.
+    # Without a proxy, a 407 fails only its clip.
     assert isinstance(source.fetch(segment("status407")), Failure)
 
 
-def test_a_certificate_that_can_not_be_verified_ends_the_run(tmp_path: Path) -> None:
+def test_invalid_certificate_ends_the_run(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
     subprocess.run([*openssl, "-keyout", key, "-out", certificate], check=True, capture_output=True)
@@ -110,14 +110,14 @@ def test_a_certificate_that_can_not_be_verified_ends_the_run(tmp_path: Path) -> 
             HttpSource(template, FETCH).fetch(segment("whole"))
 
 
-def test_a_wrong_content_type_does_not_matter(source: HttpSource, mirror: Mirror) -> None:
+def test_content_type_is_ignored(source: HttpSource, mirror: Mirror) -> None:
     media = source.fetch(segment("liar"))
     assert isinstance(media, Media)
     assert media.content == mirror.content
 
 
 @pytest.mark.slow
-def test_what_a_bad_mirror_sends_becomes_named_failures_in_little_memory(mirror: Mirror, tmp_path: Path) -> None:
+def test_bad_mirror_causes_classified_failures_in_little_memory(mirror: Mirror, tmp_path: Path) -> None:
     bad = {
         "page": Reason.NOT_MEDIA,
         "endless": Reason.TOO_LARGE,
@@ -143,7 +143,7 @@ def test_what_a_bad_mirror_sends_becomes_named_failures_in_little_memory(mirror:
     assert [row["num_frames"] for row in rows if row["status"] == "written"] == [998] * 3
 
 
-def test_odd_answers_end_no_shard_and_make_no_outage(mirror: Mirror, tmp_path: Path) -> None:
+def test_single_bad_answers_end_no_shard_and_count_as_no_outage(mirror: Mirror, tmp_path: Path) -> None:
     odd = [*(f"redirect{number}" for number in range(len(BAD_LOCATIONS))), "length", "patience3", "status500"]
     names = [name for number, each in enumerate(odd) for name in (each, f"whole{number}")]
     fetch = replace(FETCH, max_attempts=1, num_threads=1)
@@ -160,7 +160,7 @@ def test_odd_answers_end_no_shard_and_make_no_outage(mirror: Mirror, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ytid", ["mute", "trickle"])
-def test_the_deadline_holds(mirror: Mirror, ytid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deadline_ends_silent_and_slow_responses(mirror: Mirror, ytid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.sources.fetch.GRACE_S", 0.3)
     monkeypatch.setattr("pipeline.sources.http.READ_TIMEOUT_S", 2 * SILENCE_S)
     source = HttpSource(mirror.address + "/{ytid}.flac", replace(FETCH, deadline_s=0.5))
@@ -170,9 +170,9 @@ def test_the_deadline_holds(mirror: Mirror, ytid: str, monkeypatch: pytest.Monke
     assert failure.reason is Reason.TIMED_OUT
 
 
-def test_it_asks_through_the_proxy(source: HttpSource, mirror: Mirror) -> None:
+def test_requests_go_through_the_proxy(source: HttpSource, mirror: Mirror) -> None:
     elsewhere = HttpSource("http://mirror.invalid/{ytid}.flac", FETCH)
-    # The server takes the full address for a path that it doesn't know, and sends the media.
+    # The server treats the full address as an unknown path and sends the media.
     media = elsewhere.fetch(segment("whole"), proxy=mirror.address)
     assert isinstance(media, Media)
     failure = source.fetch(segment("whole"), proxy="http://127.0.0.1:1")
@@ -183,5 +183,5 @@ def test_it_asks_through_the_proxy(source: HttpSource, mirror: Mirror) -> None:
     assert "Connection refused" in nobody.detail
 
 
-def test_a_copy_in_another_process_works(source: HttpSource) -> None:
+def test_pickled_source_works(source: HttpSource) -> None:
     assert isinstance(pickle.loads(pickle.dumps(source)).fetch(segment("whole")), Media)

@@ -19,7 +19,7 @@ A = Permit("a")
 
 
 class Clock:
-    """Time that passes only if it is told to."""
+    """A clock that tests advance."""
 
     now_s = 0.0
 
@@ -38,7 +38,7 @@ def limiter(clock: Clock) -> LocalRateLimiter:
 
 
 def acquire_when_due(limiter: LocalRateLimiter, addresses: list[str], clock: Clock) -> Permit:
-    """Ask as a worker does, until it may."""
+    """Wait for a permit as a worker does."""
     while isinstance(turn := limiter.acquire(addresses), Wait):
         clock.now_s += turn.seconds
     return turn
@@ -54,7 +54,7 @@ def fail_clips(limiter: LocalRateLimiter, count: int, name: str = "clip") -> lis
     return [limiter.report_outage(A, f"{name}{number}", "HTTP 500") for number in range(count)]
 
 
-def test_an_address_keeps_its_budget_and_its_questions_are_spread_with_jitter(clock: Clock) -> None:
+def test_requests_keep_the_hourly_limit_with_jittered_spacing(clock: Clock) -> None:
     limiter, times = LocalRateLimiter(CONFIG, 300, clock=clock, rng=random.Random(0)), []
     while clock.now_s < 3600:
         acquire_when_due(limiter, ["a"], clock)
@@ -65,30 +65,28 @@ def test_an_address_keeps_its_budget_and_its_questions_are_spread_with_jitter(cl
     assert 14.5 < max(pauses) <= 1.3 * 12
 
 
-def test_each_address_has_a_budget_of_its_own(clock: Clock) -> None:
+def test_hourly_limit_applies_per_address(clock: Clock) -> None:
     limiter, count = LocalRateLimiter(CONFIG, 300, clock=clock, rng=random.Random(0)), {"a": 0, "b": 0, "c": 0}
     while clock.now_s < 3600:
         count[acquire_when_due(limiter, list(count), clock).address] += 1
     assert all(290 <= each <= 310 for each in count.values())
 
 
-def test_without_a_limit_nobody_waits(limiter: LocalRateLimiter) -> None:
+def test_permits_are_immediate_without_a_limit(limiter: LocalRateLimiter) -> None:
     assert [limiter.acquire(["a"]) for _ in range(100)] == [A] * 100
 
 
 @pytest.mark.parametrize(
     ("asked_s", "cooldown_s"), [(7, 7), (0, 1), (86_400, 300), (float("9" * 200), 300), (float("inf"), 300)]
 )
-def test_a_cooldown_is_as_long_as_asked_for_within_bounds(
+def test_cooldown_follows_retry_after_within_bounds(
     limiter: LocalRateLimiter, asked_s: float, cooldown_s: float
 ) -> None:
     limiter.report_throttled(A, "clip", asked_s)
     assert cooldown_s <= wait_of(limiter).seconds <= 1.3 * cooldown_s
 
 
-def test_a_throttled_address_cools_down_while_others_go_on_and_probes_once(
-    limiter: LocalRateLimiter, clock: Clock
-) -> None:
+def test_throttled_address_cools_down_then_probes_once(limiter: LocalRateLimiter, clock: Clock) -> None:
     limiter.report_throttled(A, "clip")
     for clock.now_s in range(10):
         assert limiter.acquire(["a", "b"]) == Permit("b")
@@ -106,7 +104,7 @@ def test_a_throttled_address_cools_down_while_others_go_on_and_probes_once(
     assert [limiter.acquire(["a"]) for _ in range(3)] == [A] * 3
 
 
-def test_a_probe_that_never_comes_back_is_followed_by_another(limiter: LocalRateLimiter, clock: Clock) -> None:
+def test_probe_without_a_result_is_followed_by_another(limiter: LocalRateLimiter, clock: Clock) -> None:
     limiter.report_throttled(A, "clip")
     clock.now_s = 131
     assert limiter.acquire(["a"]) == A
@@ -116,7 +114,7 @@ def test_a_probe_that_never_comes_back_is_followed_by_another(limiter: LocalRate
     assert limiter.acquire(["a"]) == A
 
 
-def test_cooldowns_grow_up_to_a_limit_and_late_answers_do_not_prolong_them(
+def test_cooldowns_grow_to_a_limit_and_late_reports_do_not_lengthen_them(
     limiter: LocalRateLimiter, clock: Clock
 ) -> None:
     cooldowns = []
@@ -131,7 +129,7 @@ def test_cooldowns_grow_up_to_a_limit_and_late_answers_do_not_prolong_them(
     assert limiter.status().num_throttled == 8
 
 
-def test_answers_to_questions_from_before_the_cooldown_do_not_end_it(limiter: LocalRateLimiter, clock: Clock) -> None:
+def test_answers_to_earlier_requests_do_not_end_a_cooldown(limiter: LocalRateLimiter, clock: Clock) -> None:
     limiter.acquire(["a"])
     clock.now_s = 1
     limiter.report_throttled(A, "clip")
@@ -141,19 +139,19 @@ def test_answers_to_questions_from_before_the_cooldown_do_not_end_it(limiter: Lo
     assert isinstance(limiter.acquire(["a"]), Wait)
 
 
-def test_a_clip_that_is_always_throttled_is_known(limiter: LocalRateLimiter, clock: Clock) -> None:
+def test_throttled_requests_are_counted_per_clip(limiter: LocalRateLimiter, clock: Clock) -> None:
     for clock.now_s in (0, 1000, 2000):
         assert limiter.report_throttled(A, "clip") == 1 + clock.now_s / 1000
     assert limiter.report_throttled(A, "other") == 1
 
 
-def test_different_clips_that_fail_in_a_row_are_an_outage(limiter: LocalRateLimiter, clock: Clock) -> None:
+def test_different_clips_failing_in_a_row_are_an_outage(limiter: LocalRateLimiter, clock: Clock) -> None:
     assert fail_clips(limiter, MAX_FAILURES_IN_A_ROW + 1) == [False] * (MAX_FAILURES_IN_A_ROW - 1) + [True] * 2
     wait = wait_of(limiter)
     assert (wait.is_cooldown, wait.is_outage, limiter.status().outage) == (True, True, "HTTP 500")
     assert 10 <= wait.seconds <= 13
     clock.now_s = 14
-    # Each second one may ask, so that a clip which never works can't keep the others from being asked for.
+    # One probe per second, so that a clip that always fails can't block the rest.
     assert limiter.acquire(["a"]) == A
     assert wait_of(limiter) == Wait(PROBE_POLL_S, is_cooldown=False)
     assert fail_clips(limiter, MAX_FAILURES_IN_A_ROW, "later") == [False] * (MAX_FAILURES_IN_A_ROW - 1) + [True]
@@ -164,19 +162,19 @@ def test_different_clips_that_fail_in_a_row_are_an_outage(limiter: LocalRateLimi
     assert limiter.status().outage == ""
 
 
-def test_neither_one_bad_clip_nor_bad_ones_among_good_ones_are_an_outage(limiter: LocalRateLimiter) -> None:
+def test_failures_of_one_clip_or_between_successes_are_no_outage(limiter: LocalRateLimiter) -> None:
     assert not any(limiter.report_outage(A, "clip", "HTTP 500") for _ in range(100))
     for _ in range(10):
         limiter.report_success(A)
         assert not any(fail_clips(limiter, MAX_FAILURES_IN_A_ROW - 1))
 
 
-def test_an_address_that_reaches_nothing_does_not_stop_the_others(limiter: LocalRateLimiter) -> None:
+def test_unreachable_proxy_does_not_stop_other_addresses(limiter: LocalRateLimiter) -> None:
     fail_clips(limiter, MAX_FAILURES_IN_A_ROW)
     assert limiter.acquire(["a", "b"]) == Permit("b")
 
 
-def test_the_time_without_an_answer_is_known(limiter: LocalRateLimiter, clock: Clock) -> None:
+def test_idle_time_restarts_with_each_answer(limiter: LocalRateLimiter, clock: Clock) -> None:
     clock.now_s = 5
     limiter.acquire(["a"])
     assert limiter.status().idle_s == 5
@@ -184,7 +182,7 @@ def test_the_time_without_an_answer_is_known(limiter: LocalRateLimiter, clock: C
     assert limiter.status().idle_s == 0
 
 
-def test_a_copy_in_another_process_starts_anew() -> None:
+def test_pickled_limiter_starts_fresh() -> None:
     limiter = LocalRateLimiter(CONFIG)
     limiter.report_throttled(Permit("local"), "clip")
     assert pickle.loads(pickle.dumps(limiter)).acquire() == Permit("local")

@@ -40,7 +40,7 @@ LIMIT_HINT = "The current session has been rate-limited by YouTube for up to an 
 
 
 def wrapped(text: str, error: Exception) -> DownloadError:
-    """As yt-dlp raises it."""
+    """Return the exception that yt-dlp raises for a text and its cause."""
     try:
         raise error
     except type(error):
@@ -165,7 +165,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("text", "reason"), TEXTS, ids=[text[:60] for text, _ in TEXTS])
-def test_youtubes_texts(text: str, reason: Reason) -> None:
+def test_youtube_messages_are_classified(text: str, reason: Reason) -> None:
     error = ExtractorError(text, video_id="--PJHxphWEs", expected=True)
     failure = failure_of(wrapped(f"\x1b[0;31mERROR:\x1b[0m {error}", error))
     assert failure.reason is reason is reason_of_text(text)
@@ -174,11 +174,11 @@ def test_youtubes_texts(text: str, reason: Reason) -> None:
 
 
 NOT_OF_A_VIDEO = r"OAuth|language code|Invalid URL|for comment|YouTube said: 1|Interrupted by user"
-"""Messages that the address of a single video doesn't lead to, and one that holds another."""
+"""Messages that never appear for a single video, and one that quotes another message."""
 
 
 def messages_of(module: ModuleType) -> Iterator[str]:
-    """Yield the texts that a module of yt-dlp gives to its errors, with a number for each value in them."""
+    """Yield the error texts in a module of yt-dlp, with a number for each inserted value."""
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if not isinstance(node, ast.Call) or not node.args:
             continue
@@ -189,12 +189,12 @@ def messages_of(module: ModuleType) -> Iterator[str]:
                 yield "".join(str(part.value) if isinstance(part, ast.Constant) else "1" for part in parts)
 
 
-def test_each_message_of_the_installed_yt_dlp_is_known() -> None:
+def test_every_message_of_the_installed_yt_dlp_is_classified() -> None:
     modules = (_base, _video, http, fragment, hls, dash)
     texts = [text for module in modules for text in messages_of(module) if not re.search(NOT_OF_A_VIDEO, text)]
     assert len(texts) > 10
     for text in texts:
-        with suppress(ConfigError, StoreError):  # those that every clip would meet
+        with suppress(ConfigError, StoreError):  # errors that affect every clip
             assert failure_of(ExtractorError(text, expected=True)).reason is not Reason.UNKNOWN, text
 
 
@@ -224,7 +224,7 @@ def status(code: int) -> HTTPError:
     ],
     ids=repr,
 )
-def test_yt_dlps_exceptions(cause: Exception, reason: Reason) -> None:
+def test_yt_dlp_exceptions_are_classified(cause: Exception, reason: Reason) -> None:
     assert failure_of(cause).reason is reason
     error = ExtractorError("Unable to download webpage", cause=cause)
     assert failure_of(wrapped("ERROR: Unable to download webpage", error)).reason is reason
@@ -257,12 +257,12 @@ def test_yt_dlps_exceptions(cause: Exception, reason: Reason) -> None:
     ],
     ids=repr,
 )
-def test_what_every_clip_would_meet_ends_the_run(error: Exception, error_type: type[Exception], advice: str) -> None:
+def test_error_that_affects_every_clip_ends_the_run(error: Exception, error_type: type[Exception], advice: str) -> None:
     with pytest.raises(error_type, match=advice):
         failure_of(wrapped(f"ERROR: {error}", error))
 
 
-def test_the_warnings_decide_where_the_error_only_says_that_no_client_is_left() -> None:
+def test_warnings_classify_an_unspecific_error() -> None:
     error = ExtractorError("Failed to extract any player response")
     warnings = [
         "[youtube] Unable to download API page: HTTP Error 403: Forbidden (caused by <HTTPError 403: Forbidden>)",
@@ -275,5 +275,5 @@ def test_the_warnings_decide_where_the_error_only_says_that_no_client_is_left() 
         failure_of(error, ["No supported JavaScript runtime could be found. Only deno is enabled by default"])
 
 
-def test_details_quote_the_beginning_of_a_long_message() -> None:
+def test_long_messages_are_shortened() -> None:
     assert len(failure_of(ExtractorError("x" * 10**6)).detail) == MAX_QUOTED_CHARS

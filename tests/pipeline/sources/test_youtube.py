@@ -1,4 +1,4 @@
-"""Real yt-dlp, its generic extractor, against a server on loopback."""
+"""The real yt-dlp with its generic extractor, against a server on loopback."""
 
 import threading
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from pipeline.sources.youtube import YouTubeSource
 from pipeline.sources.youtube_worker import yt_dlp_options
 from tests.mirror import SILENCE_S, Mirror, segment
 
-pytestmark = pytest.mark.process  # yt-dlp's own
+pytestmark = pytest.mark.process  # starts yt-dlp processes
 
 FETCH = FetchConfig(deadline_s=20, max_media_bytes=2**20)
 
@@ -37,7 +37,7 @@ def source(mirror: Mirror) -> Iterator[YouTubeSource]:
     source.close()
 
 
-def test_the_whole_file_comes_with_the_version_that_fetched_it(source: YouTubeSource, mirror: Mirror) -> None:
+def test_media_state_the_yt_dlp_version(source: YouTubeSource, mirror: Mirror) -> None:
     media = source.fetch(segment("whole", 2_000, 12_000))
     assert isinstance(media, Media)
     assert media.content == mirror.content
@@ -60,14 +60,14 @@ def test_the_whole_file_comes_with_the_version_that_fetched_it(source: YouTubeSo
         ("endless", Reason.TOO_LARGE),
     ],
 )
-def test_each_failure_has_its_name_and_message(source: YouTubeSource, ytid: str, reason: Reason) -> None:
+def test_failures_are_classified_with_their_message(source: YouTubeSource, ytid: str, reason: Reason) -> None:
     failure = source.fetch(segment(ytid))
     assert isinstance(failure, Failure)
     assert failure.reason is reason, failure.detail
     assert failure.detail
 
 
-def test_the_deadline_holds_against_a_silent_server_and_leaves_no_process(mirror: Mirror) -> None:
+def test_deadline_kills_the_process_that_waits_for_a_silent_server(mirror: Mirror) -> None:
     source = open_source(mirror, fetch=replace(FETCH, deadline_s=2))
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     with mirror.silence():
@@ -91,7 +91,7 @@ def test_processes_are_replaced_and_end_with_their_parent(mirror: Mirror) -> Non
     keeper.close()
 
 
-def test_an_idle_process_ends_and_the_next_video_gets_another(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_process_ends_and_is_replaced(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(mirror)
     source.fetch(segment("status503"))
     (kept,) = source._idle
@@ -104,7 +104,7 @@ def test_an_idle_process_ends_and_the_next_video_gets_another(mirror: Mirror, mo
     source.close()
 
 
-def test_a_browser_is_impersonated(mirror: Mirror) -> None:
+def test_browser_is_impersonated(mirror: Mirror) -> None:
     pytest.importorskip("curl_cffi")
     source = open_source(mirror, YouTubeConfig(impersonate="safari-18.0"))
     mirror.user_agents.clear()
@@ -115,7 +115,7 @@ def test_a_browser_is_impersonated(mirror: Mirror) -> None:
     assert mirror.user_agents and all("Version/18.0" in agent for agent in mirror.user_agents), mirror.user_agents
 
 
-def test_each_process_has_its_own_copy_of_the_cookies(mirror: Mirror, tmp_path: Path) -> None:
+def test_each_process_copies_the_cookies(mirror: Mirror, tmp_path: Path) -> None:
     cookies = tmp_path / "cookies.txt"
     cookies.write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tname\tvalue\n")
     content = cookies.read_bytes()
@@ -130,7 +130,7 @@ def test_each_process_has_its_own_copy_of_the_cookies(mirror: Mirror, tmp_path: 
     assert not process.cookies.exists()
 
 
-def test_a_403_is_asked_again_once_before_the_address_counts_as_blocked(source: YouTubeSource, mirror: Mirror) -> None:
+def test_403_is_retried_once_before_the_address_counts_as_blocked(source: YouTubeSource, mirror: Mirror) -> None:
     mirror.num_requests.clear()
     failure = source.fetch(segment("status403"))
     assert isinstance(failure, Failure)
@@ -140,17 +140,15 @@ def test_a_403_is_asked_again_once_before_the_address_counts_as_blocked(source: 
     assert num_blocked == 2 * mirror.num_requests["status503"]
 
 
-def test_a_proxy_that_wants_a_password_ends_the_run_and_the_message_holds_no_secret(
-    source: YouTubeSource, mirror: Mirror
-) -> None:
+def test_proxy_refusal_ends_the_run_without_revealing_the_secret(source: YouTubeSource, mirror: Mirror) -> None:
     proxy = mirror.address.replace("://", "://user:secret@")
     with pytest.raises(ConfigError, match=r"proxy 127.0.0.1:\d+: the proxy refuses .* --fetch.proxies") as raised:
         source.fetch(segment("status407"), proxy)
     assert "secret" not in str(raised.value)
 
 
-def test_a_full_disk_ends_the_run(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", "/proc/self")  # a folder that takes no file
+def test_full_disk_ends_the_run(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/proc/self")  # a folder that accepts no files
     with pytest.raises(StoreError, match="can't start a yt-dlp process in /proc/self"):
         open_source(mirror).fetch(segment("whole"))
 
@@ -237,7 +235,7 @@ def test_yt_dlp_chooses_the_original_track(formats: list[dict], expected: str, r
         "extractor": "youtube",
         "extractor_key": "Youtube",
         "formats": [dict(format) for format in (reversed(formats) if reverse else formats)],
-        # As the extractor sets it: languages count only after quality, codecs and channels.
+        # YouTube's extractor ranks languages after quality, codecs and channels.
         "_format_sort_fields": ("quality", "res", "fps", "hdr:12", "source", "vcodec", "channels", "acodec", "lang"),
     }
     options: Any = yt_dlp_options(request, tmp_path)
@@ -246,12 +244,12 @@ def test_yt_dlp_chooses_the_original_track(formats: list[dict], expected: str, r
     assert chosen["format_id"] == expected
 
 
-def test_a_file_of_secrets_that_is_missing_is_named(mirror: Mirror) -> None:
+def test_missing_secrets_file_is_reported(mirror: Mirror) -> None:
     with pytest.raises(ConfigError, match=r"can't read /nowhere/cookies.txt"):
         open_source(mirror, YouTubeConfig(cookies="/nowhere/cookies.txt"))
 
 
-def test_an_attempt_that_never_returns_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_attempt_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hanging:
         def fetch(self, segment, proxy=None):
             released.wait(SILENCE_S)

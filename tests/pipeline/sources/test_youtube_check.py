@@ -18,7 +18,7 @@ HEADER = "# Netscape HTTP Cookie File"
 
 @pytest.fixture
 def deno(tmp_path: Path) -> str:
-    """A runtime that answers as deno does: what is tested is our check of it."""
+    """A fake runtime that prints a version like deno's."""
     program = tmp_path / "deno"
     program.write_text("#!/bin/sh\necho deno 2.9.8\n")
     program.chmod(0o755)
@@ -33,13 +33,13 @@ def deno(tmp_path: Path) -> str:
         ("node:/etc/passwd", "found no JavaScript runtime node at /etc/passwd"),
     ],
 )
-def test_a_runtime_that_can_not_be_started_is_named(setting: str, message: str) -> None:
+def test_unusable_runtime_is_reported(setting: str, message: str) -> None:
     config = PreprocessConfig(youtube=YouTubeConfig(js_runtime=setting))
     with pytest.raises(ConfigError, match=message):
         open_source("youtube", config)
 
 
-def test_a_runtime_that_is_too_old_is_named(tmp_path: Path) -> None:
+def test_outdated_runtime_is_reported(tmp_path: Path) -> None:
     program = tmp_path / "node"
     program.write_text("#!/bin/sh\necho v18.19.0\n")
     program.chmod(0o755)
@@ -47,7 +47,7 @@ def test_a_runtime_that_is_too_old_is_named(tmp_path: Path) -> None:
         YouTubeSource(YouTubeConfig(js_runtime=f"node:{program}"), FetchConfig()).check()
 
 
-def test_other_scripts_than_yt_dlp_was_made_for_are_named(deno: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mismatched_yt_dlp_ejs_is_reported(deno: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = YouTubeSource(YouTubeConfig(js_runtime=deno), FetchConfig())
     source.check()
     monkeypatch.setattr("pipeline.sources.youtube_check.EJS_VERSION", "99.1.0")
@@ -69,7 +69,7 @@ def test_other_scripts_than_yt_dlp_was_made_for_are_named(deno: str, monkeypatch
         (HEADER, "no cookie of youtube.com"),
     ],
 )
-def test_cookies_are_in_netscapes_form(content: str, found: str | None, deno: str, tmp_path: Path) -> None:
+def test_cookies_must_have_netscapes_format(content: str, found: str | None, deno: str, tmp_path: Path) -> None:
     path = tmp_path / "cookies.txt"
     path.write_text(content)
     source = YouTubeSource(YouTubeConfig(js_runtime=deno, cookies=str(path)), FetchConfig())
@@ -80,7 +80,7 @@ def test_cookies_are_in_netscapes_form(content: str, found: str | None, deno: st
     assert "secret" not in str(raised.value)
 
 
-def test_clients_and_tokens_are_ones_that_yt_dlp_takes(deno: str, tmp_path: Path) -> None:
+def test_unknown_clients_and_malformed_tokens_are_rejected(deno: str, tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text("web.gvs+secret\n")
     YouTubeSource(YouTubeConfig(js_runtime=deno, po_tokens=str(path), clients=("web", "-tv")), FetchConfig()).check()
@@ -93,14 +93,14 @@ def test_clients_and_tokens_are_ones_that_yt_dlp_takes(deno: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("setting", ["opera", "chrome-", "chrome-1"])
-def test_a_browser_that_nobody_can_impersonate_is_named(setting: str, deno: str) -> None:
+def test_unknown_browser_is_rejected(setting: str, deno: str) -> None:
     pytest.importorskip("curl_cffi")
     YouTubeSource(YouTubeConfig(js_runtime=deno, impersonate="chrome"), FetchConfig()).check()
     with pytest.raises(ConfigError, match=rf"--youtube.impersonate: expected chrome, .*, found '{setting}'"):
         YouTubeSource(YouTubeConfig(js_runtime=deno, impersonate=setting), FetchConfig()).check()
 
 
-def test_impersonation_without_curl_cffi_says_what_to_install(deno: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_curl_cffi_is_reported(deno: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.sources.youtube_check.curl_cffi", None)
     with pytest.raises(ConfigError, match=r"needs curl_cffi; install it with: pip install '\.\[impersonate\]'"):
         YouTubeSource(YouTubeConfig(js_runtime=deno, impersonate="chrome"), FetchConfig()).check()
@@ -130,7 +130,7 @@ check_youtube(YouTubeConfig(js_runtime=sys.argv[1]), "", ["web.gvs+XXX"])
 
 
 @pytest.mark.process
-def test_what_is_there_is_said_with_plugins_that_make_po_tokens(deno: str, tmp_path: Path) -> None:
+def test_versions_and_po_token_plugins_are_logged(deno: str, tmp_path: Path) -> None:
     plugin = tmp_path / "yt_dlp_plugins/extractor/getpot_ours.py"
     plugin.parent.mkdir(parents=True)
     plugin.write_text(PLUGIN)
@@ -143,7 +143,7 @@ def test_what_is_there_is_said_with_plugins_that_make_po_tokens(deno: str, tmp_p
     ), said
 
 
-def test_proxies_are_connected_to(mirror: Mirror, tmp_path: Path) -> None:
+def test_unreachable_proxy_is_reported(mirror: Mirror, tmp_path: Path) -> None:
     path = tmp_path / "proxies"
     reachable = mirror.address.replace("://", "://user:secret@")
     path.write_text(f"{reachable}\n")
@@ -155,14 +155,16 @@ def test_proxies_are_connected_to(mirror: Mirror, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["", "host:3128", "http://[::1", "http://host:99999", "ftp://host"])
-def test_a_line_that_is_no_proxy_is_named_by_its_number(line: str, tmp_path: Path) -> None:
+def test_invalid_proxy_line_is_rejected(line: str, tmp_path: Path) -> None:
     path = tmp_path / "proxies"
     path.write_text(line)
-    with pytest.raises(ConfigError, match=r"expected an address such as http://host:3128 .* found (another|an empty)"):
+    with pytest.raises(
+        ConfigError, match=r"expected an address such as http://host:3128 .* found (other text|an empty)"
+    ):
         read_proxies(FetchConfig(proxies=str(path)))
 
 
-def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
+def test_empty_proxy_lines_count_in_line_numbers(tmp_path: Path) -> None:
     path = tmp_path / "proxies"
     path.write_text("http://127.0.0.1:1\n\nhttp://one http://two\n")
     with pytest.raises(ConfigError, match="found other text in line 3"):

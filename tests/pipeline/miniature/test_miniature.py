@@ -22,35 +22,35 @@ import pytest
 import scipy.signal
 
 from pipeline.errors import ConfigError, InputError, StoreError
-from pipeline.miniature import Clip, Fault, Miniature, Sound, make_miniature, serve_miniature
+from pipeline.miniature import Fault, Miniature, PlannedClip, SoundEvent, make_miniature, serve_miniature
 from pipeline.miniature.classes import CLASSES, SILENCE
 from pipeline.miniature.media import make_media
 from pipeline.miniature.plan import FORMATS, RATES_HZ, plan_clips
 from pipeline.records import Segment
 
-make_small = partial(make_miniature, num_train=24, num_eval=8)  # as the fixture was made
+make_small = partial(make_miniature, num_train=24, num_eval=8)  # the fixture's sizes
 SINE = "/m/01v_m0"
 
 
-def clip_with(miniature: Miniature, fault: Fault | None) -> Clip:
+def clip_with(miniature: Miniature, fault: Fault | None) -> PlannedClip:
     return next(clip for clip in miniature.clips if clip.fault == fault)
 
 
 @contextmanager
-def opened(address: str, clip: Clip, **headers: str):
+def opened(address: str, clip: PlannedClip, **headers: str):
     request = urllib.request.Request(address.format(ytid=clip.segment.ytid), headers=headers)
     with urllib.request.urlopen(request, timeout=0.5) as response:
         yield response
 
 
-def fetched(address: str, clip: Clip) -> bytes:
+def fetched(address: str, clip: PlannedClip) -> bytes:
     with opened(address, clip) as response:
         content = response.read()
         assert len(content) == int(response.headers["Content-Length"])
     return content
 
 
-def status_of(address: str, clip: Clip, **headers: str) -> int:
+def status_of(address: str, clip: PlannedClip, **headers: str) -> int:
     try:
         with opened(address, clip, **headers) as response:
             return response.status
@@ -66,12 +66,12 @@ def opened_media(media: Path | bytes):
 
 
 def decoded(media: Path | bytes) -> tuple[np.ndarray, int]:
-    """Return the channels' mean from the media's own start on, and its rate."""
+    """Return the mono mix from the media's first timestamp, and its sample rate."""
     with opened_media(media) as container:
         resampler = av.AudioResampler(format="fltp")
         frames = [frame for packed in container.decode(audio=0) for frame in resampler.resample(packed)]
         rate = frames[0].sample_rate
-        # MP3 says that it starts after the encoder's run-up; the others' decoders have dropped that.
+        # MP3 timestamps start after the encoder's delay; decoders of the remaining formats drop the delay.
         run_up = round(max(container.start_time or 0, 0) * rate / av.time_base)
         first = (frames[0].time or 0) * rate
         return np.concatenate([frame.to_ndarray().mean(axis=0) for frame in frames])[run_up - round(first) :], rate
@@ -131,7 +131,7 @@ def test_default_plan_has_the_long_tail():
     assert not any(rarest in clip.segment.labels for clip in faulty)
 
 
-def test_default_plan_is_as_the_world_is():
+def test_default_plan_resembles_audioset():
     clips = plan_clips(num_train=400, num_eval=120, seed=0)
     ytids = {clip.segment.ytid for clip in clips}
     assert len(ytids) == 520 and {"-", "_"} <= {ytid[0] for ytid in ytids}
@@ -143,7 +143,7 @@ def test_default_plan_is_as_the_world_is():
     assert 0 < np.mean([clip.segment.end_ms - clip.segment.start_ms < 10_000 for clip in clips]) < 0.04
 
 
-def test_what_sounds_outside_a_segment_is_not_in_its_labels():
+def test_sounds_outside_a_segment_are_not_in_its_labels():
     clips = plan_clips(num_train=400, num_eval=120, seed=0)
     num_outside = 0
     for clip in clips:
@@ -158,11 +158,11 @@ def test_what_sounds_outside_a_segment_is_not_in_its_labels():
 @pytest.mark.slow
 @pytest.mark.parametrize("num_channels", [1, 2])
 @pytest.mark.parametrize("form", FORMATS)
-def test_sound_is_where_the_plan_says(form, num_channels, tmp_path):
+def test_sounds_are_at_their_planned_times(form, num_channels, tmp_path):
     for rate_hz in (RATES_HZ[form][0], RATES_HZ[form][-1]):
         segment = Segment("AAAAAAAAAAA", 4_000, 14_000, (SINE,), "eval")
-        sound = Sound(SINE, start_ms=5_000, end_ms=8_000, level_db=-10, pan=0.3)
-        clip = Clip(segment, form, rate_hz, num_channels, 15_000, -80, (sound,), None)
+        sound = SoundEvent(SINE, start_ms=5_000, end_ms=8_000, level_db=-10, pan=0.3)
+        clip = PlannedClip(segment, form, rate_hz, num_channels, 15_000, -80, (sound,), None)
         make_media(clip, tmp_path)
         wave, rate = decoded(tmp_path / f"AAAAAAAAAAA.{form}")
         assert len(wave) / rate == pytest.approx(15, abs=0.3)
@@ -171,7 +171,7 @@ def test_sound_is_where_the_plan_says(form, num_channels, tmp_path):
         assert level_db(wave[int(8.05 * rate) :]) < -60
 
 
-def test_silence_is_silent_and_its_surroundings_are_not(miniature):
+def test_silence_is_silent_unlike_its_surroundings(miniature):
     clip = next(clip for clip in miniature.clips if clip.segment.labels == (SILENCE,))
     wave, rate = decoded(miniature.media_folder / str(clip.file_name))
     inside = wave[clip.segment.start_ms * rate // 1000 : clip.segment.end_ms * rate // 1000]
@@ -189,7 +189,7 @@ def test_sounds_are_clean_and_repeatable(sound):
 
 
 @pytest.mark.parametrize(("name", "slope_db"), [("White noise", 0), ("Pink noise", -3)])
-def test_noises_have_their_slope(name, slope_db):
+def test_noises_have_their_spectral_slope(name, slope_db):
     make = next(sound.make for sound in CLASSES if sound.name == name)
     frequency_hz, power = scipy.signal.welch(make(np.random.default_rng(0), 480_000, 16_000), 16_000, nperseg=1024)
     heard = (frequency_hz > 100) & (frequency_hz < 7_000)
@@ -246,7 +246,7 @@ def test_missing_clip_is_404(miniature, media_address):
     caught.value.close()
 
 
-def test_busy_clip_comes_at_the_third_request(miniature):
+def test_busy_clip_is_served_at_the_third_request(miniature):
     clip = clip_with(miniature, Fault.BUSY_TWICE)
     with serve_miniature(miniature.folder) as server:
         assert [status_of(server.media_address, clip) for _ in range(4)] == [503, 503, 200, 200]
@@ -259,7 +259,7 @@ def test_short_clip_ends_within_its_segment(miniature, media_address):
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form != "wav"])
-def test_truncated_clip_breaks_off_before_its_segment_ends(form, tmp_path):
+def test_truncated_clip_ends_before_its_segment(form, tmp_path):
     planned = next(clip for clip in plan_clips(24, 8, seed=0) if clip.fault == Fault.TRUNCATED)
     clip = dataclasses.replace(planned, format=form, rate_hz=RATES_HZ[form][-1])
     make_media(clip, tmp_path)
@@ -271,7 +271,7 @@ def test_truncated_clip_breaks_off_before_its_segment_ends(form, tmp_path):
     assert clip.segment.start_ms < 1000 * len(wave) / rate < clip.segment.end_ms - 1_000
 
 
-def test_truncated_clip_comes_with_an_honest_length(miniature, media_address):
+def test_truncated_clip_is_served_with_its_true_length(miniature, media_address):
     clip = clip_with(miniature, Fault.TRUNCATED)
     assert fetched(media_address, clip) == (miniature.media_folder / str(clip.file_name)).read_bytes()
 
@@ -307,12 +307,12 @@ def test_stalled_clip_ends_when_the_server_closes(miniature):
             response.read()
         waiting = urllib.request.urlopen(server.media_address.format(ytid=clip.segment.ytid), timeout=10)
         waiting.read(100)
-    with waiting, pytest.raises(http.client.IncompleteRead):  # and not a time-out
+    with waiting, pytest.raises(http.client.IncompleteRead):  # instead of a time-out
         waiting.read()
     assert set(threading.enumerate()) <= threads
 
 
-def test_port_in_use_is_said(miniature, media_address):
+def test_port_in_use_is_reported(miniature, media_address):
     port = int(media_address.split(":")[2].split("/")[0])
     with (
         pytest.raises(ConfigError, match=rf"port {port} of 127.0.0.1.*in use"),
@@ -321,7 +321,7 @@ def test_port_in_use_is_said(miniature, media_address):
         pass
 
 
-def test_serving_nothing_is_said(tmp_path):
+def test_missing_or_invalid_miniature_is_reported(tmp_path):
     with pytest.raises(InputError, match="make one"), serve_miniature(tmp_path):
         pass
 
@@ -331,11 +331,11 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_another_seed_gives_other_clips(miniature):
+def test_seeds_give_different_clips(miniature):
     assert {clip.segment for clip in plan_clips(24, 8, seed=1)}.isdisjoint(clip.segment for clip in miniature.clips)
 
 
-def test_second_call_makes_nothing(miniature):
+def test_second_call_reuses_the_miniature(miniature):
     def times() -> dict[str, int]:
         return {str(path): path.stat().st_mtime_ns for path in miniature.folder.rglob("*")}
 
@@ -345,7 +345,7 @@ def test_second_call_makes_nothing(miniature):
 
 
 @pytest.mark.process
-def test_killed_call_leaves_nothing_and_the_next_one_makes_the_same_in_place_of_an_older_one(miniature, tmp_path):
+def test_killed_call_is_repeated_and_replaces_an_older_miniature(miniature, tmp_path):
     folder = tmp_path / "killed"
     kill = "lambda num_made, num_clips: num_made == 5 and os.kill(os.getpid(), 9)"
     code = (
@@ -367,13 +367,13 @@ def test_killed_call_leaves_nothing_and_the_next_one_makes_the_same_in_place_of_
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_other_content_is_left_alone(tmp_path):
+def test_folder_with_other_files_is_unchanged(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(StoreError, match="other content"):
+    with pytest.raises(StoreError, match="other files"):
         make_small(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_too_small_sizes_are_said(tmp_path):
+def test_too_small_sizes_are_rejected(tmp_path):
     with pytest.raises(ConfigError, match="at least 24 training and 8 evaluation"):
         make_miniature(tmp_path, num_train=10, num_eval=8)
