@@ -32,13 +32,13 @@ class FinetuneConfig:
     eval_share: float = 0.2
     """Share of the files to hold out for evaluation, if the data has no splits."""
     num_epochs: int | None = None
-    """Default: from 40 for few clips to 5 for many."""
+    """Default: from 40 for few clips to 5 for many; for random weights from 100 to 20."""
     batch_size: int | None = None
-    """Samples per step. Default: from 8 for few clips to 48 for many."""
+    """Samples per step. Default: from 8 for few clips to 48 for many; 32 for random weights."""
     learning_rate: float | None = None
-    """Default: 5e-5 from given weights, 5e-4 from random weights."""
-    mixup_probability: float = 0.5
-    """Share of the samples to mix with a second sample."""
+    """Default: 5e-5 with --init, 1e-3 for random weights."""
+    mixup_probability: float | None = None
+    """Share of the samples to mix with a second sample. Default: 0.5 with --init, 0 for random weights."""
     seed: int = 0
     """Seed of splits, random weights, draws and augmentation."""
     resume: str = ""

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,22 @@ def test_defaults_depend_on_the_number_of_clips(num_clips: int, num_epochs: int,
     train = plan_training(chosen, make_clips(num_clips, ("dog", "loud")))
     assert (train.num_epochs, train.global_batch_size, train.learning_rate) == (3, 2, 1e-3)
     assert train.loss == "bce"
+
+
+def test_random_weights_train_longer_and_without_mixup() -> None:
+    train = plan_training(FinetuneConfig(), make_clips(3_375))
+    assert (train.num_epochs, train.global_batch_size, train.learning_rate) == (30, 32, 1e-3)
+    assert (train.augment.mixup_probability, train.schedule.shape) == (0.0, "cosine")
+    assert plan_training(FinetuneConfig(mixup_probability=0.3), make_clips(50)).augment.mixup_probability == 0.3
+    assert plan_training(FinetuneConfig(init="ast.pth"), make_clips(50)).augment.mixup_probability == 0.5
+
+
+def test_few_long_clips_define_neither_the_window_nor_the_masks(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    clips = make_clips(98, clip_ms=1_000) + make_clips(2, clip_ms=9_000)
+    assert plan_model(FinetuneConfig(), clips, 2).num_frames == 112
+    assert "2 of 100 clips are longer than the model's window of 1.1 s" in caplog.text
+    assert plan_training(FinetuneConfig(), clips).augment.max_time_mask_frames == 20
 
 
 def test_model_has_the_length_of_the_clips_and_the_shape_of_its_weights(tmp_path: Path) -> None:
