@@ -10,6 +10,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from ast_model.tracking.diagnosis import suggest_fix
 from ast_model.tracking.tags import CHECKPOINT_TAG, NOTE_TAG, ROOT_TAG
 from pipeline.errors import TrackingError
 
@@ -35,24 +36,24 @@ ADDRESS_COLUMNS = (
 def rewrite_store_paths(root: Path) -> None:
     """Rewrite the paths in the database of a local store if they name another folder than `root`.
 
-    All paths change in a single transaction. Raises TrackingError if the database can't be written.
+    All paths change in a single transaction. Raises TrackingError if the database can't be read or written.
     """
-    if not (root / DATABASE).is_file():
+    file = root / DATABASE
+    if not file.is_file():
         return
+    purpose = f"expected to read {file}"
     try:
-        with closing(sqlite3.connect(root / DATABASE, timeout=LOCK_TIMEOUT_S)) as database:
+        with closing(sqlite3.connect(file, timeout=LOCK_TIMEOUT_S)) as database:
             if not _former_roots(database, root):
                 return  # the usual case, without a lock: a training may be writing
+            purpose = f"expected to update the paths in {file}, because the store was moved or copied"
             with database:
                 database.execute("BEGIN IMMEDIATE")
                 for former in _former_roots(database, root):  # again, under the lock: another process may be faster
                     _rewrite(database, str(former), str(root))
                     log.info("updated the paths in the MLflow database: %s was moved or copied to %s", former, root)
     except sqlite3.Error as error:
-        raise TrackingError(
-            f"expected to update the paths in {root / DATABASE}, because the store was moved or copied, found:"
-            f" {error}; make the file writable, and stop other programs that use it"
-        ) from error
+        raise TrackingError(f"{purpose}, found: {error}; {suggest_fix(str(file), error)}") from error
 
 
 def _former_roots(database: sqlite3.Connection, root: Path) -> list[Path]:

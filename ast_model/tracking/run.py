@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from ast_model.tracking.delivery import Delivery, deliver_leftover_events, log_params, queue_folder
+from ast_model.tracking.diagnosis import suggest_fix, summarise_error
 from ast_model.tracking.heartbeat import Heartbeat, close_dead_runs, owner_tag, read_owner
 from ast_model.tracking.queue import Event, MetricsQueue
 from ast_model.tracking.server import EXPERIMENT, connect, open_client, open_experiment, tracking_errors
@@ -152,7 +153,8 @@ def start_run(
         run = client.create_run(experiment_id, run_name=name, tags=all_tags)
     except MlflowException as error:
         uri = client.tracking_uri
-        raise TrackingError(f"can't start a run at {uri}: {error}; check MLFLOW_TRACKING_URI") from error
+        reason = f"{summarise_error(error)}; {suggest_fix(uri, error)}"
+        raise TrackingError(f"can't start a run at {uri}: {reason}") from error
     tracked = to_tracked_run(client, run)
     tracked.start_heartbeat()
     return tracked
@@ -166,7 +168,8 @@ def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> Tra
         experiment_id = _open_experiment(client, store, experiment)
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise TrackingError(f"can't continue run {run_id} at {uri}: {error}; check MLFLOW_TRACKING_URI") from error
+        reason = f"{summarise_error(error)}; {suggest_fix(uri, error)}"
+        raise TrackingError(f"can't continue run {run_id} at {uri}: {reason}") from error
     if run.info.experiment_id != experiment_id:
         found = client.get_experiment(run.info.experiment_id).name
         raise TrackingError(

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import requests
+from alembic.util import CommandError
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from ast_model.tracking.diagnosis import suggest_fix, summarise_error
 from ast_model.tracking.relocate import ARTIFACTS, DATABASE, rewrite_store_paths
 from pipeline.errors import TrackingError
 from pipeline.store.storage import Store
@@ -61,9 +63,8 @@ def open_client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         return MlflowClient(uri)
-    except SQLAlchemyError as error:  # MLflow creates the tables here and does not wrap the database's errors
-        reason = getattr(error, "orig", error)
-        raise TrackingError(f"can't open {uri}: {reason}; make room, or repair MLFLOW_TRACKING_URI") from error
+    except (SQLAlchemyError, CommandError, MlflowException) as error:  # of the database, its migrations and MLflow
+        raise TrackingError(f"can't open {uri}: {summarise_error(error)}; {suggest_fix(uri, error)}") from error
 
 
 def check_server(uri: str) -> None:
@@ -116,11 +117,5 @@ def tracking_errors(client: MlflowClient) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, OSError) as error:
-        raise TrackingError(f"{client.tracking_uri}: {error}; {advice(client.tracking_uri)}") from error
-
-
-def advice(uri: str) -> str:
-    """Return a hint for the error message when MLflow fails at this address."""
-    if uri.startswith(("http://", "https://")):
-        return "check MLFLOW_TRACKING_URI and the server's log"
-    return "check that this database and its folder of artifacts are complete: the store's folder is used, no server"
+        uri = client.tracking_uri
+        raise TrackingError(f"{uri}: {summarise_error(error)}; {suggest_fix(uri, error)}") from error

@@ -22,5 +22,5 @@ def test_failing_registry_is_an_error_not_a_missing_champion(empty_database: Pat
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("DROP TABLE registered_model_aliases")
     for look in (find_champion, partial(find_version, version="best")):
-        with pytest.raises(TrackingError, match=r"(?s)sqlite:.*registered_model_aliases.*the store's folder"):
+        with pytest.raises(TrackingError, match=r"(?s)sqlite:.*registered_model_aliases; the file is damaged"):
             look(client)

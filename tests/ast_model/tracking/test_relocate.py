@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -96,3 +97,45 @@ def test_locked_database_is_named_after_a_move(store: Store, tmp_path: Path, mon
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(TrackingError, match=r"expected to update the paths in .*found: database is locked"):
             connect(Store(str(new)))
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100_000])
+
+
+def overwrite(file: Path) -> None:
+    file.write_bytes(b"not a database " * 1000)
+
+
+def change_version(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (truncate, r"malformed; the file is damaged: restore a backup"),
+        (overwrite, r"file is not a database; the file is damaged: restore a backup"),
+        (change_version, r"another version of MLflow wrote it"),
+    ],
+)
+def test_unusable_database_is_reported_with_its_cause(
+    store: Store, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    # At a new path, because MLflow checks the schema of each address only once per process.
+    file = tmp_path / spoil.__name__ / "mlflow.db"
+    file.parent.mkdir()
+    shutil.copy(store.path("mlflow.db"), file)
+    spoil(file)
+    with pytest.raises(TrackingError, match=message) as caught:
+        connect(Store(str(file.parent)))
+    assert "moved or copied" not in str(caught.value) and "[SQL" not in str(caught.value)
+
+
+def test_locked_database_is_reported_as_locked(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ast_model.tracking.relocate.LOCK_TIMEOUT_S", 0.0)
+    with closing(sqlite3.connect(store.path("mlflow.db"), isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TrackingError, match=r"expected to read .*database is locked; another program is writing"):
+            connect(store)
