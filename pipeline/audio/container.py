@@ -1,8 +1,8 @@
-"""Read a stretch of audio out of a media file that nobody vouches for.
+"""Decode a segment of an untrusted media file.
 
-Memory and time stay bounded whatever the file says: only the wanted stretch is decoded and handed on in blocks, and
-reading ends where a file stops advancing. FFmpeg is handed bytes or an open file, never a name, and may open nothing
-itself. Only FFmpeg's own errors are caught.
+Memory and time are bounded for any content: only the requested window is decoded, in blocks, and reading stops in files
+that make no progress. FFmpeg receives bytes or an open file, never a name, and can't open other files. Only FFmpeg's
+own errors are caught.
 """
 
 from collections.abc import Iterator
@@ -25,32 +25,32 @@ from pipeline.audio.levels import MAX_BIT_RATE, Levels
 from pipeline.records import Failure, Reason
 
 GAP_S = 0.1
-"""Timestamps that run ahead of the samples counted by more than this mark a gap, which becomes silence. Smaller
-differences are rounding, of containers that count in milliseconds or of Vorbis's varying blocks."""
+"""Timestamps ahead of the sample count by more than this mark a gap, which becomes silence. Smaller differences are
+rounding errors of containers with millisecond timestamps or of Vorbis's varying blocks."""
 OVERRUN_S = 1.0
-"""Packets are read this far beyond the window, if it still isn't full: their timestamps may be off."""
+"""Reading continues this far beyond an incomplete window, because timestamps may be inaccurate."""
 BLOCK_SAMPLES = 1 << 19
-"""Samples handed on at a time: half a minute at 16 kHz, so ten hours of silence never lie in memory at once."""
+"""Samples per block: half a minute at 16 kHz, so that ten hours of silence never fill the memory."""
 MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1_000, 768_000, 64
 MAX_FRAME_SAMPLES = 1 << 24
-"""The most that one packet may decode to, over all channels."""
+"""Maximum decoded samples per packet, over all channels."""
 MAX_STALLED_PACKETS = 10_000
-"""Packets in a row that bring neither samples nor later timestamps, before reading ends."""
+"""Maximum consecutive packets without samples or progress in time."""
 MAX_RUN_UP_S = 3_600
-"""The most that may be decoded outside the window, where timestamps are missing or false, before reading ends."""
+"""Maximum seconds decoded outside of the window if timestamps are missing or wrong."""
 
 FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,voc,w64,wav,wv"
-"""Formats that FFmpeg may recognise. No playlists: those name other files and addresses."""
+"""Formats that FFmpeg may detect. Playlists are excluded because they refer to other files and addresses."""
 EXTENSIONS = frozenset("aac aif aiff avi flac m4a mka mkv mp3 mp4 mov oga ogg opus wav webm wma".split())
 """Extensions of media files."""
 ESTIMATING_FORMATS = ("aac", "ac3", "eac3", "amr")
-"""Formats without a stated length: FFmpeg guesses it from the bit rate."""
+"""Formats without a stated length. FFmpeg estimates it from the bit rate."""
 MAGICS = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"RIFF", b"ID3")
-"""First bytes of the commonest formats; MP4 has `ftyp` after four bytes."""
+"""First bytes of the most common formats. MP4 has `ftyp` at byte 4."""
 
 
 class BrokenMediaError(Exception):
-    """A file that can't be decoded. It never leaves this room: `decode` turns it into a failure or an InputError."""
+    """A file that can't be decoded. `decode` converts it to a failure or an InputError."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -60,19 +60,19 @@ class BrokenMediaError(Exception):
 @contextmanager
 def open_media(content: bytes | Path) -> Iterator[InputContainer]:
     """Open bytes or a local file. Raises BrokenMediaError if it is not media, OSError if the file can't be read."""
-    # Always a file object: FFmpeg would take a string for an address of any protocol.
+    # Always pass a file object: FFmpeg would interpret a string as an address of any protocol.
     with _open_file(content) as file:
         head = file.read(12)
-        if not head:  # to FFmpeg, one on a disk looks as if the disk failed
+        if not head:  # FFmpeg reports an empty file on a disk as a disk error
             raise BrokenMediaError(Reason.NOT_MEDIA, "the file is empty")
         file.seek(0)
-        # Without a protocol, a playlist or a reference inside a container leads nowhere.
+        # Without protocols, playlists and references inside of a container can't open anything.
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
         if head[8:] == b"WAVE":
-            # Otherwise FFmpeg searches 5 MB for other codecs that hide in PCM, which takes longer than the decoding.
+            # Otherwise FFmpeg searches 5 MB of PCM for embedded codecs, which takes longer than decoding.
             options["probesize"] = "32768"
         try:
-            # Tags come in any encoding; strict decoding would refuse a file for its artist's name.
+            # Tags have any encoding. Strict decoding would refuse a file because of its artist's name.
             container = av.open(file, "r", options=options, metadata_errors="replace")
         except FFmpegError as error:
             raise BrokenMediaError(_reason_of(head), str(error)) from error
@@ -83,8 +83,8 @@ def open_media(content: bytes | Path) -> Iterator[InputContainer]:
 
 
 def is_truncated_riff(content: bytes | Path) -> bool:
-    """Return whether a WAV or AVI file is shorter than its header says."""
-    # FFmpeg itself takes the end of the bytes for the end of the audio.
+    """Return whether a WAV or AVI file is shorter than its header states."""
+    # FFmpeg treats the last byte as the end of the audio.
     with _open_file(content) as file:
         head = file.read(8)
         num_stated = 8 + int.from_bytes(head[4:], "little")
@@ -92,7 +92,7 @@ def is_truncated_riff(content: bytes | Path) -> bool:
 
 
 def measure_length_ms(content: bytes | Path) -> int:
-    """Return how long a file's audio is; 0 if it has none, or is not media. Raises OSError if it can't be read."""
+    """Return the length of a file's audio; 0 without audio or for other files. Raises OSError if it can't be read."""
     try:
         with open_media(content) as container:
             stream = container.streams.best("audio")
@@ -100,7 +100,7 @@ def measure_length_ms(content: bytes | Path) -> int:
                 return 0
             if (end_s := _stated_end_s(container, stream)) is not None:
                 return int(end_s * 1000)
-            # Browsers record WebM without a length; its packets have time stamps all the same.
+            # Browsers record WebM without a length, but with timestamps on packets.
             times = [
                 packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None
             ]
@@ -114,21 +114,21 @@ def _open_file(content: bytes | Path) -> BinaryIO:
         return BytesIO(content)
     if not isinstance(content, Path):  # pyright would refuse it; a value out of a foreign table has no type
         raise TypeError(f"expected bytes or a Path, found {type(content).__name__}")
-    # A named pipe or a device in a folder of media would block, or never end.
+    # A named pipe or a device in a media folder would block or never end.
     if not content.is_file() and content.exists():
-        raise BrokenMediaError(Reason.NOT_MEDIA, "it is not a regular file")
+        raise BrokenMediaError(Reason.NOT_MEDIA, "not a regular file")
     return content.open("rb")
 
 
 def _reason_of(head: bytes) -> Reason:
-    """Distinguish media whose index is missing from what never was media: the first may be whole the next time."""
+    """Distinguish truncated media, which the next fetch may complete, from files that are no media."""
     return Reason.TRUNCATED if head.startswith(MAGICS) or head[4:8] == b"ftyp" else Reason.NOT_MEDIA
 
 
 class Track:
-    """The audio of a container within a window of time, mono, at the rate of the source.
+    """A container's audio within a time window, mono, at the source's rate.
 
-    Time counts from the container's start. Once `blocks` is exhausted the public attributes hold what was found.
+    Times are relative to the container's start. The public attributes are valid once `blocks` is exhausted.
     """
 
     def __init__(
@@ -138,19 +138,22 @@ class Track:
         window_end_ms: int,
         measured_ms: tuple[int, int] | None = None,
     ) -> None:
-        """`measured_ms`: from when to when in the file the levels are measured."""
+        """Prepare decoding of a window.
+
+        measured_ms: start and end of the interval of the file whose levels are measured.
+        """
         stream = container.streams.best("audio")
-        # FFmpeg has no context for a codec that it doesn't know.
+        # FFmpeg has no context for unknown codecs.
         if not isinstance(stream, AudioStream) or stream.codec_context is None or stream.time_base is None:
             raise BrokenMediaError(Reason.NO_AUDIO, "the file has no audio stream that can be decoded")
-        # Clips are decoded one per core already; more threads would only wait for each other.
+        # Each core already decodes its own clip; further threads would wait for each other.
         stream.codec_context.thread_count = 1
-        # Some codecs let a few bytes claim minutes of audio in one packet.
+        # In some codecs a packet of a few bytes can claim minutes of audio.
         stream.codec_context.options = {"max_samples": str(MAX_FRAME_SAMPLES)}
         self._container = container
         self._stream = stream
         self._tick_s = float(stream.time_base)
-        # MP3 and MPEG-TS start above 0; a start below 0 is the run-up of a codec, which the decoder drops.
+        # MP3 and MPEG-TS start above 0. A start below 0 is a codec's pre-roll, which the decoder drops.
         self._origin_s = max(container.start_time or 0, 0) / av.time_base
         self._window_start_s = window_start_ms / 1000
         self._window_s = (window_end_ms - window_start_ms) / 1000
@@ -164,34 +167,34 @@ class Track:
         self.rate_hz = 0
         """Sample rate of the source; 0 until a frame is decoded."""
         self.num_channels = 0
-        """Of the first frame; they may change in midstream."""
+        """Channels of the first frame; later frames may differ."""
         self.codec = stream.codec_context.codec.canonical_name
         self.bit_rate = _bit_rate(container, stream)
-        """As the header states it, or as it follows from the file's size."""
+        """Bit rate from the header, or from the file's size."""
         self.levels = Levels()
-        """Of the stretch that is measured."""
+        """Levels of the measured interval."""
         self.position: int | None = None
-        """Where the next samples belong: samples after the window's start, gaps included; None before the first."""
+        """Position of the next samples: samples since the window's start including gaps; None before the first."""
         self.num_decoded = 0
         """Samples within the window, without gaps."""
         self.missed_start = True
-        """Every frame so far started after the window did: a seek landed too late, or the audio starts late."""
+        """All frames so far started after the window: a seek landed too late, or the audio starts late."""
         self.stated_end_s = _stated_end_s(container, stream)
-        """Where the audio ends according to the file's header; None if that says nothing reliable."""
+        """End of the audio according to the header; None if the header is unreliable."""
         self.error = ""
         """The latest message of the demultiplexer or the decoder."""
         self.reached_eof = False
-        """There are no more packets: `end_s` is where the file ends."""
+        """All packets were read, so `end_s` is the end of the file."""
         self.is_truncated = False
-        """The demultiplexer failed before the end, so `end_s` is not the end that the file once had."""
+        """The demultiplexer failed early, so `end_s` is not the file's original end."""
 
     @property
     def end_s(self) -> float:
-        """The latest time that any stream reached."""
+        """Latest time reached by any stream."""
         return max(self._ends_s.values(), default=0.0)
 
     def blocks(self, first_ms: int) -> Iterator[np.ndarray]:
-        """Decode from `first_ms` on and yield what lies in the window as (S,) float32, without gaps in between."""
+        """Decode from `first_ms` and yield the window's samples as contiguous blocks (S,) float32."""
         position = 0
         for samples_CS in self._samples(first_ms / 1000):
             self._measure(samples_CS, position)
@@ -199,8 +202,8 @@ class Track:
             yield _average_channels(samples_CS)
 
     def _samples(self, first_s: float) -> Iterator[np.ndarray]:
-        """Yield what lies in the window as (C, S) of the decoder's type, in blocks."""
-        # Codecs give some 20 ms at a time, and each call of NumPy and of the resampler has its price.
+        """Yield the window's samples (C, S) in the decoder's type, in blocks."""
+        # Codecs return about 20 ms per frame. Larger blocks save calls of NumPy and the resampler.
         pieces: list[np.ndarray] = []
         num_pending = 0
         for frame in self._frames(first_s):
@@ -215,10 +218,10 @@ class Track:
             yield np.concatenate(pieces, axis=1)
 
     def _measure(self, samples_CS: np.ndarray, position: int) -> None:
-        """Measure what of some samples, of which the first is the window's number `position`, is to be measured."""
+        """Measure the samples within the measured interval. `position` is the first sample's position in the window."""
         if self._measured_s:
             first, last = (max(round(time_s * self.rate_hz) - position, 0) for time_s in self._measured_s)
-            # Floats may be anything; `decode` refuses what isn't finite.
+            # Floats may be NaN or infinite, which `decode` refuses.
             with np.errstate(over="ignore", invalid="ignore"):
                 self.levels.add(samples_CS[:, first:last])
 
@@ -229,9 +232,9 @@ class Track:
             try:
                 yield from self._stream.codec_context.decode(packet)
             except FFmpegError as error:
-                # One broken packet is a gap; the decoder may well go on after it.
+                # A broken packet leaves a gap; the decoder usually recovers.
                 self.error = str(error)
-            # The samples say when the window is full, since timestamps may be off.
+            # Count samples to find the end of the window, because timestamps may be inaccurate.
             if self.position is not None and self.position >= self._window_s * self.rate_hz:
                 return
 
@@ -244,13 +247,13 @@ class Track:
         return True
 
     def _packets(self, first_s: float) -> Iterator[Packet]:
-        """Yield the track's packets, without those that end before `first_s`."""
+        """Yield the track's packets that end after `first_s`."""
         packets = self._container.demux()
         while True:
             try:
                 packet = next(packets)
             except (StopIteration, IndexError):
-                # PyAV raises IndexError at the end of a file in which a stream appeared late, looking that up.
+                # PyAV raises IndexError at the end of a file with a late stream.
                 self.reached_eof = True
                 return
             except FFmpegError as error:
@@ -259,7 +262,7 @@ class Track:
             self._num_stalled += 1
             if self._num_stalled > MAX_STALLED_PACKETS:
                 raise BrokenMediaError(Reason.NOT_MEDIA, f"timestamps do not advance for {MAX_STALLED_PACKETS} packets")
-            # Other streams are read too: their times tell where a file ends whose audio is shorter than its video.
+            # Read other streams as well: if the audio is shorter than the video, their times reveal the file's end.
             is_ours = packet.stream_index == self._stream.index
             start_s = end_s = None
             if packet.pts is not None:
@@ -272,12 +275,12 @@ class Track:
             if not is_ours or (end_s is not None and end_s < first_s):
                 continue
             yield packet
-            # For packets that decode to nothing; otherwise `_frames` stops once the window is full.
+            # For packets without samples. Otherwise `_frames` stops at the end of the window.
             if start_s is not None and start_s > self._window_end_s + OVERRUN_S:
                 return
 
     def _place(self, frame: AudioFrame) -> Iterator[np.ndarray]:
-        """Yield a frame's samples (C, S) in the window, as they are, after silence if its timestamp leaves a gap."""
+        """Yield a frame's samples (C, S) within the window, preceded by silence if its timestamp leaves a gap."""
         if frame.samples == 0 or not self._is_readable(frame):
             return
         self._num_stalled = 0
@@ -301,7 +304,7 @@ class Track:
                 raise BrokenMediaError(reason, f"{MAX_RUN_UP_S} s of samples outside the segment")
 
     def _start_of(self, frame: AudioFrame) -> int:
-        """Find a frame's position: behind the last one, unless its timestamp says that there is a gap."""
+        """Return a frame's position: after the previous frame, unless its timestamp indicates a gap."""
         if frame.pts is None:
             return self.position or 0
         time_s = frame.pts * self._tick_s - self._origin_s - self._window_start_s
@@ -310,14 +313,14 @@ class Track:
             self._drifts = []
             return stamped
         if self.position <= 0:
-            # Single timestamps are off, the first one after a seek above all; their median before the window counts.
+            # Single timestamps are inaccurate, especially after a seek, so use the median of those before the window.
             self._drifts.append(stamped - self.position)
             if self.position + frame.samples > 0:
                 return self.position + round(median(self._drifts))
         return self.position
 
     def _is_readable(self, frame: AudioFrame) -> bool:
-        """Return whether a frame fits those before it. Raises BrokenMediaError for rates and channels of no audio."""
+        """Return whether a frame fits the previous ones. Raises BrokenMediaError for impossible rates and channels."""
         num_channels = frame.layout.nb_channels
         if not (MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ and num_channels <= MAX_CHANNELS):
             detail = f"{num_channels} channels at {frame.sample_rate} Hz are beyond usual audio"
@@ -334,30 +337,30 @@ class Track:
 
 
 def _stated_end_s(container: InputContainer, stream: AudioStream) -> float | None:
-    """Read the file's end from its header, if that has it."""
+    """Return the file's end from its header, if stated."""
     if container.format.name in ESTIMATING_FORMATS:
         return None
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     if container.duration is None:
         return None
-    # Matroska's duration counts from zero, not from the file's start.
+    # Matroska's duration starts at zero instead of the file's start.
     return (container.duration - max(container.start_time or 0, 0)) / av.time_base
 
 
 def _bit_rate(container: InputContainer, stream: AudioStream) -> int | None:
-    """Read the bit rate from the header, or from the file's size where nothing but audio is in it."""
+    """Return the bit rate from the header, or from the size of a file with audio only."""
     of_file = container.bit_rate if len(container.streams) == 1 else None
     return next((rate for rate in (stream.bit_rate, of_file) if rate and 0 < rate <= MAX_BIT_RATE), None)
 
 
 def _block_samples(num_channels: int) -> int:
-    """Return how many samples of each channel are handed on at a time, so that many channels take no more memory."""
+    """Return the samples per channel and block, so that many channels take no more memory."""
     return BLOCK_SAMPLES // max(num_channels // 2, 1)
 
 
 def _silence(num_samples: int, like: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield silence (C, S) of the channels and type of other samples."""
+    """Yield silence (C, S) with the channels and type of given samples."""
     zero = 128 if like.dtype.kind == "u" else 0
     while num_samples > 0:
         num_next = min(num_samples, _block_samples(len(like)))
@@ -366,8 +369,8 @@ def _silence(num_samples: int, like: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _average_channels(samples_CS: np.ndarray) -> np.ndarray:
-    """Turn samples of any type (C, S) into (S,) float32 in [-1, 1]."""
-    # Floats may be anything; `decode` refuses what isn't finite.
+    """Mix samples (C, S) of any type down to (S,) float32 in [-1, 1]."""
+    # Floats may be NaN or infinite, which `decode` refuses.
     with np.errstate(over="ignore", invalid="ignore"):
         mono = np.array(samples_CS[0], np.float32)
         for channel in samples_CS[1:]:

@@ -26,21 +26,21 @@ SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000
 RESAMPLER_OPTIONS = {"filter_size": "128", "cutoff": "0.97", "filter_type": "kaiser", "kaiser_beta": "9"}
 
 SEEK_MARGIN_MS = 1_000
-"""Decoding starts this long before the segment: decoders need a run-up, containers round."""
+"""Decoding starts this long before the segment, because decoders need a pre-roll and containers round times."""
 CUT_MARGIN_MS = 20
-"""Resampled with the segment on both sides, so that the filter sees what lies around it."""
+"""Margin on both sides of the segment for the resampling filter."""
 CUT_GRID_MS = 40
-"""Times that fall on whole samples at all usual rates, such as 11,025 Hz; the cut is taken from there."""
+"""Grid of times on whole samples at all common rates, such as 11,025 Hz. Cuts start on the grid."""
 END_TOLERANCE_S = 0.5
-"""A file that ends less than this before its stated end is whole."""
+"""Files that end less than this before their stated end count as complete."""
 MAX_FILE_MS = 3_600_000
-"""The longest file that is decoded as a whole."""
+"""Longest file decoded into memory."""
 MAX_STREAM_MS = 48 * 3_600_000
-"""The longest file that is decoded as a stream: a few bytes may claim years of silence."""
+"""Longest file decoded as a stream. A few bytes may claim years of silence."""
 
 
 class DecodeError(InputError):
-    """A file without usable audio, and why."""
+    """A file without usable audio and the reason."""
 
     def __init__(self, message: str, reason: Reason):
         super().__init__(message)
@@ -55,20 +55,19 @@ class Clip:
     """The audio of a segment."""
 
     waveform: np.ndarray
-    """(S,) float32 in [-1, 1], mono, 16 kHz, its mean removed, never padded at the end."""
+    """(S,) float32 in [-1, 1], mono, 16 kHz, without its mean, never padded."""
     is_short: bool
-    """The media ended before the segment did."""
+    """The media ended before the segment."""
     media: MediaAudio
-    """What the media were at the segment."""
+    """Properties of the media at the segment."""
 
 
 def decode_segment(media: Media, start_ms: int, end_ms: int) -> Clip | Failure:
-    """Decode the segment from `start_ms` to `end_ms` of the video.
+    """Decode a segment of the video, `start_ms` to `end_ms`.
 
-    The clip has exactly 16 samples a millisecond where the media reaches that far. Time counts from the
-    container's own start plus `media.offset_ms`. Packets that can't be decoded and stretches that the stream
-    leaves out are silent, as long as at least half of the clip is real. A file that can't be read is a failure too:
-    one clip's permissions must not end a shard.
+    The clip has exactly 16 samples per millisecond unless the media end early. Times are relative to the container's
+    start plus `media.offset_ms`. Undecodable packets and gaps in the stream become silence, as long as at least half of
+    the clip is real. An unreadable file is a failure as well: one clip's permissions must not end a shard.
     """
     start_ms, end_ms = start_ms - media.offset_ms, end_ms - media.offset_ms
     try:
@@ -82,9 +81,9 @@ def decode_segment(media: Media, start_ms: int, end_ms: int) -> Clip | Failure:
 
 
 def decode_file(content: bytes | Path, max_ms: int = MAX_FILE_MS) -> np.ndarray:
-    """Decode a whole file, at most `max_ms` long → (S,) float32, like a clip's waveform.
+    """Decode a whole file of at most `max_ms` to (S,) float32, like a clip's waveform.
 
-    Raises DecodeError if it can't be read, has no audio, is truncated, or is longer.
+    Raises DecodeError for unreadable, truncated and longer files, and files without audio.
     """
     with _explaining(content):
         clip = _decode(content, 0, max_ms)
@@ -94,10 +93,10 @@ def decode_file(content: bytes | Path, max_ms: int = MAX_FILE_MS) -> np.ndarray:
 
 
 def stream_file(content: bytes | Path) -> Iterator[np.ndarray]:
-    """Decode a whole file of any length in blocks of at most half a minute or so, (S,) float32 in [-1, 1].
+    """Decode a file of any length in blocks (S,) float32 in [-1, 1] of about half a minute.
 
-    The mean is not removed, since it is not known before the end; the features don't depend on it. Raises DecodeError
-    as `decode_file` does, for a truncated file at its end.
+    Keeps the mean, which is unknown before the end and does not change the features. Raises DecodeError like
+    `decode_file`, for a truncated file after its last block.
     """
     num_samples = 0
     with _explaining(content), open_media(content) as container:
@@ -114,7 +113,7 @@ def stream_file(content: bytes | Path) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _explaining(content: bytes | Path) -> Iterator[None]:
-    """Turn what makes a file unreadable into a DecodeError."""
+    """Convert errors of unreadable files to DecodeError."""
     try:
         yield
     except BrokenMediaError as error:
@@ -137,10 +136,10 @@ def _name_of(content: bytes | Path) -> str:
 
 
 def encode_flac(waveform: np.ndarray) -> bytes:
-    """Encode (S,) float32 at 16 kHz as 16-bit FLAC; the same samples give the same bytes."""
+    """Encode (S,) float32 at 16 kHz as 16-bit FLAC. Equal samples give equal bytes."""
     pcm = np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
     file = BytesIO()
-    # Bit-exact: otherwise the version of FFmpeg stands in each file, and shards of two machines differ.
+    # Bit-exact, because FFmpeg otherwise writes its version into each file and shards of two machines differ.
     with av.open(file, "w", format="flac", container_options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono", options={"flags": "+bitexact"})
         frame = AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
@@ -151,7 +150,7 @@ def encode_flac(waveform: np.ndarray) -> bytes:
 
 
 def decode_flac(content: bytes) -> np.ndarray:
-    """Decode the output of `encode_flac` → (S,) int16. Raises InputError if it is something else, or damaged."""
+    """Decode the output of `encode_flac` to (S,) int16. Raises InputError for other or damaged content."""
     try:
         with av.open(BytesIO(content), "r", format="flac") as container:
             frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
@@ -169,13 +168,13 @@ def decode_flac(content: bytes) -> np.ndarray:
 
 
 def _decode(content: bytes | Path, start_ms: int, end_ms: int) -> Clip:
-    """Decode a stretch of a file, in the file's own time."""
+    """Decode an interval of a file, in the file's own time."""
     waveform, track = _read(content, start_ms, end_ms)
     is_short = len(waveform) < (end_ms - start_ms) * SAMPLES_PER_MS
     if is_short and track.reached_eof:
         _check_whole(content, track, start_ms)
     _check_real(len(waveform), track)
-    # The resampler's overshoot and the removed mean may carry samples a little past ±1.
+    # The resampler's overshoot and the removed mean may move samples slightly beyond ±1.
     mean = waveform.mean(dtype=np.float64).astype(np.float32)
     waveform = waveform - mean
     waveform.clip(-1, 1, out=waveform)
@@ -194,9 +193,9 @@ def _decode(content: bytes | Path, start_ms: int, end_ms: int) -> Clip:
 
 
 def _read(content: bytes | Path, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:
-    """Decode, resample and cut → (S,) float32, empty if there is nothing, and the track with what was found."""
+    """Decode, resample and cut to (S,) float32, possibly empty; also return the track with its findings."""
     window_start_ms = max(start_ms - CUT_MARGIN_MS, 0) // CUT_GRID_MS * CUT_GRID_MS
-    # The second attempt reads from the file's start: some files have a wrong index, or none.
+    # The second attempt reads from the file's start, because some files have a wrong index or none.
     for first_ms in (start_ms - SEEK_MARGIN_MS, 0):
         with open_media(content) as container:
             track = Track(container, window_start_ms, end_ms + CUT_MARGIN_MS, (start_ms, end_ms))
@@ -212,7 +211,7 @@ def _resample(track: Track, first_ms: int) -> Iterator[np.ndarray]:
     for block in track.blocks(first_ms):
         if not np.isfinite(block).all():
             raise BrokenMediaError(Reason.NOT_MEDIA, "some samples are not finite numbers")
-        # Lossy codecs overshoot; the encoder's input was within the range.
+        # Lossy codecs overshoot, although the encoder's input was within the range.
         block.clip(-1, 1, out=block)
         if track.rate_hz == SAMPLE_RATE_HZ:
             yield block
@@ -224,17 +223,17 @@ def _resample(track: Track, first_ms: int) -> Iterator[np.ndarray]:
 
 
 def _check_whole(content: bytes | Path, track: Track, start_ms: int) -> None:
-    """Raise BrokenMediaError for a file that was truncated, rather than one that is shorter than the segment."""
+    """Raise BrokenMediaError for a truncated file, but not for one that is merely shorter than the segment."""
     stated_s = track.stated_end_s or 0.0
     if start_ms < stated_s * 1000 and track.end_s < stated_s - END_TOLERANCE_S:
         detail = f"the file ends at {track.end_s:.1f} s, its header says {stated_s:.1f} s {track.error}"
         raise BrokenMediaError(Reason.TRUNCATED, detail.rstrip())
     if track.is_truncated or is_truncated_riff(content):
-        raise BrokenMediaError(Reason.TRUNCATED, track.error or "the file has fewer bytes than it says")
+        raise BrokenMediaError(Reason.TRUNCATED, track.error or "the file has fewer bytes than its header states")
 
 
 def _check_real(num_samples: int, track: Track) -> None:
-    """Raise BrokenMediaError for less than one fbank frame, or mostly silence in place of broken packets."""
+    """Raise BrokenMediaError for less than one fbank frame, or if most of the clip replaces broken packets."""
     is_mostly_broken = track.error != "" and 2 * track.num_decoded <= (track.position or 0)
     if is_mostly_broken or (track.position is None and track.end_s == 0):
         raise BrokenMediaError(Reason.NOT_MEDIA, track.error or "the audio stream is empty")

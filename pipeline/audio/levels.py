@@ -1,4 +1,4 @@
-"""What media were before they were mixed, resampled and levelled: levels of their samples, codec, rate, channels."""
+"""Properties of the original media: levels of their samples, codec, rate, channels."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -6,40 +6,40 @@ from math import ceil
 import numpy as np
 
 CLIPPED_FROM = 0.95
-"""Clipping below is not looked for. Telephone codes end at 0.98, samples of 8 bits at 0.99."""
+"""Lowest level of clipping. Telephone codes end at 0.98, 8-bit samples at 0.99."""
 LEVEL_TOLERANCE = 2**-12
-"""Samples within this share of the highest level count as being at it."""
+"""Samples within this share of the highest level count as equal to it."""
 MAX_BIT_RATE = 2**31 - 1
-"""A higher one is none. Some Vorbis files state −1, not known, which FFmpeg reads as 4,294,967,295."""
+"""Largest plausible bit rate. Some Vorbis files state −1 for unknown, which FFmpeg reads as 4,294,967,295."""
 MIN_RUN = 2
-"""Neighbouring samples at the highest level that are clipping. Any sound has one such sample, its peak."""
+"""Shortest run of samples at the highest level that counts as clipping. Every sound has one such sample, its peak."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaAudio:
-    """A segment's audio as the media have it."""
+    """Properties of a segment in the original media."""
 
     peak: float
     """Largest absolute sample over all channels; 1 is full scale. Lossy codecs overshoot."""
     clipping: float
-    """Share of the samples of all channels that are clipped, as `Levels` finds them."""
+    """Share of clipped samples over all channels, by the definition of `Levels`."""
     dc: float
     """Mean of the samples of all channels."""
     codec: str
     rate_hz: int
     channels: int
     bit_rate: int | None
-    """At most `MAX_BIT_RATE`."""
+    """Bits per second, at most `MAX_BIT_RATE`; None if unknown."""
     media_length_s: float | None
     media_start_s: float
 
 
 class Levels:
-    """Peak and clipping of a segment's samples, over all channels.
+    """Peak and clipping of a segment's samples over all channels.
 
-    A sample is clipped if it stands in a run of two or more at the highest level. That is full scale, or the peak
-    itself if it lies a little lower. Lossy codecs let flat tops swing around full scale, so that a third to a half of
-    them is found, and the peak is far above 1.
+    Samples in runs of two or more at the highest level count as clipped. The highest level is full scale, or the peak
+    if it is slightly lower. After lossy coding flat tops oscillate around full scale, so this finds a third to a half
+    of them, and the peak is far above 1.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Levels:
         return self._num_clipped / max(self._num_samples, 1)
 
     def add(self, samples_CS: np.ndarray) -> None:
-        """Measure samples (channels, S) of any type that FFmpeg decodes to."""
+        """Add samples (channels, S) of any type that FFmpeg returns."""
         if not samples_CS.size:
             return
         full_scale = highest = 1.0
@@ -63,20 +63,20 @@ class Levels:
             samples_CS = samples_CS.astype(np.int16) - 128
         peak = max(float(samples_CS.max()), -float(samples_CS.min())) / full_scale
         if min(peak, 1) > min(self.peak, 1) * (1 + LEVEL_TOLERANCE):
-            self._num_clipped = 0  # what was found so far lies below the highest level
+            self._num_clipped = 0  # earlier runs are below the new highest level
         self.peak = max(self.peak, peak)
         self._num_samples += samples_CS.size
         if peak >= CLIPPED_FROM:
             level = min(self.peak * full_scale, highest) * (1 - LEVEL_TOLERANCE)
             if full_scale > 1:
-                level = ceil(level)  # whole numbers are compared with a float as float64, ten times as slowly
-            # Few samples are that loud, so that only their places are looked at.
+                level = ceil(level)  # NumPy compares integers with a float as float64, ten times as slowly
+            # Few samples are that loud, so examine only their positions.
             places = [np.flatnonzero((channel >= level) | (channel <= -level)) for channel in samples_CS]
             self._num_clipped += sum(_count_in_runs(each) for each in places)
 
 
 def _count_in_runs(places: np.ndarray) -> int:
-    """Count the places that stand in runs of at least `MIN_RUN`."""
+    """Count the positions in runs of at least `MIN_RUN`."""
     ends = np.flatnonzero(np.diff(places, append=-1) != 1)
     lengths = np.diff(ends, prepend=-1)
     return int(lengths[lengths >= MIN_RUN].sum())

@@ -1,4 +1,4 @@
-"""Measure the clips of shards that lie in a store already: those of older versions, or whose table was lost."""
+"""Measure clips of existing shards: shards of older versions, and shards without a table of measures."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,24 +13,24 @@ PLACES = ["num_frames", "fbank_offset", "fbank_bytes", "audio_offset", "audio_by
 
 
 def shards_with_clips(store: Store) -> list[str]:
-    """List the finished shards that have a tar, without extension."""
+    """List the finished shards with a tar, without extension."""
     names = set(store.list("shards"))
     return sorted(name.removesuffix(TAR) for name in names if name.endswith(TAR) and name[:-4] + SIDECAR in names)
 
 
 def is_measured(shard: str, store: Store) -> bool:
-    """Return whether a shard has measures of this version for each of its written clips, and no others."""
+    """Return whether a shard has measures of this version for exactly its written clips."""
     keys = [row["key"] for row in _written_rows(shard, store, ["key"])]
     return not keys or _are_current(shard, store, keys)
 
 
 def measure_shard(shard: str, store: Store) -> int:
-    """Measure a shard's clips from their fbanks, and from their audio where that was kept, unless that is done.
+    """Measure a shard's clips from their fbanks, and from stored audio; skip shards with complete measures.
 
-    What only the media had stays as an older table has it. Returns the number of clips that were measured; raises
-    CorruptError for a shard that isn't what its sidecar says.
+    Measures of the original media are copied from an older table. Returns the number of measured clips. Raises
+    CorruptError if the shard differs from its sidecar.
     """
-    from pipeline.measures.measure import measure_stored  # by workers only, as it needs PyTorch
+    from pipeline.measures.measure import measure_stored  # needs PyTorch, so only workers import it
 
     rows = _written_rows(shard, store, ["key", *PLACES])
     keys = [row["key"] for row in rows]
@@ -68,7 +68,7 @@ def _are_current(shard: str, store: Store, keys: list[str]) -> bool:
 
 
 def _measures_of_media(shard: str, store: Store) -> dict[str, dict[str, Any]]:
-    """Read by key what a table, of whichever version, knows of media that are not there any more."""
+    """Read the measures of the original media from a table of any version, by key."""
     if not store.exists(quality_name(shard)):
         return {}
     try:

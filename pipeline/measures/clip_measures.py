@@ -1,4 +1,4 @@
-"""Measures of a clip, and of what its media were: a row of a shard's table, made by `measuring`."""
+"""Measures of a clip and of its original media: a row of a shard's table of measures."""
 
 import base64
 import json
@@ -7,38 +7,38 @@ from dataclasses import dataclass, fields
 from pipeline.audio.levels import MAX_BIT_RATE, MediaAudio
 
 MEASURES_VERSION = 1
-"""Of the definitions below. Tables of another version count as not there."""
+"""Version of the definitions below. Tables of other versions are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Measures of a written clip. None is not known, such as what only the media had once a store is measured later."""
+    """Measures of a written clip. None means unknown, for example media properties of a clip measured later."""
 
     peak: float | None = None
     """Largest absolute sample over all channels of the media; 1 is full scale."""
     rms_db: float | None = None
     """Level of the mono mix in dBFS: a full-scale square wave has 0, a sine −3.01. At least −120."""
     loudness_lufs: float | None = None
-    """Integrated loudness of the mono mix by EBU R128, with its gates; −70 if nothing is above the absolute one."""
+    """Integrated loudness of the mono mix by EBU R128 with its gates; −70 if no block passes the absolute gate."""
     clipping: float | None = None
-    """Share of the media's samples that stand in runs of two or more at full scale, or at a peak just below."""
+    """Share of the media's samples in runs of two or more at full scale, or at a peak just below it."""
     silence: float | None = None
     """Share of frames with digital silence: zeros, or noise below −90 dBFS."""
     dc: float | None = None
     """Mean of the media's samples."""
     bandwidth_hz: float | None = None
-    """Where the spectrum ends, at most 8,000; None for silence."""
+    """Upper end of the spectrum, at most 8,000; None for silence."""
     codec: str | None = None
     """FFmpeg's name, such as `opus`."""
     rate_hz: int | None = None
     channels: int | None = None
     bit_rate: int | None = None
-    """Bits per second of the audio, or of the whole file where that is all that is stated."""
+    """Bits per second of the audio, or of the whole file if the header states no other rate."""
     media_length_s: float | None = None
     media_start_s: float | None = None
-    """Where in the media the segment starts."""
+    """Start of the segment within the media."""
     fingerprint: bytes | None = None
-    """Of the sound, to find near-identical clips."""
+    """Acoustic fingerprint, to find near-identical clips."""
 
     def to_bytes(self) -> bytes:
         """Encode for a shard's journal."""
@@ -52,7 +52,7 @@ class Measures:
         known = json.loads(content)
         if "fingerprint" in known:
             known["fingerprint"] = base64.b64decode(known["fingerprint"])
-        if known.get("bit_rate", 0) > MAX_BIT_RATE:  # journals of earlier versions have what headers state
+        if known.get("bit_rate", 0) > MAX_BIT_RATE:  # journals of earlier versions copy implausible headers
             del known["bit_rate"]
         return cls(**known)
 

@@ -1,9 +1,9 @@
-"""Fingerprints of clips, by which near-identical ones are known: another codec, rate, level or start changes little.
+"""Acoustic fingerprints that identify near-identical clips despite another codec, rate, level or start.
 
-A fingerprint says of `NUM_BANDS` pairs of neighbouring bands, 25 times a second, whether the balance between the two is
-above or below its average of the two seconds around, or close to it. A level changes no balance, and neither does a
-filter, such as a telephone's, its course; what codecs leave out lies above `HIGH_BIN` or far below the clip's peaks.
-Steady sounds and silence have no such course: their fingerprints say nothing, and match nothing, not even each other.
+25 times a second, a fingerprint records for `NUM_BANDS` pairs of neighbouring bands whether their balance is above,
+below or close to its moving average over two seconds. Levels and filters, such as a telephone's, don't change these
+signs. Codecs remove content above `HIGH_BIN` or far below the clip's peaks, which fingerprints ignore. Steady sounds
+and silence have constant balances: their fingerprints are empty and match nothing, not even each other.
 """
 
 # Letters: N clips, T frames, M mel bins, P steps, B bands or pairs of them.
@@ -16,34 +16,34 @@ import numpy as np
 from pipeline.fbank_settings import FRAME_SHIFT_MS
 
 LOW_BIN, HIGH_BIN = 16, 84
-"""Mel bins that count, from 280 Hz to 2.9 kHz: what a telephone passes, too."""
+"""Range of mel bins, 280 Hz to 2.9 kHz, which telephones also transmit."""
 NUM_BANDS = 16
 BANDS_MB = np.kron(np.eye(NUM_BANDS + 1), np.full((4, 1), 1 / 4)).astype(np.float32)
-"""Averages of 4 mel bins each."""
+"""Matrix that averages groups of 4 mel bins."""
 STEP_FRAMES = 4
 STEP_S = STEP_FRAMES * FRAME_SHIFT_MS / 1000
 NUM_STEPS = 250
-"""Of the first 10 s; what a longer clip has after them does not count."""
+"""Steps per fingerprint: the first 10 s of a clip."""
 WINDOW_FRAMES = 16
-"""Frames that are averaged for a step: four times its length, so that a start between two steps changes little."""
+"""Frames averaged per step: four times the step, so that a start between two steps changes little."""
 RANGE_NATS = 10.0
-"""Below the loudest band (43 dB), nothing counts: there codecs differ."""
+"""Range below the loudest band (43 dB) that counts. Codecs differ below it."""
 AROUND_STEPS = 25
-"""To each side, whose average a balance is compared with."""
+"""Half-width in steps of the moving average that a balance is compared with."""
 IS_AROUND_PP = np.triu(np.tri(NUM_STEPS, k=AROUND_STEPS, dtype=np.float32), -AROUND_STEPS)
 MIN_NATS, MIN_SHARE = 0.1, 0.5
-"""A balance this close to its average counts as close, the latter as a share of the clip's deviation."""
+"""Distance from the average that counts as close: in nats, and as a share of the clip's standard deviation."""
 
 MAX_SHIFT_STEPS = 15
-"""Two clips are compared at starts up to 0.6 s apart."""
+"""Largest shift between two compared clips, 0.6 s."""
 CHANCE = 7.0
-"""Similarity that clips have by chance at the best of a trillion comparisons, times the root of their cells."""
+"""Best chance similarity in a trillion comparisons, times the square root of the number of cells."""
 MIN_CELLS = 200
-"""Cells, of `NUM_STEPS` times `NUM_BANDS`, that must be above or below, or there is too little to compare."""
+"""Fewest cells above or below, of `NUM_STEPS` × `NUM_BANDS`, for a comparison."""
 
 
 def fingerprint_of(fbank_TM: np.ndarray) -> bytes:
-    """Return the fingerprint of a fbank (T, 128), as shards hold it: 4 bytes a step, at most 1,000."""
+    """Return the fingerprint of a stored fbank (T, 128): 4 bytes per step, at most 1,000 bytes."""
     num_steps = min((len(fbank_TM) - WINDOW_FRAMES) // STEP_FRAMES + 1, NUM_STEPS)
     if num_steps < 1:
         return b""
@@ -59,13 +59,13 @@ def fingerprint_of(fbank_TM: np.ndarray) -> bytes:
 
 @lru_cache(maxsize=16)
 def _num_around(num_steps: int) -> np.ndarray:
-    """Count the steps around each (P, 1)."""
+    """Count the steps within the moving average of each step (P, 1)."""
     return IS_AROUND_PP[:num_steps, :num_steps].sum(1, keepdims=True)
 
 
 def _window_averages(bands_TB: np.ndarray) -> np.ndarray:
-    """Average the window of each step: (T, B) → (P, B)."""
-    # Sums of slices: a sum over an axis of four, or a window's view, takes several times as long.
+    """Average the frames in the window of each step: (T, B) → (P, B)."""
+    # Sums of slices are several times as fast as a sum over an axis of four or over a sliding window view.
     steps_PB = reduce(np.add, (bands_TB[place::STEP_FRAMES] for place in range(STEP_FRAMES)))
     per_window = WINDOW_FRAMES // STEP_FRAMES
     num_windows = len(steps_PB) - per_window + 1
@@ -73,38 +73,39 @@ def _window_averages(bands_TB: np.ndarray) -> np.ndarray:
 
 
 def unpack(fingerprints: Sequence[bytes | None]) -> np.ndarray:
-    """Return fingerprints as words (N, NUM_STEPS) of uint32; None is empty.
+    """Decode fingerprints to words (N, NUM_STEPS), uint32; None becomes an empty fingerprint.
 
-    The lower 16 bits say which pairs of bands are above their average, the upper 16 which are below.
+    The lower 16 bits mark pairs of bands above their average, the upper 16 bits pairs below.
     """
     content = b"".join((each or b"").ljust(NUM_STEPS * 4, b"\0") for each in fingerprints)
     return np.frombuffer(content, "<u4").reshape(len(fingerprints), NUM_STEPS)
 
 
 def count_cells(words: np.ndarray) -> np.ndarray:
-    """Count the cells that are above or below: (N, P) → (N,)."""
+    """Count the cells above or below their average: (N, P) → (N,)."""
     return np.bitwise_count(words).sum(1, dtype=np.int32)
 
 
 def count_agreement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count the cells (N, P) that are above or below in both, and those that are opposed: two times (N,)."""
-    # Opposed is where one agrees with the other's halves exchanged.
+    """Count cells (N, P) with equal signs, and cells with opposite signs: (N,) each."""
+    # Opposite signs agree once the halves of a word are exchanged.
     exchanged = second << np.uint32(NUM_BANDS) | second >> np.uint32(NUM_BANDS)
     return count_cells(first & second), count_cells(first & exchanged)
 
 
 def distances(first: np.ndarray, second: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
-    """Return how far clips (N, NUM_STEPS) are from others whose step 0 is step `shift` of theirs: (N,) in [0, 2].
+    """Return the distances (N,) in [0, 2] between pairs of fingerprints (N, NUM_STEPS) at a shift.
 
-    0 is identical, 1 is what chance brings. The fewer cells there are, the more they agree by chance.
-    shift: (N,), or one for all, up to `MAX_SHIFT_STEPS` + 1 to either side.
+    0 means identical, 1 unrelated. The fewer cells two clips share, the more they agree by chance.
+
+    shift: step of the first clip at which the second starts: (N,) or a scalar, at most `MAX_SHIFT_STEPS` + 1 in size.
     """
     num_first, num_second = count_cells(first), count_cells(second)
     room = MAX_SHIFT_STEPS + 1
     steps = np.arange(room, room + NUM_STEPS) - np.reshape(shift, (-1, 1))
     aligned = np.take_along_axis(np.pad(second, ((0, 0), (room, room))), steps, axis=1)
     num_agreeing, num_opposed = count_agreement(first, aligned)
-    # Cells that only one of them has, since it starts earlier, count as not agreeing.
+    # Cells outside of the overlap count as disagreement.
     similarity = (num_agreeing - num_opposed) / np.sqrt(np.maximum(num_first * num_second.astype(float), 1))
     num_cells = np.minimum(num_first, num_second)
     chance = CHANCE / np.sqrt(np.maximum(num_cells, MIN_CELLS))
@@ -112,8 +113,9 @@ def distances(first: np.ndarray, second: np.ndarray, shift: np.ndarray | int) ->
 
 
 def closest(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances of clips (N, NUM_STEPS) from others at the best shift, and that shift in seconds."""
-    # The nearest to none first, which is taken where several are as good.
+    """Return the distances between pairs of fingerprints (N, NUM_STEPS) at their best shift, and that shift in
+    seconds."""
+    # Smallest shifts first, because ties take the first one.
     shifts = np.array(sorted(range(-MAX_SHIFT_STEPS, MAX_SHIFT_STEPS + 1), key=abs))
     found = np.stack([distances(first, second, shift) for shift in shifts])
     best = found.argmin(0)

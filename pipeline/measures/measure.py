@@ -1,6 +1,6 @@
 """Measure a clip: levels, silence, bandwidth and fingerprint.
 
-A clip is measured as a training sees it: mono, 16 kHz, without DC. Peak, clipping and DC are those of the media.
+Measures refer to a clip as trainings see it: mono, 16 kHz, without DC. Peak, clipping and DC refer to the media.
 Letters: S samples, P pieces of 100 ms, F frequencies, T frames, M mel bins.
 """
 
@@ -29,22 +29,23 @@ from pipeline.measures.fingerprint import fingerprint_of
 
 PIECE = SAMPLE_RATE_HZ // 10
 PIECES_PER_BLOCK = 4
-"""Loudness is gated in blocks of 400 ms, of which each starts 100 ms after the one before."""
+"""Loudness is gated in blocks of 400 ms that start every 100 ms."""
 FLANK = 2048 - PIECE
-"""Samples over which neighbouring pieces fade into each other; with them, a power of two is transformed."""
+"""Crossfade between neighbouring pieces in samples. It extends the transform to a power of two."""
 FRAMES_PER_PIECE = PIECE // FRAME_SHIFT
 MIN_RMS_DB, MIN_LUFS = -120.0, -70.0
 MAX_SILENT_LOG = math.log(100 * LOG_FLOOR)
-"""Of a mel bin. Noise below −90 dBFS, such as the dither of 16 bits, stays below; zeros are at the floor itself."""
+"""Highest value of a silent mel bin. Noise below −90 dBFS, such as 16-bit dither, stays below it."""
 SPECTRUM_DEPTH_DB = 40.0
-"""Below the loudest mel bin: what is weaker is taken for what a resampler, a codec or clipping adds."""
+"""Depth of the spectrum below its loudest mel bin. Weaker content counts as an artefact of resampling, coding or
+clipping."""
 
 
 def measure_clip(waveform: np.ndarray, fbank_TM: np.ndarray, media: MediaAudio | None = None) -> Measures:
-    """Measure a clip from its waveform (S,) float32 and fbank (T, 128) float16; `media` knows what those had."""
+    """Measure a clip from its waveform (S,) float32, fbank (T, 128) float16 and media properties."""
     log_TM = _widened(fbank_TM)
     silence, bandwidth_hz = _measure_spectrum(log_TM)
-    fingerprint = fingerprint_of(log_TM.numpy())  # while the fbank lies in the processor's cache
+    fingerprint = fingerprint_of(log_TM.numpy())  # now, while the fbank is in the CPU cache
     return Measures(
         rms_db=_decibels(float(np.dot(waveform, waveform)) / len(waveform)),
         loudness_lufs=_gated_loudness(_weighted_powers(torch.from_numpy(waveform)).numpy()),
@@ -56,22 +57,22 @@ def measure_clip(waveform: np.ndarray, fbank_TM: np.ndarray, media: MediaAudio |
 
 
 def measure_stored(fbank_TM: np.ndarray, flac: bytes) -> Measures:
-    """Measure a clip from what a shard holds of it; `flac` is empty where its audio was not kept."""
+    """Measure a clip from its fbank and FLAC in a shard; `flac` is empty in shards without audio."""
     if not flac:
         return measure_fbank(fbank_TM)
-    from pipeline.audio.decode import decode_flac  # PyAV is needed for audio only: fbanks are measured without
+    from pipeline.audio.decode import decode_flac  # measuring fbanks does not need PyAV
 
     return measure_clip(decode_flac(flac).astype(np.float32) / 32768, fbank_TM)
 
 
 def measure_fbank(fbank_TM: np.ndarray) -> Measures:
-    """Estimate what a fbank (T, 128) float16 says of its clip.
+    """Estimate a clip's measures from its fbank (T, 128) float16.
 
-    RMS and loudness are mostly within 0.5 dB of those of the waveform, less where most of it lies below 60 Hz.
+    RMS and loudness are mostly within 0.5 dB of the waveform's, less accurate if most energy is below 60 Hz.
     """
     log_TM = _widened(fbank_TM)
     silence, bandwidth_hz = _measure_spectrum(log_TM)
-    # What lies at the floor is nothing; the weights of the lowest bins would make −80 dBFS of it.
+    # Values at the floor mean no energy, but the weights of the lowest bins would turn them into −80 dBFS.
     powers_T, weighted_T = (((log_TM.exp() - LOG_FLOOR).clamp(min=0)) @ _power_weights()).numpy().T
     pieces = np.array_split(weighted_T, max(len(weighted_T) // FRAMES_PER_PIECE, 1))
     return Measures(
@@ -84,7 +85,7 @@ def measure_fbank(fbank_TM: np.ndarray) -> Measures:
 
 
 def _widened(fbank_TM: np.ndarray) -> Tensor:
-    # PyTorch warns of arrays that can't be written to, such as views of a shard's bytes: these are copied.
+    # Copy read-only arrays, such as views of a shard's bytes, because PyTorch warns about them.
     return torch.from_numpy(np.require(fbank_TM, requirements="W")).float()
 
 
@@ -93,21 +94,21 @@ def _decibels(power: float) -> float:
 
 
 def _measure_spectrum(log_TM: Tensor) -> tuple[float, float | None]:
-    """Return the share of silent frames, and the highest frequency of the others' spectrum; None if there are none."""
+    """Return the share of silent frames, and the bandwidth of the remaining frames; None if all are silent."""
     is_silent_T = log_TM.amax(1).numpy() < MAX_SILENT_LOG
     silence = float(is_silent_T.mean())
     if silence == 1:
         return silence, None
-    # Logarithms are averaged: the clicks of clipped peaks, which reach over all frequencies, would outweigh the rest.
+    # Average logarithms. In linear averages the broadband clicks of clipped peaks would dominate.
     spectrum_M = (log_TM[torch.from_numpy(~is_silent_T)] if silence else log_TM).mean(0).numpy()
     lowest = max(float(spectrum_M.max()) - SPECTRUM_DEPTH_DB * math.log(10) / 10, math.log(10 * LOG_FLOOR))
     return silence, float(_mel_freqs_hz()[np.flatnonzero(spectrum_M >= lowest)[-1]])
 
 
 def _gated_loudness(powers_P: np.ndarray) -> float:
-    """Average the K-weighted powers of pieces of 100 ms (P,) as EBU R128 does → LUFS."""
+    """Compute the gated loudness (LUFS) of EBU R128 from K-weighted powers of 100 ms pieces (P,)."""
     blocks = powers_P
-    if len(powers_P) >= PIECES_PER_BLOCK:  # a clip shorter than a block is one
+    if len(powers_P) >= PIECES_PER_BLOCK:  # a shorter clip counts as one block
         blocks = np.convolve(powers_P, np.full(PIECES_PER_BLOCK, 1 / PIECES_PER_BLOCK), mode="valid")
     loud = blocks[blocks > 10 ** ((MIN_LUFS + 0.691) / 10)]
     if not len(loud):
@@ -117,10 +118,10 @@ def _gated_loudness(powers_P: np.ndarray) -> float:
 
 
 def _weighted_powers(waveform_S: Tensor) -> Tensor:
-    """Return the K-weighted mean square of each whole piece of 100 ms (P,).
+    """Return the K-weighted mean square of each complete 100 ms piece (P,).
 
-    The weighting is a product with spectra, a third of the time of the two filters that it is made of. Pieces fade into
-    each other, squares adding to 1: edges would put what the high-pass filter takes away into other frequencies.
+    Weighting spectra takes a third of the time of the two filters. Pieces are crossfaded with squares that add up to 1,
+    because hard edges would move energy that the high-pass filter removes to other frequencies.
     """
     window, weights_F = _piece_tables()
     num_pieces = len(waveform_S) // PIECE
@@ -132,17 +133,17 @@ def _weighted_powers(waveform_S: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _piece_tables() -> tuple[Tensor, Tensor]:
-    """Make the window of a piece, and the weight of each part (real, imaginary) of each frequency."""
+    """Return the window of a piece, and the weights of the real and imaginary parts of each frequency."""
     length = PIECE + FLANK
     fade = np.sin(np.pi / 2 * (np.arange(FLANK) + 0.5) / FLANK)
     window = np.concatenate([fade, np.ones(PIECE - FLANK), fade[::-1]])
-    # Parseval's sum runs over both halves of the spectrum.
+    # Parseval's sum covers both halves of the spectrum.
     weights_F = 2 * _k_weighting(np.fft.rfftfreq(length, 1 / SAMPLE_RATE_HZ)) / (length * PIECE)
     return torch.from_numpy(window).float(), torch.from_numpy(weights_F.repeat(2)).float()
 
 
 def _k_weighting(freqs_hz: np.ndarray) -> np.ndarray:
-    """Return the gain in power of ITU-R BS.1770's two filters, which are given for 48 kHz."""
+    """Return the power gain of ITU-R BS.1770's two filters, specified at 48 kHz."""
     z = np.exp(-2j * np.pi * freqs_hz / 48_000)
     shelf = np.polyval([1.19839281085285, -2.69169618940638, 1.53512485958697], z) / np.polyval(
         [0.73248077421585, -1.69065929318241, 1], z
@@ -153,7 +154,7 @@ def _k_weighting(freqs_hz: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _power_weights() -> Tensor:
-    """Make the weights (M, 2) with which mel energies add up to a frame's power, and to its K-weighted power."""
+    """Return weights (M, 2) that sum mel energies to a frame's power and to its K-weighted power."""
     bank, _ = get_mel_banks(NUM_MEL_BINS, FFT_SIZE, SAMPLE_RATE_HZ, LOW_FREQ_HZ, 0.0, 100.0, -500.0, 1.0)
     bank_MF = bank.double().numpy()[:, 1:]
     freqs_hz = np.fft.rfftfreq(FFT_SIZE, 1 / SAMPLE_RATE_HZ)[1 : FFT_SIZE // 2]
@@ -169,7 +170,7 @@ def _power_weights() -> Tensor:
 
 @lru_cache(maxsize=1)
 def _mel_freqs_hz() -> np.ndarray:
-    """Return the centre of each mel bin (M,); of the last one its end."""
+    """Return the centre frequency of each mel bin (M,), and the upper end for the last bin."""
     low, high = (1127 * np.log1p(hz / 700) for hz in (LOW_FREQ_HZ, SAMPLE_RATE_HZ / 2))
     centres = 700 * np.expm1(np.linspace(low, high, NUM_MEL_BINS + 2)[1:-1] / 1127)
     return np.append(centres[:-1], SAMPLE_RATE_HZ / 2)

@@ -1,11 +1,11 @@
-"""The measures of a shard's written clips, in a table of their own beside it.
+"""Tables with the measures of a shard's written clips.
 
-`quality/{split}/{shard_id}.parquet` is written before the shard's sidecar, or later by `preprocess.py measure`. Shards
-and snapshots don't depend on it: a store without is only not measured yet.
+Conversion writes `quality/{split}/{shard_id}.parquet` before the shard's sidecar; `preprocess.py measure` adds missing
+tables. Shards and snapshots don't depend on these tables.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
+# pyarrow creates its compute functions at import.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,14 +45,14 @@ MEASURES_SCHEMA = pa.schema(
 )
 NUMERIC_AND_TEXT = tuple(name for name in MEASURES_SCHEMA.names if name not in ("key", "fingerprint"))
 FROM_MEDIA = tuple(MEDIA_NAMES)
-"""Columns that can't be measured again without fetching."""
+"""Columns about the original media, which only a new fetch can measure again."""
 VERSION_KEY = b"measures"
 BLOCK_BYTES = 2**16
-"""Read at a time. Fingerprints, nine tenths of a table, are its last column, so that reading goes around them."""
+"""Bytes per read. Fingerprints, nine tenths of a table, are its last column, so that most reads skip them."""
 
 
 def write_measures(store: Store, shard: str, keys: Sequence[str], measures: Sequence[Measures]) -> None:
-    """Publish the measures of a shard's written clips, in their order.
+    """Publish the measures of a shard's written clips, in the shard's order.
 
     shard: `shards/{split}/{shard_id}`, without extension.
     """
@@ -65,20 +65,20 @@ def write_measures(store: Store, shard: str, keys: Sequence[str], measures: Sequ
 def read_shard_measures(
     store: Store, shard: str, columns: Sequence[str] = NUMERIC_AND_TEXT, *, any_version: bool = False
 ) -> pa.Table | None:
-    """Read `key` and some columns of a shard's measures; None for a table of another version, unless any will do.
+    """Read `key` and the given columns of a shard's measures; None for another version, unless `any_version`.
 
-    Raises StoreError if there is none, CorruptError if it is not a valid table.
+    Raises StoreError for a missing table, CorruptError for an invalid one.
     """
     name, columns = quality_name(shard), ["key", *columns]
     try:
         try:
             with store.open(name, BLOCK_BYTES) as stream:
                 return _read_table(stream, columns, any_version)
-        except OSError:  # either a broken connection or a broken file: the next line tells
+        except OSError:  # a broken connection or a broken file: the next line finds out
             return _read_table(pa.BufferReader(store.read_bytes(name)), columns, any_version)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise CorruptError(
-            f"{store.url(name)} is not a valid table of measures: {error}; `preprocess.py measure` makes it again"
+            f"{store.url(name)} is not a valid table of measures: {error}; `preprocess.py measure` rebuilds it"
         ) from error
 
 
@@ -90,18 +90,18 @@ def _read_table(stream: BinaryIO | pa.NativeFile, columns: list[str], any_versio
         if missing := set(columns) - set(file.schema_arrow.names):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         table = file.read(columns, use_threads=False).replace_schema_metadata(None)
-    table.validate(full=True)  # text that is not UTF-8 would raise wherever a row is read
+    table.validate(full=True)  # otherwise invalid UTF-8 raises later, wherever a row is read
     return table
 
 
 def read_measures(snapshot: Snapshot, columns: Sequence[str] = NUMERIC_AND_TEXT) -> pa.Table:
-    """Read some columns of `MEASURES_SCHEMA` for a snapshot's clips, row by row as its index; null is not measured."""
+    """Read columns of `MEASURES_SCHEMA` for a snapshot's clips, aligned with its index; null for unmeasured clips."""
     store, index = snapshot.store, snapshot.index
     present = set(store.list("quality", ".parquet"))
     schema = pa.schema([MEASURES_SCHEMA.field(name) for name in columns])
     keys, shards = index["key"].combine_chunks(), index["shard"].combine_chunks()
     codes, names = shards.indices.to_numpy(), shards.dictionary.to_pylist()
-    # Each shard's rows together, so that clips are looked up among the thousand of their shard.
+    # Group rows by shard, so that each lookup covers only a shard's thousand clips.
     order = np.argsort(codes, kind="stable")
     ends = np.searchsorted(codes[order], np.arange(len(names) + 1))
 

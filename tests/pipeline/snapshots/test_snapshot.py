@@ -84,7 +84,7 @@ def test_targets_and_counts_are_those_of_the_label_lists(snapshot: Snapshot) -> 
 
 
 def test_a_split_without_clips_is_said(snapshot: Snapshot) -> None:
-    with pytest.raises(NoClipsError, match="no clip of mine; its splits are balanced_train, eval, unbalanced_train"):
+    with pytest.raises(NoClipsError, match="no clips of mine; its splits are balanced_train, eval, unbalanced_train"):
         snapshot.rows_of(("mine",))
 
 
@@ -140,7 +140,7 @@ def test_new_clips_make_a_new_snapshot_and_leave_the_old_one(
 
 def test_labels_that_are_no_class_are_named(snapshot: Snapshot, copy: Store, metadata: Metadata) -> None:
     fewer = dataclasses.replace(metadata, labels=Labels(snapshot.labels.mids[1:], snapshot.labels.names[1:]))
-    with pytest.raises(InputError, match=f"1 labels .* not among the 14 classes: {snapshot.labels.mids[0]}"):
+    with pytest.raises(InputError, match=f"1 labels .* missing in the 14 classes: {snapshot.labels.mids[0]}"):
         build_snapshot(copy, fewer, keep_audio=True)
 
 
