@@ -95,7 +95,7 @@ def finetune(config: FinetuneConfig) -> None:
             job, scores = start_or_resume(run, snapshot, initial_metrics=baseline.tracked_metrics())
             lines = [_format_epoch(metrics) for metrics in scores]
     lines.append(f"{'baseline':12} {baseline.compare(scores)}")
-    print("\n".join([*lines, *_next_steps(job, config, is_head_only)]))
+    print("\n".join([*lines, *_next_steps(job, config, scores, is_head_only)]))
 
 
 def _train_head_only(run: FinetuneRun, snapshot: Snapshot, baseline: Baseline) -> tuple[TrackedJob, HeadReport]:
@@ -121,15 +121,16 @@ def warn_if_head_on_random_weights(init: str) -> None:
         )
 
 
-def _next_steps(job: TrackedJob, config: FinetuneConfig, is_head_only: bool) -> list[str]:
+def _next_steps(job: TrackedJob, config: FinetuneConfig, history: Sequence[Metrics], is_head_only: bool) -> list[str]:
     """Return lines with the addresses of the checkpoints and commands to use them."""
     store = job.store
     best, averages = best_checkpoint(store, job.folder), list_checkpoints(store, job.average_folder)
-    # The commands use the last address: the averaged weights, which usually score better.
     found = {"best epoch": best[0] if best else "", "average": averages[-1] if averages else ""}
     found = {name: store.url(checkpoint) for name, checkpoint in found.items() if checkpoint}
     lines = [f"{'checkpoint' if is_head_only else name:12} {address}" for name, address in found.items()]
-    for address in list(found.values())[-1:]:
+    if address := found.get("average" if is_average_better(history) else "best epoch") or next(
+        iter(found.values()), ""
+    ):
         lines.append(
             f"tag with     {shlex.join((*command_words('predict'), '--checkpoint', address, '--audio'))} FILES"
         )
@@ -137,6 +138,14 @@ def _next_steps(job: TrackedJob, config: FinetuneConfig, is_head_only: bool) -> 
             words = (*command_words("finetune"), *_flags_of_data(config), "--init", address, "--no-head-only")
             lines.append(f"train all    {shlex.join(words)}")
     return lines
+
+
+def is_average_better(history: Sequence[Metrics]) -> bool:
+    """Return whether the averaged weights score at least as well as the best epoch, by accuracy if it is known."""
+    metric = "accuracy" if any("eval/accuracy" in epoch for epoch in history) else "mAP"
+    averages = [epoch[f"eval/average/{metric}"] for epoch in history if f"eval/average/{metric}" in epoch]
+    epochs = [epoch[f"eval/{metric}"] for epoch in history if f"eval/{metric}" in epoch]
+    return bool(averages) and averages[-1] >= max(epochs, default=0.0)
 
 
 def _flags_of_data(config: FinetuneConfig) -> list[str]:

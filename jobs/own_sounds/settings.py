@@ -36,7 +36,7 @@ class FinetuneConfig:
     batch_size: int | None = None
     """Samples per step. Default: from 8 for few clips to 48 for many; 32 for random weights."""
     learning_rate: float | None = None
-    """Default: 5e-5 with --init, 1e-3 for random weights."""
+    """Default: 5e-5 with --init, 7e-4 for random weights."""
     mixup_probability: float | None = None
     """Share of the samples to mix with a second sample. Default: 0.5 with --init, 0 for random weights."""
     seed: int = 0

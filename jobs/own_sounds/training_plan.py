@@ -85,7 +85,7 @@ def plan_training(config: FinetuneConfig, clips: Sequence[LabelledClip]) -> Trai
         sampler="balanced",
         global_batch_size=batch_size,
         micro_batch_size=batch_size,
-        learning_rate=config.learning_rate or (5e-5 if config.init else 1e-3),
+        learning_rate=config.learning_rate or (5e-5 if config.init else 7e-4),
         schedule=ScheduleConfig(
             shape="steps" if config.init else "cosine",
             num_warmup_steps=num_steps // 10,

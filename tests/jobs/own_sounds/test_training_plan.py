@@ -34,7 +34,7 @@ def test_defaults_depend_on_the_number_of_clips(num_clips: int, num_epochs: int,
 
 def test_random_weights_train_longer_and_without_mixup() -> None:
     train = plan_training(FinetuneConfig(), make_clips(3_375))
-    assert (train.num_epochs, train.global_batch_size, train.learning_rate) == (30, 32, 1e-3)
+    assert (train.num_epochs, train.global_batch_size, train.learning_rate) == (30, 32, 7e-4)
     assert (train.augment.mixup_probability, train.schedule.shape) == (0.0, "cosine")
     assert plan_training(FinetuneConfig(mixup_probability=0.3), make_clips(50)).augment.mixup_probability == 0.3
     assert plan_training(FinetuneConfig(init="ast.pth"), make_clips(50)).augment.mixup_probability == 0.5
