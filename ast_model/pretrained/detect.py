@@ -59,6 +59,27 @@ def describe_eat(weights: Weights, depth: int, positions: Tensor | None) -> ASTC
     return config
 
 
+def check_eat_description(description: Mapping[str, Any], config: ASTConfig) -> None:
+    """Raise WeightsError if the `config.json` of an EAT on the hub contradicts its tensors or another fixed setting."""
+    if description.get("model_type") != "eat":
+        return
+    expected = {
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "patch_size": config.patch_freq,
+        "stride": config.freq_stride,
+        "mel_bins": config.num_mel_bins,
+        "mlp_ratio": config.mlp_ratio,
+        "norm_eps": config.norm_eps,
+    }
+    for name, value in expected.items():
+        if (found := description.get(name, value)) != value:
+            raise WeightsError(
+                f"expected {name} {value} in config.json, as its tensors have or as EAT needs, found {found}"
+            )
+
+
 def check_structure(found: ASTConfig, expected: ASTConfig) -> None:
     """Raise WeightsError unless both configs have the same kind of blocks, tokens and positions."""
     differing = [

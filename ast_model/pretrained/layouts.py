@@ -27,7 +27,7 @@ class Layout:
     body: Mapping[str, str]
     """Names of all modules except the head. A checkpoint may prefix all of them."""
     head: Mapping[str, str]
-    """Names of the head's modules, which have no prefix."""
+    """Full names of the head's modules; the prefix applies to the body only."""
     unused: Names
     """Name prefixes, after the checkpoint's own prefix, of tensors to ignore."""
     mark: str = ""
@@ -53,7 +53,7 @@ class Layout:
 
 def find_layout(tensors: Tensors) -> tuple[Layout, str]:
     """Return the layout and the prefix of a checkpoint. Raises WeightsError for an unknown layout."""
-    for layout in (OWN, EAT, TIMM, HUGGING_FACE, HUGGING_FACE_5):
+    for layout in (OWN, EAT, EAT_HUB, TIMM, HUGGING_FACE, HUGGING_FACE_5):
         if (prefix := layout.find_prefix(tensors)) is not None:
             return layout, prefix
     raise WeightsError(
@@ -116,7 +116,7 @@ OWN = Layout(
 )
 
 _OF_EAT = "modality_encoders.IMAGE."
-EAT_POSITIONS = f"{_OF_EAT}fixed_positional_encoder.positions"
+EAT_POSITIONS = "fixed_positional_encoder.positions"
 
 EAT = Layout(
     title="EAT's layout",  # of fairseq checkpoints of EAT and SSLAM; fine-tuned models add the prefix `model.`
@@ -128,8 +128,29 @@ EAT = Layout(
     },
     head={"head.norm": "fc_norm", "head.linear": "head"},
     # Parts that only pre-training uses, and positions that follow from a formula.
-    unused=(EAT_POSITIONS, f"{_OF_EAT}decoder.", "shared_decoder.", "recon_proj.", "cls_proj.", "center", "_ema"),
+    unused=(
+        f"{_OF_EAT}{EAT_POSITIONS}",
+        f"{_OF_EAT}decoder.",
+        "shared_decoder.",
+        "recon_proj.",
+        "cls_proj.",
+        "center",
+        "_ema",
+    ),
     mark=f"{_OF_EAT}extra_tokens",
+)
+
+EAT_HUB = Layout(
+    title="EAT's layout on the Hugging Face hub",
+    body={
+        **{ours: theirs for ours, theirs in TIMM.body.items() if ours.startswith("blocks.")},
+        "class_token": "extra_tokens",
+        "patch_embedding": "local_encoder.proj",
+        "norm": "pre_norm",
+    },
+    head={"head.norm": "model.fc_norm", "head.linear": "model.head"},
+    unused=(EAT_POSITIONS,),
+    mark="extra_tokens",
 )
 
 _HUGGING_FACE_ENDS = {

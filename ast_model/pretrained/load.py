@@ -10,13 +10,14 @@ from ast_model.config import ASTConfig
 from ast_model.model import AST
 from ast_model.pretrained.adapt import adapt_weights, check_names, check_shapes, convert_to_float, match_head
 from ast_model.pretrained.detect import (
+    check_eat_description,
     check_structure,
     describe_eat,
     find_source_config,
     raise_unknown_shape,
     read_description,
 )
-from ast_model.pretrained.layouts import EAT, EAT_POSITIONS, find_layout, from_layout
+from ast_model.pretrained.layouts import EAT, EAT_HUB, EAT_POSITIONS, find_layout, from_layout
 from ast_model.pretrained.metadata import find_labels
 from ast_model.pretrained.weight_files import WeightFile, read_weights
 from pipeline.errors import WeightsError
@@ -28,8 +29,8 @@ def load_pretrained(source: str | Path, config: ASTConfig | None = None, labels:
     """Build a model with the weights of `source`, adapted to `config`. Logs each adaptation.
 
     source: a file (.pth, .bin, .safetensors or .onnx), a folder, an address in a store, or a name on the Hugging Face
-        hub. Accepts checkpoints of this project, of the official AST, of transformers' AST, of EAT and SSLAM
-        (fairseq), and distilled DeiTs.
+        hub. Accepts checkpoints of this project, of the official AST, of transformers' AST, of EAT (fairseq files and
+        hub folders) and SSLAM, and distilled DeiTs. Python files in a folder are never executed.
     config: shape of the model; by default the shape of the weights. The epsilons of described weights always apply.
     labels: names of the classes. If the weights name all of them, the head's rows are selected by name, otherwise the
         head is new. Official `.pth` files name no classes, but their order is known from the number of classes and
@@ -86,8 +87,10 @@ def _fit(file: WeightFile, config: ASTConfig | None, labels: Sequence[str] | Non
     }
     check_names(tensors, names, {start for unused in layout.unused for start in (unused, prefix + unused)})
     weights = convert_to_float(from_layout(tensors, names), names)
-    if layout is EAT:
-        described = describe_eat(weights, depth, tensors.get(prefix + EAT_POSITIONS))
+    if layout in (EAT, EAT_HUB):
+        positions = next((tensor for name, tensor in tensors.items() if name.endswith(EAT_POSITIONS)), None)
+        described = describe_eat(weights, depth, positions)
+        check_eat_description(file.description, described)
         weights["patch_embedding.weight"] = weights["patch_embedding.weight"].transpose(2, 3)  # EAT's is (time, mel)
     source_config = find_source_config(weights, depth, described)
     config = config or source_config or raise_unknown_shape(weights)

@@ -101,3 +101,39 @@ def test_other_models_and_structures_are_refused(tmp_path: Path, capsys: pytest.
     with pytest.raises(WeightsError, match="could run foreign code"):
         load_pretrained(file)
     assert capsys.readouterr().out == ""
+
+
+def write_hub_folder(folder: Path, **changes: object) -> None:
+    """Write the fine-tuned checkpoint as a folder of the Hugging Face hub."""
+    names = {
+        f"{BODY}local_encoder.": "model.local_encoder.",
+        f"{BODY}extra_tokens": "model.extra_tokens",
+        f"{BODY}context_encoder.norm.": "model.pre_norm.",
+        "fc_norm.": "model.fc_norm.",
+        "head.": "model.head.",
+    }
+    tensors = {"model.fixed_positional_encoder.positions": their_positions(768, 8).float()}
+    for name, tensor in draw_checkpoint().items():
+        old = next((old for old in names if name.startswith(old)), "")
+        tensors[names.get(old, "") + name.removeprefix(old)] = tensor.contiguous()
+    config = {"model_type": "eat", "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 1, "patch_size": 16, "stride": 16}
+    config |= {"mel_bins": 128, "max_length": 768, "num_classes": NUM_CLASSES, "model_variant": "finetune"}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    (folder / "modeling_eat.py").write_text("raise SystemExit('executed')")
+
+
+def test_hub_folder_gives_the_same_logits(tmp_path: Path) -> None:
+    write_hub_folder(tmp_path, auto_map={"AutoModel": "modeling_eat.EATModel"})
+    model = load_pretrained(tmp_path).eval()
+    assert model.config == ASTConfig.eat(num_classes=35, num_frames=128, width=WIDTH, depth=DEPTH, num_heads=1)
+    expected = json.loads((Path(__file__).parent / "eat_logits.json").read_text())["logits"]
+    with torch.inference_mode():
+        torch.testing.assert_close(model(draw_fbank()), torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("patch_size", 8), ("stride", 10), ("num_heads", 2), ("mel_bins", 64)])
+def test_contradicting_config_of_a_hub_folder_is_refused(tmp_path: Path, name: str, value: int) -> None:
+    write_hub_folder(tmp_path, **{name: value})
+    with pytest.raises(WeightsError, match=rf"expected {name} \d+ in config.json, .* found {value}"):
+        load_pretrained(tmp_path)
