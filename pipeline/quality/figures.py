@@ -1,10 +1,10 @@
-"""What a snapshot holds, in numbers: what was planned and lost, distributions, classes, flaws, duplicates.
+"""The figures of a report: planned and lost segments, distributions, classes, flaws and duplicates.
 
 Letters: N clips, C classes.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
+# pyarrow creates its compute functions at import.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import NOT_ATTEMPTED, count_classes, segment_statuses
 
 NUM_COMMON_CLASSES = 24
-"""Of the table of classes that occur together."""
+"""Classes in the table of co-occurrences."""
 NUM_PAIRS = 20
 SILENT_SHARE = 0.9
 SHARE = "of the clip"
@@ -36,7 +36,7 @@ SHARE = "of the clip"
 
 @dataclass(frozen=True)
 class Axis:
-    """How a measure is drawn. Values outside count in its first or last bin."""
+    """Histogram axis of a measure. Values outside count in the first or last bin."""
 
     label: str
     unit: str
@@ -44,7 +44,7 @@ class Axis:
     high: float
     num_bins: int = 40
     is_logarithmic: bool = False
-    """Of the counts: where nearly all clips share a bin, the others would not be seen."""
+    """Logarithmic counts, so that rare bins remain visible beside a dominant one."""
 
 
 AXES = {
@@ -63,13 +63,13 @@ AXES = {
 
 @dataclass(frozen=True)
 class Flaw:
-    """A way in which a clip may be of little use."""
+    """A possible defect of clips."""
 
     label: str
     expression: str
-    """As `--data.exclude` takes it."""
+    """Condition for `--data.exclude`."""
     worst: str
-    """Column by which the worst clips are found."""
+    """Column that ranks the worst clips."""
     sign: int
     """1 if high values are bad, −1 if low ones are."""
 
@@ -86,20 +86,20 @@ FLAWS = (
 
 
 def read_values(snapshot: Snapshot) -> dict[str, pa.ChunkedArray]:
-    """Read what is known of each clip (N,): the measures, null where a clip was not measured, and `duration_s`."""
+    """Read measures, null for unmeasured clips, and `duration_s` of each clip (N,)."""
     table = read_measures(snapshot, NUMERIC_AND_TEXT)
     return {name: table[name] for name in table.column_names} | {"duration_s": durations_of(snapshot)}
 
 
 def find_flaws(values: Mapping[str, pa.ChunkedArray]) -> dict[str, np.ndarray]:
-    """Return which clips (N,) have each of the flaws, by its label."""
+    """Return a mask (N,) of affected clips per flaw label."""
     return {flaw.label: find_matches(parse_expression(flaw.expression), values) for flaw in FLAWS}
 
 
 def describe_snapshot(
     snapshot: Snapshot, values: Mapping[str, pa.ChunkedArray], flaws: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Return the figures of a snapshot, as JSON can hold them."""
+    """Return the figures of a snapshot as a JSON value."""
     splits = snapshot.splits
     names = [str(name) for name in np.unique(splits)]
     rows_of = {name: np.flatnonzero(splits == name) for name in names}
@@ -124,10 +124,10 @@ def describe_snapshot(
 
 
 def describe_store(snapshot: Snapshot) -> dict[str, Any]:
-    """Return what became of the segments that a snapshot's store was to fetch, by month and by class.
+    """Count segment statuses of the snapshot's store, by month and by class.
 
-    A month is that in which a shard's sidecar was last written: that of the run that made it, unless it was copied
-    since. Classes are null in a store that keeps no metadata.
+    The month of a segment is that of the last write of its sidecar: the month of its run, unless the file was copied.
+    Classes are null in a store without metadata.
     """
     store = snapshot.store
     sidecar_table = read_sidecar_table(store, snapshot.manifest["fingerprint"], SIDECAR_COLUMNS)
@@ -169,7 +169,7 @@ def _describe_splits(
 
 
 def _histogram(column: pa.ChunkedArray, axis: Axis, rows_of: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    values = column.cast(pa.float64()).to_numpy()  # NaN where null
+    values = column.cast(pa.float64()).to_numpy()  # null becomes NaN
     is_known = np.isfinite(values)
     edges = np.linspace(axis.low, axis.high, axis.num_bins + 1)
     counts, _ = np.histogram(np.clip(values[is_known], axis.low, axis.high), edges)
@@ -183,13 +183,13 @@ def _histogram(column: pa.ChunkedArray, axis: Axis, rows_of: Mapping[str, np.nda
 
 
 def _count_values(column: pa.ChunkedArray) -> dict[str, int]:
-    """Count the values of a column, the most frequent first, without those that are not known."""
+    """Count the known values of a column, most frequent first."""
     counts = pd.Series(column.drop_null().to_pandas()).value_counts()
     return {str(value): int(count) for value, count in counts.items()}
 
 
 def _describe_classes(snapshot: Snapshot, is_flawed: np.ndarray) -> dict[str, Any]:
-    """Count each class's clips, those of them with a flaw, and how often pairs of classes occur together."""
+    """Count clips and flawed clips per class, and co-occurrences of classes."""
     labels = snapshot.labels
     targets = snapshot.targets(np.arange(len(snapshot.index))).astype(np.int64)
     is_held_out = np.isin(snapshot.splits, HELD_OUT_SPLITS)
@@ -227,7 +227,7 @@ def _describe_classes(snapshot: Snapshot, is_flawed: np.ndarray) -> dict[str, An
 
 
 def _describe_duplicates(snapshot: Snapshot) -> dict[str, Any]:
-    """Count training clips that repeat others, and held-out ones whose sound or media is trained on, too."""
+    """Count repeated training clips, and held-out clips with their sound or media in the training data."""
     splits = snapshot.splits
     is_held_out = np.isin(splits, HELD_OUT_SPLITS)
     media = pc.replace_substring_regex(snapshot.index["key"], r"_\d+$", "").combine_chunks()
@@ -249,8 +249,8 @@ def _describe_duplicates(snapshot: Snapshot) -> dict[str, Any]:
     found = mark_duplicates(groups, ~is_held_out, is_held_out)
     is_leaked = is_held_out & np.isin(groups, groups[~is_held_out])
     rows_P2 = np.stack([positions_of(pairs[name], snapshot.index["key"]) for name in ("first", "second")], -1)
-    here = np.flatnonzero((rows_P2 >= 0).all(-1))  # a selection lacks some of the clips
-    # Those between splits come first, the nearest of them first.
+    here = np.flatnonzero((rows_P2 >= 0).all(-1))  # clips outside of a selection have no row
+    # Pairs across splits first, nearest first.
     is_within = is_held_out[rows_P2[here]].sum(-1) != 1
     shown = here[np.lexsort([pairs["distance"].to_numpy()[here], is_within])][:NUM_PAIRS]
     listed = [

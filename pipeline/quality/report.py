@@ -1,4 +1,4 @@
-"""The report of a snapshot: its figures as JSON, and as a page that holds all it shows."""
+"""The quality report of a snapshot: figures as JSON and a self-contained page."""
 
 import math
 from collections import Counter
@@ -28,10 +28,10 @@ from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.snapshots.snapshot import Snapshot
 
 NUM_WORST = 4
-"""Clips that are shown of each flaw."""
+"""Clips shown per flaw."""
 MAX_FRAMES = 2000
 MAX_AUDIO_BYTES = 2_000_000
-"""Of all players of a page: base64 makes a third more of them."""
+"""Maximum audio in a page's players, before base64 adds a third."""
 MAX_CLIP_AUDIO_BYTES = 500_000
 NUM_CLASSES_SHOWN = 20
 CATEGORY_OF = {reason.value: reason.category.value for reason in Reason}
@@ -40,23 +40,23 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 @dataclass(frozen=True)
 class ShownClip:
-    """A flawed clip as the page shows it."""
+    """A flawed clip on the page."""
 
     key: str
     split: str
     value: str
-    """Of the measure by which it is bad."""
+    """Value of the flaw's measure."""
     labels: list[str]
     spectrogram_url: str
-    """Empty if its shard can't be read."""
+    """Empty if the shard is unreadable."""
     player_url: str
-    """Empty if no audio was kept, or the page holds as much as it may."""
+    """Empty without stored audio, or once the page has `MAX_AUDIO_BYTES`."""
 
 
 def make_report(snapshot: Snapshot, against: Snapshot | None = None) -> tuple[dict[str, Any], str]:
-    """Return the figures of a snapshot, as JSON can hold them, and the page that shows them.
+    """Return the figures of a snapshot as a JSON value, and their page.
 
-    against: a snapshot, of the same store or another, whose figures are shown beside.
+    against: a snapshot of any store to compare with.
     """
     values = read_values(snapshot)
     flaws = find_flaws(values)
@@ -93,7 +93,7 @@ def make_report(snapshot: Snapshot, against: Snapshot | None = None) -> tuple[di
 
 
 def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) -> list[dict[str, str]]:
-    """Return what to do about a snapshot, most important first: a text, and the command or setting that does it."""
+    """Return recommendations as (text, command or setting), most important first."""
     command = "python jobs/preprocess.py"
     num_clips, duplicates = figures["num_clips"], figures["duplicates"]
     trained = [name for name in figures["splits"] if name not in HELD_OUT_SPLITS]
@@ -152,7 +152,7 @@ def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) 
 def show_worst(
     snapshot: Snapshot, values: Mapping[str, pa.ChunkedArray], flaws: Mapping[str, np.ndarray]
 ) -> dict[str, list[ShownClip]]:
-    """Return the worst clips by flaw. Players are given in turn, up to `MAX_AUDIO_BYTES`."""
+    """Return the worst clips per flaw, with players in order up to `MAX_AUDIO_BYTES`."""
     reader = ClipReader(snapshot)
     rows_of = {}
     for flaw in FLAWS:
@@ -189,7 +189,7 @@ def _spectrogram_of(reader: ClipReader, row: int) -> str:
     fbank_TM = np.zeros((min(int(reader.num_frames[row]), MAX_FRAMES), NUM_MEL_BINS), np.float16)
     try:
         reader.read_fbank(row, fbank_TM)
-    except (CorruptError, StoreError):  # a report is about what is wrong, too: the page says it
+    except (CorruptError, StoreError):  # the page reports unreadable clips
         return ""
     return spectrogram_url(fbank_TM)
 
@@ -202,13 +202,13 @@ def _player_of(reader: ClipReader, row: int) -> str:
 
 
 def _most_flawed(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the classes with the largest shares of flawed clips, with that `share`."""
+    """Return the classes with the largest shares of flawed clips."""
     shares = [row | {"share": row["flawed"] / (row["train"] + row["held_out"])} for row in classes if row["flawed"]]
     return sorted(shares, key=lambda row: -row["share"])[:NUM_CLASSES_SHOWN]
 
 
 def bars(histogram: Mapping[str, Any], axis: Any) -> list[dict[str, Any]]:
-    """Return the bars of a histogram: height from 0 to 1, and a text of its range and count."""
+    """Return the bars of a histogram as (height in [0, 1], text with range and count)."""
     counts, edges = histogram["counts"], histogram["edges"]
     heights = [math.log1p(count) if axis.is_logarithmic else count for count in counts]
     highest = max(heights) or 1
@@ -222,11 +222,11 @@ def bars(histogram: Mapping[str, Any], axis: Any) -> list[dict[str, Any]]:
 
 
 def format_number(value: float) -> str:
-    """Write a number as people read it: `12,345`, `0.125`, `−23.1`."""
+    """Format a number for people: `12,345`, `0.125`, `−23.1`."""
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 4) + 0.0:.3g}"
     return text.replace("-", "−")
 
 
 def format_with_unit(value: float, unit: str) -> str:
-    """Write a number with its unit, and a share of a clip in percent."""
+    """Format a number with its unit; shares become percentages."""
     return f"{format_number(100 * value)} % {unit}" if unit == SHARE else f"{format_number(value)} {unit}"

@@ -1,11 +1,11 @@
-"""Leaving out training clips by what is known of them: `silence > 0.9`, `codec == mp3 and bit_rate < 32000`.
+"""Exclude training clips by their measures: `silence > 0.9`, `codec == mp3 and bit_rate < 32000`.
 
-A clip is left out if any of several expressions is true of it; an expression is true if all its conditions are. A
-condition on what was not measured of a clip is not true of it.
+A clip is excluded if any expression is true for it. An expression is true if all its conditions are. Conditions on
+unknown measures are false.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
+# pyarrow creates its compute functions at import.
 
 import difflib
 import logging
@@ -38,13 +38,13 @@ COMPARISONS = {
 }
 CONDITION = re.compile(r"(\w+)\s*(?:(>=|<=|==|!=|>|<)\s*(\S+))?")
 FLAGS = ("duplicate", "duplicate_of_eval")
-"""Columns that are true or false."""
+"""Boolean columns."""
 COLUMNS = (*NUMERIC_AND_TEXT, "duration_s", *FLAGS)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A column compared with a value, or one that is true by itself."""
+    """A comparison of a column with a value, or a boolean column."""
 
     column: str
     comparison: str = ""
@@ -52,7 +52,7 @@ class Condition:
 
 
 def parse_expression(expression: str) -> tuple[Condition, ...]:
-    """Parse conditions joined by `and`. Raises ConfigError for what is none, with a suggestion for unknown columns."""
+    """Parse conditions joined by `and`. Raises ConfigError for a malformed condition, with suggestions for columns."""
     return tuple(_parse_condition(part.strip(), expression) for part in re.split(r"\band\b", expression))
 
 
@@ -69,7 +69,7 @@ def _parse_condition(text: str, expression: str) -> Condition:
         raise ConfigError(f"--data.exclude: expected a column, found {quote(column)}; {hint}")
     if column in FLAGS:
         if comparison:
-            raise ConfigError(f"--data.exclude: {column} stands by itself, found {quote(text)}")
+            raise ConfigError(f"--data.exclude: {column} takes no comparison, found {quote(text)}")
         return Condition(column)
     is_text = column != "duration_s" and pa.types.is_string(MEASURES_SCHEMA.field(column).type)
     if is_text:
@@ -85,11 +85,13 @@ def _parse_condition(text: str, expression: str) -> Condition:
 
 
 def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collection[str], eval_split: str) -> Snapshot:
-    """Return a snapshot without the training clips of which any expression is true; it is kept, by a name of its own.
+    """Publish a selection of a snapshot without the training clips that match any expression.
 
-    train: the splits that are trained on; clips of others stay, so that figures remain comparable. eval_split: where
-    `duplicate_of_eval` looks for the same sounds, besides the splits that are held out by their names.
-    Raises ConfigError for no expression, InputError for a column that was never measured, NoClipsError if none is left.
+    Raises ConfigError for a malformed expression, InputError for a column without measures, NoClipsError if no training
+    clip is left.
+
+    train: training splits. Clips of other splits stay, so that metrics remain comparable.
+    eval_split: split for `duplicate_of_eval`, in addition to `HELD_OUT_SPLITS`.
     """
     parsed = [parse_expression(expression) for expression in expressions]
     is_trained_on = np.isin(snapshot.splits, list(train))
@@ -97,7 +99,7 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
     values = read_columns(snapshot, columns - {"duplicate"}, is_trained_on, eval_split)
     is_out = np.zeros(len(snapshot.index), bool)
     counts = {}
-    # Duplicates come last: of near-identical clips the first that stays is kept, not one that is left out anyway.
+    # Duplicates last, so that each group keeps a clip that no other expression excludes.
     duplicate = Condition("duplicate")
     for expression, conditions in sorted(zip(expressions, parsed, strict=True), key=lambda each: duplicate in each[1]):
         if duplicate in conditions and "duplicate" not in values:
@@ -106,7 +108,7 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
         counts[expression] = int(matches.sum())
         is_out |= matches
     said = ", ".join(f"{count} by {expression}" for expression, count in counts.items())
-    log.info("--data.exclude leaves out %d of %d training clips: %s", is_out.sum(), is_trained_on.sum(), said)
+    log.info("--data.exclude excludes %d of %d training clips: %s", is_out.sum(), is_trained_on.sum(), said)
     if not (is_trained_on & ~is_out).any():
         raise NoClipsError(
             f"--data.exclude leaves none of the {is_trained_on.sum()} clips of {', '.join(sorted(train))}: {said};"
@@ -119,9 +121,9 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
 def read_columns(
     snapshot: Snapshot, columns: Collection[str], is_trained_on: np.ndarray, eval_split: str
 ) -> dict[str, pa.ChunkedArray]:
-    """Read what expressions compare: columns of a value per clip.
+    """Read the columns that expressions compare, one value per clip.
 
-    Raises InputError, naming the command that adds it, for what is not there.
+    Raises InputError, with the command that adds it, for a missing column.
     """
     values: dict[str, pa.ChunkedArray] = {}
     if measured := [name for name in columns if name in NUMERIC_AND_TEXT]:
@@ -130,9 +132,9 @@ def read_columns(
     for name, column in values.items():
         if column.null_count == len(column):
             raise InputError(
-                f"--data.exclude: {name} was measured of no clip of {snapshot.store.root}; run `python"
-                " jobs/preprocess.py measure` there (what only the source had is known for clips that are converted"
-                " from now on)"
+                f"--data.exclude: no clip of {snapshot.store.root} has the measure {name}; run `python"
+                " jobs/preprocess.py measure` there (measures of the original media exist"
+                " only for clips converted from now on)"
             )
     if "duration_s" in columns:
         values["duration_s"] = durations_of(snapshot)
@@ -150,14 +152,14 @@ def read_columns(
 
 
 def durations_of(snapshot: Snapshot) -> pa.ChunkedArray:
-    """Return the seconds of each clip (N,)."""
+    """Return the length of each clip (N,) in seconds."""
     return pa.chunked_array([snapshot.index["num_frames"].to_numpy() * FRAME_SHIFT_MS / 1000])
 
 
 def mark_duplicates(groups: np.ndarray, is_trained_on: np.ndarray, is_held_out: np.ndarray) -> dict[str, np.ndarray]:
-    """Return which clips (N,) are `duplicate`, and which `duplicate_of_eval`, from their groups of near-identical ones.
+    """Return masks (N,) `duplicate` and `duplicate_of_eval` from groups of near-identical clips.
 
-    Of near-identical training clips all but the first are duplicates.
+    All near-identical training clips except the first are duplicates.
     """
     is_first = np.zeros(len(groups), bool)
     rows = np.flatnonzero(is_trained_on)
@@ -169,7 +171,7 @@ def mark_duplicates(groups: np.ndarray, is_trained_on: np.ndarray, is_held_out: 
 
 
 def count_leaks(snapshot: Snapshot, train: Collection[str], eval_split: str) -> int:
-    """Count the clips that are evaluated on and trained on: the same, or near-identical as far as that is known."""
+    """Count evaluation clips that are also training clips, identical or, after a search, near-identical."""
     is_trained_on, is_evaluated = np.isin(snapshot.splits, list(train)), snapshot.splits == eval_split
     keys = snapshot.index["key"]
     trained_keys = keys.filter(pa.array(is_trained_on)).combine_chunks()
@@ -182,7 +184,7 @@ def count_leaks(snapshot: Snapshot, train: Collection[str], eval_split: str) -> 
 
 
 def find_matches(conditions: Sequence[Condition], values: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
-    """Return the clips (N,) of which all conditions are true; values: each column that they name."""
+    """Return a mask (N,) of clips that meet all conditions; `values` has a column per condition."""
     return np.logical_and.reduce([_evaluate(condition, values) for condition in conditions])
 
 

@@ -1,4 +1,4 @@
-"""Anchors of clips: a few steps of each, at the same sounds in a copy, by which copies among millions are found.
+"""Anchors: a few characteristic steps per clip, at the same sounds in every copy, to find copies among millions.
 
 A vector describes the second around an anchor.
 """
@@ -11,38 +11,38 @@ from scipy import ndimage
 from pipeline.measures.fingerprint import NUM_BANDS
 
 AROUND_STEPS = 32
-"""Steps that a vector describes."""
+"""Steps described by a vector."""
 NUM_BASES = 8
-"""Cosines over the bands, and over the steps: a vector has the square of it."""
+"""Cosines over the bands and over the steps. A vector has `NUM_BASES`² values."""
 NUM_ANCHORS, ANCHOR_SPACING = 5, 12
-"""At most of a clip and a sign of the fit, at least so many steps apart."""
+"""At most 5 anchors per clip and sign, at least 12 steps apart."""
 SCALE = 127
-"""Of vectors kept as int8."""
+"""Scale of vectors stored as int8."""
 
 ANCHOR_DTYPE = np.dtype([("clip", "<i4"), ("step", "<i2"), ("vector", "i1", NUM_BASES**2)])
 
 
 def _cosines(length: int, count: int) -> np.ndarray:
-    """Return the first cosines over some places (length, count), each of norm 1."""
+    """Return the first cosines (length, count), each with norm 1."""
     waves = np.cos(np.pi * (np.arange(length)[:, None] + 0.5) * np.arange(count) / length)
     return (waves / np.linalg.norm(waves, axis=0)).astype(np.float32)
 
 
 def _tabulate(weights: np.ndarray) -> np.ndarray:
-    """Return the sum of the weights (NUM_BANDS, …) of each word's bands: (2**16, …)."""
+    """Tabulate the summed weights (NUM_BANDS, …) of the bands in each 16-bit word: (2**16, …)."""
     bits = np.unpackbits(np.arange(2**16, dtype="<u2").view(np.uint8).reshape(-1, 2), axis=1)
     return bits.astype(np.float32) @ weights
 
 
 BANDS_BY_WORD = _tabulate(_cosines(NUM_BANDS, NUM_BASES))
 STEP_WAVES = _cosines(AROUND_STEPS, NUM_BASES) * np.hanning(AROUND_STEPS + 2)[1:-1, None].astype(np.float32)
-# Any pattern does, so long as it is the same for all clips, and not so smooth that its best fits are broad.
+# Any fixed pattern works, unless it is so smooth that its best fits are broad.
 ANCHOR_BY_WORD = _tabulate(_cosines(NUM_BANDS, NUM_BASES) @ np.array([0, 1, -1, 1, 1, 0, 0, 0], np.float32))
 ANCHOR_STEPS = STEP_WAVES @ np.array([0, 0, 1, 1, -1, 0, 0, 0], np.float32)
 
 
 def find_anchors(words: np.ndarray) -> np.ndarray:
-    """Return the anchors of clips (N, NUM_STEPS), by `ANCHOR_DTYPE`."""
+    """Return the anchors (`ANCHOR_DTYPE`) of clips (N, NUM_STEPS)."""
     course_NP = _look_up(ANCHOR_BY_WORD, words)
     fit_NP = ndimage.correlate1d(course_NP, ANCHOR_STEPS, axis=1, mode="constant")
     clip_A, step_A = np.concatenate([_peaks(fit_NP), _peaks(-fit_NP)], axis=1)
@@ -56,12 +56,12 @@ def find_anchors(words: np.ndarray) -> np.ndarray:
 
 
 def _look_up(table: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Return the weights of the bands that are above, less those of the bands below."""
+    """Return the summed weights of bands above their average minus those of bands below."""
     return table[words & 0xFFFF] - table[words >> NUM_BANDS]
 
 
 def _peaks(fit_NP: np.ndarray) -> np.ndarray:
-    """Return clip and step of the highest peaks: (2, A)."""
+    """Return clip and step of the highest peaks, (2, A)."""
     is_peak = (fit_NP == ndimage.maximum_filter1d(fit_NP, 2 * ANCHOR_SPACING + 1, axis=1)) & (fit_NP > 0)
     highest = np.argpartition(np.where(is_peak, -fit_NP, 0), NUM_ANCHORS, axis=1)[:, :NUM_ANCHORS]
     clip_A, place_A = np.nonzero(np.take_along_axis(is_peak, highest, axis=1))

@@ -1,6 +1,6 @@
-"""Cells of similar vectors. The anchors of two copies are in the same one, if not always the closest of both.
+"""Cells of similar vectors. Anchors of two copies share a cell, though not always the closest cell of both.
 
-Anchors themselves are the centres: where there are many, there are many cells.
+Random anchors serve as centres, so dense regions have many cells.
 """
 
 # Letters: A anchors, V values of a vector, C cells.
@@ -10,29 +10,29 @@ from dataclasses import dataclass
 import numpy as np
 
 NUM_GROUPS, GROUP_CELLS = 512, 1024
-"""Where there are more cells than the latter, an anchor is compared with the first of them, and then with the cells,
-about as many, that are in the closest one's group."""
+"""Number of groups, and approximate cells per group. With more than `GROUP_CELLS` cells, an anchor is compared with the
+centres of groups first and then with the cells of the closest group."""
 NUM_CELLS_OF_ANCHOR = 3
-"""The closest; in one cell alone, copies would miss each other at its border."""
+"""Closest cells per anchor. With a single cell, copies near its border would miss each other."""
 BLOCK_ANCHORS = 2**11
-"""Compared with centres at a time."""
+"""Anchors compared with centres per batch."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells, and groups of them, by which those closest to a vector are found without a look at all."""
+    """Cells in groups, for a search of the closest cells that skips most of them."""
 
     centres_CV: np.ndarray
     groups: list[np.ndarray]
-    """The cells of each: those around one of the first centres."""
+    """Cells of each group, around one of the first centres."""
 
     @classmethod
     def around(cls, centres_CV: np.ndarray) -> "Cells":
-        """Make cells of centres in random order, since the first are those of groups, too."""
+        """Create cells around centres in random order. The first centres are also those of groups."""
         if len(centres_CV) <= GROUP_CELLS:
             return cls(centres_CV, [np.arange(len(centres_CV))])
-        # Each cell is in as many groups. If each group had as many cells, those in the middle would be in most groups,
-        # and get most of the anchors.
+        # Every cell is in equally many groups. With equally many cells per group, central cells would be in most groups
+        # and attract most anchors.
         num_groups_of_cell = 1 + NUM_GROUPS * GROUP_CELLS // len(centres_CV)
         far_CG = -(centres_CV @ centres_CV[:NUM_GROUPS].T)
         group_of = np.argpartition(far_CG, num_groups_of_cell - 1, axis=1)[:, :num_groups_of_cell].ravel()
@@ -41,19 +41,19 @@ class Cells:
         return cls(centres_CV, np.split(order // num_groups_of_cell, ends))
 
     def closest(self, vectors_AV: np.ndarray) -> np.ndarray:
-        """Return the cells (A, `NUM_CELLS_OF_ANCHOR`) whose centres are closest to vectors, or of many nearly so."""
+        """Return the cells (A, `NUM_CELLS_OF_ANCHOR`) closest to vectors; approximate with many cells."""
         group_A = _closest(vectors_AV, self.centres_CV[: len(self.groups)], 1)[:, 0]
         closest = np.empty((len(vectors_AV), min(NUM_CELLS_OF_ANCHOR, len(self.centres_CV))), np.int32)
         for group, cells in enumerate(self.groups):
             members = np.flatnonzero(group_A == group)
-            if len(cells) < closest.shape[1]:  # where centres are equal
+            if len(cells) < closest.shape[1]:  # with equal centres
                 cells = np.arange(len(self.centres_CV))
             closest[members] = cells[_closest(vectors_AV[members], self.centres_CV[cells], closest.shape[1])]
         return closest
 
 
 def _closest(vectors_AV: np.ndarray, centres_CV: np.ndarray, count: int) -> np.ndarray:
-    """Return which centres (A, count) are closest to vectors, the closest first."""
+    """Return the centres (A, count) closest to vectors, nearest first."""
     closest = np.empty((len(vectors_AV), count), np.int32)
     for start in range(0, len(vectors_AV), BLOCK_ANCHORS):
         near = vectors_AV[start : start + BLOCK_ANCHORS].astype(np.float32) @ centres_CV.T

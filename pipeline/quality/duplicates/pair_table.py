@@ -1,6 +1,6 @@
-"""Pairs of near-identical clips of a snapshot, in a table beside its index.
+"""The table of near-identical pairs beside a snapshot's index.
 
-`snapshots/{id}/duplicates.parquet` does not count towards a snapshot's name: it follows from the clips, and may be
+`snapshots/{id}/duplicates.parquet` is outside of the snapshot's digest, because it follows from the clips and may be
 added later.
 """
 
@@ -16,7 +16,7 @@ from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.tables import parquet_bytes
 
 DUPLICATES_VERSION = 1
-"""Of the search and its fingerprints. A table of another version counts as not there."""
+"""Version of the search and its fingerprints. Tables of other versions are ignored."""
 PAIRS_SCHEMA = pa.schema(
     [
         ("first", pa.string()),
@@ -25,16 +25,15 @@ PAIRS_SCHEMA = pa.schema(
         ("offset_s", pa.float32()),
     ]
 )
-"""`first` comes before `second` in the index. A group of near-identical clips is listed against its first, not each
-against each: see `duplicate_groups`. `distance` is 0 for identical clips; `offset_s` is where `second` starts within
-`first`."""
+"""`first` precedes `second` in the index. Clips of a group are listed against the group's first clip only: see
+`duplicate_groups`. `distance` is 0 for identical clips; `offset_s` is the start of `second` within `first`."""
 MAX_DISTANCE = 0.5
-"""Of near-identical clips, as `pipeline.measures.fingerprint` measures it."""
+"""Largest distance of near-identical clips, defined in `pipeline.measures.fingerprint`."""
 VERSION_KEY, THRESHOLD_KEY = b"duplicates", b"threshold"
 
 
 def write_duplicates(snapshot: Snapshot, pairs: pa.Table, threshold: float) -> None:
-    """Keep a snapshot's pairs, sorted by their clips, with the distance up to which clips count as near-identical."""
+    """Store a snapshot's pairs, sorted by their clips, and the distance limit of near-identical clips."""
     ordered = pairs.cast(PAIRS_SCHEMA).sort_by([("first", "ascending"), ("second", "ascending")])
     metadata = {
         VERSION_KEY: str(DUPLICATES_VERSION).encode(),
@@ -44,9 +43,9 @@ def write_duplicates(snapshot: Snapshot, pairs: pa.Table, threshold: float) -> N
 
 
 def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
-    """Return a snapshot's pairs of near-identical clips by `PAIRS_SCHEMA`; None if they were not searched yet.
+    """Return a snapshot's near-identical pairs (`PAIRS_SCHEMA`); None before the first search.
 
-    Raises CorruptError if the file is not a table of pairs.
+    Raises CorruptError for another file.
     """
     store, name = snapshot.store, _name_of(snapshot)
     if not store.exists(name):
@@ -64,15 +63,14 @@ def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
 
 
 def duplicate_groups(snapshot: Snapshot, pairs: pa.Table) -> np.ndarray:
-    """Number the groups of clips that pairs join, directly or through others: (N,), equal within a group.
+    """Return a group number per clip (N,), equal for clips that pairs connect directly or indirectly.
 
-    A clip without a near-identical one is a group of its own.
+    A clip without a near-identical clip is its own group.
     """
     keys, size = snapshot.index["key"], len(snapshot.index)
     named = pa.chunked_array([*pairs["first"].chunks, *pairs["second"].chunks], pa.string())
     nodes = positions_of(named, keys)
-    # A selection of the snapshot lacks some of the clips, which join others nonetheless: a group is listed against
-    # its first, and that one may have been left out.
+    # Include clips outside of a selection: they still connect a group, which is listed against its first clip.
     is_absent = nodes < 0
     absent = named.filter(pa.array(is_absent)).combine_chunks().dictionary_encode()
     nodes[is_absent] = size + absent.indices.to_numpy()

@@ -1,13 +1,11 @@
 """Find pairs of near-identical clips among millions of fingerprints, in little memory.
 
-1. Fingerprints are written side by side to a local disk. At a few steps of each clip, its anchors, a vector describes
-   the second around. They are where a fixed pattern fits best or worst, so a copy has them at the same sounds.
-2. Anchors are sorted into cells, those of similar vectors. Two copies share one, and with it how far apart they start.
-3. Within a cell, clips are compared by their vectors, whitened, and the few that resemble each other by their
-   fingerprints.
-4. What is found is joined into groups, and each group listed against its first clip.
+1. Write all fingerprints to a local disk, and a vector for each anchor. Anchors are steps where a fixed pattern fits
+best or worst, so copies have them at the same sounds. 2. Sort anchors into cells of similar vectors. Two copies share a
+cell, and their anchors give the shift between them. 3. Within each cell, compare whitened vectors, and the fingerprints
+of the few similar clips. 4. Join pairs into groups and list each group against its first clip.
 
-Steps 1 to 3 are tasks that know each other's files only, so all of them run on one machine.
+Tasks of steps 1 to 3 exchange local files, so all of them run on one machine.
 """
 
 # Letters: N clips, P steps, A anchors, V values of a vector, C cells.
@@ -42,33 +40,33 @@ from pipeline.snapshots.snapshot import Snapshot
 PART_CLIPS = 2**15
 BLOCK_CLIPS = 2**11
 COMPARED_ANCHORS = 2**9
-"""At a time. The products that they make stay in a processor's cache."""
+"""Anchors per batch; the score matrix fits in the CPU cache."""
 CELL_CLIPS = 512
-"""Of which a cell holds anchors, about."""
+"""Approximate clips per cell."""
 MAX_CELLS = 2**16
 MIN_TASK_CELLS, MAX_TASKS = 16, 512
-"""Each task opens the files of all parts, so neither it nor their number may be small."""
+"""Fewest cells per task, and most tasks. Each task opens the files of all parts, so many small tasks are slow."""
 WHITENING_RIDGE = 0.01
-"""Of the mean variance of a vector's values, added to each, so that those which hardly vary don't count as much."""
+"""Share of the mean variance added to each value's variance, to limit the weight of nearly constant values."""
 SIMILARITY_OF_2M, SIMILARITY_PER_DECADE, LOWEST_SIMILARITY = 0.6, 0.05, 0.5
-"""Cosine of two whitened vectors whose clips are compared, in a search of two million clips, and how much more of ten
-times as many: see `similarity_needed`."""
+"""Cosine threshold of whitened vectors for a search of two million clips, its increase for ten times as many clips, and
+its minimum: see `similarity_needed`."""
 NUM_SHIFTS = 2 * MAX_SHIFT_STEPS + 1
 MAX_DISTANCE_NEARBY = 0.8
-"""Of copies that are compared at a start one step too early or late."""
+"""Largest distance of copies at a shift that is off by one step."""
 
 
 class Run(Protocol):
     def __call__(
         self, function: Callable[[Any, Any], Any], items: Iterable[Any], shared: Any, num_items: int
     ) -> Iterator[tuple[Any, Any]]:
-        """Run `function(item, shared)` for each item on this machine, and yield items and results in any order."""
+        """Run `function(item, shared)` for each item on this machine; yield items and results in any order."""
         ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """Clips of some shards, whose numbers follow each other."""
+    """Consecutively numbered clips of some shards."""
 
     number: int
     start: int
@@ -76,25 +74,25 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Figures of a part's fingerprints, by which the driver goes on."""
+class PartSummary:
+    """Results of reading a part's fingerprints, for the driver."""
 
     hashes: np.ndarray
-    """Of each clip (N,) of uint64; 0 for one with too little content."""
+    """Hash of each clip (N,), uint64; 0 for clips with too little content."""
     num_missing: int
     sample: np.ndarray
-    """Some of its vectors (A, V)."""
+    """A sample of the part's vectors (A, V)."""
 
 
 @dataclass(frozen=True)
-class Space:
-    """Files of a search, and its cells once they are known."""
+class SearchFiles:
+    """Files of a search and, from step 2, its cells."""
 
     folder: Path
     num_parts: int
     cells: Cells | None = None
     whitening: np.ndarray | None = None
-    """(V, V), by which the values of vectors are made independent and vary alike."""
+    """Matrix (V, V) that decorrelates the values of vectors and equalizes their variances."""
     min_similarity: float = SIMILARITY_OF_2M
 
     @property
@@ -104,7 +102,7 @@ class Space:
     def read_words(self) -> np.ndarray:
         """Map the fingerprints of all clips (N, P)."""
         words = np.load(self.words, mmap_mode="r")
-        # Few are looked at, here and there: megabytes read ahead for each would fill what little memory there is.
+        # Accesses are few and random. Read-ahead of megabytes for each would fill the memory.
         assert isinstance(words.base, mmap.mmap)
         words.base.madvise(mmap.MADV_RANDOM)
         return words
@@ -116,7 +114,7 @@ class Space:
         return self.folder / f"sorted-{part}.bin"
 
     def starts(self, part: int) -> Path:
-        """Where in `sorted_anchors` each cell starts, and the last one ends (C + 1) of int64."""
+        """Start of each cell in `sorted_anchors` and the end of the last cell (C + 1), int64."""
         return self.folder / f"starts-{part}.bin"
 
 
@@ -124,25 +122,25 @@ PAIR_DTYPE = np.dtype([("first", "<i4"), ("second", "<i4"), ("distance", "<f4"),
 
 
 def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, int]:
-    """Return the pairs of a snapshot's near-identical clips, and how many clips have no fingerprint yet.
+    """Return a snapshot's near-identical pairs and the number of clips without a fingerprint.
 
-    folder: of a local disk, with room for 3.2 kB a clip.
+    folder: on a local disk with 3.2 kB of space per clip.
     """
-    # Clips are numbered by their shards, which are read part by part; `order` has their rows in the index.
+    # Clips are numbered by shard, since parts consist of shards; `order` maps numbers to rows of the index.
     order = np.argsort(snapshot.index["shard"].combine_chunks().indices.to_numpy(), kind="stable")
     starts = range(0, len(order), PART_CLIPS)
-    space = Space(folder, len(starts))
+    space = SearchFiles(folder, len(starts))
     np.lib.format.open_memmap(space.words, "w+", "<u4", (len(order), NUM_STEPS))
     parts = (
         Part(number, start, replace(snapshot, index=snapshot.index.take(pa.array(order[start : start + PART_CLIPS]))))
         for number, start in enumerate(starts)
     )
-    prepared: list[Prepared] = [Prepared(np.empty(0), 0, np.empty(0))] * len(starts)
+    prepared: list[PartSummary] = [PartSummary(np.empty(0), 0, np.empty(0))] * len(starts)
     for part, result in run(read_fingerprints, parts, space, len(starts)):
         prepared[part.number] = result
 
     hashes = np.concatenate([each.hashes for each in prepared])
-    # Identical fingerprints are one clip until the end, however many they are.
+    # Clips with identical fingerprints count as one until the end.
     _, first_of_hash, same = np.unique(hashes, return_index=True, return_inverse=True)
     representative = first_of_hash[same]
     is_searched = (representative == np.arange(len(hashes))) & (hashes != 0)
@@ -155,7 +153,7 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     space = replace(space, cells=Cells.around(centres), whitening=whitening, min_similarity=min_similarity)
     masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
     for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
-        space.anchors(number).unlink()  # not by the task, which may be repeated
+        space.anchors(number).unlink()  # here instead of in the task, which may be repeated
     task_cells = max(MIN_TASK_CELLS, num_cells // MAX_TASKS)
     cells = [range(start, min(start + task_cells, num_cells)) for start in range(0, num_cells, task_cells)]
     found = [pairs for _, pairs in run(compare_in_cells, cells, space, len(cells))]
@@ -170,8 +168,8 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     return table, sum(each.num_missing for each in prepared)
 
 
-def read_fingerprints(part: Part, space: Space) -> Prepared:
-    """Write the fingerprints of a part's clips where all find them, and their anchors."""
+def read_fingerprints(part: Part, space: SearchFiles) -> PartSummary:
+    """Write the fingerprints and anchors of a part's clips to shared files."""
     fingerprints = read_measures(part.clips, ["fingerprint"])["fingerprint"]
     words = np.load(space.words, mmap_mode="r+")
     hashes, anchors = [], []
@@ -190,11 +188,13 @@ def read_fingerprints(part: Part, space: Space) -> Prepared:
     np.save(space.anchors(part.number), found)
     rng = np.random.default_rng(part.number)
     sample = rng.choice(len(found), min(len(found), -(-MAX_CELLS // space.num_parts)), replace=False)
-    return Prepared(np.concatenate(hashes), fingerprints.null_count, found["vector"][sample].astype(np.float32) / SCALE)
+    return PartSummary(
+        np.concatenate(hashes), fingerprints.null_count, found["vector"][sample].astype(np.float32) / SCALE
+    )
 
 
 def find_whitening(vectors_AV: np.ndarray) -> np.ndarray:
-    """Return the matrix (V, V) after which vectors' values are uncorrelated, and of the same variance or nearly so."""
+    """Return the matrix (V, V) that makes vectors' values uncorrelated with nearly equal variances."""
     moments_VV = vectors_AV.T @ vectors_AV / max(len(vectors_AV), 1)
     variances_V, directions_VV = np.linalg.eigh(moments_VV)
     ridge = max(WHITENING_RIDGE * variances_V.mean(), 1e-6)
@@ -202,22 +202,22 @@ def find_whitening(vectors_AV: np.ndarray) -> np.ndarray:
 
 
 def similarity_needed(num_clips: int) -> float:
-    """Return the cosine from which two anchors' clips are compared, so that each clip meets as few by chance.
+    """Return the cosine threshold of anchors, so that chance matches per clip stay constant as clips increase.
 
-    Of noise, 98 % of noisy copies' anchors are above 0.6, and three in ten million of unrelated ones; above 0.65 are
-    94 % and a sixth as many. So the more clips there are, the more similar must they be.
+    For noise, 98 % of the anchors of noisy copies exceed 0.6, and so do three in ten million unrelated pairs. 94 %
+    exceed 0.65, and a sixth as many unrelated pairs.
     """
     similarity = SIMILARITY_OF_2M + SIMILARITY_PER_DECADE * float(np.log10(max(num_clips, 1) / 2e6))
     return max(similarity, LOWEST_SIMILARITY)
 
 
-def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
-    """Sort the anchors of a part's clips, those that are searched, by the cells that they are in, and whiten them."""
+def sort_into_cells(part: tuple[int, np.ndarray], space: SearchFiles) -> None:
+    """Whiten the anchors of a part's searched clips and sort them by cell."""
     number, is_searched = part
     anchors = np.load(space.anchors(number))
     anchors = anchors[is_searched[anchors["clip"] - number * PART_CLIPS]]
     assert space.cells is not None and space.whitening is not None, "chosen before"
-    # As they are, since what varies most is what changes least in a copy.
+    # Not whitened yet: high-variance components are the most stable across copies.
     cells = space.cells.closest(anchors["vector"])
     for start in range(0, len(anchors), BLOCK_CLIPS):
         vectors_AV = anchors["vector"][start : start + BLOCK_CLIPS]
@@ -229,11 +229,11 @@ def sort_into_cells(part: tuple[int, np.ndarray], space: Space) -> None:
     np.searchsorted(cells.ravel()[order], np.arange(len(space.cells.centres_CV) + 1)).tofile(space.starts(number))
 
 
-def compare_in_cells(cells: range, space: Space) -> np.ndarray:
-    """Return the pairs of near-identical clips that share one of some cells, by `PAIR_DTYPE`."""
+def compare_in_cells(cells: range, space: SearchFiles) -> np.ndarray:
+    """Return the near-identical pairs (`PAIR_DTYPE`) within the given cells."""
     words = space.read_words()
     anchors, counts = [], []
-    # All of the task's cells at once: a cell has few anchors in each of hundreds of parts.
+    # Read all cells of the task together: each has few anchors in each of hundreds of parts.
     for part in range(space.num_parts):
         starts = np.fromfile(space.starts(part), np.int64, len(cells) + 1, offset=8 * cells.start)
         offset = ANCHOR_DTYPE.itemsize * int(starts[0])
@@ -246,13 +246,14 @@ def compare_in_cells(cells: range, space: Space) -> np.ndarray:
 
 
 def _compare(anchors: np.ndarray, words: np.ndarray, min_similarity: float) -> np.ndarray:
-    """Compare clips with those before that resemble none before them. So a thousand copies are compared with one."""
+    """Compare clips with earlier leaders, the clips without a similar predecessor. A thousand copies thus meet one
+    leader."""
     anchors = anchors[np.argsort(anchors["step"], kind="stable")]
     vectors = anchors["vector"].astype(np.float32) / SCALE
     leaders, found = np.empty(0, np.intp), [np.empty(0, PAIR_DTYPE)]
     for start in range(0, len(anchors), COMPARED_ANCHORS):
         block = np.arange(start, min(start + COMPARED_ANCHORS, len(anchors)))
-        # By step, so that leaders whose clips start too far apart from all that follow are left behind.
+        # Sorted by step, so that leaders too far before all remaining clips can be dropped.
         leaders = leaders[anchors["step"][leaders] >= anchors["step"][start] - MAX_SHIFT_STEPS]
         known = _verify(*_resembling(vectors, block, leaders, min_similarity), anchors, words)
         new = block[~np.isin(anchors["clip"][block], known["second"])]
@@ -266,21 +267,21 @@ def _compare(anchors: np.ndarray, words: np.ndarray, min_similarity: float) -> n
 def _resembling(
     vectors: np.ndarray, rows: np.ndarray, among: np.ndarray, min_similarity: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of some rows resemble which of others, sorted by both."""
+    """Return the index pairs of similar rows, sorted."""
     is_similar = vectors[rows] @ vectors[among].T >= min_similarity
     second, first = np.divmod(np.flatnonzero(is_similar), max(len(among), 1))  # several times as fast as `nonzero`
     return rows[second], among[first]
 
 
 def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Compare the fingerprints of clips whose anchors resemble each other, and return the pairs that are close.
+    """Compare fingerprints of clips with similar anchors and return the close pairs.
 
-    A clip is compared with one, two, four … others, until one is close: among copies with the first only.
+    Each clip is compared with 1, 2, 4 … candidates until one is close; among copies the first candidate suffices.
     """
     clip, other = anchors["clip"][second].astype(np.int64), anchors["clip"][first]
     shift = anchors["step"][first].astype(np.int64) - anchors["step"][second]
     is_possible = (clip != other) & (abs(shift) <= MAX_SHIFT_STEPS)
-    # In one number each, which sorts a hundred times as fast as rows of three.
+    # Pack each candidate into one number, which sorts a hundred times as fast as rows of three.
     packed = (clip * len(words) + other) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
     packed = np.sort(packed[is_possible])
     packed = packed[np.append(True, np.diff(packed) > 0)[: len(packed)]]  # `unique` takes five times as long
@@ -297,12 +298,12 @@ def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: n
 
 
 def _keep_close(seconds: np.ndarray, firsts: np.ndarray, shifts: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Return the pairs of clips, at a shift each (N,), whose fingerprints are close."""
+    """Return the candidate pairs with close fingerprints at their shifts (N,)."""
     found = [np.empty(0, PAIR_DTYPE)]
     for start in range(0, len(seconds), BLOCK_CLIPS):
         second, first, shift = (each[start : start + BLOCK_CLIPS] for each in (seconds, firsts, shifts))
         near = distances(words[first], words[second], shift)
-        # Two starts seldom are whole steps apart. Of most candidates the first look is enough.
+        # Shifts are rarely whole steps, so try neighbouring shifts. The first test rejects most candidates.
         again = np.flatnonzero(near <= MAX_DISTANCE_NEARBY)
         for more in (-1, 1):
             other = distances(words[first[again]], words[second[again]], shift[again] + more)
@@ -314,9 +315,9 @@ def _keep_close(seconds: np.ndarray, firsts: np.ndarray, shifts: np.ndarray, wor
 
 
 def list_against_first(pairs: np.ndarray, words: np.ndarray, row_of: np.ndarray) -> np.ndarray:
-    """Return pairs with each group's clips against its first by `row_of`, at the best shift.
+    """List each group's clips against its first clip by `row_of`, at the best shift.
 
-    A clip that resembles its group's first only through others is listed as it was found.
+    A clip that is only indirectly similar to its group's first clip keeps its original pair.
     """
     size = len(words)
     edges = sparse.coo_array((np.ones(len(pairs), bool), (pairs["first"], pairs["second"])), shape=(size, size))
