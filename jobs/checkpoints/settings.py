@@ -67,7 +67,7 @@ class CalibrateConfig:
 
 
 MAX_COMPARED_RUNS = 26
-"""Number of letters, which name the runs."""
+"""Largest number of compared runs, because a letter names each run."""
 
 
 @dataclass(frozen=True)
