@@ -25,22 +25,23 @@ class EndEstimate:
 
     def __init__(self, plan: TrainingPlan, model: ASTConfig, world: World):
         self._plan, self._model, self._world = plan, model, world
-        self._started_s: float | None = None
-        self._num_measured = 0
+        self._last_s, self._elapsed_s, self._num_measured = 0.0, 0.0, 0
         self._is_logged = not world.is_main
 
     def count_step(self, loop: LoopState) -> None:
-        """Count a step that `loop` includes already. The first one only starts the clock: it allocates and compiles."""
+        """Count a step that `loop` includes already."""
         if self._is_logged:
             return
-        if self._started_s is None:
-            self._started_s = time.perf_counter()
+        now_s, last_s = time.perf_counter(), self._last_s
+        self._last_s = now_s
+        # Skip the first step of the run, which allocates and compiles, and of each epoch, which follows an evaluation.
+        if not last_s or loop.step == 1:
             return
+        self._elapsed_s += now_s - last_s
         self._num_measured += 1
-        elapsed_s = time.perf_counter() - self._started_s
-        if elapsed_s >= MEASURED_S:
+        if self._elapsed_s >= MEASURED_S:
             self._is_logged = True
-            self._log(loop, elapsed_s / self._num_measured)
+            self._log(loop, self._elapsed_s / self._num_measured)
 
     def _log(self, loop: LoopState, step_s: float) -> None:
         plan, config, world = self._plan, self._plan.config, self._world
