@@ -34,7 +34,7 @@ from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import choose_gpu
 from jobs.training.runs import TrackedJob, begin_run, end_run_on_exit
 from jobs.training.start_or_resume import start_or_resume
-from jobs.training.training_clips import select_training_clips
+from jobs.training.training_clips import check_selection, select_training_clips
 from pipeline.cluster.session import ray_session
 from pipeline.errors import ConfigError
 from pipeline.recordings.own_sounds import SPLITS, CutConfig, read_sounds
@@ -68,6 +68,7 @@ def finetune(config: FinetuneConfig) -> None:
         raise ConfigError(
             "--data is not set: name a table with the columns path,labels, or a folder with a folder per class"
         )
+    check_selection(config.selection)
     if config.init:
         config = dataclasses.replace(config, init=locate_weights(config.init))
         warn_if_head_on_random_weights(config.init)

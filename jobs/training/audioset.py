@@ -13,7 +13,7 @@ from jobs.training.ray_train import train_on_ray
 from jobs.training.runs import begin_run, end_run_on_exit, resume_run
 from jobs.training.settings import AudioSetConfig
 from jobs.training.summary import RunSummary, print_report
-from jobs.training.training_clips import select_training_clips
+from jobs.training.training_clips import check_selection, select_training_clips
 from pipeline.cluster.session import ray_session
 from pipeline.preprocess import PreprocessReport
 from pipeline.store.storage import Store
@@ -22,6 +22,7 @@ from pipeline.store.storage import Store
 def audioset(config: AudioSetConfig) -> None:
     """Preprocess missing clips, train on the snapshot, and report."""
     check_ranks(config.train, config.ray.num_workers[1])
+    check_selection(config.selection)
     store = Store(resolve_root(config.root))
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     connect(store)  # find an unreachable tracking server now instead of after hours of fetching

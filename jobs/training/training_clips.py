@@ -2,8 +2,14 @@
 
 from ast_model.config import TrainConfig
 from pipeline.config import SelectionConfig
-from pipeline.quality.selection import exclude_clips
+from pipeline.quality.selection import exclude_clips, parse_expression
 from pipeline.snapshots.snapshot import Snapshot
+
+
+def check_selection(selection: SelectionConfig) -> None:
+    """Raise ConfigError for a malformed `--data.exclude`, before any costly step."""
+    for expression in selection.exclude:
+        parse_expression(expression)
 
 
 def select_training_clips(snapshot: Snapshot, selection: SelectionConfig, train: TrainConfig) -> Snapshot:
