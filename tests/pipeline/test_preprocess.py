@@ -82,18 +82,18 @@ def test_failing_shard_task_does_not_end_the_run(
 
     store = Store(str(tmp_path))
     ytids = {clip.segment.ytid for clip in miniature.clips}
-    monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: RaisingSource(ytids))
+    monkeypatch.setattr("pipeline.preprocess.open_sources", lambda config: [RaisingSource(ytids)])
     with pytest.raises(StoreError, match=r"6 shards failed, so the run ends; of 32 clips, 0 .* memory at "):
         preprocess(config, store)
 
     bad = next(clip.segment.ytid for clip in miniature.clips if clip.segment.split == "balanced_train")
-    monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: RaisingSource({bad}))
+    monkeypatch.setattr("pipeline.preprocess.open_sources", lambda config: [RaisingSource({bad})])
     snapshot, report = preprocess(config, store)
     assert [str(error) for error in report.errors.values()] == [f"no memory at {bad}"]
     assert report.num_decided == report.num_planned - 6  # the one shard of the balanced split
     assert "balanced_train" not in snapshot.splits
 
-    monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: folder)
+    monkeypatch.setattr("pipeline.preprocess.open_sources", lambda config: [folder])
     snapshot, report = preprocess(config, store)
     assert report.errors == {}
     assert "balanced_train" in snapshot.splits
@@ -107,7 +107,7 @@ def test_config_error_of_a_source_ends_the_run(
         def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
             raise ConfigError("the proxy refuses the user or the password")
 
-    monkeypatch.setattr("pipeline.preprocess.open_source", lambda config: BehindAProxy())
+    monkeypatch.setattr("pipeline.preprocess.open_sources", lambda config: [BehindAProxy()])
     with pytest.raises(ConfigError, match=r"^the proxy refuses"):
         preprocess(dataclasses.replace(config, clips_per_shard=2), Store(str(tmp_path)))
 
@@ -170,7 +170,7 @@ def test_unknown_classes_are_rejected(config: PreprocessConfig, miniature: Minia
         (tmp_path / file.name).write_bytes(file.read_bytes())
     file = tmp_path / "eval_segments.csv"
     file.write_text(file.read_text().replace("/m/03kmc9", "/m/09x0r"))
-    with pytest.raises(InputError, match=r"1 labels of the segments are not among the 15 classes.*: /m/09x0r"):
+    with pytest.raises(InputError, match=r"1 labels of the segments are missing in the 15 classes.*: /m/09x0r"):
         preprocess(dataclasses.replace(config, metadata=str(tmp_path)), Store(str(tmp_path / "store")))
 
 
@@ -249,7 +249,7 @@ def test_permanently_throttled_run_ends_with_the_clips_it_has(
     config = dataclasses.replace(config, rate_limit=RateLimitConfig(cooldown_s=6, max_idle_s=3), max_in_flight=2)
     source = ThrottledAfterAWhile(tickets, FolderSource(str(miniature.media_folder), config.fetch))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.preprocess.open_source", lambda config: source)
+        patch.setattr("pipeline.preprocess.open_sources", lambda config: [source])
         first, report = preprocess(config, store)
         assert (report.is_complete, report.num_throttled > 0) == (False, True)
         assert "stopped: every address is throttled" in caplog.text
@@ -263,5 +263,5 @@ def test_permanently_throttled_run_ends_with_the_clips_it_has(
 
 def test_concurrent_run_is_rejected(config: PreprocessConfig, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    with hold_lease(store), pytest.raises(LeaseError, match="alone"):
+    with hold_lease(store), pytest.raises(LeaseError, match="is locked"):
         preprocess(config, store)
