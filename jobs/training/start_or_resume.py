@@ -36,6 +36,8 @@ def start_or_resume(
         job = resume_run(config.resume, snapshot.store, config)
     else:
         job = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
-        job.tracker.log_metrics(initial_metrics or {}, step=0)
+        if initial_metrics:
+            job.tracker.log_metrics(initial_metrics, step=0)
+            job.tracker.close()  # one process at a time logs to a run, from here on the main rank
     with end_run_on_exit(job):
         return job, train_on_ray(job, config.ray)
