@@ -1,6 +1,6 @@
-"""A model for others: a Hugging Face folder, one safetensors file, or ONNX.
+"""Export a model as a Hugging Face folder, a safetensors file, or ONNX.
 
-Each export is written aside, read back, held against the model, and only then given its name.
+Each export is written to a temporary path, read back, compared with the model, and only then renamed.
 """
 
 import copy
@@ -30,7 +30,7 @@ from ast_model.pretrained.weight_files import CONFIG_KEY, METADATA_KEY
 from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
 
 LOGITS_TOLERANCE = 1e-4
-"""Of logits, absolute, and relative above 1."""
+"""Tolerance of logits: absolute, and relative above 1."""
 CARD_FILE = "README.md"
 _HUGGING_FACE_PREFIX = "audio_spectrogram_transformer."
 
@@ -38,8 +38,8 @@ _HUGGING_FACE_PREFIX = "audio_spectrogram_transformer."
 def export_hugging_face(model: AST, metadata: ModelMetadata, folder: Path, card: str = "") -> None:
     """Write a folder that transformers' AutoModelForAudioClassification and AutoFeatureExtractor load.
 
-    card: content of its README.md, if it has one. Its logits are the model's. Its embeddings are as many times smaller
-    as `_with_one_epsilon` says.
+    card: content of README.md; none by default. The logits are the model's. The embeddings are smaller by the factor in
+    `_with_one_epsilon`.
     """
     original = _ready(model)
     model = _with_one_epsilon(original)
@@ -58,7 +58,7 @@ def export_hugging_face(model: AST, metadata: ModelMetadata, folder: Path, card:
 
 
 def export_folder(model: AST, metadata: ModelMetadata, folder: Path, card: str) -> None:
-    """Write a folder for the hub: transformers' form where its AST can have the shape, else our safetensors."""
+    """Write a folder for the hub: transformers' format if its AST supports the shape, otherwise our safetensors."""
     if fits_hugging_face(model.config):
         export_hugging_face(model, metadata, folder, card)
         return
@@ -71,7 +71,7 @@ def export_folder(model: AST, metadata: ModelMetadata, folder: Path, card: str) 
 
 
 def export_safetensors(model: AST, file: Path, metadata: ModelMetadata | None = None) -> None:
-    """Write one file with our own names and, in its header, config and metadata; `Tagger.load` needs no more."""
+    """Write one file with our tensor names, and config and metadata in its header. `Tagger.load` needs nothing else."""
     model = _ready(model)
     with _published(file) as aside:
         save_file(model.state_dict(), aside, _header(model, metadata))
@@ -89,7 +89,7 @@ def _header(model: AST, metadata: ModelMetadata | None) -> dict[str, str]:
 def export_onnx(model: AST, metadata: ModelMetadata, file: Path) -> None:
     """Write an ONNX file: `fbank` (batch, num_frames, num_mel_bins), normalised, to `logits` (batch, num_classes).
 
-    The batch is free. Labels, mean and std are in the file's metadata, as JSON; `Tagger.load` reads it back.
+    The batch size is dynamic. The file's metadata contains labels, mean and std as JSON. `Tagger.load` reads the file.
     """
     model = _ready(model)
     _check_labels(metadata.labels, model.config.num_classes)
@@ -112,10 +112,10 @@ def export_onnx(model: AST, metadata: ModelMetadata, file: Path) -> None:
 
 
 def _with_one_epsilon(model: AST) -> AST:
-    """Return a model of the same logits whose head has the blocks' epsilon, as Hugging Face's AST must.
+    """Return a model with equal logits whose head has the blocks' epsilon, as Hugging Face's AST requires.
 
-    A LayerNorm of a·x with a²·eps is that of x with eps. So the LayerNorm before the head's makes its output smaller
-    by a: for the paper's 1e-6 and 1e-5 by √10.
+    LayerNorm(a·x) with a²·eps equals LayerNorm(x) with eps. Scaling the output of the LayerNorm before the head's by a
+    thus changes the head's epsilon: by √10 for the paper's 1e-6 and 1e-5.
     """
     config = dataclasses.replace(model.config, head_norm_eps=model.config.norm_eps)
     factor = math.sqrt(config.norm_eps / model.config.head_norm_eps)
@@ -127,7 +127,8 @@ def _with_one_epsilon(model: AST) -> AST:
 
 
 def _trace(model: AST) -> Any:
-    # Two clips, as a batch of one would be taken for a constant. What torch warns of is its own code, or not installed.
+    # Two clips, because torch would export a batch of one as a constant. Its warnings concern its own code and packages
+    # that are not installed.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):
         return torch.onnx.export(
@@ -137,7 +138,7 @@ def _trace(model: AST) -> Any:
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
-            optimize=False,  # so that tensors keep names and forms; runtimes optimise by themselves
+            optimize=False,  # keeps names and shapes of tensors; runtimes optimise on their own
             verbose=False,
         )
 
@@ -151,12 +152,12 @@ def _check_labels(labels: Sequence[str], num_classes: int) -> None:
         raise MismatchError(f"expected {num_classes} labels, one for each class of the model, found {len(labels)}")
     if len(set(labels)) != len(labels):
         twice = next(label for label in labels if list(labels).count(label) > 1)
-        raise InputError(f"expected labels that differ from each other, found {twice!r} twice; rename one")
+        raise InputError(f"expected distinct labels, found {twice!r} twice; rename one")
 
 
 @contextmanager
 def _published(target: Path) -> Iterator[Path]:
-    """Yield a path to write to, on the same disk, that becomes `target` if no error comes."""
+    """Yield a temporary path on the same disk, which becomes `target` unless an error occurs."""
     if target.exists():
         raise InputError(f"expected nothing at {target}, found an older export; remove it, or choose another name")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +173,7 @@ def _check_read_back(written: AST, original: AST, path: Path) -> None:
     loaded, expected = load_pretrained(path).eval(), written.state_dict()
     for name, tensor in loaded.state_dict().items():
         if not torch.equal(tensor, expected[name]):
-            raise CorruptError(f"{path.name}: expected {name} as it was written, found other values; try again")
+            raise CorruptError(f"{path.name}: expected the written values of {name}, found others; try again")
     fbank_BTM = _draw_fbank(original, 2)
     with torch.inference_mode():
         _check_logits(original(fbank_BTM), loaded(fbank_BTM), path)
@@ -180,7 +181,7 @@ def _check_read_back(written: AST, original: AST, path: Path) -> None:
 
 def _check_logits(expected_BC: Tensor, found_BC: Tensor, path: Path) -> None:
     difference = float(((expected_BC - found_BC).abs() / expected_BC.abs().clamp(min=1)).max())
-    if not difference <= LOGITS_TOLERANCE:  # also if it is NaN
+    if not difference <= LOGITS_TOLERANCE:  # also true for NaN
         raise CorruptError(
             f"{path.name}: expected logits within {LOGITS_TOLERANCE} of the model's, found {difference:.1e}"
         )

@@ -29,11 +29,11 @@ Audio = str | Path | bytes | np.ndarray | Tensor
 Compute = Callable[[Tensor], Tensor]
 
 CALIBRATION = "calibration.json"
-"""Lies beside the weights it belongs to."""
+"""File name of a calibration, stored beside its weights."""
 
 
 class Tagger:
-    """Tag audio of any length, window by window of the model's own length, as in training.
+    """Tags audio of any length in windows of the model's length, as in training.
 
     >>> from ast_model.config import ASTConfig
     >>> model = AST(ASTConfig.nano(num_classes=2, num_frames=64))
@@ -61,9 +61,9 @@ class Tagger:
     ) -> "Tagger":
         """Load a checkpoint's folder, a Hugging Face folder or hub name, or an official `.pth`.
 
-        calibrated: return probabilities, by the `calibration.json` that jobs/calibrate.py left beside the weights.
-        labels: a `class_labels_indices.csv`. An official `.pth` needs it; else it is held against the checkpoint's.
-        Raises WeightsError, InputError or MismatchError.
+        calibrated: return probabilities, with the `calibration.json` that jobs/calibrate.py stored beside the weights.
+        labels: a `class_labels_indices.csv`. An official `.pth` needs it; otherwise it must equal the checkpoint's
+        labels. Raises WeightsError, InputError or MismatchError.
         """
         if isinstance(labels, str | Path):
             labels = read_labels(str(labels))
@@ -94,25 +94,25 @@ class Tagger:
     def scores(self, audios: Iterable[Audio]) -> np.ndarray:
         """Return scores (N, C) float32 in the order of `labels`.
 
-        Audio longer than the model's windows has the mean of theirs, weighted by how much of each is filled.
+        Longer audio gets the mean over its windows, weighted by the filled share of each.
         """
         return self.calibrate(self._pool(audios, self._score))
 
     def scores_of_fbank(self, fbank_TM: np.ndarray) -> np.ndarray:
-        """Return scores (C,) of features (T, 128) as `compute_fbank` returns them: neither padded nor normalised."""
+        """Return scores (C,) of features (T, 128) from `compute_fbank`, neither padded nor normalised."""
         if fbank_TM.ndim != 2 or fbank_TM.shape[1] != NUM_MEL_BINS or not len(fbank_TM):
             raise InputError(f"expected features of shape (frames, {NUM_MEL_BINS}), found {fbank_TM.shape}")
         frames_TM = torch.from_numpy(fbank_TM.astype(np.float32)).to(self.device)
         return self.calibrate(self._pool_fbank(frames_TM, self._score)[None])[0]
 
     def embed(self, audios: Iterable[Audio]) -> np.ndarray:
-        """Return embeddings (N, D) float32: as `AST.embed` returns them, pooled as scores are."""
+        """Return embeddings (N, D) float32 from `AST.embed`, pooled over windows like scores."""
         return self._pool(audios, self.model.embed)
 
     def embed_windows(self, fbank_TM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where windows of the model's length start, in seconds (W,), and their embeddings (W, D) float32.
+        """Return starts in seconds (W,) and embeddings (W, D) float32 of windows of the model's length.
 
-        fbank_TM: features as `fbank` returns them.
+        fbank_TM: features from `fbank`.
         """
         window = self.model.config.num_frames
         starts = window_starts(len(fbank_TM), window, window)
@@ -120,9 +120,9 @@ class Tagger:
         return np.asarray(starts) / FRAMES_PER_S, self._run(frames_TM, starts, window, self.model.embed)
 
     def run_windows(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (W, C), not calibrated, and embeddings (W, D) of windows (T, 128) in one batch.
+        """Return uncalibrated scores (W, C) and embeddings (W, D) of windows (T, 128) in one batch.
 
-        The windows may be of several sounds. They are as `fbank` returns features, and at most as long as the model's.
+        Windows are intervals of features from `fbank`, at most as long as the model's, possibly of several sounds.
         """
         with torch.inference_mode():
             embedding_BD = self.model.embed(self._pad([torch.from_numpy(window_TM) for window_TM in windows])).float()
@@ -130,16 +130,16 @@ class Tagger:
         return scores_BC.cpu().numpy(), embedding_BD.cpu().numpy()
 
     def timeline(self, audio: Audio, window_s: float | None = None, hop_s: float | None = None) -> pd.DataFrame:
-        """Score windows of `window_s`, the model's length unless set, every `hop_s`, half a window unless set.
+        """Score windows of `window_s` (default: the model's length) every `hop_s` (default: half a window).
 
-        Returns a row for each window, whose index `start_s` is where it starts, and a column for each class.
+        Returns a table with a row per window, indexed by `start_s`, and a column per class.
         """
         return self.timeline_of_fbank(self._fbank(audio), window_s, hop_s)
 
     def timeline_of_fbank(
         self, fbank_TM: np.ndarray | Tensor, window_s: float | None = None, hop_s: float | None = None
     ) -> pd.DataFrame:
-        """Do what `timeline` does with features (T, 128) as `compute_fbank` returns them."""
+        """Return the `timeline` of features (T, 128) from `compute_fbank`."""
         window = self.num_window_frames(window_s)
         hop = self.num_hop_frames(window, hop_s)
         fbank_TM = torch.as_tensor(fbank_TM, dtype=torch.float32, device=self.device)
@@ -156,12 +156,12 @@ class Tagger:
         return scores_from_logits(self.model(fbank_BTM), self.metadata.loss)
 
     def calibrate(self, scores_NC: np.ndarray) -> np.ndarray:
-        """Make scores probabilities if the tagger was loaded with `calibrated=True`; else return them as they are."""
+        """Convert scores to probabilities if loaded with `calibrated=True`; otherwise return them unchanged."""
         return scores_NC if self.calibration is None else self.calibration.apply(scores_NC)
 
     def _pool(self, audios: Iterable[Audio], compute: Compute) -> np.ndarray:
         if isinstance(audios, str | Path | bytes) or (isinstance(audios, np.ndarray | Tensor) and audios.ndim == 1):
-            raise InputError(f"expected several audios, found a single {type(audios).__name__}: put it into a list")
+            raise InputError(f"expected several audios, found a single {type(audios).__name__}; pass a list")
         rows = [self._pool_fbank(self._fbank(audio), compute) for audio in audios]
         if not rows:
             raise InputError("expected at least one audio, found none")
@@ -174,7 +174,7 @@ class Tagger:
         return np.average(self._run(fbank_TM, starts, window, compute), axis=0, weights=filled).astype(np.float32)
 
     def _fbank(self, audio: Audio) -> Tensor:
-        """Return (T, M), un-normalised, on the device."""
+        """Return unnormalised features (T, M) on the device."""
         return compute_fbank(torch.from_numpy(read_audio(audio)).to(self.device))
 
     def _run(self, fbank_TM: Tensor, starts: Sequence[int], window: int, compute: Compute) -> np.ndarray:
@@ -188,7 +188,7 @@ class Tagger:
             yield self._pad([fbank_TM[start : start + window] for start in starts[first : first + self.batch_size]])
 
     def _pad(self, windows: Sequence[Tensor]) -> Tensor:
-        """Pad windows (T, M) with 0 to the model's length, and then normalise, as in training → (B, T, M)."""
+        """Pad windows (T, M) with 0 to the model's length, then normalise, as in training → (B, T, M)."""
         shape = (len(windows), self.model.config.num_frames, NUM_MEL_BINS)
         fbank_BTM = torch.zeros(shape, device=self.device)
         for padded_TM, window_TM in zip(fbank_BTM, windows, strict=True):
@@ -196,7 +196,7 @@ class Tagger:
         return normalise(fbank_BTM, self.metadata.mean, self.metadata.std)
 
     def num_window_frames(self, window_s: float | None) -> int:
-        """Return the frames of a window of `window_s`, the model's length unless set. Raises ConfigError."""
+        """Return the frames of a window of `window_s` (default: the model's length). Raises ConfigError."""
         longest = self.model.config.num_frames
         if window_s is None:
             return longest
@@ -208,7 +208,7 @@ class Tagger:
         return window
 
     def num_hop_frames(self, window: int, hop_s: float | None) -> int:
-        """Return the frames from one window's start to the next, half a window unless set. Raises ConfigError."""
+        """Return the frames of `hop_s` (default: half a window). Raises ConfigError."""
         hop = window // 2 if hop_s is None else round(hop_s * FRAMES_PER_S)
         if hop < 1:
             raise ConfigError(f"hop_s must be at least {1 / FRAMES_PER_S}, found {hop_s}")
@@ -221,20 +221,20 @@ def _read_calibration(source: str | Path, labels: Sequence[str]) -> Calibration:
     try:
         calibration = Calibration.from_json(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise InputError(f"expected a calibration at {file} ({error}): make one with jobs/calibrate.py") from error
+        raise InputError(f"expected a calibration at {file} ({error}); create one with jobs/calibrate.py") from error
     check_labels(calibration.labels, labels, "the model", "its calibration")
     return calibration
 
 
 def window_starts(num_frames: int, window: int, hop: int) -> list[int]:
-    """Return the frames at which windows start, so that the last one is the first to reach the end, if one does."""
+    """Return the first frames of windows. Only the last window reaches the end."""
     return list(range(0, min(max(num_frames - window, 0) + hop, num_frames), hop))
 
 
 def stream_windows(fbanks: Iterable[Tensor], window: int, hop: int) -> Iterator[tuple[int, Tensor]]:
-    """Cut features that come in pieces (t, M) into windows → where each starts, and its frames; as `window_starts`."""
+    """Cut streamed features (t, M) into windows like `window_starts`; yield first frame and frames of each."""
     buffer_TM = torch.zeros(0, NUM_MEL_BINS)
-    first = start = 0  # frame that the buffer begins with; start of the next window
+    first = start = 0  # first frame of the buffer; first frame of the next window
     num_covered = num_frames = 0
     for fbank_TM in fbanks:
         buffer_TM = torch.cat([buffer_TM, fbank_TM])
@@ -249,7 +249,7 @@ def stream_windows(fbanks: Iterable[Tensor], window: int, hop: int) -> Iterator[
 
 
 def read_audio(audio: Audio) -> np.ndarray:
-    """Return a waveform (S,) float32 at 16 kHz without its mean. Raises InputError for anything but audio."""
+    """Return a waveform (S,) float32 at 16 kHz without its mean. Raises InputError for other content."""
     if isinstance(audio, bytes):
         return decode_file(audio)
     if isinstance(audio, str | Path):
@@ -264,7 +264,7 @@ def read_audio(audio: Audio) -> np.ndarray:
 
 
 def _content(path: str) -> bytes | Path:
-    """Return a local path as it is, and the bytes behind an address."""
+    """Return a local path unchanged, or the bytes at an address."""
     if "://" not in path:
         if not Path(path).is_file():
             raise InputError(f"expected an audio file at {Path(path).absolute()}, found none")

@@ -1,7 +1,7 @@
-"""Tables of tags as files: for other programs (CSV, JSON lines, Parquet) and for review (Raven, Audacity).
+"""Write tables of tags: for programs (CSV, JSON lines, Parquet) and for review (Raven, Audacity).
 
-A table has a row per tag: `file`, `start_s`, `end_s`, `label`, `score`. The first three formats hold all files in one.
-Raven and Audacity annotate one sound at a time, so each sound has a file of its own, beside `output` in its folder.
+A table has a row per tag: `file`, `start_s`, `end_s`, `label`, `score`. The first three formats put all sounds into one
+file. Raven and Audacity annotate single sounds, so each sound gets its own file in the folder `output`.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, InputError
 Format = Literal["csv", "jsonl", "parquet", "raven", "audacity"]
 COLUMNS = ("file", "start_s", "end_s", "label", "score")
 MAX_HZ = 8_000
-"""AST hears up to half of its 16 kHz."""
+"""Upper end of AST's frequency range, half of 16 kHz."""
 RAVEN_COLUMNS = (
     "Selection",
     "View",
@@ -33,15 +33,17 @@ RAVEN_SUFFIX, AUDACITY_SUFFIX = ".selections.txt", ".labels.txt"
 
 
 def best_classes(scores_C: np.ndarray, top_k: int, thresholds: np.ndarray) -> np.ndarray:
-    """Return the classes that reach their thresholds, at most `top_k`, best first."""
+    """Return the classes at or above their thresholds, at most `top_k`, best first."""
     ranked = np.argsort(-scores_C, kind="stable")
     return ranked[scores_C[ranked] >= thresholds[ranked]][:top_k]
 
 
 def write_tags(table: pd.DataFrame, format: Format, output: Path) -> list[Path]:
-    """Write a table of tags; return the files written. `output`: a file, or for Raven and Audacity a folder.
+    """Write a table of tags; return the written files.
 
-    Raises ConfigError for another format, InputError for a table without the columns.
+    Raises ConfigError for an unknown format, InputError for missing columns.
+
+    output: a file, or a folder for Raven and Audacity.
     """
     if missing := set(COLUMNS) - set(table.columns):
         raise InputError(
@@ -70,7 +72,7 @@ def _write_each(table: pd.DataFrame, folder: Path, suffix: str, as_text: Callabl
     for sound, tags in table.groupby("file", sort=False):
         path = folder / f"{PurePath(str(sound)).name}{suffix}"
         number = 1
-        while path in written:  # recordings of one name from several folders
+        while path in written:  # recordings with equal names from several folders
             number += 1
             path = folder / f"{PurePath(str(sound)).name}-{number}{suffix}"
         path.write_text(as_text(tags), encoding="utf-8", newline="")
@@ -79,7 +81,7 @@ def _write_each(table: pd.DataFrame, folder: Path, suffix: str, as_text: Callabl
 
 
 def _raven(tags: pd.DataFrame) -> str:
-    """Return a selection table as Raven Pro imports it: tabs between columns, one view, the whole band."""
+    """Return a selection table for Raven Pro: tab-separated, one view, the whole band."""
     lines = ["\t".join(RAVEN_COLUMNS)]
     for number, (file, start_s, end_s, label, score) in enumerate(tags.itertuples(index=False, name=None), start=1):
         times = f"{start_s:.3f}\t{end_s:.3f}\t0.0\t{MAX_HZ:.1f}"
@@ -88,7 +90,7 @@ def _raven(tags: pd.DataFrame) -> str:
 
 
 def _audacity(tags: pd.DataFrame) -> str:
-    """Return a label track: start, end and text between tabs, no header; the score follows the label."""
+    """Return a label track for Audacity: start, end, and label with score, tab-separated, without a header."""
     return "".join(
         f"{start_s:.6f}\t{end_s:.6f}\t{_one_cell(label)} {score:.2f}\n"
         for _, start_s, end_s, label, score in tags.itertuples(index=False, name=None)
@@ -96,5 +98,5 @@ def _audacity(tags: pd.DataFrame) -> str:
 
 
 def _one_cell(text: str) -> str:
-    """Neither program knows quotes, so what would end a cell or a line becomes a blank."""
+    """Replace tabs and line breaks by blanks, because neither program supports quotes."""
     return "".join(" " if character in "\t\r\n\v\f\x85\u2028\u2029" else character for character in str(text))

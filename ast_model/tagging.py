@@ -1,5 +1,5 @@
-"""Many recordings → tags. Each is decoded as a stream, ahead of the model, so that memory stays bounded whatever its
-length; windows of several recordings share the model's batches. On a CPU, each core computes batches of its own.
+"""Tag many recordings. Streams are decoded ahead of the model in bounded memory, and windows of several recordings
+share batches. On a CPU each core computes its own batches.
 
 Axes: W windows, C classes, T frames, M mel bins, D embedding size.
 """
@@ -27,11 +27,11 @@ from pipeline.fbank_settings import FRAME_LENGTH_MS, FRAME_SHIFT_MS, FRAMES_PER_
 from pipeline.records import Failure, Reason
 
 MAX_COLUMNS = 2_048
-"""Of a recording's spectrogram, however long it is."""
+"""Maximum columns of a recording's spectrogram."""
 
 
 class Recording(Protocol):
-    """A media file that can be opened."""
+    """A media file to tag."""
 
     @property
     def name(self) -> str: ...
@@ -41,11 +41,11 @@ class Recording(Protocol):
 
 @dataclass(frozen=True)
 class TagSettings:
-    """What is wanted of each recording."""
+    """Requested results per recording."""
 
     top_k: int = 5
     timeline: bool = False
-    """Tags of windows instead of the whole."""
+    """Tag windows instead of the whole recording."""
     window_s: float | None = None
     hop_s: float | None = None
     spectrogram: bool = False
@@ -58,17 +58,17 @@ class Tagged:
     name: str
     length_s: float
     tags: pd.DataFrame
-    """Columns as in `review`."""
+    """Columns of `ast_model.review`."""
     starts_s: np.ndarray
-    """(W,) of the windows that the embeddings are of: one, unless a timeline was asked for."""
+    """Starts (W,) of the windows of the embeddings; a single one without a timeline."""
     embeddings_WD: np.ndarray
     spectrogram_TM: np.ndarray
-    """Features of all of it, a few frames averaged where there are many; empty unless asked for."""
+    """Features of the whole recording, averaged over several frames for long ones; empty unless requested."""
 
 
 @dataclass(frozen=True)
 class Untagged:
-    """A recording that is none, and why."""
+    """A recording that could not be tagged, and why."""
 
     name: str
     failure: Failure
@@ -82,7 +82,7 @@ class _Window:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _End:
-    """Comes after the last window of a recording."""
+    """Marks the end of a recording in the stream of windows."""
 
     name: str
     num_frames: int = 0
@@ -93,21 +93,22 @@ class _End:
 def tag_recordings(
     tagger: Tagger, recordings: Iterable[Recording], settings: TagSettings
 ) -> Generator[Tagged | Untagged, None, None]:
-    """Tag recordings in their order. One that can't be read is a result, too; whatever the reason, others go on."""
+    """Tag recordings in order. An unreadable recording yields an `Untagged` and does not stop the others."""
     window = tagger.num_window_frames(settings.window_s)
     hop = tagger.num_hop_frames(window, settings.hop_s) if settings.timeline else window
     results = _Results(tagger, settings, window)
     events = (event for each in recordings for event in _read(each, window, hop, settings.spectrogram))
     num_threads = torch.get_num_threads()
     num_models = num_threads if tagger.device.type == "cpu" else 1
-    # As much sound in the batches of all cores as in one of 10 s windows: memory stays, and short windows cost little.
+    # Batches of all cores together hold as much sound as one batch of 10 s windows. This bounds memory and keeps short
+    # windows cheap.
     batch_size = max(1, tagger.batch_size * ASTConfig.num_frames // tagger.model.config.num_frames // num_models)
 
     def run(batch: list[_Window | _End]) -> tuple[list[_Window | _End], Iterator[tuple[np.ndarray, np.ndarray]]]:
         windows = [event.fbank_TM for event in batch if isinstance(event, _Window)]
         return batch, iter(zip(*tagger.run_windows(windows), strict=True) if windows else ())
 
-    # Cores that share each operation wait for each other, and for the one that decodes: for a sixth of the time.
+    # Cores that share each operation wait for each other and for the decoding core, a sixth of the time.
     read_ahead = map_ahead(lambda _: list(islice(events, batch_size)), repeat(None), 1, _use_one_thread)
     run_ahead = map_ahead(run, takewhile(bool, read_ahead), num_models, _use_one_thread)
     with closing(read_ahead), closing(run_ahead):
@@ -119,7 +120,7 @@ def tag_recordings(
                     else:
                         yield results.finish(event)
         finally:
-            torch.set_num_threads(num_threads)  # of threads to come, which take what any thread set last
+            torch.set_num_threads(num_threads)  # for new threads, which inherit the most recent setting of any thread
 
 
 def _use_one_thread() -> None:
@@ -127,7 +128,7 @@ def _use_one_thread() -> None:
 
 
 class _Results:
-    """Results of the windows of one recording, as they come. Of a timeline only the best classes are kept."""
+    """Accumulates a recording's results. Timelines store only the best classes."""
 
     def __init__(self, tagger: Tagger, settings: TagSettings, window: int):
         self.tagger, self.settings = tagger, settings
@@ -137,8 +138,8 @@ class _Results:
         self._clear()
 
     def _clear(self) -> None:
-        # Flat arrays: an object for each window would lie between the large buffers of the model, and keep their memory
-        # from being used again: hundreds of MB for an hour.
+        # Flat arrays. An object per window would fragment the memory between the model's large buffers: hundreds of MB
+        # per hour.
         self.starts_s, self.num_filled, self.embeddings = array("d"), array("q"), array("f")
         self.tag_starts_s, self.tag_classes, self.tag_scores = array("d"), array("q"), array("f")
         self.score_sum_C = np.zeros(len(self.tagger.labels))
@@ -170,7 +171,7 @@ class _Results:
         starts_s, window_s = np.array(self.starts_s), self.window_s
         embeddings_WD = np.array(self.embeddings).reshape(len(starts_s), -1)
         if not self.settings.timeline:
-            # As `Tagger.scores` pools: weighted by how much of each window is filled.
+            # Pool like `Tagger.scores`, weighted by the filled share of each window.
             self._rank((self.score_sum_C / sum(self.num_filled)).astype(np.float32), 0.0)
             pooled_D = np.average(embeddings_WD, axis=0, weights=self.num_filled).astype(np.float32)
             starts_s, embeddings_WD, window_s = starts_s[:1], pooled_D[None], length_s
@@ -187,7 +188,7 @@ class _Results:
 
 
 def _read(recording: Recording, window: int, hop: int, with_spectrogram: bool) -> Iterator["_Window | _End"]:
-    """Yield the windows of a recording, then its end, which says what was wrong with it."""
+    """Yield a recording's windows, then its end with an error, if any."""
     overview = Overview()
     num_frames = 0
 
@@ -209,19 +210,21 @@ def _read(recording: Recording, window: int, hop: int, with_spectrogram: bool) -
         yield _End(recording.name, failure=Failure(error.reason, _one_line(error)))
     except AudioTaggingError as error:
         yield _End(recording.name, failure=Failure(Reason.CONNECTION, _one_line(error)))
-    except Exception as error:  # files of strangers find ways through any library, and one must not end a million
+    except (
+        Exception
+    ) as error:  # foreign files trigger unforeseen errors in any library, and one file must not end a million
         yield _End(recording.name, failure=Failure(Reason.UNKNOWN, describe(error)))
     else:
         yield _End(recording.name, num_frames, spectrogram_TM=overview.columns_TM)
 
 
 def _one_line(error: AudioTaggingError) -> str:
-    """Return our own message as it may be stored: a path in it may have bytes that are no UTF-8."""
+    """Return a storable one-line message, since paths may contain bytes that are not UTF-8."""
     return " ".join(str(error).split()).encode(errors="backslashreplace").decode()
 
 
 class Overview:
-    """A spectrogram of bounded width: whenever it is full, neighbouring columns become one."""
+    """A spectrogram of bounded width. Whenever it is full, neighbouring columns are averaged."""
 
     def __init__(self) -> None:
         self.frames_per_column = 1
@@ -234,7 +237,7 @@ class Overview:
         self._rest = frames_TM[whole:]
         self.columns_TM = np.concatenate([self.columns_TM, _average(frames_TM[:whole], self.frames_per_column)])
         while len(self.columns_TM) > MAX_COLUMNS:
-            # An odd column at the end goes back to the frames that are still to be averaged.
+            # Return an odd last column to the frames that still have to be averaged.
             even = len(self.columns_TM) // 2 * 2
             odd = np.repeat(self.columns_TM[even:], self.frames_per_column, axis=0)
             self._rest = np.concatenate([odd, self._rest])

@@ -1,11 +1,11 @@
-"""Embeddings of a snapshot's clips: computed once for each model, kept in the store, read by heads and searches.
+"""Embeddings of a snapshot's clips: computed once per model and stored for heads and searches.
 
 embeddings/{name}/
-    model.safetensors       the model that embeds, with its config and normalisation
+    model.safetensors       the embedding model with its config and normalisation
     {first row}.npy         float32 (rows, views, D) of consecutive rows of the snapshot's index
 
-`name` is a digest of all that the values follow from: snapshot, weights, normalisation, and how views are made. So a
-second head on the same sounds reads what is there, and an interrupted run computes only the chunks that are missing.
+`name` is a digest of everything that determines the values: snapshot, weights, normalisation and views. A second head
+on the same sounds thus reads the stored values, and an interrupted run computes only missing chunks.
 
 Axes: N clips, V views, B clips of a batch, T frames, M mel bins, D embedding size.
 """
@@ -36,20 +36,21 @@ from pipeline.store.storage import Store
 
 FOLDER = "embeddings"
 NUM_CHUNKS = 64
-"""Tasks that a snapshot is divided into, as far as their sizes allow."""
+"""Tasks per snapshot, within the limits of their sizes."""
 MIN_CHUNK_CLIPS, MAX_CHUNK_CLIPS = 8, 1024
-"""Clips of one task: what a kill costs at most, and what progress counts by. Each chunk is a file."""
+"""Clips per task and file: the most that a kill costs, and the unit of progress."""
 BATCH_CLIPS = {"cpu": 4, "cuda": 64}
-"""By kind of device: a core computes fastest what its cache holds."""
+"""Batch size per device type. A core is fastest with batches that fit in its cache."""
 VIEW_AUGMENT = AugmentConfig(
     mixup_probability=0.0, max_freq_mask_bins=24, max_time_mask_frames=48, noise=True, max_roll_frames=10
 )
-"""Views after the first: masked, shifted and noisy, never mixed, since a view keeps its clip's labels."""
+"""Augmentation of views after the first: masks, shifts and noise. Never mixup, because a view keeps its clip's
+labels."""
 
 
 @dataclass(frozen=True)
 class EmbeddingPlan:
-    """All that a worker needs to embed any chunk; small, and picklable."""
+    """Everything that a worker needs to embed any chunk; small and picklable."""
 
     store: Store
     snapshot_id: str
@@ -88,7 +89,7 @@ class EmbeddingPlan:
 
 
 def weights_digest(model: AST) -> str:
-    """Return a digest of all weights that an embedding follows from; the head is not among them."""
+    """Return a digest of all weights that determine an embedding, which excludes the head."""
     digest = hashlib.sha256(
         repr(sorted(asdict(model.config).items() - {("num_classes", model.config.num_classes)})).encode()
     )
@@ -100,7 +101,10 @@ def weights_digest(model: AST) -> str:
 
 
 def plan_embeddings(snapshot: Snapshot, model: AST, normalisation: Normalisation, num_views: int = 1) -> EmbeddingPlan:
-    """Plan the embeddings of all clips of a snapshot. `num_views`: 1 is the clip as it is; more are augmented."""
+    """Plan the embeddings of all clips of a snapshot.
+
+    num_views: views per clip. The first is the unchanged clip, further ones are augmented.
+    """
     made_of = {
         "snapshot": snapshot.snapshot_id,
         "weights": weights_digest(model),
@@ -113,13 +117,13 @@ def plan_embeddings(snapshot: Snapshot, model: AST, normalisation: Normalisation
 
 
 def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = None) -> float:
-    """Embed the clips of a chunk and publish them; return the seconds it took. May be repeated at any time."""
+    """Embed the clips of a chunk and publish them; return the elapsed seconds. Idempotent."""
     device = device or torch.device("cpu")
     model, reader = _open(plan, device)
     started_s = time.monotonic()
     rows = plan.rows_of(first)
     parts = []
-    # In the precision of the evaluations: on a CPU, all that float32 has.
+    # In the precision of evaluations: full float32 on a CPU.
     with evaluation_mode(model), World(0, 1, device).autocast("auto"):
         for start in range(0, len(rows), BATCH_CLIPS[device.type]):
             positions = rows[start : start + BATCH_CLIPS[device.type]]
@@ -134,12 +138,12 @@ def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = N
 def _views(
     reader: BatchReader, positions: np.ndarray, plan: EmbeddingPlan, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Yield the clips as the model takes them (B, T, M): as they are, then augmented."""
+    """Yield batches of model inputs (B, T, M): unchanged clips first, then augmented views."""
     norm = plan.normalisation
     yield prepare(reader.read_clips(positions).to(device), norm.mean, norm.std)
     nobody, whole = np.full(len(positions), NO_PARTNER), np.ones(len(positions), np.float32)
     for view in range(1, plan.num_views):
-        # Seeded by clip, so that a chunk gives the same bytes whenever and wherever it is computed.
+        # Seeded per clip, so that every computation of a chunk gives the same bytes.
         uniforms = [np.random.default_rng((view, position)).random(NUM_UNIFORMS) for position in positions.tolist()]
         draws = Draws(positions, nobody, whole, np.asarray(uniforms, np.float32))
         yield augment(reader.read_draws(draws).to(device), VIEW_AUGMENT, norm.mean, norm.std)
@@ -147,7 +151,7 @@ def _views(
 
 @cache
 def _open(plan: EmbeddingPlan, device: torch.device) -> tuple[AST, BatchReader]:
-    """Load the model and open the clips, once for all chunks that a process is given."""
+    """Load the model and open the clips, once per process."""
     snapshot = load_snapshot(plan.store, plan.snapshot_id)
     address = plan.store.url(plan.model_name)
     model = fit_weights(read_weights(address), address).to(device)

@@ -1,7 +1,7 @@
-"""A linear head on frozen embeddings: logistic regression whose penalty is chosen by cross-validation.
+"""A linear head on frozen embeddings: logistic regression with a cross-validated penalty.
 
-It trains in seconds, since the features are computed once. One full-batch solver serves both cases: one label per clip
-(multinomial) and several (one binary problem per class, all solved at once).
+Training takes seconds, because embeddings are computed once. One full-batch solver covers one label per clip
+(multinomial) and several labels (one binary problem per class, solved together).
 
 Axes: N clips, D embedding size, C classes.
 """
@@ -22,28 +22,28 @@ from ast_model.metrics import accuracy, tagging_metrics
 from pipeline.errors import InputError
 
 PENALTIES = tuple(float(10**exponent) for exponent in np.arange(0.0, -5.5, -0.5))
-"""Strongest first, so that each solution starts from the one before it."""
+"""Candidate penalties, strongest first, so that each solution starts from the previous one."""
 EXACT = {"maxiter": 300, "gtol": 1e-7, "ftol": 1e-12, "maxcor": 20}
 RANKING = {"maxiter": 50, "gtol": 1e-3, "ftol": 1e-4, "maxcor": 20}
-"""SciPy's options of L-BFGS: for the head, and enough to rank penalties by."""
+"""Options of SciPy's L-BFGS: loose for ranking penalties, strict for the head."""
 CURVATURE = 0.03
-"""Of the loss at a logit, roughly: between 0 and a quarter. It only sets how the solver scales its steps."""
+"""Approximate curvature of the loss at a logit, between 0 and 0.25. It only scales the solver's steps."""
 MAX_SINGLE_THREADED = 10**8
-"""Multiply-adds of a gradient below which a second thread costs more than it computes: much more on a busy machine."""
+"""Largest gradient, in multiply-adds, for a single thread. Below it a second thread costs more than it gains."""
 NUM_FOLDS = 5
 MAX_CROSS_VALIDATION_CLIPS = 20_000
-"""More clips than this tell nothing new about the penalty."""
+"""Clips for cross-validation. More clips rarely change the penalty."""
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Weights of a head on embeddings as they are."""
+    """Weights of a head on unscaled embeddings."""
 
     weight_CD: np.ndarray
     bias_C: np.ndarray
     penalty: float
     score_of_penalty: dict[float, float]
-    """Cross-validated accuracy, or mAP, by penalty; empty if the penalty was given."""
+    """Cross-validated accuracy or mAP per penalty; empty for a given penalty."""
 
     def logits(self, embeddings_ND: np.ndarray) -> np.ndarray:
         return embeddings_ND @ self.weight_CD.T + self.bias_C
@@ -59,12 +59,12 @@ def fit_head(
     is_balanced: bool = True,
     seed: int = 0,
 ) -> LinearHead:
-    """Fit a head, with the penalty that cross-validation finds best unless it is given.
+    """Fit a head with the best penalty of a cross-validation, unless a penalty is given.
 
-    groups_N: clips with the same group, such as the windows of a recording, stay in one fold; each clip its own unless
-    given. is_balanced: classes weigh the same however many clips they have, as scikit-learn's
-    `class_weight="balanced"`.
-    Raises InputError for embeddings that are not finite, or fewer than two clips.
+    Raises InputError for non-finite embeddings and fewer than two clips.
+
+    groups_N: group of each clip, such as its recording. Cross-validation keeps groups together. Default: no groups.
+    is_balanced: give classes equal weights, like scikit-learn's `class_weight="balanced"`.
     """
     if len(embeddings_ND) < 2 or not np.isfinite(embeddings_ND).all():
         raise InputError(f"expected at least two finite embeddings, found {len(embeddings_ND)}, finite or not")
@@ -80,7 +80,7 @@ def fit_head(
 
 @contextmanager
 def _few_threads(num_operations: int) -> Iterator[None]:
-    """Compute with one thread if there is little to compute; SciPy's solver, whose vectors are short, always."""
+    """Use one thread for small problems, and always in SciPy's solver with its short vectors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if num_operations < MAX_SINGLE_THREADED else before)
     try:
@@ -98,7 +98,7 @@ def _cross_validate(
     is_balanced: bool,
     seed: int,
 ) -> dict[float, float]:
-    """Return the score of each penalty: all clips are scored by a head that did not see their group."""
+    """Return the score of each penalty, where heads score only clips of unseen groups."""
     rng = np.random.default_rng(seed)
     num_folds = min(NUM_FOLDS, int(groups.max()) + 1)
     fold_of_group = rng.permutation(int(groups.max()) + 1) % num_folds
@@ -118,28 +118,28 @@ def _cross_validate(
 
 
 def score_head(logits_NC: np.ndarray, targets_NC: np.ndarray, loss: Loss) -> float:
-    """Return the accuracy for one label per clip, else mAP."""
+    """Return accuracy for one label per clip, otherwise mAP."""
     if loss == "ce":
         return accuracy(logits_NC, targets_NC)
     return tagging_metrics(logits_NC, targets_NC).mAP
 
 
 class _Problem:
-    """Logistic regression on standardised embeddings; each call of `solve` starts from the solution before it.
+    """Logistic regression on standardised embeddings. Each call of `solve` starts from the previous solution.
 
-    Minimises the weighted mean of the loss + penalty/2 · ‖W‖², without a penalty on the bias: what scikit-learn's
-    LogisticRegression minimises with C = 1 / (penalty · sum of weights).
+    Minimises the weighted mean loss + penalty/2 · ‖W‖², without a penalty on the bias. scikit-learn's
+    LogisticRegression has the same objective with C = 1 / (penalty · sum of weights).
     """
 
     def __init__(self, embeddings_ND: np.ndarray, targets_NC: np.ndarray, loss: Loss, is_balanced: bool):
-        # Standardised, so that one penalty suits all dimensions; folded into the weights at the end.
+        # Standardise, so that one penalty suits all dimensions; the final weights include the scaling.
         self.mean_D = embeddings_ND.mean(axis=0, dtype=np.float64)
         std_D = embeddings_ND.std(axis=0, dtype=np.float64)
         self.std_D = np.where(std_D > 0, std_D, 1.0)
-        # Double precision: in single, the line search stalls long before scikit-learn's optimum.
+        # In single precision the line search stalls long before scikit-learn's optimum.
         standard_ND = torch.from_numpy((embeddings_ND - self.mean_D) / self.std_D)
-        # Along the principal axes the loss's curvature is nearly diagonal: scaled by it, the solver takes far fewer
-        # steps where embeddings are correlated. A rotation leaves the penalty as it is.
+        # Along the principal axes the loss's curvature is nearly diagonal. Scaling by it saves the solver many steps
+        # for correlated embeddings, and a rotation does not change the penalty.
         covariance_DD = standard_ND.T @ standard_ND / len(standard_ND)
         self.variance_D, self.axes_DD = torch.linalg.eigh(covariance_DD)
         self.features_ND = standard_ND @ self.axes_DD
@@ -150,7 +150,7 @@ class _Problem:
         self.bias_C = torch.zeros(targets_NC.shape[1], dtype=torch.float64)
 
     def solve(self, penalty: float, options: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights (C, D) and biases (C,) for embeddings that are not standardised."""
+        """Return weights (C, D) and biases (C,) for unstandardised embeddings."""
         scale_D = (CURVATURE * self.variance_D.clamp(min=0) + penalty).sqrt()
         shape_CD = self.weight_CD.shape
 
@@ -180,7 +180,7 @@ class _Problem:
             log_probs_NC = logits_NC.log_softmax(dim=1)
             losses, scores_NC = -(self.targets_NC * log_probs_NC).sum(dim=1, keepdim=True), log_probs_NC.exp()
         else:
-            # Each class is a problem of its own: a sum over classes keeps the penalty's meaning.
+            # Each class is a separate problem, so sum over classes to keep the penalty's meaning.
             losses = nnf.binary_cross_entropy_with_logits(logits_NC, self.targets_NC, reduction="none")
             scores_NC = logits_NC.sigmoid()
         weights = self.weights / len(logits_NC)
@@ -188,7 +188,7 @@ class _Problem:
 
 
 def _loss_weights(targets_NC: Tensor, loss: Loss) -> Tensor:
-    """Return scikit-learn's "balanced" weights: (N, 1) for one label per clip, else (N, C), a problem per class."""
+    """Return scikit-learn's "balanced" weights: (N, 1) for one label per clip, otherwise (N, C)."""
     num_clips = len(targets_NC)
     counts_C = targets_NC.sum(dim=0)
     if loss == "ce":

@@ -1,4 +1,4 @@
-"""Nearest clips by the cosine of their embeddings: exact with NumPy, approximate with Faiss where there are many.
+"""Nearest clips by the cosine of their embeddings: exact with NumPy, approximate with Faiss for many clips.
 
 Axes: N clips of the index, Q queries, D embedding size, K neighbours.
 """
@@ -12,18 +12,18 @@ from pipeline.errors import ConfigError, InputError
 log = logging.getLogger(__name__)
 
 MIN_APPROXIMATE = 200_000
-"""Clips from which on the approximate index is worth its construction."""
+"""Number of clips from which an approximate index pays off."""
 BLOCK_CLIPS = 2**16
 NUM_PROBES_PER_LIST = 1 / 64
-"""Share of the lists of an approximate index that a query looks into."""
+"""Share of an approximate index's lists that a query searches."""
 TRAINING_CLIPS_PER_LIST = 40
 
 
 def normalise_rows(embeddings_ND: np.ndarray) -> np.ndarray:
-    """Scale each embedding to length 1 (float32). Raises InputError for one that is not finite."""
+    """Scale embeddings to length 1 (float32). Raises InputError for non-finite values."""
     embeddings_ND = np.ascontiguousarray(embeddings_ND, dtype=np.float32)
     if not np.isfinite(embeddings_ND).all():
-        raise InputError("expected finite embeddings, found some that are not: compute them again")
+        raise InputError("expected finite embeddings, found NaN or infinity; compute them again")
     return embeddings_ND / np.linalg.norm(embeddings_ND, axis=1, keepdims=True).clip(min=1e-12)
 
 
@@ -39,7 +39,7 @@ class ExactIndex:
         num_neighbours = min(num_neighbours, len(self.embeddings_ND))
         cosines_QK = np.empty((len(queries_QD), 0), np.float32)
         rows_QK = np.empty((len(queries_QD), 0), np.int64)
-        for start in range(0, len(self.embeddings_ND), BLOCK_CLIPS):  # bounds the memory of the products
+        for start in range(0, len(self.embeddings_ND), BLOCK_CLIPS):  # limits the memory of the products
             block_QB = queries_QD @ self.embeddings_ND[start : start + BLOCK_CLIPS].T
             cosines_QK = np.concatenate([cosines_QK, block_QB], axis=1)
             rows = np.broadcast_to(np.arange(start, start + block_QB.shape[1]), block_QB.shape)
@@ -53,7 +53,7 @@ class ExactIndex:
 
 
 class ApproximateIndex:
-    """Clusters the clips and compares a query only with those of the nearest clusters (Faiss's IVF, inner product)."""
+    """Clusters the clips and searches only the nearest clusters (Faiss's IVF with inner product)."""
 
     def __init__(self, embeddings_ND: np.ndarray, seed: int = 0):
         try:
@@ -62,7 +62,8 @@ class ApproximateIndex:
             raise ConfigError(f"an approximate search needs Faiss ({error}): pip install '.[search]'") from error
         embeddings_ND = normalise_rows(embeddings_ND)
         num_clips, num_dimensions = embeddings_ND.shape
-        # √N lists of √N clips each cost the least to search through; fewer train on too little, so N bounds them.
+        # √N lists of √N clips each are the cheapest to search. N limits them, so that each list has enough training
+        # data.
         num_lists = max(1, min(round(4 * num_clips**0.5), num_clips // TRAINING_CLIPS_PER_LIST))
         quantizer = faiss.IndexFlatIP(num_dimensions)
         self.index = faiss.IndexIVFFlat(quantizer, num_dimensions, num_lists, faiss.METRIC_INNER_PRODUCT)
@@ -74,12 +75,12 @@ class ApproximateIndex:
         self.index.nprobe = max(1, round(num_lists * NUM_PROBES_PER_LIST))
 
     def search(self, queries_QD: np.ndarray, num_neighbours: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the cosines and the rows (Q, K) of near clips, nearest first; −1 where fewer were found."""
+        """Return the cosines and the rows (Q, K) of near clips, nearest first; −1 for missing results."""
         return self.index.search(normalise_rows(queries_QD), min(num_neighbours, self.index.ntotal))
 
 
 def build_index(embeddings_ND: np.ndarray) -> ExactIndex | ApproximateIndex:
-    """Return the index that suits the number of clips."""
+    """Return an index suitable for the number of clips."""
     if len(embeddings_ND) < MIN_APPROXIMATE:
         return ExactIndex(embeddings_ND)
     log.info("building an approximate index of %d embeddings", len(embeddings_ND))

@@ -1,7 +1,7 @@
-"""The gate before an application: who may come in, and how much they may bring.
+"""ASGI middleware: access control and upload limits.
 
-It is plain ASGI. The whole body is read here, chunk by chunk, so that neither a wrong Content-Length, nor an endless
-body, nor one that trickles in ever reaches a decoder; and what all uploads hold together is counted as it arrives.
+The middleware reads the whole body in chunks, so that wrong Content-Lengths, endless bodies and slow uploads never
+reach a decoder. It counts the bytes of all uploads as they arrive.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 RETRY_AFTER_S = 2
 OPEN_PATHS = ("/", "/page.js", "/page.css", "/healthz")
-"""Served without a token: the page asks for it, and a load balancer has none."""
+"""Paths without a token: the page asks users for it, and load balancers have none."""
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -31,7 +31,7 @@ SECURITY_HEADERS = {
 
 
 class RefusedError(Exception):
-    """A request that ends at the gate."""
+    """A refused request, with its status and message."""
 
     def __init__(self, status: int, sentence: str, **headers: str):
         super().__init__(sentence)
@@ -39,25 +39,25 @@ class RefusedError(Exception):
 
 
 class Gate:
-    """Check and read each request before the application sees it.
+    """Checks and reads each request before the application.
 
-    token: what `Authorization: Bearer` must bring. Without one only requests that name this machine pass, since a page
-    of somebody else's may reach a loopback address under a name of its own.
+    token: expected in `Authorization: Bearer`. Without a token only requests to localhost pass, because foreign pages
+    can reach a loopback address under their own host name.
     """
 
     def __init__(self, app: App, limits: Limits, token: str = ""):
         self.app, self.limits, self.token = app, limits, token
         self.num_requests = 0
-        """Uploads that are complete and not yet answered."""
+        """Complete uploads without an answer yet."""
         self.num_bytes = 0
-        """Bytes of all uploads, also of those that are still arriving."""
+        """Bytes of all uploads, including incomplete ones."""
         self.num_refused = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
-            return  # a WebSocket is closed by the server when nobody accepts it
+            return  # the server closes WebSockets that no application accepts
         send = _with_headers(send, SECURITY_HEADERS)
         try:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -74,7 +74,7 @@ class Gate:
         host = headers.get("host", "")
         if self.token:
             given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-            # As bytes: a comparison of strings takes ASCII only.
+            # Compare bytes, because compare_digest accepts only ASCII strings.
             if path not in OPEN_PATHS and not hmac.compare_digest(given.encode(), self.token.encode()):
                 raise RefusedError(
                     401,
@@ -82,10 +82,10 @@ class Gate:
                     **{"www-authenticate": "Bearer"},
                 )
         elif _host_of(f"//{host}") not in LOOPBACK:
-            raise RefusedError(403, "expected a request to localhost or 127.0.0.1: other names need a token")
+            raise RefusedError(403, "expected a request to localhost or 127.0.0.1: other host names need a token")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
-            raise RefusedError(403, "expected a request of this service's own page, or of no page")
+            raise RefusedError(403, "expected a request from this service's own page or without an Origin header")
 
     async def _pass_upload(
         self, scope: MutableMapping[str, Any], headers: MutableMapping[str, str], receive: Receive, send: Send
@@ -97,7 +97,7 @@ class Gate:
             try:
                 async with asyncio.timeout(limits.upload_s):
                     if not await self._read_body(body, receive):
-                        return  # the client went away; nobody waits for an answer
+                        return  # the client disconnected
             except TimeoutError:
                 raise RefusedError(408, f"expected the whole upload within {limits.upload_s:g} s") from None
             if self.num_requests >= limits.max_requests:
@@ -111,7 +111,7 @@ class Gate:
             self.num_bytes -= len(body)
 
     async def _read_body(self, body: bytearray, receive: Receive) -> bool:
-        """Append the body as it arrives; return False if the client left before its end."""
+        """Append the body as it arrives; return False if the client disconnects early."""
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -130,7 +130,7 @@ class Gate:
 def _host_of(address: str) -> str | None:
     try:
         return urlsplit(address).hostname
-    except ValueError:  # brackets that are no IPv6 address
+    except ValueError:  # brackets without an IPv6 address
         return None
 
 
@@ -143,7 +143,7 @@ def _busy(why: str) -> RefusedError:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that hands the body over once, and then waits for the client to leave."""
+    """Return a `receive` that delivers the body once and then waits for the client to disconnect."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,4 +1,4 @@
-"""Limits on a request, and on all of them together."""
+"""Limits per request and for all requests together."""
 
 from dataclasses import dataclass
 
@@ -6,29 +6,29 @@ from pipeline.config import check_above_0
 from pipeline.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Names of this machine, which need no token."""
+"""Host names of this machine, which need no token."""
 MAX_AUDIO_S = 3_600
-"""The longest file that is decoded as a whole. Said here again: the decoder's own constant would import PyTorch."""
+"""Longest file decoded into memory. A copy of the decoder's constant, because its module imports PyTorch."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a service. Whatever is beyond them is refused with a status and a sentence."""
+    """Limits of a service. Requests beyond them are refused with a status and a message."""
 
     max_mb: float = 50.0
-    """Megabytes of one upload."""
+    """Maximum megabytes per upload."""
     max_audio_s: float = 600.0
-    """Seconds of audio in one upload."""
+    """Maximum seconds of audio per upload."""
     max_windows: int = 1_000
-    """Windows of one timeline."""
+    """Maximum windows per timeline."""
     max_requests: int = 32
-    """Uploads that are worked on or wait at a replica; what comes then is answered with 429 and Retry-After."""
+    """Maximum uploads per replica, in progress or waiting; further ones get status 429 with Retry-After."""
     max_total_mb: float = 500.0
-    """Megabytes of all uploads that a replica holds; what comes then is answered with 429, too."""
+    """Maximum megabytes of all uploads at a replica; further ones get status 429."""
     upload_s: float = 60.0
-    """Seconds that an upload may take."""
+    """Maximum seconds per upload."""
     decode_s: float = 30.0
-    """Seconds that decoding an upload may take."""
+    """Maximum seconds for decoding an upload."""
 
     def __post_init__(self) -> None:
         check_above_0(self, vars(self), "limits.")

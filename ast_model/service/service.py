@@ -1,6 +1,6 @@
-"""From the bytes of a sound to tags and embeddings, with windows of all requests in the same batches of the model.
+"""Tag and embed uploaded sounds, with windows of all requests in shared batches.
 
-It knows neither HTTP nor Ray: `run`, which it is handed, brings a window to the model and its results back.
+Independent of HTTP and Ray: the caller passes `run`, which sends a window to the model and returns its results.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from pipeline.fbank_settings import FRAMES_PER_S
 
 NUM_DECODERS = 2
 MAX_NAME_BYTES = 200
-"""File systems allow 255, and a review file adds its ending."""
+"""Longest file name. File systems allow 255 bytes, and review files append their extension."""
 WINDOWS_AT_A_TIME = 8
-"""Windows of one request on their way to the model, so that a long sound doesn't keep short ones waiting."""
+"""Concurrent windows per request, so that long sounds don't delay short ones."""
 MEDIA_TYPES: dict[Format, str] = {
     "csv": "text/csv; charset=utf-8",
     "jsonl": "application/jsonl",
@@ -38,45 +38,45 @@ MEDIA_TYPES: dict[Format, str] = {
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A model that requests are answered by, until it is exchanged."""
+    """The model that currently answers requests."""
 
     tagger: Tagger
     name: str
-    """As it was asked for: a folder, a hub name or models:/NAME@ALIAS."""
+    """The requested name: a folder, a hub name or models:/NAME@ALIAS."""
     version: str = ""
-    """In the registry; empty for a model that is not of one."""
+    """Version in the registry; empty for models from elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Work:
-    """A window on its way to the model."""
+class PendingWindow:
+    """A window for the model."""
 
     model: ServedModel
     fbank_TM: np.ndarray
 
 
 Result = tuple[np.ndarray, np.ndarray]
-"""Scores (C,), not calibrated, and embedding (D,) of a window."""
+"""Uncalibrated scores (C,) and embedding (D,) of a window."""
 
 
 @dataclass(frozen=True)
 class TagOptions:
-    """The answers that a request asks for."""
+    """Options of a request."""
 
     name: str = "sound"
-    """Of the file, as tables have it. It is never opened."""
+    """Name of the file for tables. It is never opened."""
     top_k: int = 5
     threshold: float = 0.0
     classes: tuple[str, ...] = ()
-    """Classes to look at; all if empty."""
+    """Classes to return; all if empty."""
     timeline: bool = False
     window_s: float | None = None
     hop_s: float | None = None
     spectrogram: bool = False
 
 
-def run_batch(works: Sequence[Work]) -> list[Result]:
-    """Score windows, in one batch for each model: around an exchange there are two for a moment."""
+def run_batch(works: Sequence[PendingWindow]) -> list[Result]:
+    """Score windows, with one batch per model: two models are in use briefly during an exchange."""
     results: list[Result | None] = [None] * len(works)
     for model in {id(work.model): work.model for work in works}.values():
         positions = [position for position, work in enumerate(works) if work.model is model]
@@ -87,9 +87,9 @@ def run_batch(works: Sequence[Work]) -> list[Result]:
 
 
 class Service:
-    """Answer requests with the model of the moment. A request keeps the model that it began with."""
+    """Answers requests with the current model. A request keeps its model until its end."""
 
-    def __init__(self, model: ServedModel, limits: Limits, run: Callable[[Work], Awaitable[Result]]):
+    def __init__(self, model: ServedModel, limits: Limits, run: Callable[[PendingWindow], Awaitable[Result]]):
         self.model, self.limits, self.run = model, limits, run
         self._threads = ThreadPoolExecutor(NUM_DECODERS, thread_name_prefix="decode")
         self._decoders = asyncio.Semaphore(NUM_DECODERS)
@@ -98,7 +98,7 @@ class Service:
         return {"model": self.model.name, "version": self.model.version, "labels": list(self.model.tagger.labels)}
 
     async def tag(self, content: bytes, options: TagOptions) -> dict[str, Any]:
-        """Return the best classes of a sound, and of its windows if a timeline is wanted. Raises InputError."""
+        """Return the best classes of a sound and, for a timeline, of its windows. Raises InputError."""
         model = self.model
         thresholds = _thresholds(model.tagger, options)
         sound = await self._read(content)
@@ -108,7 +108,7 @@ class Service:
         if options.timeline:
             hop = model.tagger.num_hop_frames(length, options.hop_s)
             windows = cut_windows(sound, length, hop, self.limits.max_windows)
-        # Windows of the timeline that the whole sound's score needs too are computed once.
+        # Windows shared by the timeline and the score of the whole sound are computed once.
         distinct = sorted({*whole, *windows})
         scores = dict(zip(distinct, (await self._run(model, sound, distinct))[0], strict=True))
         of_whole_C = pool(np.stack([scores[window] for window in whole]), whole)
@@ -154,15 +154,16 @@ class Service:
         }
 
     async def _read(self, content: bytes) -> Sound:
-        """Decode in a thread. Raises InputError for what is no sound, too long, or takes too long."""
+        """Decode in a thread. Raises InputError for other content, long audio and slow decoding."""
         await self._decoders.acquire()
         work = asyncio.get_running_loop().run_in_executor(self._threads, read_sound, content, self.limits.max_audio_s)
 
         def release(done: asyncio.Future[Sound]) -> None:
-            done.exception()  # nobody else asks for it once the request was answered
+            done.exception()  # retrieve it, or asyncio warns about an unobserved exception
             self._decoders.release()
 
-        # A thread can't be ended: it keeps its place until the decoder's own bounds end it; the request does not wait.
+        # Threads can't be stopped. This one keeps its place until the decoder's limits end it, but the request does not
+        # wait.
         work.add_done_callback(release)
         try:
             return await asyncio.wait_for(asyncio.shield(work), self.limits.decode_s)
@@ -170,7 +171,7 @@ class Service:
             raise InputError(f"expected a sound that is decoded within {self.limits.decode_s:g} s") from None
 
     def _cut(self, model: ServedModel, sound: Sound) -> list[Window]:
-        """Return the windows of the model's own length that the score of a whole sound is the mean of."""
+        """Cut a sound into windows of the model's length, whose mean is the score of the whole sound."""
         window = model.tagger.num_window_frames(None)
         return cut_windows(sound, window, window, self.limits.max_windows)
 
@@ -179,14 +180,14 @@ class Service:
         results: list[Result] = []
         for first in range(0, len(windows), WINDOWS_AT_A_TIME):
             some = windows[first : first + WINDOWS_AT_A_TIME]
-            works = [Work(model, sound.fbank_TM[window.start : window.stop]) for window in some]
+            works = [PendingWindow(model, sound.fbank_TM[window.start : window.stop]) for window in some]
             results += await asyncio.gather(*map(self.run, works))
         scores, embeddings = zip(*results, strict=True)
         return np.stack(scores), np.stack(embeddings)
 
 
 def _thresholds(tagger: Tagger, options: TagOptions) -> np.ndarray:
-    """Return the least score that is shown of each class: never of one that isn't asked for."""
+    """Return each class's minimum score; infinite for classes outside of the request."""
     calibrated = np.zeros(len(tagger.labels)) if tagger.calibration is None else np.array(tagger.calibration.thresholds)
     thresholds = np.maximum(calibrated, options.threshold)
     for name in options.classes:
@@ -200,17 +201,17 @@ def _thresholds(tagger: Tagger, options: TagOptions) -> np.ndarray:
 
 
 def clean_name(name: str) -> str:
-    """Return the last part of a file's name as it may stand in tables, and in the names of files made from it."""
+    """Return the last part of a file's name, safe for tables and names of derived files."""
     printable = "".join(character if character.isprintable() else " " for character in PurePath(name).name)
     return printable.encode(errors="replace")[:MAX_NAME_BYTES].decode(errors="ignore").strip() or "sound"
 
 
 def render_tags(rows: Sequence[dict[str, Any]], name: str, format: Format) -> bytes:
-    """Return the rows of an answer as a file, by the writer that jobs/predict.py has, too. Raises InputError."""
+    """Render the rows of an answer as a file, with the writer of jobs/predict.py. Raises InputError."""
     if not rows:
         raise InputError("expected at least one tag to write, found none: lower the threshold")
     table = pd.DataFrame(list(rows)).assign(file=clean_name(name))
     with tempfile.TemporaryDirectory() as folder:
-        # Raven and Audacity take a folder, and name a file in it by the sound.
+        # For Raven and Audacity the writer takes a folder and names files after sounds.
         [file] = write_tags(table, format, Path(folder) / ("" if format in ("raven", "audacity") else "tags"))
         return file.read_bytes()

@@ -1,4 +1,4 @@
-"""A sound that was sent: its features, how it is cut into windows, its spectrogram."""
+"""An uploaded sound: features, windows and spectrogram."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pipeline.fbank_settings import FRAME_LENGTH_MS, FRAME_SHIFT_MS, FRAMES_PER_
 from pipeline.page import spectrogram_url
 
 MAX_PIXELS = 2_000
-"""Width of a spectrogram; longer sounds have several frames to a pixel."""
+"""Maximum width of a spectrogram. Longer sounds have several frames per pixel."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +32,7 @@ class Sound:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Window:
-    """A stretch of a sound, in frames."""
+    """An interval of a sound in frames."""
 
     start: int
     stop: int
@@ -51,9 +51,9 @@ def read_sound(content: bytes, max_s: float) -> Sound:
 
 
 def cut_windows(sound: Sound, window: int, hop: int, max_windows: int) -> list[Window]:
-    """Return windows of so many frames, every `hop` frames. Raises ConfigError for more than `max_windows`."""
+    """Cut windows every `hop` frames. Raises ConfigError for more than `max_windows`."""
     num_frames = len(sound.fbank_TM)
-    # Counted before any is made: a hop of a hundredth of a second on a long sound would be much work for one request.
+    # Count before cutting: a hop of 10 ms on a long sound would be much work for one request.
     num_windows = 1 + max(0, -(-(num_frames - window) // hop))
     if num_windows > max_windows:
         raise ConfigError(
@@ -64,11 +64,11 @@ def cut_windows(sound: Sound, window: int, hop: int, max_windows: int) -> list[W
 
 
 def pool(values_WX: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
-    """Return the mean over windows (X,), weighted by how much of each is filled, as `Tagger` pools."""
+    """Return the mean over windows (X,), weighted by the filled share of each, as `Tagger` does."""
     filled = [window.stop - window.start for window in windows]
     return np.average(values_WX, axis=0, weights=filled).astype(np.float32)
 
 
 def draw_spectrogram(sound: Sound) -> str:
-    """Return the features as a PNG at most `MAX_PIXELS` wide, low frequencies at the bottom, as a `data:` address."""
+    """Draw the features as a PNG data URL, at most `MAX_PIXELS` wide, low frequencies at the bottom."""
     return spectrogram_url(sound.fbank_TM, frames_per_pixel=ceil(len(sound.fbank_TM) / MAX_PIXELS))

@@ -1,8 +1,8 @@
-"""A timeout for the headers of a request, first line included.
+"""A timeout for the headers of a request, including its first line.
 
-The gate bounds what comes after: an application is only called once the headers are complete. Neither uvicorn nor Ray
-Serve has a setting for it, so Serve's proxy calls `install_header_timeout` before it listens, and takes uvicorn's
-protocol as it stands then.
+The middleware limits the body, since servers call an application only after complete headers. Neither uvicorn nor Ray
+Serve has a setting for slow headers, so Serve's proxy calls `install_header_timeout`, which replaces uvicorn's protocol
+before the proxy listens.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ HEADER_TIMEOUT_S = 20.0
 
 
 class HeaderTimeoutProtocol(HttpToolsProtocol):
-    """HTTP as uvicorn speaks it; a connection that is slow with its headers, or asks nothing, is answered with 408."""
+    """uvicorn's HTTP protocol; slow headers and idle new connections get status 408."""
 
     header_timeout_s = HEADER_TIMEOUT_S
     _timer: asyncio.TimerHandle | None = None
@@ -26,7 +26,7 @@ class HeaderTimeoutProtocol(HttpToolsProtocol):
         self._start()
 
     def on_message_begin(self) -> None:
-        self._start()  # of a request that follows another; how long it may stay away is bounded by uvicorn
+        self._start()  # for a further request on the connection; uvicorn limits the idle time before it
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -49,7 +49,7 @@ class HeaderTimeoutProtocol(HttpToolsProtocol):
     def _refuse(self) -> None:
         self._timer = None
         if self.cycle is not None and not self.cycle.response_complete:
-            self._start()  # the request before this one is still being answered
+            self._start()  # the previous request is still in progress
             return
         content = json.dumps({"error": f"expected a request's headers within {self.header_timeout_s:g} s"})
         self.transport.write(
@@ -60,6 +60,6 @@ class HeaderTimeoutProtocol(HttpToolsProtocol):
 
 
 def install_header_timeout() -> list[Any]:
-    """Let uvicorn, in this process, have the timeout. Returns what Serve asks for: middlewares, none."""
+    """Install the timeout in this process's uvicorn. Returns no middlewares, as Serve's callback requires a list."""
     auto.AutoHTTPProtocol = HeaderTimeoutProtocol
     return []

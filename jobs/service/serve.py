@@ -18,7 +18,7 @@ from ray.serve.schema import LoggingConfig
 
 from ast_model.inference import Tagger
 from ast_model.service.gate import RETRY_AFTER_S, Gate
-from ast_model.service.service import Result, ServedModel, Service, Work, run_batch
+from ast_model.service.service import PendingWindow, Result, ServedModel, Service, run_batch
 from jobs.command_line.cli import configure_logging, resolve_root
 from jobs.service.settings import ServeConfig
 from jobs.service.web import Figures, make_app
@@ -31,24 +31,24 @@ log = logging.getLogger(__name__)
 APPLICATION = "audio-tagging"
 REGISTRY = "models:/"
 MAX_CONNECTIONS = 1_000
-"""Requests that a replica may read at a time. Many, since the gate counts those that are complete, and a client that
-sends a byte a second must not keep others out."""
+"""Concurrent requests per replica. Many, because the middleware limits complete uploads, and clients that send a byte
+per second must not block others."""
 MAX_QUEUED = 100
 MIN_TOKEN_CHARS = 16
 MAX_ERROR_CHARS = 500
 
 
 def serve_model(config: ServeConfig) -> None:
-    """Serve until interrupted. Raises ConfigError or InputError if there is nothing to serve, or the port is in use."""
+    """Serve until interrupted. Raises ConfigError or InputError without a model to serve or for a port in use."""
     token = read_token(config.token_file)
     version = current_version(config)
     check_port(config.host, config.port)
-    # Read by Serve's proxy, which inherits it if we start Ray; on a cluster that is there, its nodes have to set it.
+    # For Serve's proxy, which inherits the variable from a Ray started here. Nodes of an existing cluster must set it.
     os.environ.setdefault(
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "jobs.service.header_timeout:install_header_timeout"
     )
     with ray_session():
-        # The replicas end with us, not only after Ctrl-C. Set once Ray runs, whose own handler would abort.
+        # Stop replicas on SIGTERM as on Ctrl-C. Set after the start of Ray, whose handler would abort.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt), running(config, token, version) as address:
             print(f"\npage: {address}/\nAPI:  {address}/openapi.json\n(Ctrl-C ends the service)", flush=True)
@@ -57,8 +57,8 @@ def serve_model(config: ServeConfig) -> None:
 
 @contextlib.contextmanager
 def running(config: ServeConfig, token: str, version: str = "") -> Iterator[str]:
-    """Run the service on the Ray that is there; yield its address."""
-    # A whole GPU or a CPU for the model; decoding shares the CPU with it.
+    """Run the service on the current Ray; yield its address."""
+    # A whole GPU or CPU for the model; decoding shares the CPU.
     resources = {"num_cpus": 1, "num_gpus": 1} if config.use_gpu else {"num_cpus": 1}
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -82,9 +82,9 @@ def running(config: ServeConfig, token: str, version: str = "") -> Iterator[str]
 
 @serve.ingress()
 class Replica:
-    """A copy of the model, and the application before it.
+    """A copy of the model with its application.
 
-    Batches are made here, in the process that has the model, so that audio never travels through Ray's object store.
+    The model's process forms the batches, so that audio never passes through Ray's object store.
     """
 
     def __init__(self, config: ServeConfig, token: str, version: str):
@@ -99,18 +99,18 @@ class Replica:
     def __serve_build_asgi_app__(self) -> Gate:
         return make_app(self.service, self.config.limits, self.token, self.figures)
 
-    # Two batches at a time: on a CPU a second core is free, and on a GPU one is prepared while the other is computed.
+    # Two concurrent batches: a CPU has a second core, and a GPU computes one batch while the next is prepared.
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005, max_concurrent_batches=2)
-    async def run(self, works: list[Work]) -> list[Result]:
+    async def run(self, works: list[PendingWindow]) -> list[Result]:
         self.figures.batches.observe(len(works))
-        # In a thread: requests go on being read and answered while the model computes.
+        # In a thread, so that the event loop reads and answers requests while the model computes.
         return await asyncio.to_thread(run_batch, works)
 
     async def _follow(self) -> None:
         """Exchange the model when the alias moves.
 
-        The new one is loaded beside the old, which answers until then, and to the end the requests that began with it:
-        none waits for a start, as it would for a new replica.
+        The old model answers until the new one is loaded, and finishes its own requests. No request waits for a start,
+        as it would for a new replica.
         """
         while True:
             await asyncio.sleep(self.config.poll_s)
@@ -118,9 +118,9 @@ class Replica:
                 version = await asyncio.to_thread(current_version, self.config)
                 if version != self.service.model.version:
                     self.service.model = await asyncio.to_thread(load_model, self.config, version)
-                    log.info("version %s of %s answers from now on", version, self.config.checkpoint)
-            except Exception as error:  # whatever it is: the present model goes on answering
-                log.warning("the model stays as it is: %s", describe(error, MAX_ERROR_CHARS))
+                    log.info("version %s of %s now answers requests", version, self.config.checkpoint)
+            except Exception as error:  # after any error the current model continues to answer
+                log.warning("the model was not exchanged: %s", describe(error, MAX_ERROR_CHARS))
 
 
 def is_followed(config: ServeConfig) -> bool:
@@ -128,7 +128,7 @@ def is_followed(config: ServeConfig) -> bool:
 
 
 def current_version(config: ServeConfig) -> str:
-    """Return the version that `models:/…` names at this moment; empty for a checkpoint elsewhere."""
+    """Return the current version behind `models:/…`; empty for other checkpoints."""
     if not is_followed(config):
         return ""
     from ast_model.tracking.registry import REGISTERED, find_version
@@ -143,7 +143,7 @@ def current_version(config: ServeConfig) -> str:
 
 
 def load_model(config: ServeConfig, version: str) -> ServedModel:
-    """Load the checkpoint, or a version of the registry by way of a temporary folder."""
+    """Load the checkpoint, or a version of the registry through a temporary folder."""
     device = "cuda" if config.use_gpu else "cpu"
     if not version:
         tagger = Tagger.load(config.checkpoint, config.labels or None, device, config.calibrated)
@@ -161,7 +161,7 @@ def load_model(config: ServeConfig, version: str) -> ServedModel:
 
 
 def read_token(file: str) -> str:
-    """Return the first line of a file; empty if there is none to read. Raises InputError."""
+    """Return the first line of the token file; empty without a file. Raises InputError."""
     if not file:
         return ""
     try:
@@ -170,14 +170,14 @@ def read_token(file: str) -> str:
         raise InputError(f"--token-file: can't read {file}: {error}") from error
     if len(token) < MIN_TOKEN_CHARS or not token.isascii():
         raise InputError(
-            f"--token-file: expected at least {MIN_TOKEN_CHARS} characters of ASCII in {file}, found {len(token)}; make"
-            " one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            f"--token-file: expected at least {MIN_TOKEN_CHARS} characters of ASCII in {file}, found {len(token)};"
+            " create one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
     return token
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ConfigError for an address that can't be listened on: Serve would start, and say so in a log only."""
+    """Raise ConfigError for an unusable address. Serve would start and report it only in a log."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()

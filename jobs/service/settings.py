@@ -14,35 +14,35 @@ class ServeConfig:
 
     checkpoint: str
     """A checkpoint's folder, a Hugging Face folder or hub name, an official .pth, or models:/audioset-ast@champion,
-    which is followed: a new champion is loaded beside the old one, and then takes over."""
+    which the service follows: it loads a new champion beside the old one and then switches."""
     labels: Input = ""
-    """The class_labels_indices.csv of an official .pth, which names no classes."""
+    """The class_labels_indices.csv for an official .pth, which contains no class names."""
     root: str = "data/demo"
-    """Folder or s3:// address of the store whose registry models:/… is looked up in."""
+    """Folder or s3:// address of the store with the registry for models:/…"""
     calibrated: bool = False
-    """Answer with probabilities, and only classes above their thresholds, by the checkpoint's calibration.json."""
+    """Return probabilities, and only classes above their thresholds, from the checkpoint's calibration.json."""
     host: str = "127.0.0.1"
-    """Address to listen on. Any other than this machine's own needs --token-file."""
+    """Address to listen on. Addresses beyond this machine need --token-file."""
     port: int = 8000
     """Port to listen on."""
     token_file: Input = ""
-    """File whose first line every request must bring as Authorization: Bearer TOKEN."""
+    """File with a token in its first line, required in each request as Authorization: Bearer TOKEN."""
     num_replicas: int = 1
-    """Copies of the model, each a process with a CPU, or with a GPU if --use-gpu is set."""
+    """Copies of the model. Each is a process with a CPU, or with a GPU if --use-gpu is set."""
     use_gpu: bool = False
     """Give each copy a GPU."""
     batch_size: int = 16
-    """Windows, of all requests at a copy, in one batch."""
+    """Maximum windows per batch, from all requests at a copy."""
     batch_wait_ms: float = 5.0
-    """How long a batch that isn't full waits for more."""
+    """Time that an incomplete batch waits for more windows."""
     poll_s: float = 60.0
-    """How often the registry is asked whether the alias has moved."""
+    """Interval of checking the registry for a moved alias."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.host not in LOOPBACK and not self.token_file:
             raise ConfigError(
-                f"expected --token-file for --host {self.host}, found none: whoever reaches the address could use the"
-                " service; name a file that holds a token"
+                f"expected --token-file for --host {self.host}, found none: everyone who reaches the address could"
+                " use the service; name a file with a token"
             )
         check_above_0(self, ("num_replicas", "batch_size", "poll_s"))

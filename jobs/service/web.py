@@ -1,4 +1,4 @@
-"""The routes of the service, and its figures. Nothing here knows Ray: the tests call the same application."""
+"""Routes and metrics of the service. Independent of Ray, so that tests call the same application."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -41,7 +41,7 @@ UPLOAD = {
 
 
 class Error(BaseModel):
-    """Reason for an answer without results."""
+    """Reason for a failed request."""
 
     error: str
 
@@ -61,7 +61,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class TagQuery(BaseModel):
-    """The answers that a request asks for."""
+    """Options of a tagging request."""
 
     name: str = Field("sound", max_length=1000, description="The file's name, as tables have it")
     top_k: int = Field(5, ge=1, le=1_000)
@@ -75,7 +75,7 @@ class TagQuery(BaseModel):
 
 
 class Tag(BaseModel):
-    """A class in a stretch of a sound."""
+    """A class within an interval of a sound."""
 
     start_s: float = Field(ge=0, allow_inf_nan=False)
     end_s: float = Field(ge=0, allow_inf_nan=False)
@@ -84,7 +84,7 @@ class Tag(BaseModel):
 
 
 class Tags(BaseModel):
-    """The tags of a sound: of the whole, and of its windows if a timeline was asked for."""
+    """Tags of a whole sound and, for a timeline, of its windows."""
 
     name: str
     model: str
@@ -113,14 +113,14 @@ class LabelList(BaseModel):
 
 
 class TagsToWrite(BaseModel):
-    """Tags that are to become a file."""
+    """Tags to write as a file."""
 
     name: str = Field("sound", max_length=1000)
     tags: list[Tag] = Field(max_length=MAX_TAGS)
 
 
 class Figures:
-    """Figures of one replica for `/metrics`."""
+    """Metrics of one replica for `/metrics`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -138,7 +138,7 @@ class Figures:
 
 
 def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> Gate:
-    """Return the application behind its gate."""
+    """Return the application with its middleware."""
     app = FastAPI(
         title="Audio tagging", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json", responses=ERRORS
     )
@@ -148,7 +148,7 @@ def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> 
     async def measure(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         start_s = time.perf_counter()
         response = await answer(request)
-        path = _route_of(request)  # only known once the request was routed
+        path = _route_of(request)  # known only after routing
         figures.seconds.labels(path).observe(time.perf_counter() - start_s)
         figures.requests.labels(path, str(response.status_code)).inc()
         return response
@@ -168,7 +168,7 @@ def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> 
 
     @app.post("/v1/tag", openapi_extra=UPLOAD)
     async def tag(request: Request, query: Annotated[TagQuery, Query()]) -> Tags:
-        """Return the best classes of a sound, and of its windows if `timeline` is set."""
+        """Return the best classes of a sound and, with `timeline`, of its windows."""
         answer = await service.tag(await request.body(), TagOptions(**query.model_dump(exclude={"format"})))
         if query.format is None:
             return Tags(**answer)
@@ -182,7 +182,7 @@ def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> 
 
     @app.post("/v1/file", response_class=Response)
     def write_file(tags: TagsToWrite, format: Format) -> Response:
-        """Return tags, as `/v1/tag` answered them, as a file for review. The sound is not needed again."""
+        """Return tags from `/v1/tag` as a file for review, without the sound."""
         return _file([tag.model_dump() for tag in tags.tags], tags.name, format)
 
     @app.get("/v1/labels")
@@ -192,12 +192,12 @@ def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> 
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:
-        """Return which model answers."""
+        """Return the model that answers requests."""
         return {"status": "ok", "model": service.model.name, "version": service.model.version}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Return the figures of this replica in Prometheus's format."""
+        """Return the metrics of this replica in Prometheus format."""
         figures.waiting.set(gate.num_requests)
         figures.bytes.set(gate.num_bytes)
         figures.refused.set(gate.num_refused)
@@ -228,6 +228,6 @@ def _file(rows: list[dict[str, Any]], name: str, format: Format) -> Response:
 
 
 def _route_of(request: Request) -> str:
-    """Return the path of the route, not of the request: strangers' paths would each become a series of their own."""
+    """Return the route's path instead of the request's, because each unknown path would become a metric series."""
     route = request.scope.get("route")
     return getattr(route, "path", "other")

@@ -1,13 +1,11 @@
-"""Tagging of many recordings as Ray tasks. What is tagged is kept: an interrupted run goes on where it was.
+"""Tag many recordings as Ray tasks. Results are stored per group, so an interrupted run resumes.
 
-output/
-    settings.json                 what the tags follow from; other settings need another output
-    model.safetensors             the model, where every node finds it
-    tags/{group}.parquet          a row per tag, as `review` has them
-    embeddings/{group}.parquet    a row per recording or window, if they are wanted
-    files/{group}.parquet         a row per recording: tagged, or failed and why; comes last, with it the group is done
+    output/ settings.json                 all settings that determine the tags; other settings need another output
+    model.safetensors             the model, for every node tags/{group}.parquet          a row per tag, with the
+    columns of `review` embeddings/{group}.parquet    a row per recording or window, if requested files/{group}.parquet
+    a row per recording: tagged, or failed with a reason; written last, as the group's marker
 
-As with shards, a group is named by a digest of what was planned: a task may be repeated at any time.
+As with shards, a digest of the plan names a group, so tasks can be repeated.
 """
 
 import hashlib
@@ -59,7 +57,7 @@ TAGS_SCHEMA = pa.schema(
         "score": pa.float64(),
     }
 )
-"""Said, not found: a group without any tag above its threshold would have columns of no type."""
+"""Explicit schema: a group without any tag would have untyped columns."""
 FILES_SCHEMA = pa.schema(
     {
         "file": pa.string(),
@@ -74,7 +72,7 @@ FILES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class TagJob:
-    """All that a worker needs to tag any group; small, and picklable."""
+    """Everything that a worker needs to tag any group; small and picklable."""
 
     store: Store
     settings: TagSettings
@@ -85,7 +83,7 @@ class TagJob:
 
 @dataclass(frozen=True)
 class Group:
-    """Recordings of one task, with the attempts made at each in earlier runs."""
+    """Recordings of one task, with earlier attempts at each."""
 
     recordings: tuple[MediaFile, ...]
     attempts: tuple[int, ...]
@@ -96,9 +94,9 @@ class Group:
 
 
 def tag_in_groups(recordings: Sequence[MediaFile], settings: TagSettings, config: PredictConfig) -> None:
-    """Tag what is not tagged yet, or failed in a way that may pass. Starts or joins Ray only if there is such a file.
+    """Tag new recordings and transient failures. Starts or joins Ray only if there are any.
 
-    Raises LeaseError if another run writes there, MismatchError if it holds tags of other settings.
+    Raises LeaseError if another run writes to the output, MismatchError for tags of other settings.
     """
     store = Store(config.output.rstrip("/"))
     recordings = list({each.name: each for each in recordings}.values())
@@ -122,7 +120,7 @@ def tag_in_groups(recordings: Sequence[MediaFile], settings: TagSettings, config
 
 
 def open_job(store: Store, settings: TagSettings, config: PredictConfig) -> TagJob:
-    """Bring the model to where tasks find it. Raises MismatchError if the store's tags follow from something else."""
+    """Copy the model to the output for all tasks. Raises MismatchError for tags of other settings."""
     tagger = Tagger.load(config.checkpoint, config.labels or None, "cpu", config.calibrated)
     follow_from: dict[str, Any] = {
         "checkpoint": _digest_of_model(tagger),
@@ -134,8 +132,8 @@ def open_job(store: Store, settings: TagSettings, config: PredictConfig) -> TagJ
         found = store.read_json(SETTINGS)
         if differ := [f"--{name.replace('_', '-')}" for name, value in follow_from.items() if found.get(name) != value]:
             raise MismatchError(
-                f"{store.root} holds tags that were made with another {', '.join(differ)}: use the same, or another"
-                " --output"
+                f"expected tags of the same settings in {store.root}, found another {', '.join(differ)}; use"
+                " the same, or another --output"
             )
     else:
         with store.scratch() as folder:
@@ -146,7 +144,7 @@ def open_job(store: Store, settings: TagSettings, config: PredictConfig) -> TagJ
 
 
 def _digest_of_model(tagger: Tagger) -> str:
-    """Digest weights and metadata. Not the file: safetensors writes its header in any order."""
+    """Digest weights and metadata instead of the file, because safetensors writes its header in any order."""
     digest = hashlib.sha256(repr((tagger.model.config, tagger.metadata)).encode())
     for name, value in sorted(tagger.model.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -154,7 +152,7 @@ def _digest_of_model(tagger: Tagger) -> str:
 
 
 def plan_groups(recordings: Sequence[MediaFile], ledger: pd.DataFrame, files_per_task: int) -> list[Group]:
-    """Group what was never attempted, in its order, and then what failed in a way that may pass."""
+    """Group new recordings in their order, then transient failures."""
     attempts = dict(zip(ledger["file"], ledger["attempts"], strict=True))
     is_retryable = ledger["reason"].map(lambda reason: bool(reason) and Reason(reason).category in RETRIED)
     is_due_again = is_retryable.astype(bool) & (ledger["attempts"] < FetchConfig.max_total_attempts)
@@ -171,13 +169,15 @@ def plan_groups(recordings: Sequence[MediaFile], ledger: pd.DataFrame, files_per
 
 
 def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Counter[Reason]]]:
-    """Yield each group that is done and its failures. Raises what no other group would fare better with."""
+    """Yield finished groups and their failures. Raises errors that all other groups would meet as well."""
     use_gpu = job.device.startswith("cuda") or (not job.device and ray.cluster_resources().get("GPU", 0) > 0)
     in_flight, num_gpus = TASKS_PER_PROCESSOR * count_processors(use_gpu), int(use_gpu)
     suspects: list[Group] = []
     for group, result in run_tasks(tag_group, groups, job, max_in_flight=in_flight, num_gpus=num_gpus):
-        if isinstance(result, RayError):  # its process died each time, perhaps of one recording
-            log.warning("a group of %d recordings is tagged one by one: %s", len(group.recordings), describe(result))
+        if isinstance(result, RayError):  # its process died repeatedly, perhaps because of one recording
+            log.warning(
+                "tagging the recordings of a group of %d one by one: %s", len(group.recordings), describe(result)
+            )
             suspects += map(Group, ((each,) for each in group.recordings), ((count,) for count in group.attempts))
         elif isinstance(result, Exception):
             raise result
@@ -194,7 +194,7 @@ def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Co
 
 
 def tag_group(group: Group, job: TagJob) -> Counter[Reason]:
-    """Tag the recordings of a group and publish the results; return what failed. May be repeated at any time."""
+    """Tag the recordings of a group and publish the results; return the failures. Idempotent."""
     tagger = _open_model(job.store.url(MODEL), job.device)
     tagger.calibration = job.calibration
     return write_group(group, list(tag_recordings(tagger, group.recordings, job.settings)), job)
@@ -202,12 +202,12 @@ def tag_group(group: Group, job: TagJob) -> Counter[Reason]:
 
 @lru_cache(maxsize=1)
 def _open_model(address: str, device: str) -> Tagger:
-    """Load the model, once for all groups that a process is given."""
+    """Load the model once per process."""
     return Tagger.load(address, device=device or None)
 
 
 def write_group(group: Group, results: Sequence[Tagged | Untagged], job: TagJob) -> Counter[Reason]:
-    """Publish the results of a group, the row of each recording last; return what failed."""
+    """Publish the results of a group, the table of recordings last; return the failures."""
     rows = []
     for result, attempts in zip(results, group.attempts, strict=True):
         row: dict[str, Any] = {
@@ -249,7 +249,7 @@ def _name(folder: str, group_id: str) -> str:
 
 
 def remove_unfinished(store: Store) -> None:
-    """Remove tags of groups that were killed before their last file was written: they will be tagged again."""
+    """Remove tags of unfinished groups, which will be tagged again."""
     done = {name.partition("/")[2] for name in store.list(FILES, ".parquet")}
     for folder in (TAGS, EMBEDDINGS):
         for name in store.list(folder, ".parquet"):
@@ -258,7 +258,7 @@ def remove_unfinished(store: Store) -> None:
 
 
 def read_ledger(store: Store) -> pd.DataFrame:
-    """Read what became of each recording that was attempted; of several attempts the last. Raises CorruptError."""
+    """Read the last result of each attempted recording. Raises CorruptError."""
 
     def read(name: str) -> pa.Table:
         try:
@@ -273,7 +273,7 @@ def read_ledger(store: Store) -> pd.DataFrame:
 
 
 def _report(recordings: Sequence[MediaFile], ledger: pd.DataFrame, store: Store) -> None:
-    """Log what became of all recordings: planned = tagged + failed. Raises InputError if none could be tagged."""
+    """Log the counts: planned = tagged + failed. Raises InputError if every recording failed."""
     rows = ledger[ledger["file"].isin({each.name for each in recordings})]
     failed = rows[rows["status"] == FAILED]
     num_tagged = len(rows) - len(failed)
@@ -284,7 +284,7 @@ def _report(recordings: Sequence[MediaFile], ledger: pd.DataFrame, store: Store)
         *(len(recordings), num_tagged, format_duration(rows["length_s"].sum())),
         *(len(failed), f" ({reasons})" if reasons else ""),
     )
-    log.info("tags: %s, and what became of each file: %s", store.url(TAGS), store.url(FILES))
+    log.info("tags: %s; status of each file: %s", store.url(TAGS), store.url(FILES))
     if not num_tagged:
         first = failed["detail"].iloc[0]
         raise InputError(f"none of {len(recordings)} recordings could be tagged; the first: {first}")

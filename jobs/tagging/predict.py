@@ -1,4 +1,4 @@
-"""Tags of audio files, as a table: in this process, or on Ray where the output is a folder of tables."""
+"""Tag audio files in this process, or on Ray if the output is a folder of tables."""
 
 import logging
 import sys
@@ -20,18 +20,17 @@ MANY_FILES = 1_000
 
 
 def predict(config: PredictConfig) -> None:
-    """Tag each file. Those that can't be read are named at the end, and make the job fail."""
+    """Tag each file. Unreadable files are listed at the end, and the job fails."""
     recordings = list(list_media_files(config.audio))
     settings = TagSettings(config.top_k, config.timeline, config.window_s, config.hop_s, bool(config.plot))
     if config.is_parallel:
-        from jobs.tagging.parallel import tag_in_groups  # only here: a few files are tagged without Ray
+        from jobs.tagging.parallel import tag_in_groups  # a few files need no Ray
 
         tag_in_groups(recordings, settings, config)
         return
     if len(recordings) >= MANY_FILES:
         log.info(
-            "%d files: with --format parquet and a folder as --output they are tagged in parallel, and an interrupted"
-            " run goes on",
+            "%d files: --format parquet with a folder as --output tags them in parallel and resumes interrupted runs",
             len(recordings),
         )
     tagger = Tagger.load(config.checkpoint, config.labels or None, config.device or None, config.calibrated)
@@ -74,13 +73,13 @@ def _as_text(table: pd.DataFrame) -> str:
 
 
 def _draw(result: Tagged, folder: Path, drawn: Set[Path]) -> Path:
-    """Draw the tags of a recording, beside those that were drawn before, and return the picture's file."""
-    from ast_model.evaluation.plots import plot_tags  # only here: matplotlib takes a while
+    """Draw a recording's tags to a new file; return the file."""
+    from ast_model.evaluation.plots import plot_tags  # importing matplotlib is slow
 
     folder.mkdir(parents=True, exist_ok=True)
     name = PurePath(result.name).name
     file, number = folder / f"{name}.png", 1
-    while file in drawn:  # recordings of one name from several folders
+    while file in drawn:  # recordings with equal names from several folders
         number += 1
         file = folder / f"{name}-{number}.png"
     plot_tags(name, result.spectrogram_TM, result.length_s, result.tags).savefig(file, dpi=120)

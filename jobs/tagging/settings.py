@@ -14,38 +14,38 @@ class PredictConfig:
     checkpoint: str
     """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""
     audio: tuple[str, ...]
-    """Files, addresses, folders and s3:// prefixes that are searched at any depth, .tar files, and .txt files with one
-    of these per line."""
+    """Files, addresses, folders and s3:// prefixes (searched at any depth), .tar files, and .txt files that list one of
+    these per line."""
     labels: Input = ""
-    """The class_labels_indices.csv of an official .pth, which names no classes."""
+    """The class_labels_indices.csv for an official .pth, which contains no class names."""
     top_k: int = 5
-    """Classes shown of each file or window."""
+    """Classes per file or window."""
     timeline: bool = False
-    """Tag windows of each file instead of the whole."""
+    """Tag windows instead of whole files."""
     window_s: float | None = None
-    """Length of a window; the model's unless set."""
+    """Window length. Default: the model's."""
     hop_s: float | None = None
-    """From one window's start to the next; half a window unless set."""
+    """Distance between starts of windows. Default: half a window."""
     calibrated: bool = False
-    """Return probabilities, and only classes above their thresholds, by the checkpoint's calibration.json."""
+    """Return probabilities, and only classes above their thresholds, from the checkpoint's calibration.json."""
     format: Literal["text", "csv", "jsonl", "parquet", "raven", "audacity"] = "text"
-    """Text for people; tables for programs; selections for Raven and labels for Audacity, a file for each sound."""
+    """text for people; csv, jsonl and parquet for programs; raven and audacity with one file per sound."""
     output: str = ""
-    """File to write to, for Raven and Audacity a folder; text and CSV go to the terminal unless it is set. With
-    --format parquet it may be a folder, too, or an s3:// prefix: then the files are tagged in parallel on Ray, and what
-    is tagged is kept, so that the same command goes on where an interrupted one was. Name a folder for many files."""
+    """Output file, or a folder for raven and audacity. Default for text and csv: the terminal. For many files, use
+    --format parquet with a folder or s3:// prefix: Ray tags files in parallel, and the same command resumes an
+    interrupted run."""
     embeddings: bool = False
-    """Keep the embedding of each file or window as well; needs such a folder."""
+    """Also store the embedding of each file or window. Needs --format parquet and a folder as --output."""
     files_per_task: int = 100
-    """Files that a Ray task tags, and that a kill costs at most for each processor."""
+    """Files per Ray task: the most that a kill costs per processor."""
     plot: str = ""
-    """Folder to draw a PNG of each file into: its spectrogram, and the strongest classes below it."""
+    """Folder for a PNG per file with its spectrogram and the strongest classes."""
     device: str = ""
-    """cpu or cuda; a GPU if there is one unless set."""
+    """cpu or cuda. Default: a GPU if available."""
 
     @property
     def is_parallel(self) -> bool:
-        """Whether files are tagged on Ray, in groups that are kept."""
+        """Whether Ray tags the files in groups with stored results."""
         return self.format == "parquet" and bool(self.output) and not self.output.endswith(".parquet")
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class PredictConfig:
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
         if not self.timeline and (self.window_s is not None or self.hop_s is not None):
-            raise ConfigError("--window-s and --hop-s belong to --timeline: add it, or leave them out")
+            raise ConfigError("--window-s and --hop-s need --timeline: add it, or drop them")
         if not self.output and self.format not in ("text", "csv"):
             raise ConfigError(f"expected --output for --format {self.format}, found none: name a file or folder")
         if self.embeddings and not self.is_parallel:
@@ -63,4 +63,4 @@ class PredictConfig:
                 f" --format {self.format} and {self.output or 'none'}"
             )
         if self.plot and self.is_parallel:
-            raise ConfigError("--plot draws what one process tags: leave it out, or name a file as --output")
+            raise ConfigError("--plot needs tagging in one process: drop it, or name a file as --output")

@@ -152,7 +152,7 @@ def test_what_is_no_audio_is_refused(tagger: Tagger, audio: Any, message: str) -
 
 
 def test_a_single_audio_is_no_batch(tagger: Tagger) -> None:
-    with pytest.raises(InputError, match="put it into a list"):
+    with pytest.raises(InputError, match="pass a list"):
         tagger.scores("a.wav")
     with pytest.raises(InputError, match="at least one"):
         tagger.scores([])

@@ -22,7 +22,7 @@ from ast_model.inference import Tagger
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.service.limits import Limits
-from ast_model.service.service import Result, ServedModel, Service, Work, run_batch
+from ast_model.service.service import PendingWindow, Result, ServedModel, Service, run_batch
 from jobs.service.web import Figures, make_app
 from pipeline.audio.decode import encode_flac
 from tests.browser import FLAGS, wait_for
@@ -40,7 +40,7 @@ LABELS = ("Speech", "Dog, barking", "Rain")
 MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 
-async def run(work: Work) -> Result:
+async def run(work: PendingWindow) -> Result:
     return run_batch([work])[0]
 
 

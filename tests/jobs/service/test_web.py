@@ -24,7 +24,7 @@ from ast_model.inference import Tagger
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.service.limits import Limits
-from ast_model.service.service import Result, ServedModel, Service, Work, run_batch
+from ast_model.service.service import PendingWindow, Result, ServedModel, Service, run_batch
 from jobs.service.web import Figures, make_app
 from pipeline.audio.decode import encode_flac
 
@@ -104,7 +104,7 @@ def long_sound(hours: float) -> bytes:
     return file.getvalue()
 
 
-async def run(work: Work) -> Result:
+async def run(work: PendingWindow) -> Result:
     return (await asyncio.to_thread(run_batch, [work]))[0]
 
 
@@ -263,7 +263,7 @@ def test_what_is_too_much_is_sent_away_and_asked_to_come_again(tagger: Tagger) -
     async def main() -> list[int]:
         may_go_on = asyncio.Event()
 
-        async def run_later(work: Work) -> Result:
+        async def run_later(work: PendingWindow) -> Result:
             await may_go_on.wait()
             return await run(work)
 
@@ -330,7 +330,7 @@ def test_a_request_keeps_the_model_that_it_began_with(tagger: Tagger) -> None:
         old, new = ServedModel(tagger, "m", "1"), ServedModel(make_tagger(1), "m", "2")
         service: Service
 
-        async def run_and_exchange(work: Work) -> Result:
+        async def run_and_exchange(work: PendingWindow) -> Result:
             service.model = new
             return run_batch([work])[0]
 
@@ -350,7 +350,7 @@ def test_a_request_keeps_the_model_that_it_began_with(tagger: Tagger) -> None:
 def test_a_batch_may_hold_windows_of_two_models(tagger: Tagger) -> None:
     old, new = ServedModel(tagger, "m", "1"), ServedModel(make_tagger(1), "m", "2")
     fbank_TM = tagger.fbank(np.random.default_rng(0).uniform(-0.3, 0.3, 16_000))
-    results = run_batch([Work(model, fbank_TM) for model in (old, new, old)])
+    results = run_batch([PendingWindow(model, fbank_TM) for model in (old, new, old)])
     for model, (scores_C, _) in zip((old, new, old), results, strict=True):
         np.testing.assert_allclose(scores_C, model.tagger.scores_of_fbank(fbank_TM), atol=1e-5)
 

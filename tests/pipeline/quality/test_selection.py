@@ -98,7 +98,7 @@ def test_an_edited_or_missing_selection_is_named(measured: Snapshot) -> None:
     shutil.copy(folder / f"{other.split('-')[1]}.parquet", folder / f"{name.split('-')[1]}.parquet")
     with pytest.raises(CorruptError, match="edited"):
         load_snapshot(measured.store, name)
-    with pytest.raises(NoClipsError, match=r"the selection gone .* give --data\.exclude again"):
+    with pytest.raises(NoClipsError, match=r"the selection gone .* pass --data\.exclude again"):
         load_snapshot(measured.store, f"{measured.snapshot_id}-gone")
 
 
