@@ -183,7 +183,7 @@ CONCAT = b"ffconcat version 1.0\nfile /etc/passwd\n"
         (b"", "empty body"),
         (b"this is text, whatever it is called", "can't be decoded"),
         (noise(40_000)[:9_000], "can't be decoded"),
-        (wav(np.ones((40_000, 1)))[:-30_000], "fewer bytes than it says"),
+        (wav(np.ones((40_000, 1)))[:-30_000], "fewer bytes than its header states"),
         (silent_video(), "no audio stream"),
         (encrypted(), "can't be decoded"),
         (float_wav(np.full(16_000, np.nan)), "not finite"),
