@@ -96,7 +96,7 @@ def test_remedy_for_a_damaged_shard_is_a_valid_command(store: Store, miniature: 
     command = COMMAND_LINE.parse(shlex.split(found[1].replace("…", str(miniature.media_folder))))
     assert isinstance(command, VerifyCommand)
     assert command.repair
-    assert (command.root, command.data.media) == (store.root, str(miniature.media_folder))
+    assert (command.root, command.data.media) == (store.root, (str(miniature.media_folder),))
 
 
 @pytest.mark.ray

@@ -33,7 +33,7 @@ def cluster(miniature: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_workers_on_other_hosts_read_the_media_from_the_store(miniature: Miniature, s3_store: Store) -> None:
     with with_miniature_media(DEMO, s3_store) as data:
         assert data.media == (s3_store.url("miniature/media"),)
-        source = open_source(*data.media, data)
+        source = open_source(data.media[0], data)
         clip = next(clip for clip in miniature.clips if clip.fault is None)
         media = source.fetch(clip.segment)
         assert isinstance(media, Media)
