@@ -35,6 +35,7 @@ from pipeline.shards.journal import SEGMENT_NAMES, ClipResult, Journal
 from pipeline.sources import Source
 from pipeline.sources.fetch import OUTAGE_REASONS, Fetcher, fetch_ahead
 from pipeline.sources.rate_limit import MAX_FAILURES_IN_A_ROW, LocalRateLimiter, RateLimiter, Wait
+from pipeline.store.lock import LeaseGuard
 from pipeline.store.storage import Store
 
 SHORT = "short"
@@ -52,6 +53,8 @@ class Conversion:
     fetch: FetchConfig
     keep_audio: bool
     limiter: RateLimiter = field(default_factory=LocalRateLimiter)
+    lease: LeaseGuard | None = None
+    """The run's lease of the store; tasks check it before they write."""
 
     @property
     def fingerprint(self) -> str:
@@ -61,15 +64,23 @@ class Conversion:
     def fetcher(self) -> Fetcher:
         return Fetcher(self.source, self.fetch, self.limiter)
 
+    def journal(self, split: str, shard_id: str) -> Journal:
+        return Journal(self.store, self.fingerprint, split, shard_id, self.lease)
+
+    def check_lease(self) -> None:
+        """Raise LeaseError if another run took over the store."""
+        if self.lease:
+            self.lease.check()
+
 
 def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
     """Fetch, decode and convert a plan's segments and publish the shard; skip a finished shard.
 
     An unavailable clip becomes a failed row, and a shard without clips consists of its sidecar. Resumes from the
     journal of a killed attempt. Returns a Wait if all addresses cool down; finished clips stay in the journal. Raises
-    StoreError if the shard can't be written.
+    StoreError if the shard can't be written, LeaseError if another run took over the store.
     """
-    journal = Journal(conversion.store, conversion.fingerprint, plan.split, plan.shard_id)
+    journal = conversion.journal(plan.split, plan.shard_id)
     report = _report_of_existing(plan, conversion.store)
     if report is None:
         report = write_shard(plan, conversion, _convert_clips(plan, conversion, journal))
@@ -122,8 +133,9 @@ def write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipR
             raise StoreError(f"can't write {tar}: {type(error).__name__}: {error}{hint}") from error
         checksum = checksum_of(tar)
         if measures:
-            store.publish(tar, shard + TAR)
+            store.publish(tar, shard + TAR, conversion.check_lease)
             write_measures(store, shard, list(measures), list(measures.values()))
+        conversion.check_lease()
         # Last, because the sidecar marks the shard as finished.
         write_sidecar(store, shard + SIDECAR, rows, conversion.fingerprint, checksum)
     return _report(plan, [(row.status, row.reason) for row in rows], checksum.num_bytes, is_new=True)

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +46,15 @@ class Metadata:
         return self.segments.take(pa.array(np.concatenate(rows)))
 
 
-def load_metadata(config: PreprocessConfig, store: Store | None = None) -> Metadata:
+def load_metadata(
+    config: PreprocessConfig, store: Store | None = None, check_lease: Callable[[], None] | None = None
+) -> Metadata:
     """Read the classes and the segments of `config.splits`, copy the files to a store, and add its other splits.
 
     A store that was filled split by split thus keeps its earlier splits. A segment in several files belongs to a split
     in `config.splits`, else to the first split by name. Raises InputError for labels that are not classes.
+
+    check_lease: called right before a file is published; raises LeaseError if another run took over the store.
     """
     address = config.metadata.rstrip("/")
     names = [LABELS_FILE, *(split + SEGMENTS_SUFFIX for split in config.splits)]
@@ -63,7 +67,7 @@ def load_metadata(config: PreprocessConfig, store: Store | None = None) -> Metad
         digests = [_digest_of(file) for file in files.values()]
         if store:
             for name, file in files.items():
-                _publish_if_new(file, f"{FOLDER}/{name}", store)
+                _publish_if_new(file, f"{FOLDER}/{name}", store, check_lease)
             # In order of names, which decides the split of a segment in two files.
             for name in stored_splits(store):
                 if name not in config.splits:
@@ -95,14 +99,14 @@ def _copy(address: str, file: Path) -> Path:
     return file
 
 
-def _publish_if_new(file: Path, name: str, store: Store) -> None:
+def _publish_if_new(file: Path, name: str, store: Store, check_lease: Callable[[], None] | None) -> None:
     """Publish a file unless the store has the same content."""
     if store.exists(name):
         stored = file.with_suffix(".stored")
         store.fetch(name, stored)
         if filecmp.cmp(file, stored, shallow=False):
             return
-    store.publish(file, name)
+    store.publish(file, name, check_lease)
 
 
 def _digest_of(file: Path) -> str:

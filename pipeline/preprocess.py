@@ -20,7 +20,7 @@ from pipeline.copies.convert import CopyConversion
 from pipeline.copies.run import convert_copy
 from pipeline.copies.segment_index import SegmentIndex
 from pipeline.copies.sources import LastSource, digest_of_sources, open_sources
-from pipeline.errors import AudioTaggingError, ConfigError, NoClipsError, SourceError, StoreError
+from pipeline.errors import AudioTaggingError, ConfigError, LeaseError, NoClipsError, SourceError, StoreError
 from pipeline.metadata import load_metadata
 from pipeline.progress import Progress, show_progress
 from pipeline.records import Reason, ShardPlan, ShardReport
@@ -32,7 +32,7 @@ from pipeline.snapshots.build import build_snapshot, is_current
 from pipeline.snapshots.history import Changes, count_changes
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.sources import YOUTUBE, Source, read_proxies
-from pipeline.store.lock import Holder, hold_lease
+from pipeline.store.lock import Holder, LeaseGuard, hold_lease
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Prepro
     """
     with hold_lease(store) as lease:
         remove_orphaned_files(store)
-        metadata = load_metadata(config, store)
+        metadata = load_metadata(config, store, lease.check)
         report = PreprocessReport()
         started = time.monotonic()
         convert_due(metadata.segments_of(config.splits, config.limit), config, store, report, lease)
@@ -87,7 +87,7 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Prepro
             before = load_snapshot(store)
         if before and is_current(before, metadata, config.keep_audio):
             return before, report
-        snapshot = build_snapshot(store, metadata, config.keep_audio)
+        snapshot = build_snapshot(store, metadata, config.keep_audio, lease.check)
         if before and before.snapshot_id != snapshot.snapshot_id:
             report.changes = count_changes(before, snapshot)
         return snapshot, report
@@ -104,7 +104,7 @@ def convert_due(
     sources = open_sources(config)
     digest = digest_of_sources(config.media, sources)
     with ray_session():
-        conversion = open_conversion(config, store, sources, digest)
+        conversion = open_conversion(config, store, sources, digest, lease.guard)
         if unfinished:
             # First, so that their clips are not planned and fetched again.
             recover_partial_shards(unfinished, conversion, config.max_in_flight, report)
@@ -150,12 +150,16 @@ def convert_due_of_copy(
 
 
 def open_conversion(
-    config: PreprocessConfig, store: Store, sources: Sequence[Copy | Source], sources_digest: str
+    config: PreprocessConfig,
+    store: Store,
+    sources: Sequence[Copy | Source],
+    sources_digest: str,
+    lease: LeaseGuard | None = None,
 ) -> Conversion:
     """Start the rate limiter for the last source. Needs a running Ray."""
     limiter = start_rate_limiter(config.rate_limit, clips_per_hour(config), read_proxies(config.fetch))
     last = None if isinstance(sources[-1], Copy) else sources[-1]
-    return Conversion(store, LastSource(last, sources_digest), config.fetch, config.keep_audio, limiter)
+    return Conversion(store, LastSource(last, sources_digest), config.fetch, config.keep_audio, limiter, lease)
 
 
 def clips_per_hour(config: PreprocessConfig) -> int:
@@ -170,6 +174,8 @@ def recover_partial_shards(
     """Publish the finished clips of incomplete shards as shards of their own."""
     log.info("%d shards are incomplete; their finished clips become shards of their own", len(journals))
     for journal, outcome in run_tasks(recover_partial_shard, journals, conversion, max_in_flight=max_in_flight):
+        if isinstance(outcome, LeaseError):
+            raise outcome
         if isinstance(outcome, Exception):
             raise StoreError(f"can't recover {journal.folder}: {outcome}") from outcome
         if outcome:
@@ -198,7 +204,7 @@ def convert_all(
         for shard, outcome in tasks:
             if lease:
                 lease.check()
-            if isinstance(outcome, ConfigError):  # all shards would fail
+            if isinstance(outcome, ConfigError | LeaseError):  # all shards would fail
                 raise outcome
             num_done += 1
             _count(shard, outcome, report, progress)

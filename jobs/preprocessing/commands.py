@@ -173,7 +173,8 @@ def repair(shards: list[str], store: Store, command: VerifyCommand) -> None:
         if splits := tuple(stored_splits(store)):
             data = replace(data, metadata=store.url(METADATA_FOLDER), splits=splits)
         open_sources(data)  # raises an error for an unusable source before any shard is removed
-        with hold_lease(store):
+        with hold_lease(store) as lease:
             for shard in shards:
+                lease.check()
                 remove_shard(shard, store)
         print_summary(*preprocess(data, store))

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -37,7 +37,7 @@ from pipeline.progress import format_duration, show_progress
 from pipeline.records import Failure, FailureCategory, Reason
 from pipeline.shards.format import FAILED, digest_of
 from pipeline.sources.listing import MediaFile
-from pipeline.store.lock import hold_lease
+from pipeline.store.lock import LeaseGuard, hold_lease
 from pipeline.store.storage import Store
 from pipeline.store.tables import parquet_bytes
 
@@ -79,6 +79,8 @@ class TagJob:
     calibration: Calibration | None
     with_embeddings: bool
     device: str
+    lease: LeaseGuard | None = None
+    """The run's lease of the output; tasks check it before they write."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def tag_in_groups(recordings: Sequence[MediaFile], settings: TagSettings, config
     recordings = list({each.name: each for each in recordings}.values())
     with hold_lease(store) as lease:
         store.remove_orphaned_files()
-        job = open_job(store, settings, config)
+        job = replace(open_job(store, settings, config), lease=lease.guard)
         remove_unfinished(store)
         ledger = read_ledger(store)
         groups = plan_groups(recordings, ledger, config.files_per_task)
@@ -208,6 +210,8 @@ def _open_model(address: str, device: str) -> Tagger:
 
 def write_group(group: Group, results: Sequence[Tagged | Untagged], job: TagJob) -> Counter[Reason]:
     """Publish the results of a group, the table of recordings last; return the failures."""
+    if job.lease:
+        job.lease.check()
     rows = []
     for result, attempts in zip(results, group.attempts, strict=True):
         row: dict[str, Any] = {

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.backoff import backoff
 from pipeline.cluster.session import this_node
-from pipeline.errors import StoreError
+from pipeline.errors import LeaseError, StoreError
 from pipeline.sources.rate_limit import Wait
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ class _Task(Generic[Item]):
         if isinstance(result, Wait):
             return result.seconds
         # Object stores refuse requests now and then. The limit ends tasks that the store never accepts.
-        if isinstance(result, StoreError) and self.num_refusals + 1 < MAX_STORE_ERRORS:
+        is_refusal = isinstance(result, StoreError) and not isinstance(result, LeaseError)
+        if is_refusal and self.num_refusals + 1 < MAX_STORE_ERRORS:
             self.num_refusals += 1
             return next(self.pauses)
         return None
@@ -76,8 +77,9 @@ def run_tasks(
     that blocks no slot, and an exception per item instead of one for all.
 
     Each task uses one CPU and `num_gpus` GPUs. Ray repeats a task after its worker died, so `function` must be
-    idempotent. Tasks that return a Wait or raise StoreError are submitted again later; exceptions of different types
-    become the item's result. If all tasks wait and `should_stop(seconds to wait)` returns True, the rest is skipped.
+    idempotent. Tasks that return a Wait or raise StoreError are submitted again later; LeaseErrors and exceptions of
+    different types become the item's result. If all tasks wait and `should_stop(seconds to wait)` returns True, the
+    rest is skipped.
 
     max_in_flight: submitted tasks.
     on_this_node: run all tasks on the driver's node, for tasks that share local files.

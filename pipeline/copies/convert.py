@@ -91,6 +91,7 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
                 time.sleep(next(pauses))
     reader.publish_all()
     if not reader.report.error:
+        work.conversion.check_lease()
         write_listing(work.conversion.store, container, work.search, reader.keys)
     return reader.report
 
@@ -149,7 +150,7 @@ class ContainerReader:
             if store.exists(sidecar := shard_name(split, shard_id, SIDECAR[1:])):
                 self.done.update(read_sidecar(store, sidecar, ["key"])["key"].to_pylist())
                 continue
-            journal = Journal(store, self.work.conversion.fingerprint, split, shard_id)
+            journal = self.work.conversion.journal(split, shard_id)
             group = Group(journal, [result.segment for result in journal.read()])
             self.done.update(segment.key for segment in group.segments)
             self.groups[split] = group

@@ -16,7 +16,7 @@ from pipeline.copies.containers import Container, Copy
 from pipeline.copies.convert import ContainerReport, CopyConversion, convert_container
 from pipeline.copies.listings import read_listing
 from pipeline.copies.segment_index import MAX_EXAMPLES, Matches, SegmentIndex
-from pipeline.errors import AudioTaggingError, InputError, quote
+from pipeline.errors import AudioTaggingError, InputError, LeaseError, quote
 from pipeline.progress import show_progress
 from pipeline.records import ShardReport
 
@@ -47,6 +47,8 @@ def convert_copy(
         wanted = (container for container in containers if num_due > 0)
         for container, report in run_tasks(convert_container, wanted, work, max_in_flight=max_in_flight):
             check_lease()
+            if isinstance(report, LeaseError):
+                raise report
             if isinstance(report, Exception):
                 if not isinstance(report, AudioTaggingError):
                     log.error("%s: %s: %s", container.address, type(report).__name__, report)

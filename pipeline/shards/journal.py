@@ -5,7 +5,7 @@ is published atomically under the number of clips before it. The journal is remo
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.errors import CorruptError, describe
 from pipeline.records import Segment
 from pipeline.shards.format import ARROW_TYPES
+from pipeline.store.lock import LeaseGuard
 from pipeline.store.storage import Store
 
 FOLDER = "parts"
@@ -35,11 +36,11 @@ class ClipResult:
     """Encoded measures; empty in journals of versions without measures."""
 
 
-SEGMENT_NAMES = [field.name for field in fields(Segment)]
-RESULT_FIELDS = [field for field in fields(ClipResult) if field.name != "segment"]
+SEGMENT_NAMES = [each.name for each in fields(Segment)]
+RESULT_FIELDS = [each for each in fields(ClipResult) if each.name != "segment"]
 SCHEMA = pa.schema(
-    [(field.name, ARROW_TYPES[field.type]) for field in fields(Segment)]
-    + [(field.name, pa.binary() if field.type is bytes else ARROW_TYPES[field.type]) for field in RESULT_FIELDS]
+    [(each.name, ARROW_TYPES[each.type]) for each in fields(Segment)]
+    + [(each.name, pa.binary() if each.type is bytes else ARROW_TYPES[each.type]) for each in RESULT_FIELDS]
 )
 
 
@@ -51,21 +52,25 @@ class Journal:
     fingerprint: str
     split: str
     shard_id: str
+    lease: LeaseGuard | None = field(default=None, compare=False)
+    """Checked before each part."""
 
     @property
     def folder(self) -> str:
         return f"{FOLDER}/{self.fingerprint}/{self.split}/{self.shard_id}"
 
     def append(self, first: int, results: Sequence[ClipResult]) -> None:
-        """Publish results as a part. `first` is the number of clips before it."""
+        """Publish results as a part. `first` is the number of clips before it. Raises LeaseError without the lease."""
         rows = [
             {name: getattr(result.segment, name) for name in SEGMENT_NAMES}
-            | {field.name: getattr(result, field.name) for field in RESULT_FIELDS}
+            | {each.name: getattr(result, each.name) for each in RESULT_FIELDS}
             for result in results
         ]
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, SCHEMA) as writer:
             writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        if self.lease:
+            self.lease.check()
         self.store.write_bytes(f"{self.folder}/{first:06d}.arrow", sink.getvalue().to_pybytes())
 
     def read(self) -> Iterator[ClipResult]:

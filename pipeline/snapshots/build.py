@@ -5,7 +5,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,15 @@ CLIP_COLUMNS = [
 ]
 
 
-def build_snapshot(store: Store, metadata: Metadata, keep_audio: bool) -> Snapshot:
+def build_snapshot(
+    store: Store, metadata: Metadata, keep_audio: bool, check_lease: Callable[[], None] = lambda: None
+) -> Snapshot:
     """Build a snapshot of the written clips in the metadata and publish it as the latest.
 
     Labels and splits come from the metadata, even if they changed since the conversion. Clips without a segment, or
     with another end, are excluded. Raises NoClipsError if no clip is left.
+
+    check_lease: called right before each write; raises LeaseError if another run took over the store.
     """
     settings = shard_settings(keep_audio)
     made_of = _made_of(store, metadata, settings)
@@ -71,7 +75,8 @@ def build_snapshot(store: Store, metadata: Metadata, keep_audio: bool) -> Snapsh
     checksums = read_checksums(store, sorted(index["shard"].combine_chunks().dictionary.to_pylist()))
     manifest = {"fingerprint": digest_of(settings), "settings": settings, "split_counts": counts}
     stats = _statistics(index, results, multi_hot(label_lists, len(metadata.labels)))
-    return publish_snapshot(Snapshot(store, "", index, metadata.labels, stats, manifest, checksums), made_of)
+    snapshot = Snapshot(store, "", index, metadata.labels, stats, manifest, checksums)
+    return publish_snapshot(snapshot, made_of, check_lease)
 
 
 def _made_of(store: Store, metadata: Metadata, settings: Mapping[str, Any]) -> str:

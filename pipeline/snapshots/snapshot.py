@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -103,8 +103,11 @@ def multi_hot(labels: pa.ListArray, num_classes: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(columns), np.uint8), columns, ends), shape=(len(labels), num_classes))
 
 
-def publish_snapshot(unnamed: Snapshot, made_of: str) -> Snapshot:
-    """Name a snapshot by its content, write its files with the manifest last, and update `latest.json`."""
+def publish_snapshot(unnamed: Snapshot, made_of: str, check_lease: Callable[[], None] = lambda: None) -> Snapshot:
+    """Name a snapshot by its content, write its files with the manifest last, and update `latest.json`.
+
+    check_lease: called right before each write; raises LeaseError if another run took over the store.
+    """
     shards = [{"shard": name, **dataclasses.asdict(checksum)} for name, checksum in unnamed.checksums.items()]
     parts = {
         "index.parquet": parquet_bytes(unnamed.index),
@@ -116,13 +119,13 @@ def publish_snapshot(unnamed: Snapshot, made_of: str) -> Snapshot:
     try:
         load_snapshot(store, snapshot.snapshot_id)  # an intact snapshot of this name stays unchanged
     except (NoClipsError, StoreError):
+        parts |= {"stats.json": json_bytes(snapshot.stats), "manifest.json": json_bytes(snapshot.manifest)}
         for name, data in parts.items():
+            check_lease()
             store.write_bytes(f"{folder}/{name}", data)
-        store.write_json(f"{folder}/stats.json", snapshot.stats)
-        store.write_json(f"{folder}/manifest.json", snapshot.manifest)
     latest = json_bytes({"snapshot": snapshot.snapshot_id, "made_of": made_of})
     if not store.exists(LATEST) or store.read_bytes(LATEST) != latest:
-        store.write_bytes(LATEST, latest)
+        store.write_checked(LATEST, latest, check_lease)
     return snapshot
 
 

@@ -2,7 +2,10 @@
 
 Leases are numbered files, and the highest number is valid. A run creates the next number with a conditional write, so
 of two competing runs one wins. The holder renews its lease by rewriting the file. Other runs may create the next number
-once the lease has expired or its process is dead.
+once the lease was released or not renewed for `DURATION_S`, or its process is dead.
+
+Clocks of different machines are never compared: the age of a lease is the difference of two modification times that the
+store reports, of the lease and of a file written now.
 """
 
 import secrets
@@ -10,7 +13,8 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 
 from pipeline.errors import CorruptError, LeaseError, StoreError
 from pipeline.store.process import Owner, this_process
@@ -31,7 +35,7 @@ class Lease:
     process_started: float
     """host, pid and process_started identify an `Owner`."""
     expires: float
-    """Seconds since 1970."""
+    """Seconds since 1970 by the holder's clock; 0 after the release. Other machines only compare it with 0."""
 
     @property
     def holder(self) -> str:
@@ -39,8 +43,22 @@ class Lease:
 
     @property
     def is_free(self) -> bool:
-        """Whether the lease has expired, or its process on this host is dead."""
-        return self.expires < time.time() or Owner(self.host, self.pid, self.process_started).is_dead
+        """Whether the lease was released, or its process on this host is dead."""
+        return self.expires == 0 or Owner(self.host, self.pid, self.process_started).is_dead
+
+
+@dataclass(frozen=True)
+class LeaseGuard:
+    """Identity of a held lease. Tasks in other processes check it before they write."""
+
+    store: Store
+    number: int
+
+    def check(self) -> None:
+        """Raise LeaseError if the store has another run's lease. Costs one listing."""
+        names = self.store.list(FOLDER)
+        if names and _number_of(names[-1]) > self.number:
+            raise LeaseError(_loss(self.store, names[-1]))
 
 
 @dataclass
@@ -52,27 +70,40 @@ class Holder:
     number: int
     lost: str = ""
     """Reason for the loss of the lease; empty while it is held."""
+    renewed_s: float = field(default_factory=time.time)
+    """Time of the last renewal by this machine's clock."""
 
     @property
     def name(self) -> str:
         return _name(self.number)
 
+    @property
+    def guard(self) -> LeaseGuard:
+        return LeaseGuard(self.store, self.number)
+
     def check(self) -> None:
-        """Raise LeaseError if another run took over."""
+        """Ask the store and raise LeaseError if another run took over."""
+        if not self.lost:
+            try:
+                self.guard.check()
+            except LeaseError as error:
+                self._lose(str(error))
         if self.lost:
             raise LeaseError(self.lost)
+
+    def _lose(self, reason: str) -> None:
+        self.lost = f"{reason}. This run's last renewal was at {_clock(self.renewed_s)} by this machine's clock"
 
     def renew(self) -> None:
         """Extend the expiry, unless another run took over."""
         number, lease = _newest(self.store)
-        if number != self.number and lease:
-            self.lost = f"the run lost its lease of {self.store.root} to {lease.holder}: it paused"
-            self.lost += (
-                f" for more than {DURATION_S:.0f} s. Finished clips are stored. Stop the other run or wait for it"
-            )
+        if lease and (number != self.number or lease.token != self.lease.token):
+            self._lose(_loss(self.store, _name(number)))
             return
-        self.lease = replace(self.lease, expires=time.time() + DURATION_S)
+        now_s = time.time()
+        self.lease = replace(self.lease, expires=now_s + DURATION_S)
         self.store.write_json(self.name, asdict(self.lease))
+        self.renewed_s = now_s
 
 
 @contextmanager
@@ -89,10 +120,10 @@ def hold_lease(store: Store) -> Generator[Holder, None, None]:
     finally:
         done.set()
         thread.join()
-        if not holder.lost:
-            # Keep the file: the next lease continues its numbering.
-            with suppress(StoreError):
-                store.write_json(holder.name, asdict(lease) | {"expires": 0.0})
+        # Keep the file: the next lease continues its numbering.
+        with suppress(StoreError):
+            holder.check()
+            store.write_json(holder.name, asdict(lease) | {"expires": 0.0})
 
 
 def _keep(holder: Holder, done: threading.Event) -> None:
@@ -105,24 +136,43 @@ def _keep(holder: Holder, done: threading.Event) -> None:
 def _take(store: Store, lease: Lease) -> int:
     number, current = _newest(store)
     if current and not current.is_free:
-        raise _refusal(store, current)
+        renewed_s, now_s = store.modified_s(_name(number)), store.now_s()
+        if now_s - renewed_s <= DURATION_S:
+            raise _refusal(store, current, renewed_s, now_s)
     if not store.create_json(_name(number + 1), asdict(lease)):
-        winner = _newest(store)[1]
+        winner_number, winner = _newest(store)
         # A repeated request, after the first answer was lost, finds its own file.
         if winner and winner.token != lease.token:
-            raise _refusal(store, winner)
+            raise _refusal(store, winner, store.modified_s(_name(winner_number)), store.now_s())
     with suppress(StoreError):
         for name in store.list(FOLDER)[:-1]:
             store.remove(name)
     return number + 1
 
 
-def _refusal(store: Store, lease: Lease) -> LeaseError:
-    left_s = max(0.0, lease.expires - time.time())
+def _refusal(store: Store, lease: Lease, renewed_s: float, now_s: float) -> LeaseError:
+    left_s = max(0.0, renewed_s + DURATION_S - now_s)
     return LeaseError(
-        f"{store.root} is locked by a run on {lease.holder} for at least {left_s:.0f} s. Wait, or retry then: locks of"
-        " dead runs expire"
+        f"{store.root} is locked by a run on {lease.holder} for at least {left_s:.0f} s (renewed at"
+        f" {_clock(renewed_s)}, now {_clock(now_s)} by the store's clock). Wait, or retry then: locks of dead runs"
+        " expire"
     )
+
+
+def _loss(store: Store, name: str) -> str:
+    """Describe the loss of a lease to the lease with this name."""
+    holder, written = "another run", ""
+    with suppress(StoreError, TypeError):  # the other run may remove or replace its file concurrently
+        holder = Lease(**store.read_json(name)).holder
+        written = f", whose lease was written at {_clock(store.modified_s(name))} by the store's clock"
+    return (
+        f"the run lost its lease of {store.root} to {holder}{written}: it was not renewed for more than"
+        f" {DURATION_S:.0f} s. Finished clips are stored. Stop the other run or wait for it"
+    )
+
+
+def _clock(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).strftime("%H:%M:%S UTC")
 
 
 def _newest(store: Store) -> tuple[int, Lease | None]:
@@ -130,9 +180,13 @@ def _newest(store: Store) -> tuple[int, Lease | None]:
     if not names:
         return 0, None
     try:
-        return int(names[-1].removesuffix(".json").rpartition("/")[2]), Lease(**store.read_json(names[-1]))
+        return _number_of(names[-1]), Lease(**store.read_json(names[-1]))
     except (TypeError, ValueError) as error:
         raise CorruptError(f"{store.url(names[-1])} is not a valid lease: {error}; remove it") from error
+
+
+def _number_of(name: str) -> int:
+    return int(name.removesuffix(".json").rpartition("/")[2])
 
 
 def _name(number: int) -> str:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import AudioTaggingError, CorruptError, StoreError, describe_storage_error
+from pipeline.errors import AudioTaggingError, CorruptError, LeaseError, StoreError, describe_storage_error
 from pipeline.store.scratch import ABANDONED_S, clear_scratch, scratch_folder
 
 PIECE_BYTES = 32 * 2**20
@@ -130,6 +130,42 @@ class Store:
                 file.write_bytes(data)
             self.publish(file, name)
 
+    def write_checked(self, name: str, data: bytes, check: Callable[[], None]) -> None:
+        """Replace a file right after `check` returned.
+
+        S3 also refuses the write, with a LeaseError, if another run replaced the file since the call began. Stores
+        without conditional writes rely on `check`.
+        """
+        if self.is_local:
+            with self.scratch() as folder:
+                with self._errors("write", name):
+                    (folder / "file").write_bytes(data)
+                self.publish(folder / "file", name, check)
+            return
+        with self._errors("write", name):
+            version = self._version(name)
+            check()
+            try:
+                self.fs.pipe_file(self.path(name), data, **self._condition(version))
+            except OSError:
+                if self._version(name) == version:  # no conflict; the store may lack conditional writes
+                    check()
+                    self.fs.pipe_file(self.path(name), data)
+                elif self.read_bytes(name) != data:  # a repeated request, after a lost answer, finds its own file
+                    raise LeaseError(f"{self.url(name)} was replaced by another run; it stays unchanged") from None
+
+    def _version(self, name: str) -> str:
+        """Return the tag of an object's content; empty if the object is missing or the store has no tags."""
+        try:
+            return str(self.fs.info(self.path(name)).get("ETag", ""))
+        except FileNotFoundError:
+            return ""
+
+    def _condition(self, version: str) -> dict[str, str]:
+        if "s3" not in self.fs.protocol:
+            return {}
+        return {"IfMatch": version} if version else {"IfNoneMatch": "*"}
+
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json_bytes(value))
 
@@ -158,16 +194,20 @@ class Store:
             raise error
         return True
 
-    def publish(self, file: Path, name: str) -> None:
-        """Move a complete local file to its final name."""
+    def publish(self, file: Path, name: str, check: Callable[[], None] | None = None) -> None:
+        """Move a complete local file to its final name, right after `check` returned."""
         with self._errors("write", name):
             if not self.is_local:
+                if check:
+                    check()
                 self.fs.put_file(str(file), self.path(name))
                 return
             target = Path(self.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
+            if check:
+                check()
             file.replace(target)
 
     def fetch(self, name: str, file: Path) -> None:
@@ -223,8 +263,21 @@ class Store:
 
     def age_s(self, name: str) -> float:
         """Return the seconds since a file's last write."""
+        return time.time() - self.modified_s(name)
+
+    def modified_s(self, name: str) -> float:
+        """Return the time of a file's last write by the store's clock, in seconds since 1970."""
         with self._errors("look for", name):
-            return time.time() - self.fs.modified(self.path(name)).timestamp()
+            return self.fs.modified(self.path(name)).timestamp()
+
+    def now_s(self) -> float:
+        """Return the current time by the store's clock, in seconds since 1970, from a file written now."""
+        name = f".clock-{uuid.uuid4().hex}"
+        self.write_bytes(name, b"")
+        try:
+            return self.modified_s(name)
+        finally:
+            self.remove(name)
 
     @staticmethod
     def _whole(content: bytes | str) -> bytes:

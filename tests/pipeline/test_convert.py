@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import FetchConfig, RateLimitConfig
 from pipeline.convert import Conversion, _convert_clips, convert_shard, recover_partial_shard
-from pipeline.errors import StoreError
+from pipeline.errors import LeaseError, StoreError
 from pipeline.measures.table import read_shard_measures
 from pipeline.miniature import Fault, Miniature
 from pipeline.records import CLIPS_PER_PART, Failure, Media, Reason, Segment, ShardPlan, ShardReport
@@ -20,6 +20,7 @@ from pipeline.shards.journal import ClipResult, Journal, partial_shards
 from pipeline.sources import FolderSource
 from pipeline.sources.fetch import Fetched, fetch_clip
 from pipeline.sources.rate_limit import LocalRateLimiter, Wait
+from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
 
@@ -389,3 +390,28 @@ def test_bug_is_reported_with_its_clip(
     keys = "|".join(segment.key for segment in plans[1].segments)  # this shard contains no stalling clip
     with pytest.raises(RuntimeError, match=f"can't convert clip ({keys}): IndexError: list index out of range"):
         convert_shard(plans[1], here)
+
+
+@pytest.mark.parametrize("lost_after", [0, CLIPS_PER_PART + 1])
+def test_task_without_a_lease_writes_nothing(tmp_path: Path, lost_after: int) -> None:
+    store = Store(str(tmp_path))
+    segments = tuple(Segment(f"v{n:010d}", 0, 10_000, ("/m/a",), "eval") for n in range(2 * CLIPS_PER_PART))
+    plan = ShardPlan("shard", "eval", segments, (0,) * len(segments))
+
+    class TakenOverSource:
+        def __init__(self):
+            self.num_fetched = 0
+
+        def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+            self.num_fetched += 1
+            if self.num_fetched == lost_after + 1:
+                store.write_json("lease/00000002.json", store.read_json("lease/00000001.json"))
+            return Failure(Reason.NOT_FOUND, "gone")
+
+    with hold_lease(store) as lease:
+        fetch = FetchConfig(num_threads=1)
+        conversion = Conversion(store, TakenOverSource(), fetch, keep_audio=False, lease=lease.guard)
+        with pytest.raises(LeaseError, match="lost its lease"):
+            convert_shard(plan, conversion)
+    assert store.list("shards") == []
+    assert len(store.list("parts")) <= lost_after // CLIPS_PER_PART

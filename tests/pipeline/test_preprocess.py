@@ -13,8 +13,10 @@ from pipeline.metadata import load_metadata
 from pipeline.miniature import Miniature
 from pipeline.preprocess import preprocess
 from pipeline.records import Failure, FailureCategory, Media, Reason, Segment
-from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.snapshots.build import build_snapshot
+from pipeline.snapshots.snapshot import LATEST, Snapshot, load_snapshot
 from pipeline.sources import FolderSource
+from pipeline.store.lock import FOLDER as LEASE_FOLDER
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
@@ -265,3 +267,60 @@ def test_concurrent_run_is_rejected(config: PreprocessConfig, tmp_path: Path) ->
     store = Store(str(tmp_path))
     with hold_lease(store), pytest.raises(LeaseError, match="is locked"):
         preprocess(config, store)
+
+
+def take_over(store: Store) -> None:
+    """Add a newer lease, as another host does once a frozen run's lease has expired."""
+    name = store.list(LEASE_FOLDER)[-1]
+    number = int(Path(name).stem) + 1
+    store.write_json(f"{LEASE_FOLDER}/{number:08d}.json", store.read_json(name) | {"host": "elsewhere", "token": "new"})
+
+
+def test_run_without_its_lease_publishes_no_snapshot(
+    config: PreprocessConfig, small_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small_store.root, tmp_path / "copy")
+    store = Store(str(tmp_path / "copy"))
+    theirs = b'{"snapshot": "newer", "made_of": ""}'
+
+    def build_after_a_pause(*arguments) -> Snapshot:
+        take_over(store)
+        store.write_bytes(LATEST, theirs)
+        return build_snapshot(*arguments)
+
+    monkeypatch.setattr("pipeline.preprocess.build_snapshot", build_after_a_pause)
+    store.remove(LATEST)
+    with pytest.raises(LeaseError, match=r"lost its lease .* to elsewhere"):
+        preprocess(dataclasses.replace(config, retry=()), store)
+    assert store.read_bytes(LATEST) == theirs
+
+
+def test_run_without_its_lease_replaces_no_metadata(config: PreprocessConfig, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with hold_lease(store) as lease:
+        take_over(store)
+        with pytest.raises(LeaseError, match="lost its lease"):
+            load_metadata(config, store, lease.check)
+    assert store.list("metadata") == []
+
+
+@pytest.mark.ray
+def test_lost_lease_of_a_task_ends_the_run(
+    ray: None, config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.lock.Holder.check", lambda holder: None)  # the driver is frozen
+
+    class TakenOverSource:
+        """A source that answers after another run took over."""
+
+        def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
+            name = f"{root}/lease/00000002.json"
+            if not Path(name).exists():
+                shutil.copy(f"{root}/lease/00000001.json", name)
+            return Failure(Reason.NOT_FOUND, "gone")
+
+    root = str(tmp_path)
+    monkeypatch.setattr("pipeline.preprocess.open_sources", lambda config: [TakenOverSource()])
+    with pytest.raises(LeaseError, match="lost its lease"):
+        preprocess(config, Store(root))
+    assert Store(root).list("shards") == []

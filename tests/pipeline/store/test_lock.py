@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import pickle
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CorruptError, LeaseError
-from pipeline.store.lock import FOLDER, Lease, hold_lease
+from pipeline.store.lock import DURATION_S, FOLDER, Lease, hold_lease
 from pipeline.store.storage import Store
 
 
@@ -53,16 +54,18 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> 
         pass
 
 
-def test_one_on_another_host_is_taken_over_once_it_expired_and_is_told_so(store: Store) -> None:
+def test_unrenewed_lease_of_another_host_is_taken_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with hold_lease(store) as first:
         away = replace(first.lease, host="elsewhere")
         store.write_json(first.name, asdict(away))
         with pytest.raises(LeaseError, match="elsewhere"), hold_lease(store):
             pass
-        store.write_json(first.name, asdict(replace(away, expires=time.time() - 1)))
+        monkeypatch.setattr("pipeline.store.lock.DURATION_S", -1.0)
         with hold_lease(store) as second:
             first.renew()
-            with pytest.raises(LeaseError, match="lost its lease"):
+            with pytest.raises(
+                LeaseError, match=rf"lost its lease .*process {os.getpid()}, .*UTC by the store's clock"
+            ):
                 first.check()
             second.renew()
             second.check()
@@ -97,3 +100,35 @@ def test_a_lease_that_is_none_is_named(store: Store) -> None:
     store.write_json(f"{FOLDER}/00000001.json", {"who": "me"})
     with pytest.raises(CorruptError, match=r"00000001.json is not a valid lease"), hold_lease(store):
         pass
+
+
+@pytest.mark.parametrize("offset_s", [-600.0, 600.0])
+def test_clock_of_the_holder_does_not_matter(store: Store, offset_s: float) -> None:
+    with hold_lease(store) as first:
+        expires = time.time() + DURATION_S + offset_s
+        store.write_json(first.name, asdict(replace(first.lease, host="elsewhere", expires=expires)))
+        times = r"for at least 1\d\d s \(renewed at [\d:]+ UTC, now [\d:]+ UTC by the store's clock\)"
+        with pytest.raises(LeaseError, match=times), hold_lease(store):
+            pass
+        first.check()
+
+
+def test_lease_with_an_old_modification_time_is_taken_over_whatever_it_says(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with hold_lease(store) as first:
+        store.write_json(first.name, asdict(replace(first.lease, host="elsewhere", expires=time.time() + 600)))
+        old_s = time.time() - DURATION_S - 5
+        os.utime(store.path(first.name), (old_s, old_s))
+        with hold_lease(store) as second:
+            second.check()
+
+
+def test_check_asks_the_store_before_the_next_renewal(store: Store) -> None:
+    with hold_lease(store) as first:
+        guard = pickle.loads(pickle.dumps(first.guard))
+        first.check()
+        guard.check()
+        store.write_json(f"{FOLDER}/{first.number + 1:08d}.json", asdict(replace(first.lease, host="elsewhere")))
+        for check in (guard.check, first.check):
+            with pytest.raises(LeaseError, match=r"lost its lease of .* to elsewhere"):
+                check()

@@ -8,7 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from pipeline.errors import CorruptError, StoreError
+from pipeline.errors import CorruptError, LeaseError, StoreError
 from pipeline.store.storage import Store
 
 
@@ -135,3 +135,24 @@ def test_missing_credentials_are_said(s3_store: Store, monkeypatch: pytest.Monke
 def test_s3_holds_the_same_bytes_for_other_clients(s3_store: Store) -> None:
     s3_store.write_bytes("shards/x.tar", b"bytes")
     assert boto3.client("s3").get_object(Bucket="bucket", Key="store/shards/x.tar")["Body"].read() == b"bytes"
+
+
+def test_checked_write_fails_if_the_check_does(store: Store) -> None:
+    def fail() -> None:
+        raise LeaseError("lost")
+
+    store.write_checked("latest.json", b"old", lambda: None)
+    with pytest.raises(LeaseError, match="lost"):
+        store.write_checked("latest.json", b"new", fail)
+    assert store.read_bytes("latest.json") == b"old"
+
+
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_checked_write_to_s3_keeps_a_concurrent_replacement(s3_store: Store, before: bytes | None) -> None:
+    if before:
+        s3_store.write_bytes("latest.json", before)
+    with pytest.raises(LeaseError, match=r"latest.json was replaced by another run"):
+        s3_store.write_checked("latest.json", b"mine", lambda: s3_store.write_bytes("latest.json", b"theirs"))
+    assert s3_store.read_bytes("latest.json") == b"theirs"
+    s3_store.write_checked("latest.json", b"mine", lambda: None)
+    assert s3_store.read_bytes("latest.json") == b"mine"
