@@ -41,8 +41,11 @@ MAX_RUN_UP_S = 3_600
 
 FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,voc,w64,wav,wv"
 """Formats that FFmpeg may detect. Playlists are excluded because they refer to other files and addresses."""
-EXTENSIONS = frozenset("aac aif aiff avi flac m4a mka mkv mp3 mp4 mov oga ogg opus wav webm wma".split())
-"""Extensions of media files."""
+EXTENSIONS = frozenset(
+    "3g2 3gp aac ac3 aif aifc aiff amr ape au avi caf eac3 flac flv m4a m4b m4v mka mkv mov mp2 mp3 mp4 mpeg mpg oga"
+    " ogg ogv opus snd spx ts tta voc w64 wav weba webm wma wmv wv".split()
+)
+"""Extensions of the files in `FORMATS`."""
 ESTIMATING_FORMATS = ("aac", "ac3", "eac3", "amr")
 """Formats without a stated length. FFmpeg estimates it from the bit rate."""
 MAGICS = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"RIFF", b"ID3")

@@ -1,17 +1,20 @@
 """A copy of AudioSet → the containers that it consists of: tars, zips and parquet files."""
 
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import braceexpand
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import InputError, describe
 from pipeline.shards.format import digest_of
 from pipeline.sources.archives import READ_ERRORS
 from pipeline.sources.index import is_media
+from pipeline.sources.walk import walk_files
 
 KINDS = {
     ".tar": "tar",
@@ -75,7 +78,9 @@ def list_copy(media: str) -> Copy:
     try:
         for path in braceexpand.braceexpand(media):
             fs, local_path = fsspec.core.url_to_fs(path)
-            if "*" in local_path:
+            if isinstance(fs, LocalFileSystem):
+                infos = _find_local(fs, local_path)
+            elif "*" in local_path:
                 infos = fs.glob(local_path, detail=True)
             elif kind_of(local_path):
                 infos = {local_path: fs.info(local_path)}
@@ -91,6 +96,22 @@ def list_copy(media: str) -> Copy:
         sum(is_media(last) for last in visible.values()),
         tuple(name for name, last in names.items() if last.endswith(UNFINISHED)),
     )
+
+
+def _find_local(fs: LocalFileSystem, path: str) -> dict[str, dict]:
+    """Find local files, also through links: the hub's cache consists of links, and people link disks into folders."""
+    if "*" in path:
+        found = [str(name) for name in fs.glob(path)]
+    else:
+        found = list(walk_files(path, with_hidden=True)) if Path(path).is_dir() else [path]
+    infos: dict[str, dict] = {}
+    for name in found:
+        status = Path(name).stat()
+        if stat.S_ISREG(status.st_mode):
+            infos[name] = {"type": "file", "size": status.st_size, "mtime": status.st_mtime}
+        elif kind_of(name) and not stat.S_ISDIR(status.st_mode):
+            raise InputError(f"expected a regular file at {name}, found something else, such as a pipe")
+    return infos
 
 
 def _container(address: str, info: dict) -> Container:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.copies.containers import Container
 from pipeline.errors import InputError, describe, quote
 from pipeline.records import Failure, Reason
+from pipeline.sources.archives import check_end
 from pipeline.sources.index import is_media
 from pipeline.sources.names import stem_of
 
@@ -30,6 +31,8 @@ BATCH_ROWS = 8
 """Rows of a parquet file in memory; row groups of gigabytes are common."""
 BUFFER_BYTES = 2**20
 COPY_BYTES = 2**22
+MAX_COMPRESSION = 1100
+"""Bytes in a compressed tar per byte of its file; gzip reaches about 1,030."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +90,15 @@ def _local_file(container: Container, scratch: Path) -> Iterator[Path]:
 
 def _read_tar(stream: BinaryIO, container: Container, max_media_bytes: int) -> Iterator[Member]:
     """Yield a tar's media; a JSON file of the same stem, before or after its media, may state the id."""
-    mode = "r|gz" if container.kind == "tar.gz" else "r|"
     stem, media, stated = "", None, ""
-    with tarfile.open(fileobj=stream, mode=mode) as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+    max_bytes = (container.num_bytes or 2**30) * MAX_COMPRESSION
+    # `r|*` detects compression, because people also name compressed tars `.tar`.
+    with tarfile.open(fileobj=stream, mode="r|*") as tar:
         for info in tar:
             # Tarfile keeps every header for a later look-up by name, which in a tar of 100,000 clips adds up.
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
-            if info.size < 0:  # leads back to the same header, forever
+            # A negative size would lead back to the same header, a huge size to an endless search for the next one.
+            if not info.offset < tar.offset <= max_bytes:
                 raise tarfile.ReadError(f"the member {quote(info.name)} has an impossible size")
             path = PurePosixPath(info.name)
             if not info.isreg() or path.name.startswith("."):
@@ -108,6 +113,7 @@ def _read_tar(stream: BinaryIO, container: Container, max_media_bytes: int) -> I
                 stated = _stated_id(tar.extractfile(info))
         if media:
             yield Member(media[0], stated or stem_of(media[0]), media[1])
+        check_end(tar.fileobj)
 
 
 def stem_of_sibling(path: PurePosixPath) -> str:

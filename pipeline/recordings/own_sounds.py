@@ -15,6 +15,7 @@ from pipeline.fbank_settings import FRAME_LENGTH_MS
 from pipeline.recordings.splits import split_groups
 from pipeline.recordings.tables import LabelledClip
 from pipeline.sources.index import is_media
+from pipeline.sources.walk import walk_files
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +74,14 @@ def read_sounds(source: Path, config: CutConfig) -> tuple[list[LabelledClip], li
 def _read_folder(folder: Path) -> list[LabelledClip]:
     found: list[LabelledClip] = []
     for class_folder in sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] not in "._"):
-        files = [
-            file for file in sorted(class_folder.rglob("*")) if is_media(file.name) and not file.name.startswith(".")
-        ]
+        files = sorted(Path(path) for path in walk_files(str(class_folder)) if is_media(path))
         if not files:
             raise InputError(f"expected audio files in {class_folder}, found none; fill or remove the folder")
         if not _is_utf8(class_folder):
             raise InputError(f"expected a folder whose name is UTF-8, found {quote(class_folder)}; rename it")
-        named = [file for file in files if _is_utf8(file) and file.is_file()]
+        named = [file for file in files if _is_utf8(file)]
         if len(named) < len(files):
-            log.warning("%s: skipped %d names that are not UTF-8 or not files", class_folder, len(files) - len(named))
+            log.warning("%s: skipped %d names that are not UTF-8", class_folder, len(files) - len(named))
         found += [LabelledClip(file, (class_folder.name.strip(),), "", 0, NO_END) for file in named]
     if not found:
         raise InputError(f"expected a folder of audio files for each class in {folder}, found no folders")

@@ -3,20 +3,25 @@
 import logging
 import tarfile
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import braceexpand
 import fsspec
 from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import InputError, describe, quote
-from pipeline.sources.index import is_media
+from pipeline.sources.index import is_hidden, is_media
 
 log = logging.getLogger(__name__)
 READ_ERRORS = (OSError, ClientError, BotoCoreError)
 """Errors of reading from any address; fsspec doesn't wrap the errors of its HTTP and S3 libraries."""
 FORMAT_ERRORS = (ValueError, OverflowError, MemoryError)
 """Errors of parsing hostile headers, where impossible numbers become sizes, offsets and allocations."""
+GZIP_MAGIC = b"\x1f\x8b"
+END_BYTES = 2**16
 HEADER_BLOCK_BYTES = 2**14
 """Bytes per read while listing headers; the media between two headers are skipped."""
 
@@ -49,32 +54,59 @@ class Member:
     """Name in the tar, including folders."""
     offset: int
     size: int
+    blocks: tuple[tuple[int, int], ...] = ()
+    """Position and length of the stored blocks of a sparse member, which follow each other from `offset`. Holes between
+    them are zeros. Empty for ordinary members."""
 
 
 def list_tar(file: str) -> list[Member]:
-    """List the media of a tar from its headers; list a truncated tar up to its damage, with a warning.
+    """List the media of a tar from its headers; list a damaged tar up to its damage, with a warning.
 
     Raises InputError for files that aren't tars and for read errors.
     """
     members: list[Member] = []
+    fs, path = fsspec.core.url_to_fs(file)
     try:
-        fs, path = fsspec.core.url_to_fs(file)
-        with (
-            fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as stream,
-            tarfile.open(fileobj=stream, mode="r:") as tar,  # pyright: ignore[reportCallIssue, reportArgumentType]
-        ):
+        if isinstance(fs, LocalFileSystem) and not Path(path).is_file():
+            raise InputError(f"expected a tar at {file}, found no regular file")  # opening a pipe would block
+        with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as stream, _open_tar(stream, file) as tar:
             for member in tar:
                 # A negative size would lead back to the same header forever.
                 if tar.offset <= member.offset:
                     raise tarfile.ReadError(f"the member {quote(member.name)} has an impossible size")
-                if member.isreg() and is_media(member.name):
-                    members.append(Member(file, member.name, member.offset_data, member.size))
+                blocks: tuple[tuple[int, int], ...] = tuple(getattr(member, "sparse", None) or ())
+                if any(min(block) < 0 for block in blocks):
+                    raise tarfile.ReadError(f"the sparse member {quote(member.name)} has an impossible map")
+                if member.isreg() and is_media(member.name) and not is_hidden(member.name):
+                    members.append(Member(file, member.name, member.offset_data, member.size, blocks))
                 # By default tarfile keeps all headers in memory.
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+            stream.seek(tar.offset)
+            check_end(stream)
     except tarfile.TarError as error:
         if not members:
             raise InputError(f"expected a tar at {file}, found: {describe(error)}") from error
-        log.warning("%s is truncated or damaged after %d media: %s", file, len(members), describe(error))
+        log.warning("%s is damaged after %d media: %s", file, len(members), describe(error))
     except (*READ_ERRORS, *FORMAT_ERRORS) as error:  # fsspec raises ValueError for servers without ranges
         raise InputError(f"can't read the tar {file}: {describe(error)}") from error
     return members
+
+
+def _open_tar(stream: Any, file: str) -> tarfile.TarFile:
+    if stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC:  # offsets in compressed tars can't be read
+        raise InputError(f"expected an uncompressed tar at {file}, found gzip; decompress it with gunzip")
+    stream.seek(0)
+    return tarfile.open(fileobj=stream, mode="r:")
+
+
+def check_end(stream: Any) -> None:
+    """Check that only zeros follow the end of a tar's last member. Raises tarfile.ReadError.
+
+    Like GNU tar, tarfile stops at the first empty or invalid header. Without this check it would silently lose the rest
+    of concatenated and damaged tars.
+    """
+    while block := stream.read(END_BYTES):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(
+                "more data after the end: it is damaged, or consists of several tars; try `tar --ignore-zeros -xf`"
+            )

@@ -8,6 +8,7 @@ from pipeline.errors import InputError, StoreError, describe
 from pipeline.records import Failure, Media, Reason, Segment
 from pipeline.sources.index import MediaIndex
 from pipeline.sources.names import compile_pattern
+from pipeline.sources.walk import walk_files
 from pipeline.store.storage import Store
 
 
@@ -25,11 +26,17 @@ class FolderSource:
         self.store = Store(folder)
         self.config = config
         self.already_cut = already_cut
-        self.index = MediaIndex(self.store.list(""), compile_pattern(id_pattern))
+        self.index = MediaIndex(self._list_files(), compile_pattern(id_pattern))
         if not len(self.index):
             raise InputError(
                 f"expected media files named by their id, such as --PJHxphWEs.flac, in {folder}; found none"
             )
+
+    def _list_files(self) -> list[str]:
+        if not self.store.is_local:
+            return self.store.list("")
+        base = self.store.base
+        return [path[len(base) + 1 :] for path in walk_files(base)]
 
     @property
     def digest(self) -> str:

@@ -29,6 +29,11 @@ def is_media(name: str) -> bool:
     return PurePosixPath(name).suffix[1:].lower() in EXTENSIONS
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file is hidden, such as the `._` files that macOS adds to tars and copies of folders."""
+    return PurePosixPath(name).name.startswith(".")
+
+
 class MediaIndex:
     """Media files by id, in the naming schemes of `pipeline.sources.names`.
 

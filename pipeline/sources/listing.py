@@ -11,7 +11,8 @@ import fsspec
 from pipeline.audio.container import EXTENSIONS
 from pipeline.errors import InputError, StoreError, describe, describe_storage_error
 from pipeline.sources.archives import READ_ERRORS, find_files, list_tar
-from pipeline.sources.index import is_media
+from pipeline.sources.index import is_hidden, is_media
+from pipeline.sources.walk import walk_files
 
 PIECE_BYTES = 32 * 2**20
 LIST, TAR = ".txt", ".tar"
@@ -28,6 +29,8 @@ class MediaFile:
     offset: int = 0
     size: int | None = None
     """Size of a tar's member in bytes; None for a whole file."""
+    blocks: tuple[tuple[int, int], ...] = ()
+    """Stored blocks of a sparse member, from `Member`."""
 
     @contextmanager
     def open(self) -> Iterator[Path]:
@@ -52,14 +55,19 @@ class MediaFile:
 
     def _copy_member(self, fs: fsspec.AbstractFileSystem, path: str, copy: Path) -> None:
         assert self.size is not None
-        end = self.offset + self.size
+        start, num_copied = self.offset, 0
+        blocks = self.blocks or ((0, self.size),)
         with copy.open("wb") as out:
-            for start in range(self.offset, end, PIECE_BYTES):
-                piece = fs.cat_file(path, start=start, end=min(start + PIECE_BYTES, end))
-                assert isinstance(piece, bytes), "fsspec's cat_file returns bytes"
-                out.write(piece)
-        if copy.stat().st_size != self.size:
-            raise OSError(f"{copy.stat().st_size} of {self.size} bytes")
+            for position, num_bytes in blocks:
+                out.seek(position)
+                for piece_start in range(start, start + num_bytes, PIECE_BYTES):
+                    piece = fs.cat_file(path, start=piece_start, end=min(piece_start + PIECE_BYTES, start + num_bytes))
+                    assert isinstance(piece, bytes), "fsspec's cat_file returns bytes"
+                    num_copied += out.write(piece)
+                start += num_bytes
+            out.truncate(self.size)
+        if num_copied != sum(num_bytes for _, num_bytes in blocks):
+            raise OSError(f"{num_copied} of {sum(num_bytes for _, num_bytes in blocks)} bytes")
 
 
 def list_media_files(paths: Iterable[str]) -> Iterator[MediaFile]:
@@ -74,7 +82,9 @@ def list_media_files(paths: Iterable[str]) -> Iterator[MediaFile]:
         elif path.endswith(TAR):
             for file in find_files(path):
                 tar = file.removeprefix("file://")
-                yield from (MediaFile(f"{tar}/{each.name}", tar, each.offset, each.size) for each in list_tar(tar))
+                yield from (
+                    MediaFile(f"{tar}/{each.name}", tar, each.offset, each.size, each.blocks) for each in list_tar(tar)
+                )
         elif "://" in path and not is_media(path):
             yield from (MediaFile(name, name) for name in _list_prefix(path))
         elif "://" in path:
@@ -94,9 +104,7 @@ def find_audio(paths: Iterable[str]) -> Iterator[str]:
         if not Path(path).is_dir():
             yield path
             continue
-        # macOS leaves hidden files with the same extension beside recordings.
-        found = (file for file in Path(path).rglob("*") if is_media(file.name) and not file.name.startswith("."))
-        names = sorted(map(str, found))
+        names = sorted(filter(is_media, walk_files(path)))
         if not names:
             raise _no_audio(path)
         yield from names
@@ -105,7 +113,7 @@ def find_audio(paths: Iterable[str]) -> Iterator[str]:
 def _list_prefix(address: str) -> list[str]:
     try:
         fs, prefix = fsspec.core.url_to_fs(address)
-        found = sorted(fs.unstrip_protocol(name) for name in fs.find(prefix) if is_media(name))
+        found = sorted(fs.unstrip_protocol(name) for name in fs.find(prefix) if is_media(name) and not is_hidden(name))
     except (*READ_ERRORS, ValueError, ImportError) as error:
         raise InputError(f"can't list {address}: {describe_storage_error(error)}") from error
     if not found:

@@ -1,8 +1,9 @@
 import io
+import os
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,50 @@ def test_tar_with_impossible_sizes_is_refused(size: int, tmp_path: Path) -> None
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
-    with pytest.raises(InputError, match=r"a\.tar, found") if size < 0 else nullcontext():
-        members = read(list_copy(str(tmp_path)).containers[0], tmp_path)
-        assert all(isinstance(member.content, Failure) for member in members)
+    with pytest.raises(InputError, match=r"a\.tar, found"):
+        read(list_copy(str(tmp_path)).containers[0], tmp_path)
+
+
+def test_gzip_named_tar_is_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("abcdefghijk.flac"), io.BytesIO())
+    assert [member.stem for member in read(list_copy(str(tmp_path)).containers[0], tmp_path)] == ["abcdefghijk"]
+
+
+def test_concatenated_tars_are_reported_after_the_first(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("abcdefghijk.flac"), io.BytesIO())
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes() * 2)
+    members = read_members(list_copy(str(tmp_path)).containers[0], tmp_path, 2**20)
+    assert next(members).stem == "abcdefghijk"
+    with pytest.raises(InputError, match=r"a\.tar, found: .* consists of several tars"):
+        next(members)
+
+
+@pytest.mark.process
+def test_sparse_member_is_read_with_its_holes(tmp_path: Path) -> None:
+    content = b"a" * 4096 + bytes(200_000) + b"b" * 4096
+    (tmp_path / "plain").write_bytes(content)
+    subprocess.run(["cp", "--sparse=always", "plain", "abcdefghijk.flac"], cwd=tmp_path, check=True)
+    subprocess.run(["tar", "--sparse", "-cf", "a.tar", "abcdefghijk.flac", "plain"], cwd=tmp_path, check=True)
+    container = list_copy(str(tmp_path / "a.tar")).containers[0]
+    assert [member.content for member in read(container, tmp_path, 2**20)] == [content]
+
+
+def test_linked_files_and_folders_of_a_copy_are_listed(tmp_path: Path) -> None:
+    for name in ("blobs/1", "disk2/b.tar"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"content")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy/a.parquet").symlink_to(tmp_path / "blobs/1")
+    (tmp_path / "copy/more").symlink_to(tmp_path / "disk2")
+    for media in (tmp_path / "copy", f"{tmp_path}/copy/**/*.*"):
+        copy = list_copy(str(media))
+        assert [(each.kind, each.num_bytes) for each in copy.containers if each.kind == "parquet"] == [("parquet", 7)]
+    assert len(list_copy(str(tmp_path / "copy")).containers) == 2
+
+
+def test_pipe_named_tar_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(InputError, match=r"expected a regular file at .*a\.tar"):
+        list_copy(str(tmp_path / "a.tar"))

@@ -1,4 +1,6 @@
+import gzip
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -55,3 +57,32 @@ def test_tar_with_impossible_sizes_is_refused(size: int, tmp_path: Path) -> None
     (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
     with pytest.raises(InputError, match=r"a\.tar.*(impossible size|cannot fit|invalid offset)"):
         list_tar(str(tmp_path / "a.tar"))
+
+
+def test_concatenated_tars_are_reported(tone: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tar(f"{tmp_path}/a.tar", tone)
+    (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes() * 2)
+    assert len(list_tar(f"{tmp_path}/b.tar")) == 3
+    assert "b.tar is damaged after 3 media: ReadError: more data after the end" in caplog.text
+
+
+def test_damaged_header_between_members_is_reported(
+    tone: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tar(f"{tmp_path}/a.tar", tone)
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    place = content.index(b"../../second.flac")
+    content[place : place + 512] = b"\xff" * 512
+    (tmp_path / "a.tar").write_bytes(content)
+    assert [member.name for member in list_tar(f"{tmp_path}/a.tar")] == ["first.flac"]
+    assert "more data after the end" in caplog.text
+
+
+def test_gzip_and_pipes_named_tar_are_rejected(tone: bytes, tmp_path: Path) -> None:
+    write_tar(f"{tmp_path}/a.tar", tone)
+    (tmp_path / "gzip.tar").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    with pytest.raises(InputError, match=r"expected an uncompressed tar at .*gzip.tar, found gzip"):
+        list_tar(f"{tmp_path}/gzip.tar")
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(InputError, match=r"pipe.tar, found no regular file"):
+        list_tar(f"{tmp_path}/pipe.tar")

@@ -1,0 +1,50 @@
+"""Find files in local folders, through symbolic links."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import quote
+
+log = logging.getLogger(__name__)
+
+
+def walk_files(folder: str, *, with_hidden: bool = False) -> Iterator[str]:
+    """Yield the paths of the files under a folder, at any depth, in a fixed order.
+
+    Follows links, because people link folders on several disks into one. Visits each real folder once, so circular
+    links end. Skips hidden names by default, among them the `._` files that macOS writes. Skips pipes, dangling links
+    and unreadable folders with a warning.
+    """
+    skipped: list[str] = []
+    yield from _walk(folder, set(), skipped, with_hidden)
+    if skipped:
+        log.warning("skipped %d names that can't be read, such as %s", len(skipped), quote(skipped[0]))
+
+
+def _walk(folder: str, visited: set[tuple[int, int]], skipped: list[str], with_hidden: bool) -> Iterator[str]:
+    try:
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in visited:
+            return
+        visited.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            # Real folders first, so that their files keep their own paths.
+            found = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
+    except OSError:
+        skipped.append(folder)
+        return
+    for entry in found:
+        if entry.name.startswith(".") and not with_hidden:
+            continue
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # for example, a link to itself
+            is_folder = is_file = False
+        if is_folder:
+            yield from _walk(entry.path, visited, skipped, with_hidden)
+        elif is_file:
+            yield entry.path
+        else:
+            skipped.append(entry.path)
