@@ -97,7 +97,7 @@ def check_command(arguments: list[str]) -> None:
     assert (python.rpartition("/")[2], script) == ("python", "jobs/preprocess.py")
     command = COMMAND_LINE.parse(rest)
     assert isinstance(command, RunCommand)
-    assert command.data.media == "youtube"
+    assert command.data.media == ("youtube",)
 
 
 def test_scheduled_commands_are_accepted_by_the_job() -> None:
