@@ -39,6 +39,11 @@ SEGMENT_SCHEMA = pa.schema(
 """Columns of segments, with labels joined by commas. Two million rows take 80 MB, as objects a gigabyte."""
 BATCH_ROWS = 2**14
 BLOCK_BYTES = 2**24
+MAX_ROW_BYTES = 2**16
+"""Maximum length of a row. Official rows are shorter than 1 KB; splitting a row of 100 MB would take gigabytes."""
+EXCEL_ERROR = re.compile(r"#(NAME\?|VALUE!|REF!|N/A|NUM!|NULL!|DIV/0!)")
+SECONDS = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""Times in tables. `float` would also accept `1_0` and digits of any alphabet."""
 MAX_MS = 2**31 - 1
 OFFICIAL_ROW = r'^[A-Za-z0-9_-]{1,64}, [0-9]{1,6}\.[0-9]{3}, [0-9]{1,6}\.[0-9]{3}, "[^"]+" *\n?$'
 
@@ -113,12 +118,26 @@ def _read_blocks(path: str, where: str) -> Iterator[bytes]:
         with fsspec.open(path, "rb") as file:
             source = cast(BinaryIO, file)
             mark = codecs.BOM_UTF8
-            while block := source.read(BLOCK_BYTES) + source.readline():
-                block.decode()
-                yield block.removeprefix(mark)
-                mark = b""
+            rest = b""
+            while chunk := source.read(BLOCK_BYTES):
+                chunk = rest + chunk
+                # A carriage return at the end may be half of a line break.
+                end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r", 0, -1)) + 1
+                if not end and len(chunk) > MAX_ROW_BYTES:
+                    end = len(chunk)  # `_parse` refuses it with its line
+                block, rest = chunk[:end], chunk[end:]
+                if block:
+                    yield _checked_utf8(block.removeprefix(mark))
+                    mark = b""
+            if rest:
+                yield _checked_utf8(rest.removeprefix(mark))
     except Exception as error:  # every storage library has its own errors
         raise InputError(f"can't read the segments {where}: {describe_storage_error(error)}") from error
+
+
+def _checked_utf8(text: bytes) -> bytes:
+    text.decode()
+    return text
 
 
 def _parse(blocks: Iterable[bytes], where: str) -> Iterator[pa.Table]:
@@ -131,6 +150,7 @@ def _parse(blocks: Iterable[bytes], where: str) -> Iterator[pa.Table]:
     joined_of: dict[str, str] = {}
     for block in blocks:
         lines = _split_lines(block)
+        _check_lengths(lines, num_lines + 1, where)
         table = _parse_official(lines, num_lines + 1, joined_of)
         rows: list[Row] = []
         is_other = np.ones(len(lines), bool)
@@ -138,6 +158,11 @@ def _parse(blocks: Iterable[bytes], where: str) -> Iterator[pa.Table]:
         for position in np.flatnonzero(is_other).tolist():
             line, number = lines[position].as_py(), num_lines + 1 + position
             cells = [cell.strip().strip('"').strip() for cell in line.split(",")]
+            if EXCEL_ERROR.match(cells[0]):
+                raise InputError(
+                    f"{where}, line {number}: expected a YouTube id, found {quote(cells[0])}, which Excel writes for"
+                    " ids that start with `-`; restore the original file"
+                )
             if cells[0].startswith("#"):
                 declared = re.search(r"num_segs=(\d{1,18})\b", line, re.ASCII)
                 num_segs = int(declared[1]) if declared else num_segs
@@ -153,6 +178,14 @@ def _parse(blocks: Iterable[bytes], where: str) -> Iterator[pa.Table]:
         raise InputError(f'{where}: expected rows such as `--PJHxphWEs, 30.000, 40.000, "/m/09x0r"`, found none')
     if num_segs not in (None, num_rows):
         log.warning("%s declares num_segs=%d but contains %d rows", where, num_segs, num_rows)
+
+
+def _check_lengths(lines: pa.LargeStringArray, first: int, where: str) -> None:
+    lengths = pc.binary_length(lines)
+    longest = pc.max(lengths).as_py() or 0
+    if longest > MAX_ROW_BYTES:
+        number = first + pc.index(lengths, longest).as_py()
+        raise InputError(f"{where}, line {number}: expected at most {MAX_ROW_BYTES} bytes, found {longest} or more")
 
 
 def _split_lines(block: bytes) -> pa.LargeStringArray:
@@ -211,7 +244,7 @@ def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, 
     if not ID.fullmatch(ytid):
         refuse(f"the id {quote(ytid)} (letters, digits, - and _ only, at most 64)")
     try:
-        start_ms, end_ms = round(float(start) * 1000), round(float(end) * 1000)
+        start_ms, end_ms = round(parse_seconds(start) * 1000), round(parse_seconds(end) * 1000)
     except (ValueError, OverflowError):
         refuse(f"times {quote(start)} and {quote(end)}")
     if not 0 <= start_ms < end_ms <= MAX_MS:
@@ -220,6 +253,13 @@ def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, 
     if not labels:
         refuse("no labels")
     return f"{ytid}_{start_ms}", start_ms, end_ms, labels
+
+
+def parse_seconds(text: str) -> float:
+    """Parse a decimal number of ASCII digits. Raises ValueError for other text, such as `1_0` and `nan`."""
+    if not SECONDS.fullmatch(text):
+        raise ValueError(f"not a number: {quote(text)}")
+    return float(text)
 
 
 def _join_labels(cells: Iterable[str]) -> str:

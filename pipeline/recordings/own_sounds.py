@@ -14,6 +14,7 @@ from pipeline.errors import InputError, describe, quote
 from pipeline.fbank_settings import FRAME_LENGTH_MS
 from pipeline.recordings.splits import split_groups
 from pipeline.recordings.tables import LabelledClip
+from pipeline.segments import parse_seconds
 from pipeline.sources.index import is_media
 from pipeline.sources.walk import walk_files
 
@@ -141,7 +142,7 @@ def _read_row(row: Mapping[str, str | None], where: str, base: Path) -> Labelled
         raise InputError(f"{where}: expected an audio file at {quote(path)}, found none")
     times = f"{quote(cells['start'])} and {quote(cells['end'])}"
     try:
-        start_s, end_s = float(cells["start"] or 0), float(cells["end"] or NO_END)
+        start_s, end_s = parse_seconds(cells["start"] or "0"), parse_seconds(cells["end"] or str(NO_END))
     except ValueError as error:
         raise InputError(f"{where}: expected start and end in seconds, found {times}") from error
     # All comparisons with NaN are false, so this form rejects NaN.

@@ -57,7 +57,7 @@ def _read_row(cells: Sequence[str], where: str) -> Row:
     if len(cells) != 4 or "\n" in cells[2] or not cells[2].strip():
         raise InputError(f"{where}: expected an id, a start, a label and a split, such as {EXAMPLE}, found {found}")
     ytid, start, label, split = (cell.strip() for cell in cells)
-    if not ID.fullmatch(ytid) or not start.isdecimal():
+    if not ID.fullmatch(ytid) or not (start.isascii() and start.isdecimal()):
         raise InputError(f"{where}: expected a YouTube id and a start in whole seconds, found {found}")
     if split not in SPLITS:
         raise InputError(f"{where}: expected the split train or test, found {quote(split)}")

@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 
 PREFIXES = ("", "Y", "id_")
 """Prefixes of the id: PANNs' archives and DCASE's downloader write `Y`, some scripts `id_`."""
-NAME = re.compile(r"(?P<ytid>[A-Za-z0-9_-]{11})(?:[_-](?P<start>\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?")
+NAME = re.compile(r"(?P<ytid>[A-Za-z0-9_-]{11})(?:[_-](?P<start>\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?", re.ASCII)
 """`{ytid}`, `{ytid}_{start}` and `{ytid}_{start}_{end}`, with `_` or `-` as separator."""
 
 

@@ -1,4 +1,5 @@
 import logging
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,10 @@ def test_missing_rows_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         ('abc, nan, 5, "/m/1"', "times 'nan' and '5'"),
         ('abc, 0, inf, "/m/1"', "times '0' and 'inf'"),
         ('abc, zero, 5, "/m/1"', "times 'zero' and '5'"),
+        ('abc, 1_0, 20, "/m/1"', "times '1_0' and '20'"),
+        ('abc, ٣, 5, "/m/1"', "times '٣' and '5'"),
+        ('#NAME?, 0, 5, "/m/1"', "a YouTube id, found '#NAME\\?', which Excel writes"),
+        ("abc, 0, 5, " + "/m/1," * 20_000, "at most 65536 bytes, found 1"),
         ("abc, 0, 5, ,,", "no labels"),
         ('abc, 0, 5, "/m/1', "an unclosed quote"),
         ('abc, 0, 5, "/m/1\ndef, 0, 5, "/m/2"', "an unclosed quote"),
@@ -173,3 +178,12 @@ def test_arrow_and_python_parse_rows_equally(
     # Rows that start with a space are not in the official form, so Python parses all of them.
     indented = "".join(f" {line}{end}" for line, end in zip(lines, ends, strict=False))
     assert mixed == result_of(write(folder, indented))
+
+
+def test_huge_row_takes_little_memory(tmp_path: Path) -> None:
+    file = write(tmp_path, "abc, 0, 5, " + "/m/1," * 10_000_000)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="line 1: expected at most 65536 bytes"):
+        read_segments(file)
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    tracemalloc.stop()

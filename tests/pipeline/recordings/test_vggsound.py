@@ -55,6 +55,7 @@ def test_official_table_is_converted_to_audioset_tables(table: Path, tmp_path: P
             r"found an unclosed quote, or a quote around a part of a label",
         ),
         ("---g-f_I2yQ,1", "youtube_id,start", r"line 1: expected a YouTube id and a start in whole seconds"),
+        ("---g-f_I2yQ,1", "---g-f_I2yQ,١", r"line 1: expected a YouTube id and a start in whole seconds"),
         ("people marching,test", "people marching,eval", r"line 1: expected the split train or test, found 'eval'"),
         ("waterfall burbling", "", r"line 2: expected an id, a start, a label and a split"),
         ("--U7joUcTCo,0", "---g-f_I2yQ,1", ""),
