@@ -42,7 +42,7 @@ REASON_OF_TEXT = [
     (r"ip is likely being blocked", Reason.BLOCKED),
     (r"error occurred|something went wrong|unknown error|incomplete data received", Reason.SERVER_ERROR),
     (r"try again later|rate-limited|too many requests", Reason.RATE_LIMITED),
-    (r"premieres? (in|will)|will begin|check back later|still being processed", Reason.NOT_READY),
+    (r"premieres? (in|will)|will begin|check back later|still being processed|\boffline\b", Reason.NOT_READY),
     # These depend on the player client that yt-dlp imitates. They mention owners and blocking, so they precede
     # copyright and "video unavailable".
     (r"playback on other websites|display on this website|player configuration error", Reason.CLIENT_REFUSED),
@@ -54,6 +54,7 @@ REASON_OF_TEXT = [
     (r"account has been (terminated|suspended)|closed their youtube account", Reason.ACCOUNT_TERMINATED),
     # Claims in one country precede claims that hold everywhere.
     (r"in your country|from your location|in your region|country domain", Reason.COUNTRY_BLOCKED),
+    (r"uploader has not made this video available", Reason.COUNTRY_BLOCKED),
     (r"copyright|trademark|counterfeit", Reason.COPYRIGHT),
     (r"has been removed|violat(es|ed|ing) youtube|legal complaint|court order", Reason.REMOVED),
     (r"confirm your age|age-restricted|inappropriate|viewer discretion|self-harm", Reason.AGE_RESTRICTED),
@@ -71,8 +72,11 @@ REASON_OF_TEXT = [
     (r"fragment \d+ not found|file is empty|any data blocks", Reason.TRUNCATED),
     (r"timed out", Reason.TIMED_OUT),
     (r"connection (reset|refused|aborted|broken)|getaddrinfo|remote end closed", Reason.CONNECTION),
+    (r"name resolution|name or service not known|failed to resolve|no address associated|nodename nor servname|"
+     r"network is unreachable|no route to host", Reason.CONNECTION),
     # yt-dlp didn't understand YouTube's answer. Usually a newer version does.
     (r"(failed|unable) to (extract|parse)|cannot (identify player|extract)|please report this issue|"
+     r"only images are available|\bn challenge|extraction failed|post-?processing|"
      r"no video formats found|requested format is not available|page needs to be reloaded|"
      r"precondition check failed|invalid argument|live dash videos|initialization fragment", Reason.EXTRACTION_FAILED),
 ]  # fmt: skip

@@ -160,6 +160,15 @@ TEXTS = [
     ("YouTube said: Precondition check failed.", Reason.EXTRACTION_FAILED),
     ("An extractor error has occurred. (caused by KeyError('x')); please report this issue", Reason.EXTRACTION_FAILED),
     ("Unable to download API page: HTTP Error 400: Bad Request", Reason.EXTRACTION_FAILED),
+    ("Only images are available for download. use --list-formats to see them", Reason.EXTRACTION_FAILED),
+    ("n challenge solving failed: Some formats may be missing.", Reason.EXTRACTION_FAILED),
+    ("nsig extraction failed: Some formats may be missing", Reason.EXTRACTION_FAILED),
+    ("Postprocessing: Conversion failed!", Reason.EXTRACTION_FAILED),
+    ("Offline.", Reason.NOT_READY),
+    ("Video unavailable. The uploader has not made this video available", Reason.COUNTRY_BLOCKED),
+    ("[Errno -3] Temporary failure in name resolution", Reason.CONNECTION),
+    ("Failed to resolve 'www.youtube.com' ([Errno -2] Name or service not known)", Reason.CONNECTION),
+    ("[Errno 101] Network is unreachable", Reason.CONNECTION),
     ("Something that YouTube never said before", Reason.UNKNOWN),
 ]
 
