@@ -8,6 +8,7 @@
     ├── StoreError         the store can't be read or written
     │   ├── CorruptError   bytes that don't match their record
     │   └── LeaseError     another run holds the store
+    ├── WorkerError        worker processes died repeatedly without progress
     ├── MismatchError      two inputs with different settings
     ├── NoClipsError       no clips to continue with
     ├── TrainingError      training can't continue
@@ -58,6 +59,10 @@ class LeaseError(StoreError):
     """Another run holds the store. Exit code 75 is `EX_TEMPFAIL` of sysexits.h: retry later."""
 
     exit_code = 75
+
+
+class WorkerError(AudioTaggingError):
+    pass
 
 
 class MismatchError(AudioTaggingError):

@@ -20,7 +20,15 @@ from pipeline.copies.convert import CopyConversion
 from pipeline.copies.run import convert_copy
 from pipeline.copies.segment_index import SegmentIndex
 from pipeline.copies.sources import LastSource, digest_of_sources, open_sources
-from pipeline.errors import AudioTaggingError, ConfigError, LeaseError, NoClipsError, SourceError, StoreError
+from pipeline.errors import (
+    AudioTaggingError,
+    ConfigError,
+    LeaseError,
+    NoClipsError,
+    SourceError,
+    StoreError,
+    WorkerError,
+)
 from pipeline.metadata import load_metadata
 from pipeline.progress import Progress, show_progress
 from pipeline.records import Reason, ShardPlan, ShardReport
@@ -191,16 +199,27 @@ def convert_all(
 ) -> None:
     """Convert shards as Ray tasks. Failed shards are due again in the next run.
 
-    Raises StoreError if the store refused several shards or every shard failed, SourceError if the source was down for
-    `--rate-limit.max-idle-s`, LeaseError if another run took over the store.
+    Raises StoreError if the store refused several shards or every shard failed, WorkerError if workers died at every
+    shard, SourceError if the source was down for `--rate-limit.max-idle-s`, LeaseError if another run took over.
     """
     num_done = 0
 
     def should_stop(wait_s: float) -> bool:
         return conversion.limiter.status().idle_s + wait_s > config.rate_limit.max_idle_s
 
+    def count_parts(shard: ShardPlan) -> int:
+        journal = Journal(conversion.store, conversion.fingerprint, shard.split, shard.shard_id)
+        return journal.count_parts()
+
     with show_progress("fetch and convert", report.num_planned, "clips", start=report.num_decided) as progress:
-        tasks = run_tasks(convert_shard, plans, conversion, max_in_flight=config.max_in_flight, should_stop=should_stop)
+        tasks = run_tasks(
+            convert_shard,
+            plans,
+            conversion,
+            max_in_flight=config.max_in_flight,
+            should_stop=should_stop,
+            progress_of=count_parts,
+        )
         for shard, outcome in tasks:
             if lease:
                 lease.check()
@@ -240,9 +259,10 @@ def _count(shard: ShardPlan, outcome: ShardReport | Exception, report: Preproces
     progress.advance(len(shard.segments), f"{report.failures.total()} failed")
 
 
-def _too_many_failures(report: PreprocessReport) -> StoreError:
+def _too_many_failures(report: PreprocessReport) -> AudioTaggingError:
     first = next(iter(report.errors.values()))
-    return StoreError(
+    error_type = WorkerError if isinstance(first, WorkerError) else StoreError
+    return error_type(
         f"{len(report.errors)} shards failed, so the run ends; of {report.num_planned} clips, {report.num_written} were"
         f" written and {report.failures.total()} failed. Run the same command again to resume. The first error: {first}"
     )

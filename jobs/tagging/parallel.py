@@ -32,7 +32,7 @@ from jobs.tagging.settings import PredictConfig
 from pipeline.cluster.session import count_processors, ray_session
 from pipeline.cluster.tasks import TASKS_PER_PROCESSOR, run_tasks
 from pipeline.config import FetchConfig
-from pipeline.errors import CorruptError, InputError, MismatchError, describe
+from pipeline.errors import CorruptError, InputError, MismatchError, WorkerError, describe
 from pipeline.progress import format_duration, show_progress
 from pipeline.records import Failure, FailureCategory, Reason
 from pipeline.shards.format import FAILED, digest_of
@@ -176,7 +176,7 @@ def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Co
     in_flight, num_gpus = TASKS_PER_PROCESSOR * count_processors(use_gpu), int(use_gpu)
     suspects: list[Group] = []
     for group, result in run_tasks(tag_group, groups, job, max_in_flight=in_flight, num_gpus=num_gpus):
-        if isinstance(result, RayError):  # its process died repeatedly, perhaps because of one recording
+        if isinstance(result, WorkerError | RayError):  # its process died repeatedly, perhaps because of one recording
             log.warning(
                 "tagging the recordings of a group of %d one by one: %s", len(group.recordings), describe(result)
             )
@@ -186,7 +186,7 @@ def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Co
         else:
             yield group, result
     for group, result in run_tasks(tag_group, suspects, job, max_in_flight=in_flight, num_gpus=num_gpus):
-        if isinstance(result, RayError):
+        if isinstance(result, WorkerError | RayError):
             failure = Failure(Reason.UNKNOWN, f"the process that tags it died: {describe(result)}")
             yield group, write_group(group, [Untagged(group.recordings[0].name, failure)], job)
         elif isinstance(result, Exception):

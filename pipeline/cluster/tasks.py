@@ -9,12 +9,19 @@ from functools import wraps
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayError,
+    WorkerCrashedError,
+)
 from threadpoolctl import threadpool_limits
 
 from pipeline.backoff import backoff
 from pipeline.cluster.session import this_node
-from pipeline.errors import LeaseError, StoreError
+from pipeline.errors import LeaseError, StoreError, WorkerError, describe
 from pipeline.sources.rate_limit import Wait
 
 log = logging.getLogger(__name__)
@@ -22,8 +29,11 @@ Item = TypeVar("Item")
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
 
-NUM_TASK_RETRIES = 3
-"""Ray's own retries of a task after its worker or node died."""
+DEATHS = (LocalRayletDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
+"""Ray's errors for a task that lost its worker or node, or the result with the node."""
+MAX_DEATHS = 4
+"""Deaths of a task's workers in a row, without progress in between, before the task fails."""
+DEATH_PAUSE_S = 1.0
 MAX_STORE_ERRORS = 3
 """Attempts at a task that the store refuses; the last error is the result."""
 STORE_PAUSE_S = 5.0
@@ -45,14 +55,25 @@ class _Task(Generic[Item]):
     item: Item = field(compare=False)
     num_refusals: int = field(default=0, compare=False)
     """StoreErrors so far."""
+    num_deaths: int = field(default=0, compare=False)
+    """Deaths of workers since the last progress."""
+    progress: int = field(default=0, compare=False)
+    """Progress at the last death."""
     pauses: Iterator[float] = field(
         default_factory=lambda: backoff(STORE_PAUSE_S, MAX_STORE_PAUSE_S), compare=False, repr=False
     )
 
-    def pause_after(self, result: object) -> float | None:
+    def pause_after(self, result: object, progress_of: Callable[[Item], int]) -> float | None:
         """Return the seconds until the next attempt, or None if this result is final."""
         if isinstance(result, Wait):
             return result.seconds
+        if isinstance(result, DEATHS):
+            progress = progress_of(self.item)
+            # Spot machines interrupt long tasks many times. Only a task that never advances fails.
+            self.num_deaths = 1 if progress > self.progress else self.num_deaths + 1
+            self.progress = progress
+            is_memory = isinstance(result, OutOfMemoryError)  # wait until concurrent tasks have freed some
+            return None if self.num_deaths == MAX_DEATHS else next(self.pauses) if is_memory else DEATH_PAUSE_S
         # Object stores refuse requests now and then. The limit ends tasks that the store never accepts.
         is_refusal = isinstance(result, StoreError) and not isinstance(result, LeaseError)
         if is_refusal and self.num_refusals + 1 < MAX_STORE_ERRORS:
@@ -70,21 +91,23 @@ def run_tasks(
     num_gpus: int = 0,
     on_this_node: bool = False,
     should_stop: Callable[[float], bool] = lambda wait_s: False,
+    progress_of: Callable[[Item], int] = lambda item: 0,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `function(item, shared)` for each item on the cluster; yield items and results as they finish.
 
     Neither Ray Data nor ray.util.multiprocessing offers these guarantees together: lazy submission, a pause per item
     that blocks no slot, and an exception per item instead of one for all.
 
-    Each task uses one CPU and `num_gpus` GPUs. Ray repeats a task after its worker died, so `function` must be
-    idempotent. Tasks that return a Wait or raise StoreError are submitted again later; LeaseErrors and exceptions of
-    different types become the item's result. If all tasks wait and `should_stop(seconds to wait)` returns True, the
-    rest is skipped.
+    Each task uses one CPU and `num_gpus` GPUs. Tasks that return a Wait, raise StoreError or lose their worker are
+    submitted again later, so `function` must be idempotent. LeaseErrors and exceptions of different types become the
+    item's result, and so does a WorkerError once several workers in a row died without progress. If all tasks wait and
+    `should_stop(seconds to wait)` returns True, the rest is skipped.
 
     max_in_flight: submitted tasks.
+    progress_of: progress of an interrupted item, such as its number of stored parts.
     on_this_node: run all tasks on the driver's node, for tasks that share local files.
     """
-    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=NUM_TASK_RETRIES)(_on_one_thread(function))
+    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(_on_one_thread(function))
     if on_this_node:  # possibly a cluster's head, where Ray has no CPUs to give
         remote = remote.options(num_cpus=0, scheduling_strategy=this_node())
     shared_ref = ray.put(shared)  # once instead of with each task
@@ -113,15 +136,22 @@ def run_tasks(
         timeout_s = wait_s if len(running) < max_in_flight else None
         for ref in ray.wait(list(running), num_returns=1, timeout=timeout_s)[0]:
             task, result = running.pop(ref), _result_of(ref)
-            pause_s = task.pause_after(result)
+            pause_s = task.pause_after(result, progress_of)
             if pause_s is None:
-                yield task.item, result
+                yield task.item, _worker_error(result) if isinstance(result, DEATHS) else result
                 continue
             task.due_s = time.monotonic() + pause_s
             heapq.heappush(waiting, task)
             if isinstance(result, StoreError) and time.monotonic() > warned_until_s:
                 warned_until_s = task.due_s  # running tasks are about to meet the same refusal
                 log.warning("retrying in %.0f s: %s", pause_s, result)
+
+
+def _worker_error(death: Exception) -> WorkerError:
+    is_memory = isinstance(death, OutOfMemoryError)
+    cause = "Ray killed the last one for lack of memory" if is_memory else f"the last error: {describe(death)}"
+    advice = "use machines with more memory per CPU, or fewer tasks" if is_memory else "see Ray's logs"
+    return WorkerError(f"{MAX_DEATHS} workers in a row died without progress; {cause}; {advice}")
 
 
 def _on_one_thread(function: Callable[[Item, Shared], Result]) -> Callable[[Item, Shared], Result]:

@@ -5,12 +5,13 @@ is published atomically under the number of clips before it. The journal is remo
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import CorruptError, describe
+from pipeline.errors import CorruptError, StoreError, describe
 from pipeline.records import Segment
 from pipeline.shards.format import ARROW_TYPES
 from pipeline.store.lock import LeaseGuard
@@ -94,6 +95,12 @@ class Journal:
                 about["labels"] = tuple(about["labels"])
                 yield ClipResult(Segment(**about), **row)
             num_read += len(table)
+
+    def count_parts(self) -> int:
+        """Return the number of stored parts, 0 if the store can't list them."""
+        with suppress(StoreError):
+            return len(self.store.list(self.folder, ".arrow"))
+        return 0
 
     def clear(self) -> None:
         if self.store.list(self.folder):

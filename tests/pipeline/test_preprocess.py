@@ -5,10 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
 from pipeline.cluster.tasks import run_tasks
 from pipeline.config import FetchConfig, PreprocessConfig, RateLimitConfig
-from pipeline.errors import ConfigError, InputError, LeaseError, SourceError, StoreError
+from pipeline.errors import ConfigError, InputError, LeaseError, SourceError, StoreError, WorkerError
 from pipeline.metadata import load_metadata
 from pipeline.miniature import Miniature
 from pipeline.preprocess import preprocess
@@ -126,6 +127,39 @@ def test_task_of_a_killed_worker_is_retried(ray: None, tmp_path: Path) -> None:
     results = dict(run_tasks(work, range(5), tmp_path, max_in_flight=2))
     assert results == {item: item * item for item in range(5)}
     assert (tmp_path / "2").exists()
+
+
+@pytest.mark.ray
+def test_task_with_progress_survives_more_deaths_than_a_task_without(
+    ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.cluster.tasks.DEATH_PAUSE_S", 0.01)
+
+    def work(item: str, folder: Path) -> str:
+        deaths = len(list(folder.glob(f"{item}-*")))
+        if item == "stuck" or deaths < 6:
+            (folder / f"{item}-{deaths}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    def count_marks(item: str) -> int:
+        return len(list(tmp_path.glob("advancing-*"))) if item == "advancing" else 0
+
+    tasks = run_tasks(work, ["stuck", "advancing"], tmp_path, max_in_flight=2, progress_of=count_marks)
+    results = dict(tasks)
+    assert results["advancing"] == "advancing"
+    assert isinstance(results["stuck"], WorkerError)
+    assert "4 workers in a row died without progress" in str(results["stuck"])
+    assert len(list(tmp_path.glob("stuck-*"))) == 4
+
+
+@pytest.mark.ray
+def test_task_killed_for_lack_of_memory_is_named(ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cluster.tasks.STORE_PAUSE_S", 0.01)
+    monkeypatch.setattr("pipeline.cluster.tasks._result_of", lambda ref: OutOfMemoryError("the node ran out of memory"))
+    ((_, result),) = run_tasks(lambda item, shared: item, [1], None, max_in_flight=1)
+    assert isinstance(result, WorkerError)
+    assert "Ray killed the last one for lack of memory" in str(result)
 
 
 @pytest.mark.ray
