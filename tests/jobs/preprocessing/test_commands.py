@@ -123,7 +123,7 @@ def test_verify_describes_damaged_shards_and_repairs_them(
     printed = capsys.readouterr()
     for message in (
         f"{flipped}: expected",
-        f"{flipped}: 1 clips are not",
+        f"{flipped}: 1 clips differ",
         f"{gone} is missing",
         f"{sidecar} is not a valid sidecar",
     ):
