@@ -57,7 +57,7 @@ PORT ?= 5000
 
 lock: .venv/.installed-dev  ## Pin the newest versions that pyproject.toml allows, for Python 3.11 to 3.14
 	$(COMPILE) pyproject.toml -o requirements.lock
-	$(COMPILE) --extra dev --extra onnx --extra search --extra impersonate -c requirements.lock pyproject.toml \
+	$(COMPILE) --extra dev --extra onnx --extra impersonate -c requirements.lock pyproject.toml \
 		-o requirements-dev.lock
 
 # One lock for every supported Python: markers select the packages that differ.

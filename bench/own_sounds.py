@@ -1,7 +1,7 @@
-"""Own sounds in minutes: the head beside a training of all weights, embeddings, search, and what was announced.
+"""Own sounds in minutes: the head beside a training of all weights, embeddings, and what was announced.
 
     apt-get install tuxpaint-stamps-default
-    python -m bench.own_sounds [head embedding search estimate]
+    python -m bench.own_sounds [head embedding estimate]
 
 2,000 recorded words in eight languages, cut to 2 s; the model is AST-tiny with random weights. Jobs run as a person
 types them. Prints JSON lines; the whole takes half an hour of two cores.
@@ -19,14 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ast_model.config import ASTConfig
 from ast_model.embeddings.extract import BATCH_CLIPS
-from ast_model.embeddings.search import ApproximateIndex, normalise_rows
 from ast_model.export import export_hugging_face
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
@@ -42,7 +39,6 @@ NUM_EPOCHS, FULL_S = 7, 1200.0
 What it announced is printed, too.
 """
 NUM_ROUNDS = 9
-NUM_SEARCHED, NUM_QUERIES, NUM_NEIGHBOURS = 1_000_000, 100, 10
 TIME = r"(?:(\d+):(\d\d):(\d\d)|([\d.]+) s)"
 
 
@@ -155,44 +151,6 @@ def measure_embedding(folder: Path) -> None:
         print_line(f"embedding, {size}, {frames / 100:.1f} s", "clips per core second", ours, ("transformers", theirs))
 
 
-def measure_search() -> None:
-    """Compare the approximate index with NumPy's brute force, query by query on one core."""
-    import faiss
-
-    rng = np.random.default_rng(0)
-    with threadpool_limits(1):
-        faiss.omp_set_num_threads(1)
-        # Between random pairs of a few thousand points, as clips lie between classes; no clusters to find again.
-        points = rng.normal(size=(3000, 192)).astype(np.float32)
-        share = rng.random((NUM_SEARCHED, 1), np.float32)
-        embeddings_ND = share * points[rng.integers(3000, size=NUM_SEARCHED)]
-        embeddings_ND += (1 - share) * points[rng.integers(3000, size=NUM_SEARCHED)]
-        embeddings_ND = normalise_rows(embeddings_ND + 0.1 * rng.normal(size=embeddings_ND.shape).astype(np.float32))
-        queries_QD = embeddings_ND[rng.choice(NUM_SEARCHED, NUM_QUERIES)]
-        queries_QD = normalise_rows(queries_QD + 0.1 * rng.normal(size=queries_QD.shape).astype(np.float32))
-        started_s = time.perf_counter()
-        index = ApproximateIndex(embeddings_ND)
-        build_s = time.perf_counter() - started_s
-
-        def brute_force(query_D: np.ndarray) -> set[int]:
-            cosines_N = embeddings_ND @ query_D
-            return set(np.argpartition(-cosines_N, NUM_NEIGHBOURS)[:NUM_NEIGHBOURS].tolist())
-
-        times: dict[str, list[float]] = {"ours": [], "peer": []}
-        num_found = 0
-        for query_D in queries_QD:
-            started_s = time.perf_counter()
-            expected = brute_force(query_D)
-            times["peer"].append(time.perf_counter() - started_s)
-            started_s = time.perf_counter()
-            found = index.search(query_D[None], NUM_NEIGHBOURS)[1][0]
-            times["ours"].append(time.perf_counter() - started_s)
-            num_found += len(expected.intersection(found.tolist()))
-    recall = num_found / (NUM_NEIGHBOURS * NUM_QUERIES)
-    name, peer = f"search in {NUM_SEARCHED:,} embeddings of 192", ("NumPy brute force", 1 / median(times["peer"]))
-    print_line(name, "queries per second", 1 / median(times["ours"]), peer, recall_at_10=recall, build_s=build_s)
-
-
 def measure_estimates(folder: Path) -> None:
     """Hold what three trainings said of their time against the clock."""
     table, took = make_table(folder, 300), r"steps in (\d+):(\d\d):(\d\d)()"
@@ -215,7 +173,6 @@ def main(names: list[str]) -> None:
         measures: dict[str, Callable[[], None]] = {
             "head": lambda: measure_head(folder),
             "embedding": lambda: measure_embedding(folder),
-            "search": measure_search,
             "estimate": lambda: measure_estimates(folder),
         }
         for each in names or list(measures):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ast_model.embeddings.search import build_index, normalise_rows
+from ast_model.embeddings.search import find_nearest_rows, normalise_rows
 from ast_model.inference import Tagger
 from jobs.own_sounds.searchable_clips import SearchableClips, embed_files, embed_store, take_clips
 from jobs.own_sounds.settings import SearchConfig
@@ -76,10 +76,9 @@ def _load_clips(config: SearchConfig) -> tuple[SearchableClips, SearchableClips]
 def find_nearest(examples: SearchableClips, searched: SearchableClips, num_results: int) -> pd.DataFrame:
     """Return the rows of `searched` nearest to the mean of the examples, with their cosines, nearest first."""
     query_D = normalise_rows(examples.embeddings_ND).mean(axis=0)
-    cosines_1K, rows_1K = build_index(searched.embeddings_ND).search(query_D[None], num_results)
-    is_found = rows_1K[0] >= 0
-    nearest = searched.table.iloc[rows_1K[0][is_found]].copy()
-    nearest.insert(0, "cosine", cosines_1K[0][is_found])
+    cosines_1K, rows_1K = find_nearest_rows(query_D[None], searched.embeddings_ND, num_results)
+    nearest = searched.table.iloc[rows_1K[0]].copy()
+    nearest.insert(0, "cosine", cosines_1K[0])
     nearest["labels"] = nearest["labels"].map("; ".join)
     return nearest
 
