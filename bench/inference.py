@@ -31,7 +31,8 @@ from ast_model.export import export_hugging_face
 from ast_model.inference import Tagger
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
-from ast_model.tagging import Tagged, TagSettings, tag_recordings
+from ast_model.tagging.options import TaggingOptions
+from ast_model.tagging.streams import Tagged, tag_recordings
 from bench.lines import peak_mb, print_line
 from jobs.service.serve import running
 from jobs.service.settings import ServeConfig
@@ -108,7 +109,7 @@ def measure_files(folder: Path, args: argparse.Namespace) -> None:
     recordings = [MediaFile(str(file), str(file)) for file in files]
 
     def ours() -> None:
-        assert all(isinstance(result, Tagged) for result in tag_recordings(tagger, recordings, TagSettings()))
+        assert all(isinstance(result, Tagged) for result in tag_recordings(tagger.scorer, recordings, TaggingOptions()))
 
     ours_s, peer_s = take_turns(ours, lambda: peer([str(file) for file in files], top_k=5), NUM_ROUNDS)
     about = f"{len(files)} files of 10 s in {len(FORMATS)} formats, {args.size}"
@@ -141,7 +142,7 @@ def measure_memory(folder: Path, args: argparse.Namespace) -> None:
 
 def _peak_mb(model: Path, file: Path) -> float:
     tagger = Tagger.load(model, device="cpu")
-    list(tag_recordings(tagger, [MediaFile(str(file), str(file))], TagSettings(timeline=True, hop_s=5)))
+    list(tag_recordings(tagger.scorer, [MediaFile(str(file), str(file))], TaggingOptions(timeline=True, hop_s=5)))
     return peak_mb()
 
 
@@ -154,20 +155,20 @@ def measure_workers(folder: Path, args: argparse.Namespace) -> None:
     sounds.mkdir()
     for number in range(args.num_short_files):
         (sounds / f"{number:05d}.flac").write_bytes(encode_flac(noise(1, number % 100)))
-    recordings, settings = list(list_media_files([str(sounds)])), TagSettings()
+    recordings = list(list_media_files([str(sounds)]))
     tagger = Tagger.load(model, device="cpu")
     outputs = iter(range(100))
 
     def parallel(some: Sequence[MediaFile] = recordings) -> None:
         output = str(folder / f"tags-{next(outputs)}")
         config = PredictConfig(str(model), (str(sounds),), format="parquet", output=output, device="cpu")
-        tag_in_groups(some, settings, config)
+        tag_in_groups(some, config)
 
     def alone() -> None:
         cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
         os.sched_setaffinity(0, {min(cores)})
         torch.set_num_threads(1)
-        list(tag_recordings(tagger, recordings, settings))
+        list(tag_recordings(tagger.scorer, recordings, TaggingOptions()))
         torch.set_num_threads(threads)
         os.sched_setaffinity(0, cores)
 

@@ -18,7 +18,7 @@ ROOMS = """
 
     ast_model:
         config flops metrics losses model distributed
-        data pretrained recipes checkpoints evaluation teachers embeddings inference export review tagging service
+        data pretrained recipes checkpoints evaluation teachers embeddings tagging inference export service
         training tracking
 
     jobs:

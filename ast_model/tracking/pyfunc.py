@@ -12,11 +12,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel
 
 from ast_model.inference import Tagger
+from ast_model.tagging.options import TaggingOptions
+from ast_model.tagging.ranking import rank_classes
 from pipeline.errors import AudioTaggingError, InputError
 
 INPUTS = ("audio", "path", "fbank")
 CHECKPOINT = "checkpoint"
-TOP_K = 5
 
 
 class ServedTagger(PythonModel):
@@ -26,7 +27,7 @@ class ServedTagger(PythonModel):
         self.tagger = Tagger.load(context.artifacts[CHECKPOINT])
 
     def predict(self, context, model_input: pd.DataFrame, params=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        top_k = (params or {}).get("top_k", TOP_K)
+        top_k = (params or {}).get("top_k", TaggingOptions.top_k)
         try:
             rows = [self._tag(row, top_k) for row in model_input.to_dict("records")]
         except AudioTaggingError as error:  # MLflow's server hides the messages of all errors but its own
@@ -43,7 +44,7 @@ class ServedTagger(PythonModel):
             scores_C = self.tagger.scores_of_fbank(np.stack([np.asarray(frame, np.float32) for frame in value]))
         else:
             scores_C = self.tagger.scores([bytes(value) if given[0] == "audio" else str(value)])[0]
-        best = np.argsort(-scores_C, kind="stable")[:top_k]
+        best = rank_classes(scores_C, top_k)
         return [self.tagger.labels[index] for index in best], [float(scores_C[index]) for index in best]
 
 

@@ -21,8 +21,9 @@ from mlflow.types.schema import Array, TensorSpec
 
 from ast_model.evaluation.predictions import AVERAGE, Predictions
 from ast_model.metrics import mean_average_precision_interval
+from ast_model.tagging.options import TaggingOptions
 from ast_model.tracking.delivery import MODEL_TYPE, find_model
-from ast_model.tracking.pyfunc import CHECKPOINT, TOP_K
+from ast_model.tracking.pyfunc import CHECKPOINT
 from ast_model.tracking.registry import register
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.tags import CHECKPOINT_TAG, EPOCH_TAG, SNAPSHOT_TAG, VARIANT_TAG
@@ -52,7 +53,7 @@ def signature() -> ModelSignature:
         ColSpec(Array(DataType.string), "tags"),
         ColSpec(Array(DataType.double), "scores"),
     ]
-    params = ParamSchema([ParamSpec("top_k", DataType.long, TOP_K)])
+    params = ParamSchema([ParamSpec("top_k", DataType.long, TaggingOptions.top_k)])
     return ModelSignature(Schema(inputs), Schema(outputs), params)
 
 

@@ -106,11 +106,11 @@ def embed_files(tagger: Tagger, paths: tuple[str, ...]) -> SearchableClips:
             except AudioTaggingError as error:
                 log.warning("skipped %s", error)
             else:
-                starts, embeddings_WD = tagger.embed_windows(fbank_TM)
-                ends_s = np.minimum(starts + window_s, len(fbank_TM) / FRAMES_PER_S)
-                clip = Path(file).stem
-                rows += [(clip, file, *times, "", ()) for times in zip(starts.tolist(), ends_s.tolist(), strict=True)]
-                parts.append(embeddings_WD)
+                windows = tagger.scorer.whole_grid.cut(len(fbank_TM))
+                for window in windows:
+                    end_s = min(window.start_s + window_s, len(fbank_TM) / FRAMES_PER_S)
+                    rows.append((Path(file).stem, file, window.start_s, end_s, "", ()))
+                parts.append(tagger.scorer.score_windows(fbank_TM, windows)[1])
             progress.advance(1)
     if not parts:
         raise InputError(f"expected audio in {', '.join(paths)[:200]}, found none in {len(files)} files")

@@ -101,10 +101,10 @@ class Replica:
 
     # Two concurrent batches: a CPU has a second core, and a GPU computes one batch while the next is prepared.
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005, max_concurrent_batches=2)
-    async def run(self, works: list[PendingWindow]) -> list[Result]:
-        self.figures.batches.observe(len(works))
+    async def run(self, pending: list[PendingWindow]) -> list[Result]:
+        self.figures.batches.observe(len(pending))
         # In a thread, so that the event loop reads and answers requests while the model computes.
-        return await asyncio.to_thread(run_batch, works)
+        return await asyncio.to_thread(run_batch, pending)
 
     async def _follow(self) -> None:
         """Exchange the model when the alias moves.

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -12,23 +13,17 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from ast_model.review import Format
 from ast_model.service.gate import Gate
 from ast_model.service.limits import Limits
-from ast_model.service.service import MEDIA_TYPES, Service, TagOptions, clean_name, render_tags
+from ast_model.service.service import Service, clean_name, render_rows
+from ast_model.tagging.options import TaggingOptions
+from ast_model.tagging.tables import FORMATS, Format
 from pipeline.errors import ConfigError, InputError, quote
 
 PAGE_FILES = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
-}
-ENDINGS: dict[Format, str] = {
-    "csv": ".csv",
-    "jsonl": ".jsonl",
-    "parquet": ".parquet",
-    "raven": ".selections.txt",
-    "audacity": ".labels.txt",
 }
 MAX_TAGS = 200_000
 UPLOAD = {
@@ -61,17 +56,22 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class TagQuery(BaseModel):
-    """Options of a tagging request."""
+    """Parameters of a tagging request."""
 
-    name: str = Field("sound", max_length=1000, description="The file's name, as tables have it")
-    top_k: int = Field(5, ge=1, le=1_000)
-    threshold: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
-    classes: tuple[str, ...] = Field((), max_length=10_000, description="All unless named")
-    timeline: bool = Field(False, description="Tag windows, too")
-    window_s: float | None = Field(None, gt=0, le=3600, description="The model's unless set")
-    hop_s: float | None = Field(None, ge=0.01, le=3600, description="Half a window unless set")
-    spectrogram: bool = Field(False, description="Add a PNG as a data: address")
-    format: Format | None = Field(None, description="A file for review instead of JSON")
+    name: str = Field("sound", max_length=1000, description="Name of the file in tables")
+    top_k: int = Field(TaggingOptions.top_k, ge=1, le=1_000, description="Maximum number of classes per interval")
+    threshold: float = Field(TaggingOptions.threshold, ge=0, le=1, allow_inf_nan=False, description="Minimum score")
+    classes: tuple[str, ...] = Field((), max_length=10_000, description="Classes to return. Default: all")
+    timeline: bool = Field(False, description="Also tag windows")
+    window_s: float | None = Field(None, gt=0, le=3600, description="Window length. Default: the model's")
+    hop_s: float | None = Field(
+        None, ge=0.01, le=3600, description="Distance between the starts of windows. Default: half a window"
+    )
+    spectrogram: bool = Field(False, description="Add the spectrogram as a data URL of a PNG")
+    format: Format | None = Field(None, description="Return a file for review instead of JSON")
+
+    def options(self) -> TaggingOptions:
+        return TaggingOptions(**self.model_dump(include={field.name for field in fields(TaggingOptions)}))
 
 
 class Tag(BaseModel):
@@ -169,7 +169,7 @@ def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> 
     @app.post("/v1/tag", openapi_extra=UPLOAD)
     async def tag(request: Request, query: Annotated[TagQuery, Query()]) -> Tags:
         """Return the best classes of a sound and, with `timeline`, of its windows."""
-        answer = await service.tag(await request.body(), TagOptions(**query.model_dump(exclude={"format"})))
+        answer = await service.tag(await request.body(), query.options(), query.name, query.spectrogram)
         if query.format is None:
             return Tags(**answer)
         rows = answer["timeline"] if query.timeline else answer["tags"]
@@ -221,10 +221,11 @@ def _constant(content: bytes, media_type: str) -> Callable[[], Awaitable[Respons
 
 
 def _file(rows: list[dict[str, Any]], name: str, format: Format) -> Response:
-    stem = clean_name(name).encode("ascii", "replace").decode().replace("?", "_").replace('"', "_").replace("\\", "_")
-    disposition = f'attachment; filename="{stem}{ENDINGS[format]}"'
+    # Headers are ASCII, and quotes or backslashes would end the quoted name.
+    stem = clean_name(name).encode("ascii", "replace").decode().translate(str.maketrans('?"\\', "___"))
+    disposition = f'attachment; filename="{stem}{FORMATS[format].suffix}"'
     headers = {"content-disposition": disposition}
-    return Response(render_tags(rows, name, format), media_type=MEDIA_TYPES[format], headers=headers)
+    return Response(render_rows(rows, name, format), media_type=FORMATS[format].media_type, headers=headers)
 
 
 def _route_of(request: Request) -> str:

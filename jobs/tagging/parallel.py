@@ -1,9 +1,12 @@
 """Tag many recordings as Ray tasks. Results are stored per group, so an interrupted run resumes.
 
-    output/ settings.json                 all settings that determine the tags; other settings need another output
-    model.safetensors             the model, for every node tags/{group}.parquet          a row per tag, with the
-    columns of `review` embeddings/{group}.parquet    a row per recording or window, if requested files/{group}.parquet
-    a row per recording: tagged, or failed with a reason; written last, as the group's marker
+    output/
+        settings.json                 all settings that determine the tags; other settings need another output
+        model.safetensors             the model, for every node
+        tags/{group}.parquet          a row per tag, with the columns of `ast_model.tagging.tables`
+        embeddings/{group}.parquet    a row per recording or window, if requested
+        files/{group}.parquet         a row per recording: tagged, or failed with a reason; written last, as the marker
+                                      of a finished group
 
 As with shards, a digest of the plan names a group, so tasks can be repeated.
 """
@@ -13,7 +16,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +30,8 @@ from ray.exceptions import RayError
 from ast_model.evaluation.calibration import Calibration
 from ast_model.export import export_safetensors
 from ast_model.inference import Tagger
-from ast_model.tagging import Tagged, TagSettings, Untagged, tag_recordings
+from ast_model.tagging.options import TaggingOptions
+from ast_model.tagging.streams import Tagged, Untagged, tag_recordings
 from jobs.tagging.settings import PredictConfig
 from pipeline.cluster.session import count_processors, ray_session
 from pipeline.cluster.tasks import TASKS_PER_PROCESSOR, run_tasks
@@ -75,10 +79,8 @@ class TagJob:
     """Everything that a worker needs to tag any group; small and picklable."""
 
     store: Store
-    settings: TagSettings
+    config: PredictConfig
     calibration: Calibration | None
-    with_embeddings: bool
-    device: str
     lease: LeaseGuard | None = None
     """The run's lease of the output; tasks check it before they write."""
 
@@ -95,7 +97,7 @@ class Group:
         return digest_of([[each.name, count] for each, count in zip(self.recordings, self.attempts, strict=True)])
 
 
-def tag_in_groups(recordings: Sequence[MediaFile], settings: TagSettings, config: PredictConfig) -> None:
+def tag_in_groups(recordings: Sequence[MediaFile], config: PredictConfig) -> None:
     """Tag new recordings and transient failures. Starts or joins Ray only if there are any.
 
     Raises LeaseError if another run writes to the output, MismatchError for tags of other settings.
@@ -104,7 +106,7 @@ def tag_in_groups(recordings: Sequence[MediaFile], settings: TagSettings, config
     recordings = list({each.name: each for each in recordings}.values())
     with hold_lease(store) as lease:
         store.remove_orphaned_files()
-        job = replace(open_job(store, settings, config), lease=lease.guard)
+        job = replace(open_job(store, config), lease=lease.guard)
         remove_unfinished(store)
         ledger = read_ledger(store)
         groups = plan_groups(recordings, ledger, config.files_per_task)
@@ -121,18 +123,21 @@ def tag_in_groups(recordings: Sequence[MediaFile], settings: TagSettings, config
         _report(recordings, ledger, store)
 
 
-def open_job(store: Store, settings: TagSettings, config: PredictConfig) -> TagJob:
+def open_job(store: Store, config: PredictConfig) -> TagJob:
     """Copy the model to the output for all tasks. Raises MismatchError for tags of other settings."""
     tagger = Tagger.load(config.checkpoint, config.labels or None, "cpu", config.calibrated)
+    calibration = tagger.scorer.calibration
     follow_from: dict[str, Any] = {
         "checkpoint": _digest_of_model(tagger),
-        "calibrated": digest_of(tagger.calibration.to_json()) if tagger.calibration else "",
+        "calibrated": digest_of(calibration.to_json()) if calibration else "",
         "embeddings": config.embeddings,
-        **{name: value for name, value in asdict(settings).items() if name != "spectrogram"},
+        **_describe_options(config),
     }
     if store.exists(SETTINGS):
-        found = store.read_json(SETTINGS)
-        if differ := [f"--{name.replace('_', '-')}" for name, value in follow_from.items() if found.get(name) != value]:
+        # Older outputs lack the options that were added later, and were tagged with their defaults.
+        found = _describe_options(TaggingOptions()) | store.read_json(SETTINGS)
+        differ = [f"--{name.replace('_', '-')}" for name, value in follow_from.items() if found.get(name) != value]
+        if differ:
             raise MismatchError(
                 f"expected tags of the same settings in {store.root}, found another {', '.join(differ)}; use"
                 " the same, or another --output"
@@ -142,7 +147,13 @@ def open_job(store: Store, settings: TagSettings, config: PredictConfig) -> TagJ
             export_safetensors(tagger.model, folder / MODEL, tagger.metadata)
             store.publish(folder / MODEL, MODEL)
         store.write_json(SETTINGS, follow_from)
-    return TagJob(store, settings, tagger.calibration, config.embeddings, config.device)
+    return TagJob(store, config, calibration)
+
+
+def _describe_options(options: TaggingOptions) -> dict[str, Any]:
+    """Return the options as JSON values, without the other settings of a subclass."""
+    values = {each.name: getattr(options, each.name) for each in fields(TaggingOptions)}
+    return values | {"classes": list(options.classes)}
 
 
 def _digest_of_model(tagger: Tagger) -> str:
@@ -172,7 +183,8 @@ def plan_groups(recordings: Sequence[MediaFile], ledger: pd.DataFrame, files_per
 
 def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Counter[Reason]]]:
     """Yield finished groups and their failures. Raises errors that all other groups would meet as well."""
-    use_gpu = job.device.startswith("cuda") or (not job.device and ray.cluster_resources().get("GPU", 0) > 0)
+    device = job.config.device
+    use_gpu = device.startswith("cuda") or (not device and ray.cluster_resources().get("GPU", 0) > 0)
     in_flight, num_gpus = TASKS_PER_PROCESSOR * count_processors(use_gpu), int(use_gpu)
     suspects: list[Group] = []
     for group, result in run_tasks(tag_group, groups, job, max_in_flight=in_flight, num_gpus=num_gpus):
@@ -197,9 +209,9 @@ def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Co
 
 def tag_group(group: Group, job: TagJob) -> Counter[Reason]:
     """Tag the recordings of a group and publish the results; return the failures. Idempotent."""
-    tagger = _open_model(job.store.url(MODEL), job.device)
-    tagger.calibration = job.calibration
-    return write_group(group, list(tag_recordings(tagger, group.recordings, job.settings)), job)
+    tagger = _open_model(job.store.url(MODEL), job.config.device)
+    tagger.scorer.calibration = job.calibration
+    return write_group(group, list(tag_recordings(tagger.scorer, group.recordings, job.config)), job)
 
 
 @lru_cache(maxsize=1)
@@ -230,7 +242,7 @@ def write_group(group: Group, results: Sequence[Tagged | Untagged], job: TagJob)
     if tagged:
         tags = pd.concat([result.tags for result in tagged], ignore_index=True)
         _write_table(job.store, TAGS, group, pa.Table.from_pandas(tags, TAGS_SCHEMA, preserve_index=False))
-        if job.with_embeddings:
+        if job.config.embeddings:
             _write_table(job.store, EMBEDDINGS, group, _embedding_table(tagged))
     _write_table(job.store, FILES, group, pa.Table.from_pylist(rows, FILES_SCHEMA))
     return Counter(Reason(row["reason"]) for row in rows if row["reason"])

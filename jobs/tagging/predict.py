@@ -8,8 +8,8 @@ from pathlib import Path, PurePath
 import pandas as pd
 
 from ast_model.inference import Tagger
-from ast_model.review import write_tags
-from ast_model.tagging import Tagged, TagSettings, Untagged, tag_recordings
+from ast_model.tagging.streams import Tagged, Untagged, tag_recordings
+from ast_model.tagging.tables import render_tags, write_tags
 from jobs.tagging.settings import PredictConfig
 from pipeline.errors import InputError
 from pipeline.progress import show_progress
@@ -22,11 +22,10 @@ MANY_FILES = 1_000
 def predict(config: PredictConfig) -> None:
     """Tag each file. Unreadable files are listed at the end, and the job fails."""
     recordings = list(list_media_files(config.audio))
-    settings = TagSettings(config.top_k, config.timeline, config.window_s, config.hop_s, bool(config.plot))
     if config.is_parallel:
         from jobs.tagging.parallel import tag_in_groups  # a few files need no Ray
 
-        tag_in_groups(recordings, settings, config)
+        tag_in_groups(recordings, config)
         return
     if len(recordings) >= MANY_FILES:
         log.info(
@@ -36,7 +35,7 @@ def predict(config: PredictConfig) -> None:
     tagger = Tagger.load(config.checkpoint, config.labels or None, config.device or None, config.calibrated)
     tables, errors, drawn = [], [], set[Path]()
     with show_progress("tag", len(recordings), "files") as progress:
-        for result in tag_recordings(tagger, recordings, settings):
+        for result in tag_recordings(tagger.scorer, recordings, config, with_spectrogram=bool(config.plot)):
             if isinstance(result, Untagged):
                 errors.append(f"{result.name}: {result.failure.detail}")
             else:
@@ -57,7 +56,7 @@ def write_table(table: pd.DataFrame, config: PredictConfig) -> None:
         files = write_tags(table, config.format, Path(config.output))
         log.info("%d tags in %s%s", len(table), files[0] if files else config.output, " …" if len(files) > 1 else "")
         return
-    text = _as_text(table) if config.format == "text" else table.to_csv(index=False, float_format="%.6g")
+    text = _as_text(table) if config.format == "text" else render_tags(table, "csv").decode()
     if config.output:
         Path(config.output).write_text(text, encoding="utf-8")
     else:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ast_model.tagging.options import TaggingOptions
 from jobs.command_line.settings import Input
+from pipeline.config import check_above_0
 from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(TaggingOptions):
     """Settings of tagging."""
 
     checkpoint: str
@@ -18,14 +20,6 @@ class PredictConfig:
     these per line."""
     labels: Input = ""
     """The class_labels_indices.csv for an official .pth, which contains no class names."""
-    top_k: int = 5
-    """Classes per file or window."""
-    timeline: bool = False
-    """Tag windows instead of whole files."""
-    window_s: float | None = None
-    """Window length. Default: the model's."""
-    hop_s: float | None = None
-    """Distance between starts of windows. Default: half a window."""
     calibrated: bool = False
     """Return probabilities, and only classes above their thresholds, from the checkpoint's calibration.json."""
     format: Literal["text", "csv", "jsonl", "parquet", "raven", "audacity"] = "text"
@@ -49,10 +43,8 @@ class PredictConfig:
         return self.format == "parquet" and bool(self.output) and not self.output.endswith(".parquet")
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "files_per_task"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+        super().__post_init__()
+        check_above_0(self, ("files_per_task",))
         if not self.timeline and (self.window_s is not None or self.hop_s is not None):
             raise ConfigError("--window-s and --hop-s need --timeline: add it, or drop them")
         if not self.output and self.format not in ("text", "csv"):

@@ -43,10 +43,11 @@ def test_calibration_is_stored_with_the_weights_and_used_by_the_tagger(
     assert written[0].stat().st_mode == written[1].stat().st_mode, "all files have the same permissions"
     sound = encode_flac(np.random.default_rng(0).uniform(-0.3, 0.3, 16_000).astype(np.float32))
     plain, calibrated = Tagger.load(checkpoint, device="cpu"), Tagger.load(checkpoint, device="cpu", calibrated=True)
-    assert calibrated.calibration is not None
+    calibration = calibrated.scorer.calibration
+    assert calibration is not None
     scores = plain.scores([sound])
-    np.testing.assert_array_equal(calibrated.scores([sound]), calibrated.calibration.apply(scores))
-    present = {snapshot.labels.names[column] for column in np.flatnonzero(calibrated.calibration.decide(scores)[0])}
+    np.testing.assert_array_equal(calibrated.scores([sound]), calibration.apply(scores))
+    present = {snapshot.labels.names[column] for column in np.flatnonzero(calibration.decide(scores)[0])}
     assert {label for label, _ in calibrated.present(sound)} == present
     with pytest.raises(ConfigError, match="calibrated=True"):
         plain.present(sound)

@@ -22,7 +22,6 @@ from ast_model.config import ASTConfig
 from ast_model.export import export_hugging_face
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
-from ast_model.tagging import TagSettings
 from jobs.predict import COMMAND_LINE
 from jobs.tagging.parallel import (
     FILES,
@@ -169,7 +168,7 @@ def config_of(*argv: object) -> PredictConfig:
 def test_what_a_killed_group_left_is_made_again(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     config = config_of("--checkpoint", checkpoint, "--audio", sounds, "--format", "parquet", "--output", tmp_path)
-    job = open_job(store, TagSettings(), config)
+    job = open_job(store, config)
     first, second = (Group((each,), (0,)) for each in list_media_files(config.audio))
     tag_group(first, job)
     tag_group(second, job)
@@ -190,7 +189,7 @@ def test_a_prefix_on_s3_is_listed_and_read(s3_store: Store, checkpoint: Path, so
     assert run_predict(*wanted, "--audio", "s3://bucket/empty/") == 1
 
     store, config = Store("s3://bucket/tags"), config_of(*wanted, "--audio", "s3://bucket/field/")
-    job = open_job(store, TagSettings(), config)
+    job = open_job(store, config)
     group = Group(tuple(list_media_files(config.audio)), (0, 0))
     assert tag_group(group, job).total() == 0
     kept = pd.read_parquet(io.BytesIO(store.read_bytes(f"{TAGS}/{group.group_id}.parquet")))
@@ -212,7 +211,7 @@ def test_a_file_that_kills_its_process_fails_alone(checkpoint: Path, sounds: Pat
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     config = config_of("--checkpoint", checkpoint, "--audio", sounds, "--format", "parquet", "--output", tmp_path)
     files = [Deadly("deadly", "deadly"), *list_media_files(config.audio)]
-    tag_in_groups(files, TagSettings(), config)
+    tag_in_groups(files, config)
     ledger = read_ledger(Store(str(tmp_path))).set_index("file")
     assert "the process that tags it died" in ledger["detail"]["deadly"]
     assert (ledger.drop("deadly")["status"] == "tagged").all() and len(ledger) == len(files)

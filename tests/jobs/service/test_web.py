@@ -25,6 +25,7 @@ from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.service.limits import Limits
 from ast_model.service.service import PendingWindow, Result, ServedModel, Service, run_batch
+from ast_model.tagging.options import TaggingOptions
 from jobs.service.web import Figures, make_app
 from pipeline.audio.decode import encode_flac
 
@@ -335,10 +336,8 @@ def test_a_request_keeps_the_model_that_it_began_with(tagger: Tagger) -> None:
             return run_batch([work])[0]
 
         service = Service(old, LIMITS, run_and_exchange)
-        from ast_model.service.service import TagOptions
-
         sound = noise(64_000)
-        first, second = await service.tag(sound, TagOptions()), await service.tag(sound, TagOptions())
+        first, second = await service.tag(sound, TaggingOptions()), await service.tag(sound, TaggingOptions())
         for answer, model in ((first, old), (second, new)):
             scores = [tag["score"] for tag in answer["tags"]]
             assert answer["version"] == model.version
@@ -349,7 +348,7 @@ def test_a_request_keeps_the_model_that_it_began_with(tagger: Tagger) -> None:
 
 def test_a_batch_may_hold_windows_of_two_models(tagger: Tagger) -> None:
     old, new = ServedModel(tagger, "m", "1"), ServedModel(make_tagger(1), "m", "2")
-    fbank_TM = tagger.fbank(np.random.default_rng(0).uniform(-0.3, 0.3, 16_000))
+    fbank_TM = tagger.fbank(np.random.default_rng(0).uniform(-0.3, 0.3, 16_000)).numpy()
     results = run_batch([PendingWindow(model, fbank_TM) for model in (old, new, old)])
     for model, (scores_C, _) in zip((old, new, old), results, strict=True):
         np.testing.assert_allclose(scores_C, model.tagger.scores_of_fbank(fbank_TM), atol=1e-5)

@@ -7,7 +7,7 @@ import crowsetta
 import pandas as pd
 import pytest
 
-from ast_model.review import write_tags
+from ast_model.tagging.tables import write_tags
 from pipeline.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")  # of crowsetta

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from ast_model.config import ASTConfig
-from ast_model.inference import Tagger, stream_windows, window_starts
+from ast_model.inference import Tagger
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
-from ast_model.tagging import MAX_COLUMNS, Overview, Tagged, TagSettings, Untagged, tag_recordings
+from ast_model.tagging.options import TaggingOptions
+from ast_model.tagging.streams import Tagged, Untagged, tag_recordings
 from pipeline.audio.decode import DecodeError, decode_file, encode_flac, stream_file
 from pipeline.fbank import compute_fbank, stream_fbank
 from pipeline.records import Reason
@@ -65,16 +66,6 @@ def test_a_stream_has_the_features_of_the_whole() -> None:
         assert caught.value.reason is reason
 
 
-@pytest.mark.parametrize(("num_frames", "window", "hop"), [(1, 4, 4), (4, 4, 2), (9, 4, 3), (10, 2, 7), (11, 4, 1)])
-@pytest.mark.parametrize("piece", [1, 3, 100])
-def test_windows_of_a_stream_are_those_of_the_whole(num_frames: int, window: int, hop: int, piece: int) -> None:
-    fbank_TM = torch.arange(num_frames * 128, dtype=torch.float32).reshape(-1, 128)
-    found = dict(stream_windows(fbank_TM.split(piece), window, hop))
-    assert list(found) == window_starts(num_frames, window, hop)
-    for start, window_TM in found.items():
-        assert len(window_TM) and torch.equal(window_TM, fbank_TM[start : start + window])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("timeline", "num_threads"), [(False, 1), (True, 1), (False, 3), (True, 3)])
 def test_recordings_are_tagged_as_alone_whatever_lies_between(tagger: Tagger, timeline: bool, num_threads: int) -> None:
@@ -83,7 +74,9 @@ def test_recordings_are_tagged_as_alone_whatever_lies_between(tagger: Tagger, ti
     contents = [encode_flac(np.random.default_rng(n).normal(0, 0.1, 9_000 * n).astype(np.float32)) for n in range(1, 8)]
     contents.insert(3, b"no sound")
     recordings = [Kept(str(number), content) for number, content in enumerate(contents)]
-    results = list(tag_recordings(tagger, recordings, TagSettings(3, timeline, spectrogram=True)))
+    results = list(
+        tag_recordings(tagger.scorer, recordings, TaggingOptions(top_k=3, timeline=timeline), with_spectrogram=True)
+    )
     assert torch.get_num_threads() == num_threads
     torch.set_num_threads(before)
     for recording, result in zip(recordings, results, strict=True):
@@ -95,7 +88,7 @@ def test_recordings_are_tagged_as_alone_whatever_lies_between(tagger: Tagger, ti
         assert result.tags["file"].eq(recording.name).all() and result.tags["end_s"].max() == result.length_s
         np.testing.assert_allclose(result.spectrogram_TM, fbank_TM, atol=2e-3)
         found = result.tags.pivot(index="start_s", columns="label", values="score")[list(tagger.labels)]
-        expected = tagger.timeline_of_fbank(fbank_TM) if timeline else tagger.scores_of_fbank(fbank_TM)[None]
+        expected = tagger.timeline(recording.content) if timeline else tagger.scores([recording.content])
         np.testing.assert_allclose(found, expected, atol=1e-4)
         if not timeline:
             np.testing.assert_allclose(result.embeddings_WD, tagger.embed([recording.content]), atol=1e-4)
@@ -103,17 +96,6 @@ def test_recordings_are_tagged_as_alone_whatever_lies_between(tagger: Tagger, ti
 
 def test_a_caller_that_leaves_early_is_not_waited_for(tagger: Tagger) -> None:
     content = encode_flac(np.zeros(16_000, np.float32))
-    results = tag_recordings(tagger, (Kept("endless", content) for _ in iter(int, 1)), TagSettings())
+    results = tag_recordings(tagger.scorer, (Kept("endless", content) for _ in iter(int, 1)), TaggingOptions())
     assert isinstance(next(results), Tagged)
     results.close()
-
-
-def test_an_overview_stays_narrow_and_keeps_the_mean() -> None:
-    overview = Overview()
-    levels = np.random.default_rng(0).random(50_000).astype(np.float32)
-    for piece in np.split(levels, [5, 3_000, 3_001, 20_011]):
-        overview.add(np.repeat(piece[:, None], 128, axis=1))
-    num = overview.frames_per_column
-    assert num == 32 and 50_000 // num - 1 <= len(overview.columns_TM) <= MAX_COLUMNS
-    expected = levels[: len(overview.columns_TM) * num].reshape(-1, num).mean(axis=1)
-    np.testing.assert_allclose(overview.columns_TM[:, 0], expected, atol=1e-5)
