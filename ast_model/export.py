@@ -173,7 +173,7 @@ def _check_read_back(written: AST, original: AST, path: Path) -> None:
     loaded, expected = load_pretrained(path).eval(), written.state_dict()
     for name, tensor in loaded.state_dict().items():
         if not torch.equal(tensor, expected[name]):
-            raise CorruptError(f"{path.name}: expected the written values of {name}, found others; try again")
+            raise CorruptError(f"{path.name}: expected the written values of {name}, found different values; try again")
     fbank_BTM = _draw_fbank(original, 2)
     with torch.inference_mode():
         _check_logits(original(fbank_BTM), loaded(fbank_BTM), path)

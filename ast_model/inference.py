@@ -158,7 +158,7 @@ def _read_calibration(source: str | Path, labels: Sequence[str]) -> Calibration:
 
 
 def read_audio(audio: Audio) -> np.ndarray:
-    """Return a waveform (S,) float32 at 16 kHz without its mean. Raises InputError for other content."""
+    """Return a waveform (S,) float32 at 16 kHz without its mean. Raises InputError for anything but `Audio`."""
     if isinstance(audio, bytes):
         return decode_file(audio)
     if isinstance(audio, str | Path):

@@ -103,7 +103,7 @@ def weights_digest(model: AST) -> str:
 def plan_embeddings(snapshot: Snapshot, model: AST, normalisation: Normalisation, num_views: int = 1) -> EmbeddingPlan:
     """Plan the embeddings of all clips of a snapshot.
 
-    num_views: views per clip. The first is the unchanged clip, further ones are augmented.
+    num_views: views per clip: the unchanged clip, then augmented views.
     """
     made_of = {
         "snapshot": snapshot.snapshot_id,

@@ -50,7 +50,7 @@ class Gate:
         self.num_requests = 0
         """Complete uploads without an answer yet."""
         self.num_bytes = 0
-        """Bytes of all uploads, including incomplete ones."""
+        """Bytes of all complete and incomplete uploads."""
         self.num_refused = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

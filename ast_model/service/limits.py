@@ -22,9 +22,9 @@ class Limits:
     max_windows: int = 1_000
     """Maximum windows per timeline."""
     max_requests: int = 32
-    """Maximum uploads per replica, in progress or waiting; further ones get status 429 with Retry-After."""
+    """Maximum uploads per replica, in progress or waiting; beyond it, uploads get status 429 with Retry-After."""
     max_total_mb: float = 500.0
-    """Maximum megabytes of all uploads at a replica; further ones get status 429."""
+    """Maximum megabytes of all uploads at a replica; beyond it, uploads get status 429."""
     upload_s: float = 60.0
     """Maximum seconds per upload."""
     decode_s: float = 30.0

@@ -30,7 +30,7 @@ NUM_DECODERS = 2
 MAX_NAME_BYTES = 200
 """Longest file name. File systems allow 255 bytes, and review files append their extension."""
 WINDOWS_AT_A_TIME = 8
-"""Concurrent windows per request, so that long uploads don't delay short ones."""
+"""Concurrent windows per request, so that a long upload does not delay short uploads."""
 DECIMALS = {"start_s": 3, "end_s": 3, "score": 6}
 
 
@@ -115,7 +115,7 @@ class Service:
         return {**_header(model, seconds_of_frames(len(fbank_TM))), "embedding": embedding_D.tolist()}
 
     async def _decode(self, content: bytes) -> np.ndarray:
-        """Decode features (T, 128) in a thread. Raises InputError for other content, long audio and slow decoding."""
+        """Decode features (T, 128) in a thread. Raises InputError for damaged or long audio and slow decoding."""
         await self._decoders.acquire()
         work = asyncio.get_running_loop().run_in_executor(self._threads, _read_fbank, content, self.limits.max_audio_s)
 

@@ -19,7 +19,7 @@ class Spectrogram:
         self._rest = self.columns_TM
 
     def add(self, fbank_TM: np.ndarray) -> None:
-        """Append frames. Frames that don't fill a column wait for the next ones."""
+        """Append frames. Frames that don't fill a column wait for the next call."""
         frames_TM = np.concatenate([self._rest, fbank_TM])
         whole = len(frames_TM) // self.frames_per_column * self.frames_per_column
         self._rest = frames_TM[whole:]

@@ -1,5 +1,7 @@
-"""Tag many recordings. Streams are decoded ahead of the model in bounded memory, and windows of several recordings
-share batches. On a CPU each core computes its own batches.
+"""Tag many recordings.
+
+Streams are decoded ahead of the model in bounded memory, and windows of several recordings share batches. On a CPU each
+core computes its own batches.
 
 Axes: W windows, C classes, T frames, M mel bins, D embedding size.
 """
@@ -46,12 +48,12 @@ class Tagged:
     name: str
     length_s: float
     tags: pd.DataFrame
-    """Columns of `ast_model.tagging.tables`."""
+    """Rows with the columns `ast_model.tagging.tables.COLUMNS`."""
     starts_s: np.ndarray
     """Starts (W,) of the windows of the embeddings; a single one without a timeline."""
     embeddings_WD: np.ndarray
     spectrogram_TM: np.ndarray
-    """Features of the whole recording, averaged over several frames for long ones; empty unless requested."""
+    """Columns of `Spectrogram`; empty unless requested."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ _Scored = tuple[list[_Event], Iterator[tuple[np.ndarray, np.ndarray]]]
 def tag_recordings(
     scorer: WindowScorer, recordings: Iterable[Recording], options: TaggingOptions, with_spectrogram: bool = False
 ) -> Generator[Tagged | Untagged, None, None]:
-    """Tag recordings in order. An unreadable recording yields an `Untagged` and does not stop the others."""
+    """Tag recordings in order. An unreadable recording yields an `Untagged`, and the next one follows."""
     grid = scorer.timeline_grid(options.window_s, options.hop_s) if options.timeline else scorer.whole_grid
     events = (event for each in recordings for event in _read(each, grid, with_spectrogram))
     results = _Results(scorer, options, grid)
@@ -101,7 +103,7 @@ def tag_recordings(
 
 
 def _score_ahead(scorer: WindowScorer, events: Iterator[_Event]) -> Generator[_Scored, None, None]:
-    """Decode in one thread and score batches in others; yield batches in order."""
+    """Decode in one thread, score batches in further threads, and yield the batches in order."""
     num_threads = torch.get_num_threads()
     num_models = num_threads if scorer.device.type == "cpu" else 1
     # Batches of all cores together hold as much sound as one batch of 10 s windows. This bounds memory and keeps short
@@ -180,9 +182,7 @@ def _read(recording: Recording, grid: WindowGrid, with_spectrogram: bool) -> Ite
         yield _End(recording.name, failure=Failure(error.reason, _one_line(error)))
     except AudioTaggingError as error:
         yield _End(recording.name, failure=Failure(Reason.CONNECTION, _one_line(error)))
-    except (
-        Exception
-    ) as error:  # foreign files trigger unforeseen errors in any library, and one file must not end a million
+    except Exception as error:  # one damaged file that crashes a library must not end a run over a million files
         yield _End(recording.name, failure=Failure(Reason.UNKNOWN, describe(error)))
     else:
         yield _End(recording.name, num_frames, spectrogram_TM=spectrogram.columns_TM)

@@ -1,6 +1,6 @@
 """Windows of a recording's features: cut, streamed, and pooled.
 
-Axes: T frames, M mel bins, W windows, X any other axis.
+Axes: T frames, M mel bins, W windows, X scores or embedding.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -32,7 +32,7 @@ APPLICATION = "audio-tagging"
 REGISTRY = "models:/"
 MAX_CONNECTIONS = 1_000
 """Concurrent requests per replica. Many, because the middleware limits complete uploads, and clients that send a byte
-per second must not block others."""
+per second must not block the service."""
 MAX_QUEUED = 100
 MIN_TOKEN_CHARS = 16
 MAX_ERROR_CHARS = 500
@@ -128,7 +128,7 @@ def is_followed(config: ServeConfig) -> bool:
 
 
 def current_version(config: ServeConfig) -> str:
-    """Return the current version behind `models:/…`; empty for other checkpoints."""
+    """Return the current version behind `models:/…`; empty unless the checkpoint is in the registry."""
     if not is_followed(config):
         return ""
     from ast_model.tracking.registry import REGISTERED, find_version

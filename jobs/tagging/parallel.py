@@ -1,7 +1,7 @@
 """Tag many recordings as Ray tasks. Results are stored per group, so an interrupted run resumes.
 
     output/
-        settings.json                 all settings that determine the tags; other settings need another output
+        settings.json                 all settings that determine the tags; new settings need a new output
         model.safetensors             the model, for every node
         tags/{group}.parquet          a row per tag, with the columns of `ast_model.tagging.tables`
         embeddings/{group}.parquet    a row per recording or window, if requested
@@ -76,7 +76,7 @@ FILES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class TagJob:
-    """Everything that a worker needs to tag any group; small and picklable."""
+    """Settings and model address for tagging any group; small and picklable."""
 
     store: Store
     config: PredictConfig
@@ -100,7 +100,7 @@ class Group:
 def tag_in_groups(recordings: Sequence[MediaFile], config: PredictConfig) -> None:
     """Tag new recordings and transient failures. Starts or joins Ray only if there are any.
 
-    Raises LeaseError if another run writes to the output, MismatchError for tags of other settings.
+    Raises LeaseError if another run writes to the output, MismatchError for tags with different settings.
     """
     store = Store(config.output.rstrip("/"))
     recordings = list({each.name: each for each in recordings}.values())
@@ -124,7 +124,7 @@ def tag_in_groups(recordings: Sequence[MediaFile], config: PredictConfig) -> Non
 
 
 def open_job(store: Store, config: PredictConfig) -> TagJob:
-    """Copy the model to the output for all tasks. Raises MismatchError for tags of other settings."""
+    """Copy the model to the output for all tasks. Raises MismatchError for tags with different settings."""
     tagger = Tagger.load(config.checkpoint, config.labels or None, "cpu", config.calibrated)
     calibration = tagger.scorer.calibration
     follow_from: dict[str, Any] = {
@@ -140,7 +140,7 @@ def open_job(store: Store, config: PredictConfig) -> TagJob:
         if differ:
             raise MismatchError(
                 f"expected tags of the same settings in {store.root}, found another {', '.join(differ)}; use"
-                " the same, or another --output"
+                " the same, or a new --output"
             )
     else:
         with store.scratch() as folder:
@@ -151,7 +151,7 @@ def open_job(store: Store, config: PredictConfig) -> TagJob:
 
 
 def _describe_options(options: TaggingOptions) -> dict[str, Any]:
-    """Return the options as JSON values, without the other settings of a subclass."""
+    """Return the fields of `TaggingOptions` as JSON values."""
     values = {each.name: getattr(options, each.name) for each in fields(TaggingOptions)}
     return values | {"classes": list(options.classes)}
 
@@ -182,7 +182,7 @@ def plan_groups(recordings: Sequence[MediaFile], ledger: pd.DataFrame, files_per
 
 
 def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Counter[Reason]]]:
-    """Yield finished groups and their failures. Raises errors that all other groups would meet as well."""
+    """Yield finished groups and their failures. Raises errors that would fail all groups."""
     device = job.config.device
     use_gpu = device.startswith("cuda") or (not device and ray.cluster_resources().get("GPU", 0) > 0)
     in_flight, num_gpus = TASKS_PER_PROCESSOR * count_processors(use_gpu), int(use_gpu)
