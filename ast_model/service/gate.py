@@ -54,10 +54,12 @@ class Gate:
         self.num_refused = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return  # the server closes WebSockets that no application accepts
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await _reject_websocket(receive, send)
+            return
         send = _with_headers(send, SECURITY_HEADERS)
         try:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -73,9 +75,10 @@ class Gate:
     def _check_sender(self, path: str, headers: MutableMapping[str, str]) -> None:
         host = headers.get("host", "")
         if self.token:
-            given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+            scheme, _, given = headers.get("authorization", "").partition(" ")
             # Compare bytes, because compare_digest accepts only ASCII strings.
-            if path not in OPEN_PATHS and not hmac.compare_digest(given.encode(), self.token.encode()):
+            is_known = hmac.compare_digest(given.strip().encode(), self.token.encode())
+            if path not in OPEN_PATHS and not (is_known and scheme.lower() == "bearer"):
                 raise RefusedError(
                     401,
                     "expected the header Authorization: Bearer TOKEN with this service's token",
@@ -91,6 +94,7 @@ class Gate:
         self, scope: MutableMapping[str, Any], headers: MutableMapping[str, str], receive: Receive, send: Send
     ) -> None:
         limits, body = self.limits, bytearray()
+        _check_encoding(headers)
         try:
             if int(headers.get("content-length", 0)) > limits.max_mb * 1e6:
                 raise _too_large(limits)
@@ -134,6 +138,27 @@ def _host_of(address: str) -> str | None:
         return None
 
 
+def _check_encoding(headers: MutableMapping[str, str]) -> None:
+    """Refuse forms and compressed bodies. Decoders skip unknown bytes, so a form around an MP3 would be tagged too."""
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type.startswith("multipart/"):
+        raise RefusedError(
+            415,
+            f"expected the file itself as the body, found the header Content-Type: {media_type}; with curl, replace -F"
+            " by --data-binary @FILE",
+            connection="close",
+        )
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RefusedError(
+            415,
+            f"expected an uncompressed body, found the header Content-Encoding: {encoding[:40]}; send the file's bytes"
+            " without it",
+            connection="close",
+            **{"accept-encoding": "identity"},
+        )
+
+
 def _too_large(limits: Limits) -> RefusedError:
     return RefusedError(413, f"expected at most {limits.max_mb:g} MB, found more", connection="close")
 
@@ -161,6 +186,12 @@ def _with_headers(send: Send, headers: MutableMapping[str, str]) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+async def _reject_websocket(receive: Receive, send: Send) -> None:
+    """Close the handshake, which servers answer with status 403. Without a message they would answer 500."""
+    await receive()
+    await send({"type": "websocket.close", "code": 1008, "reason": "expected an HTTP request"})
 
 
 async def _answer(send: Send, refused: RefusedError) -> None:

@@ -18,7 +18,7 @@ from ast_model.service.limits import Limits
 from ast_model.service.service import Service, clean_name, render_rows
 from ast_model.tagging.options import TaggingOptions
 from ast_model.tagging.tables import FORMATS, Format
-from pipeline.errors import ConfigError, InputError, quote
+from pipeline.errors import ConfigError, InputError, WeightsError, quote
 
 PAGE_FILES = {
     "/": ("index.html", "text/html"),
@@ -46,11 +46,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, why in {
         400: "The request can't be read",
         401: "The token is missing or wrong",
-        403: "From another's page, or by a name that needs a token",
+        403: "Cross-origin request, or a host name that requires a token",
         408: "The upload took too long",
         413: "The upload is too large",
-        422: "No sound that can be tagged, or an impossible parameter",
-        429: "Too much is waiting: see Retry-After",
+        415: "The upload is a form or compressed",
+        422: "The upload contains no usable sound, or a parameter is impossible",
+        429: "Too many uploads are waiting; see Retry-After",
+        500: "The model returned no finite scores",
     }.items()
 }
 
@@ -153,6 +155,7 @@ def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> 
         figures.requests.labels(path, str(response.status_code)).inc()
         return response
 
+    @app.exception_handler(WeightsError)
     @app.exception_handler(InputError)
     @app.exception_handler(ConfigError)
     @app.exception_handler(RequestValidationError)
@@ -164,7 +167,7 @@ def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> 
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"][1:])) or "the body"
             return JSONResponse({"error": f"{quote(where)}: {first['msg']}"}, 422)
-        return JSONResponse({"error": str(error)}, 422)
+        return JSONResponse({"error": str(error)}, 500 if isinstance(error, WeightsError) else 422)
 
     @app.post("/v1/tag", openapi_extra=UPLOAD)
     async def tag(request: Request, query: Annotated[TagQuery, Query()]) -> Tags:
@@ -192,8 +195,8 @@ def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> 
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:
-        """Return the model that answers requests."""
-        return {"status": "ok", "model": service.model.name, "version": service.model.version}
+        """Return the status and the version of the model. Open without a token, so it names no path."""
+        return {"status": "ok", "version": service.model.version}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

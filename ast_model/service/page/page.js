@@ -24,8 +24,8 @@ async function call(path, options) {
 }
 
 async function tag(blob, name) {
-  const mine = ++turn;  // a second sound may be dropped while the first is still being listened to
-  say(`Listening to ${name} …`);
+  const mine = ++turn;  // a second sound may be dropped before the first is tagged
+  say(`Tagging ${name} …`);
   const query = new URLSearchParams({ name, top_k: NUM_TAGS, timeline: true, spectrogram: true });
   try {
     const response = await call(`/v1/tag?${query}`, { method: "POST", body: blob });
@@ -45,6 +45,7 @@ function show(blob) {
   stopAt = null;
   $("player").src = address;
   $("name").textContent = answer.name;
+  $("model").textContent = answer.version ? `${answer.model}, version ${answer.version}` : answer.model;
   $("spectrogram").src = answer.spectrogram;
   $("tags").replaceChildren(...answer.tags.map(tagItem));
   drawTimeline();
@@ -58,7 +59,7 @@ function tagItem({ label, score }) {
   return item;
 }
 
-/* A lane for each class that is strongest somewhere; a segment's strength is its opacity. */
+/* One lane for each of the strongest classes; opacity shows the score of a segment. */
 function drawTimeline() {
   const best = new Map();
   for (const { label, score } of answer.timeline) best.set(label, Math.max(score, best.get(label) ?? 0));
@@ -101,7 +102,7 @@ $("player").addEventListener("timeupdate", () => {
   if (stopAt !== null && player.currentTime >= stopAt) { player.pause(); stopAt = null; }
 });
 $("player").addEventListener("seeking", () => {
-  // Whoever moves the player by hand wants to hear on.
+  // After a manual seek beyond the segment, play on.
   if (stopAt !== null && $("player").currentTime > stopAt) stopAt = null;
 });
 
@@ -144,7 +145,7 @@ async function record() {
     say("Recording …");
   } catch (error) {
     recorder = null;
-    say(`No microphone: ${error.message}. Pages of other machines need https for it.`, true);
+    say(`No microphone: ${error.message}. Browsers allow it only on this machine or over https.`, true);
   }
 }
 
@@ -153,11 +154,6 @@ function element(name, className = "", text = "") {
   made.className = className;
   made.textContent = text;
   return made;
-}
-
-async function describe() {
-  const { model, version } = await (await call("/healthz", {})).json();
-  $("model").textContent = version ? `${model}, version ${version}` : model;
 }
 
 for (const [format, title] of Object.entries(FORMATS)) {
@@ -170,14 +166,14 @@ for (const [format, title] of Object.entries(FORMATS)) {
 $("file").addEventListener("change", () => {
   const [file] = $("file").files;
   if (file) tag(file, file.name);
-  $("file").value = "";  // the same file may be chosen again
+  $("file").value = "";  // allow choosing the same file again
 });
 $("record").addEventListener("click", record);
 $("access").addEventListener("submit", event => {
   event.preventDefault();
   sessionStorage.setItem("token", $("token").value);
   $("access").hidden = true;
-  say("Now choose the sound again.");
+  say("Token saved: choose the sound again.");
 });
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, event => {
@@ -186,4 +182,3 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (kind === "drop" && event.dataTransfer.files.length) tag(event.dataTransfer.files[0], event.dataTransfer.files[0].name);
   });
 }
-describe().catch(error => say(error.message, true));
