@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, read_checkpoint, save_checkpoint
-from pipeline.audio.container import measure_length_ms
+from pipeline.audio.length import measure_length_ms
 from pipeline.audio.decode import Clip, decode_file, decode_flac, decode_segment, encode_flac
 from pipeline.config import FetchConfig
 from pipeline.copies.containers import list_copy

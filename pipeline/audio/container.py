@@ -1,43 +1,19 @@
-"""Decode a segment of an untrusted media file.
+"""Open untrusted media files.
 
-Memory and time are bounded for any content: only the requested window is decoded, in blocks, and reading stops in files
-that make no progress. FFmpeg receives bytes or an open file, never a name, and can't open other files. Only FFmpeg's
-own errors are caught.
+FFmpeg receives bytes or an open file, never a name, and can't open other files or addresses.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import SEEK_END, BytesIO
-from math import ceil
+from io import BytesIO
 from pathlib import Path
-from statistics import median
 from typing import BinaryIO
 
 import av
-import numpy as np
-from av.audio.frame import AudioFrame, format_dtypes
-from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.packet import Packet
 
-from pipeline.audio.levels import MAX_BIT_RATE, Levels
 from pipeline.records import Failure, Reason
-
-GAP_S = 0.1
-"""Timestamps ahead of the sample count by more than this mark a gap, which becomes silence. Smaller differences are
-rounding errors of containers with millisecond timestamps or of Vorbis's varying blocks."""
-OVERRUN_S = 1.0
-"""Reading continues this far beyond an incomplete window, because timestamps may be inaccurate."""
-BLOCK_SAMPLES = 1 << 19
-"""Samples per block: half a minute at 16 kHz, so that ten hours of silence never fill the memory."""
-MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1_000, 768_000, 64
-MAX_FRAME_SAMPLES = 1 << 24
-"""Maximum decoded samples per packet, over all channels."""
-MAX_STALLED_PACKETS = 10_000
-"""Maximum consecutive packets without samples or progress in time."""
-MAX_RUN_UP_S = 3_600
-"""Maximum seconds decoded outside of the window if timestamps are missing or wrong."""
 
 FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,voc,w64,wav,wv"
 """Formats that FFmpeg may detect. Playlists are excluded because they refer to other files and addresses."""
@@ -46,8 +22,6 @@ EXTENSIONS = frozenset(
     " ogg ogv opus snd spx ts tta voc w64 wav weba webm wma wmv wv".split()
 )
 """Extensions of the files in `FORMATS`."""
-ESTIMATING_FORMATS = ("aac", "ac3", "eac3", "amr")
-"""Formats without a stated length. FFmpeg estimates it from the bit rate."""
 MAGICS = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"RIFF", b"ID3")
 """First bytes of the most common formats. MP4 has `ftyp` at byte 4."""
 
@@ -64,7 +38,7 @@ class BrokenMediaError(Exception):
 def open_media(content: bytes | Path) -> Iterator[InputContainer]:
     """Open bytes or a local file. Raises BrokenMediaError if it is not media, OSError if the file can't be read."""
     # Always pass a file object: FFmpeg would interpret a string as an address of any protocol.
-    with _open_file(content) as file:
+    with open_file(content) as file:
         head = file.read(12)
         if not head:  # FFmpeg reports an empty file on a disk as a disk error
             raise BrokenMediaError(Reason.NOT_MEDIA, "the file is empty")
@@ -85,34 +59,7 @@ def open_media(content: bytes | Path) -> Iterator[InputContainer]:
             yield container
 
 
-def is_truncated_riff(content: bytes | Path) -> bool:
-    """Return whether a WAV or AVI file is shorter than its header states."""
-    # FFmpeg treats the last byte as the end of the audio.
-    with _open_file(content) as file:
-        head = file.read(8)
-        num_stated = 8 + int.from_bytes(head[4:], "little")
-        return head[:4] == b"RIFF" and num_stated < 1 << 32 and file.seek(0, SEEK_END) < num_stated
-
-
-def measure_length_ms(content: bytes | Path) -> int:
-    """Return the length of a file's audio; 0 without audio or for other files. Raises OSError if it can't be read."""
-    try:
-        with open_media(content) as container:
-            stream = container.streams.best("audio")
-            if not isinstance(stream, AudioStream) or stream.time_base is None:
-                return 0
-            if (end_s := _stated_end_s(container, stream)) is not None:
-                return int(end_s * 1000)
-            # Browsers record WebM without a length, but with timestamps on packets.
-            times = [
-                packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None
-            ]
-            return int((max(times) - (stream.start_time or 0)) * stream.time_base * 1000) if times else 0
-    except (BrokenMediaError, FFmpegError, IndexError):  # IndexError: see `Track._packets`
-        return 0
-
-
-def _open_file(content: bytes | Path) -> BinaryIO:
+def open_file(content: bytes | Path) -> BinaryIO:
     if isinstance(content, bytes):
         return BytesIO(content)
     if not isinstance(content, Path):  # pyright would refuse it; a value out of a foreign table has no type
@@ -126,262 +73,3 @@ def _open_file(content: bytes | Path) -> BinaryIO:
 def _reason_of(head: bytes) -> Reason:
     """Distinguish truncated media, which the next fetch may complete, from files that are no media."""
     return Reason.TRUNCATED if head.startswith(MAGICS) or head[4:8] == b"ftyp" else Reason.NOT_MEDIA
-
-
-class Track:
-    """A container's audio within a time window, mono, at the source's rate.
-
-    Times are relative to the container's start. The public attributes are valid once `blocks` is exhausted.
-    """
-
-    def __init__(
-        self,
-        container: InputContainer,
-        window_start_ms: int,
-        window_end_ms: int,
-        measured_ms: tuple[int, int] | None = None,
-    ) -> None:
-        """Prepare decoding of a window.
-
-        measured_ms: start and end of the interval of the file whose levels are measured.
-        """
-        stream = container.streams.best("audio")
-        # FFmpeg has no context for unknown codecs.
-        if not isinstance(stream, AudioStream) or stream.codec_context is None or stream.time_base is None:
-            raise BrokenMediaError(Reason.NO_AUDIO, "the file has no audio stream that can be decoded")
-        # Each core already decodes its own clip; further threads would wait for each other.
-        stream.codec_context.thread_count = 1
-        # In some codecs a packet of a few bytes can claim minutes of audio.
-        stream.codec_context.options = {"max_samples": str(MAX_FRAME_SAMPLES)}
-        self._container = container
-        self._stream = stream
-        self._tick_s = float(stream.time_base)
-        # MP3 and MPEG-TS start above 0. A start below 0 is a codec's pre-roll, which the decoder drops.
-        self._origin_s = max(container.start_time or 0, 0) / av.time_base
-        self._window_start_s = window_start_ms / 1000
-        self._window_s = (window_end_ms - window_start_ms) / 1000
-        self._window_end_s = window_end_ms / 1000
-        self._measured_s = tuple((time_ms - window_start_ms) / 1000 for time_ms in measured_ms or ())
-        self._ends_s: dict[int, float] = {}
-        self._num_stalled = 0
-        self._num_outside = 0
-        self._drifts: list[int] = []
-
-        self.rate_hz = 0
-        """Sample rate of the source; 0 until a frame is decoded."""
-        self.num_channels = 0
-        """Channels of the first frame; later frames may differ."""
-        self.codec = stream.codec_context.codec.canonical_name
-        self.bit_rate = _bit_rate(container, stream)
-        """Bit rate from the header, or from the file's size."""
-        self.levels = Levels()
-        """Levels of the measured interval."""
-        self.position: int | None = None
-        """Position of the next samples: samples since the window's start including gaps; None before the first."""
-        self.num_decoded = 0
-        """Samples within the window, without gaps."""
-        self.missed_start = True
-        """All frames so far started after the window: a seek landed too late, or the audio starts late."""
-        self.stated_end_s = _stated_end_s(container, stream)
-        """End of the audio according to the header; None if the header is unreliable."""
-        self.error = ""
-        """The latest message of the demultiplexer or the decoder."""
-        self.reached_eof = False
-        """All packets were read, so `end_s` is the end of the file."""
-        self.is_truncated = False
-        """The demultiplexer failed early, so `end_s` is not the file's original end."""
-
-    @property
-    def end_s(self) -> float:
-        """Latest time reached by any stream."""
-        return max(self._ends_s.values(), default=0.0)
-
-    def blocks(self, first_ms: int) -> Iterator[np.ndarray]:
-        """Decode from `first_ms` and yield the window's samples as contiguous blocks (S,) float32."""
-        position = 0
-        for samples_CS in self._samples(first_ms / 1000):
-            self._measure(samples_CS, position)
-            position += samples_CS.shape[1]
-            yield _average_channels(samples_CS)
-
-    def _samples(self, first_s: float) -> Iterator[np.ndarray]:
-        """Yield the window's samples (C, S) in the decoder's type, in blocks."""
-        # Codecs return about 20 ms per frame. Larger blocks save calls of NumPy and the resampler.
-        pieces: list[np.ndarray] = []
-        num_pending = 0
-        for frame in self._frames(first_s):
-            for piece_CS in self._place(frame):
-                changed = pieces and (len(piece_CS), piece_CS.dtype) != (len(pieces[0]), pieces[0].dtype)
-                if changed or num_pending >= _block_samples(len(piece_CS)):
-                    yield np.concatenate(pieces, axis=1)
-                    pieces, num_pending = [], 0
-                pieces.append(piece_CS)
-                num_pending += piece_CS.shape[1]
-        if pieces:
-            yield np.concatenate(pieces, axis=1)
-
-    def _measure(self, samples_CS: np.ndarray, position: int) -> None:
-        """Measure the samples within the measured interval. `position` is the first sample's position in the window."""
-        if self._measured_s:
-            first, last = (max(round(time_s * self.rate_hz) - position, 0) for time_s in self._measured_s)
-            # Floats may be NaN or infinite, which `decode` refuses.
-            with np.errstate(over="ignore", invalid="ignore"):
-                self.levels.add(samples_CS[:, first:last])
-
-    def _frames(self, first_s: float) -> Iterator[AudioFrame]:
-        if first_s > 0 and not self._seek(first_s):
-            return
-        for packet in self._packets(first_s):
-            try:
-                yield from self._stream.codec_context.decode(packet)
-            except FFmpegError as error:
-                # A broken packet leaves a gap; the decoder usually recovers.
-                self.error = str(error)
-            # Count samples to find the end of the window, because timestamps may be inaccurate.
-            if self.position is not None and self.position >= self._window_s * self.rate_hz:
-                return
-
-    def _seek(self, first_s: float) -> bool:
-        try:
-            self._container.seek(int((self._origin_s + first_s) / self._tick_s), stream=self._stream)
-        except FFmpegError as error:
-            self.error = str(error)
-            return False
-        return True
-
-    def _packets(self, first_s: float) -> Iterator[Packet]:
-        """Yield the track's packets that end after `first_s`."""
-        packets = self._container.demux()
-        while True:
-            try:
-                packet = next(packets)
-            except (StopIteration, IndexError):
-                # PyAV raises IndexError at the end of a file with a late stream.
-                self.reached_eof = True
-                return
-            except FFmpegError as error:
-                self.error, self.reached_eof, self.is_truncated = str(error), True, True
-                return
-            self._num_stalled += 1
-            if self._num_stalled > MAX_STALLED_PACKETS:
-                raise BrokenMediaError(Reason.NOT_MEDIA, f"timestamps do not advance for {MAX_STALLED_PACKETS} packets")
-            # Read other streams as well: if the audio is shorter than the video, their times reveal the file's end.
-            is_ours = packet.stream_index == self._stream.index
-            start_s = end_s = None
-            if packet.pts is not None:
-                tick_s = self._tick_s if is_ours else float(packet.time_base)
-                start_s = packet.pts * tick_s - self._origin_s
-                end_s = start_s + (packet.duration or 0) * tick_s
-                if end_s > self._ends_s.get(packet.stream_index, 0):
-                    self._ends_s[packet.stream_index] = end_s
-                    self._num_stalled = 0
-            if not is_ours or (end_s is not None and end_s < first_s):
-                continue
-            yield packet
-            # For packets without samples. Otherwise `_frames` stops at the end of the window.
-            if start_s is not None and start_s > self._window_end_s + OVERRUN_S:
-                return
-
-    def _place(self, frame: AudioFrame) -> Iterator[np.ndarray]:
-        """Yield a frame's samples (C, S) within the window, preceded by silence if its timestamp leaves a gap."""
-        if frame.samples == 0 or not self._is_readable(frame):
-            return
-        self._num_stalled = 0
-        num_wanted = ceil(self._window_s * self.rate_hz)
-        position, start = self.position or 0, self._start_of(frame)
-        self.missed_start = self.missed_start and start > 0
-        self.position = start + frame.samples
-        samples_CS = frame.to_ndarray()
-        if not frame.format.is_planar:
-            samples_CS = samples_CS.reshape(-1, frame.layout.nb_channels).T
-        yield from _silence(min(start, num_wanted) - max(position, 0), like=samples_CS)
-        if self.position > 0 and start < num_wanted:
-            samples_CS = samples_CS[:, max(-start, 0) : num_wanted - start]
-            self.num_decoded += samples_CS.shape[1]
-            yield samples_CS
-        else:
-            self._num_outside += frame.samples
-            if self._num_outside > MAX_RUN_UP_S * self.rate_hz:
-                is_beyond = self.stated_end_s is not None and self.stated_end_s <= self._window_start_s
-                reason = Reason.OUT_OF_RANGE if is_beyond else Reason.NOT_MEDIA
-                raise BrokenMediaError(reason, f"{MAX_RUN_UP_S} s of samples outside the segment")
-
-    def _start_of(self, frame: AudioFrame) -> int:
-        """Return a frame's position: after the previous frame, unless its timestamp indicates a gap."""
-        if frame.pts is None:
-            return self.position or 0
-        time_s = frame.pts * self._tick_s - self._origin_s - self._window_start_s
-        stamped = round(time_s * self.rate_hz)
-        if self.position is None or stamped - self.position > GAP_S * self.rate_hz:
-            self._drifts = []
-            return stamped
-        if self.position <= 0:
-            # Single timestamps are inaccurate, especially after a seek, so use the median of those before the window.
-            self._drifts.append(stamped - self.position)
-            if self.position + frame.samples > 0:
-                return self.position + round(median(self._drifts))
-        return self.position
-
-    def _is_readable(self, frame: AudioFrame) -> bool:
-        """Return whether a frame fits the previous ones. Raises BrokenMediaError for impossible rates and channels."""
-        num_channels = frame.layout.nb_channels
-        if not (MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ and num_channels <= MAX_CHANNELS):
-            detail = f"{num_channels} channels at {frame.sample_rate} Hz are beyond usual audio"
-            raise BrokenMediaError(Reason.NOT_MEDIA, detail)
-        self.rate_hz = self.rate_hz or frame.sample_rate
-        self.num_channels = self.num_channels or num_channels
-        if frame.sample_rate != self.rate_hz:
-            self.error = f"the sample rate changes from {self.rate_hz} to {frame.sample_rate} Hz"
-        elif frame.format.name not in format_dtypes:
-            self.error = f"samples of the format {frame.format.name} can't be read"
-        else:
-            return True
-        return False
-
-
-def _stated_end_s(container: InputContainer, stream: AudioStream) -> float | None:
-    """Return the file's end from its header, if stated."""
-    if container.format.name in ESTIMATING_FORMATS:
-        return None
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is None:
-        return None
-    # Matroska's duration starts at zero instead of the file's start.
-    return (container.duration - max(container.start_time or 0, 0)) / av.time_base
-
-
-def _bit_rate(container: InputContainer, stream: AudioStream) -> int | None:
-    """Return the bit rate from the header, or from the size of a file with audio only."""
-    of_file = container.bit_rate if len(container.streams) == 1 else None
-    return next((rate for rate in (stream.bit_rate, of_file) if rate and 0 < rate <= MAX_BIT_RATE), None)
-
-
-def _block_samples(num_channels: int) -> int:
-    """Return the samples per channel and block, so that many channels take no more memory."""
-    return BLOCK_SAMPLES // max(num_channels // 2, 1)
-
-
-def _silence(num_samples: int, like: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield silence (C, S) with the channels and type of given samples."""
-    zero = 128 if like.dtype.kind == "u" else 0
-    while num_samples > 0:
-        num_next = min(num_samples, _block_samples(len(like)))
-        yield np.full((len(like), num_next), zero, like.dtype)
-        num_samples -= num_next
-
-
-def _average_channels(samples_CS: np.ndarray) -> np.ndarray:
-    """Mix samples (C, S) of any type down to (S,) float32 in [-1, 1]."""
-    # Floats may be NaN or infinite, which `decode` refuses.
-    with np.errstate(over="ignore", invalid="ignore"):
-        mono = np.array(samples_CS[0], np.float32)
-        for channel in samples_CS[1:]:
-            mono += channel
-        if len(samples_CS) > 1:
-            mono /= len(samples_CS)
-    if samples_CS.dtype.kind == "u":
-        return mono / 128 - 1
-    if samples_CS.dtype.kind == "i":
-        return mono / (1 << (8 * samples_CS.itemsize - 1))
-    return mono

@@ -16,8 +16,10 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.error import FFmpegError
 
-from pipeline.audio.container import BrokenMediaError, Track, is_truncated_riff, open_media
+from pipeline.audio.container import BrokenMediaError, open_media
+from pipeline.audio.length import is_truncated_riff
 from pipeline.audio.levels import MediaAudio
+from pipeline.audio.track import Track
 from pipeline.errors import InputError, describe
 from pipeline.fbank_settings import FRAME_LENGTH, SAMPLE_RATE_HZ
 from pipeline.records import Failure, Media, Reason

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.audio.container import measure_length_ms
+from pipeline.audio.length import measure_length_ms
 from pipeline.errors import InputError, describe, quote
 from pipeline.fbank_settings import FRAME_LENGTH_MS
 from pipeline.recordings.splits import split_groups

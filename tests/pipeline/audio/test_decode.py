@@ -15,9 +15,9 @@ from av.packet import Packet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.audio import container as media
-from pipeline.audio.container import measure_length_ms
+from pipeline.audio import track as tracks
 from pipeline.audio.decode import Clip, DecodeError, decode_file, decode_segment, encode_flac
+from pipeline.audio.length import measure_length_ms
 from pipeline.errors import InputError
 from pipeline.records import Failure, Media, Reason
 from tests.mirror import ten_hours_of_silence
@@ -318,13 +318,13 @@ def test_playlists_open_no_other_file(tmp_path: Path) -> None:
 
 def test_ten_hours_of_silence_cost_no_more_than_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
-    place = media.Track._place
+    place = tracks.Track._place
 
-    def place_and_count(track: media.Track, frame: AudioFrame) -> Iterator[np.ndarray]:
+    def place_and_count(track: tracks.Track, frame: AudioFrame) -> Iterator[np.ndarray]:
         lengths.append(frame.samples)
         return place(track, frame)
 
-    monkeypatch.setattr(media.Track, "_place", place_and_count)
+    monkeypatch.setattr(tracks.Track, "_place", place_and_count)
     bomb = ten_hours_of_silence()
     assert len(bomb) < 20_000
     tracemalloc.start()
@@ -353,18 +353,18 @@ def _same_packets(num_packets: int, ticks: int) -> bytes:
 
 
 def test_reading_ends_where_a_file_never_advances(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media, "MAX_STALLED_PACKETS", 100)
+    monkeypatch.setattr(tracks, "MAX_STALLED_PACKETS", 100)
     assert reason_of(_same_packets(500, ticks=0)) is Reason.NOT_MEDIA
-    monkeypatch.setattr(media, "MAX_STALLED_PACKETS", 10_000)
-    monkeypatch.setattr(media, "MAX_RUN_UP_S", 5)
+    monkeypatch.setattr(tracks, "MAX_STALLED_PACKETS", 10_000)
+    monkeypatch.setattr(tracks, "MAX_RUN_UP_S", 5)
     assert reason_of(_same_packets(500, ticks=0)) is Reason.NOT_MEDIA
 
 
 def test_a_seek_that_lands_late_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a wrong index: whatever time is asked for, reading goes on from 26 s."""
     content = encode(with_marker(48_000), 48_000, "matroska", "flac")
-    seek = media.Track._seek
-    monkeypatch.setattr(media.Track, "_seek", lambda track, _: seek(track, 26))
+    seek = tracks.Track._seek
+    monkeypatch.setattr(tracks.Track, "_seek", lambda track, _: seek(track, 26))
     clip = clip_of(content, 20_000, 29_000)
     assert len(clip.waveform) == 9 * 16_000
     assert abs(marker_error_ms(clip.waveform, 20_000)) < 1
