@@ -13,15 +13,10 @@ import pyarrow as pa
 from pipeline.errors import CorruptError, StoreError
 from pipeline.fbank_settings import NUM_MEL_BINS
 from pipeline.page import data_url, render_page, spectrogram_url
-from pipeline.quality.figures import (
-    AXES,
-    FLAWS,
-    SHARE,
-    describe_snapshot,
-    describe_store,
-    find_flaws,
-    read_values,
-)
+from pipeline.quality.distributions import AXES, SHARE, Axis
+from pipeline.quality.flaws import FLAWS, find_flaws
+from pipeline.quality.snapshot_summary import describe_snapshot, read_values
+from pipeline.quality.store_counts import describe_store
 from pipeline.reading.reader import ClipReader
 from pipeline.records import FailureCategory, Reason
 from pipeline.segments import HELD_OUT_SPLITS
@@ -207,7 +202,7 @@ def _most_flawed(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(shares, key=lambda row: -row["share"])[:NUM_CLASSES_SHOWN]
 
 
-def bars(histogram: Mapping[str, Any], axis: Any) -> list[dict[str, Any]]:
+def bars(histogram: Mapping[str, Any], axis: Axis) -> list[dict[str, Any]]:
     """Return the bars of a histogram as (height in [0, 1], text with range and count)."""
     counts, edges = histogram["counts"], histogram["edges"]
     heights = [math.log1p(count) if axis.is_logarithmic else count for count in counts]

@@ -1,0 +1,40 @@
+"""Possible defects of clips, as conditions on their measures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.quality.selection import find_matches, parse_expression
+
+SILENT_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """A possible defect of clips."""
+
+    label: str
+    expression: str
+    """Condition for `--data.exclude`."""
+    worst: str
+    """Column that ranks the worst clips."""
+    sign: int
+    """1 if high values are bad, −1 if low ones are."""
+
+
+FLAWS = (
+    Flaw("Silent", f"silence > {SILENT_SHARE}", "silence", 1),
+    Flaw("Clipped", "clipping > 0.01", "clipping", 1),
+    Flaw("Hardly audible", f"loudness_lufs < -50 and silence <= {SILENT_SHARE}", "loudness_lufs", -1),
+    Flaw("Narrow-band", "bandwidth_hz < 4500", "bandwidth_hz", -1),
+    Flaw("Positive DC", "dc > 0.02", "dc", 1),
+    Flaw("Negative DC", "dc < -0.02", "dc", -1),
+    Flaw("Short", "duration_s < 3", "duration_s", -1),
+)
+
+
+def find_flaws(values: Mapping[str, pa.ChunkedArray]) -> dict[str, np.ndarray]:
+    """Return a mask (N,) of affected clips per flaw label."""
+    return {flaw.label: find_matches(parse_expression(flaw.expression), values) for flaw in FLAWS}

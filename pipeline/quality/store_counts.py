@@ -1,0 +1,47 @@
+"""Counts of a store's planned, written and failed segments."""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow creates its compute functions at import.
+
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.metadata import read_stored_metadata, stored_splits
+from pipeline.records import Reason
+from pipeline.shards.format import WRITTEN
+from pipeline.shards.ledger import SIDECAR_COLUMNS, match_segments, read_sidecar_table
+from pipeline.snapshots.snapshot import Snapshot
+from pipeline.snapshots.status import NOT_ATTEMPTED, count_classes, segment_statuses
+
+
+def describe_store(snapshot: Snapshot) -> dict[str, Any]:
+    """Count segment statuses of the snapshot's store, by month and by class.
+
+    The month of a segment is that of the last write of its sidecar: the month of its run, unless the file was copied.
+    Classes are null in a store without metadata.
+    """
+    store = snapshot.store
+    sidecar_table = read_sidecar_table(store, snapshot.manifest["fingerprint"], SIDECAR_COLUMNS)
+    category_of = {reason.value: reason.category.value for reason in Reason}
+    statuses = sidecar_table["status"].cast(pa.string())
+    reasons = sidecar_table["reason"].cast(pa.string()).to_pandas()
+    category = reasons.map(category_of).where(~pc.equal(statuses, WRITTEN).to_numpy(), WRITTEN)
+    shards = sidecar_table["shard"].combine_chunks()
+    written_in = store.months("shards", ".parquet")
+    months = pd.Series([written_in[f"{shard}.parquet"] for shard in shards.dictionary.to_pylist()], dtype=object)
+    month = months.to_numpy()[shards.indices.to_numpy()]
+    counts = pd.crosstab(month, category.to_numpy()) if len(month) else pd.DataFrame()
+    described: dict[str, Any] = {
+        "months": {str(name): {str(k): int(v) for k, v in row.items()} for name, row in counts.iterrows()},
+        "classes": None,
+        "not_attempted": 0,
+    }
+    if splits := stored_splits(store):
+        metadata = read_stored_metadata(store, splits)
+        found = segment_statuses(metadata.segments, sidecar_table, match_segments(metadata.segments, sidecar_table))
+        described["not_attempted"] = int((found["status"] == NOT_ATTEMPTED).sum())
+        described["classes"] = count_classes(found, metadata.segments, metadata.labels).to_dict("records")
+    return described
