@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, read_checkpoint, save_checkpoint
-from pipeline.audio.length import measure_length_ms
 from pipeline.audio.decode import Clip, decode_file, decode_flac, decode_segment, encode_flac
+from pipeline.audio.length import measure_length_ms
 from pipeline.config import FetchConfig
 from pipeline.copies.containers import list_copy
 from pipeline.copies.members import read_members
