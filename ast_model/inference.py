@@ -1,7 +1,7 @@
 """Tag audio with a trained model: ranked classes, scores, embeddings and a timeline."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import fsspec
@@ -29,6 +29,8 @@ from pipeline.labels import Labels, read_labels
 Audio = str | Path | bytes | np.ndarray | Tensor
 """A path or address, the bytes of a media file, or a waveform (S,) float in [-1, 1] at 16 kHz."""
 
+SINGLE = (str, Path, bytes, Mapping)
+"""Iterable types that hold one audio."""
 CALIBRATION = "calibration.json"
 """File name of a calibration, stored beside its weights."""
 
@@ -103,7 +105,7 @@ class Tagger:
             raise InputError(f"expected features of shape (frames, {NUM_MEL_BINS}), found {fbank_TM.shape}")
         if not np.isfinite(fbank_TM).all():
             raise InputError("expected finite features, found NaN or infinity")
-        scores_C, _ = self._pool_fbank(torch.from_numpy(fbank_TM.astype(np.float32)))
+        scores_C, _ = self._pool_fbank(fbank_TM.astype(np.float32))
         return self.scorer.calibrate(scores_C[None])[0]
 
     def embed(self, audios: Iterable[Audio]) -> np.ndarray:
@@ -115,23 +117,24 @@ class Tagger:
 
         Returns a table with a row per window, indexed by `start_s`, and a column per class.
         """
-        grid = self.scorer.timeline_grid(window_s, hop_s)
+        grid = self.scorer.timeline_grid(TaggingOptions(window_s=window_s, hop_s=hop_s))
         fbank_TM = self.fbank(audio)
         windows = grid.cut(len(fbank_TM))
         scores_WC, _ = self.scorer.score_windows(fbank_TM, windows)
         index = pd.Index([window.start_s for window in windows], name="start_s")
         return pd.DataFrame(self.scorer.calibrate(scores_WC), index=index, columns=pd.Index(self.labels))
 
-    def fbank(self, audio: Audio) -> Tensor:
-        """Return the features (T, 128) of audio on the model's device, neither padded nor normalised."""
-        return compute_fbank(torch.from_numpy(read_audio(audio)).to(self.scorer.device))
+    def fbank(self, audio: Audio) -> np.ndarray:
+        """Return the features (T, 128) float32 of audio, neither padded nor normalised."""
+        return compute_fbank(torch.from_numpy(read_audio(audio)).to(self.scorer.device)).cpu().numpy()
 
     def _name_tags(self, scores_C: np.ndarray, classes: np.ndarray) -> list[tuple[str, float]]:
         return [(self.labels[index], float(scores_C[index])) for index in classes]
 
     def _pool(self, audios: Iterable[Audio]) -> tuple[np.ndarray, np.ndarray]:
         """Return uncalibrated scores (N, C) and embeddings (N, D)."""
-        if isinstance(audios, str | Path | bytes) or (isinstance(audios, np.ndarray | Tensor) and audios.ndim == 1):
+        is_single = audios.ndim < 2 if isinstance(audios, np.ndarray | Tensor) else isinstance(audios, SINGLE)
+        if is_single or not isinstance(audios, Iterable):
             raise InputError(f"expected several audios, found a single {type(audios).__name__}; pass a list")
         pairs = [self._pool_fbank(self.fbank(audio)) for audio in audios]
         if not pairs:
@@ -139,7 +142,7 @@ class Tagger:
         scores, embeddings = zip(*pairs, strict=True)
         return np.stack(scores), np.stack(embeddings)
 
-    def _pool_fbank(self, fbank_TM: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _pool_fbank(self, fbank_TM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return uncalibrated scores (C,) and the embedding (D,) of a recording."""
         windows = self.scorer.whole_grid.cut(len(fbank_TM))
         scores_WC, embeddings_WD = self.scorer.score_windows(fbank_TM, windows)
@@ -163,13 +166,31 @@ def read_audio(audio: Audio) -> np.ndarray:
         return decode_file(audio)
     if isinstance(audio, str | Path):
         return decode_file(_content(str(audio)))
-    waveform = np.asarray(audio, dtype=np.float32)
+    waveform = _as_array(audio)
     if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all() or np.abs(waveform).max() > 1:
         raise InputError(
             "expected a waveform of shape (samples,), finite and within [-1, 1] at 16 kHz, found shape"
             f" {waveform.shape}" + (f" and a peak of {np.abs(waveform).max()}" if waveform.size else "")
         )
     return waveform - waveform.mean(dtype=np.float64).astype(np.float32)
+
+
+def _as_array(audio: object) -> np.ndarray:
+    """Return the values of an array or tensor as float32. Raises InputError, with a remedy for common containers."""
+    remedies = {
+        dict: "resample its array to 16 kHz and pass that alone",
+        tuple: "resample its waveform to 16 kHz and pass that alone",
+        list: "convert samples by np.asarray; pass several audios to `scores` or `embed`",
+    }
+    if isinstance(audio, Tensor) and not audio.is_complex():
+        return audio.detach().cpu().float().numpy()
+    if isinstance(audio, np.ndarray) and audio.dtype.kind in "fiu":
+        return audio.astype(np.float32)
+    found = type(audio).__name__
+    if isinstance(audio, np.ndarray | Tensor):
+        found += f" of {audio.dtype}"
+    remedy = next((f"; {text}" for kind, text in remedies.items() if isinstance(audio, kind)), "")
+    raise InputError(f"expected a path, an address, bytes, or a waveform as an array or tensor, found {found}{remedy}")
 
 
 def _content(path: str) -> bytes | Path:

@@ -9,10 +9,15 @@ from matplotlib.figure import Figure
 
 from ast_model.evaluation.calibration import expected_calibration_error, reliability
 from ast_model.evaluation.evaluate import Evaluation
+from ast_model.evaluation.plot_text import fit_text, font_families, text_width
 from pipeline.labels import Labels
 
 MAX_CLASSES_IN_PLOT = 60
 NUM_CURVES = 8
+MAX_TITLE_WIDTH, MAX_LANE_WIDTH, MAX_CONFUSION_WIDTH = 80, 40, 40
+"""Longest names of recordings and classes, in columns of Latin letters."""
+INCHES_PER_COLUMN = 0.07
+"""Width of a letter in a confusion matrix."""
 NUM_LANES = 5
 """Number of classes in the timeline below a recording's spectrogram."""
 Series = tuple[Sequence[float], Sequence[float]]
@@ -54,7 +59,8 @@ def plot_changes(changes: pd.Series, first: str, second: str) -> Figure:
     _name_bars(axes, list(shown.index))
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("change of average precision")
-    axes.set_title(f"{first} → {second}: {(changes > 0).sum()} classes gain, {(changes < 0).sum()} lose", size=9)
+    title = f"{fit_text(first)} → {fit_text(second)}: {(changes > 0).sum()} classes gain, {(changes < 0).sum()} lose"
+    axes.set_title(title, size=9, fontfamily=font_families([title]))
     return figure
 
 
@@ -65,13 +71,16 @@ def plot_precision_recall(evaluation: Evaluation, labels: Labels, classes: Seque
     counts, names = evaluation.targets.sum(axis=0), labels.names
     chosen = [names.index(name) for name in classes] or list(np.argsort(-counts, kind="stable")[:NUM_CURVES])
     figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
+    axes, shown = figure.subplots(), list[str]()
     for index in chosen:
         if counts[index]:
             precision, recall, _ = precision_recall_curve(evaluation.targets[:, index], evaluation.scores[:, index])
-            axes.step(recall, precision, where="post", label=f"{_plain(names[index])} ({counts[index]})")
+            axes.step(recall, precision, where="post")
+            shown.append(f"{fit_text(names[index])} ({counts[index]})")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    axes.legend(fontsize=8, title="class (clips in the evaluation)", title_fontsize=8)
+    # Explicit labels: matplotlib hides lines with labels that start with an underscore.
+    prop = {"size": 8, "family": font_families(shown)}
+    axes.legend(axes.lines, shown, prop=prop, title="class (clips in the evaluation)", title_fontsize=8)
     return figure
 
 
@@ -81,13 +90,14 @@ def plot_confusion(evaluation: Evaluation, labels: Labels) -> Figure:
     counts = np.zeros((num_classes, num_classes))
     np.add.at(counts, (evaluation.targets.argmax(axis=1), evaluation.scores.argmax(axis=1)), 1)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    side = 3 + 0.2 * num_classes
+    names = [fit_text(name, MAX_CONFUSION_WIDTH) for name in labels.names]
+    side = 3 + 0.2 * num_classes + INCHES_PER_COLUMN * max(map(text_width, names))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [_plain(name) for name in labels.names]
-    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=7)
-    axes.set_yticks(range(num_classes), names, fontsize=7)
+    family = font_families(names)
+    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=7, fontfamily=family)
+    axes.set_yticks(range(num_classes), names, fontsize=7, fontfamily=family)
     axes.set(xlabel="predicted", ylabel="true")
     return figure
 
@@ -131,7 +141,9 @@ def plot_tags(title: str, fbank_TM: np.ndarray, length_s: float, tags: pd.DataFr
     above.imshow(
         fbank_TM.T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, length_s, 0, 128)
     )
-    above.set(ylabel="mel bin", title=_plain(title))
+    above.set(ylabel="mel bin")
+    title = fit_text(title, MAX_TITLE_WIDTH)
+    above.set_title(title, fontfamily=font_families([title]))
     labels = list(tags.groupby("label", sort=False)["score"].max().nlargest(NUM_LANES).index)
     for lane, label in enumerate(labels):
         rows = tags[tags["label"] == label]
@@ -141,7 +153,8 @@ def plot_tags(title: str, fbank_TM: np.ndarray, length_s: float, tags: pd.DataFr
         below.broken_barh(
             list(zip(rows["start_s"], ends_s - rows["start_s"], strict=True)), (lane - 0.4, 0.8), color=colours
         )
-    below.set_yticks(range(len(labels)), [_plain(label) for label in labels], fontsize=8)
+    names = [fit_text(label, MAX_LANE_WIDTH) for label in labels]
+    below.set_yticks(range(len(names)), names, fontsize=8, fontfamily=font_families(names))
     below.set(xlim=(0, length_s), ylim=(len(labels) - 0.5, -0.5), xlabel="seconds")
     return figure
 
@@ -159,10 +172,6 @@ def _bars(num_bars: int):
 
 
 def _name_bars(axes, names: Sequence[str]) -> None:
-    axes.set_yticks(np.arange(len(names)), [_plain(name) for name in names], fontsize=8)
+    names = [fit_text(name) for name in names]
+    axes.set_yticks(np.arange(len(names)), names, fontsize=8, fontfamily=font_families(names))
     axes.invert_yaxis()
-
-
-def _plain(text: str) -> str:
-    """Escape dollar signs, which matplotlib would parse as mathematics."""
-    return text.replace("$", r"\$")

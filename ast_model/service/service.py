@@ -88,7 +88,7 @@ class Service:
         model, scorer = self.model, self.model.tagger.scorer
         # These refuse impossible options before the upload is decoded.
         tags, timeline = TagCollector(scorer, options), TagCollector(scorer, options)
-        grid = scorer.timeline_grid(options.window_s, options.hop_s)
+        grid = scorer.timeline_grid(options)
         fbank_TM = await self._decode(content)
         whole = scorer.whole_grid.cut(len(fbank_TM), self.limits.max_windows)
         windows = grid.cut(len(fbank_TM), self.limits.max_windows) if options.timeline else []

@@ -4,6 +4,10 @@ import math
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
+from pipeline.fbank_settings import FRAMES_PER_S
+
+TOLERANCE = 1e-6
+"""Rounding error in frames of a hop such as 0.1 + 0.2 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class TaggingOptions:
     """Distance between the starts of windows in seconds, a multiple of 0.01. Default: half a window."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.top_k, int) and self.top_k < 1:
+        if self.top_k < 1:
             raise ConfigError(f"top_k must be at least 1, found {self.top_k}")
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold must be between 0 and 1, found {self.threshold}")
@@ -32,3 +36,16 @@ class TaggingOptions:
             seconds = getattr(self, name)
             if seconds is not None and not 0 < seconds < math.inf:
                 raise ConfigError(f"{name} must be above 0 and finite, found {seconds}")
+        if self.hop_s is not None:
+            _check_whole_frames(self.hop_s)
+
+
+def _check_whole_frames(hop_s: float) -> None:
+    """Raise ConfigError for a hop between two frames, whose windows would not start where requested."""
+    num_frames = hop_s * FRAMES_PER_S
+    if abs(num_frames - round(num_frames)) > TOLERANCE:
+        neighbours = [frames / FRAMES_PER_S for frames in (math.floor(num_frames), math.ceil(num_frames)) if frames]
+        raise ConfigError(
+            f"hop_s must be a multiple of {1 / FRAMES_PER_S:g} s, found {hop_s}; use"
+            f" {' or '.join(map(str, neighbours))}"
+        )

@@ -14,6 +14,7 @@ from ast_model.evaluation.calibration import Calibration
 from ast_model.losses import scores_from_logits
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
+from ast_model.tagging.options import TaggingOptions
 from ast_model.tagging.windows import Window, WindowGrid, plan_grid
 from pipeline.errors import WeightsError
 from pipeline.fbank_settings import NUM_MEL_BINS
@@ -39,11 +40,11 @@ class WindowScorer:
         """Windows of the model's length without overlap. Their mean is the score of a recording."""
         return WindowGrid.without_overlap(self.model.config.num_frames)
 
-    def timeline_grid(self, window_s: float | None = None, hop_s: float | None = None) -> WindowGrid:
+    def timeline_grid(self, options: TaggingOptions) -> WindowGrid:
         """Windows of a timeline. Raises ConfigError for windows longer than the model's."""
-        return plan_grid(self.model.config.num_frames, window_s, hop_s)
+        return plan_grid(self.model.config.num_frames, options)
 
-    def score_batch(self, windows: Sequence[Tensor | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def score_batch(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return uncalibrated scores (W, C) and embeddings (W, D) of windows, computed as one batch.
 
         windows: features (T, M) from `compute_fbank`, at most as long as the model's, possibly of several recordings.
@@ -61,7 +62,7 @@ class WindowScorer:
             )
         return scores_WC, embedding_BD.cpu().numpy()
 
-    def score_windows(self, fbank_TM: Tensor, windows: Sequence[Window]) -> tuple[np.ndarray, np.ndarray]:
+    def score_windows(self, fbank_TM: np.ndarray, windows: Sequence[Window]) -> tuple[np.ndarray, np.ndarray]:
         """Return uncalibrated scores (W, C) and embeddings (W, D) of a recording's windows, in batches."""
         parts = [
             self.score_batch([fbank_TM[each.start : each.stop] for each in windows[first : first + self.batch_size]])
@@ -74,10 +75,10 @@ class WindowScorer:
         """Convert scores to probabilities; return them unchanged without a calibration."""
         return scores_NC if self.calibration is None else self.calibration.apply(scores_NC)
 
-    def _pad(self, windows: Sequence[Tensor | np.ndarray]) -> Tensor:
+    def _pad(self, windows: Sequence[np.ndarray]) -> Tensor:
         """Pad windows (T, M) with 0 to the model's length, then normalise, as in training → (B, T, M)."""
         shape = (len(windows), self.model.config.num_frames, NUM_MEL_BINS)
         fbank_BTM = torch.zeros(shape, device=self.device)
         for padded_TM, window_TM in zip(fbank_BTM, windows, strict=True):
-            padded_TM[: len(window_TM)] = torch.as_tensor(window_TM)
+            padded_TM[: len(window_TM)] = torch.from_numpy(window_TM)
         return normalise(fbank_BTM, self.metadata.mean, self.metadata.std)

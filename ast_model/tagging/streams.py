@@ -89,7 +89,7 @@ def tag_recordings(
     scorer: WindowScorer, recordings: Iterable[Recording], options: TaggingOptions, with_spectrogram: bool = False
 ) -> Generator[Tagged | Untagged, None, None]:
     """Tag recordings in order. An unreadable recording yields an `Untagged`, and the next one follows."""
-    grid = scorer.timeline_grid(options.window_s, options.hop_s) if options.timeline else scorer.whole_grid
+    grid = scorer.timeline_grid(options) if options.timeline else scorer.whole_grid
     events = (event for each in recordings for event in _read(each, grid, with_spectrogram))
     results = _Results(scorer, options, grid)
     with closing(_score_ahead(scorer, events)) as scored:

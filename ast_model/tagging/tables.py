@@ -4,6 +4,7 @@ A table has a row per tag: `file`, `start_s`, `end_s`, `label`, `score`. The for
 into one file. Raven and Audacity annotate single recordings, so each recording gets its own file in a folder.
 """
 
+import codecs
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pandas as pd
 
 from pipeline.errors import ConfigError, InputError
 
-Format = Literal["csv", "jsonl", "parquet", "raven", "audacity"]
+Format = Literal["csv", "csv-excel", "jsonl", "parquet", "raven", "audacity"]
 COLUMNS = ("file", "start_s", "end_s", "label", "score")
 MAX_HZ = 8_000
 """Upper end of AST's frequency range, half of 16 kHz."""
@@ -85,6 +86,11 @@ def _render_csv(tags: pd.DataFrame) -> bytes:
     return tags.to_csv(index=False, float_format="%.6g").encode()
 
 
+def _render_csv_for_excel(tags: pd.DataFrame) -> bytes:
+    """Return CSV that starts with a byte-order mark, without which Excel on Windows does not read UTF-8."""
+    return codecs.BOM_UTF8 + _render_csv(tags)
+
+
 def _render_json_lines(tags: pd.DataFrame) -> bytes:
     return tags.to_json(orient="records", lines=True, force_ascii=False).encode()
 
@@ -119,6 +125,7 @@ def _one_cell(text: str) -> str:
 
 FORMATS: dict[Format, TableFormat] = {
     "csv": TableFormat(".csv", "text/csv; charset=utf-8", _render_csv),
+    "csv-excel": TableFormat(".csv", "text/csv; charset=utf-8", _render_csv_for_excel),
     "jsonl": TableFormat(".jsonl", "application/jsonl", _render_json_lines),
     "parquet": TableFormat(".parquet", "application/vnd.apache.parquet", _render_parquet),
     "raven": TableFormat(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ast_model.tagging.options import TaggingOptions
 from pipeline.errors import ConfigError
 from pipeline.fbank_settings import (
     FRAME_LENGTH_MS,
@@ -80,22 +81,18 @@ class WindowGrid:
             yield Window(start, num_frames), buffer_TM[start - first :]
 
 
-def plan_grid(max_frames: int, window_s: float | None = None, hop_s: float | None = None) -> WindowGrid:
-    """Convert window and hop from seconds to frames. Raises ConfigError.
+def plan_grid(max_frames: int, options: TaggingOptions) -> WindowGrid:
+    """Convert window and hop from seconds to frames. Raises ConfigError for windows longer than the model's.
 
     max_frames: length of the model's windows, the default.
     """
-    if window_s is None:
-        num_frames, window_s = max_frames, max_frames / FRAMES_PER_S
-    else:
-        num_frames = num_frames_of(round(window_s * SAMPLE_RATE_HZ))
+    window_s = max_frames / FRAMES_PER_S if options.window_s is None else options.window_s
+    num_frames = max_frames if options.window_s is None else num_frames_of(round(window_s * SAMPLE_RATE_HZ))
     if not 1 <= num_frames <= max_frames:
         raise ConfigError(
             f"expected window_s between 0.025 and the model's {max_frames / FRAMES_PER_S} s, found {window_s}"
         )
-    hop = num_frames // 2 if hop_s is None else round(hop_s * FRAMES_PER_S)
-    if hop < 1:
-        raise ConfigError(f"hop_s must be at least {1 / FRAMES_PER_S}, found {hop_s}")
+    hop = max(1, num_frames // 2) if options.hop_s is None else round(options.hop_s * FRAMES_PER_S)
     return WindowGrid(num_frames, hop, window_s)
 
 

@@ -22,8 +22,9 @@ class PredictConfig(TaggingOptions):
     """The class_labels_indices.csv for an official .pth, which contains no class names."""
     calibrated: bool = False
     """Return probabilities, and only classes above their thresholds, from the checkpoint's calibration.json."""
-    format: Literal["text", "csv", "jsonl", "parquet", "raven", "audacity"] = "text"
-    """text for people; csv, jsonl and parquet for programs; raven and audacity with one file per sound."""
+    format: Literal["text", "csv", "csv-excel", "jsonl", "parquet", "raven", "audacity"] = "text"
+    """text for people; csv, jsonl and parquet for programs; csv-excel for Excel on Windows; raven and audacity with one
+    file per recording."""
     output: str = ""
     """Output file, or a folder for raven and audacity. Default for text and csv: the terminal. For many files, use
     --format parquet with a folder or s3:// prefix: Ray tags files in parallel, and the same command resumes an

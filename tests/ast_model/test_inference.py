@@ -16,7 +16,7 @@ from ast_model.pretrained.layouts import TIMM, to_layout
 from ast_model.pretrained.load import load_pretrained
 from ast_model.pretrained.metadata import ModelMetadata
 from pipeline.audio.decode import encode_flac
-from pipeline.errors import AudioTaggingError, ConfigError, InputError, MismatchError
+from pipeline.errors import AudioTaggingError, ConfigError, InputError, MismatchError, WeightsError
 from pipeline.labels import Labels
 from pipeline.store.storage import Store
 
@@ -86,8 +86,8 @@ def test_a_timeline_reaches_the_end_and_no_further(tagger: Tagger) -> None:
     assert tagger.timeline(make_sound(8_000)).index.tolist() == [0]
     with pytest.raises(ConfigError, match=r"between 0\.025 and the model's 1\.28 s, found 10"):
         tagger.timeline(make_sound(8_000), window_s=10)
-    with pytest.raises(ConfigError, match="hop_s must be at least"):
-        tagger.timeline(make_sound(8_000), hop_s=0)
+    with pytest.raises(ConfigError, match=r"hop_s must be a multiple of 0\.01 s, found 0\.125"):
+        tagger.timeline(make_sound(8_000), hop_s=0.125)
 
 
 @pytest.mark.parametrize(("loss", "total"), [("ce", 1.0), ("bce", None)])
@@ -144,15 +144,40 @@ def test_an_official_file_needs_labels(tmp_path: Path) -> None:
         (np.full(16_000, 300.0), "a peak of 300"),
         (b"", "can't be decoded"),
         ("nowhere.wav", r"expected an audio file at .*nowhere\.wav, found none"),
+        ({"array": np.zeros(16_000), "sampling_rate": 16_000}, "found dict; resample its array to 16 kHz"),
+        ((np.zeros(16_000), 16_000), "found tuple; resample its waveform to 16 kHz"),
+        (["a.wav", "b.wav"], "found list; .* several audios to `scores`"),
+        (None, "found NoneType"),
+        (np.array(["a.wav"]), "found ndarray of <U5"),
+        (torch.zeros(16_000, dtype=torch.complex64), r"found Tensor of torch\.complex64"),
     ],
 )
 def test_what_is_no_audio_is_refused(tagger: Tagger, audio: Any, message: str) -> None:
-    with pytest.raises(AudioTaggingError, match=message):
-        tagger.tag(audio)
+    for use in (tagger.tag, tagger.timeline, lambda audio: tagger.scores([audio])):
+        with pytest.raises(AudioTaggingError, match=message):
+            use(audio)
+
+
+def test_tensors_of_any_float_type_and_gradient_are_tagged(tagger: Tagger) -> None:
+    sound = torch.from_numpy(make_sound(16_000))
+    expected = tagger.scores([sound.numpy()])
+    np.testing.assert_allclose(tagger.scores([sound.double().requires_grad_()]), expected, atol=1e-6)
+    np.testing.assert_allclose(tagger.scores([sound.numpy().astype(np.float64)]), expected, atol=1e-6)
+
+
+def test_scores_that_are_not_finite_are_reported_as_damaged_weights() -> None:
+    tagger = Tagger(make_model(), TAGGING, "cpu")
+    torch.nn.init.constant_(tagger.model.head.linear.bias, torch.nan)
+    for use in (tagger.tag, tagger.timeline, lambda audio: tagger.embed([audio])):
+        with pytest.raises(WeightsError, match="expected finite scores, found NaN or infinity in 1 of 1 windows"):
+            use(make_sound(9_000))
+    with pytest.raises(InputError, match="expected finite features"):
+        tagger.scores_of_fbank(np.full((98, 128), np.nan, np.float32))
 
 
 def test_a_single_audio_is_no_batch(tagger: Tagger) -> None:
-    with pytest.raises(InputError, match="pass a list"):
-        tagger.scores("a.wav")
+    for audio in ("a.wav", b"RIFF", np.zeros(16_000), {"array": np.zeros(16_000)}, None, 3):
+        with pytest.raises(InputError, match="pass a list"):
+            tagger.scores(audio)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="at least one"):
         tagger.scores([])

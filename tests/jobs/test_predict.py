@@ -1,3 +1,5 @@
+import codecs
+import dataclasses
 import io
 import json
 import os
@@ -18,6 +20,7 @@ import torch
 from PIL import Image
 from ray import cloudpickle
 
+from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, save_checkpoint
 from ast_model.config import ASTConfig
 from ast_model.export import export_hugging_face
 from ast_model.model import AST
@@ -71,6 +74,8 @@ def test_a_folder_becomes_a_table(checkpoint: Path, sounds: Path, tmp_path: Path
     assert table["file"].tolist() == [f"{sounds}/a.flac"] * 2 + [f"{sounds}/deep/b.flac"] * 2
     assert table["end_s"].tolist() == pytest.approx([0.995, 0.995, 2.495, 2.495])
     assert (table["score"].between(0, 1) & table["label"].isin(["Speech", "Dog, barking", "Rain"])).all()
+    assert run_predict(*wanted, "--format", "csv-excel", "--output", tmp_path / "excel.csv") == 0
+    assert (tmp_path / "excel.csv").read_bytes() == codecs.BOM_UTF8 + (tmp_path / "tags.csv").read_bytes()
     assert run_predict(*wanted, "--timeline", "--hop-s", 1, "--format", "jsonl", "--output", tmp_path / "t.jsonl") == 0
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
     windows = {(row["start_s"], round(row["end_s"], 2)) for row in rows if "b.flac" in row["file"]}
@@ -93,6 +98,22 @@ def test_bad_files_are_named_after_the_good(
     shown = capsys.readouterr()
     assert f"{sounds}/a.flac\n  0." in shown.out
     assert "1 of 2 files could not be tagged" in shown.err and "broken.wav" in shown.err
+
+
+def test_weights_that_overflow_end_the_run_with_an_error(
+    sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = AST(SHAPE)
+    torch.nn.init.constant_(model.head.norm.weight, 3e38)
+    torch.nn.init.constant_(model.head.norm.bias, -3e38)
+    labels = {"mids": ("a", "b", "c"), "names": ("a", "b", "c")}
+    description = {"model": dataclasses.asdict(SHAPE), "train": {}, "labels": labels, "mean": -5.0, "std": 4.0}
+    name = save_checkpoint(
+        Store(str(tmp_path)), "run", Checkpoint(LoopState(1), model.state_dict(), description=description)
+    )
+    words = ("--checkpoint", tmp_path / name, "--audio", sounds, "--device", "cpu", "--format", "csv")
+    assert run_predict(*words, "--output", tmp_path / "tags.csv") == 1
+    assert "expected finite scores" in capsys.readouterr().err and not (tmp_path / "tags.csv").exists()
 
 
 @pytest.mark.slow

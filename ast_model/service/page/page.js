@@ -1,6 +1,6 @@
 "use strict";
 
-const FORMATS = { csv: "CSV", jsonl: "JSON lines", parquet: "Parquet", raven: "Raven", audacity: "Audacity" };
+const FORMATS = { csv: "CSV", "csv-excel": "CSV for Excel", jsonl: "JSON lines", parquet: "Parquet", raven: "Raven", audacity: "Audacity" };
 const NUM_TAGS = 10, NUM_LANES = 5, RECORD_S = 60;
 const $ = id => document.getElementById(id);
 let answer = null, address = null, stopAt = null, recorder = null, turn = 0;

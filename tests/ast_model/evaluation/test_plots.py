@@ -1,9 +1,19 @@
+import io
+
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
 from ast_model.evaluation.evaluate import Evaluation
-from ast_model.evaluation.plots import class_table, plot_average_precision, plot_precision_recall
+from ast_model.evaluation.plots import (
+    class_table,
+    plot_average_precision,
+    plot_changes,
+    plot_confusion,
+    plot_precision_recall,
+    plot_tags,
+)
 from ast_model.metrics import tagging_metrics
 from pipeline.labels import Labels
 
@@ -28,6 +38,32 @@ def test_precision_recall_curves_show_the_chosen_classes(evaluation: Evaluation)
     recall, precision = axes.lines[1].get_data()
     area = -np.sum(np.diff(recall) * np.asarray(precision)[:-1])
     assert area == pytest.approx(average_precision_score(evaluation.targets[:, 1], evaluation.scores[:, 1]))
+
+
+def test_curves_of_classes_with_an_underscore_are_in_the_legend(evaluation: Evaluation) -> None:
+    names = ("_background_noise_", "_silence_", "up", "down")
+    (axes,) = plot_precision_recall(evaluation, Labels(names, names)).axes
+    legend = axes.get_legend()
+    assert legend is not None
+    assert {text.get_text().split(" (")[0] for text in legend.get_texts()} == set(names)
+
+
+@pytest.mark.parametrize("name", ["狗叫声", "a" * 400, "🐕 barks", "two\nlines", "كلب", "ง" * 300])
+def test_names_of_any_script_and_length_are_drawn_without_warnings(name: str, evaluation: Evaluation) -> None:
+    names = (name, name[::-1] + "x", "up", "down")
+    labels = Labels(names, names)
+    tags = pd.DataFrame({"label": names, "start_s": 0.0, "end_s": 1.0, "score": 0.5})
+    changes = pd.Series([0.1, -0.1], index=names[:2])
+    for figure in (
+        plot_average_precision(class_table(evaluation, labels, np.arange(4))),
+        plot_precision_recall(evaluation, labels),
+        plot_confusion(evaluation, labels),
+        plot_changes(changes, name, "second run"),
+        plot_tags(name, np.random.default_rng(0).random((98, 128)), 1.0, tags),
+    ):
+        figure.savefig(io.BytesIO(), format="png")
+        axes = figure.axes[0]
+        assert axes.get_window_extent().width > 0.2 * figure.bbox.width, "names leave space for the plot"
 
 
 def test_bars_are_labelled_and_sorted(evaluation: Evaluation) -> None:

@@ -1,5 +1,6 @@
 """Review files, read back by crowsetta (a library for annotation formats) and pandas."""
 
+import codecs
 import csv
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import crowsetta
 import pandas as pd
 import pytest
 
-from ast_model.tagging.tables import write_tags
+from ast_model.tagging.tables import render_tags, write_tags
 from pipeline.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")  # of crowsetta
@@ -56,6 +57,7 @@ def test_audacity_labels_are_read_by_crowsetta(table: pd.DataFrame, tmp_path: Pa
     ("format", "read"),
     [
         ("csv", pd.read_csv),
+        ("csv-excel", pd.read_csv),
         ("jsonl", lambda file: pd.read_json(file, lines=True)),
         ("parquet", pd.read_parquet),
     ],
@@ -63,6 +65,12 @@ def test_audacity_labels_are_read_by_crowsetta(table: pd.DataFrame, tmp_path: Pa
 def test_tables_come_back_as_they_were(format, read, table: pd.DataFrame, tmp_path: Path) -> None:
     (file,) = write_tags(table.assign(rank=1), format, tmp_path / "new" / f"tags.{format}")
     pd.testing.assert_frame_equal(read(file), table, check_dtype=False)
+
+
+def test_only_csv_for_excel_starts_with_a_byte_order_mark(table: pd.DataFrame) -> None:
+    content = render_tags(table, "csv-excel")
+    assert content.startswith(codecs.BOM_UTF8)
+    assert content.removeprefix(codecs.BOM_UTF8) == render_tags(table, "csv")
 
 
 def test_a_table_of_something_else_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from ast_model.tagging.options import TaggingOptions
 from ast_model.tagging.windows import Window, WindowGrid, plan_grid, pool_windows
 from pipeline.errors import ConfigError
 
@@ -30,7 +31,8 @@ def test_window_mean_is_weighted_by_frames() -> None:
 
 
 def test_windows_default_to_the_model_length_and_half_of_it() -> None:
-    assert plan_grid(128) == WindowGrid(128, 64, 1.28)
-    assert plan_grid(1024, window_s=1.0, hop_s=0.25) == WindowGrid(98, 25, 1.0)
+    assert plan_grid(128, TaggingOptions()) == WindowGrid(128, 64, 1.28)
+    assert plan_grid(128, TaggingOptions(window_s=0.03)) == WindowGrid(1, 1, 0.03)
+    assert plan_grid(1024, TaggingOptions(window_s=1.0, hop_s=0.25)) == WindowGrid(98, 25, 1.0)
     with pytest.raises(ConfigError, match=r"between 0\.025 and the model's 1\.28 s, found 10"):
-        plan_grid(128, window_s=10)
+        plan_grid(128, TaggingOptions(window_s=10))
