@@ -19,7 +19,7 @@ from ast_model.service.limits import Limits
 from ast_model.tagging.options import TaggingOptions
 from ast_model.tagging.ranking import TagCollector
 from ast_model.tagging.spectrogram import Spectrogram
-from ast_model.tagging.tables import Format, render_tags
+from ast_model.tagging.tables import MAX_NAME_BYTES, Format, render_tags
 from ast_model.tagging.windows import Window, pool_windows, seconds_of_frames
 from pipeline.audio.decode import decode_file
 from pipeline.errors import InputError
@@ -27,8 +27,6 @@ from pipeline.fbank import compute_fbank
 from pipeline.page import spectrogram_url
 
 NUM_DECODERS = 2
-MAX_NAME_BYTES = 200
-"""Longest file name. File systems allow 255 bytes, and review files append their extension."""
 WINDOWS_AT_A_TIME = 8
 """Concurrent windows per request, so that a long upload does not delay short uploads."""
 DECIMALS = {"start_s": 3, "end_s": 3, "score": 6}

@@ -6,7 +6,7 @@ into one file. Raven and Audacity annotate single recordings, so each recording 
 
 import codecs
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal, get_args
@@ -17,6 +17,8 @@ from pipeline.errors import ConfigError, InputError
 
 Format = Literal["csv", "csv-excel", "jsonl", "parquet", "raven", "audacity"]
 COLUMNS = ("file", "start_s", "end_s", "label", "score")
+MAX_NAME_BYTES = 200
+"""Longest name of a recording in file names. File systems allow 255 bytes, with suffix and number."""
 MAX_HZ = 8_000
 """Upper end of AST's frequency range, half of 16 kHz."""
 RAVEN_COLUMNS = (
@@ -70,16 +72,21 @@ def render_tags(table: pd.DataFrame, format: Format) -> bytes:
 
 def _write_each(table: pd.DataFrame, folder: Path, format: TableFormat) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    written: dict[Path, None] = {}
+    written: list[Path] = []
     for name, tags in table[[*COLUMNS]].groupby("file", sort=False):
-        path = folder / f"{PurePath(str(name)).name}{format.suffix}"
-        number = 1
-        while path in written:  # recordings with equal names from several folders
-            number += 1
-            path = folder / f"{PurePath(str(name)).name}-{number}{format.suffix}"
-        path.write_bytes(format.render(tags))
-        written[path] = None
-    return list(written)
+        written.append(unused_path(folder, str(name), format.suffix, written))
+        written[-1].write_bytes(format.render(tags))
+    return written
+
+
+def unused_path(folder: Path, recording: str, suffix: str, used: Collection[Path]) -> Path:
+    """Return a path named after a recording, with a number if recordings of several folders have equal names."""
+    name = PurePath(recording).name.encode(errors="replace")[:MAX_NAME_BYTES].decode(errors="ignore")
+    path, number = folder / f"{name}{suffix}", 1
+    while path in used:
+        number += 1
+        path = folder / f"{name}-{number}{suffix}"
+    return path
 
 
 def _render_csv(tags: pd.DataFrame) -> bytes:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ast_model.inference import Tagger
 from ast_model.tagging.streams import Tagged, Untagged, tag_recordings
-from ast_model.tagging.tables import render_tags, write_tags
+from ast_model.tagging.tables import render_tags, unused_path, write_tags
 from jobs.tagging.settings import PredictConfig
 from pipeline.errors import InputError
 from pipeline.progress import show_progress
@@ -76,10 +76,6 @@ def _draw(result: Tagged, folder: Path, drawn: Set[Path]) -> Path:
     from ast_model.evaluation.plots import plot_tags  # importing matplotlib is slow
 
     folder.mkdir(parents=True, exist_ok=True)
-    name = PurePath(result.name).name
-    file, number = folder / f"{name}.png", 1
-    while file in drawn:  # recordings with equal names from several folders
-        number += 1
-        file = folder / f"{name}-{number}.png"
-    plot_tags(name, result.spectrogram_TM, result.length_s, result.tags).savefig(file, dpi=120)
+    file = unused_path(folder, result.name, ".png", drawn)
+    plot_tags(PurePath(result.name).name, result.spectrogram_TM, result.length_s, result.tags).savefig(file, dpi=120)
     return file

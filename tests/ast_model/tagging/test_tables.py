@@ -73,6 +73,14 @@ def test_only_csv_for_excel_starts_with_a_byte_order_mark(table: pd.DataFrame) -
     assert content.removeprefix(codecs.BOM_UTF8) == render_tags(table, "csv")
 
 
+def test_very_long_names_are_shortened_to_distinct_files(table: pd.DataFrame, tmp_path: Path) -> None:
+    names = [f"{'狗' * 84}{end}" for end in ("a.wav", "b.wav")]
+    for name in names:
+        (tmp_path / name[1:]).touch()  # such names exist
+    files = write_tags(table[:2].assign(file=names), "raven", tmp_path / "out")
+    assert len(set(files)) == 2 and all(file.is_file() for file in files)
+
+
 def test_a_table_of_something_else_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="score"):
         write_tags(table.drop(columns="score"), "csv", tmp_path / "tags.csv")
