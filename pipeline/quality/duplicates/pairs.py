@@ -21,26 +21,16 @@ import pyarrow as pa
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from pipeline.measures.fingerprint import (
-    MAX_SHIFT_STEPS,
-    MIN_CELLS,
-    NUM_STEPS,
-    STEP_S,
-    closest,
-    count_cells,
-    distances,
-    unpack,
-)
+from pipeline.measures.fingerprint import MIN_CELLS, NUM_STEPS, closest, count_cells, unpack
 from pipeline.measures.table import read_measures
 from pipeline.quality.duplicates.anchors import ANCHOR_DTYPE, SCALE, find_anchors
 from pipeline.quality.duplicates.cells import Cells
+from pipeline.quality.duplicates.comparison import PAIR_DTYPE, compare_cell
 from pipeline.quality.duplicates.pair_table import MAX_DISTANCE
 from pipeline.snapshots.snapshot import Snapshot
 
 PART_CLIPS = 2**15
 BLOCK_CLIPS = 2**11
-COMPARED_ANCHORS = 2**9
-"""Anchors per batch; the score matrix fits in the CPU cache."""
 CELL_CLIPS = 512
 """Approximate clips per cell."""
 MAX_CELLS = 2**16
@@ -51,12 +41,9 @@ WHITENING_RIDGE = 0.01
 SIMILARITY_OF_2M, SIMILARITY_PER_DECADE, LOWEST_SIMILARITY = 0.6, 0.05, 0.5
 """Cosine threshold of whitened vectors for a search of two million clips, its increase for ten times as many clips, and
 its minimum: see `similarity_needed`."""
-NUM_SHIFTS = 2 * MAX_SHIFT_STEPS + 1
-MAX_DISTANCE_NEARBY = 0.8
-"""Largest distance of copies at a shift that is off by one step."""
 
 
-class Run(Protocol):
+class RunTasks(Protocol):
     def __call__(
         self, function: Callable[[Any, Any], Any], items: Iterable[Any], shared: Any, num_items: int
     ) -> Iterator[tuple[Any, Any]]:
@@ -65,7 +52,7 @@ class Run(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class SnapshotPart:
     """Consecutively numbered clips of some shards."""
 
     number: int
@@ -118,10 +105,7 @@ class SearchFiles:
         return self.folder / f"starts-{part}.bin"
 
 
-PAIR_DTYPE = np.dtype([("first", "<i4"), ("second", "<i4"), ("distance", "<f4"), ("offset_s", "<f4")])
-
-
-def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, int]:
+def find_pairs(snapshot: Snapshot, folder: Path, run: RunTasks) -> tuple[pa.Table, int]:
     """Return a snapshot's near-identical pairs and the number of clips without a fingerprint.
 
     folder: on a local disk with 3.2 kB of space per clip.
@@ -131,10 +115,7 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     starts = range(0, len(order), PART_CLIPS)
     space = SearchFiles(folder, len(starts))
     np.lib.format.open_memmap(space.words, "w+", "<u4", (len(order), NUM_STEPS))
-    parts = (
-        Part(number, start, replace(snapshot, index=snapshot.index.take(pa.array(order[start : start + PART_CLIPS]))))
-        for number, start in enumerate(starts)
-    )
+    parts = (_take_part(snapshot, order, number) for number in range(len(starts)))
     prepared: list[PartSummary] = [PartSummary(np.empty(0), 0, np.empty(0))] * len(starts)
     for part, result in run(read_fingerprints, parts, space, len(starts)):
         prepared[part.number] = result
@@ -145,12 +126,9 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     representative = first_of_hash[same]
     is_searched = (representative == np.arange(len(hashes))) & (hashes != 0)
 
-    sample = np.concatenate([each.sample for each in prepared])
-    num_searched = int(is_searched.sum())
-    num_cells = min(MAX_CELLS, -(-num_searched // CELL_CLIPS), len(sample))
-    centres = np.random.default_rng(0).permutation(sample)[:num_cells]
-    whitening, min_similarity = find_whitening(sample), similarity_needed(num_searched)
-    space = replace(space, cells=Cells.around(centres), whitening=whitening, min_similarity=min_similarity)
+    space = _choose_cells(space, np.concatenate([each.sample for each in prepared]), int(is_searched.sum()))
+    assert space.cells is not None
+    num_cells = len(space.cells.centres_CV)
     masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
     for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
         space.anchors(number).unlink()  # here instead of in the task, which may be repeated
@@ -168,7 +146,21 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: Run) -> tuple[pa.Table, in
     return table, sum(each.num_missing for each in prepared)
 
 
-def read_fingerprints(part: Part, space: SearchFiles) -> PartSummary:
+def _take_part(snapshot: Snapshot, order: np.ndarray, number: int) -> SnapshotPart:
+    start = number * PART_CLIPS
+    rows = pa.array(order[start : start + PART_CLIPS])
+    return SnapshotPart(number, start, replace(snapshot, index=snapshot.index.take(rows)))
+
+
+def _choose_cells(space: SearchFiles, sample_AV: np.ndarray, num_clips: int) -> SearchFiles:
+    """Choose cells, whitening and threshold from a sample of the vectors of `num_clips` clips."""
+    num_cells = min(MAX_CELLS, -(-num_clips // CELL_CLIPS), len(sample_AV))
+    cells = Cells.around(np.random.default_rng(0).permutation(sample_AV)[:num_cells])
+    whitening, min_similarity = find_whitening(sample_AV), similarity_needed(num_clips)
+    return replace(space, cells=cells, whitening=whitening, min_similarity=min_similarity)
+
+
+def read_fingerprints(part: SnapshotPart, space: SearchFiles) -> PartSummary:
     """Write the fingerprints and anchors of a part's clips to shared files."""
     fingerprints = read_measures(part.clips, ["fingerprint"])["fingerprint"]
     words = np.load(space.words, mmap_mode="r+")
@@ -242,76 +234,7 @@ def compare_in_cells(cells: range, space: SearchFiles) -> np.ndarray:
     cell_A = np.tile(np.arange(len(cells)), space.num_parts).repeat(np.concatenate(counts))
     ordered = np.concatenate(anchors)[np.argsort(cell_A, kind="stable")]
     ends = np.sum(counts, axis=0).cumsum()
-    return np.concatenate([_compare(each, words, space.min_similarity) for each in np.split(ordered, ends[:-1])])
-
-
-def _compare(anchors: np.ndarray, words: np.ndarray, min_similarity: float) -> np.ndarray:
-    """Compare clips with earlier leaders, the clips without a similar predecessor. A thousand copies thus meet one
-    leader."""
-    anchors = anchors[np.argsort(anchors["step"], kind="stable")]
-    vectors = anchors["vector"].astype(np.float32) / SCALE
-    leaders, found = np.empty(0, np.intp), [np.empty(0, PAIR_DTYPE)]
-    for start in range(0, len(anchors), COMPARED_ANCHORS):
-        block = np.arange(start, min(start + COMPARED_ANCHORS, len(anchors)))
-        # Sorted by step, so that leaders too far before all remaining clips can be dropped.
-        leaders = leaders[anchors["step"][leaders] >= anchors["step"][start] - MAX_SHIFT_STEPS]
-        known = _verify(*_resembling(vectors, block, leaders, min_similarity), anchors, words)
-        new = block[~np.isin(anchors["clip"][block], known["second"])]
-        second, first = _resembling(vectors, new, new, min_similarity)
-        among_new = _verify(second[first < second], first[first < second], anchors, words)
-        found += [known, among_new]
-        leaders = np.append(leaders, new[~np.isin(anchors["clip"][new], among_new["second"])])
-    return np.concatenate(found)
-
-
-def _resembling(
-    vectors: np.ndarray, rows: np.ndarray, among: np.ndarray, min_similarity: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the index pairs of similar rows, sorted."""
-    is_similar = vectors[rows] @ vectors[among].T >= min_similarity
-    second, first = np.divmod(np.flatnonzero(is_similar), max(len(among), 1))  # several times as fast as `nonzero`
-    return rows[second], among[first]
-
-
-def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Compare fingerprints of clips with similar anchors and return the close pairs.
-
-    Each clip is compared with 1, 2, 4 … candidates until one is close; among copies the first candidate suffices.
-    """
-    clip, other = anchors["clip"][second].astype(np.int64), anchors["clip"][first]
-    shift = anchors["step"][first].astype(np.int64) - anchors["step"][second]
-    is_possible = (clip != other) & (abs(shift) <= MAX_SHIFT_STEPS)
-    # Pack each candidate into one number, which sorts a hundred times as fast as rows of three.
-    packed = (clip * len(words) + other) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
-    packed = np.sort(packed[is_possible])
-    packed = packed[np.append(True, np.diff(packed) > 0)[: len(packed)]]  # `unique` takes five times as long
-    found, num_at_once = [np.empty(0, PAIR_DTYPE)], 1
-    while len(packed):
-        second = packed // NUM_SHIFTS // len(words)
-        is_next = np.arange(len(packed)) - np.searchsorted(second, second) < num_at_once
-        first, shift = packed[is_next] // NUM_SHIFTS % len(words), packed[is_next] % NUM_SHIFTS - MAX_SHIFT_STEPS
-        close = _keep_close(second[is_next], first, shift, words)
-        found.append(close)
-        packed = packed[~is_next & ~np.isin(second, close["second"])]
-        num_at_once *= 2
-    return np.concatenate(found)
-
-
-def _keep_close(seconds: np.ndarray, firsts: np.ndarray, shifts: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Return the candidate pairs with close fingerprints at their shifts (N,)."""
-    found = [np.empty(0, PAIR_DTYPE)]
-    for start in range(0, len(seconds), BLOCK_CLIPS):
-        second, first, shift = (each[start : start + BLOCK_CLIPS] for each in (seconds, firsts, shifts))
-        near = distances(words[first], words[second], shift)
-        # Shifts are rarely whole steps, so try neighbouring shifts. The first test rejects most candidates.
-        again = np.flatnonzero(near <= MAX_DISTANCE_NEARBY)
-        for more in (-1, 1):
-            other = distances(words[first[again]], words[second[again]], shift[again] + more)
-            near[again] = np.minimum(near[again], other)
-        pairs = np.zeros(len(first), PAIR_DTYPE)
-        pairs["first"], pairs["second"], pairs["distance"], pairs["offset_s"] = first, second, near, shift * STEP_S
-        found.append(pairs[near <= MAX_DISTANCE])
-    return np.concatenate(found)
+    return np.concatenate([compare_cell(each, words, space.min_similarity) for each in np.split(ordered, ends[:-1])])
 
 
 def list_against_first(pairs: np.ndarray, words: np.ndarray, row_of: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from bench.near_duplicates import fbank_of, make_scenes, recorded_sounds, vary
 from pipeline.measures.clip_measures import Measures
 from pipeline.measures.fingerprint import MIN_CELLS, count_cells, distances, fingerprint_of, unpack
 from pipeline.measures.table import write_measures
-from pipeline.quality.duplicates import pairs
+from pipeline.quality.duplicates import comparison, pairs
 from pipeline.quality.duplicates.pair_table import MAX_DISTANCE, duplicate_groups
 from pipeline.quality.duplicates.pairs import find_pairs
 from pipeline.reading.reader import ClipReader
@@ -74,7 +74,7 @@ def test_a_crowd_of_copies_is_one_group_and_costs_no_comparison_of_each_with_eac
         compared.append(len(first))
         return distances(first, second, shift)
 
-    monkeypatch.setattr(pairs, "distances", count_distances)
+    monkeypatch.setattr(comparison, "distances", count_distances)
     chance = np.random.default_rng(0)
     member = smooth_noise(chance, 1)
     crowd = pack(member + 0.3 * smooth_noise(chance, 600))
