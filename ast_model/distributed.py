@@ -1,4 +1,4 @@
-"""Ranks, devices and collectives of a distributed training. On a single rank, every collective is the identity."""
+"""Ranks, devices and collectives for distributed training. On a single rank, every collective is the identity."""
 
 import gc
 import os
@@ -20,11 +20,11 @@ from ast_model.config import DeviceType, Precision
 from pipeline.errors import ConfigError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-"""Backend per device type. On GPUs, gloo serves CPU tensors, which must not wait for NCCL's queue."""
+"""Communication backends per device type. With GPUs, CPU tensors use gloo, so they never wait for NCCL's queue."""
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 REMOTE_ADDRESS = "192.0.2.1"
-"""Address reserved for documentation, which is reached by the default route."""
+"""Address from a block reserved for documentation. Looking up its route reveals the default network interface."""
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ class AnyRankFlag:
 
 @contextmanager
 def join_world(device_type: DeviceType) -> Iterator[World]:
-    """Join the ranks described by torchrun's environment variables, which Ray Train sets as well; default: one rank.
+    """Join the ranks that torchrun or Ray Train describe by environment variables. By default there is one rank.
 
     The device follows the setting instead of the visible devices: Ray shows workers GPUs that they did not request, and
     several ranks would then share one. An existing process group is reused and left open. Raises ConfigError if there
@@ -159,7 +159,7 @@ def join_world(device_type: DeviceType) -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:
         if is_ours:
-            gc.collect()  # a model that refers to the group would keep its threads alive beyond the interpreter's end
+            gc.collect()  # a model that refers to the group would keep its threads alive at exit
             dist.destroy_process_group()
 
 
@@ -176,7 +176,7 @@ def select_gloo_interface(address: str) -> None:
 
 
 def _node_address(is_alone: bool) -> str:
-    """Return this node's address towards the main rank. is_alone: all ranks run on this node."""
+    """Return the address at which other ranks reach this node. is_alone: all ranks run on this node."""
     address = _address_towards(os.environ.get("MASTER_ADDR", ""))
     if address.startswith("127.") and not is_alone:  # the main rank's own name may resolve to 127.0.1.1
         return _address_towards(REMOTE_ADDRESS)
@@ -184,7 +184,7 @@ def _node_address(is_alone: bool) -> str:
 
 
 def _address_towards(host: str) -> str:
-    """Return the address of this node that packets to a host come from; empty for an unknown or unreachable host."""
+    """Return this node's source address for packets to `host`, or "" if the host is unknown or unreachable."""
     try:
         family, *_, address = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -199,21 +199,21 @@ def _local_gpu(local_rank: int) -> torch.device:
     num_gpus = torch.cuda.device_count()
     if local_rank >= num_gpus:
         raise ConfigError(
-            f"expected a GPU for each rank of this machine, found {num_gpus} GPUs and a rank {local_rank}, counted from"
-            f" 0; start at most {num_gpus} ranks on it (torchrun: --nproc-per-node {num_gpus}), or train on CPUs:"
-            " --no-use-gpu"
+            f"expected one GPU per rank on this machine, found {num_gpus} GPUs for local rank {local_rank} (ranks"
+            f" count from 0). Start at most {num_gpus} ranks (torchrun: --nproc-per-node {num_gpus}), or train on"
+            " CPUs: --no-use-gpu"
         )
     return torch.device("cuda", local_rank)
 
 
 def check_cuda() -> None:
-    """Raise ConfigError, with the versions of driver and CUDA, if torch can't use a GPU on this machine."""
+    """Raise ConfigError, naming the driver and CUDA versions, if torch can't use a GPU on this machine."""
     if torch.cuda.is_available():
         return
     try:
         torch.cuda.init()
         reason = "no GPU is visible"
-    except (RuntimeError, AssertionError) as error:  # torch was built without CUDA, or the driver fails
+    except (RuntimeError, AssertionError) as error:  # raised by builds without CUDA and by broken drivers
         reason = str(error).split("\n")[0][:200]
     raise ConfigError(
         f"expected a GPU that torch {torch.__version__}, built for CUDA {torch.version.cuda or '(none)'}, can use,"

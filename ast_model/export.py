@@ -30,7 +30,7 @@ from ast_model.pretrained.weight_files import CONFIG_KEY, METADATA_KEY
 from pipeline.errors import ConfigError, CorruptError, InputError, MismatchError
 
 LOGITS_TOLERANCE = 1e-4
-"""Tolerance of logits: absolute, and relative above 1."""
+"""Maximum error of exported logits: absolute up to 1, relative above 1."""
 CARD_FILE = "README.md"
 _HUGGING_FACE_PREFIX = "audio_spectrogram_transformer."
 
@@ -38,8 +38,8 @@ _HUGGING_FACE_PREFIX = "audio_spectrogram_transformer."
 def export_hugging_face(model: AST, metadata: ModelMetadata, folder: Path, card: str = "") -> None:
     """Write a folder that transformers' AutoModelForAudioClassification and AutoFeatureExtractor load.
 
-    card: content of README.md; none by default. The logits are the model's. The embeddings are smaller by the factor in
-    `_with_one_epsilon`.
+    card: content of README.md; default: no card. The logits equal the model's, while the embeddings are smaller by a
+    constant factor (see `_with_one_epsilon`).
     """
     original = _ready(model)
     model = _with_one_epsilon(original)
@@ -71,7 +71,7 @@ def export_folder(model: AST, metadata: ModelMetadata, folder: Path, card: str) 
 
 
 def export_safetensors(model: AST, file: Path, metadata: ModelMetadata | None = None) -> None:
-    """Write one file with our tensor names, and config and metadata in its header. `Tagger.load` needs nothing else."""
+    """Write a single safetensors file that `Tagger.load` can read. Its header holds the config and the metadata."""
     model = _ready(model)
     with _published(file) as aside:
         save_file(model.state_dict(), aside, _header(model, metadata))
@@ -87,7 +87,7 @@ def _header(model: AST, metadata: ModelMetadata | None) -> dict[str, str]:
 
 
 def export_onnx(model: AST, metadata: ModelMetadata, file: Path) -> None:
-    """Write an ONNX file: `fbank` (batch, num_frames, num_mel_bins), normalised, to `logits` (batch, num_classes).
+    """Write an ONNX file from normalised `fbank` (batch, num_frames, num_mel_bins) to `logits` (batch, num_classes).
 
     The batch size is dynamic. The file's metadata contains labels, mean and std as JSON. `Tagger.load` reads the file.
     """
@@ -114,8 +114,8 @@ def export_onnx(model: AST, metadata: ModelMetadata, file: Path) -> None:
 def _with_one_epsilon(model: AST) -> AST:
     """Return a model with equal logits whose head has the blocks' epsilon, as Hugging Face's AST requires.
 
-    LayerNorm(a·x) with a²·eps equals LayerNorm(x) with eps. Scaling the output of the LayerNorm before the head's by a
-    thus changes the head's epsilon: by √10 for the paper's 1e-6 and 1e-5.
+    LayerNorm(a·x) with epsilon a²·eps equals LayerNorm(x) with epsilon eps. The function therefore scales the output of
+    the preceding LayerNorm by a, which is 1/√10 for the paper's epsilons of 1e-6 and 1e-5.
     """
     config = dataclasses.replace(model.config, head_norm_eps=model.config.norm_eps)
     factor = math.sqrt(config.norm_eps / model.config.head_norm_eps)
@@ -127,8 +127,8 @@ def _with_one_epsilon(model: AST) -> AST:
 
 
 def _trace(model: AST) -> Any:
-    # Two clips, because torch would export a batch of one as a constant. Its warnings concern its own code and packages
-    # that are not installed.
+    # Export with two clips, because torch would turn a batch of one into a constant. Silence its warnings, which
+    # concern its own code and optional packages.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):
         return torch.onnx.export(
@@ -138,7 +138,7 @@ def _trace(model: AST) -> Any:
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
-            optimize=False,  # keeps names and shapes of tensors; runtimes optimise on their own
+            optimize=False,  # keep the names and shapes of tensors; runtimes optimise the graph themselves
             verbose=False,
         )
 
@@ -149,7 +149,7 @@ def _ready(model: AST) -> AST:
 
 def _check_labels(labels: Sequence[str], num_classes: int) -> None:
     if len(labels) != num_classes:
-        raise MismatchError(f"expected {num_classes} labels, one for each class of the model, found {len(labels)}")
+        raise MismatchError(f"expected {num_classes} labels, one per class of the model, found {len(labels)}")
     if len(set(labels)) != len(labels):
         twice = next(label for label in labels if list(labels).count(label) > 1)
         raise InputError(f"expected distinct labels, found {twice!r} twice; rename one")
@@ -159,7 +159,7 @@ def _check_labels(labels: Sequence[str], num_classes: int) -> None:
 def _published(target: Path) -> Iterator[Path]:
     """Yield a temporary path on the same disk, which becomes `target` unless an error occurs."""
     if target.exists():
-        raise InputError(f"expected nothing at {target}, found an older export; remove it, or choose another name")
+        raise InputError(f"{target} exists already; remove it, or choose another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

@@ -1,9 +1,9 @@
-"""Operations and parameters of a model, by its shape, and the peak rates of GPUs."""
+"""Compute the operations and parameters of a model from its shape, and list peak rates of GPUs."""
 
 from ast_model.config import ASTConfig
 
 FORWARDS_PER_STEP = 3
-"""Forwards that take as many operations as a training step: its backward counts twice."""
+"""Cost of a training step in forward passes: one forward, and a backward that costs twice as much."""
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -14,14 +14,14 @@ PEAK_FLOPS = {
     "V100": 125e12,
     "T4": 65e12,
 }
-"""Dense 16-bit peak in operations per second by a part of the GPU's name, from data sheets. The first match counts."""
+"""Dense 16-bit peak in operations per second, from data sheets. Keys are parts of GPU names; the first match counts."""
 
 
 def forward_flops(model: ASTConfig, num_patches: int | None = None) -> int:
-    """Count the operations in the matrix products of one sample's forward, two per multiply-add.
+    """Count the operations in the matrix products of a forward pass over one sample. A multiply-add counts as two.
 
-    num_patches: patches that patchout leaves to the blocks; default: all. The last block reads all tokens but computes
-    only the extra tokens.
+    num_patches: patches that remain after patchout; default: all. The last block reads all tokens but computes only the
+    extra tokens.
     """
     num_tokens = (model.num_patches if num_patches is None else num_patches) + model.num_extra_tokens
     width = model.width
@@ -36,7 +36,7 @@ def forward_flops(model: ASTConfig, num_patches: int | None = None) -> int:
 
 
 def training_flops(model: ASTConfig, num_patches: int | None = None) -> int:
-    """Count the operations that training on one sample takes."""
+    """Count the operations of a forward and backward pass over one sample."""
     return FORWARDS_PER_STEP * forward_flops(model, num_patches)
 
 

@@ -1,4 +1,4 @@
-"""Tag audio with a trained model: ranked classes, scores, embeddings and a timeline."""
+"""Tag audio with a trained model. Offers ranked classes, scores, embeddings and timelines."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ Audio = str | Path | bytes | np.ndarray | Tensor
 """A path or address, the bytes of a media file, or a waveform (S,) float in [-1, 1] at 16 kHz."""
 
 SINGLE = (str, Path, bytes, Mapping)
-"""Iterable types that hold one audio."""
+"""Iterable types that are a single audio input, not a list of inputs."""
 CALIBRATION = "calibration.json"
 """File name of a calibration, stored beside its weights."""
 
@@ -67,8 +67,8 @@ class Tagger:
     ) -> "Tagger":
         """Load a checkpoint's folder, a Hugging Face folder or hub name, or an official `.pth`.
 
-        calibrated: return probabilities, with the `calibration.json` that jobs/calibrate.py stored beside the weights.
-        labels: a `class_labels_indices.csv`. An official `.pth` needs it; otherwise it must equal the checkpoint's
+        calibrated: return probabilities, using the `calibration.json` that jobs/calibrate.py writes beside the weights.
+        labels: a `class_labels_indices.csv`. Required for an official `.pth`. For other checkpoints it must match their
         labels. Raises WeightsError, InputError or MismatchError.
         """
         if isinstance(labels, str | Path):
@@ -95,12 +95,12 @@ class Tagger:
     def scores(self, audios: Iterable[Audio]) -> np.ndarray:
         """Return scores (N, C) float32 in the order of `labels`.
 
-        Longer audio gets the mean over its windows, weighted by the number of frames in each.
+        The score of longer audio is the mean over its windows, weighted by their numbers of frames.
         """
         return self.scorer.calibrate(self._pool(audios)[0])
 
     def scores_of_fbank(self, fbank_TM: np.ndarray) -> np.ndarray:
-        """Return scores (C,) of features (T, 128) from `compute_fbank`, neither padded nor normalised."""
+        """Return scores (C,) for unpadded, unnormalised features (T, 128) from `compute_fbank`."""
         if fbank_TM.ndim != 2 or fbank_TM.shape[1] != NUM_MEL_BINS or not len(fbank_TM):
             raise InputError(f"expected features of shape (frames, {NUM_MEL_BINS}), found {fbank_TM.shape}")
         if not np.isfinite(fbank_TM).all():
@@ -115,7 +115,7 @@ class Tagger:
     def timeline(self, audio: Audio, window_s: float | None = None, hop_s: float | None = None) -> pd.DataFrame:
         """Score windows of `window_s` (default: the model's length) every `hop_s` (default: half a window).
 
-        Returns a table with a row per window, indexed by `start_s`, and a column per class.
+        Returns a table with one row per window, indexed by `start_s`, and one column per class.
         """
         grid = self.scorer.timeline_grid(TaggingOptions(window_s=window_s, hop_s=hop_s))
         fbank_TM = self.fbank(audio)
@@ -125,7 +125,7 @@ class Tagger:
         return pd.DataFrame(self.scorer.calibrate(scores_WC), index=index, columns=pd.Index(self.labels))
 
     def fbank(self, audio: Audio) -> np.ndarray:
-        """Return the features (T, 128) float32 of audio, neither padded nor normalised."""
+        """Return the unpadded, unnormalised features (T, 128) float32 of audio."""
         return compute_fbank(torch.from_numpy(read_audio(audio)).to(self.scorer.device)).cpu().numpy()
 
     def _name_tags(self, scores_C: np.ndarray, classes: np.ndarray) -> list[tuple[str, float]]:
@@ -135,15 +135,15 @@ class Tagger:
         """Return uncalibrated scores (N, C) and embeddings (N, D)."""
         is_single = audios.ndim < 2 if isinstance(audios, np.ndarray | Tensor) else isinstance(audios, SINGLE)
         if is_single or not isinstance(audios, Iterable):
-            raise InputError(f"expected several audios, found a single {type(audios).__name__}; pass a list")
+            raise InputError(f"expected a list of audio inputs, found a single {type(audios).__name__}; pass a list")
         pairs = [self._pool_fbank(self.fbank(audio)) for audio in audios]
         if not pairs:
-            raise InputError("expected at least one audio, found none")
+            raise InputError("expected at least one audio input, found none")
         scores, embeddings = zip(*pairs, strict=True)
         return np.stack(scores), np.stack(embeddings)
 
     def _pool_fbank(self, fbank_TM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return uncalibrated scores (C,) and the embedding (D,) of a recording."""
+        """Return the uncalibrated scores (C,) and the embedding (D,) of one recording."""
         windows = self.scorer.whole_grid.cut(len(fbank_TM))
         scores_WC, embeddings_WD = self.scorer.score_windows(fbank_TM, windows)
         return pool_windows(scores_WC, windows), pool_windows(embeddings_WD, windows)
@@ -161,7 +161,7 @@ def _read_calibration(source: str | Path, labels: Sequence[str]) -> Calibration:
 
 
 def read_audio(audio: Audio) -> np.ndarray:
-    """Return a waveform (S,) float32 at 16 kHz without its mean. Raises InputError for anything but `Audio`."""
+    """Return a waveform (S,) float32 at 16 kHz with its mean removed. Raises InputError for anything but `Audio`."""
     if isinstance(audio, bytes):
         return decode_file(audio)
     if isinstance(audio, str | Path):
@@ -176,7 +176,7 @@ def read_audio(audio: Audio) -> np.ndarray:
 
 
 def _as_array(audio: object) -> np.ndarray:
-    """Return the values of an array or tensor as float32. Raises InputError, with a remedy for common containers."""
+    """Return an array or tensor as a float32 array. Raises InputError, with advice on common containers."""
     remedies = {
         dict: "resample its array to 16 kHz and pass that alone",
         tuple: "resample its waveform to 16 kHz and pass that alone",

@@ -1,7 +1,8 @@
 """Multi-label metrics: mAP, AUC, d′ and bootstrap intervals.
 
-Average precision needs only the ranks of a class's positives, so each class costs one sort and a few binary searches,
-which makes 527 classes and hundreds of resamples affordable. Equal scores count as one threshold, as in scikit-learn.
+Average precision depends only on the ranks of a class's positives, so each class costs one sort and a few binary
+searches. This makes 527 classes and hundreds of resamples affordable. Equal scores count as one threshold, as in
+scikit-learn.
 Axes: N clips, C classes, P positives of a class, R resamples.
 """
 
@@ -14,17 +15,18 @@ from scipy.special import ndtri
 from pipeline.errors import InputError
 
 _CLASSES_PER_BLOCK = 64
-"""Classes that are copied to contiguous rows together; more would only use more memory."""
+"""Number of classes copied to contiguous rows together. More would only use more memory."""
 _RESAMPLES_PER_BLOCK = 50
-"""Resamples that share one sort per class; more would only use more memory."""
+"""Number of resamples that share one sort per class. More would only use more memory."""
 _HALF_WIDTH_OF_95_PERCENT = float(ndtri(0.975))
 _AUC_MARGIN = 1e-9
-"""Distance from 0 and 1 that bounds d′; no evaluation has enough pairs of clips to resolve a smaller one."""
+"""Closest distance of an AUC to 0 or 1, which bounds d′. No evaluation has enough clips to resolve a smaller
+distance."""
 
 
 @dataclass(frozen=True, eq=False)
 class TaggingMetrics:
-    """Metrics of a multi-label tagger: means over the classes with positives, and values per class."""
+    """Metrics of a multi-label tagger, per class and as means over the classes with positives."""
 
     mAP: float
     """Mean average precision over classes."""
@@ -43,7 +45,7 @@ class TaggingMetrics:
 def tagging_metrics(scores: np.ndarray, targets: np.ndarray) -> TaggingMetrics:
     """Score a multi-label tagger.
 
-    scores (N, C): logits, probabilities or any other values that rank the clips of a class.
+    scores (N, C): logits, probabilities or other values that rank clips within each class.
     targets (N, C): 0 or 1.
     Raises InputError for invalid shapes or values, non-finite scores, and targets without any positive.
 
@@ -80,7 +82,7 @@ def d_prime(auc: float | np.ndarray) -> float | np.ndarray:
 
 
 def accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Return the share of clips whose highest score belongs to their only class; arguments as in `tagging_metrics`."""
+    """Return the share of clips with the highest score for their only class. Arguments as in `tagging_metrics`."""
     return float(np.mean(scores.argmax(axis=1) == _single_labels(scores, targets)))
 
 
@@ -104,7 +106,7 @@ def mean_average_precision_change(
 ) -> tuple[float, float, float]:
     """Return the change in mAP from `before` to `after`, and its 95 % interval by paired bootstrap.
 
-    Both are scores (N, C) of the same clips. Each resample draws the same clips for both, so that its difficulty
+    before, after: scores (N, C) of the same clips. Each resample draws the same clips for both, so its difficulty
     cancels out.
     """
     change = tagging_metrics(after, targets).mAP - tagging_metrics(before, targets).mAP
@@ -117,7 +119,7 @@ def mean_average_precision_change(
 
 
 def _resample(num_clips: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield the number of times that each resample draws each clip (N, R), in blocks of resamples."""
+    """Yield blocks of resamples as counts (N, R): how often each resample draws each clip."""
     random = np.random.default_rng(seed)
     for start in range(0, num_resamples, _RESAMPLES_PER_BLOCK):
         num = min(_RESAMPLES_PER_BLOCK, num_resamples - start)
@@ -128,7 +130,8 @@ def _resample(num_clips: int, num_resamples: int, seed: int) -> Iterator[np.ndar
 def _check(scores: np.ndarray, targets: np.ndarray) -> None:
     if scores.ndim != 2 or scores.shape != targets.shape or scores.size == 0:
         raise InputError(
-            f"Expected scores and targets of one shape (clips, classes), but found {scores.shape} and {targets.shape}."
+            f"Expected scores and targets of the same shape (clips, classes), but found {scores.shape} and"
+            f" {targets.shape}."
         )
     if not np.isfinite(scores).all():
         clip, index = np.argwhere(~np.isfinite(scores))[0]
@@ -158,7 +161,7 @@ def _single_labels(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def _classes(scores: np.ndarray, targets: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield the index, the scores (N,) and the mask of positives (N,) of each class with positives.
 
-    Copies blocks of columns to rows, because sorting needs contiguous values.
+    Copies blocks of columns to contiguous rows, which sort faster.
     """
     for start in range(0, scores.shape[1], _CLASSES_PER_BLOCK):
         block = slice(start, start + _CLASSES_PER_BLOCK)
@@ -193,7 +196,7 @@ def _twice_rank(sorted_values: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def _resampled_mean_average_precision(scores: np.ndarray, targets: np.ndarray, draws_NR: np.ndarray) -> np.ndarray:
-    """Return the mAP of each resample with a positive. draws_NR: number of times that each resample draws each clip."""
+    """Return the mAP of each resample with a positive. draws_NR: how often each resample draws each clip."""
     weights_NR = draws_NR.astype(np.float32)
     sum_R, num_R = np.zeros(weights_NR.shape[1]), np.zeros(weights_NR.shape[1])
     for _, scores_N, is_positive_N in _classes(scores, targets):
@@ -210,7 +213,7 @@ def _weighted_precision(
     """Return the sum of the positives' precisions and the number of positives (R,). Clips count by their weight."""
     order_N = np.argsort(-scores_N)
     positives_P = order_N[is_positive_N[order_N]]
-    # A threshold per distinct score of a positive; between two thresholds, the new clips are a slice of the order.
+    # Use one threshold per distinct score of a positive. The clips between two thresholds are a slice of the order.
     ends_P = len(scores_N) - np.searchsorted(scores_N[order_N[::-1]], scores_N[positives_P], side="left")
     ends, firsts = np.unique(ends_P, return_index=True)
     starts = np.concatenate([[0], ends[:-1]])

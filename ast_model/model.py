@@ -1,11 +1,12 @@
-"""The Audio Spectrogram Transformer: patches of an fbank, extra tokens, transformer blocks, a head.
+"""The Audio Spectrogram Transformer: a vision transformer over patches of an fbank.
 
 Capital letters at the end of a tensor's name are its axes: B batch, T frames, M mel bins, F patches along frequency,
 P patches, N tokens (E extra tokens, then P patches), D width, H heads, C classes.
 
 Sources: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021, with the sizes and the
-initialisation of DeiT (Touvron et al., 2021). Post-norm, one extra token and fixed positions give EAT: Chen et al.,
-"EAT: Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI 2024. SSLAM (ICLR 2025) has the same shape.
+initialisation of DeiT (Touvron et al., 2021). With post-norm, one extra token and fixed positions, the model is EAT
+(Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI 2024). SSLAM (ICLR 2025) has
+the same shape.
 """
 
 from collections.abc import Callable
@@ -28,14 +29,14 @@ class DropMasks:
     kept_BK: Tensor | None = None
     """Indices of the patches to keep for each clip, ascending. Default: all patches."""
     scale_BL: Tensor | None = None
-    """Factor of each branch's output, 0 for a dropped branch. Default: 1."""
+    """Factor for each branch's output; 0 drops the branch. Default: 1."""
 
 
 class AST(nn.Module):
     """A transformer that maps normalised fbanks (B, T, M) to logits (B, C).
 
-    The input is (fbank - mean) / (2 · std), with the padding normalised too. T may differ from the config, in which
-    case the positions are adapted in each forward pass.
+    The input is (fbank - mean) / (2 · std), including the padding. If T differs from the config, each forward pass
+    adapts the positions.
 
     >>> model = AST(ASTConfig.nano(num_classes=5, num_frames=128))
     >>> model(torch.zeros(2, 128, 128)).shape
@@ -70,7 +71,7 @@ class AST(nn.Module):
     def forward(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
         """Return the logits (B, C), float32 under any autocast."""
         embedding_BD = self.embed(fbank_BTM, drop_masks)
-        # Half precision would round the logits to few distinct values, and tied clips cost mAP.
+        # Half precision would round logits to few distinct values, and ties between clips would lower the mAP.
         with torch.autocast(embedding_BD.device.type, enabled=False):
             return self.head(embedding_BD.float())
 
@@ -107,7 +108,8 @@ class AST(nn.Module):
         config = self.config
         _check_shape(fbank_BTM, config)
         patches_BPD = _embed_as_product(fbank_BTM.transpose(1, 2), self.patch_embedding)
-        # One parameter per token: the gradient of a slice has strides that DDP copies and warns about.
+        # Keep one parameter per extra token. Slices of a joint parameter would have strided gradients, which DDP copies
+        # with a warning.
         # shape[0] instead of len(), which an export to ONNX would record as a constant.
         num_clips = patches_BPD.shape[0]
         extra = [self.class_token] if config.num_extra_tokens == 1 else [self.class_token, self.distillation_token]
@@ -149,7 +151,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with one joint projection for query, key and value."""
 
     attend: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(nnf.scaled_dot_product_attention)
-    """Softmax attention of query, key and value (B, H, N, K). Trainings replace it to select kernels."""
+    """Softmax attention of query, key and value (B, H, N, K). The trainer replaces it to select kernels."""
 
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
@@ -204,7 +206,8 @@ def _scale(change_BND: Tensor, scale_B11: Tensor | None) -> Tensor:
 def _embed_as_product(fbank_BMT: Tensor, conv: nn.Conv2d) -> Tensor:
     """Compute the patch embedding (B, P, D), in frequency-major order, as a matrix product.
 
-    cuDNN has no fast convolution for one input channel: it took 4 of the 141 ms of a step of AST-base on an H100.
+    cuDNN has no fast convolution for one input channel. It took 4 of the 141 ms of a training step of AST-base on an
+    H100.
     """
     (patch_freq, patch_time), (freq_stride, time_stride) = conv.kernel_size, conv.stride
     patches_BFTKL = fbank_BMT.unfold(1, patch_freq, freq_stride).unfold(2, patch_time, time_stride)
@@ -227,9 +230,10 @@ def _check_shape(fbank_BTM: Tensor, config: ASTConfig) -> None:
 
 
 def adapt_positions(positions_1ND: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Adapt positions from one grid to another as the official AST does: time first, then frequency.
+    """Adapt positions from one grid to another like the official AST, first in time and then in frequency.
 
-    Crops the centre of an axis that shrinks and interpolates an axis that grows. The extra tokens' positions remain.
+    An axis that shrinks is cropped to its centre, and an axis that grows is interpolated. The extra tokens' positions
+    do not change.
     """
     if source == target:
         return positions_1ND
@@ -251,9 +255,10 @@ def _fit_axis(patches_1DFT: Tensor, axis: int, length: int) -> Tensor:
 
 
 def fixed_positions(config: ASTConfig, grid: Grid) -> Tensor:
-    """Return EAT's positions (1, N, D): half of D encodes a patch's row, half its column; 0 for the extra tokens.
+    """Return EAT's positions (1, N, D), which encode the row and column of each patch and are 0 for extra tokens.
 
-    A patch's position does not depend on the size of the grid, so shorter clips share the positions of longer clips.
+    A patch's position does not depend on the size of the grid, so the patches of a short clip have the same positions
+    as in a long clip.
     """
     num_rates = config.width // 4
     rates = 1.0 / 10_000.0 ** (torch.arange(num_rates) / num_rates)

@@ -1,10 +1,9 @@
-"""Training presets, with command, expected cost and expected result.
+"""Training presets. Each docstring gives the command, the cost and the expected result.
 
-The settings follow the paper, as far as its official code and logs show them, and EAT's in `audioset_eat`. `demo`,
-`audioset_full_scaled`, `audioset_distilled`, `fsd50k`, `vggsound` and `urbansound8k` are ours. A global batch has the
-stated number of samples on any number of ranks. On a GPU, all presets but `demo` compile the model's blocks
-(`--train.compile auto`). Costs are computed, not measured, from the share of the peak that `make gpu` measured on an
-H200; docs/cluster.md has more.
+`audioset_balanced`, `audioset_full`, `esc50` and `speechcommands` follow the paper, its official code and its logs;
+`audioset_eat` follows EAT's code. The other presets are our own. The global batch size is the total over all ranks. On
+a GPU, all presets except `demo` compile the model's blocks (`--train.compile auto`). Costs are computed from the share
+of the H200's peak that `make gpu` measured, as docs/cluster.md explains.
 """
 
 import dataclasses
@@ -47,9 +46,9 @@ NUM_CLIPS = {
 def scale_batch(train: TrainConfig, factor: int) -> TrainConfig:
     """Scale settings to a global batch `factor` times larger, by the square-root rule for Adam.
 
-    The learning rate grows by √factor. Step counts shrink by factor, so that the warm-up takes as many samples. Source:
-    Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, 2022 (arXiv:2205.10287). Their rule
-    also changes Adam's betas; here they keep the paper's values.
+    The learning rate grows by √factor. Step counts shrink by `factor`, so that the warm-up covers the same number of
+    samples. Source: Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, 2022
+    (arXiv:2205.10287). Their rule also changes Adam's betas, which keep the paper's values here.
     """
     schedule = dataclasses.replace(
         train.schedule,
@@ -65,14 +64,15 @@ def scale_batch(train: TrainConfig, factor: int) -> TrainConfig:
 
 
 def demo() -> Recipe:
-    """Small AST on the miniature, from random weights.
+    """A small AST on the miniature AudioSet, from random weights.
 
     Command: make demo
     Cost: 16,000 samples in 80 s of CPU time over two workers, so about 45 s of two idle cores.
     Result: eval mAP 0.91 to 0.95 for the last epoch and 0.91 to 0.94 for the average, over three seeds; chance is 0.12.
     """
     return Recipe(
-        # Patches span 160 ms of all mel bins, 64 per clip: steps are cheap, so random weights get enough of them.
+        # Patches span 160 ms of all mel bins, so a clip has only 64. Cheap steps allow enough of them to train from
+        # random weights.
         ASTConfig(
             num_classes=15,
             patch_freq=128,
@@ -138,24 +138,24 @@ def audioset_full() -> Recipe:
 
 
 def audioset_full_scaled() -> Recipe:
-    r"""The paper's full recipe for many GPUs: a global batch of 192, 16 times the paper's, by the square-root rule.
+    r"""The paper's full recipe for many GPUs, with a 16 times larger global batch of 192.
 
-    Learning rate and warm-up follow `scale_batch`. The paper's batch of 12 occupies at most 12 GPUs and exchanges
-    gradients 16 times as often, which takes longer than computing them.
+    `scale_batch` adapts the learning rate and the warm-up. The paper's batch of 12 occupies at most 12 GPUs, and
+    exchanging its gradients takes longer than computing them.
 
     Command: python jobs/audioset.py audioset_full_scaled --media MEDIA_FOLDER --workers 4:32 \
         --train.init facebook/deit-base-distilled-patch16-384
-    Cost: 9.8 million samples of 727 GFLOP, by computation 1.5 hours of 32 L40S at 33 % of the peak, two thirds
-        of it for gradients.
-    Result: never run. At small scale, from random weights, a batch of 48 by the same rule reached a lower mAP in as
-        many epochs (docs/recipes.md). DeiT's weights were not tried.
+    Cost: 9.8 million samples of 727 GFLOP, by computation 1.5 hours of 32 L40S at 33 % of the peak. Two thirds of the
+    time go into the exchange of gradients.
+    Result: never run. In a small experiment from random weights, a batch of 48 by the same rule reached a lower mAP
+    after the same number of epochs (docs/recipes.md). DeiT's weights were not tried.
     """
     full = audioset_full()
     return Recipe(full.model, dataclasses.replace(scale_batch(full.train, 16), micro_batch_size=48))
 
 
 def audioset_eat() -> Recipe:
-    r"""EAT-base or SSLAM, from self-supervised weights, fine-tuned on all training clips by EAT's recipe.
+    r"""EAT-base or SSLAM, fine-tuned from self-supervised weights on all training clips by EAT's recipe.
 
     SSLAM's recipe has 192 epochs and 40,000 steps of warm-up. Differences from EAT's code: mixup adds powers instead of
     mixing logarithms, with one λ per clip instead of one per batch; the learning rate ends at 0 instead of 1e-6; the
@@ -195,9 +195,9 @@ def audioset_eat() -> Recipe:
 
 
 def audioset_distilled() -> Recipe:
-    r"""The paper's full recipe with a teacher: 0.9 of the targets are the mean scores of PaSST's ensemble.
+    r"""The paper's full recipe with targets that are 90 % scores of PaSST's ensemble and 10 % labels.
 
-    EfficientAT published the scores (4.4 GB), which are imported once. Clips without scores learn from their labels.
+    The authors of EfficientAT published the scores (4.4 GB). Import them once. Clips without scores keep their labels.
 
     Command: python jobs/preprocess.py run --root data/audioset --media MEDIA_FOLDER
     Then: python jobs/teachers.py import --root data/audioset --name passt --stated-map 0.495 \
@@ -206,22 +206,22 @@ def audioset_distilled() -> Recipe:
         --train.init facebook/deit-base-distilled-patch16-384
     Cost: 9.8 million samples of 727 GFLOP, by computation 5.2 hours of an H200 at 38 % of the peak; reading the
         scores takes under 1 % of a step.
-    Result: never run. Published with the same scores and share: mAP 0.471 for EfficientAT's mn10_as and 0.484 for
-        mn40_as; with CED's teachers and no labels, 0.500 for a ViT-base; all after far more epochs. On the miniature, a
-        teacher for 73 % of the clips raised the mAP by 0.012 to 0.024 for each of three seeds.
+    Result: never run. With the same scores and share, EfficientAT reports mAP 0.471 for mn10_as and 0.484 for mn40_as.
+    CED reports 0.500 for a ViT-base with its own teachers and no labels. Both trained for far more epochs. On the
+    miniature AudioSet, a teacher for 73 % of the clips raised the mAP by 0.012 to 0.024 in each of three seeds.
     """
     full = audioset_full()
     return Recipe(full.model, dataclasses.replace(full.train, teachers=("passt",), teacher_share=0.9))
 
 
 def esc50() -> Recipe:
-    r"""AST-base on ESC-50, from weights trained on AudioSet, five folds, as in the paper.
+    r"""AST-base on the five folds of ESC-50, from weights trained on AudioSet, as in the paper.
 
     Command: python jobs/esc50.py --data ESC-50-master --init audioset_10_10_0.4593.pth
     From ImageNet weights: --init facebook/deit-base-distilled-patch16-384 --learning-rate 1e-4
     Cost: 200,000 samples of 323 GFLOP, by computation 3 minutes of an H200 at 38 % of the peak for all folds.
-    Result: accuracy 95.6 % (88.7 % from ImageNet weights) in the paper, for the epoch that is best on the test folds;
-        not run by us. Our default is the last epoch, which is not chosen on the test folds.
+    Result: accuracy 95.6 % (88.7 % from ImageNet weights) in the paper, which picks the best epoch on the test folds;
+    not run by us. Our default is the last epoch, so test folds choose nothing.
     """
     return Recipe(
         ASTConfig.base(num_classes=50, num_frames=512),
@@ -244,15 +244,14 @@ def esc50() -> Recipe:
 def speechcommands() -> Recipe:
     r"""AST-base on Speech Commands V2 with 35 classes, from ImageNet weights, as in the paper.
 
-    mixup_probability is 0.6 in the official recipe, but 0.5 in the published log: try both with
-    --augment.mixup-probability. In the log the learning rate is constant from the 26th epoch, hence max_decays.
+    mixup_probability is 0.6 in the official recipe but 0.5 in the published log. Try both with
+    --augment.mixup-probability. max_decays keeps the learning rate constant from the 26th epoch, as in the log.
 
     Command: python jobs/speechcommands.py --data speech_commands_v0.02 \
         --init facebook/deit-base-distilled-patch16-384
-    Cost: 2.5 million samples of 72 GFLOP, by computation 8 minutes of an H200 at 38 % of the peak, probably
-        limited by reading.
-    Result: accuracy 98.1 % in the paper, on the testing list, for the epoch that is best on the validation list; not
-        run by us.
+    Cost: 2.5 million samples of 72 GFLOP, by computation 8 minutes of an H200 at 38 % of the peak. Reading the clips
+    probably limits the speed.
+    Result: accuracy 98.1 % on the testing list in the paper, for the best epoch on the validation list; not run by us.
     """
     return Recipe(
         ASTConfig.base(num_classes=35, num_frames=128),
@@ -282,9 +281,9 @@ def speechcommands() -> Recipe:
 def fsd50k() -> Recipe:
     r"""AST-base on FSD50K's training clips, from weights trained on AudioSet, with random crops of 10.24 s.
 
-    Clips last 0.3 to 30 s. Each draw takes a random segment of longer clips, shorter clips are padded, and evaluations
-    use the first 10.24 s. Batches of similar length would save padding, but AST's positions are trained for one length.
-    Learning rate, batch and crop come from PaSST's recipe, mean and std from PSLA's.
+    Clips last 0.3 to 30 s. Training uses random segments of longer clips and pads shorter clips. Evaluations use the
+    first 10.24 s. Batches of similar lengths would save padding, but AST's positions are trained for a single length.
+    Learning rate, batch size and crop come from PaSST's recipe, mean and std from PSLA's.
 
     Command: python jobs/fsd50k.py --data FSD50K --init audioset_10_10_0.4593.pth
     Cost: 1.1 million samples of 727 GFLOP, by computation 36 minutes of an H200 at 38 % of the peak, without
@@ -311,8 +310,8 @@ def fsd50k() -> Recipe:
 def vggsound() -> Recipe:
     r"""AST-base on VGGSound's training clips with class-balanced draws, from ImageNet weights.
 
-    Learning rate, batch, epochs, mean and std come from CAV-MAE's recipe, without its label smoothing. Each epoch is
-    evaluated on the test clips, since VGGSound has no official validation split. The last epoch counts.
+    Learning rate, batch size, epochs, mean and std come from CAV-MAE's recipe, without its label smoothing. VGGSound
+    has no official validation split, so each epoch is evaluated on the test clips, and the last epoch counts.
 
     Command: python jobs/vggsound.py --media youtube --train.init facebook/deit-base-distilled-patch16-384
     Cost: 1.8 million samples of 727 GFLOP, by computation 59 minutes of an H200 at 38 % of the peak; fetching
@@ -340,9 +339,9 @@ def vggsound() -> Recipe:
 
 
 def urbansound8k() -> Recipe:
-    r"""AST-base on UrbanSound8K, from weights trained on AudioSet, ten folds.
+    r"""AST-base on the ten folds of UrbanSound8K, from weights trained on AudioSet.
 
-    Uses the paper's ESC-50 recipe, for clips of up to 4 s; shorter clips are padded. Mean and standard deviation are
+    Uses the paper's ESC-50 recipe for clips of up to 4 s. Shorter clips are padded. Mean and standard deviation are
     measured on all folds.
 
     Command: python jobs/urbansound8k.py --data UrbanSound8K --init audioset_10_10_0.4593.pth

@@ -39,7 +39,7 @@ BEST_FILE = "best.json"
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A checkpoint that is in the store."""
+    """A checkpoint that has been written to the store."""
 
     name: str
     """Folder of the checkpoint in the store."""
@@ -48,17 +48,17 @@ class SavedCheckpoint:
 
 
 class CheckpointBuffers:
-    """Reusable host buffers that hold a copy of the latest checkpoint while it is written.
+    """Reusable host buffers for a copy of the checkpoint that is being written.
 
-    Copies from a GPU go to pinned memory: the GPU then copies between two steps, and the process need not wait for the
-    1 GB of AST-base.
+    Copies from a GPU use pinned memory, so the GPU copies between two steps and the process does not wait for the 1 GB
+    of AST-base.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str], Tensor] = {}
 
     def copy(self, checkpoint: Checkpoint) -> tuple[Checkpoint, torch.cuda.Event | None]:
-        """Start copying a checkpoint over the previous one. The event marks the end of the copy; None if it is done."""
+        """Start copying a checkpoint into the buffers. The event marks the end of a copy that is not done yet."""
         parts = {
             part: {name: self._copy(part, name, value.detach()) for name, value in getattr(checkpoint, part).items()}
             for part in PARTS
@@ -89,7 +89,7 @@ class CheckpointWriter:
         self._last_steps, self._last_time = num_steps, time.monotonic()
 
     def is_due(self, num_steps: int) -> bool:
-        """Return True if a checkpoint is due after `num_steps` steps, but never while one is being written."""
+        """Return True if a checkpoint is due after `num_steps` steps and no write is in progress."""
         config = self.config
         if any(not writing.done() for writing in self._writing):
             return False
@@ -98,7 +98,7 @@ class CheckpointWriter:
         return is_late or is_far
 
     def submit(self, checkpoint: Checkpoint, num_steps: int, folder: str | None = None) -> None:
-        """Copy a checkpoint and start writing it. Waits for the previous write, since the buffers hold one copy.
+        """Copy a checkpoint and start writing it. Waits for the previous write, because the buffers hold a single copy.
 
         Raises StoreError if the previous write failed despite retries.
         """
@@ -109,7 +109,7 @@ class CheckpointWriter:
         self._start(partial(self._save, staged, is_copied, folder or self.folder))
 
     def submit_evaluation(self, loop: LoopState, score: float) -> None:
-        """Start adding an evaluation to the checkpoint that was submitted at this position of the loop."""
+        """Start adding an evaluation to the checkpoint that was submitted for this loop state."""
         self._start(partial(self._add_evaluation, copy.deepcopy(loop), score))
 
     def completed(self) -> list[SavedCheckpoint]:
@@ -140,7 +140,7 @@ class CheckpointWriter:
                 pause_s = next(pauses)
                 if time.monotonic() + pause_s > deadline:
                     raise
-                log.warning("the checkpoint is not written yet: %s; retrying in %.1f s", error, pause_s)
+                log.warning("can't write the checkpoint: %s; retrying in %.1f s", error, pause_s)
                 time.sleep(pause_s)
 
     def _save(self, checkpoint: Checkpoint, is_copied: torch.cuda.Event | None, folder: str) -> SavedCheckpoint:
@@ -177,7 +177,7 @@ def best_checkpoint(store: Store, folder: str) -> tuple[str, float] | None:
         return str(best["name"]), float(best["score"])
     except (CorruptError, KeyError, TypeError, ValueError) as error:
         log.warning(
-            "%s is damaged, so the best epoch is chosen among future epochs: %r",
+            "%s is damaged; only future epochs compete for the best checkpoint: %r",
             store.url(f"{folder}/{BEST_FILE}"),
             error,
         )

@@ -1,9 +1,9 @@
-"""Checkpoints: folders of safetensors, described by a `checkpoint.json` that is written last.
+"""Checkpoints are folders of safetensors with a `checkpoint.json` that is written last.
 
 runs/{run}/checkpoints/{name}/
     model.safetensors       weights
     optimizer.safetensors   Adam's moments
-    average.safetensors     running mean of the epochs' weights, if the run averages
+    average.safetensors     running mean of the epochs' weights, if the run averages them
     checkpoint.json         loop state, configs, classes, normalisation, digests of all files including itself
 """
 
@@ -32,28 +32,28 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class LoopState:
-    """Progress of a training, saved and restored as it is."""
+    """Progress of the training loop, as stored in each checkpoint."""
 
     epoch: int = 0
     """Number of finished epochs."""
     step: int = 0
     """Steps taken in the current epoch."""
     loss_sum: float = 0.0
-    """Sum of the losses since the last evaluation of an epoch, without skipped steps."""
+    """Sum of the losses of all steps since the last evaluation, except skipped steps."""
     num_steps_taken: int = 0
-    """Steps since the last evaluation of an epoch, without skipped steps."""
+    """Number of steps since the last evaluation, except skipped steps."""
     num_steps_skipped: int = 0
     """Steps skipped since the start of the run."""
     num_averaged: int = 0
     """Number of epochs in the running mean of the weights."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Metrics of each evaluated epoch."""
+    """Metrics of the evaluated epochs, in order."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the loss scaler, for fp16 only."""
 
     @property
     def name(self) -> str:
-        """Name of a checkpoint at this position. Names sort by progress."""
+        """Name of a checkpoint with this state. Names sort by progress."""
         return f"epoch-{self.epoch:04d}-step-{self.step:08d}"
 
 
@@ -66,7 +66,8 @@ class Checkpoint:
     optimizer: Tensors = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
-    """Model and train config, labels, mean, std, snapshot and run; after reading, all of `checkpoint.json`."""
+    """Model and train config, labels, mean, std, snapshot and run. A checkpoint that was read has all of
+    `checkpoint.json`."""
 
 
 def save_checkpoint(store: Store, folder: str, checkpoint: Checkpoint) -> str:
@@ -84,14 +85,14 @@ def save_checkpoint(store: Store, folder: str, checkpoint: Checkpoint) -> str:
 
 
 def add_evaluation(store: Store, folder: str, loop: LoopState, score: float) -> str:
-    """Add an evaluation's results to an existing checkpoint, by replacing its `checkpoint.json` atomically."""
+    """Add an evaluation to an existing checkpoint. Replaces its `checkpoint.json` atomically."""
     name = f"{folder}/{loop.name}"
     _write_description(store, name, {**read_description(store, name), "loop": asdict(loop), "score": score})
     return name
 
 
 def _write_description(store: Store, name: str, description: dict[str, Any]) -> None:
-    description = replace_non_finite(description)  # before the digest, which covers the content of the file
+    description = replace_non_finite(description)  # before computing the digest, which must match the file's content
     store.write_json(f"{name}/{DESCRIPTION}", {**description, "digest": _digest(description)})
 
 
@@ -108,11 +109,11 @@ def read_description(store: Store, name: str) -> dict[str, Any]:
         raise CorruptError(f"{where}: expected the description of a checkpoint, found {str(description)[:100]!r}")
     if description["format"] != FORMAT_VERSION:
         raise MismatchError(
-            f"{where}: expected a checkpoint of format {FORMAT_VERSION}, found {description['format']},"
-            " written by another version of this code: resume with that version, or start a new run (--train.init"
-            " accepts the checkpoint's weights)"
+            f"{where}: expected a checkpoint of format {FORMAT_VERSION}, found format {description['format']} of"
+            " another version of this code. Resume with that version, or start a new run (--train.init accepts the"
+            " checkpoint's weights)"
         )
-    # The digest covers every field: a missing one, another type, a flipped digit.
+    # The digest detects missing fields, changed types and flipped digits.
     if description.get("digest") != _digest(description):
         raise CorruptError(f"{where} is cut short or was changed: its digest differs")
     _check_fields(description, where)
@@ -120,7 +121,7 @@ def read_description(store: Store, name: str) -> dict[str, Any]:
 
 
 def _check_fields(description: Mapping[str, Any], where: str) -> None:
-    """Raise CorruptError unless the loop and the digests have their types. A digest alone does not ensure that."""
+    """Raise CorruptError if the loop state or the digests have wrong types, which a valid digest does not rule out."""
     loop, digests = description.get("loop"), description.get("digests")
     if not isinstance(digests, dict) or "model" not in digests or not digests.keys() <= set(PARTS):
         raise CorruptError(f"{where}: expected digests of {', '.join(PARTS)}, found {str(digests)[:100]!r}")
@@ -154,7 +155,7 @@ def list_checkpoints(store: Store, folder: str) -> list[str]:
 
 
 def newest_checkpoint(store: Store, folder: str) -> Checkpoint | None:
-    """Read the newest intact checkpoint, and log newer damaged checkpoints."""
+    """Read the newest intact checkpoint. Logs damaged checkpoints that are newer."""
     for name in reversed(list_checkpoints(store, folder)):
         try:
             return read_checkpoint(store, name)

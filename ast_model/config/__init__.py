@@ -1,4 +1,4 @@
-"""Settings of the model and of trainings, as plain values without PyTorch."""
+"""Settings of the model and its training. Nothing here imports PyTorch."""
 
 from ast_model.config.flags import flag_of, flatten
 from ast_model.config.model import ASTConfig, Grid

@@ -1,4 +1,4 @@
-"""Settings as text: their flags, and their values by dotted name."""
+"""Convert settings to command-line flags and to text by dotted name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -13,8 +13,7 @@ def flag_of(name: str) -> str:
 def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
     """Convert nested settings to text by dotted name: `train.augment.noise` → `True`.
 
-    A dataclass and the mapping read from its JSON give the same text, so that recorded settings can be compared with
-    current settings.
+    A dataclass and its JSON give the same text, so that recorded settings can be compared with current settings.
     """
     named: Mapping[str, Any] = (
         cast(Mapping[str, Any], settings)

@@ -1,4 +1,4 @@
-"""Shape of the model, with the published sizes."""
+"""Shape of the model, with presets for published sizes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ class ASTConfig:
     depth: int = 12
     """Number of blocks."""
     num_heads: int = 12
-    """Attention heads per block; their number must divide the width."""
+    """Attention heads per block. Must divide the width."""
     mlp_ratio: int = 4
     """Hidden size of the MLP relative to the width."""
     norm_eps: float = 1e-6
@@ -52,8 +52,8 @@ class ASTConfig:
         check_above_0(self, [name for name, value in vars(self).items() if not isinstance(value, bool)], "model.")
         if self.num_extra_tokens > 2 or (self.fixed_positions and self.width % 4):
             raise ConfigError(
-                "expected at most 2 for --model.num-extra-tokens and, for --model.fixed-positions, a --model.width that"
-                f" is a multiple of 4, found {self.num_extra_tokens} and {self.width}"
+                "--model.num-extra-tokens must be at most 2, and --model.fixed-positions needs a --model.width that is"
+                f" a multiple of 4; found {self.num_extra_tokens} extra tokens and width {self.width}"
             )
         if self.width % self.num_heads:
             raise ConfigError(f"--model.num-heads must divide --model.width {self.width}, found {self.num_heads}")

@@ -1,4 +1,4 @@
-"""Settings of a training. The docstring under a field is its `--help` text; presets are in `ast_model.recipes`."""
+"""Training settings. Each field's docstring is its `--help` text. Presets are in `ast_model.recipes`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -39,7 +39,7 @@ class ScheduleConfig:
     decay_factor: float = 0.5
     """Factor by which each decay multiplies the learning rate."""
     max_decays: int | None = None
-    """Maximum number of decays; none: unlimited."""
+    """Maximum number of decays. Default: unlimited."""
 
     def __post_init__(self) -> None:
         if min(self.num_steps_per_stair, self.num_epochs_before_decay, self.num_epochs_per_decay) < 1:
@@ -62,7 +62,7 @@ class AugmentConfig:
     """Data augmentation of training batches."""
 
     mixup_probability: float = 0.5
-    """Probability of mixing a sample with a partner, which is drawn uniformly."""
+    """Probability of mixing a sample with a partner. Partners are drawn uniformly."""
     mixup_alpha: float = 10.0
     """Parameter of the mixing weight: λ ~ Beta(alpha, alpha)."""
     max_freq_mask_bins: int = 48
@@ -98,7 +98,7 @@ class CacheConfig:
     max_gb: float = 200.0
     """Maximum size of the cache; the least recently used shards are evicted first."""
     num_threads: int = 4
-    """Shards that a process fetches concurrently."""
+    """Number of shards that each process fetches concurrently."""
 
     def __post_init__(self) -> None:
         check_above_0(self, ("max_gb", "num_threads"), "train.cache.")
@@ -138,19 +138,19 @@ class RegulariseConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Frequency and retention of checkpoints. Each epoch ends with a checkpoint in any case.
+    """Frequency and retention of checkpoints. Every epoch ends with a checkpoint.
 
     Both limits are checked every `log_every_steps` steps.
     """
 
     every_steps: int | None = None
-    """Steps between checkpoints; none: no limit by steps."""
+    """Steps between checkpoints. Default: no limit by steps."""
     every_minutes: float | None = 5.0
-    """Minutes between checkpoints; none: no limit by time."""
+    """Minutes between checkpoints. None: no limit by time."""
     num_kept: int = 2
     """Number of newest checkpoints to keep, in addition to the best epoch's."""
     patience_s: float = 600.0
-    """Seconds for which failed writes are retried while the training continues."""
+    """Seconds to retry failed writes while training continues."""
 
     def __post_init__(self) -> None:
         if self.num_kept < 1:
@@ -162,7 +162,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training, except the model's shape and the location of the data."""
+    """Training settings, without the model's shape and the location of the data."""
 
     train_splits: tuple[str, ...] = ("balanced_train", "unbalanced_train")
     """Splits to train on."""
@@ -175,15 +175,15 @@ class TrainConfig:
     draws_per_epoch: int | None = None
     """Samples per epoch. Default: the number of training clips."""
     sampler: Sampler = "balanced"
-    """Sampling of an epoch: each clip once (uniform), or by class-balanced weight, with replacement (balanced, as in
-    AST) or without_replacement."""
+    """Sampling of clips in an epoch. uniform draws each clip once. balanced draws by class-balanced weight with
+    replacement, as in AST. without_replacement draws by the same weight, each clip at most once."""
     weight_count_offset: float = 0.01
     """Constant added to each class count before weighting; higher values favour rare classes less."""
     group_draws: int = 0
-    """Window of draws to group by shard, for stores with slow random access; 0 disables it. Batches then contain
-    clips of few shards, but an epoch draws the same clips."""
+    """Number of consecutive draws to group by shard, for stores with slow random access; 0 disables it. Batches then
+    contain clips of few shards, but an epoch draws the same clips."""
     features: Features = "fbank"
-    """Model input: stored fbanks, or waveforms stored with them, which mixup then mixes as in the paper."""
+    """Model input: stored fbanks, or stored waveforms. With waveforms, mixup mixes audio as in the paper."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     global_batch_size: int = 12
     """Samples per step over all ranks."""
@@ -207,30 +207,31 @@ class TrainConfig:
     std: float | None = None
     """Standard deviation for normalising fbanks. Default: the snapshot's."""
     average_last_epochs: int = 0
-    """Number of last epochs to average weights over; 0 disables averaging."""
+    """Number of final epochs to average the weights of; 0 disables averaging."""
     seed: int = 0
     """Seed of initial weights, draws and augmentation."""
     precision: Precision = "auto"
-    """Precision of the forward pass: auto is bf16 on GPUs that support it, else fp16, and fp32 on a CPU. fp16 scales
-    the loss. tf32 rounds the inputs of float32 products to 10 bits; fp32 is exact."""
+    """Precision of the forward pass. auto selects bf16 on GPUs that support it, fp16 on other GPUs and fp32 on CPUs.
+    fp16 uses loss scaling. tf32 rounds the inputs of float32 products to 10 bits; fp32 is exact."""
     attention: Attention = "auto"
     """Attention kernels. auto benchmarks them on a GPU and falls back to the next fastest on non-finite gradients; on
     a CPU it leaves the choice to torch."""
     compile: Compile = "none"
-    """Part to compile: the model's blocks, or the whole model with augmentation and loss, which compiles more slowly.
-    auto compiles the blocks if the machine has a GPU and a C compiler."""
+    """Part to compile: the model's blocks, or the whole model with augmentation and loss, which takes longer to
+    compile. auto compiles the blocks if the machine has a GPU and a C compiler."""
     activation_checkpointing: bool = False
-    """Recompute activations within the blocks in the backward pass: less memory, a third more time."""
+    """Recompute the activations of blocks in the backward pass. Saves memory and takes a third more time."""
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     layer_decay: float = 1.0
-    """Learning-rate factor from each block to the block below; 1 for equal rates."""
+    """Factor by which the learning rate shrinks from each block to the block below. 1 gives equal rates."""
     teachers: tuple[str, ...] = ()
-    """Teachers in the store (see jobs/teachers.py import). Their mean probabilities are mixed into the targets; clips
+    """Teachers in the store (see jobs/teachers.py import). Their mean probabilities are mixed into the targets. Clips
     without scores keep their labels."""
     teacher_share: float = 0.5
-    """Share of the teachers in the targets of clips that they scored."""
+    """Share of the teachers' probabilities in the targets. The labels make up the rest."""
     max_bad_steps: int = 20
-    """Consecutive steps with a non-finite loss or gradient that end the run. Each such step is skipped."""
+    """Number of consecutive steps with a non-finite loss or gradient after which the run ends. Each such step is
+    skipped."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     num_reader_threads: int = 2
     """Threads per rank that prefetch batches."""

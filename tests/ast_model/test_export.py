@@ -138,5 +138,5 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="square patches"):
         export_hugging_face(small_model(patch_time=32), TAGGING, tmp_path / "ast")
     export_safetensors(small_model(), tmp_path / "ast.safetensors")
-    with pytest.raises(InputError, match="found an older export"):
+    with pytest.raises(InputError, match="exists already"):
         export_safetensors(small_model(), tmp_path / "ast.safetensors")
