@@ -81,7 +81,7 @@ def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait
     StoreError if the shard can't be written, LeaseError if another run took over the store.
     """
     journal = conversion.journal(plan.split, plan.shard_id)
-    report = _report_of_existing(plan, conversion.store)
+    report = report_of_existing(conversion.store, plan.split, plan.shard_id)
     if report is None:
         report = write_shard(plan, conversion, _convert_clips(plan, conversion, journal))
     if isinstance(report, ShardReport):
@@ -103,7 +103,9 @@ def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardRepo
     segments = tuple(result.segment for result in results)
     shard_id = digest_of([[segment.key, segment.end_ms, journal.folder] for segment in segments])
     plan = ShardPlan(shard_id, segments[0].split, segments, (0,) * len(segments))
-    report = _report_of_existing(plan, conversion.store) or write_shard(plan, conversion, iter(results))
+    report = report_of_existing(conversion.store, plan.split, plan.shard_id) or write_shard(
+        plan, conversion, iter(results)
+    )
     assert isinstance(report, ShardReport), "journals contain no Wait"
     journal.clear()
     return report
@@ -138,7 +140,8 @@ def write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipR
         conversion.check_lease()
         # Last, because the sidecar marks the shard as finished.
         write_sidecar(store, shard + SIDECAR, rows, conversion.fingerprint, checksum)
-    return _report(plan, [(row.status, row.reason) for row in rows], checksum.num_bytes, is_new=True)
+    outcomes = [(row.status, row.reason) for row in rows]
+    return _report(plan.split, plan.shard_id, outcomes, checksum.num_bytes, is_new=True)
 
 
 def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) -> Iterator[ClipResult | Wait]:
@@ -211,20 +214,21 @@ def convert_clip(segment: Segment, media: Media | Failure, attempts: int, keep_a
     return ClipResult(segment, WRITTEN, attempts, "", detail, source, fbank_TM.tobytes(), audio, measures)
 
 
-def _report_of_existing(plan: ShardPlan, store: Store) -> ShardReport | None:
-    sidecar = shard_name(plan.split, plan.shard_id, "parquet")
+def report_of_existing(store: Store, split: str, shard_id: str) -> ShardReport | None:
+    """Return the report of a shard that is in the store, None if it isn't."""
+    sidecar = shard_name(split, shard_id, "parquet")
     if not store.exists(sidecar):
         return None
     rows = read_sidecar(store, sidecar, ["status", "reason"]).to_pylist()
-    return _report(plan, [(row["status"], row["reason"]) for row in rows], num_bytes=0, is_new=False)
+    return _report(split, shard_id, [(row["status"], row["reason"]) for row in rows], num_bytes=0, is_new=False)
 
 
-def _report(plan: ShardPlan, results: list[tuple[str, str]], num_bytes: int, is_new: bool) -> ShardReport:
+def _report(split: str, shard_id: str, results: list[tuple[str, str]], num_bytes: int, is_new: bool) -> ShardReport:
     failures = Counter(Reason(reason) for status, reason in results if status == FAILED)
     return ShardReport(
-        shard_id=plan.shard_id,
-        split=plan.split,
-        num_planned=len(plan.segments),
+        shard_id=shard_id,
+        split=split,
+        num_planned=len(results),
         num_written=len(results) - failures.total(),
         failures=dict(failures),
         num_bytes=num_bytes,

@@ -153,8 +153,10 @@ def convert_due_of_copy(
         report.add(shard)
 
     index = SegmentIndex(plan.segments, is_due, plan.attempts)
-    work = CopyConversion(conversion, index, config.clips_per_shard, config.id_pattern)
-    convert_copy(copy, work, add_report, max_in_flight=config.max_in_flight, check_lease=lease.check)
+    # Not the limiter of the last source: an hourly number of clips doesn't apply to containers.
+    limiter = start_rate_limiter(config.rate_limit, clips_per_hour=0, proxies=())
+    work = CopyConversion(conversion, index, config.clips_per_shard, config.id_pattern, limiter)
+    convert_copy(copy, work, config, add_report, check_lease=lease.check)
 
 
 def open_conversion(

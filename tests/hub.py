@@ -12,14 +12,20 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 REPOSITORY = "owner/copy"
-COMMIT = hashlib.sha1(b"first").hexdigest()
+FIRST, SECOND = (hashlib.sha1(name).hexdigest() for name in (b"first", b"second"))
+"""Commits."""
+TOKEN = "hf_tokenOfTheOnlyReader"
 
 
 @dataclass
 class Hub:
-    """A hub with one data set: the files of a folder."""
+    """A hub with one data set: a folder of files for each commit."""
 
-    folder: Path
+    folders: dict[str, Path]
+    commit: str = FIRST
+    """Commit of `main`."""
+    is_gated: bool = False
+    """Files, unlike their list, need `TOKEN`."""
     address: str = ""
     requests: Counter[str] = field(default_factory=Counter)
     """Requests by kind: `tree`, `paths-info`, `revision`, `resolve`."""
@@ -27,19 +33,21 @@ class Hub:
     """Bytes of files sent."""
     refusals: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
     """Status and headers of the next answer for a file; used once."""
-    status: int = 200
-    """Answer to every request: 401 for a gated repository."""
 
-    def info(self, path: Path) -> dict:
+    def folder_of(self, revision: str) -> Path:
+        return self.folders[self.commit if revision == "main" else revision]
+
+    def info(self, path: Path, folder: Path) -> dict:
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        name = str(path.relative_to(self.folder))
+        name = str(path.relative_to(folder))
         lfs = {"oid": digest, "size": len(content), "pointerSize": 130}
         return {"type": "file", "oid": digest[:40], "size": len(content), "path": name, "lfs": lfs}
 
-    def tree(self, under: str) -> list[dict]:
-        files = [path for path in sorted((self.folder / under).rglob("*")) if path.is_file()]
-        return [self.info(path) for path in files]
+    def tree(self, revision: str, under: str) -> list[dict]:
+        folder = self.folder_of(revision)
+        files = [path for path in sorted((folder / under).rglob("*")) if path.is_file()]
+        return [self.info(path, folder) for path in files]
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -56,31 +64,35 @@ class HubHandler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.hub.status != 200:
-            return self.send(self.hub.status, b"{}", {"X-Error-Message": "Access to this dataset is restricted"})
         api = f"/api/datasets/{REPOSITORY}"
         if path.startswith(f"{api}/tree/"):
             self.hub.requests["tree"] += 1
-            return self.send_json(self.hub.tree(path.removeprefix(f"{api}/tree/").partition("/")[2]))
+            revision, _, under = path.removeprefix(f"{api}/tree/").partition("/")
+            return self.send_json(self.hub.tree(revision, under))
         if path.startswith(f"{api}/paths-info/"):
             self.hub.requests["paths-info"] += 1
-            wanted = json.loads(body)["paths"]
-            return self.send_json(
-                [self.hub.info(self.hub.folder / name) for name in wanted if (self.hub.folder / name).is_file()]
-            )
-        if path.startswith(api):
+            folder = self.hub.folder_of(path.removeprefix(f"{api}/paths-info/"))
+            files = [folder / name for name in json.loads(body)["paths"]]
+            return self.send_json([self.hub.info(file, folder) for file in files if file.is_file()])
+        if path == api or path.startswith(f"{api}/revision/"):
             self.hub.requests["revision"] += 1
-            return self.send_json({"id": REPOSITORY, "sha": COMMIT, "siblings": []})
+            revision = path.removeprefix(api).removeprefix("/revision/") or "main"
+            sha = self.hub.commit if revision == "main" else revision
+            return self.send_json({"id": REPOSITORY, "sha": sha, "siblings": []})
         if path.startswith(f"/datasets/{REPOSITORY}/resolve/"):
             self.hub.requests["resolve"] += 1
-            return self.send_file(path.removeprefix(f"/datasets/{REPOSITORY}/resolve/").partition("/")[2])
-        return self.send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            revision, _, name = path.removeprefix(f"/datasets/{REPOSITORY}/resolve/").partition("/")
+            return self.send_file(revision, name)
+        return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
 
-    def send_file(self, name: str) -> None:
+    def send_file(self, revision: str, name: str) -> None:
         if refusal := self.hub.refusals.pop(name, None):
             return self.send(refusal[0], b"", refusal[1])
-        content = (self.hub.folder / name).read_bytes()
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        if self.hub.is_gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            stated = {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {REPOSITORY} is restricted"}
+            return self.send(401, b"{}", stated)
+        content = (self.hub.folder_of(revision) / name).read_bytes()
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": self.hub.commit}
         wanted, status = self.headers.get("Range"), 200
         if wanted:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
@@ -110,7 +122,7 @@ class HubHandler(BaseHTTPRequestHandler):
 @contextmanager
 def run_hub(folder: Path) -> Iterator[Hub]:
     """Serve a folder as the data set `owner/copy`."""
-    hub = Hub(folder)
+    hub = Hub({FIRST: folder})
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": hub}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -1,8 +1,11 @@
 """A copy of AudioSet → the containers that it consists of: tars, zips and parquet files."""
 
+import logging
 import stat
+import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -10,12 +13,16 @@ import braceexpand
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.backoff import backoff
+from pipeline.copies.hub import HUB, pin_commit
+from pipeline.copies.refusals import check_access, throttling_of
 from pipeline.errors import InputError, describe
 from pipeline.shards.format import digest_of
 from pipeline.sources.archives import READ_ERRORS
 from pipeline.sources.index import is_media
 from pipeline.sources.walk import walk_files
 
+log = logging.getLogger(__name__)
 KINDS = {
     ".tar": "tar",
     ".tar.gz": "tar.gz",
@@ -25,6 +32,12 @@ KINDS = {
 }
 UNFINISHED = (".incomplete", ".part", ".crdownload", ".tmp")
 """Extensions of interrupted downloads."""
+VERSION_KEYS: Sequence[str] = ("ETag", "etag", "blob_id", "mtime", "LastModified")
+NUM_LISTERS = 16
+MAX_WAITS = 5
+"""Throttled attempts at a listing before it fails."""
+LIST_PAUSE_S, MAX_LIST_PAUSE_S = 5.0, 300.0
+"""First and longest pause after a throttled attempt; the hub's limits apply to five minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +49,8 @@ class Container:
     num_bytes: int
     version: str
     """ETag, blob id, or modification time: another version may hold other clips."""
+    location: str
+    """Address to read from: on the hub at one commit, elsewhere the address itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +62,8 @@ class Copy:
     """Media files beside the containers."""
     unfinished: tuple[str, ...]
     """Interrupted downloads, which are not read."""
+    commits: tuple[tuple[str, str], ...] = ()
+    """Roots of the repositories on the hub, with the same roots at the commits that are read."""
 
     @property
     def digest(self) -> str:
@@ -72,30 +89,56 @@ def kind_of(name: str) -> str | None:
 def list_copy(media: str) -> Copy:
     """List the containers of a folder, a prefix or repository (`s3://`, `hf://`), a file, or a pattern of files.
 
-    `{000..123}` expands anywhere; `*` and `**` where files can be listed. Raises InputError if listing fails.
+    `{000..123}` expands anywhere; `*` and `**` where files can be listed. Waits if the source throttles. Raises
+    InputError if listing fails, SourceError if the source refuses access.
     """
+    pauses = backoff(LIST_PAUSE_S, MAX_LIST_PAUSE_S)
+    for num_left in reversed(range(MAX_WAITS)):
+        try:
+            return _list_copy(media)
+        except (*READ_ERRORS, ValueError, ImportError) as error:
+            check_access(media, error)
+            throttling = throttling_of(error)
+            if throttling is None or not num_left:
+                raise InputError(f"can't list {media}: {describe(error)}") from error
+            pause_s = min(throttling.retry_after_s or next(pauses), MAX_LIST_PAUSE_S)
+            log.warning("%s asks to wait: listing it again in %.0f s", media, pause_s)
+            time.sleep(pause_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _list_copy(media: str) -> Copy:
+    paths = list(braceexpand.braceexpand(media))
+    # One pair per repository, although a pattern may expand to thousands of paths.
+    commits = (pin_commit(paths[0]),) if media.startswith(HUB) else ()
+    for root, pinned in commits:
+        paths = [path.replace(root, pinned, 1) for path in paths]
     found: dict[str, dict] = {}
-    try:
-        for path in braceexpand.braceexpand(media):
-            fs, local_path = fsspec.core.url_to_fs(path)
-            if isinstance(fs, LocalFileSystem):
-                infos = _find_local(fs, local_path)
-            elif "*" in local_path:
-                infos = fs.glob(local_path, detail=True)
-            elif kind_of(local_path):
-                infos = {local_path: fs.info(local_path)}
-            else:
-                infos = fs.find(local_path, detail=True)
-            found |= {fs.unstrip_protocol(name): info for name, info in infos.items() if info["type"] == "file"}
-    except (*READ_ERRORS, ValueError, ImportError) as error:
-        raise InputError(f"can't list {media}: {describe(error)}") from error
+    with ThreadPoolExecutor(NUM_LISTERS) as pool:
+        for infos in pool.map(_find_files, paths):
+            found |= infos
     names = {name: PurePosixPath(name).name for name in sorted(found)}
     visible = {name: last for name, last in names.items() if not last.startswith(".")}
     return Copy(
-        tuple(_container(name, found[name]) for name, last in visible.items() if kind_of(last)),
+        tuple(_container(name, found[name], commits) for name, last in visible.items() if kind_of(last)),
         sum(is_media(last) for last in visible.values()),
         tuple(name for name, last in names.items() if last.endswith(UNFINISHED)),
+        commits,
     )
+
+
+def _find_files(path: str) -> dict[str, dict]:
+    """Return the size and version of each file at a path, a prefix or a pattern, by address."""
+    fs, local_path = fsspec.core.url_to_fs(path)
+    if isinstance(fs, LocalFileSystem):
+        infos = _find_local(fs, local_path)
+    elif "*" in local_path:
+        infos = fs.glob(local_path, detail=True)
+    elif kind_of(local_path):
+        infos = {local_path: fs.info(local_path)}
+    else:
+        infos = fs.find(local_path, detail=True)
+    return {fs.unstrip_protocol(name): info for name, info in infos.items() if info["type"] == "file"}
 
 
 def _find_local(fs: LocalFileSystem, path: str) -> dict[str, dict]:
@@ -114,11 +157,12 @@ def _find_local(fs: LocalFileSystem, path: str) -> dict[str, dict]:
     return infos
 
 
-def _container(address: str, info: dict) -> Container:
-    kind = kind_of(address)
+def _container(location: str, info: dict, commits: Sequence[tuple[str, str]]) -> Container:
+    kind = kind_of(location)
     assert kind, "the caller passes containers only"
     version = next((str(info[key]) for key in VERSION_KEYS if info.get(key)), "")
-    return Container(address, kind, info.get("size") or 0, version)
-
-
-VERSION_KEYS: Sequence[str] = ("ETag", "etag", "blob_id", "mtime", "LastModified")
+    # Names of listings and shards contain the address, so a new commit leaves those of unchanged files valid.
+    address = location
+    for root, pinned in commits:
+        address = address.replace(pinned, root, 1)
+    return Container(address, kind, info.get("size") or 0, version, location)

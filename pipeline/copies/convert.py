@@ -5,18 +5,20 @@ import time
 from dataclasses import dataclass, field
 
 from pipeline.backoff import backoff
-from pipeline.convert import Conversion, convert_clip, write_shard
+from pipeline.convert import Conversion, convert_clip, report_of_existing, write_shard
 from pipeline.copies.containers import Container
 from pipeline.copies.listings import write_listing
 from pipeline.copies.members import Member, read_members
+from pipeline.copies.refusals import check_access, throttling_of
 from pipeline.copies.segment_index import Matches, SegmentIndex
 from pipeline.errors import InputError, describe
 from pipeline.records import CLIPS_PER_PART, Media, Segment, ShardPlan, ShardReport
 from pipeline.shards.format import SIDECAR, digest_of, read_sidecar, shard_name
 from pipeline.shards.journal import ClipResult, Journal
 from pipeline.sources.archives import READ_ERRORS
-from pipeline.sources.fetch import MAX_BACKOFF_S
+from pipeline.sources.fetch import MAX_BACKOFF_S, SHORT_COOLDOWN_S
 from pipeline.sources.names import compile_pattern
+from pipeline.sources.rate_limit import LocalRateLimiter, Permit, RateLimiter, Wait
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ class CopyConversion:
     segments: SegmentIndex
     clips_per_shard: int
     id_pattern: str = ""
+    limiter: RateLimiter = field(default_factory=LocalRateLimiter)
+    """Limiter of the copy's addresses, which cool down when throttled."""
     search: str = field(init=False)
     """Digest of the segments and names that containers are searched for."""
 
@@ -70,24 +74,39 @@ class Group:
             self.pending = []
 
 
-def convert_container(container: Container, work: CopyConversion) -> ContainerReport:
+def convert_container(container: Container, work: CopyConversion) -> ContainerReport | Wait:
     """Read a container once, front to back, and publish its due clips as shards of one split each.
 
-    A repeated task continues after the clips that the killed one stored. Reading errors are retried; after the last
-    attempt the clips so far are published, and the report names the error. Raises StoreError if the store refuses.
+    A repeated task continues after the clips that the killed one stored. Returns a Wait, with finished clips in
+    journals, if the source throttles. Other reading errors are retried; after the last attempt the clips so far are
+    published, and the report names the error. Raises SourceError if the source refuses access, StoreError if the store
+    refuses.
     """
     reader = ContainerReader(container, work)
     pauses = backoff(work.conversion.fetch.backoff_s, MAX_BACKOFF_S)
-    for attempt in range(1, work.conversion.fetch.max_attempts + 1):
+    num_attempts = 0
+    while num_attempts < work.conversion.fetch.max_attempts:
+        turn = work.limiter.acquire()
+        if isinstance(turn, Wait):
+            if turn.is_cooldown and turn.seconds > SHORT_COOLDOWN_S:
+                reader.store_pending()
+                return turn
+            time.sleep(turn.seconds)
+            continue
         try:
-            reader.read()
+            reader.read(turn)
             break
         except InputError as error:  # another attempt reads the same bytes
             reader.report.error = str(error)
             break
         except READ_ERRORS as error:
+            check_access(container.location, error)
+            if throttling := throttling_of(error):
+                work.limiter.report_throttled(turn, container.address, throttling.retry_after_s)
+                continue
             reader.report.error = f"{container.address}: {describe(error)}"
-            if attempt < work.conversion.fetch.max_attempts:
+            num_attempts += 1
+            if num_attempts < work.conversion.fetch.max_attempts:
                 time.sleep(next(pauses))
     reader.publish_all()
     if not reader.report.error:
@@ -110,12 +129,14 @@ class ContainerReader:
         self.done: set[str] = set()
         """Keys of clips that this run has already stored."""
 
-    def read(self) -> None:
-        """Convert every due member that is not stored yet."""
+    def read(self, permit: Permit) -> None:
+        """Convert every due member that is not stored yet; report to the limiter once the source answers."""
         self.report.error, self.report.matches, self.keys = "", Matches(), []
         fetch = self.work.conversion.fetch
         with self.work.conversion.store.scratch() as scratch:
-            for member in read_members(self.container, scratch, fetch.max_media_bytes):
+            for number, member in enumerate(read_members(self.container, scratch, fetch.max_media_bytes)):
+                if number == 0:
+                    self.work.limiter.report_success(permit)
                 self._convert(member)
 
     def _convert(self, member: Member) -> None:
@@ -132,7 +153,7 @@ class ContainerReader:
         if segment.key in self.done:
             return
         self.done.add(segment.key)
-        content, source = member.content, f"{self.container.address}/{member.name}"
+        content, source = member.content, f"{self.container.location}/{member.name}"
         media = Media(content, source, offset_ms=segment.start_ms) if isinstance(content, bytes) else content
         group.add(convert_clip(segment, media, int(segments.attempts[row]) + 1, self.work.conversion.keep_audio))
         if len(group.segments) == self.work.clips_per_shard:
@@ -147,7 +168,9 @@ class ContainerReader:
             )
             self.num_groups[split] = number + 1
             store = self.work.conversion.store
-            if store.exists(sidecar := shard_name(split, shard_id, SIDECAR[1:])):
+            if finished := report_of_existing(store, split, shard_id):
+                self.report.shards.append(finished)
+                sidecar = shard_name(split, shard_id, SIDECAR[1:])
                 self.done.update(read_sidecar(store, sidecar, ["key"])["key"].to_pylist())
                 continue
             journal = self.work.conversion.journal(split, shard_id)
@@ -155,6 +178,11 @@ class ContainerReader:
             self.done.update(segment.key for segment in group.segments)
             self.groups[split] = group
         return self.groups[split]
+
+    def store_pending(self) -> None:
+        """Add pending clips to the journals, where a repeated task finds them."""
+        for group in self.groups.values():
+            group.flush()
 
     def publish_all(self) -> None:
         """Publish the last shard of each split, which may be short."""

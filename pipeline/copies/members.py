@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.copies.containers import Container
+from pipeline.copies.hub import HUB
 from pipeline.errors import InputError, describe, quote
 from pipeline.records import Failure, Reason
 from pipeline.sources.archives import check_end
@@ -66,15 +67,20 @@ def read_members(container: Container, scratch: Path, max_media_bytes: int) -> I
 
 def _open(container: Container) -> Any:
     """Open a container for reading from front to back."""
-    # Block size 0 is fsspec's way to ask HTTP and the hub for one plain request without ranges.
-    options: dict[str, Any] = {"block_size": 0} if container.address.startswith(("http", "hf://")) else {}
-    return fsspec.open(container.address, "rb", **options)
+    fs, path = fsspec.core.url_to_fs(container.location)
+    # Block size 0 is fsspec's way to ask HTTP and the hub for one plain request without ranges. A known size saves a
+    # request for the size.
+    if container.location.startswith(HUB):
+        return fs.open(path, "rb", block_size=0)
+    if container.location.startswith("http"):
+        return fs.open(path, "rb", block_size=0, size=container.num_bytes or None)
+    return fs.open(path, "rb")
 
 
 @contextmanager
 def _local_file(container: Container, scratch: Path) -> Iterator[Path]:
-    if container.address.startswith("file://"):
-        yield Path(container.address.removeprefix("file://"))
+    if container.location.startswith("file://"):
+        yield Path(container.location.removeprefix("file://"))
         return
     copy = scratch / "container"
     try:

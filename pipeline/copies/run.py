@@ -4,21 +4,25 @@
 # pyarrow creates its compute functions at import.
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.cluster.tasks import run_tasks
+from pipeline.config import PreprocessConfig
 from pipeline.copies.containers import Container, Copy
 from pipeline.copies.convert import ContainerReport, CopyConversion, convert_container
+from pipeline.copies.hub import pin_commit
 from pipeline.copies.listings import read_listing
 from pipeline.copies.segment_index import MAX_EXAMPLES, Matches, SegmentIndex
-from pipeline.errors import AudioTaggingError, InputError, LeaseError, quote
+from pipeline.errors import AudioTaggingError, InputError, LeaseError, SourceError, quote
 from pipeline.progress import show_progress
 from pipeline.records import ShardReport
+from pipeline.sources.archives import READ_ERRORS
 
 log = logging.getLogger(__name__)
 NUM_READERS = 16
@@ -29,25 +33,40 @@ MIN_SHARE_MATCHED = 0.05
 def convert_copy(
     copy: Copy,
     work: CopyConversion,
+    config: PreprocessConfig,
     add_report: Callable[[ShardReport], None],
-    *,
-    max_in_flight: int,
     check_lease: Callable[[], None],
 ) -> None:
     """Convert the due clips of a copy, reading each container with due clips once.
 
     Stops reading once every due segment is stored. Raises InputError if hardly any member matches a segment, or if
-    containers could not be read; clips of the other containers are stored by then.
+    containers could not be read, SourceError if the source refuses access or throttles for `--rate-limit.max-idle-s`.
+    Clips of the other containers are stored by then.
     """
     containers, known = find_due_containers(copy.containers, work)
     log.info("copy: %s; %d containers may hold due clips", copy.describe(), len(containers))
     num_due, matches, errors = int(work.segments.is_due.sum()), Matches(num_matched=known), list[str]()
+    num_read = num_wanted = 0
+
+    def iterate_wanted() -> Iterator[Container]:
+        nonlocal num_wanted
+        for container in containers:
+            if num_due <= 0:  # every due clip is stored
+                return
+            num_wanted += 1
+            yield container
+
+    def should_stop(wait_s: float) -> bool:
+        return work.limiter.status().idle_s + wait_s > config.rate_limit.max_idle_s
+
+    tasks = run_tasks(
+        convert_container, iterate_wanted(), work, max_in_flight=config.max_in_flight, should_stop=should_stop
+    )
     with show_progress("read containers", sum(each.num_bytes for each in containers) >> 20, "MB") as progress:
-        # A generator, so that no further container is read once every due clip is stored.
-        wanted = (container for container in containers if num_due > 0)
-        for container, report in run_tasks(convert_container, wanted, work, max_in_flight=max_in_flight):
+        for container, report in tasks:
             check_lease()
-            if isinstance(report, LeaseError):
+            num_read += 1
+            if isinstance(report, LeaseError | SourceError):  # all containers would fail
                 raise report
             if isinstance(report, Exception):
                 if not isinstance(report, AudioTaggingError):
@@ -57,12 +76,29 @@ def convert_copy(
             matches += report.matches
             num_due -= _count(report, add_report, errors)
             progress.advance(container.num_bytes >> 20, f"{matches.num_matched} clips matched")
+    if num_read < num_wanted:
+        raise SourceError(
+            f"{num_wanted - num_read} containers were not read: the source throttled for"
+            f" {work.limiter.status().idle_s:.0f} s. Finished clips are stored; run the same command again later"
+        )
     _check_matches(matches, work.segments)
     if errors:
         more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
         raise InputError(
             f"{len(errors)} containers could not be read: {errors[0]}{more}; the same command retries them"
         )
+    warn_if_moved(copy)
+
+
+def warn_if_moved(copy: Copy) -> None:
+    """Warn if a repository on the hub got a new commit during the run."""
+    for root, pinned in copy.commits:
+        with suppress(*READ_ERRORS):  # the clips are stored; the next run lists the repository anyway
+            now = pin_commit(root)[1]
+            if now != pinned:
+                log.warning(
+                    "%s has changed during this run, which read %s; the next run reads the changes", root, pinned
+                )
 
 
 def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], errors: list[str]) -> int:

@@ -11,13 +11,14 @@ import fsspec
 from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
+from httpx2 import HTTPError
 
 from pipeline.errors import InputError, describe, quote
 from pipeline.sources.index import is_hidden, is_media
 
 log = logging.getLogger(__name__)
-READ_ERRORS = (OSError, ClientError, BotoCoreError)
-"""Errors of reading from any address; fsspec doesn't wrap the errors of its HTTP and S3 libraries."""
+READ_ERRORS = (OSError, ClientError, BotoCoreError, HTTPError)
+"""Errors of reading from any address; fsspec doesn't wrap the errors of its libraries for HTTP, S3 and the hub."""
 FORMAT_ERRORS = (ValueError, OverflowError, MemoryError)
 """Errors of parsing hostile headers, where impossible numbers become sizes, offsets and allocations."""
 GZIP_MAGIC = b"\x1f\x8b"

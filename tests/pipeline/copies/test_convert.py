@@ -51,6 +51,13 @@ def the_container(folder: Path) -> Container:
     return container
 
 
+def convert(container: Container, work: CopyConversion) -> ContainerReport:
+    """Convert a container of a source that doesn't throttle."""
+    report = convert_container(container, work)
+    assert isinstance(report, ContainerReport)
+    return report
+
+
 def rows_of(store: Store) -> list[dict]:
     return [row for name in store.list("shards", ".parquet") for row in read_sidecar(store, name).to_pylist()]
 
@@ -62,7 +69,7 @@ def digests_of(store: Store) -> dict[str, str]:
 def test_container_becomes_shards_of_one_split_each(tmp_path: Path, clips: dict[str, bytes]) -> None:
     id_in_json(tmp_path / "copy", dict(reversed(clips.items())) | {"unknown_000": b"no media"})
     store = Store(str(tmp_path / "store"))
-    report = convert_container(the_container(tmp_path / "copy"), work_on(store))
+    report = convert(the_container(tmp_path / "copy"), work_on(store))
     assert not report.error
     assert (report.matches.num_matched, report.matches.num_unmatched) == (20, 1)
     assert report.matches.examples == ["sample-000000020.wav"]
@@ -89,7 +96,7 @@ def test_broken_member_is_one_failed_row(tmp_path: Path, clips: dict[str, bytes]
 def test_segments_that_are_not_due_are_matched_but_not_converted(tmp_path: Path, clips: dict[str, bytes]) -> None:
     plain_tar(tmp_path / "copy", clips)
     store = Store(str(tmp_path / "store"))
-    report = convert_container(the_container(tmp_path / "copy"), work_on(store, np.arange(20) < 6))
+    report = convert(the_container(tmp_path / "copy"), work_on(store, np.arange(20) < 6))
     assert sorted(row["ytid"] for row in rows_of(store)) == IDS[:6]
     assert report.matches.num_matched == 20
 
@@ -116,7 +123,7 @@ def test_killed_task_continues_and_writes_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         convert_container(container, work_on(store))
     monkeypatch.setattr(convert_module, "convert_clip", original)
-    report: ContainerReport = convert_container(container, work_on(store))
+    report = convert(container, work_on(store))
     assert report.matches.num_matched == 20
     assert digests_of(store) == digests_of(undisturbed)
     assert len(rows_of(store)) == 20
