@@ -1,4 +1,4 @@
-"""Augmentation on the device, in AST's order: mixup, padding, frequency mask, time mask, normalising, noise, roll.
+"""Augment batches on the device in AST's order: mixup, padding, frequency mask, time mask, normalising, noise, roll.
 
 Axes: B clips, Q partners, T frames, M mel bins, S samples.
 """
@@ -20,7 +20,8 @@ FULL_SCALE = 32768
 NOISE_LEVEL = 0.1
 """Maximum noise, in normalised units."""
 SILENCE = torch.log(torch.tensor(LOG_FLOOR)).item()
-"""Log-mel of digital silence, rounded to float32. A Python number: `.item()` in a step would wait for the device."""
+"""Log-mel of digital silence, rounded to float32. Stored as a Python number, because `.item()` in a step would wait for
+the device."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,13 @@ def prepare(batch: Batch, mean: float, std: float) -> Tensor:
 def augment(batch: Batch, config: AugmentConfig, mean: float, std: float) -> Tensor:
     """Return the model's augmented input (B, T, M) float32.
 
-    All random numbers come from the batch, so a draw gives the same sample on any rank.
+    All random numbers come from the batch, so a draw gives the same sample on every rank.
     """
     return perturb(mix(batch), batch.uniforms, config, mean, std)
 
 
 def perturb(fbank_BTM: Tensor, uniforms: Tensor, config: AugmentConfig, mean: float, std: float) -> Tensor:
-    """Mask, normalise, add noise and roll mixed fbanks (B, T, M). Shapes do not depend on the batch."""
+    """Mask, normalise, add noise and roll mixed fbanks (B, T, M). No shape depends on the values."""
     fbank_BTM = _mask(fbank_BTM, 2, config.max_freq_mask_bins, uniforms[:, FREQ_WIDTH : FREQ_START + 1])
     fbank_BTM = _mask(fbank_BTM, 1, config.max_time_mask_frames, uniforms[:, TIME_WIDTH : TIME_START + 1])
     fbank_BTM = normalise(fbank_BTM, mean, std)
@@ -67,10 +68,10 @@ def mix(batch: Batch) -> Tensor:
 
 
 def mix_power(batch: Batch) -> Tensor:
-    """Mix stored fbanks like the sum of their waveforms, λ·a + (1 − λ)·b.
+    """Mix stored fbanks to approximate the mixture of their waveforms, λ·a + (1 − λ)·b.
 
-    Adds the powers and ignores the cross term: log(λ²·exp a + (1 − λ)²·exp b). Partners are cut or padded with silence
-    to the length of the clip. Frames after the clip's end stay 0.
+    Adds the powers without the cross term: log(λ²·exp a + (1 − λ)²·exp b). Partners are cut or padded with silence to
+    the length of the clip. Frames after the clip's end stay 0.
     """
     fbank_BTM = batch.clips.float()
     if not len(batch.mixed):
@@ -121,7 +122,7 @@ def _is_within(lengths_B: Tensor, size: int) -> Tensor:
 
 
 def _mask(fbank_BTM: Tensor, axis: int, max_width: int, uniforms_B2: Tensor) -> Tensor:
-    """Set one band per clip to 0, of uniform width up to `max_width`, like torchaudio's `mask_along_axis_iid`."""
+    """Set a band of random width up to `max_width` to 0 in each clip, like torchaudio's `mask_along_axis_iid`."""
     if max_width == 0:
         return fbank_BTM
     size = fbank_BTM.shape[axis]
@@ -134,10 +135,10 @@ def _mask(fbank_BTM: Tensor, axis: int, max_width: int, uniforms_B2: Tensor) -> 
 
 
 def _noise(fbank_BTM: Tensor, uniforms_B: Tensor) -> Tensor:
-    """Return uniform noise. One random number per clip determines its strength and its values.
+    """Return uniform noise. A single random number per clip determines its strength and values.
 
-    Each value is a hash of this number and the value's position. So every device gives the same noise, without waiting
-    for a generator that is seeded on the CPU.
+    Each value is a hash of this number and the value's position. All devices give the same noise, and none waits for a
+    generator that is seeded on the CPU.
     """
     num_frames, num_bins = fbank_BTM.shape[1:]
     position_TM = torch.arange(num_frames * num_bins, device=fbank_BTM.device).view(num_frames, num_bins)
@@ -151,8 +152,8 @@ def _noise(fbank_BTM: Tensor, uniforms_B: Tensor) -> Tensor:
 def _hash32(values: Tensor) -> Tensor:
     """Return 32 well-mixed bits of each number from 0 to 2³² − 1, as int64.
 
-    Multiplication by an odd number and folding of the high bits are both bijective, so there are no collisions. The
-    factor is below 2³¹, so no product overflows int64.
+    There are no collisions, because multiplying by an odd number and folding the high bits are bijective. The factor is
+    below 2³¹, so that no product overflows int64.
     """
     for _ in range(2):
         values = ((values ^ (values >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
@@ -160,7 +161,7 @@ def _hash32(values: Tensor) -> Tensor:
 
 
 def _roll(fbank_BTM: Tensor, max_frames: int, uniforms_B: Tensor) -> Tensor:
-    """Roll each clip in time by −max_frames … max_frames − 1."""
+    """Roll each clip in time by −max_frames to max_frames − 1 frames."""
     num_frames = fbank_BTM.shape[1]
     shift_B = (uniforms_B * 2 * max_frames).long() - max_frames
     source = (torch.arange(num_frames, device=fbank_BTM.device) - shift_B[:, None]) % num_frames

@@ -1,4 +1,4 @@
-"""Transfer of batches to the device, one batch ahead of the step."""
+"""Copy batches to the device, one batch ahead of the step."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def _start_copy(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -
     is_copied = torch.cuda.Event()
     with torch.cuda.stream(stream):
         copy = batch.to(device)
-    # An event per copy: waiting for the stream would also wait for the next batch's copy.
+    # Use one event per copy. Waiting for the stream would also wait for the next batch's copy.
     is_copied.record(stream)
     return copy, is_copied
 

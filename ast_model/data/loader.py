@@ -1,4 +1,4 @@
-"""Batches of stored clips, prefetched by threads in the order of the draw plan.
+"""Read batches of stored clips in the order of the draw plan. Threads prefetch them.
 
 Axes: B clips, Q partners, T frames, M mel bins, S samples, C classes.
 """
@@ -26,21 +26,21 @@ from pipeline.snapshots.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class Batch:
-    """Stored clips, padded with 0, neither mixed nor normalised."""
+    """Stored clips, padded with 0 but not yet mixed or normalised."""
 
     features: Features
     num_frames: int
-    """Number T of frames of the model's input."""
+    """Number T of frames in the model's input."""
     rows: np.ndarray
-    """Rows (B,) of the clips in the snapshot's index."""
+    """Row (B,) of each clip in the snapshot's index."""
     clips: Tensor
     """Float16 log-mel (B, T, M), or int16 waveforms (B, S)."""
     lengths_B: Tensor
     """Lengths (B,) in frames or samples, without padding."""
     targets_BC: Tensor
-    """Targets as float32, mixed like the clips."""
+    """Float32 targets, already mixed."""
     mixed: Tensor
-    """Positions (Q,) of clips with a partner."""
+    """Positions (Q,) in the batch of the clips with a partner."""
     partners: Tensor
     """Partners (Q, …), in the format of `clips`."""
     partner_lengths_Q: Tensor
@@ -71,7 +71,7 @@ def without_augmentation(positions: np.ndarray) -> Draws:
 
 
 def open_reader(snapshot: Snapshot, cache: CacheConfig) -> ClipReader:
-    """Open a reader of a snapshot's clips. Reads of a remote store go through the node's cache.
+    """Open a reader of a snapshot's clips. Remote stores are read through the node's cache.
 
     Raises ConfigError if the cache can't be used.
     """
@@ -83,7 +83,7 @@ def open_reader(snapshot: Snapshot, cache: CacheConfig) -> ClipReader:
 
 
 class BatchReader:
-    """Reads batches of `num_frames` frames. Longer clips are cut, shorter clips padded with 0."""
+    """Reads batches of clips with `num_frames` frames. Longer clips are cut and shorter clips padded with 0."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class BatchReader:
         features: Features = "fbank",
         random_crop: bool = False,
     ):
-        """random_crop: use a random segment of longer clips for draws with random numbers."""
+        """random_crop: cut a random segment out of longer clips, for draws that have random numbers."""
         self.reader = reader
         self.rows = rows
         self.targets = targets
@@ -104,21 +104,21 @@ class BatchReader:
         self.random_crop = random_crop
 
     def set_order(self, draws: Draws, is_grouped: bool) -> None:
-        """Prefetch the shards of upcoming draws, if the store is remote."""
+        """Start prefetching shards of a remote store in the order of these draws."""
         if self.reader.prefetcher is None:
             return
         shards = self.reader.shards_of(self.rows[draws.clip])
         if is_grouped:
             order = shards[np.flatnonzero(np.diff(shards, prepend=-1))]
         else:
-            # Draws without a partner count as their own partner.
+            # Treat clips without a partner as their own partner.
             partner = np.where(draws.partner == NO_PARTNER, draws.clip, draws.partner)
             both = np.stack([shards, self.reader.shards_of(self.rows[partner])], axis=1).ravel()
             order = both[np.sort(np.unique(both, return_index=True)[1])]
         self.reader.prefetcher.set_order([self.reader.shard_names[shard] for shard in order.tolist()], is_grouped)
 
     def prefetch(self, batches: Iterable[Draws], num_threads: int, pinned: bool = False) -> Iterator[Batch]:
-        """Yield a batch for each group of draws, in order, prefetched by threads. Use pinned memory for a GPU."""
+        """Yield a batch for each group of draws, in order. Threads read ahead. pinned: use pinned memory, for a GPU."""
 
         def read(draws: Draws) -> Batch:
             batch = self.read_draws(draws, pinned)
@@ -127,7 +127,7 @@ class BatchReader:
         return map_ahead(read, self._advancing(batches), num_threads)
 
     def _advancing(self, batches: Iterable[Draws]) -> Iterator[Draws]:
-        """Report progress to the cache, so that it fetches the next shards and may evict earlier shards."""
+        """Report progress to the cache, so that it can fetch the next shards and evict earlier shards."""
         for draws in batches:
             if self.reader.prefetcher is not None:
                 shards = self.reader.shards_of(self.rows[draws.clip]).tolist()
@@ -171,8 +171,8 @@ class BatchReader:
         return read(rows, crops, pinned)
 
     def _read_fbanks(self, rows: np.ndarray, crops: np.ndarray | None, pinned: bool) -> tuple[Tensor, Tensor]:
-        # Allocate pinned memory right away: pinning later would copy. torch reuses pinned memory for later batches,
-        # without new page faults.
+        # Allocate pinned memory at once, because pinning later would copy. torch reuses pinned memory for later
+        # batches, which saves page faults.
         clips = torch.empty(len(rows), self.num_frames, NUM_MEL_BINS, dtype=torch.float16, pin_memory=pinned)
         fbank_BTM = clips.numpy()
         num_frames_B = np.empty(len(rows), np.int64)
@@ -204,7 +204,7 @@ class BatchReader:
         return int(float(crop) * (max(num_frames - self.num_frames, 0) + 1))
 
     def _targets(self, positions: np.ndarray) -> np.ndarray:
-        """Return multi-hot targets (B, C) float32. Indexing the sparse array would take five times as long."""
+        """Return multi-hot targets (B, C) float32. Five times as fast as indexing the sparse array."""
         starts, ends = self.targets.indptr[positions], self.targets.indptr[positions + 1]
         targets_BC = np.zeros((len(positions), self._num_classes), np.float32)
         for target_C, start, end in zip(targets_BC, starts.tolist(), ends.tolist(), strict=True):
@@ -213,6 +213,6 @@ class BatchReader:
 
 
 def split_evenly(num_clips: int, rank: int, world_size: int, batch_size: int) -> list[np.ndarray]:
-    """Split an evaluation's clips over the ranks in contiguous parts, and return one rank's batches."""
+    """Split evaluation clips into one contiguous part per rank, and return the batches of one rank."""
     part = np.array_split(np.arange(num_clips), world_size)[rank]
     return [part[start : start + batch_size] for start in range(0, len(part), batch_size)]

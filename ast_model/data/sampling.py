@@ -1,7 +1,7 @@
-"""The draw plan: the clips of an epoch's batches, with partners and random numbers for augmentation.
+"""The draw plan of an epoch, with clips, mixup partners and random numbers for the augmentation.
 
-The plan is a pure function of (snapshot, seed, epoch, settings), and every rank computes all of it. So the sequence of
-global batches is the same on any number of ranks, and a run can resume at any step.
+The plan is a pure function of (snapshot, seed, epoch, settings), and every rank computes all of it. The global batches
+are therefore the same for any number of ranks, and a run can resume at any step.
 """
 
 import hashlib
@@ -46,26 +46,26 @@ def plan_epoch(
     weights: sampling weights (N,) of the training clips. seed: snapshot id, seed of the run, epoch.
     Raises ConfigError if the sampler can't use the weights or the number of draws.
     """
-    # The order of these calls is part of the plan: another order gives other draws for the same seed.
+    # Keep the order of these calls. Another order would give other draws for the same seed.
     rng = np.random.default_rng(_seed_of(*seed))
     clip = _draw_clips(rng, weights, num_draws, sampler)
     is_mixed = rng.random(num_draws) < augment.mixup_probability
-    # As in AST's official code, partners are uniform for every sampler; only clips are balanced.
+    # As in AST's official code, partners are drawn uniformly by every sampler. Only clips are balanced.
     partner = np.where(is_mixed, rng.integers(len(weights), size=num_draws), NO_PARTNER)
     mixup_lambda = np.where(is_mixed, rng.beta(augment.mixup_alpha, augment.mixup_alpha, num_draws), 1.0).astype(
         np.float32
     )
-    # Crops came later. Their numbers are drawn last, so that seeds from before give the same draws.
+    # Random crops were added later. Draw their numbers last, so that older seeds still give the same draws.
     uniforms = [rng.random((num_draws, count), dtype=np.float32) for count in (CROP, NUM_UNIFORMS - CROP)]
     return Draws(clip, partner, mixup_lambda, np.concatenate(uniforms, axis=1))
 
 
 def group_by_shard(draws: Draws, shard_of_clip: np.ndarray, window: int, seed: tuple[str, int, int]) -> Draws:
-    """Group the draws of each window by shard, with shards in random order.
+    """Group the draws in each window by shard. The shards come in random order.
 
     shard_of_clip: shard (N,) of each training clip. Clips, partners and λ stay the same.
     """
-    # A separate generator, so that grouping does not change the draws of `plan_epoch`.
+    # Use a separate generator, so that grouping does not change the draws of `plan_epoch`.
     rng = np.random.default_rng([_seed_of(*seed), window])
     num_shards = int(shard_of_clip.max()) + 1
     order = np.arange(len(draws))
@@ -78,7 +78,7 @@ def group_by_shard(draws: Draws, shard_of_clip: np.ndarray, window: int, seed: t
 
 
 def _seed_of(snapshot_id: str, seed: int, epoch: int) -> int:
-    # Hash seed and epoch: with their sum, seed 0 in epoch 1 would repeat the draws of seed 1 in epoch 0.
+    # Hash seed and epoch. With their sum, epoch 1 of seed 0 would repeat the draws of epoch 0 of seed 1.
     return int.from_bytes(hashlib.sha256(f"{snapshot_id}/{seed}/{epoch}".encode()).digest()[:16], "big")
 
 
@@ -95,7 +95,7 @@ def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, s
             " not zero; rebuild the snapshot, or use --train.sampler uniform"
         )
     if sampler == "balanced":
-        # Invert the cumulative weights. `torch.multinomial` with replacement is limited to 2^24 clips.
+        # Invert the cumulative weights, because `torch.multinomial` is limited to 2^24 clips.
         edges = np.cumsum(weights, dtype=np.float64)
         return np.searchsorted(edges, rng.random(num_draws) * edges[-1], side="right")
     check_num_draws(num_draws, int(np.count_nonzero(weights)), "clips with a weight")
@@ -104,8 +104,8 @@ def _draw_clips(rng: np.random.Generator, weights: np.ndarray, num_draws: int, s
 
 def _draw_without_replacement(rng: np.random.Generator, weights: np.ndarray, num_draws: int) -> np.ndarray:
     """Draw by weight without replacement (Efraimidis and Spirakis, 2006)."""
-    # Each clip arrives after an exponential time with rate `weights[i]`; the first arrivals are drawn. This takes one
-    # pass, while drawing and re-normalising takes one per draw. Clips of weight 0 never arrive.
+    # Clip i arrives after an exponentially distributed time with rate `weights[i]`, and the first arrivals are drawn.
+    # This takes one pass instead of one per draw. Clips of weight 0 never arrive.
     with np.errstate(divide="ignore"):
         arrival = rng.exponential(size=len(weights)) / weights
     first = np.argpartition(arrival, num_draws - 1)[:num_draws]
@@ -113,16 +113,16 @@ def _draw_without_replacement(rng: np.random.Generator, weights: np.ndarray, num
 
 
 def check_num_draws(num_draws: int, num_clips: int, unit: str) -> None:
-    """Raise ConfigError if a sampler without replacement is asked for more draws than there are clips."""
+    """Raise ConfigError if there are more draws than clips. For samplers without replacement."""
     if num_draws > num_clips:
         raise ConfigError(
-            f"--train.draws-per-epoch is {num_draws}, but there are {num_clips} {unit}, and this sampler draws each"
-            " once; lower it, or use --train.sampler balanced"
+            f"--train.draws-per-epoch is {num_draws}, but there are {num_clips} {unit}, and this sampler draws each at"
+            " most once; lower it, or use --train.sampler balanced"
         )
 
 
 def num_steps_of(num_draws: int, global_batch_size: int) -> int:
-    """Count the full global batches of an epoch. Raises NoClipsError if there are none."""
+    """Return the number of full global batches in an epoch. Raises NoClipsError if there are none."""
     num_steps = num_draws // global_batch_size
     if num_steps == 0:
         raise NoClipsError(
@@ -133,7 +133,7 @@ def num_steps_of(num_draws: int, global_batch_size: int) -> int:
 
 
 def rank_slice(step: int, global_batch_size: int, rank: int, world_size: int) -> slice:
-    """Return a rank's share of a step's global batch, as a slice of the epoch's draws. Shares differ by at most one."""
+    """Return a rank's share of a global batch as a slice of the epoch's draws. Shares differ by at most one clip."""
     if world_size > global_batch_size:
         raise ConfigError(
             f"expected --train.global-batch-size of at least one sample per rank, found {global_batch_size} for"

@@ -1,11 +1,11 @@
-"""Embeddings of a snapshot's clips: computed once per model and stored for heads and searches.
+"""Compute the embeddings of a snapshot's clips once per model, and store them for heads and searches.
 
 embeddings/{name}/
     model.safetensors       the embedding model with its config and normalisation
     {first row}.npy         float32 (rows, views, D) of consecutive rows of the snapshot's index
 
-`name` is a digest of everything that determines the values: snapshot, weights, normalisation and views. A second head
-on the same sounds thus reads the stored values, and an interrupted run computes only missing chunks.
+`name` is a digest of the snapshot, weights, normalisation and views. A second head on the same sounds reads the stored
+values, and an interrupted run computes only missing chunks.
 
 Axes: N clips, V views, B clips of a batch, T frames, M mel bins, D embedding size.
 """
@@ -36,21 +36,20 @@ from pipeline.store.storage import Store
 
 FOLDER = "embeddings"
 NUM_CHUNKS = 64
-"""Tasks per snapshot, within the limits of their sizes."""
+"""Target number of tasks per snapshot. `MIN_CHUNK_CLIPS` and `MAX_CHUNK_CLIPS` take precedence."""
 MIN_CHUNK_CLIPS, MAX_CHUNK_CLIPS = 8, 1024
-"""Clips per task and file: the most that a kill costs, and the unit of progress."""
+"""Limits on the clips per task and file. A killed worker loses at most one task."""
 BATCH_CLIPS = {"cpu": 4, "cuda": 64}
-"""Batch size per device type. A core is fastest with batches that fit in its cache."""
+"""Batch size per device type. CPU cores are fastest with batches that fit in their cache."""
 VIEW_AUGMENT = AugmentConfig(
     mixup_probability=0.0, max_freq_mask_bins=24, max_time_mask_frames=48, noise=True, max_roll_frames=10
 )
-"""Augmentation of views after the first: masks, shifts and noise. Never mixup, because a view keeps its clip's
-labels."""
+"""Augmentation of all views after the first. Excludes mixup, because a view keeps the labels of its clip."""
 
 
 @dataclass(frozen=True)
 class EmbeddingPlan:
-    """Everything that a worker needs to embed any chunk; small and picklable."""
+    """Small, picklable description that allows a worker to embed any chunk."""
 
     store: Store
     snapshot_id: str
@@ -73,11 +72,11 @@ class EmbeddingPlan:
 
     @property
     def chunks(self) -> list[int]:
-        """First rows of all chunks."""
+        """First row of each chunk."""
         return list(range(0, self.num_clips, self.chunk_clips))
 
     def rows_of(self, first: int) -> np.ndarray:
-        """Rows of a chunk."""
+        """Rows of the chunk that starts at `first`."""
         return np.arange(first, min(first + self.chunk_clips, self.num_clips))
 
     def chunk_name(self, first: int) -> str:
@@ -89,7 +88,7 @@ class EmbeddingPlan:
 
 
 def weights_digest(model: AST) -> str:
-    """Return a digest of all weights that determine an embedding, which excludes the head."""
+    """Return a digest of all weights except the head's, which does not affect embeddings."""
     digest = hashlib.sha256(
         repr(sorted(asdict(model.config).items() - {("num_classes", model.config.num_classes)})).encode()
     )
@@ -103,7 +102,7 @@ def weights_digest(model: AST) -> str:
 def plan_embeddings(snapshot: Snapshot, model: AST, normalisation: Normalisation, num_views: int = 1) -> EmbeddingPlan:
     """Plan the embeddings of all clips of a snapshot.
 
-    num_views: views per clip: the unchanged clip, then augmented views.
+    num_views: views per clip. The first view is the unchanged clip; further views are augmented.
     """
     made_of = {
         "snapshot": snapshot.snapshot_id,
@@ -123,7 +122,7 @@ def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = N
     started_s = time.monotonic()
     rows = plan.rows_of(first)
     parts = []
-    # In the precision of evaluations: full float32 on a CPU.
+    # Use the precision of evaluations, which is float32 on a CPU.
     with evaluation_mode(model), World(0, 1, device).autocast("auto"):
         for start in range(0, len(rows), BATCH_CLIPS[device.type]):
             positions = rows[start : start + BATCH_CLIPS[device.type]]
@@ -143,7 +142,7 @@ def _views(
     yield prepare(reader.read_clips(positions).to(device), norm.mean, norm.std)
     nobody, whole = np.full(len(positions), NO_PARTNER), np.ones(len(positions), np.float32)
     for view in range(1, plan.num_views):
-        # Seeded per clip, so that every computation of a chunk gives the same bytes.
+        # Seed each clip separately, so that recomputed chunks have the same bytes.
         uniforms = [np.random.default_rng((view, position)).random(NUM_UNIFORMS) for position in positions.tolist()]
         draws = Draws(positions, nobody, whole, np.asarray(uniforms, np.float32))
         yield augment(reader.read_draws(draws).to(device), VIEW_AUGMENT, norm.mean, norm.std)
@@ -164,7 +163,7 @@ def read_embeddings(plan: EmbeddingPlan) -> np.ndarray:
     """Read all embeddings (N, V, D). Raises CorruptError if chunks are missing or cut short."""
     if missing := plan.missing_chunks():
         raise CorruptError(
-            f"expected {len(plan.chunks)} chunks in {plan.store.url(plan.folder)}, {len(missing)} are missing"
+            f"expected {len(plan.chunks)} chunks in {plan.store.url(plan.folder)}, but {len(missing)} are missing"
         )
     parts = []
     for first in plan.chunks:

@@ -1,7 +1,7 @@
 """A linear head on frozen embeddings: logistic regression with a cross-validated penalty.
 
-Training takes seconds, because embeddings are computed once. One full-batch solver covers one label per clip
-(multinomial) and several labels (one binary problem per class, solved together).
+Training takes seconds, because embeddings are computed only once. With one label per clip the regression is
+multinomial. With several labels, each class is a binary problem, and one solver handles all of them together.
 
 Axes: N clips, D embedding size, C classes.
 """
@@ -22,28 +22,29 @@ from ast_model.metrics import accuracy, tagging_metrics
 from pipeline.errors import InputError
 
 PENALTIES = tuple(float(10**exponent) for exponent in np.arange(0.0, -5.5, -0.5))
-"""Candidate penalties, strongest first, so that each solution starts from the previous one."""
+"""Candidate penalties. The strongest comes first, because each solution starts from the previous one."""
 EXACT = {"maxiter": 300, "gtol": 1e-7, "ftol": 1e-12, "maxcor": 20}
 RANKING = {"maxiter": 50, "gtol": 1e-3, "ftol": 1e-4, "maxcor": 20}
-"""Options of SciPy's L-BFGS: loose for ranking penalties, strict for the head."""
+"""Options for SciPy's L-BFGS, with loose tolerances to rank penalties and strict tolerances for the final head."""
 CURVATURE = 0.03
-"""Approximate curvature of the loss at a logit, between 0 and 0.25. It only scales the solver's steps."""
+"""Approximate second derivative of the loss by a logit, which is between 0 and 0.25. Only scales the solver's steps."""
 MAX_SINGLE_THREADED = 10**8
-"""Largest gradient, in multiply-adds, for a single thread. Below it a second thread costs more than it gains."""
+"""Largest gradient, in multiply-adds, that is computed in a single thread. For smaller ones a second thread is
+slower."""
 NUM_FOLDS = 5
 MAX_CROSS_VALIDATION_CLIPS = 20_000
-"""Clips for cross-validation. More clips rarely change the penalty."""
+"""Maximum number of clips for cross-validation. More clips rarely change the chosen penalty."""
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Weights of a head on unscaled embeddings."""
+    """A linear head for unscaled embeddings."""
 
     weight_CD: np.ndarray
     bias_C: np.ndarray
     penalty: float
     score_of_penalty: dict[float, float]
-    """Cross-validated accuracy or mAP per penalty; empty for a given penalty."""
+    """Cross-validated accuracy or mAP of each candidate penalty; empty if the caller gave the penalty."""
 
     def logits(self, embeddings_ND: np.ndarray) -> np.ndarray:
         return embeddings_ND @ self.weight_CD.T + self.bias_C
@@ -59,7 +60,7 @@ def fit_head(
     is_balanced: bool = True,
     seed: int = 0,
 ) -> LinearHead:
-    """Fit a head with the best penalty of a cross-validation, unless a penalty is given.
+    """Fit a head. Cross-validation chooses the penalty unless it is given.
 
     Raises InputError for non-finite embeddings and fewer than two clips.
 
@@ -67,7 +68,7 @@ def fit_head(
     is_balanced: give classes equal weights, like scikit-learn's `class_weight="balanced"`.
     """
     if len(embeddings_ND) < 2 or not np.isfinite(embeddings_ND).all():
-        raise InputError(f"expected at least two finite embeddings, found {len(embeddings_ND)}, finite or not")
+        raise InputError(f"expected at least two embeddings, all of them finite; found {len(embeddings_ND)}")
     scores = {}
     with _few_threads(embeddings_ND.size * targets_NC.shape[1]):
         if penalty is None:
@@ -80,7 +81,7 @@ def fit_head(
 
 @contextmanager
 def _few_threads(num_operations: int) -> Iterator[None]:
-    """Use one thread for small problems, and always in SciPy's solver with its short vectors."""
+    """Use one thread for small problems. SciPy's solver always uses one, because its vectors are short."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if num_operations < MAX_SINGLE_THREADED else before)
     try:
@@ -98,7 +99,7 @@ def _cross_validate(
     is_balanced: bool,
     seed: int,
 ) -> dict[float, float]:
-    """Return the score of each penalty, where heads score only clips of unseen groups."""
+    """Return the score of each penalty. Heads only score clips of groups that they were not trained on."""
     rng = np.random.default_rng(seed)
     num_folds = min(NUM_FOLDS, int(groups.max()) + 1)
     fold_of_group = rng.permutation(int(groups.max()) + 1) % num_folds
@@ -118,7 +119,7 @@ def _cross_validate(
 
 
 def score_head(logits_NC: np.ndarray, targets_NC: np.ndarray, loss: Loss) -> float:
-    """Return accuracy for one label per clip, otherwise mAP."""
+    """Return the accuracy for one label per clip, otherwise the mAP."""
     if loss == "ce":
         return accuracy(logits_NC, targets_NC)
     return tagging_metrics(logits_NC, targets_NC).mAP
@@ -136,10 +137,10 @@ class _Problem:
         self.mean_D = embeddings_ND.mean(axis=0, dtype=np.float64)
         std_D = embeddings_ND.std(axis=0, dtype=np.float64)
         self.std_D = np.where(std_D > 0, std_D, 1.0)
-        # In single precision the line search stalls long before scikit-learn's optimum.
+        # Use double precision, since in single precision the line search stalls long before scikit-learn's optimum.
         standard_ND = torch.from_numpy((embeddings_ND - self.mean_D) / self.std_D)
-        # Along the principal axes the loss's curvature is nearly diagonal. Scaling by it saves the solver many steps
-        # for correlated embeddings, and a rotation does not change the penalty.
+        # Rotate to the principal axes, where the curvature of the loss is nearly diagonal. Scaling by the curvature
+        # saves the solver many steps for correlated embeddings. The rotation does not change the penalty.
         covariance_DD = standard_ND.T @ standard_ND / len(standard_ND)
         self.variance_D, self.axes_DD = torch.linalg.eigh(covariance_DD)
         self.features_ND = standard_ND @ self.axes_DD
@@ -174,13 +175,13 @@ class _Problem:
         return weight_CD.astype(np.float32), (self.bias_C.numpy() - weight_CD @ self.mean_D).astype(np.float32)
 
     def _mean_loss(self, weight_CD: Tensor, bias_C: Tensor) -> tuple[float, Tensor]:
-        """Return the loss and its gradient at the logits (N, C)."""
+        """Return the loss and its gradient by the logits (N, C)."""
         logits_NC = torch.addmm(bias_C, self.features_ND, weight_CD.T)
         if self.loss == "ce":
             log_probs_NC = logits_NC.log_softmax(dim=1)
             losses, scores_NC = -(self.targets_NC * log_probs_NC).sum(dim=1, keepdim=True), log_probs_NC.exp()
         else:
-            # Each class is a separate problem, so sum over classes to keep the penalty's meaning.
+            # Sum over classes, so that the penalty means the same for each class's separate problem.
             losses = nnf.binary_cross_entropy_with_logits(logits_NC, self.targets_NC, reduction="none")
             scores_NC = logits_NC.sigmoid()
         weights = self.weights / len(logits_NC)

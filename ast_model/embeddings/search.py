@@ -1,4 +1,4 @@
-"""Nearest clips by the cosine of their embeddings.
+"""Find the nearest clips by the cosine similarity of their embeddings.
 
 Axes: N clips to search, Q queries, D embedding size, K neighbours.
 """
@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.errors import InputError
 
 BLOCK_CLIPS = 2**16
-"""Clips per matrix product, which bounds the memory of the cosines."""
+"""Clips per matrix product. Bounds the memory for the cosines."""
 
 
 def normalise_rows(embeddings_ND: np.ndarray) -> np.ndarray:

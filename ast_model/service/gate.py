@@ -1,7 +1,7 @@
 """ASGI middleware: access control and upload limits.
 
-The middleware reads the whole body in chunks, so that wrong Content-Lengths, endless bodies and slow uploads never
-reach a decoder. It counts the bytes of all uploads as they arrive.
+The middleware reads the whole body before the application sees the request. Wrong Content-Lengths, endless bodies and
+slow uploads thus never reach a decoder. It counts the bytes of all uploads as they arrive.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 RETRY_AFTER_S = 2
 OPEN_PATHS = ("/", "/page.js", "/page.css", "/healthz")
-"""Paths without a token: the page asks users for it, and load balancers have none."""
+"""Paths that need no token, because the page asks users for it and load balancers have none."""
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -31,7 +31,7 @@ SECURITY_HEADERS = {
 
 
 class RefusedError(Exception):
-    """A refused request, with its status and message."""
+    """Refuses a request with a status and a message."""
 
     def __init__(self, status: int, sentence: str, **headers: str):
         super().__init__(sentence)
@@ -39,18 +39,18 @@ class RefusedError(Exception):
 
 
 class Gate:
-    """Checks and reads each request before the application.
+    """Checks and reads each request before passing it to the application.
 
-    token: expected in `Authorization: Bearer`. Without a token only requests to localhost pass, because foreign pages
-    can reach a loopback address under their own host name.
+    token: required in the header `Authorization: Bearer`. Without a token, only requests to localhost pass, because
+    foreign pages can reach a loopback address under their own host name.
     """
 
     def __init__(self, app: App, limits: Limits, token: str = ""):
         self.app, self.limits, self.token = app, limits, token
         self.num_requests = 0
-        """Complete uploads without an answer yet."""
+        """Number of complete uploads that are not answered yet."""
         self.num_bytes = 0
-        """Bytes of all complete and incomplete uploads."""
+        """Total bytes of all complete and incomplete uploads."""
         self.num_refused = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -134,12 +134,12 @@ class Gate:
 def _host_of(address: str) -> str | None:
     try:
         return urlsplit(address).hostname
-    except ValueError:  # brackets without an IPv6 address
+    except ValueError:  # the brackets contain no IPv6 address
         return None
 
 
 def _check_encoding(headers: MutableMapping[str, str]) -> None:
-    """Refuse forms and compressed bodies. Decoders skip unknown bytes, so a form around an MP3 would be tagged too."""
+    """Refuse forms and compressed bodies. Decoders skip unknown bytes, so they would tag even a form around an MP3."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("multipart/"):
         raise RefusedError(
@@ -189,7 +189,7 @@ def _with_headers(send: Send, headers: MutableMapping[str, str]) -> Send:
 
 
 async def _reject_websocket(receive: Receive, send: Send) -> None:
-    """Close the handshake, which servers answer with status 403. Without a message they would answer 500."""
+    """Close the handshake, which makes servers answer with status 403 instead of 500."""
     await receive()
     await send({"type": "websocket.close", "code": 1008, "reason": "expected an HTTP request"})
 

@@ -1,4 +1,4 @@
-"""Limits per request and for all requests together."""
+"""Limits for single requests and for all requests together."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ from pipeline.config import check_above_0
 from pipeline.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Host names of this machine, which need no token."""
+"""Host names of this machine. They need no token."""
 MAX_AUDIO_S = 3_600
-"""Longest file decoded into memory. A copy of the decoder's constant, because its module imports PyTorch."""
+"""Longest audio that the decoder accepts. Copied from its module, which imports PyTorch."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a service. Requests beyond them are refused with a status and a message."""
+    """Limits of a service. It refuses requests that exceed them with a status and a message."""
 
     max_mb: float = 50.0
     """Maximum megabytes per upload."""
@@ -22,9 +22,9 @@ class Limits:
     max_windows: int = 1_000
     """Maximum windows per timeline."""
     max_requests: int = 32
-    """Maximum uploads per replica, in progress or waiting; beyond it, uploads get status 429 with Retry-After."""
+    """Maximum concurrent uploads per replica. Further uploads get status 429 with Retry-After."""
     max_total_mb: float = 500.0
-    """Maximum megabytes of all uploads at a replica; beyond it, uploads get status 429."""
+    """Maximum total megabytes of all uploads at a replica. Further uploads get status 429."""
     upload_s: float = 60.0
     """Maximum seconds per upload."""
     decode_s: float = 30.0

@@ -1,6 +1,7 @@
-"""Tag and embed uploads, with windows of all requests in shared batches.
+"""Tag and embed uploads. Windows of all requests share batches.
 
-Independent of HTTP and Ray: the caller passes `run`, which sends a window to the model and returns its results.
+The module is independent of HTTP and Ray. The caller passes `run`, which sends a window to the model and returns its
+results.
 """
 
 import asyncio
@@ -38,14 +39,14 @@ class ServedModel:
 
     tagger: Tagger
     name: str
-    """The requested name: a folder, a hub name or models:/NAME@ALIAS."""
+    """Name as requested: a folder, a hub name or models:/NAME@ALIAS."""
     version: str = ""
-    """Version in the registry; empty for models from elsewhere."""
+    """Version in the registry; empty for models from other places."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingWindow:
-    """A window for the model."""
+    """A window that waits for its batch."""
 
     model: ServedModel
     fbank_TM: np.ndarray
@@ -56,7 +57,7 @@ Result = tuple[np.ndarray, np.ndarray]
 
 
 def run_batch(pending: Sequence[PendingWindow]) -> list[Result]:
-    """Score windows, with one batch per model: two models are in use briefly during an exchange."""
+    """Score windows with one batch per model. While a model is exchanged, two models are in use."""
     results: dict[int, Result] = {}
     for model in {id(each.model): each.model for each in pending}.values():
         positions = [position for position, each in enumerate(pending) if each.model is model]
@@ -66,7 +67,7 @@ def run_batch(pending: Sequence[PendingWindow]) -> list[Result]:
 
 
 class Service:
-    """Answers requests with the current model. A request keeps its model until its end."""
+    """Answers requests with the current model. A request uses the same model from start to end."""
 
     def __init__(self, model: ServedModel, limits: Limits, run: Callable[[PendingWindow], Awaitable[Result]]):
         self.model, self.limits, self.run = model, limits, run
@@ -84,13 +85,13 @@ class Service:
         name: the file's name for tables. It is never opened.
         """
         model, scorer = self.model, self.model.tagger.scorer
-        # These refuse impossible options before the upload is decoded.
+        # Check the options before decoding the upload.
         tags, timeline = TagCollector(scorer, options), TagCollector(scorer, options)
         grid = scorer.timeline_grid(options)
         fbank_TM = await self._decode(content)
         whole = scorer.whole_grid.cut(len(fbank_TM), self.limits.max_windows)
         windows = grid.cut(len(fbank_TM), self.limits.max_windows) if options.timeline else []
-        # Windows shared by the timeline and the score of the whole upload are computed once.
+        # Compute windows only once if both the timeline and the whole upload's score need them.
         results = await self._run(model, fbank_TM, sorted({*whole, *windows}))
         length_s = seconds_of_frames(len(fbank_TM))
         tags.add(0.0, pool_windows([results[window][0] for window in whole], whole))
@@ -113,7 +114,7 @@ class Service:
         return {**_header(model, seconds_of_frames(len(fbank_TM))), "embedding": embedding_D.tolist()}
 
     async def _decode(self, content: bytes) -> np.ndarray:
-        """Decode features (T, 128) in a thread. Raises InputError for damaged or long audio and slow decoding."""
+        """Compute features (T, 128) in a thread. Raises InputError for damaged audio, long audio and slow decoding."""
         await self._decoders.acquire()
         work = asyncio.get_running_loop().run_in_executor(self._threads, _read_fbank, content, self.limits.max_audio_s)
 
@@ -121,13 +122,13 @@ class Service:
             done.exception()  # retrieve it, or asyncio warns about an unobserved exception
             self._decoders.release()
 
-        # Threads can't be stopped. This one keeps its place until the decoder's limits end it, but the request does not
-        # wait.
+        # Threads can't be stopped. The request does not wait, but the thread keeps its slot until the decoder's limits
+        # end it.
         work.add_done_callback(release)
         try:
             return await asyncio.wait_for(asyncio.shield(work), self.limits.decode_s)
         except TimeoutError:
-            raise InputError(f"expected a sound that is decoded within {self.limits.decode_s:g} s") from None
+            raise InputError(f"expected a sound that takes at most {self.limits.decode_s:g} s to decode") from None
 
     async def _run(self, model: ServedModel, fbank_TM: np.ndarray, windows: Sequence[Window]) -> dict[Window, Result]:
         """Return the results of an upload's windows."""
@@ -163,13 +164,13 @@ def _draw_spectrogram(fbank_TM: np.ndarray) -> str:
 
 
 def clean_name(name: str) -> str:
-    """Return the last part of a file's name, safe for tables and names of derived files."""
+    """Return the last part of a file's path as a safe name for tables and derived files."""
     printable = "".join(character if character.isprintable() else " " for character in PurePath(name).name)
     return printable.encode(errors="replace")[:MAX_NAME_BYTES].decode(errors="ignore").strip() or "sound"
 
 
 def render_rows(rows: Sequence[dict[str, Any]], name: str, format: Format) -> bytes:
-    """Render the rows of an answer as a file, as jobs/predict.py writes it. Raises InputError."""
+    """Render the rows of an answer as a file in the formats of jobs/predict.py. Raises InputError."""
     if not rows:
         raise InputError("expected at least one tag to write, found none: lower the threshold")
     return render_tags(pd.DataFrame(list(rows)).assign(file=clean_name(name)), format)

@@ -1,4 +1,4 @@
-"""Options of tagging. Imports no PyTorch, because command lines inherit these settings."""
+"""Options for tagging. Imports no PyTorch, because the settings of commands inherit from them."""
 
 import math
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from pipeline.errors import ConfigError
 from pipeline.fbank_settings import FRAMES_PER_S
 
 TOLERANCE = 1e-6
-"""Rounding error in frames of a hop such as 0.1 + 0.2 s."""
+"""Tolerance in frames for the rounding error of hops such as 0.1 + 0.2 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaggingOptions:
-    """Selection of tags, shared by jobs/predict.py, the service and `Tagger`."""
+    """Options that select tags, shared by jobs/predict.py, the service and `Tagger`."""
 
     top_k: int = 5
     """Maximum number of classes per file or window."""
@@ -41,7 +41,7 @@ class TaggingOptions:
 
 
 def _check_whole_frames(hop_s: float) -> None:
-    """Raise ConfigError for a hop between two frames, whose windows would not start where requested."""
+    """Raise ConfigError unless the hop is a whole number of frames, because windows can only start at frames."""
     num_frames = hop_s * FRAMES_PER_S
     if abs(num_frames - round(num_frames)) > TOLERANCE:
         neighbours = [frames / FRAMES_PER_S for frames in (math.floor(num_frames), math.ceil(num_frames)) if frames]

@@ -1,4 +1,4 @@
-"""Rank classes by score, and collect the ranked tags of a recording.
+"""Rank classes by score, and collect a recording's tags.
 
 Axis: C classes.
 """
@@ -18,7 +18,7 @@ from pipeline.errors import InputError, quote
 
 
 def rank_classes(scores_C: np.ndarray, top_k: int, thresholds_C: np.ndarray | None = None) -> np.ndarray:
-    """Return the classes at or above their thresholds, at most `top_k`, best first. Ties keep the order of classes."""
+    """Return up to `top_k` classes that reach their thresholds, best first. Ties keep the order of classes."""
     ranked = np.argsort(-scores_C, kind="stable")
     if thresholds_C is not None:
         ranked = ranked[scores_C[ranked] >= thresholds_C[ranked]]
@@ -47,8 +47,8 @@ class TagCollector:
     def __init__(self, scorer: WindowScorer, options: TaggingOptions):
         self.scorer, self.top_k = scorer, options.top_k
         self.thresholds_C = class_thresholds(scorer.labels, options, scorer.calibration)
-        # Flat arrays. An object per window would fragment the memory between the model's large buffers: hundreds of MB
-        # per hour.
+        # Use flat arrays. One object per window would fragment the memory between the model's large buffers, and cost
+        # hundreds of MB per hour of sound.
         self._starts_s, self._classes, self._scores = array("d"), array("q"), array("f")
 
     def add(self, start_s: float, scores_C: np.ndarray) -> None:
@@ -60,7 +60,7 @@ class TagCollector:
         self._scores.extend(calibrated_C[best].tolist())
 
     def to_table(self, name: str, window_s: float, length_s: float) -> pd.DataFrame:
-        """Return the tags as rows of `COLUMNS`. Intervals are `window_s` long and end at `length_s` at the latest."""
+        """Return the tags as rows of `COLUMNS`. Intervals last `window_s` and end no later than `length_s`."""
         starts_s = np.array(self._starts_s)
         columns = {
             "file": [name] * len(starts_s),

@@ -21,7 +21,7 @@ from pipeline.fbank_settings import NUM_MEL_BINS
 
 
 class WindowScorer:
-    """A model on its device, with the metadata and calibration of its scores."""
+    """Scores windows with a model on its device. Also holds the model's metadata and calibration."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class WindowScorer:
 
     @property
     def whole_grid(self) -> WindowGrid:
-        """Windows of the model's length without overlap. Their mean is the score of a recording."""
+        """Windows of the model's length without overlap. A recording's score is the mean over them."""
         return WindowGrid.without_overlap(self.model.config.num_frames)
 
     def timeline_grid(self, options: TaggingOptions) -> WindowGrid:
@@ -45,20 +45,21 @@ class WindowScorer:
         return plan_grid(self.model.config.num_frames, options)
 
     def score_batch(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return uncalibrated scores (W, C) and embeddings (W, D) of windows, computed as one batch.
+        """Return uncalibrated scores (W, C) and embeddings (W, D) of one batch of windows.
 
-        windows: features (T, M) from `compute_fbank`, at most as long as the model's, possibly of several recordings.
+        windows: features (T, M) from `compute_fbank`, at most as long as the model's window. They may belong to several
+        recordings.
         Raises WeightsError for scores that are not finite.
         """
         with torch.inference_mode():
             embedding_BD = self.model.embed(self._pad(windows)).float()
             scores_BC = scores_from_logits(self.model.head(embedding_BD), self.metadata.loss)
         scores_WC = scores_BC.cpu().numpy()
-        # NaN passes no threshold, so a recording would silently get no tags.
+        # NaN never reaches a threshold, so a recording would silently get no tags.
         if num_broken := int((~np.isfinite(scores_WC).all(axis=1)).sum()):
             raise WeightsError(
                 f"expected finite scores, found NaN or infinity in {num_broken} of {len(windows)} windows: the weights"
-                " are damaged, or too large for float32; use another checkpoint"
+                " are damaged or too large for float32; use another checkpoint"
             )
         return scores_WC, embedding_BD.cpu().numpy()
 
@@ -72,7 +73,7 @@ class WindowScorer:
         return np.concatenate(scores), np.concatenate(embeddings)
 
     def calibrate(self, scores_NC: np.ndarray) -> np.ndarray:
-        """Convert scores to probabilities; return them unchanged without a calibration."""
+        """Convert scores to probabilities. Without a calibration, return them unchanged."""
         return scores_NC if self.calibration is None else self.calibration.apply(scores_NC)
 
     def _pad(self, windows: Sequence[np.ndarray]) -> Tensor:

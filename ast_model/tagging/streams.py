@@ -1,7 +1,7 @@
-"""Tag many recordings.
+"""Tag a stream of recordings.
 
-Streams are decoded ahead of the model in bounded memory, and windows of several recordings share batches. On a CPU each
-core computes its own batches.
+A thread decodes recordings ahead of the model in bounded memory. Windows of several recordings share batches. On a CPU,
+each core computes its own batches.
 
 Axes: W windows, C classes, T frames, M mel bins, D embedding size.
 """
@@ -50,15 +50,15 @@ class Tagged:
     tags: pd.DataFrame
     """Rows with the columns `ast_model.tagging.tables.COLUMNS`."""
     starts_s: np.ndarray
-    """Starts (W,) of the windows of the embeddings; a single one without a timeline."""
+    """Start (W,) of each embedding's window; without a timeline, there is a single one."""
     embeddings_WD: np.ndarray
     spectrogram_TM: np.ndarray
-    """Columns of `Spectrogram`; empty unless requested."""
+    """Columns from `Spectrogram`; empty unless requested."""
 
 
 @dataclass(frozen=True)
 class Untagged:
-    """A recording that could not be tagged, and why."""
+    """A recording that could not be tagged, with the reason."""
 
     name: str
     failure: Failure
@@ -88,7 +88,7 @@ _Scored = tuple[list[_Event], Iterator[tuple[np.ndarray, np.ndarray]]]
 def tag_recordings(
     scorer: WindowScorer, recordings: Iterable[Recording], options: TaggingOptions, with_spectrogram: bool = False
 ) -> Generator[Tagged | Untagged, None, None]:
-    """Tag recordings in order. An unreadable recording yields an `Untagged`, and the next one follows."""
+    """Tag recordings in order. Yields an `Untagged` for each unreadable recording and continues."""
     grid = scorer.timeline_grid(options) if options.timeline else scorer.whole_grid
     events = (event for each in recordings for event in _read(each, grid, with_spectrogram))
     results = _Results(scorer, options, grid)
@@ -106,22 +106,22 @@ def _score_ahead(scorer: WindowScorer, events: Iterator[_Event]) -> Generator[_S
     """Decode in one thread, score batches in further threads, and yield the batches in order."""
     num_threads = torch.get_num_threads()
     num_models = num_threads if scorer.device.type == "cpu" else 1
-    # Batches of all cores together hold as much sound as one batch of 10 s windows. This bounds memory and keeps short
-    # windows cheap.
+    # A batch lasts as long as a default batch of 10 s windows. This bounds memory, and short windows stay cheap.
     batch_size = max(1, scorer.batch_size * ASTConfig.num_frames // scorer.model.config.num_frames // num_models)
 
     def score(batch: list[_Event]) -> _Scored:
         windows = [event.fbank_TM for event in batch if isinstance(event, _DecodedWindow)]
         return batch, iter(zip(*scorer.score_batch(windows), strict=True) if windows else ())
 
-    # Cores that share each operation wait for each other and for the decoding core, a sixth of the time.
+    # Give each core its own batches. Cores that share operations wait a sixth of the time for each other and for
+    # decoding.
     read_ahead = map_ahead(lambda _: list(islice(events, batch_size)), repeat(None), 1, _use_one_thread)
     scored_ahead = map_ahead(score, takewhile(bool, read_ahead), num_models, _use_one_thread)
     with closing(read_ahead), closing(scored_ahead):
         try:
             yield from scored_ahead
         finally:
-            torch.set_num_threads(num_threads)  # for new threads, which inherit the most recent setting of any thread
+            torch.set_num_threads(num_threads)  # new threads inherit the most recent setting of any thread
 
 
 def _use_one_thread() -> None:
@@ -129,7 +129,7 @@ def _use_one_thread() -> None:
 
 
 class _Results:
-    """Accumulates the results of one recording. Timelines store only the best classes of each window."""
+    """Accumulates the results of one recording. For timelines, it stores only the best classes of each window."""
 
     def __init__(self, scorer: WindowScorer, options: TaggingOptions, grid: WindowGrid):
         self.is_timeline, self.grid = options.timeline, grid
@@ -161,7 +161,7 @@ class _Results:
 
 
 def _read(recording: Recording, grid: WindowGrid, with_spectrogram: bool) -> Iterator[_Event]:
-    """Yield a recording's windows, then its end with an error, if any."""
+    """Yield a recording's windows, then an `_End` with the error, if any."""
     spectrogram, num_frames = Spectrogram(), 0
 
     def observe(fbanks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -189,5 +189,5 @@ def _read(recording: Recording, grid: WindowGrid, with_spectrogram: bool) -> Ite
 
 
 def _one_line(error: AudioTaggingError) -> str:
-    """Return a storable one-line message, since paths may contain bytes that are not UTF-8."""
+    """Return the message as one line of valid UTF-8, which the bytes of a path may not be."""
     return " ".join(str(error).split()).encode(errors="backslashreplace").decode()

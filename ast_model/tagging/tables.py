@@ -1,7 +1,8 @@
-"""Tables of tags: for programs (CSV, JSON lines, Parquet) and for review (Raven, Audacity).
+"""Write tags as tables for programs (CSV, JSON lines, Parquet) or as annotations for review (Raven, Audacity).
 
-A table has a row per tag: `file`, `start_s`, `end_s`, `label`, `score`. The formats for programs put all recordings
-into one file. Raven and Audacity annotate single recordings, so each recording gets its own file in a folder.
+A table has one row per tag, with the columns `file`, `start_s`, `end_s`, `label` and `score`. Formats for programs put
+all recordings into one file. Raven and Audacity annotate single recordings, so each recording gets its own file in a
+folder.
 """
 
 import codecs
@@ -18,9 +19,9 @@ from pipeline.errors import ConfigError, InputError
 Format = Literal["csv", "csv-excel", "jsonl", "parquet", "raven", "audacity"]
 COLUMNS = ("file", "start_s", "end_s", "label", "score")
 MAX_NAME_BYTES = 200
-"""Longest name of a recording in file names. File systems allow 255 bytes, with suffix and number."""
+"""Maximum bytes of a recording's name within a file name. File systems allow 255 bytes, including suffix and number."""
 MAX_HZ = 8_000
-"""Upper end of AST's frequency range, half of 16 kHz."""
+"""Upper end of AST's frequency range, half the sample rate of 16 kHz."""
 RAVEN_COLUMNS = (
     "Selection",
     "View",
@@ -53,9 +54,7 @@ def write_tags(table: pd.DataFrame, format: Format, output: Path) -> list[Path]:
     output: a file, or a folder for Raven and Audacity.
     """
     if missing := set(COLUMNS) - set(table.columns):
-        raise InputError(
-            f"expected a table of tags with the columns {', '.join(COLUMNS)}; {sorted(missing)} are missing"
-        )
+        raise InputError(f"expected a table of tags with the columns {', '.join(COLUMNS)}; missing: {sorted(missing)}")
     if format not in FORMATS:
         raise ConfigError(f"expected a format, one of {', '.join(get_args(Format))}, found {format!r}")
     if FORMATS[format].is_per_recording:
@@ -80,7 +79,7 @@ def _write_each(table: pd.DataFrame, folder: Path, format: TableFormat) -> list[
 
 
 def unused_path(folder: Path, recording: str, suffix: str, used: Collection[Path]) -> Path:
-    """Return a path named after a recording, with a number if recordings of several folders have equal names."""
+    """Return a path named after a recording. Adds a number if recordings from different folders have equal names."""
     name = PurePath(recording).name.encode(errors="replace")[:MAX_NAME_BYTES].decode(errors="ignore")
     path, number = folder / f"{name}{suffix}", 1
     while path in used:
@@ -94,7 +93,7 @@ def _render_csv(tags: pd.DataFrame) -> bytes:
 
 
 def _render_csv_for_excel(tags: pd.DataFrame) -> bytes:
-    """Return CSV that starts with a byte-order mark, without which Excel on Windows does not read UTF-8."""
+    """Return CSV with a byte-order mark, which Excel on Windows needs to detect UTF-8."""
     return codecs.BOM_UTF8 + _render_csv(tags)
 
 
@@ -109,7 +108,7 @@ def _render_parquet(tags: pd.DataFrame) -> bytes:
 
 
 def _render_raven(tags: pd.DataFrame) -> bytes:
-    """Return a selection table for Raven Pro: tab-separated, one view, the whole band."""
+    """Return a tab-separated selection table for Raven Pro. Each tag covers the whole frequency range."""
     lines = ["\t".join(RAVEN_COLUMNS)]
     for number, (file, start_s, end_s, label, score) in enumerate(tags.itertuples(index=False, name=None), start=1):
         times = f"{start_s:.3f}\t{end_s:.3f}\t0.0\t{MAX_HZ:.1f}"
@@ -126,7 +125,7 @@ def _render_audacity(tags: pd.DataFrame) -> bytes:
 
 
 def _one_cell(text: str) -> str:
-    """Replace tabs and line breaks by blanks, because neither program supports quotes."""
+    """Replace tabs and line breaks with spaces, because neither program supports quoting."""
     return "".join(" " if character in "\t\r\n\v\f\x85\u2028\u2029" else character for character in str(text))
 
 

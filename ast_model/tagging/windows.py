@@ -1,4 +1,4 @@
-"""Windows of a recording's features: cut, streamed, and pooled.
+"""Cut a recording's features into windows, and pool results over windows.
 
 Axes: T frames, M mel bins, W windows, X scores or embedding.
 """
@@ -41,12 +41,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class WindowGrid:
-    """Length and hop of windows. The last window of a recording may be shorter, and only it reaches the end."""
+    """Length and hop of windows. Only the last window of a recording reaches its end, and it may be shorter."""
 
     num_frames: int
     hop: int
     window_s: float
-    """Requested length, which ends the intervals of tags."""
+    """Requested length in seconds, used for the intervals of tags."""
 
     @classmethod
     def without_overlap(cls, num_frames: int) -> "WindowGrid":
@@ -54,7 +54,7 @@ class WindowGrid:
 
     def cut(self, num_frames: int, max_windows: int | None = None) -> list[Window]:
         """Return the windows of a recording. Raises ConfigError for more than `max_windows`."""
-        # Count before cutting: a hop of 10 ms on a long recording would be much work.
+        # Count before cutting, because a hop of 10 ms would give a huge list for a long recording.
         num_windows = ceil(min(max(num_frames - self.num_frames, 0) + self.hop, num_frames) / self.hop)
         if max_windows is not None and num_windows > max_windows:
             raise ConfigError(
@@ -82,9 +82,9 @@ class WindowGrid:
 
 
 def plan_grid(max_frames: int, options: TaggingOptions) -> WindowGrid:
-    """Convert window and hop from seconds to frames. Raises ConfigError for windows longer than the model's.
+    """Convert the window and the hop from seconds to frames. Raises ConfigError for windows longer than the model's.
 
-    max_frames: length of the model's windows, the default.
+    max_frames: length of the model's window, which is the default.
     """
     window_s = max_frames / FRAMES_PER_S if options.window_s is None else options.window_s
     num_frames = max_frames if options.window_s is None else num_frames_of(round(window_s * SAMPLE_RATE_HZ))
@@ -97,7 +97,7 @@ def plan_grid(max_frames: int, options: TaggingOptions) -> WindowGrid:
 
 
 class WindowMean:
-    """Mean of values over the windows of a recording, weighted by their numbers of frames."""
+    """Running mean of values over a recording's windows, weighted by their numbers of frames."""
 
     def __init__(self) -> None:
         self._sum_X: np.ndarray = np.zeros(())
@@ -113,7 +113,7 @@ class WindowMean:
 
 
 def pool_windows(values_WX: Iterable[np.ndarray], windows: Sequence[Window]) -> np.ndarray:
-    """Return the `WindowMean` (X,) of all windows of a recording."""
+    """Return the `WindowMean` (X,) over all windows of a recording."""
     pooled = WindowMean()
     for values_X, window in zip(values_WX, windows, strict=True):
         pooled.add(values_X, window)
@@ -121,5 +121,5 @@ def pool_windows(values_WX: Iterable[np.ndarray], windows: Sequence[Window]) -> 
 
 
 def seconds_of_frames(num_frames: int) -> float:
-    """Return the length of the audio that the frames of a recording cover."""
+    """Return the seconds of audio that this number of frames covers."""
     return (FRAME_LENGTH_MS + (num_frames - 1) * FRAME_SHIFT_MS) / 1000

@@ -1,4 +1,4 @@
-"""Grade a teacher against the labels of its clips, to detect a wrong index before a training learns from it."""
+"""Grade a teacher against the labels of its clips, to catch a wrong index before any model learns from it."""
 
 from dataclasses import dataclass
 
@@ -13,22 +13,22 @@ from pipeline.weights import class_balanced_weights
 MAX_GRADED = 20_000
 """Largest number of graded clips: enough for a stable mAP in a few seconds."""
 NUM_SECTIONS = 10
-"""Number of sections of the file that are graded separately, to find an index that is shifted in a part."""
+"""Number of sections of the file to grade separately, to catch an index that is shifted in one part."""
 MIN_SECTION = 50
-"""Smallest number of clips in a section; fewer give a random mAP."""
+"""Minimum number of clips per section. The mAP of fewer clips is too random."""
 MIN_TIMES_CHANCE = 2.0
-"""Required mAP as a multiple of the mAP that the same scores reach for shuffled labels."""
+"""Minimum mAP as a multiple of the mAP for shuffled labels."""
 MIN_SHARE_OF_STATED = 0.5
-"""Required mAP as a share of the publisher's mAP. Generous, because the publisher graded other clips."""
+"""Minimum mAP as a share of the publisher's mAP. Generous, because the publisher graded other clips."""
 
 
 @dataclass(frozen=True)
 class Grade:
-    """The mAP of a teacher on labelled clips, and the chance level."""
+    """A teacher's mAP on labelled clips, and its chance level."""
 
     mAP: float
     chance: float
-    """mAP of the same scores for shuffled labels, which is also the result of a wrong index."""
+    """mAP of the same scores for shuffled labels. A wrong index gives about this value."""
     num_clips: int
 
 
@@ -55,7 +55,7 @@ def grade_teacher(scores: ScoreRows, clips: np.ndarray, snapshot: Snapshot, stat
             f"expected scores of these clips, found {found}. Rows or columns belong to other clips or classes, for"
             " example because the index is shifted. Download the publisher's latest index; nothing was imported"
         )
-    # An index that is shifted only in the later part of a file can still reach a fair grade overall.
+    # Grade sections too, because an index that is shifted only late in a file can still reach a fair grade overall.
     for section in np.array_split(np.arange(num_drawn), min(NUM_SECTIONS, max(1, num_drawn // MIN_SECTION))):
         part = _grade(drawn_scores[section], drawn_targets[section], rng)
         if part.mAP < MIN_TIMES_CHANCE * part.chance and part.mAP < MIN_SHARE_OF_STATED * grade.mAP:

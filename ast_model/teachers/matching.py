@@ -15,9 +15,9 @@ from pipeline.snapshots.snapshot import Snapshot
 FOLDERS = r"^.*[/\\]"
 EXTENSION = r"(?i)\.(wav|flac|mp3|m4a|ogg|opus|webm|mp4)$"
 LEADING_Y = "^Y"
-"""Prefix that some AudioSet downloaders add, because a YouTube id may start with `-`."""
+"""Prefix that some AudioSet downloaders add to file names, since YouTube ids may start with `-`."""
 TIMES = r"^Y?([A-Za-z0-9_-]{11})_[0-9._-]+$"
-"""A YouTube id with the segment's start, or its start and end, in any unit."""
+"""A YouTube id followed by the segment's start and optionally its end, in any unit."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Matches:
     """The clip of each row of a score file."""
 
     rows: np.ndarray
-    """(N,) row of each clip in the snapshot's index; -1 if the snapshot lacks the clip."""
+    """Row (N,) in the snapshot's index for each row of the score file; -1 if the snapshot lacks the clip."""
     num_ambiguous: int
-    """Number of skipped rows: they name a video without the start, and the snapshot has several of its segments."""
+    """Number of skipped rows that name a video without a start although the snapshot has several of its segments."""
 
 
 def match_ids(ids: pa.ChunkedArray, snapshot: Snapshot) -> Matches:
-    """Match ids to a snapshot's clips. An id is a key of the store (`YTID_START-MS`) or a YouTube id.
+    """Match ids to a snapshot's clips. Accepts keys of the store (`YTID_START-MS`) and YouTube ids.
 
-    Folders, file extensions, a leading Y and times are removed in this order until the id matches, so an id that
-    itself starts with Y matches first as it is.
+    If an id does not match, folders, file extensions, a leading Y and times are removed step by step in this order. An
+    id that really starts with Y therefore matches before the Y is removed.
     """
     keys = snapshot.index["key"]
     videos = pc.replace_substring_regex(keys, r"_\d+$", "")
@@ -48,7 +48,7 @@ def match_ids(ids: pa.ChunkedArray, snapshot: Snapshot) -> Matches:
     names = pc.replace_substring_regex(pc.replace_substring_regex(ids, FOLDERS, ""), EXTENSION, "")
     rows, is_ambiguous = np.full(len(ids), -1), np.zeros(len(ids), bool)
     for pattern, replacement in (("^$", ""), (LEADING_Y, ""), (TIMES, r"\1")):
-        # Only the unmatched ids, because most of two million ids match in the first round.
+        # Process only unmatched ids, because most of two million ids match in the first round.
         unmatched = np.flatnonzero((rows < 0) & ~is_ambiguous)
         forms = pc.replace_substring_regex(names.take(pa.array(unmatched)), pattern, replacement)
         by_key, by_video = positions_of(forms, keys), positions_of(forms, singles)

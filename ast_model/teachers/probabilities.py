@@ -11,15 +11,15 @@ from pipeline.labels import Labels
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
 ROUNDING = 1e-3
-"""Tolerance of probabilities around [0, 1], for half-precision values and their means."""
+"""Tolerance for probabilities outside of [0, 1], which rounding to half precision can cause."""
 OTHER_SETS = {521: "YAMNet's classes", 632: "the whole ontology of AudioSet"}
-"""Sets of classes that are recognised by their size, for messages."""
+"""Names of well-known sets of classes by their size, for error messages."""
 
 
 def find_columns(files: Sequence[ScoreFile], labels: Labels, columns: Labels | None) -> np.ndarray:
     """Return the score column (C,) of each class.
 
-    columns: classes of the files' columns in their order; by default the snapshot's classes.
+    columns: class of each column of the files; default: the snapshot's classes.
     Raises MismatchError if a class has no column, or if the number of columns does not fit.
     """
     first = files[0]
@@ -30,7 +30,7 @@ def find_columns(files: Sequence[ScoreFile], labels: Labels, columns: Labels | N
     if not columns and first.num_classes != len(labels):
         known = OTHER_SETS.get(first.num_classes)
         raise MismatchError(
-            f"expected {len(labels)} classes in {first.where}, as in the snapshot, found {first.num_classes}"
+            f"expected {len(labels)} classes in {first.where}, like the snapshot, found {first.num_classes}"
             f"{f': {known}?' if known else '.'} Name the columns' classes with --labels, a class_labels_indices.csv"
         )
     for file in files[1:]:
@@ -43,31 +43,31 @@ def find_columns(files: Sequence[ScoreFile], labels: Labels, columns: Labels | N
     column_of = {mid: column for column, mid in enumerate(columns.mids)}
     if missing := [name for mid, name in zip(labels.mids, labels.names, strict=True) if mid not in column_of]:
         raise MismatchError(
-            f"expected a column for each class of the snapshot in {first.where}, found none for {len(missing)}:"
-            f" {quote(', '.join(missing))}; the scores can't be used, because a missing class would be taught as absent"
+            f"expected a column in {first.where} for each class of the snapshot, found none for {len(missing)}:"
+            f" {quote(', '.join(missing))}; the scores can't be used, because models would learn that these classes"
+            " never occur"
         )
     return np.array([column_of[mid] for mid in labels.mids])
 
 
 def find_kind(files: Sequence[ScoreFile]) -> str:
-    """Detect logits or probabilities from the first block: logits leave the range [0, 1] within a few thousand rows."""
+    """Tell logits from probabilities by the first block. Logits leave [0, 1] within a few thousand rows."""
     values = next(iter(files[0].read_blocks()), np.empty((0, 1)))
     low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
     if low >= -ROUNDING and high <= 1 + ROUNDING:
         return PROBABILITIES
     if high <= 0:
         raise InputError(
-            f"expected logits or probabilities in {files[0].where}, found values from {low:.3g} to {high:.3g}, all"
-            " negative: logarithms of probabilities? Store the probabilities"
+            f"expected logits or probabilities in {files[0].where}, found only negative values from {low:.3g} to"
+            f" {high:.3g}. If these are logarithms of probabilities, store the probabilities"
         )
     return LOGITS
 
 
 def read_probabilities(file: ScoreFile, kind: str, columns: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the probabilities (n, C) float32 of a file's rows; `columns` selects and orders its columns.
+    """Yield the probabilities (n, C) float32 of a file's rows. `columns` selects and orders the columns.
 
-    Raises InputError, naming the row and its clip, for values that are not finite or, among probabilities, outside
-    [0, 1].
+    Raises InputError, with the row and its clip, for non-finite values and for probabilities outside of [0, 1].
     """
     start = 0
     for block in file.read_blocks():

@@ -1,7 +1,7 @@
-"""Files of published scores: the clip id of each row, and the rows in blocks.
+"""Read files of published scores in blocks of rows, with the clip id of each row.
 
 A file for two million clips and 527 classes takes 4 GB, so scores are read in blocks. Opening a file never executes
-code from it: arrays of Python objects are refused, and a pickled index may contain only strings and integers.
+code from it. Arrays of Python objects are rejected, and a pickled index may contain only strings and integers.
 """
 
 import io
@@ -20,22 +20,22 @@ from pipeline.errors import ConfigError, InputError, describe, quote
 
 BLOCK_ROWS = 4096
 ID_COLUMNS = ("key", "id", "ytid", "youtube_id", "video_id", "filename", "fname", "audio_name", "name")
-"""Preferred names of the id column, if a table has several text columns."""
+"""Preferred names of the id column in a table with several text columns."""
 Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """An opened file of scores (N, C); `read_blocks` reads the scores."""
+    """An open file of scores (N, C)."""
 
     where: str
     """Path of the file, for messages."""
     ids: pa.ChunkedArray
-    """(N,) published clip id of each row; null for rows without an id."""
+    """Published clip id of each row (N,); null for rows without an id."""
     num_classes: int
     """Number of score columns."""
     read_blocks: Callable[[], Iterator[np.ndarray]]
-    """Yield the scores in blocks of rows (n, C)."""
+    """Function that yields the scores in blocks of rows (n, C)."""
 
 
 def open_scores(path: str | Path, index: str = "", allow_unnamed: bool = False) -> ScoreFile:
@@ -43,7 +43,7 @@ def open_scores(path: str | Path, index: str = "", allow_unnamed: bool = False) 
 
     index: for a `.npy`, the pickle or JSON file with {id: row}.
     allow_unnamed: accept an index that does not cover all rows.
-    Raises InputError for invalid content, ConfigError if `index` is missing or superfluous.
+    Raises InputError for invalid content, and ConfigError if `index` is missing or not needed.
     """
     path = Path(path)
     try:
@@ -56,13 +56,13 @@ def open_scores(path: str | Path, index: str = "", allow_unnamed: bool = False) 
             raise ConfigError(f"{path} contains no clip ids: set --index to the file that maps ids to rows")
         return _open_npy(path, index, allow_unnamed)
     if index:
-        raise ConfigError(f"--index is only for .npy files, but {path} contains its clip ids; leave it out")
+        raise ConfigError(f"--index is only for .npy files, but {path} contains clip ids itself; drop it")
     if start.startswith(b"PAR1"):
         return _open_parquet(path)
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"expected scores in {path}, found a Git LFS pointer; download the file itself")
     raise InputError(
-        f"expected scores as .npy or parquet in {path}, found a file that starts with {start!r}; convert it once to"
+        f"expected scores as .npy or parquet in {path}, found a file that starts with {start!r}; convert it to"
         " parquet, as docs/teachers.md shows"
     )
 
@@ -108,17 +108,17 @@ def read_index(path: Path) -> Mapping[str, int]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickle dicts, text and numbers only. A pickle must look up by name all code that it runs, and this refuses."""
+    """Unpickles only dicts, text and numbers. Refuses to look up names, which a pickle needs to run code."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise InputError(
-            f"was not opened, because it refers to {quote(f'{module}.{name}')} and could run foreign code. If you trust"
-            " it, convert it to JSON, {id: row}"
+            f"was not opened, because it refers to {quote(f'{module}.{name}')} and could run foreign code. If you"
+            f" trust it, convert it to JSON, {id: row}"
         )
 
 
 def _read_npy_header(stream: IO[bytes], where: str, num_bytes: int | None = None) -> tuple[Shape, np.dtype]:
-    """Read the shape and the type of a float matrix, and leave the stream at its first row.
+    """Read the shape and type of a float matrix, and leave the stream at the first row.
 
     num_bytes: size of the whole file, checked if given.
     """
@@ -144,7 +144,7 @@ def _read_npy_header(stream: IO[bytes], where: str, num_bytes: int | None = None
 
 
 def _read_npy(stream: IO[bytes], where: str) -> Iterator[np.ndarray]:
-    # Read instead of memory-mapping, because mapped pages count as this process's memory.
+    # Read instead of memory-mapping, because mapped pages count towards the process's memory.
     with stream:
         (num_rows, num_classes), dtype = _read_npy_header(stream, where)
         for start in range(0, num_rows, BLOCK_ROWS):
@@ -159,7 +159,7 @@ _LIST_TYPES = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 
 
 def _open_parquet(path: Path) -> ScoreFile:
-    """Open a table with a text column of ids and a list column of scores."""
+    """Open a table with one text column of ids and one list column of scores."""
     try:
         file = pq.ParquetFile(path, buffer_size=2**20)
         fields = {field.name: field.type for field in file.schema_arrow}

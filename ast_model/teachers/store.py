@@ -1,4 +1,4 @@
-"""Teachers in the store: a float16 row of probabilities for each scored clip.
+"""Store teachers with a float16 row of probabilities per scored clip.
 
 teachers/{name}/keys.parquet    keys of the clips, in the order of the rows
 teachers/{name}/scores.npy      (N, C) float16
@@ -34,9 +34,10 @@ SCORES, KEYS, RECORD = "scores.npy", "keys.parquet", "teacher.json"
 
 
 class ScoreRows:
-    """Random access to the rows of a local file of scores (N, C).
+    """Random access to rows of a local file of scores (N, C).
 
-    Not memory-mapped: a training reads all 2 GB, and mapped pages would count towards the memory of each rank.
+    The file is not memory-mapped, because training reads all 2 GB and mapped pages would count towards each rank's
+    memory.
     """
 
     def __init__(self, file: Path):
@@ -44,14 +45,14 @@ class ScoreRows:
             np.lib.format.read_magic(stream)
             (self.num_rows, self.num_classes), _, _ = np.lib.format.read_array_header_1_0(stream)
             self._start, self._row_bytes = stream.tell(), 2 * self.num_classes
-            # An open descriptor outlives the file's removal from the cache, and preadv lets threads share it.
+            # An open descriptor stays valid if the cache evicts the file, and preadv lets threads share it.
             self._descriptor = os.dup(stream.fileno())
         weakref.finalize(self, os.close, self._descriptor)
         if file.stat().st_size != self._start + self.num_rows * self._row_bytes:
             raise CorruptError(f"{file} is truncated: expected {self.num_rows} rows; import the teacher again")
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return the given rows (n, C), float16."""
+        """Read the given rows (n, C) as float16."""
         scores = np.empty((len(rows), self.num_classes), "<f2")
         for scores_C, row in zip(scores, rows.tolist(), strict=True):
             os.preadv(self._descriptor, [scores_C.data], self._start + row * self._row_bytes)
@@ -59,12 +60,12 @@ class ScoreRows:
 
 
 def write_rows(file: Path, blocks: Iterable[np.ndarray], rows: np.ndarray, num_classes: int) -> np.ndarray:
-    """Write probabilities, one row per clip, and return the clip of each written row. Averages the rows of a clip.
+    """Write one row of probabilities per clip, averaged over its rows. Returns the clip of each written row.
 
     blocks: probabilities (n, C) in the order of the score file.
-    rows: clip of each row, as a row of the snapshot's index; -1 to skip the row.
+    rows: row of the snapshot's index for each row of scores; -1 to skip it.
     """
-    # factorize numbers the clips in order of appearance, so new clips of a block follow the clips written before.
+    # factorize numbers clips in order of appearance, so the new clips of a block follow all clips written before.
     codes = np.full(len(rows), -1)
     codes[rows >= 0], clips = pd.factorize(rows[rows >= 0])
     num_seen = np.zeros(len(clips), np.int32)
@@ -98,18 +99,18 @@ class Teacher:
 
     name: str
     mids: tuple[str, ...]
-    """AudioSet ids of the columns, in the snapshot's order."""
+    """AudioSet ids of the classes, in the order of the snapshot."""
     num_clips: int
     num_bytes: int
     """Size of `scores.npy`."""
     digest: str
     """SHA-256 of `scores.npy`."""
     snapshot: str
-    """Id of the snapshot that the ids were matched to."""
+    """Id of the snapshot with which the clip ids were matched."""
     found: str
-    """Detected content of the files: `logits` or `probabilities`."""
+    """Content of the imported files: `logits` or `probabilities`."""
     mAP: float
-    """Grade on labelled clips of the snapshot."""
+    """mAP on labelled clips of the snapshot."""
     num_graded: int
     """Number of graded clips."""
     stated_mAP: float | None
@@ -123,7 +124,7 @@ class Teacher:
 
 
 def check_name(store: Store, name: str) -> None:
-    """Raise ConfigError if a name is malformed or taken."""
+    """Raise ConfigError for a malformed name or the name of an existing teacher."""
     if not name or "/" in name or name.startswith("."):
         raise ConfigError(f"expected a --name without a slash, found {name!r}")
     if store.exists(f"{FOLDER}/{name}/{RECORD}"):
@@ -131,7 +132,7 @@ def check_name(store: Store, name: str) -> None:
 
 
 def publish_teacher(store: Store, file: Path, keys: pa.ChunkedArray, facts: dict[str, Any]) -> Teacher:
-    """Move a complete file of scores to the store, then write the clips' keys and the record."""
+    """Move a complete file of scores to the store, then write the keys and the record."""
     checksum = checksum_of(file)
     teacher = Teacher(**facts, num_clips=len(keys), num_bytes=checksum.num_bytes, digest=checksum.digest)
     store.publish(file, f"{teacher.folder}/{SCORES}")
@@ -151,13 +152,13 @@ def load_teacher(store: Store, name: str, labels: Labels) -> Teacher:
     if not store.exists(f"{FOLDER}/{name}/{RECORD}"):
         known = ", ".join(teacher.name for teacher in list_teachers(store)) or "none"
         raise ConfigError(
-            f"expected in --train.teachers a teacher of {store.root}, found {name!r}; available: {known}. Import"
+            f"--train.teachers names {name!r}, which is not in {store.root}; available: {known}. Import"
             " published scores with jobs/teachers.py import"
         )
     teacher = _parse(store, f"{FOLDER}/{name}/{RECORD}")
     if teacher.mids != labels.mids:
         raise MismatchError(
-            f"expected in {store.url(teacher.folder)} the {len(labels)} classes of the snapshot, in its order, found"
+            f"expected the snapshot's {len(labels)} classes in {store.url(teacher.folder)}, in the same order, found"
             f" {len(teacher.mids)} classes that differ in name or order; import the teacher again"
         )
     return teacher
@@ -169,7 +170,7 @@ def _parse(store: Store, name: str) -> Teacher:
 
 
 class Teachers:
-    """Mean probabilities of several teachers for the given clips of a snapshot."""
+    """Mean probabilities of several teachers for some clips of a snapshot."""
 
     def __init__(self, snapshot: Snapshot, rows: np.ndarray, names: Iterable[str]):
         store, keys = snapshot.store, snapshot.index["key"].take(pa.array(rows))
@@ -183,7 +184,7 @@ class Teachers:
 
     @property
     def num_taught(self) -> int:
-        """Number of clips with scores of any teacher."""
+        """Number of clips that at least one teacher scored."""
         return int(np.any([rows >= 0 for rows in self._row_of_clip], axis=0).sum())
 
     def open(self, cache: CacheConfig) -> "Teachers":
@@ -203,9 +204,9 @@ class Teachers:
         return node.fetch(name)
 
     def read(self, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean probabilities (n, C) float32 over each clip's teachers, and a mask (n,) of untaught clips.
+        """Return the mean probabilities (n, C) float32 over each clip's teachers, and a mask (n,) of unscored clips.
 
-        clips: positions among the rows that the constructor received.
+        clips: positions among the clips that the constructor received.
         """
         total = np.zeros((len(clips), self._num_classes), np.float32)
         counts = np.zeros(len(clips), np.float32)

@@ -1,4 +1,4 @@
-"""Checks that a training can work, made before anything costly."""
+"""Check settings and data before a training does anything costly."""
 
 import logging
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ PLAN_SETTINGS = (
     "train_splits eval_split draws_per_epoch sampler weight_count_offset group_draws global_batch_size seed teachers"
     " teacher_share augment.mixup_probability augment.mixup_alpha average_last_epochs"
 ).split()
-"""Settings that determine the order of samples. They are fixed for a run, while the rest may change at a resume."""
+"""Settings that determine the order of samples. They are fixed for a run. Other settings may change when it resumes."""
 
 FAR_FROM_DATA = 0.25
-"""Distance in standard deviations from which a recipe's normalisation is reported as unfit for the data."""
+"""Difference in standard deviations above which a warning says that a recipe's normalisation does not fit the data."""
 SHORT_SHARE = 0.5
-"""Share of the model's window below which typical clips are reported as short."""
+"""Share of the model's window below which a warning calls typical clips short."""
 
 
 def check_ranks(config: TrainConfig, num_ranks: int) -> None:
@@ -37,7 +37,7 @@ def check_ranks(config: TrainConfig, num_ranks: int) -> None:
 
 
 def check_training(plan: TrainingPlan, model: ASTConfig) -> None:
-    """Raise if a training cannot start with this data and these settings; warn of a poor match.
+    """Raise if training can't start with this data and these settings. Warn of a poor match.
 
     The driver calls this once for all ranks.
     """
@@ -48,8 +48,8 @@ def check_training(plan: TrainingPlan, model: ASTConfig) -> None:
     _check_clips(plan)
     if config.features == "waveform" and not snapshot.manifest["settings"]["keep_audio"]:
         raise MismatchError(
-            f"--train.features waveform needs audio, but snapshot {snapshot.snapshot_id} was made without; preprocess"
-            " with --keep-audio, or train with --train.features fbank"
+            f"--train.features waveform needs audio, but snapshot {snapshot.snapshot_id} was made without it;"
+            " preprocess with --keep-audio, or train with --train.features fbank"
         )
     verify_sizes(snapshot)
     _warn_of_normalisation(plan)
@@ -60,19 +60,19 @@ def _check_model(plan: TrainingPlan, model: ASTConfig) -> None:
     snapshot = plan.snapshot
     if len(snapshot.labels) != model.num_classes:
         raise MismatchError(
-            f"expected a model of {len(snapshot.labels)} classes, as snapshot {snapshot.snapshot_id} has, found one of"
-            f" {model.num_classes}; set --model.num-classes"
+            f"expected a model with {len(snapshot.labels)} classes for snapshot {snapshot.snapshot_id}, found"
+            f" {model.num_classes} classes; set --model.num-classes"
         )
     if model.num_mel_bins != NUM_MEL_BINS:
         raise MismatchError(
-            f"expected a model of {NUM_MEL_BINS} mel bins, as the fbanks have, found {model.num_mel_bins}; set"
+            f"expected a model with {NUM_MEL_BINS} mel bins, like the fbanks, found {model.num_mel_bins}; set"
             f" --model.num-mel-bins {NUM_MEL_BINS}"
         )
     plan.config.regularise.num_kept_patches(model.grid)
 
 
 def _check_clips(plan: TrainingPlan) -> None:
-    """Check that the clips exist, cover the classes and fill a step."""
+    """Check that clips exist, cover all classes and fill a step."""
     config, snapshot = plan.config, plan.snapshot
     num_clips, num_eval = len(plan.train_rows), len(plan.eval_rows)
     counts = np.asarray(plan.targets.sum(axis=0)).ravel()
@@ -93,7 +93,7 @@ def _check_clips(plan: TrainingPlan) -> None:
 
 
 def _warn_of_normalisation(plan: TrainingPlan) -> None:
-    """Warn if the recipe was made for data with another mean or spread."""
+    """Warn if the recipe normalises for data with a different mean or spread."""
     snapshot, norm = plan.snapshot, normalisation_of(plan.config, plan.snapshot)
     if abs(norm.mean - snapshot.mean) > FAR_FROM_DATA * snapshot.std or not 0.75 < norm.std / snapshot.std < 1.33:
         log.warning(
@@ -104,20 +104,20 @@ def _warn_of_normalisation(plan: TrainingPlan) -> None:
 
 
 def _warn_of_padding(snapshot: Snapshot, model: ASTConfig) -> None:
-    """Warn if most clips are far shorter than the model's window, since padding takes as long as sound."""
+    """Warn if most clips are far shorter than the model's window, since padding costs as much time as sound."""
     typical = float(np.median(snapshot.index["num_frames"].to_numpy()))
     if typical < SHORT_SHARE * model.num_frames:
         typical_s, window_s = typical / FRAMES_PER_S, model.num_frames / FRAMES_PER_S
         log.warning(
-            "half of the clips last at most %.1f s, but the model takes %.1f s: the rest is padding."
-            " Shorter clips train faster: --clip-s %.1f for your own sounds, else --model.num-frames",
+            "half of the clips last at most %.1f s, but the model's window is %.1f s: the rest is padding. A shorter"
+            " window trains faster: --clip-s %.1f for your own sounds, else --model.num-frames",
             *(typical_s, window_s, max(0.1, typical_s)),
         )
 
 
 def changed_settings(settings: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
     """Compare settings with a run's record or checkpoint. Returns differences by name: `--FLAG: … then, … now`."""
-    # Settings that are newer than the record had their present default then.
+    # Assume today's defaults for settings that did not exist when the record was written.
     defaults = {name: type(value)() for name, value in settings.items() if is_dataclass(value)}
     now, then = flatten(settings), flatten(defaults) | flatten({name: record[name] for name in settings})
     return {
@@ -126,7 +126,7 @@ def changed_settings(settings: Mapping[str, Any], record: Mapping[str, Any]) -> 
 
 
 def check_same_job(run: str, settings: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Raise MismatchError if data, model or order of samples differ from the record."""
+    """Raise MismatchError if the data, the model or the order of samples differs from the record."""
     fixed = ["snapshot", *(f"train.{name}" for name in PLAN_SETTINGS)]
     changed = changed_settings(settings, record).items()
     details = [text for name, text in changed if name in fixed or name.startswith("model.")]
@@ -138,11 +138,11 @@ def check_same_job(run: str, settings: Mapping[str, Any], record: Mapping[str, A
 
 
 def check_average(config: TrainConfig, loop: LoopState) -> None:
-    """Raise MismatchError if a changed number of epochs would average epochs other than the last."""
+    """Raise MismatchError if, with a changed number of epochs, the average would not cover the last epochs."""
     expected = max(0, loop.epoch - config.first_averaged_epoch)
     if loop.num_averaged != expected:
         raise MismatchError(
-            f"expected {expected} of {loop.epoch} epochs in the average, as --train.num-epochs {config.num_epochs} and"
-            f" --train.average-last-epochs {config.average_last_epochs} say, found {loop.num_averaged}; resume the run"
-            " with its original --train.num-epochs"
+            f"--train.num-epochs {config.num_epochs} and --train.average-last-epochs {config.average_last_epochs} need"
+            f" an average of {expected} of the first {loop.epoch} epochs, but the checkpoint has {loop.num_averaged};"
+            " resume the run with its original --train.num-epochs"
         )

@@ -1,4 +1,4 @@
-"""Batches of a training in the order of its plan, with the teachers' scores in their targets.
+"""Training batches in the order of the plan, with the teachers' scores in their targets.
 
 Binary cross-entropy is linear in its targets. Mixing a share of the teachers' scores into the targets therefore equals
 adding a second loss against the teachers, weighted by that share, and mixup mixes both at once.
@@ -22,18 +22,18 @@ from ast_model.training.step import micro_batches
 
 
 class TeacherScores(Protocol):
-    """Probabilities that teachers gave to training clips."""
+    """Teachers' probabilities for the training clips."""
 
     def read(self, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean probabilities (n, C) of clips, given by position, and a mask (n,) of clips without scores."""
+        """Return the mean probabilities (n, C) of clips, by position, and a mask (n,) of clips without scores."""
         ...
 
 
 class TrainingData:
-    """Readers of a training's clips and evaluation clips."""
+    """Readers of the training clips and the evaluation clips."""
 
     def __init__(self, plan: TrainingPlan, num_frames: int, teachers: TeacherScores | None = None):
-        """num_frames: length of the model's input. teachers: scores of the plan's training clips, in its order."""
+        """num_frames: length of the model's input. teachers: scores of the training clips, in the order of the plan."""
         if bool(plan.config.teachers) != (teachers is not None):
             raise ValueError(f"expected scores of the teachers {plan.config.teachers}, found {teachers}")
         self.plan, self.config, self._num_frames = plan, plan.config, num_frames
@@ -48,12 +48,12 @@ class TrainingData:
         return BatchReader(reader, rows, targets, self._num_frames, config.features, config.augment.random_crop)
 
     def batches(self, epoch: int, steps: range, world: World) -> Iterator[Batch]:
-        """Yield this rank's micro-batches of an epoch's steps, prefetched to its device."""
+        """Yield this rank's micro-batches for some steps of an epoch, prefetched to its device."""
         draws, is_gpu = self._micro_draws(epoch, steps, world), world.device.type == "cuda"
         return feed(self.clips.prefetch(draws, self.config.num_reader_threads, pinned=is_gpu), world.device)
 
     def read_step(self, epoch: int, step: int, world: World) -> Iterator[Batch]:
-        """Read this rank's micro-batches of one step, apart from the prefetched batches."""
+        """Read this rank's micro-batches of one step again, independently of the prefetched batches."""
         draws = self._draws(epoch)
         for part in micro_batches(self.config, step, world):
             yield self.clips.read_draws(draws[part])

@@ -22,15 +22,15 @@ from pipeline.errors import ConfigError
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, int, int, int]
-"""Shape of attention's inputs: clips, heads, tokens, head size."""
+"""Shape of the attention's inputs: clips, heads, tokens, head size."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _attend_on(backend: SDPBackend) -> Attend:
     """Return torch's attention restricted to one backend.
 
-    The restriction is inside the function, so that it becomes part of a compiled graph. With `sdpa_kernel` around the
-    compiled code instead, inductor's cache would return code for another backend.
+    The restriction is part of the function and thus of the compiled graph. If `sdpa_kernel` wrapped the compiled code
+    instead, inductor's cache would return code for another backend.
     """
 
     def attend(query_BHNK: Tensor, key_BHNK: Tensor, value_BHNK: Tensor) -> Tensor:
@@ -48,14 +48,15 @@ KERNELS: Mapping[str, Attend] = {
 }
 NUM_WARM_STEPS, NUM_TIMED_STEPS = 3, 5
 MAX_TIMED_CLIPS = 32
-"""Clips in a timed batch. They fill a GPU; with more, all kernels slow down alike."""
+"""Maximum number of clips in a timed batch. They fill a GPU, and larger batches would slow all kernels down alike."""
 C_COMPILERS = ("cc", "gcc", "clang")
 
 
 def set_matmul_precision(config: TrainConfig) -> None:
     """Make float32 products exact unless `--train.precision` is tf32.
 
-    By default torch rounds the inputs of convolutions, including the patch embedding, but not of other products.
+    By default torch rounds the inputs of convolutions, including the patch embedding, but not the inputs of other
+    products.
     """
     is_rounded = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if is_rounded else "highest")
@@ -66,7 +67,7 @@ def choose_compile(config: TrainConfig, world: World) -> Compile:
     """Resolve `--train.compile auto` for this machine."""
     if config.compile != "auto":
         return config.compile
-    # Triton compiles a C launcher for each of its kernels.
+    # Triton needs a C compiler to build a launcher for each kernel.
     can_compile = world.device.type == "cuda" and find_spec("triton") and any(map(shutil.which, C_COMPILERS))
     return "blocks" if can_compile else "none"
 
@@ -75,7 +76,7 @@ class AttentionKernels:
     """Attention kernels in use, and fallbacks for non-finite gradients."""
 
     def __init__(self, names: Sequence[str], kernels: Mapping[str, Attend] = KERNELS):
-        """names: kernels in order of preference; empty leaves the choice to torch."""
+        """names: kernels in order of preference. If empty, torch chooses."""
         self._names, self._kernels = list(names), kernels
         self.num_changes = 0
 
@@ -89,7 +90,7 @@ class AttentionKernels:
 
     @contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:
-        """Run a model's attention on these kernels, in the forward and in recomputation during the backward."""
+        """Run a model's attention on these kernels, including recomputations in the backward pass."""
         attentions = [module for module in model.modules() if isinstance(module, Attention)] if self._names else []
         for attention in attentions:
             attention.attend = self._kernels[self.name]
@@ -105,29 +106,28 @@ class AttentionKernels:
         self.num_changes += 1
 
     def after_change(self) -> "AttentionKernels":
-        """Return the kernels after a change, without changing these."""
+        """Return the kernels that `change` would select, without switching to them."""
         return AttentionKernels(self._names[1:], self._kernels)
 
 
 def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> AttentionKernels:
-    """Return the kernels named by `--train.attention`, or for auto on a GPU all kernels, the fastest first.
+    """Return the kernels named by `--train.attention`. For auto on a GPU, return all kernels, fastest first.
 
     Raises ConfigError if the device does not support the named kernels.
     """
     if world.device.type == "cpu" and config.attention == "auto":
-        log.debug("attention: torch's choice on a CPU")
+        log.debug("attention: torch chooses on a CPU")
         return AttentionKernels([])
     num_tokens = config.regularise.num_kept_patches(model.grid) + model.num_extra_tokens
     num_clips = min(config.clips_per_micro_batch, config.global_batch_size, MAX_TIMED_CLIPS)
     shape = (num_clips, model.num_heads, num_tokens, model.width // model.num_heads)
     dtype = AUTOCAST_DTYPES.get(world.resolve(config.precision), torch.float32)
     names = tuple(KERNELS) if config.attention == "auto" else (config.attention,)
-    # The main rank measures for all: with different kernels, ranks would wait for the slowest one.
+    # Only the main rank measures. With different kernels, all ranks would wait for the slowest rank.
     seconds = world.broadcast_object(_seconds_of(names, shape, dtype, world.device) if world.is_main else None)
     if not seconds:
         raise ConfigError(
-            f"expected {dtype} attention on {world.device} with --train.attention {config.attention}, found no such"
-            " kernel for this device; set --train.attention auto"
+            f"{world.device} has no {dtype} kernel for --train.attention {config.attention}; set --train.attention auto"
         )
     order = sorted(seconds, key=lambda name: seconds[name])
     if world.is_main:
@@ -138,13 +138,13 @@ def choose_attention(config: TrainConfig, model: ASTConfig, world: World) -> Att
 
 @cache
 def _seconds_of(names: tuple[str, ...], shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
-    """Time all kernels that the device supports and that give finite gradients."""
+    """Time all kernels that run on the device and give finite gradients."""
     timed = {name: seconds_of_attention(name, shape, dtype, device) for name in names}
     return {name: seconds for name, seconds in timed.items() if seconds is not None}
 
 
 def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> float | None:
-    """Return the time of a forward and backward, or None if the device can't run these kernels."""
+    """Return the seconds of a forward and backward pass, or None if the device can't run these kernels."""
     query, key, value = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
 
     def step() -> tuple[float, tuple[Tensor, ...]]:
@@ -167,7 +167,7 @@ def seconds_of_attention(name: str, shape: Shape, dtype: torch.dtype, device: to
 
 
 def describe_device(config: TrainConfig, attention: AttentionKernels, world: World) -> dict[str, str]:
-    """Describe the device and the resolved settings that a training's speed and rounding depend on."""
+    """Describe the device and the resolved settings that affect speed and rounding."""
     is_gpu = world.device.type == "cuda"
     return {
         "device.name": torch.cuda.get_device_name(world.device) if is_gpu else "cpu",

@@ -1,4 +1,4 @@
-"""Estimated end of a training, measured on its first steps."""
+"""Estimate the end of a training from its first steps."""
 
 import logging
 import time
@@ -13,15 +13,15 @@ from pipeline.progress import format_duration
 log = logging.getLogger(__name__)
 
 MEASURED_S = 3.0
-"""Duration of the measured steps: long enough that a GPU's queue of launched steps no longer hides their cost."""
+"""Minimum duration of the measured steps, long enough that a GPU's queue of launched steps does not hide their cost."""
 WORTH_SAVING_S = 60.0
-"""Minimum remaining seconds for advice on faster devices."""
+"""Minimum remaining time for which a faster device is recommended."""
 H200_FLOPS = 0.38 * PEAK_FLOPS["H200"]
-"""Operations per second that a training reached on an H200."""
+"""Measured training speed on an H200, in operations per second."""
 
 
 class EndEstimate:
-    """Logs the remaining samples and the end of a training, once, after its first seconds."""
+    """Logs the estimated end and the remaining samples once, after the first seconds of training."""
 
     def __init__(self, plan: TrainingPlan, model: ASTConfig, world: World):
         self._plan, self._model, self._world = plan, model, world
@@ -29,12 +29,13 @@ class EndEstimate:
         self._is_logged = not world.is_main
 
     def count_step(self, loop: LoopState) -> None:
-        """Count a step that `loop` includes already."""
+        """Count a step that `loop` already includes."""
         if self._is_logged:
             return
         now_s, last_s = time.perf_counter(), self._last_s
         self._last_s = now_s
-        # Skip the first step of the run, which allocates and compiles, and of each epoch, which follows an evaluation.
+        # Skip the first step of the run, which allocates and compiles, and the first step of each epoch, which follows
+        # an evaluation.
         if not last_s or loop.step == 1:
             return
         self._elapsed_s += now_s - last_s
@@ -48,7 +49,7 @@ class EndEstimate:
         num_samples = (plan.total_steps - loop.epoch * plan.num_steps - loop.step) * config.global_batch_size
         num_evals = config.num_epochs - loop.epoch + (config.average_last_epochs > 1)
         num_eval = len(plan.eval_rows)
-        # An evaluation takes the forward of each clip, a training step the forward and the backward.
+        # An evaluation runs only forward passes, a training step also backward passes.
         work = num_samples + num_evals * num_eval / FORWARDS_PER_STEP
         sample_s = step_s / config.global_batch_size
         seconds, where = work * sample_s, "GPU" if world.device.type == "cuda" else "CPU"

@@ -1,4 +1,4 @@
-"""Description of a training, its tracker and its stop requests."""
+"""The description of a training, and interfaces for its tracker and its stop requests."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,7 @@ from pipeline.store.storage import Store
 
 
 class Tracker(Protocol):
-    """Receiver of metrics and checkpoints, used by the main rank only."""
+    """Receives metrics and checkpoints. Used by the main rank only."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -24,14 +24,14 @@ AnyTracker = TypeVar("AnyTracker", bound=Tracker)
 
 
 class StopSignal:
-    """External stop requests, polled by the trainer. This default has none."""
+    """External stop requests, polled by the trainer. This default never requests a stop."""
 
     def is_stopping(self) -> bool:
-        """Return True to save and stop. Polled on each rank at each step; a request on one rank stops all."""
+        """Return True to save and stop. Polled on each rank at each step. A request on one rank stops all ranks."""
         return False
 
     def preemption_imminent(self) -> bool:
-        """Return True once if a rank will be lost soon, to save first. Polled on all ranks with each log line."""
+        """Return True once to save because a rank will be lost soon. Polled on all ranks with each log line."""
         return False
 
 
@@ -39,14 +39,14 @@ class StopSignal:
 class TrainingJob(Generic[AnyTracker]):
     """A training: model, settings, data and destination of the results.
 
-    Pickles are small enough to send to each rank.
+    Its pickle is small enough to send to each rank.
     """
 
     config: TrainConfig
     model: ASTConfig
     snapshot: Snapshot
     run: str
-    """Unique name of the run. Its checkpoints are in `folder` of the snapshot's store."""
+    """Unique name of the run. Its checkpoints are stored in `folder` of the snapshot's store."""
     tracker: AnyTracker = field(compare=False)
 
     def __reduce__(self):
@@ -72,7 +72,7 @@ class TrainingJob(Generic[AnyTracker]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that are compared when a run resumes."""
+        """Settings to compare when the run resumes."""
         return {"snapshot": self.snapshot.snapshot_id, "model": self.model, "train": self.config}
 
     def describe(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class TrainingJob(Generic[AnyTracker]):
 
 
 def normalisation_of(config: TrainConfig, snapshot: Snapshot) -> Normalisation:
-    """Return the mean and standard deviation to normalise with: the settings', or else the snapshot's."""
+    """Return the mean and standard deviation for normalising, from the settings or else from the snapshot."""
     if config.mean is None or config.std is None:
         return Normalisation(snapshot.mean, snapshot.std)
     return Normalisation(config.mean, config.std)

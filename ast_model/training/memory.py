@@ -1,4 +1,4 @@
-"""GPU memory of a training step: an estimate by the model's shape, and the largest micro-batch that fits."""
+"""Estimate the GPU memory of a training step, and find the largest micro-batch that fits."""
 
 import dataclasses
 import logging
@@ -21,20 +21,21 @@ from pipeline.fbank_settings import FRAME_LENGTH, FRAME_SHIFT
 log = logging.getLogger(__name__)
 
 BYTES_PER_PARAMETER = 16
-"""Bytes for weight, gradient and Adam's two moments in float32."""
+"""Bytes per parameter for the weight, its gradient and Adam's two moments in float32."""
 RESERVE_SHARE = 0.05
-"""Share of GPU memory held back in a trial, for checkpoints, evaluations and fragmentation."""
+"""Share of GPU memory that trials leave free for checkpoints, evaluations and fragmentation."""
 MAX_COMPUTED_SHARE = 1.25
-"""Share of GPU memory. Sizes with a larger estimate are not tried."""
+"""Share of GPU memory above which an estimated size is not tried."""
 
 
 def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: World) -> int:
     """Estimate the peak memory of a step with micro-batches of `num_clips` clips.
 
-    Counts the activations that the backward needs: the patches, and in each block the float32 inputs of both LayerNorms
-    and, in the precision of the products, the inputs of the four products, queries, keys and values, and the MLP before
-    its gelu. The block in its backward takes as much again, except the last one, which computes the extra tokens
-    only. Compiled code needs less memory; `math` attention needs far more, for the attention weights.
+    Counts the activations that the backward pass needs. These are the patches and, in each block, the float32 inputs of
+    both LayerNorms. In the precision of the products, each block also stores the inputs of its four products, its
+    queries, keys and values, and its MLP before the GELU. A block that is in its backward pass needs the same amount
+    again, except the last block, which computes only the extra tokens. Compiled code needs less memory. `math`
+    attention needs far more, for the attention weights.
     """
     is_half = world.resolve(config.precision) in AUTOCAST_DTYPES
     num_tokens = config.regularise.num_kept_patches(model.grid) + model.num_extra_tokens
@@ -48,13 +49,13 @@ def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: Wor
 
 
 def resolve_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> TrainConfig:
-    """Resolve `--train.micro-batch-size auto`, on a GPU by trial."""
+    """Resolve `--train.micro-batch-size auto`. On a GPU, this tries different sizes."""
     if config.micro_batch_size != "auto":
         return config
     num_clips = (
         find_micro_batch(state, config, norm, world) if world.device.type == "cuda" else config.clips_per_micro_batch
     )
-    # Take the minimum over ranks: some GPUs may be shared, but the run has a single setting.
+    # Take the minimum over ranks. Some GPUs may be shared, but the run has a single setting.
     num_clips = int(world.gather_rows(torch.tensor([num_clips])).min())
     if world.is_main:
         log.info("--train.micro-batch-size auto: %d clips", num_clips)
@@ -62,10 +63,10 @@ def resolve_micro_batch(state: TrainingState, config: TrainConfig, norm: Normali
 
 
 def find_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisation, world: World) -> int:
-    """Find the largest micro-batch that fits into this device's memory, by forward and backward passes over silence.
+    """Find the largest micro-batch that fits into this device's memory by training on silence.
 
-    Tries only sizes that divide the rank's samples into one, two, three … equal parts, since sizes in between need as
-    many passes.
+    Tries only sizes that split the rank's samples into one, two, three … equal parts. Sizes in between would need the
+    same number of passes.
     """
     model, device = state.model.config, world.device
     room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
@@ -77,7 +78,7 @@ def find_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisat
         if computed > MAX_COMPUTED_SHARE * room:
             continue
         peak = _peak_of_trial(state, config, norm, size, reserve, device)
-        if device.type == "cuda":  # blocks of a failed size would fragment the training's memory
+        if device.type == "cuda":  # memory blocks of a failed size would fragment the training's memory
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         if world.is_main:
@@ -91,8 +92,9 @@ def find_micro_batch(state: TrainingState, config: TrainConfig, norm: Normalisat
 def _peak_of_trial(
     state: TrainingState, config: TrainConfig, norm: Normalisation, size: int, reserve: int, device: torch.device
 ) -> float | None:
-    """Return the peak memory in bytes, or None if it did not fit."""
-    # Without collectives: ranks may try different numbers of sizes. Uncompiled: compiling takes minutes per size.
+    """Return the peak memory in bytes, or None if the size does not fit."""
+    # Use no collectives, because ranks may try different numbers of sizes. Skip compilation, which takes minutes per
+    # size.
     alone = World(0, 1, device)
     trial = dataclasses.replace(config, global_batch_size=size, micro_batch_size=size, compile="none")
     try:

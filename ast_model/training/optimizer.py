@@ -12,11 +12,12 @@ from ast_model.model import AST
 
 
 def make_optimizer(model: AST, config: TrainConfig) -> torch.optim.Adam:
-    """Return Adam or AdamW, with a parameter group per learning rate and decay."""
+    """Return Adam or AdamW, with one parameter group per learning rate and weight decay."""
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         scale = config.layer_decay ** (model.config.depth + 1 - _layer_of(name, model.config.depth))
-        # AdamW would pull biases and LayerNorm weights to 0. AST's L2 penalty covers all parameters.
+        # Exempt biases and LayerNorm weights from AdamW's decay, which would pull them to 0. AST's L2 penalty covers
+        # all parameters.
         decays = not config.decoupled_weight_decay or parameter.ndim > 1
         new = {"params": [], "names": [], "scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
         group = groups.setdefault((scale, decays), new)
@@ -56,7 +57,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Tensors) -> None:
-    """Restore the result of `optimizer_state`, by name: torch's own indices change with the parameter groups."""
+    """Restore a state from `optimizer_state` by name, since torch's indices change with the parameter groups."""
     whole = optimizer.state_dict()
     names = [name for group in whole["param_groups"] for name in group["names"]]
     numbers = [number for group in whole["param_groups"] for number in group["params"]]
@@ -69,7 +70,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Tensors) -> No
 
 
 def update_average(average: Tensors, weights: Mapping[str, Tensor], count: int) -> None:
-    """Add `weights` to `average`, a running mean that then covers `count` states."""
+    """Update a running mean in place. count: number of states in the mean, including `weights`."""
     for name, value in weights.items():
         if count == 1:
             average[name] = value.detach().clone()

@@ -1,4 +1,4 @@
-"""The clips, draws and steps of a training, as they follow from its snapshot and settings."""
+"""The clips, draws and steps of a training, derived from its snapshot and settings."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +14,9 @@ from pipeline.weights import class_balanced_weights
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Rows, targets and steps of a training, each computed on first use.
+    """Rows, targets and steps of a training. Each is computed on first use.
 
-    Every rank has the same plan: it depends on the snapshot and the settings only, not on the number of ranks.
+    The plan depends only on the snapshot and the settings, so it is the same on every rank and for any number of ranks.
     """
 
     snapshot: Snapshot
@@ -34,7 +34,7 @@ class TrainingPlan:
 
     @cached_property
     def targets(self) -> sparse.csr_array:
-        """Labels (N, C) of the training clips, multi-hot."""
+        """Multi-hot labels (N, C) of the training clips."""
         return self.snapshot.targets(self.train_rows)
 
     @cached_property
@@ -44,17 +44,17 @@ class TrainingPlan:
 
     @property
     def num_draws(self) -> int:
-        """Samples that an epoch draws, before incomplete batches are dropped."""
+        """Number of samples drawn per epoch, including an incomplete last batch."""
         return self.config.draws_per_epoch or len(self.train_rows)
 
     @property
     def num_steps(self) -> int:
-        """Steps of an epoch. Raises NoClipsError if the draws fill no batch."""
+        """Number of steps in an epoch. Raises NoClipsError if the draws fill no batch."""
         return num_steps_of(self.num_draws, self.config.global_batch_size)
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole training."""
+        """Number of steps in the whole training."""
         return self.config.num_epochs * self.num_steps
 
     def draw_epoch(self, epoch: int, shard_of_clip: np.ndarray) -> Draws:

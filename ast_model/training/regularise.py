@@ -48,16 +48,16 @@ class DropMaskSampler:
         return (rows[:, :, None] * num_time + columns[:, None, :]).reshape(len(uniforms), -1)
 
     def _scale(self, uniforms_BL: Tensor) -> Tensor:
-        """Return branch factors (B, L): 0 for a dropped branch, else the factor that preserves the mean."""
+        """Return branch factors (B, L): 0 for dropped branches, otherwise the factor that preserves the mean."""
         rates = torch.linspace(0, self.config.drop_path, self.depth).repeat_interleave(NUM_BRANCHES_PER_BLOCK)
         return (uniforms_BL >= rates) / (1 - rates)
 
 
 def _to_device(value: Tensor, device: torch.device) -> Tensor:
-    # Pinned: from pageable memory CUDA first copies to an internal buffer, and the CPU waits for that copy.
+    # Copy from pinned memory. For pageable memory, CUDA would first fill an internal buffer while the CPU waits.
     return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
 
 
 def _choose(uniforms: np.ndarray, count: int) -> np.ndarray:
-    """Choose `count` random positions of each row, in ascending order."""
+    """Choose `count` random positions in each row, in ascending order."""
     return np.sort(np.argsort(uniforms, axis=1)[:, :count], axis=1).astype(np.int64)

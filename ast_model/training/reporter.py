@@ -1,4 +1,4 @@
-"""Logs a training: metrics and checkpoints to the tracker, messages to the log, scores to the store."""
+"""Reports the progress of a training to the tracker, the log and the store."""
 
 import logging
 import math
@@ -24,12 +24,12 @@ class Reporter:
         self.job, self.world = job, world
 
     def log_steps(self, metrics: Metrics, step: int) -> None:
-        """Log finite metrics at a step, counted since the start of the run."""
+        """Log the finite metrics of a step. Steps count from the start of the run."""
         if self.world.is_main:
             self.job.tracker.log_metrics(finite_metrics(metrics), step)
 
     def log_history(self, history: Sequence[Metrics]) -> None:
-        """Log the epochs before a resume again, because their metrics may still be queued on a lost machine.
+        """Log earlier epochs again after a resume, because a lost machine may not have sent their metrics.
 
         The tracker skips epochs that the server has.
         """
@@ -63,7 +63,7 @@ class Reporter:
             log.warning("epoch %d, step %d skipped: %s: %s", epoch + 1, result.step + 1, reason, shown)
 
     def log_epoch(self, history: Sequence[Metrics], evaluation: Evaluation) -> None:
-        """Log the last epoch of the history. Save its scores if it is the best so far or the final epoch."""
+        """Log the last epoch of the history. Save its scores if it is the final or the best epoch so far."""
         if not self.world.is_main:
             return
         epoch = int(history[-1]["epoch"])
@@ -75,7 +75,7 @@ class Reporter:
             self._save_predictions(LAST, evaluation, epoch)
 
     def log_average(self, history: Sequence[Metrics], evaluation: Evaluation, num_averaged: int) -> None:
-        """Log the metrics of the averaged weights, the last of the history, and save their scores."""
+        """Log the metrics of the averaged weights, which are the last in the history, and save their scores."""
         if not self.world.is_main:
             return
         last = self.job.config.num_epochs
@@ -98,12 +98,12 @@ class Reporter:
 
 
 def finite_metrics(metrics: Mapping[str, float | None]) -> Metrics:
-    """Omit metrics that are infinite, NaN or, as JSON represents both, None."""
+    """Drop metrics that are infinite, NaN or None, which stands for both in JSON."""
     return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
 
 
 def eval_metrics(evaluation: Evaluation, prefix: str) -> Metrics:
-    """Prefix an evaluation's metrics, for the history and the tracker."""
+    """Return an evaluation's metrics with prefixed names for the history and the tracker."""
     return {f"{prefix}/{name}": value for name, value in evaluation.metrics_by_name.items()}
 
 

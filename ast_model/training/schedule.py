@@ -6,10 +6,10 @@ from ast_model.config import ScheduleConfig
 
 
 def learning_rate_factor(step: int, epoch: int, config: ScheduleConfig, num_steps: int = 0) -> float:
-    """Return the factor of the peak learning rate for the next step.
+    """Return the learning rate of the next step, relative to the peak.
 
     step: optimizer steps taken so far, over all epochs. epoch: epochs completed so far. num_steps: steps of the whole
-    run, for the cosine shape. The first stair is 0, as in AST: the first steps update only Adam's moments.
+    run, for the cosine shape. As in AST, the first stair is 0, so the first steps update only Adam's moments.
     """
     if config.shape == "cosine":
         return _warmup_factor(step, config) * _cosine_factor(step, config, num_steps)

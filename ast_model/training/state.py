@@ -29,7 +29,7 @@ class TrainingState:
         self.average: Tensors = {}
 
     def update_average(self) -> None:
-        """Add the weights after an epoch to the running mean, if the epoch is among the last to average."""
+        """Add the current weights to the running mean if the finished epoch is one of the last epochs to average."""
         if self.loop.epoch > self.config.first_averaged_epoch:
             self.loop.num_averaged += 1
             update_average(self.average, self.model.state_dict(), self.loop.num_averaged)
@@ -41,7 +41,7 @@ class TrainingState:
         return model
 
     def checkpoint(self, description: Mapping[str, Any]) -> Checkpoint:
-        """Return a view of the state, without copies: later steps change it."""
+        """Return a checkpoint that shares memory with the state, so later steps change it."""
         self.loop.scaler = self.scaler.state_dict()
         return Checkpoint(
             loop=self.loop,
@@ -52,7 +52,7 @@ class TrainingState:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Restore the state of a checkpoint."""
+        """Load the state from a checkpoint."""
         device = self.world.device
         self.loop = checkpoint.loop
         self.model.load_state_dict(checkpoint.model)

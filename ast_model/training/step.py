@@ -1,4 +1,4 @@
-"""One optimizer step on one rank: micro-batches, precision and non-finite gradients."""
+"""Take optimizer steps on one rank, with micro-batches, mixed precision and checks for non-finite gradients."""
 
 import logging
 import math
@@ -36,9 +36,10 @@ def micro_batches(config: TrainConfig, step: int, world: World) -> Iterator[slic
 
 
 class ClipLosses(nn.Module):
-    """Augmentation, model and loss, in one module that can be compiled as a whole.
+    """Augmentation, model and loss in one module, which can be compiled as a whole.
 
-    Mixup is not part of it: the number of mixed clips changes from batch to batch, and each number would be compiled.
+    Mixup stays outside, because the number of mixed clips varies per batch and each number would be compiled
+    separately.
     """
 
     def __init__(self, model: AST, config: TrainConfig, normalisation: Normalisation):
@@ -54,7 +55,7 @@ class ClipLosses(nn.Module):
 
 
 class Stepper:
-    """Takes optimizer steps with a model, prepared for this rank and device."""
+    """Prepares a model for this rank and device, and takes optimizer steps with it."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Stepper:
         world: World,
         attention: AttentionKernels | None = None,
     ):
-        """attention: kernels to use; default: chosen by the config."""
+        """attention: kernels to use. By default, the config chooses."""
         self.state, self.config, self.world = state, config, world
         model = state.model
         self.drop_masks = DropMaskSampler(config.regularise, model.config, config.global_batch_size, config.seed)
@@ -73,19 +74,20 @@ class Stepper:
         model.activation_checkpointing = config.activation_checkpointing
         self.compile = choose_compile(config, world)
         self._must_warm_up = self.compile != "none"
-        # Static shapes: a smaller last micro-batch is compiled separately, instead of slower code for all sizes.
+        # Compile for static shapes. A smaller last micro-batch is compiled separately, because code for all sizes would
+        # be slower.
         losses = ClipLosses(model, config, normalisation)
         for module in {"none": [], "blocks": list(model.blocks), "model": [losses]}[self.compile]:
             module.compile(dynamic=False)
         self.ranked_losses = world.wrap(losses)
 
     def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:
-        """Take one step. A non-finite loss or gradient on any rank skips it: only the count of bad steps changes."""
+        """Take one step. If a loss or gradient on any rank is not finite, only the count of bad steps changes."""
         started = time.perf_counter()
         with explain_out_of_memory(self.config, self.world):
             result = self._train_step(epoch, step, batches)
         if self._must_warm_up:
-            result.loss.item()  # wait for the device once, to measure more than the launch of kernels
+            result.loss.item()  # wait for the device, or this would measure only the launch of kernels
             log.info("compiled the %s: the first step took %.1f s", self.compile, time.perf_counter() - started)
             self._must_warm_up = False
         return result
@@ -102,11 +104,11 @@ class Stepper:
             is_bad_B=is_bad_B,
             learning_rate=self.state.optimizer.param_groups[-1][
                 "lr"
-            ],  # the head's group comes last; layer decay does not scale it
+            ],  # the head's group, which layer decay does not scale
         )
 
     def gradient_is_finite(self, epoch: int, step: int, batches: Iterator[Batch], attention: AttentionKernels) -> bool:
-        """Check whether attention kernels give a finite gradient for a step, without changing the weights."""
+        """Return True if these attention kernels give a finite gradient for a step. The weights do not change."""
         used, self.attention = self.attention, attention
         try:
             self._accumulate(epoch, step, batches)
@@ -133,7 +135,7 @@ class Stepper:
         return loss, np.concatenate(rows), torch.cat(are_bad)
 
     def _backward(self, batch: Batch, epoch: int, step: int, part: slice) -> Tensor:
-        """Accumulate a micro-batch's gradients. Returns the clips' shares (B,) of the global batch's mean loss."""
+        """Accumulate the gradients of a micro-batch. Returns each clip's share (B,) of the global batch's mean loss."""
         config, device = self.config, self.world.device
         batch = batch.to(device)
         drop_masks = self.drop_masks.draw(epoch, step, part, device)
@@ -149,7 +151,7 @@ class Stepper:
         return losses_B.detach()
 
     def _update(self) -> Tensor:
-        """Step the optimizer unless the gradient is not finite. Returns the gradient's norm."""
+        """Step the optimizer if the gradient is finite. Returns the gradient's norm."""
         optimizer, scaler = self.state.optimizer, self.state.scaler
         scaler.unscale_(optimizer)
         grad_norm = self._grad_norm()
@@ -171,7 +173,7 @@ class Stepper:
 
 @contextmanager
 def explain_out_of_memory(config: TrainConfig, world: World) -> Iterator[None]:
-    """Convert out-of-memory errors of a GPU to a TrainingError that names the settings to change."""
+    """Convert a GPU's out-of-memory errors to a TrainingError that names the settings to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -187,7 +189,7 @@ def explain_out_of_memory(config: TrainConfig, world: World) -> Iterator[None]:
 
 
 def _sync_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
-    """Average gradients over the ranks in the last micro-batch of a step only."""
+    """Average gradients over the ranks only in the last micro-batch of a step."""
     if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
     return nullcontext()

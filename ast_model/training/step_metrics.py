@@ -1,6 +1,6 @@
 """Metrics of the steps between two log lines, without waiting for the device.
 
-Metrics are tensors on the device. When a window of steps closes, they are copied to the CPU while the next step runs,
+Metrics are tensors on the device. When a window of steps closes, its metrics are copied to the CPU during the next step
 and logged after that step.
 """
 
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the device's 16-bit peak in operations per second, or None if it is unknown."""
+    """Return the device's 16-bit peak in operations per second, or None for an unknown device."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -33,7 +33,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def memory_peak_gib(device: torch.device) -> float:
-    """Return the peak memory use so far, of the GPU or of a CPU's process."""
+    """Return the peak memory use of the GPU or, on a CPU, of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -41,18 +41,18 @@ def memory_peak_gib(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step on this rank. Tensors stay on their device."""
+    """Results of one step on this rank. Tensors stay on the device."""
 
     step: int
     loss: Tensor
     """This rank's share of the mean loss over the global batch."""
     grad_norm: Tensor
     num_bad_in_row: Tensor
-    """Consecutive skipped steps up to this one; 0 if this step was taken."""
+    """Number of consecutive skipped steps up to this step; 0 if it was taken."""
     rows: np.ndarray
     """Rows (B,) of the samples in the snapshot's index."""
     is_bad_B: Tensor
-    """Mask of samples with a loss that is not finite."""
+    """Mask (B,) of samples with a non-finite loss."""
     learning_rate: float
     """Learning rate of the head."""
 
@@ -63,11 +63,11 @@ class WindowMetrics:
 
     results: list[StepResult]
     skipped: list[StepResult]
-    """Steps with a loss or gradient that was not finite."""
+    """Steps that were skipped because of a non-finite loss or gradient."""
     num_bad_in_row: int
-    """Longest run of skipped steps."""
+    """Largest number of consecutive skipped steps."""
     metrics: Metrics
-    """Metrics by the names that the tracker shows."""
+    """Metrics by their names in the tracker."""
 
     @property
     def num_taken(self) -> int:
@@ -79,10 +79,10 @@ class WindowMetrics:
 
 
 class StepMetrics:
-    """Metrics of an epoch's steps, in windows that end every `log_every_steps` steps."""
+    """Collects the metrics of an epoch's steps in windows of `log_every_steps` steps."""
 
     def __init__(self, plan: TrainingPlan, model: ASTConfig, world: World, log: Callable[[WindowMetrics], None]):
-        """log: receives each window once the device has sent its values."""
+        """log: called with each window once the device has sent its values."""
         config = plan.config
         self._world, self._log = world, log
         self._log_every, self._num_steps = config.log_every_steps, plan.num_steps
@@ -96,7 +96,7 @@ class StepMetrics:
         self._waited_s, self._started = 0.0, time.perf_counter()
 
     def timing(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """Yield the batches and count the time until each arrives as waiting for data."""
+        """Yield the batches, and measure the time spent waiting for them."""
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
@@ -106,7 +106,7 @@ class StepMetrics:
             yield batch
 
     def add(self, result: StepResult) -> None:
-        """Add a step, and log the window before it: the device had this step to compute meanwhile."""
+        """Add a step, and log the previous window, which the device has sent in the meantime."""
         self._results.append(result)
         self.flush()
 
@@ -115,7 +115,7 @@ class StepMetrics:
         return num_steps % self._log_every == 0 or num_steps == self._num_steps
 
     def close_window(self) -> None:
-        """End the window and start the next one. All ranks call this at the same step, since they sum their losses."""
+        """End the window and start the next. All ranks call this at the same step, because it sums their losses."""
         results, elapsed_s = self._results, time.perf_counter() - self._started
         loss = torch.stack([result.loss for result in results])
         bad = torch.stack([result.num_bad_in_row for result in results])
@@ -135,14 +135,14 @@ class StepMetrics:
         self._pending = _PendingWindow(results, metrics, *_start_copy(values))
 
     def flush(self) -> None:
-        """Log the closed window, if it is not logged yet."""
+        """Log the closed window unless it has been logged."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._log(pending.read())
 
 
 def _start_copy(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start copying values to the CPU. The event marks the end of the copy; None if there is nothing to wait for."""
+    """Start copying values to the CPU. The event, if any, marks the end of the copy."""
     if values.device.type != "cuda":
         return values, None
     copy = values.to("cpu", non_blocking=True)
@@ -153,16 +153,16 @@ def _start_copy(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 @dataclass(frozen=True)
 class _PendingWindow:
-    """A closed window, with values that the device is still sending."""
+    """A closed window, while the device is still sending its values."""
 
     results: list[StepResult]
     metrics: Metrics
-    """Metrics that are known on the CPU."""
+    """Metrics that the CPU knows already."""
     _values: Tensor
     _event: torch.cuda.Event | None
 
     def read(self) -> WindowMetrics:
-        """Return the metrics. The wait for the copy is free once a later step has been launched."""
+        """Return the metrics. Waiting for the copy costs no time once a later step has been launched."""
         if self._event is not None:
             self._event.synchronize()
         loss_sum, grad_norm, *bad = self._values.tolist()

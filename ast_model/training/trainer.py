@@ -1,4 +1,4 @@
-"""The training loop: step, log, save, evaluate. Runs alone, under torchrun and under Ray Train."""
+"""The training loop: step, log, save, evaluate. Runs in a single process, under torchrun or under Ray Train."""
 
 import dataclasses
 import logging
@@ -43,17 +43,17 @@ class Trainer:
         stop_signal: StopSignal | None = None,
         teachers: TeacherScores | None = None,
     ):
-        """Prepare the training, from the run's newest checkpoint if it has one.
+        """Prepare the training, and restore the run's newest checkpoint if there is one.
 
-        teachers: scores of the training clips by the job's `teachers`. `checks.check_training` is the caller's part:
-        the driver runs it once for all ranks.
+        teachers: scores of the training clips by the job's `teachers`. The caller must run `checks.check_training`
+        first, once for all ranks.
         """
         check_ranks(job.config, world.size)
         self.world, self.stop_signal = world, stop_signal or StopSignal()
         set_matmul_precision(job.config)
         self.state = TrainingState(initial_model(job), job.config, world)
         self.config = resolve_micro_batch(self.state, job.config, job.normalisation, world)
-        # Weights bring their own LayerNorm epsilons, so take the settings of the loaded model.
+        # Loaded weights may have other LayerNorm epsilons, so adopt the settings of the loaded model.
         self.job = job = dataclasses.replace(job, model=self.state.model.config, config=self.config)
         self.plan = TrainingPlan(job.snapshot, job.config)
         self.data = TrainingData(self.plan, job.model.num_frames, teachers)
@@ -69,18 +69,18 @@ class Trainer:
 
     @property
     def num_steps_done(self) -> int:
-        """Steps since the start of the run, including skipped steps."""
+        """Number of steps since the start of the run, including skipped steps."""
         return self.state.loop.epoch * self.plan.num_steps + self.state.loop.step
 
     def run(self) -> list[Metrics]:
         """Train to the end and return each epoch's metrics.
 
-        Raises StoppedError after a stop request, once a checkpoint is written.
+        After a stop request, raises StoppedError as soon as a checkpoint is written.
         """
         state = self.state
         loop, estimate = state.loop, EndEstimate(self.plan, self.job.model, self.world)
         with closing(self.saver), self._show_progress() as progress:
-            if len(loop.history) < loop.epoch:  # the last process died between an epoch's checkpoint and its evaluation
+            if len(loop.history) < loop.epoch:  # a process died between checkpoint and evaluation
                 self._evaluate_epoch()
             while loop.epoch < self.config.num_epochs:
                 self._train_epoch(progress, estimate)
@@ -92,14 +92,14 @@ class Trainer:
             if loop.num_averaged > 1:
                 self._evaluate_average()
             self._finish_saving()
-        self.world.barrier()  # ranks leave only after the main one has written everything
+        self.world.barrier()  # ranks may exit only after the main rank has written everything
         return loop.history
 
     def _train_epoch(self, progress: Progress, estimate: EndEstimate) -> None:
         """Take the remaining steps of the current epoch."""
         loop, num_steps = self.state.loop, self.plan.num_steps
         metrics = StepMetrics(self.plan, self.job.model, self.world, self._log_window)
-        # Draws depend on the epoch only, so a resumed epoch starts at its next step without reading earlier batches.
+        # Draws depend only on the epoch, so a resumed epoch continues at its next step without reading earlier batches.
         batches = metrics.timing(self.data.batches(loop.epoch, range(loop.step, num_steps), self.world))
         stop_vote = AnyRankFlag(self.world)
         self.state.model.train()
@@ -107,8 +107,8 @@ class Trainer:
             self._set_learning_rate()
             metrics.add(self.stepper.train_step(loop.epoch, loop.step, batches))
             loop.step += 1
-            # Ranks vote on a stop. They hear of it at different times but must leave at the same step, or the
-            # remaining ranks would wait forever for missing gradients.
+            # Ranks vote on stopping. Stop requests reach them at different times, but all ranks must leave at the same
+            # step. Otherwise the remaining ranks would wait forever for gradients.
             must_stop = stop_vote.next(self.stop_signal.is_stopping())
             if must_stop or metrics.is_due(loop.step):
                 metrics.close_window()
@@ -139,7 +139,7 @@ class Trainer:
             yield progress
 
     def _is_save_due(self) -> bool:
-        # Every rank asks about preemption. The end of an epoch saves in any case.
+        # Poll preemption on every rank, even if a checkpoint is due. The end of an epoch saves anyway.
         preemption_imminent = self.stop_signal.preemption_imminent()
         return preemption_imminent or (
             self.saver.is_due(self.num_steps_done) and self.state.loop.step < self.plan.num_steps
@@ -165,13 +165,13 @@ class Trainer:
         self.note = f"epoch {loop.epoch + 1}, loss {metrics['train/loss']:.4f}, {rate:.1f} samples/s"
         if window.num_bad_in_row >= self.config.max_bad_steps:
             raise TrainingError(
-                f"{window.num_bad_in_row} steps in a row up to epoch {loop.epoch + 1}, step {num_steps} had a loss or"
-                " gradient that is not finite. Each was skipped, so the last checkpoint is good. Look at the clips"
-                " named above; else lower --train.learning-rate, or set --train.precision fp32"
+                f"{window.num_bad_in_row} steps in a row up to epoch {loop.epoch + 1}, step {num_steps} had a"
+                " non-finite loss or gradient. Each was skipped, so the last checkpoint is good. Check the clips named"
+                " above, lower --train.learning-rate, or set --train.precision fp32"
             )
 
     def _check_attention(self, step: int) -> None:
-        """Switch to the next attention kernels if only they give a finite gradient for a skipped step."""
+        """Switch to the next attention kernels if only these give a finite gradient for a skipped step."""
         attention, epoch = self.stepper.attention, self.state.loop.epoch
         if attention.next_best is None:
             return
@@ -183,8 +183,8 @@ class Trainer:
         if would_be_finite and not is_finite:
             if self.world.is_main:
                 log.warning(
-                    "attention by %s gives a non-finite gradient in epoch %d, step %d, but by %s a finite one:"
-                    " switching to it; to start with it, set --train.attention %s",
+                    "attention by %s gives a non-finite gradient in epoch %d, step %d, but attention by %s a finite"
+                    " one. Switching to it. To start with it, set --train.attention %s",
                     *(attention.name, epoch + 1, step + 1, attention.next_best, attention.next_best),
                 )
             attention.change()
@@ -196,7 +196,7 @@ class Trainer:
             self.saver.submit(self.state.checkpoint(self.job.describe()), self.num_steps_done)
 
     def _stop(self) -> None:
-        """Raise StoppedError once the checkpoint is written."""
+        """Wait for the checkpoint and raise StoppedError."""
         self._finish_saving()
         self.world.barrier()
         loop, run = self.state.loop, self.job.run
@@ -212,7 +212,7 @@ class Trainer:
         """Evaluate the finished epoch and add the results to its checkpoint."""
         loop = self.state.loop
         evaluation = self._evaluate(self.state.model)
-        # Without a single step that was not skipped, the epoch has no loss.
+        # If all steps were skipped, the epoch has no loss.
         loss = {"train/epoch_loss": loop.loss_sum / loop.num_steps_taken} if loop.num_steps_taken else {}
         loop.history.append({"epoch": loop.epoch, **loss, **eval_metrics(evaluation, "eval")})
         loop.loss_sum, loop.num_steps_taken = 0.0, 0
@@ -242,7 +242,8 @@ class Trainer:
         if self.world.is_main:
             checkpoint = newest_checkpoint(job.store, job.folder)
             remove_incomplete(job.store, job.folder)
-        # The main rank chooses for all: ranks may list different files while checkpoints come and go.
+        # The main rank chooses for all ranks, because they may list different files while checkpoints are written and
+        # removed.
         name = self.world.broadcast_object(checkpoint.loop.name if checkpoint else "")
         if not name:
             return
@@ -257,7 +258,7 @@ class Trainer:
 
 
 def initial_model(job: TrainingJob) -> AST:
-    """Return the model that a training starts from: loaded from `init`, or random by the seed."""
+    """Return the initial model, loaded from `init` or with random weights from the seed."""
     torch.manual_seed(job.config.seed)
     if job.config.init:
         return load_pretrained(job.config.init, job.model, job.snapshot.labels.names)

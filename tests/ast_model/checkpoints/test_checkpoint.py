@@ -118,7 +118,7 @@ def test_other_format_versions_are_rejected(store: Store) -> None:
     name = save_epochs(store, 1)[0]
     file = Path(store.path(f"{name}/checkpoint.json"))
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
-    with pytest.raises(MismatchError, match="expected a checkpoint of format 2, found 99"):
+    with pytest.raises(MismatchError, match="expected a checkpoint of format 2, found format 99"):
         newest_checkpoint(store, FOLDER)
 
 
