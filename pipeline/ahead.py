@@ -1,4 +1,4 @@
-"""Results computed ahead in threads."""
+"""Compute results ahead in threads."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable

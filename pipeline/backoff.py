@@ -7,10 +7,10 @@ JITTER = 0.3
 
 
 def backoff(first_s: float, max_s: float, rng: random.Random | None = None) -> Iterator[float]:
-    """Yield endless pauses that double up to `max_s`, each lengthened by up to 30 % at random.
+    """Yield pauses without end that double up to `max_s`. Jitter lengthens each pause by up to 30 %.
 
-    Clients that failed together must not retry together, hence the jitter, also at the maximum. Jitter never shortens a
-    pause, because a server may have requested it.
+    Jitter keeps clients that failed together from retrying together, even at the maximum. It never shortens a pause,
+    because a server may have requested its length.
     """
     uniform = (rng or random).uniform
     pause_s = first_s

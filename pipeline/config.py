@@ -1,4 +1,4 @@
-"""Preprocessing settings. The docstring under a field is its `--help` text."""
+"""Preprocessing settings. Each field's docstring is its `--help` text."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from pipeline.records import FailureCategory
 
 
 def check_above_0(config: object, names: Iterable[str], group: str = "") -> None:
-    """Raise ConfigError, with the flag's name, if a setting is 0 or less. None passes."""
+    """Raise ConfigError, naming the flag, if a setting is 0 or less. None is accepted."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value <= 0:
@@ -17,21 +17,21 @@ def check_above_0(config: object, names: Iterable[str], group: str = "") -> None
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """Fetch settings."""
+    """Settings for fetching media."""
 
     deadline_s: float = 60.0
-    """Maximum seconds per attempt at a clip, whatever the server does."""
+    """Maximum seconds per attempt at a clip."""
     max_attempts: int = 3
-    """Attempts at a clip per run, as long as its failures are transient."""
+    """Maximum attempts at a clip per run. Only transient failures are retried."""
     max_total_attempts: int = 10
-    """Attempts at a clip over all runs. Reruns skip clips with this many transient failures."""
+    """Maximum attempts at a clip over all runs. Reruns skip clips with this many transient failures."""
     backoff_s: float = 0.5
     """Pause before the second attempt, with jitter; doubles with each further attempt."""
     max_media_bytes: int = 256 * 2**20
     """Maximum media size; larger files fail with `too_large`. A worker holds up to `num_threads` files in memory."""
     num_threads: int = 8
-    """Clips of a shard fetched concurrently, ahead of decoding. A killed worker fetches them again, plus up to 8
-    finished clips that were not stored yet."""
+    """Number of clips that a shard fetches concurrently, ahead of decoding. A killed worker fetches them again, plus up
+    to 8 finished clips that were not stored yet."""
     proxies: str = ""
     """File with one proxy address per line. Each proxy has its own rate limit."""
 
@@ -50,15 +50,16 @@ class RateLimitConfig:
     """Clips per hour and address, evenly spread with jitter; 0 for no limit. Default: 300 for YouTube (the limit of a
     guest session), unlimited elsewhere."""
     cooldown_s: float = 900.0
-    """Initial cooldown of a throttled address. It doubles with each further throttling until a clip arrives."""
+    """Initial cooldown of a throttled address, in seconds. It doubles with each further throttling until a clip
+    arrives."""
     outage_cooldown_s: float = 30.0
-    """Initial cooldown after several different clips fail in a row with outage errors: no connection, no answer in
-    time, server errors, access denied. These clips are fetched again without counting an attempt."""
+    """Initial cooldown after several different clips in a row fail with outage errors (no connection, timeout, server
+    error, access denied). These clips are fetched again without counting an attempt."""
     max_cooldown_s: float = 3600.0
     """Longest cooldown, even if the source requests a longer one."""
     max_idle_s: float = 7200.0
-    """Stop after this long without a finished clip while all addresses cool down: normally if throttled, with an error
-    if the source is down."""
+    """Stop after this long without a finished clip while all addresses cool down. A throttled run ends normally, and an
+    unreachable source is an error."""
 
     def __post_init__(self) -> None:
         if (self.clips_per_hour or 0) < 0:
@@ -68,11 +69,11 @@ class RateLimitConfig:
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """Choice of training clips."""
+    """Selection of training clips."""
 
     exclude: tuple[str, ...] = ()
-    """Training clips to exclude, by conditions on their measures: "silence > 0.9", "bandwidth_hz < 4500", "codec == mp3
-    and bit_rate < 32000", duplicate_of_eval, duplicate. Evaluation clips are never excluded; see docs/quality.md."""
+    """Conditions on measures that exclude training clips, such as "silence > 0.9", "bandwidth_hz < 4500", "codec == mp3
+    and bit_rate < 32000", duplicate_of_eval or duplicate. Evaluation clips are never excluded. See docs/quality.md."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,18 @@ class YouTubeConfig:
     po_tokens: str = ""
     """File with PO tokens, each as CLIENT.CONTEXT+TOKEN."""
     clients: tuple[str, ...] = ()
-    """Player clients to impersonate, such as web. Default: yt-dlp's choice. Some videos are refused to some clients."""
+    """Player clients to impersonate, such as web. Default: yt-dlp's choice. YouTube refuses some videos to some
+    clients."""
     js_runtime: str = ""
     """JavaScript runtime for YouTube's player, as NAME or NAME:PATH, such as node:/usr/bin/node. Default: deno, which
     `pip install deno` installs."""
     impersonate: str = ""
     """Browser to imitate in TLS and headers, such as chrome or safari; needs `pip install '.[impersonate]'`. Avoids
-    some answers of "too many requests"."""
+    some "too many requests" errors."""
     source_address: str = ""
-    """Local address to send requests from, on machines with several addresses."""
+    """Local address from which to send requests, on machines with several addresses."""
     videos_per_process: int = 200
-    """Videos per process before its replacement. yt-dlp leaks about 1 MB per video."""
+    """Number of videos after which a process is replaced. yt-dlp leaks about 1 MB per video."""
 
     def __post_init__(self) -> None:
         check_above_0(self, ["videos_per_process"], "youtube.")
@@ -102,7 +104,7 @@ class YouTubeConfig:
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """Settings from AudioSet's CSV files to a snapshot."""
+    """Settings for all steps from AudioSet's CSV files to a snapshot."""
 
     metadata: str = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
     """Folder or address with {split}_segments.csv for each split and class_labels_indices.csv."""
@@ -126,9 +128,9 @@ class PreprocessConfig:
     already_cut: bool = False
     """Loose media files hold the segment instead of the whole video. Members of tars, zips and parquet always do."""
     retry: tuple[FailureCategory, ...] = (FailureCategory.THROTTLED, FailureCategory.TRANSIENT)
-    """Failure categories that a rerun retries."""
+    """Failure categories to retry in a rerun."""
     max_in_flight: int = 64
-    """Tasks submitted to Ray concurrently."""
+    """Maximum number of Ray tasks in flight."""
     fetch: FetchConfig = field(default_factory=FetchConfig)
     rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig)
     youtube: YouTubeConfig = field(default_factory=YouTubeConfig)

@@ -1,4 +1,4 @@
-"""One shard plan → one shard, its measures and its sidecar."""
+"""Convert a shard plan to a shard with its measures and its sidecar."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -39,14 +39,14 @@ from pipeline.store.lock import LeaseGuard
 from pipeline.store.storage import Store
 
 SHORT = "short"
-"""Detail of a written clip whose media ended before its segment did."""
+"""Detail of a written clip if its media ended before its segment."""
 RESULT_NAMES = ("status", "reason", "detail", "attempts", "source")
-"""Fields that a clip's result shares with its sidecar row."""
+"""Fields that `ClipResult` and `SidecarRow` share."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Everything that turns a shard plan into a shard."""
+    """The objects and settings that convert shard plans to shards. Workers share them."""
 
     store: Store
     source: Source
@@ -54,7 +54,7 @@ class Conversion:
     keep_audio: bool
     limiter: RateLimiter = field(default_factory=LocalRateLimiter)
     lease: LeaseGuard | None = None
-    """The run's lease of the store; tasks check it before they write."""
+    """The run's lease of the store. Tasks check it before they write."""
 
     @property
     def fingerprint(self) -> str:
@@ -74,30 +74,30 @@ class Conversion:
 
 
 def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
-    """Fetch, decode and convert a plan's segments and publish the shard; skip a finished shard.
+    """Fetch and convert a plan's segments and publish the shard, unless it is finished already.
 
     An unavailable clip becomes a failed row, and a shard without clips consists of its sidecar. Resumes from the
-    journal of a killed attempt. Returns a Wait if all addresses cool down; finished clips stay in the journal. Raises
-    StoreError if the shard can't be written, LeaseError if another run took over the store.
+    journal of a killed attempt. Returns a Wait if all addresses cool down. Finished clips then stay in the journal.
+    Raises StoreError if the shard can't be written, LeaseError if another run took over the store.
     """
     journal = conversion.journal(plan.split, plan.shard_id)
     report = report_of_existing(conversion.store, plan.split, plan.shard_id)
     if report is None:
         report = write_shard(plan, conversion, _convert_clips(plan, conversion, journal))
     if isinstance(report, ShardReport):
-        # Not earlier: without a sidecar the journal is all that a killed task leaves.
+        # Clear the journal last. Until the sidecar exists, it is all that a killed task leaves behind.
         journal.clear()
     return report
 
 
 def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardReport | None:
-    """Publish the clips in a killed run's journal as a shard of their own; None for an empty or finished one.
+    """Publish the clips in a killed run's journal as a separate shard. Returns None if there is nothing to publish.
 
-    The journal's plan died with its run, and a new plan may distribute the same clips differently.
+    The run's plan is lost, and a new plan may distribute the same clips differently.
     """
     sidecar = shard_name(journal.split, journal.shard_id, "parquet")
     results = [] if conversion.store.exists(sidecar) else list(journal.read())
-    if not results:  # the run died while clearing its parts, or its first part was lost
+    if not results:  # the run died while clearing the journal, or its first part was lost
         journal.clear()
         return None
     segments = tuple(result.segment for result in results)
@@ -112,7 +112,7 @@ def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardRepo
 
 
 def write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipResult | Wait]) -> ShardReport | Wait:
-    """Write results to a tar as they arrive, then publish tar, measures and sidecar; return the first Wait instead."""
+    """Write results to a tar as they arrive, then publish it with measures and sidecar. A Wait is returned at once."""
     store, shard = conversion.store, shard_name(plan.split, plan.shard_id, "tar").removesuffix(TAR)
     rows, measures = list[SidecarRow](), dict[str, Measures]()
     with store.scratch() as folder:
@@ -138,14 +138,14 @@ def write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipR
             store.publish(tar, shard + TAR, conversion.check_lease)
             write_measures(store, shard, list(measures), list(measures.values()))
         conversion.check_lease()
-        # Last, because the sidecar marks the shard as finished.
+        # Write the sidecar last, because it marks the shard as finished.
         write_sidecar(store, shard + SIDECAR, rows, conversion.fingerprint, checksum)
     outcomes = [(row.status, row.reason) for row in rows]
     return _report(plan.split, plan.shard_id, outcomes, checksum.num_bytes, is_new=True)
 
 
 def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) -> Iterator[ClipResult | Wait]:
-    """Yield the journal's results, then fetch, convert and journal the remaining clips; a Wait ends the iteration."""
+    """Yield the journal's results, then fetch, convert and journal the remaining clips. Ends after a Wait."""
     num_stored = 0
     for result in journal.read():
         yield result
@@ -162,8 +162,9 @@ def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) ->
         attempts = earlier_attempts + fetched.num_attempts
         pending.append(convert_clip(segment, fetched.media, attempts, conversion.keep_audio))
         yield pending[-1]
-        # A file per clip would cost the store one request per clip, a file per shard would cost a kill the whole shard.
-        # Failures that may prove to be an outage stay pending a little longer.
+        # Store several clips per part. With one part per clip, each clip would cost a request to the store. With one
+        # part per shard, a kill would lose the whole shard. Hold failures back a little longer if they may turn out to
+        # be an outage.
         may_be_outage = pending[-1].reason in OUTAGE_REASONS and len(pending) < CLIPS_PER_PART + MAX_FAILURES_IN_A_ROW
         if len(pending) >= CLIPS_PER_PART and not may_be_outage:
             journal.append(num_stored, pending)
@@ -172,7 +173,7 @@ def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) ->
 
 
 def _without_outage(results: Sequence[ClipResult]) -> Sequence[ClipResult]:
-    """Drop the failures just before an outage was detected, so that their clips are fetched again."""
+    """Drop the failures that led to the detection of an outage, so that their clips are fetched again."""
     end = len(results)
     while end and results[end - 1].reason in OUTAGE_REASONS:
         end -= 1
@@ -188,11 +189,11 @@ def _measures_of(result: ClipResult, fbank_TM: np.ndarray) -> Measures:
 
 
 def convert_clip(segment: Segment, media: Media | Failure, attempts: int, keep_audio: bool) -> ClipResult:
-    """Decode a segment from its media and compute its fbank and measures; pass a failure on.
+    """Decode a segment and compute its fbank and measures. Failures are passed through.
 
-    attempts: attempts at this clip in all runs. Raises RuntimeError, with the clip's key, for a bug in this code.
+    attempts: attempts at this clip in all runs. Raises RuntimeError, with the clip's key, for bugs.
     """
-    # Imported here because drivers only submit shards and need neither PyTorch nor its 600 MB.
+    # Import late, because drivers only submit shards and need neither PyTorch nor its 600 MB of memory.
     import torch
 
     from pipeline.fbank import compute_fbank

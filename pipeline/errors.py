@@ -15,14 +15,15 @@
     ├── StoppedError       stopped on request, with everything saved
     └── TrackingError      the tracking server is unusable
 
-Each message states the expectation, the finding, the place and a remedy. Text from files, servers and libraries passes
-through `quote` or `describe`.
+Each message says what was expected, what was found, where, and what to do. Text from files, servers and libraries
+passes through `quote` or `describe`.
 """
 
 import errno
 
 MAX_QUOTED_CHARS = 200
-"""Longest piece of foreign text in a message. A table without line breaks is one field of many megabytes."""
+"""Maximum length of foreign text in a message. In a table without line breaks, a single field can have many
+megabytes."""
 
 
 class AudioTaggingError(Exception):
@@ -56,7 +57,7 @@ class CorruptError(StoreError):
 
 
 class LeaseError(StoreError):
-    """Another run holds the store. Exit code 75 is `EX_TEMPFAIL` of sysexits.h: retry later."""
+    """Another run holds the store. Exit code 75 is `EX_TEMPFAIL` of sysexits.h, which means to retry later."""
 
     exit_code = 75
 
@@ -78,7 +79,7 @@ class TrainingError(AudioTaggingError):
 
 
 class StoppedError(AudioTaggingError):
-    """Stopped on request. Exit code 75 as for LeaseError: run again later."""
+    """Stopped on request. The exit code is 75, like LeaseError's, because running again resumes the work."""
 
     exit_code = 75
 
@@ -88,24 +89,24 @@ class TrackingError(AudioTaggingError):
 
 
 def quote(text: object, limit: int = MAX_QUOTED_CHARS) -> str:
-    """Quote foreign text for a message: its first `limit` characters, with control characters escaped."""
+    """Quote the first `limit` characters of foreign text, with control characters escaped."""
     text = str(text)
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text):,} characters)"
 
 
 def describe(error: BaseException, limit: int = MAX_QUOTED_CHARS) -> str:
-    """Describe a library's error on one line: its type, and the first `limit` characters of its message."""
+    """Describe a library's error in one line, with its type and the first `limit` characters of its message."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:limit]}" + "…" * (len(message) > limit)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error means a full disk or an exhausted quota."""
+    """Return True if the disk is full or a quota is exhausted."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def describe_storage_error(error: Exception) -> str:
-    """Describe a storage library's error on one line, with a remedy if the library states none."""
+    """Describe a storage library's error in one line. Adds a remedy if the library gives none."""
     if type(error).__name__ == "NoCredentialsError":  # botocore's class; local stores don't import botocore
         return f"{describe(error)}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or attach a role"
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, OSError):

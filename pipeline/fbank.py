@@ -1,7 +1,7 @@
-"""AST's log-mel filterbank: one function for conversion, training and inference.
+"""AST's log-mel filterbank, shared by conversion, training and inference.
 
-Equal to `torchaudio.compliance.kaldi.fbank` with AST's settings, but caches the window and the mel bank and skips the
-mel bank's many zeros.
+Gives the features of `torchaudio.compliance.kaldi.fbank` with AST's settings. It is faster because it caches the window
+and the mel bank, and skips the many zeros of the mel bank.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,17 +27,17 @@ from pipeline.fbank_settings import (
 )
 
 NUM_MEL_BLOCKS = 8
-"""Blocks of neighbouring mel bins. Each is multiplied with its own narrow range of frequencies."""
+"""Number of blocks of neighbouring mel bins. Each block is multiplied by its own narrow range of frequencies."""
 CHUNK_FRAMES = 256
-"""Frames per chunk on a CPU: their buffers fit in its cache and are small enough for the allocator to reuse."""
+"""Frames per chunk on a CPU. Their buffers fit in its cache, and the allocator can reuse them."""
 
 
 def compute_fbank(waveform: Tensor) -> Tensor:
-    """Compute log-mel features, neither padded nor normalised.
+    """Compute log-mel features without padding or normalisation.
 
     (S,) or (B, S) float32 in [-1, 1] at 16 kHz → (T, 128) or (B, T, 128) float32 on the same device,
-    with T = `num_frames_of(S)`. Removes the mean of each frame; removing the clip's mean is up to the caller.
-    Raises InputError for another shape or dtype, and for fewer samples than one frame.
+    with T = `num_frames_of(S)`. Removes the mean of each frame; removing the clip's mean is up to the caller. Raises
+    InputError for other shapes and dtypes, and for waveforms shorter than a frame.
 
     >>> compute_fbank(torch.zeros(16_000)).shape
     torch.Size([98, 128])
@@ -45,7 +45,7 @@ def compute_fbank(waveform: Tensor) -> Tensor:
     _check(waveform)
     # Lower precision inside `torch.autocast` would cost two digits of the features.
     with torch.autocast(waveform.device.type, enabled=False):
-        # A GPU wants all frames in one launch; a CPU wants buffers that fit its cache.
+        # A GPU is fastest with all frames in one launch, a CPU with buffers that fit in its cache.
         if waveform.device.type != "cpu":
             return _log_mel(waveform.unfold(-1, FRAME_LENGTH, FRAME_SHIFT))
         if waveform.dim() == 2:
@@ -54,13 +54,13 @@ def compute_fbank(waveform: Tensor) -> Tensor:
 
 
 def stream_fbank(blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
-    """Compute features of a waveform in blocks (S,) → (t, 128) each, together equal to those of the whole waveform."""
+    """Compute the features (t, 128) of each block (S,) of a waveform. They add up to the whole waveform's features."""
     rest_S = torch.zeros(0)
     for block_S in blocks:
         waveform_S = torch.cat([rest_S, torch.from_numpy(block_S)])
         if num_frames := num_frames_of(len(waveform_S)):
             yield compute_fbank(waveform_S)
-        # The next frame starts with samples of this block.
+        # Keep the samples that belong to the next frame.
         rest_S = waveform_S[num_frames * FRAME_SHIFT :]
 
 
@@ -72,8 +72,8 @@ def _check(waveform: Tensor) -> None:
         )
     if waveform.shape[-1] < FRAME_LENGTH:
         raise InputError(
-            f"compute_fbank needs at least {FRAME_LENGTH} samples ({FRAME_LENGTH_MS} ms at {SAMPLE_RATE_HZ} Hz), "
-            f"got {waveform.shape[-1]}: skip such clips"
+            f"compute_fbank needs at least {FRAME_LENGTH} samples ({FRAME_LENGTH_MS} ms at {SAMPLE_RATE_HZ} Hz), got"
+            f" {waveform.shape[-1]}; skip shorter clips"
         )
 
 
@@ -83,15 +83,15 @@ def _fbank_in_chunks(waveform: Tensor) -> Tensor:
 
 
 def _log_mel(frames: Tensor) -> Tensor:
-    """(..., T, FRAME_LENGTH) samples → (..., T, NUM_MEL_BINS)."""
+    """Convert samples (..., T, FRAME_LENGTH) to features (..., T, NUM_MEL_BINS)."""
     window, mel_blocks = _tables(frames.device)
     frames = frames - frames.mean(-1, keepdim=True)
     padded = frames.new_zeros(*frames.shape[:-1], FFT_SIZE)
-    # Pre-emphasis in place: x[i] - 0.97 x[i - 1]. Kaldi repeats the first sample as its own predecessor, which makes no
-    # difference because the window starts with 0.
+    # Pre-emphasis in place: x[i] - 0.97 x[i - 1]. Kaldi uses the first sample as its own predecessor. This makes no
+    # difference, because the window starts with 0.
     padded[..., 1:FRAME_LENGTH] = frames[..., :-1]
     padded[..., :FRAME_LENGTH].mul_(-PREEMPHASIS).add_(frames).mul_(window)
-    # Twice as fast as `abs().square()`, which computes a square root in between.
+    # This is twice as fast as `abs().square()`, which computes a square root in between.
     squares = torch.view_as_real(torch.fft.rfft(padded)).square_()
     power = squares[..., 0] + squares[..., 1]
     energies = [power[..., low:high].to(block.dtype) @ block for low, high, block in mel_blocks]
@@ -100,13 +100,13 @@ def _log_mel(frames: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _tables(device: torch.device) -> tuple[Tensor, list[tuple[int, int, Tensor]]]:
-    """Return the window and the mel bank in blocks of bins: (first row, last row + 1, weights).
+    """Return the window, and the mel bank as blocks of bins (first row, last row + 1, weights).
 
-    A mel bin covers a few neighbouring frequencies. A product with the whole bank would spend three quarters of its
-    time on zeros. On CUDA the weights are float64, because TF32, if a training enables it, would reduce the precision
-    of float32 products.
+    A mel bin covers only a few neighbouring frequencies, so a product with the whole bank would spend three quarters of
+    its time on zeros. On CUDA the weights are float64, because training may enable TF32, which would reduce the
+    precision of float32 products.
     """
-    # Tables created under inference mode could never take part in a gradient.
+    # Leave inference mode, because its tensors could never be used in a gradient.
     with torch.inference_mode(False):
         window = torch.hann_window(FRAME_LENGTH, periodic=False)
         bank, _ = get_mel_banks(NUM_MEL_BINS, FFT_SIZE, SAMPLE_RATE_HZ, LOW_FREQ_HZ, 0.0, 100.0, -500.0, 1.0)

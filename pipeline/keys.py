@@ -1,10 +1,11 @@
-"""Match millions of keys by hash, in a tenth of the memory of a table of strings.
+"""Match millions of keys by hash, with a tenth of the memory of a dict of strings.
 
-Hashes propose matches and the keys confirm them. Two different keys with one hash cost time, never a wrong row.
+Hashes propose matches, and comparing the keys confirms them. A hash collision therefore costs time but never gives a
+wrong row.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
+# pyarrow creates its compute functions at import, so pyright does not see them.
 
 import numpy as np
 import pandas as pd
@@ -13,16 +14,16 @@ import pyarrow.compute as pc
 from pandas.util import hash_array
 
 BATCH_ROWS = 2**16
-"""Keys per batch when padding and comparing."""
+"""Number of keys to pad and compare per batch."""
 MAX_CHARS = 96
-"""Characters of a key that enter its hash. Otherwise one damaged key of megabytes would pad its whole batch."""
+"""Number of characters that a hash covers. Without a limit, one damaged key of megabytes would pad its whole batch."""
 WORD_BYTES = 8
 MULTIPLIERS = np.random.default_rng(0).integers(2**64, size=4 * MAX_CHARS // WORD_BYTES, dtype=np.uint64) | np.uint64(1)
-"""An odd factor for each word of 8 bytes. A character has up to 4 bytes."""
+"""Odd factors, one for each word of 8 bytes. A character takes up to 4 bytes."""
 
 
 def identities_of(table: pa.Table) -> pa.ChunkedArray:
-    """Return each row's audio identity: key and end. Corrected labels and splits need no new fetch."""
+    """Return each row's audio identity: key and end. Corrected labels or splits need no new fetch."""
     return pc.binary_join_element_wise(table["key"], table["end_ms"].cast(pa.string()), "-")
 
 
@@ -34,24 +35,24 @@ def hashes_of(keys: pa.ChunkedArray) -> np.ndarray:
         if pc.max(pc.binary_length(batch)).as_py() > MAX_CHARS:
             batch = pc.utf8_slice_codeunits(batch, 0, MAX_CHARS)
         num_words = -(-pc.max(pc.binary_length(batch)).as_py() // WORD_BYTES)
-        # Zero bytes pad the batch's text to a matrix of words, which numpy hashes ten times as fast as Python hashes
-        # the strings. Words of padding add 0, so a hash does not depend on its batch.
+        # Pad the batch's text with zero bytes to a matrix of words, which numpy hashes ten times as fast as Python
+        # hashes strings. Padding adds 0 to a hash, so hashes do not depend on the batch.
         text = pc.ascii_rpad(batch, num_words * WORD_BYTES, "\0").buffers()[2]
         words = np.frombuffer(text, "<u8", len(batch) * num_words).reshape(len(batch), num_words)
         for column, multiplier in zip(words.T, MULTIPLIERS, strict=False):
-            # A product alone mixes a word's bits too little: sums of some consecutive ids would collide.
+            # A product alone does not mix a word's bits enough, and sums of some consecutive ids would collide.
             hashes[start : start + len(batch)] += hash_array(column * multiplier, categorize=False)
     return hashes
 
 
 def has_repeats(keys: pa.ChunkedArray) -> bool:
-    """Return whether a key occurs more than once. False is certain; True may be a hash collision."""
+    """Return True if a key may occur more than once. False is certain; True may be a hash collision."""
     hashes = np.sort(hashes_of(keys))
     return bool((hashes[1:] == hashes[:-1]).any())
 
 
 def positions_of(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
-    """Return the row of each key (N,) in `among`, whose keys are unique; -1 where it is missing."""
+    """Return the row of each key (N,) in `among`, or -1 if it is missing. The keys in `among` must be unique."""
     rows = _positions_of_hashes(hashes_of(keys), hashes_of(among))
     if rows is None:
         return _positions_by_name(keys, among)
@@ -59,13 +60,13 @@ def positions_of(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
     for start in range(0, len(matched), BATCH_ROWS):
         block = matched[start : start + BATCH_ROWS]
         if not keys.take(pa.array(block)).equals(among.take(pa.array(rows[block]))):
-            # A hash collision, which is extremely rare: use the slow, certain lookup.
+            # This is a hash collision, which is extremely rare. Use the slow but certain lookup.
             return _positions_by_name(keys, among)
     return rows
 
 
 def _positions_of_hashes(hashes: np.ndarray, among: np.ndarray) -> np.ndarray | None:
-    """Return the row of each hash (N,) in `among`, -1 where it is missing; None if `among` has repeats."""
+    """Return the row of each hash (N,) in `among`, or -1 if it is missing. Returns None if `among` has repeats."""
     rows = np.full(len(hashes), -1)
     # Group hashes by first byte, so that each lookup table fits in the CPU cache.
     for wanted, offered in zip(_by_first_byte(hashes), _by_first_byte(among), strict=True):
@@ -80,13 +81,13 @@ def _positions_of_hashes(hashes: np.ndarray, among: np.ndarray) -> np.ndarray | 
 
 
 def _by_first_byte(hashes: np.ndarray) -> list[np.ndarray]:
-    """Return, for each of the 256 first bytes, the rows of its hashes."""
+    """Return the rows of the hashes with each of the 256 possible first bytes."""
     first_byte = (hashes >> np.uint64(56)).astype(np.uint8)
     ends = np.cumsum(np.bincount(first_byte, minlength=256))
     return np.split(np.argsort(first_byte, kind="stable"), ends[:-1])
 
 
 def _positions_by_name(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
-    """Return the result of `positions_of` by comparing the keys themselves."""
+    """Compute `positions_of` by comparing the keys themselves."""
     row_of = {key: row for row, key in enumerate(among.to_pylist())}
     return np.array([row_of.get(key, -1) for key in keys.to_pylist()])

@@ -1,4 +1,4 @@
-"""Class labels: `class_labels_indices.csv` and multi-hot targets."""
+"""Read class labels from `class_labels_indices.csv`, and convert labels to multi-hot targets."""
 
 import csv
 import io
@@ -52,7 +52,7 @@ def read_labels(path: str) -> Labels:
     try:
         with fsspec.open(path, "rb") as file:
             text = cast(BinaryIO, file).read().decode("utf-8-sig")
-    except Exception as error:  # every storage library has its own errors
+    except Exception as error:  # every storage library raises its own errors
         raise InputError(f"can't read the labels {path}: {describe_storage_error(error)}") from error
     return parse_labels(text, str(path))
 
@@ -61,7 +61,7 @@ def parse_labels(text: str, where: str) -> Labels:
     """Parse the text of a `class_labels_indices.csv`; `where` names it in errors."""
     try:
         rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    except csv.Error as error:  # for example a field above csv's limit, after an unclosed quote
+    except csv.Error as error:  # for example, an unclosed quote makes a field exceed csv's limit
         raise InputError(f"{where}: expected CSV, found {describe(error)}") from error
     if not rows or [cell.strip() for cell in rows[0]] != HEADER:
         found = ",".join(rows[0]) if rows else "nothing"

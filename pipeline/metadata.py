@@ -1,4 +1,4 @@
-"""Classes and segments from the current CSV files of a data set."""
+"""Load the classes and segments of a data set from its current CSV files."""
 
 import filecmp
 import hashlib
@@ -33,12 +33,12 @@ class Metadata:
 
     labels: Labels
     segments: pa.Table
-    """Of `SEGMENT_SCHEMA`."""
+    """Segments of all splits, with the schema `SEGMENT_SCHEMA`."""
     digest: str
     """SHA-256 of the CSV files."""
 
     def segments_of(self, splits: Sequence[str], limit: int | None = None) -> pa.Table:
-        """Return the segments of splits in the given order, at most the first `limit` of each."""
+        """Return the segments of the given splits in order, limited to the first `limit` of each split."""
         column = self.segments["split"].combine_chunks()
         code_of = {name: code for code, name in enumerate(column.dictionary.to_pylist())}
         codes = column.indices.to_numpy()
@@ -49,10 +49,10 @@ class Metadata:
 def load_metadata(
     config: PreprocessConfig, store: Store | None = None, check_lease: Callable[[], None] | None = None
 ) -> Metadata:
-    """Read the classes and the segments of `config.splits`, copy the files to a store, and add its other splits.
+    """Read the classes and the segments of `config.splits`, and copy their files to a store.
 
-    A store that was filled split by split thus keeps its earlier splits. A segment in several files belongs to a split
-    in `config.splits`, else to the first split by name. Raises InputError for labels that are not classes.
+    Splits that earlier runs added to the store are included. A segment in several files belongs to a split in
+    `config.splits`, else to the first split by name. Raises InputError for labels that are not classes.
 
     check_lease: called right before a file is published; raises LeaseError if another run took over the store.
     """
@@ -68,7 +68,7 @@ def load_metadata(
         if store:
             for name, file in files.items():
                 _publish_if_new(file, f"{FOLDER}/{name}", store, check_lease)
-            # In order of names, which decides the split of a segment in two files.
+            # Names are sorted. Their order decides the split of a segment that is in two files.
             for name in stored_splits(store):
                 if name not in config.splits:
                     file = Path(folder) / "other.csv"
@@ -100,7 +100,7 @@ def _copy(address: str, file: Path) -> Path:
 
 
 def _publish_if_new(file: Path, name: str, store: Store, check_lease: Callable[[], None] | None) -> None:
-    """Publish a file unless the store has the same content."""
+    """Publish a file unless the store already has the same content."""
     if store.exists(name):
         stored = file.with_suffix(".stored")
         store.fetch(name, stored)
@@ -115,7 +115,7 @@ def _digest_of(file: Path) -> str:
 
 
 def _add_split(segments: pa.Table, other: pa.Table, labels: Labels, name: str) -> pa.Table:
-    """Add a split from an earlier run, without segments that now belong to another split."""
+    """Add a split from an earlier run, except segments that now belong to another split."""
     other = other.filter(pa.array(positions_of(other["key"], segments["key"]) < 0))
     column = other["labels"].combine_chunks()
     unknown = [code for code, text in enumerate(column.dictionary.to_pylist()) if _unknown_labels([text], labels)]
@@ -138,7 +138,7 @@ def _check_labels(segments: pa.Table, labels: Labels, address: str) -> None:
     unknown = _unknown_labels(segments["labels"].combine_chunks().dictionary.to_pylist(), labels)
     if unknown:
         raise InputError(
-            f"{address}: {len(unknown)} labels of the segments are missing in the {len(labels)} classes of"
+            f"{address}: {len(unknown)} labels of the segments are not among the {len(labels)} classes of"
             f" {LABELS_FILE}: {', '.join(unknown[:NUM_NAMED])}. Use files of the same release"
         )
 

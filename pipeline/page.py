@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: the base template and embedded images.
+"""Render self-contained HTML pages from a base template, with embedded images.
 
 Pages show text from foreign tables and files. Jinja escapes every value, and the content security policy forbids
 scripts and external resources.

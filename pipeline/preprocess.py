@@ -1,4 +1,4 @@
-"""Preprocess AudioSet: plan from its CSV files, fetch and convert on Ray, and publish a snapshot."""
+"""Preprocess AudioSet. Plans from its CSV files, fetches and converts clips on Ray, and publishes a snapshot."""
 
 import logging
 import time
@@ -46,7 +46,7 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 YOUTUBE_CLIPS_PER_HOUR = 300
 MAX_REFUSED_SHARDS = 3
-"""Shards that fail with StoreErrors, after their retries, before a run ends."""
+"""Number of shards that may fail with StoreErrors, after their retries, before the run ends."""
 
 
 @dataclass
@@ -58,9 +58,9 @@ class PreprocessReport:
     num_bytes: int = 0
     failures: Counter[Reason] = field(default_factory=Counter)
     errors: dict[str, Exception] = field(default_factory=dict)
-    """Errors of the shards that could not be made."""
+    """Errors of the shards that failed, by shard."""
     num_throttled: int = 0
-    """Throttled requests."""
+    """Number of throttled requests."""
     is_complete: bool = True
     """False if the run stopped because all addresses were throttled."""
     seconds: float = 0.0
@@ -78,7 +78,7 @@ class PreprocessReport:
 
 
 def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, PreprocessReport]:
-    """Fetch and convert missing segments and retryable failures, and build a snapshot from the CSV files.
+    """Fetch and convert all segments that are new or due for a retry, and build a snapshot.
 
     Uses Ray only if segments are due. Raises InputError for invalid tables, LeaseError if another run holds the store,
     StoreError if shards can't be written.
@@ -104,7 +104,7 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Prepro
 def convert_due(
     segments: pa.Table, config: PreprocessConfig, store: Store, report: PreprocessReport, lease: Holder
 ) -> None:
-    """Convert the due segments to shards, after recovering the clips that earlier runs left in journals."""
+    """Recover the clips that earlier runs left in journals, then convert the due segments to shards."""
     fingerprint = shard_fingerprint(config.keep_audio)
     unfinished = partial_shards(store, fingerprint)
     if not unfinished and not len(plan_due(segments, config, store)):
@@ -114,7 +114,7 @@ def convert_due(
     with ray_session():
         conversion = open_conversion(config, store, sources, digest, lease.guard)
         if unfinished:
-            # First, so that their clips are not planned and fetched again.
+            # Recover before planning, so that these clips are not fetched again.
             recover_partial_shards(unfinished, conversion, config.max_in_flight, report)
             report.num_planned = report.num_decided
         for source in sources:
@@ -130,7 +130,7 @@ def convert_due(
 
 
 def plan_due(segments: pa.Table, config: PreprocessConfig, store: Store, sources_digest: str = "") -> PreprocessPlan:
-    """Plan the segments that a run attempts. Without a digest, clips that any sources lacked count as due."""
+    """Plan the segments to attempt. Without a digest, all clips that earlier sources lacked are due."""
     table = read_sidecar_table(store, shard_fingerprint(config.keep_audio))
     max_attempts = config.fetch.max_total_attempts
     return plan_shards(segments, table, config.clips_per_shard, config.retry, max_attempts, sources_digest)
@@ -144,7 +144,7 @@ def convert_due_of_copy(
     report: PreprocessReport,
     lease: Holder,
 ) -> None:
-    """Convert a plan's segments that a copy holds, container by container."""
+    """Convert the planned segments that a copy holds, one container after the other."""
     is_due = np.zeros(len(plan.segments), bool)
     is_due[np.concatenate([*plan.shards, np.zeros(0, np.int64)])] = True
 
@@ -166,7 +166,7 @@ def open_conversion(
     sources_digest: str,
     lease: LeaseGuard | None = None,
 ) -> Conversion:
-    """Start the rate limiter for the last source. Needs a running Ray."""
+    """Start the rate limiter for the last source and collect everything that tasks need. Ray must be running."""
     limiter = start_rate_limiter(config.rate_limit, clips_per_hour(config), read_proxies(config.fetch))
     last = None if isinstance(sources[-1], Copy) else sources[-1]
     return Conversion(store, LastSource(last, sources_digest), config.fetch, config.keep_audio, limiter, lease)
@@ -181,8 +181,8 @@ def clips_per_hour(config: PreprocessConfig) -> int:
 def recover_partial_shards(
     journals: list[Journal], conversion: Conversion, max_in_flight: int, report: PreprocessReport
 ) -> None:
-    """Publish the finished clips of incomplete shards as shards of their own."""
-    log.info("%d shards are incomplete; their finished clips become shards of their own", len(journals))
+    """Publish the finished clips of incomplete shards as separate shards."""
+    log.info("%d shards are incomplete; publishing their finished clips as separate shards", len(journals))
     for journal, outcome in run_tasks(recover_partial_shard, journals, conversion, max_in_flight=max_in_flight):
         if isinstance(outcome, LeaseError):
             raise outcome
@@ -201,8 +201,8 @@ def convert_all(
 ) -> None:
     """Convert shards as Ray tasks. Failed shards are due again in the next run.
 
-    Raises StoreError if the store refused several shards or every shard failed, WorkerError if workers died at every
-    shard, SourceError if the source was down for `--rate-limit.max-idle-s`, LeaseError if another run took over.
+    Raises StoreError if several shards can't be stored or every shard fails, WorkerError if workers die at every shard,
+    SourceError if the source is down for `--rate-limit.max-idle-s`, LeaseError if another run takes over.
     """
     num_done = 0
 
@@ -240,7 +240,7 @@ def convert_all(
     so_far = f"{num_done} of {len(plans)} shards were finished, and finished clips are stored"
     if limiter.outage:
         raise SourceError(
-            f"{' '.join(config.media)} did not answer for {limiter.idle_s:.0f} s; the last failure: {limiter.outage}."
+            f"{' '.join(config.media)} did not answer for {limiter.idle_s:.0f} s. Last failure: {limiter.outage}."
             f" {so_far}; run the same command again to resume"
         )
     log.warning(

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on terminals, occasional plain lines in logs."""
+"""Show the progress of long work as a bar on terminals or as occasional lines in logs."""
 
 import sys
 import time
@@ -16,10 +16,10 @@ LINE_EVERY_S = 10.0
 
 
 class Progress(Protocol):
-    """A progress display."""
+    """Interface for reporting progress."""
 
     def advance(self, amount: int, note: str = "") -> None:
-        """Add `amount` finished units and show `note` at the end of the line."""
+        """Count `amount` more finished units, and show `note` at the end of the line."""
         ...
 
     def reach(self, done: int, total: int) -> None:
@@ -34,7 +34,7 @@ def format_duration(seconds: float) -> str:
 
 @contextmanager
 def show_progress(what: str, total: int, unit: str, start: int = 0) -> Generator[Progress, None, None]:
-    """Show the progress of `total` units of work, of which `start` are already finished."""
+    """Show the progress of `total` units of work. start: number of units that are already finished."""
     bar = [BarColumn()] if sys.stderr.isatty() else []
     columns = [
         TextColumn(what),
@@ -52,7 +52,7 @@ def show_progress(what: str, total: int, unit: str, start: int = 0) -> Generator
 
 
 class _Rate(ProgressColumn):
-    """Average rate and remaining time. Shards may take hours each, so a moving average would often be 0."""
+    """Shows the average rate and the remaining time. If shards take hours, a moving average would be 0."""
 
     def render(self, task: Task) -> Text:
         elapsed_s = task.elapsed or 0.0
@@ -62,7 +62,7 @@ class _Rate(ProgressColumn):
 
 
 class _Shown:
-    """The display of one task, as plain lines without a terminal."""
+    """Displays one task, as plain lines if there is no terminal."""
 
     def __init__(self, display: Display):
         self._display, self._task = display, display.tasks[0]
@@ -77,10 +77,10 @@ class _Shown:
         self.write_line(LINE_EVERY_S)
 
     def write_line(self, min_pause_s: float = 0.0) -> None:
-        """Write a line to the log, unless nothing changed or the last line is newer than `min_pause_s`."""
+        """Write a line to the log if there is progress and the last line is at least `min_pause_s` old."""
         is_new = self._task.completed != self._written
         if self._display.disable and is_new and time.monotonic() - self._written_s >= min_pause_s:
             self._written, self._written_s = self._task.completed, time.monotonic()
-            # Ray Train wraps print in its workers and would show each line twice.
+            # Avoid print, which Ray Train wraps in its workers. It would show each line twice.
             sys.stderr.write(" ".join(str(column(self._task)) for column in self._display.columns).rstrip() + "\n")  # type: ignore[operator]
             sys.stderr.flush()

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 
 CLIPS_PER_PART = 8
-"""Clips per journal part: the most finished clips that a killed worker loses."""
+"""Number of clips per journal part. A killed worker loses at most this many finished clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Segment:
     start_ms: int
     end_ms: int
     labels: tuple[str, ...]
-    """Machine ids (mids) such as `/m/09x0r`."""
+    """AudioSet class ids (mids) such as `/m/09x0r`."""
     split: str
 
     @property
@@ -25,12 +25,12 @@ class Segment:
 
 
 class FailureCategory(StrEnum):
-    """Kind of failure. It decides whether the next run retries the clip."""
+    """Kind of failure, which decides whether the next run retries the clip."""
 
     PERMANENT = "permanent"
     """The clip will not come back."""
     POLICY = "policy"
-    """The media exist, but not for this account, address or country."""
+    """The media exist, but this account, address or country has no access."""
     THROTTLED = "throttled"
     """The address sent too many requests. The clip itself may be available."""
     TRANSIENT = "transient"
@@ -66,12 +66,12 @@ class Reason(StrEnum):
     LOGIN_REQUIRED = "login_required", FailureCategory.POLICY
     FORBIDDEN = "forbidden", FailureCategory.POLICY
     CLIENT_REFUSED = "client_refused", FailureCategory.POLICY
-    """Refused to yt-dlp's player client; another client in `--youtube.clients` may succeed."""
+    """YouTube refuses the video to yt-dlp's player client. Another client in `--youtube.clients` may succeed."""
 
     RATE_LIMITED = "rate_limited", FailureCategory.THROTTLED
     BOT_CHECK = "bot_check", FailureCategory.THROTTLED
     BLOCKED = "blocked", FailureCategory.THROTTLED
-    """YouTube refuses this address temporarily without a reason, mostly with status 403."""
+    """YouTube temporarily refuses this address without giving a reason, mostly with status 403."""
 
     TIMED_OUT = "timed_out", FailureCategory.TRANSIENT
     CONNECTION = "connection", FailureCategory.TRANSIENT
@@ -81,7 +81,7 @@ class Reason(StrEnum):
     NOT_READY = "not_ready", FailureCategory.TRANSIENT
     """A premiere, an upcoming live event, or an upload that YouTube is still processing."""
     EXTRACTION_FAILED = "extraction_failed", FailureCategory.TRANSIENT
-    """yt-dlp did not understand the answer. Many of these failures call for a newer yt-dlp."""
+    """yt-dlp did not understand the answer. If this happens often, update yt-dlp."""
     UNKNOWN = "unknown", FailureCategory.TRANSIENT
 
 
@@ -93,7 +93,7 @@ class Failure:
     detail: str
     """The original message, at most 200 characters."""
     retry_after_s: float | None = None
-    """Seconds until the server allows the next request, if the server states them."""
+    """Seconds until the next request, if the server requested a pause."""
     source: str = ""
     """Digest of the sources that lack the clip, for `missing_in_source`."""
 
@@ -103,22 +103,24 @@ class Media:
     """An encoded media file with a segment, as delivered by a source."""
 
     content: bytes | Path
-    """Bytes, or a local file chosen by the source. Never text: a name in a foreign table must not become a path."""
+    """Bytes, or a local file chosen by the source. Text is not accepted, because a name in a foreign table must not
+    become a path."""
     source: str
-    """Origin, for the sidecar."""
+    """Origin of the media, for the sidecar."""
     offset_ms: int = 0
-    """Time in the video at which the file starts: 0 for a whole video, the segment's start for a cut file."""
+    """Position in the video at which the file starts. It is 0 for a whole video and the segment's start for a cut
+    file."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """The unit of work: the segments of one shard."""
+    """The segments of one shard, which are a unit of work."""
 
     shard_id: str
     split: str
     segments: tuple[Segment, ...]
     attempts: tuple[int, ...]
-    """Attempts at each segment in earlier runs."""
+    """Number of attempts at each segment in earlier runs."""
 
 
 @dataclass(frozen=True, slots=True)

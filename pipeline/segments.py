@@ -1,7 +1,7 @@
-"""AudioSet's segment CSV files → segments."""
+"""Read AudioSet's CSV files of segments."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported.
+# pyarrow creates its compute functions at import, so pyright does not see them.
 
 import codecs
 import logging
@@ -22,7 +22,7 @@ from pipeline.records import Segment
 log = logging.getLogger(__name__)
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""Accepted ids, which become names of files and members. YouTube's ids have 11 characters."""
+"""Pattern of accepted ids, which become names of files and members. YouTube's ids have 11 characters."""
 
 
 HELD_OUT_SPLITS = ("eval", "valid", "test")
@@ -36,14 +36,15 @@ SEGMENT_SCHEMA = pa.schema(
         ("split", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
-"""Columns of segments, with labels joined by commas. Two million rows take 80 MB, as objects a gigabyte."""
+"""Columns of a table of segments. Labels are joined by commas. Two million rows take 80 MB, where objects would take a
+gigabyte."""
 BATCH_ROWS = 2**14
 BLOCK_BYTES = 2**24
 MAX_ROW_BYTES = 2**16
-"""Maximum length of a row. Official rows are shorter than 1 KB; splitting a row of 100 MB would take gigabytes."""
+"""Maximum length of a row. Official rows are shorter than 1 KB, and parsing a row of 100 MB would take gigabytes."""
 EXCEL_ERROR = re.compile(r"#(NAME\?|VALUE!|REF!|N/A|NUM!|NULL!|DIV/0!)")
 SECONDS = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
-"""Times in tables. `float` would also accept `1_0` and digits of any alphabet."""
+"""Pattern of times in tables. `float` would also accept `1_0` and digits of any alphabet."""
 MAX_MS = 2**31 - 1
 OFFICIAL_ROW = r'^[A-Za-z0-9_-]{1,64}, [0-9]{1,6}\.[0-9]{3}, [0-9]{1,6}\.[0-9]{3}, "[^"]+" *\n?$'
 
@@ -54,8 +55,9 @@ Row = tuple[int, str, int, int, str]
 def read_segments(path: str, split: str | None = None) -> list[Segment]:
     """Read an official segments CSV from a path or address.
 
-    `split` defaults to the file's name (`{split}_segments.csv`). Accepts copies that lost the comment lines, the quotes
-    around labels or the decimals, or gained blank columns, blanks, CRLF or a byte-order mark. Repeated rows count once.
+    `split` defaults to the file's name (`{split}_segments.csv`). Also accepts copies without comment lines, quotes
+    around labels or decimals, and copies with empty columns, additional blanks, CRLF or a byte-order mark. Repeated
+    rows count once.
     Raises InputError, with the line, for an invalid row.
 
     >>> import fsspec
@@ -68,10 +70,10 @@ def read_segments(path: str, split: str | None = None) -> list[Segment]:
 
 
 def read_segment_table(path: str, split: str | None = None, where: str = "") -> pa.Table:
-    """Read a segments CSV as `read_segments` does, into a table of `SEGMENT_SCHEMA`; `where` names it in errors."""
+    """Read a segments CSV into a table of `SEGMENT_SCHEMA`. where: name of the file in errors."""
     where = where or str(path)
     split = split or PurePosixPath(where).name.removesuffix(".csv").removesuffix("_segments")
-    # Encode block by block, so that the text of two million labels is never in memory at once.
+    # Encode block by block, so that the labels of two million rows are never all in memory as text.
     blocks = [_encode(block, "labels") for block in _parse(_read_blocks(str(path), where), where)]
     table = _without_repeats(join_tables(blocks), where)
     return _encode(table.append_column("split", pa.repeat(pa.scalar(split), len(table))), "split").select(
@@ -113,7 +115,7 @@ def table_of(segments: Sequence[Segment]) -> pa.Table:
 
 
 def _read_blocks(path: str, where: str) -> Iterator[bytes]:
-    """Yield a file of UTF-8 text in blocks of whole lines, without its byte-order mark."""
+    """Yield a UTF-8 file in blocks of whole lines, without the byte-order mark."""
     try:
         with fsspec.open(path, "rb") as file:
             source = cast(BinaryIO, file)
@@ -124,14 +126,14 @@ def _read_blocks(path: str, where: str) -> Iterator[bytes]:
                 # A carriage return at the end may be half of a line break.
                 end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r", 0, -1)) + 1
                 if not end and len(chunk) > MAX_ROW_BYTES:
-                    end = len(chunk)  # `_parse` refuses it with its line
+                    end = len(chunk)  # `_parse` rejects it and reports the line
                 block, rest = chunk[:end], chunk[end:]
                 if block:
                     yield _checked_utf8(block.removeprefix(mark))
                     mark = b""
             if rest:
                 yield _checked_utf8(rest.removeprefix(mark))
-    except Exception as error:  # every storage library has its own errors
+    except Exception as error:  # every storage library raises its own errors
         raise InputError(f"can't read the segments {where}: {describe_storage_error(error)}") from error
 
 
@@ -141,7 +143,7 @@ def _checked_utf8(text: bytes) -> bytes:
 
 
 def _parse(blocks: Iterable[bytes], where: str) -> Iterator[pa.Table]:
-    """Yield the rows of each block: line number and all columns of `SEGMENT_SCHEMA` except the split.
+    """Yield the rows of each block, with the line number and all columns of `SEGMENT_SCHEMA` except the split.
 
     Arrow parses whole blocks of rows in the official form. Python parses only the remaining rows.
     """
@@ -189,7 +191,7 @@ def _check_lengths(lines: pa.LargeStringArray, first: int, where: str) -> None:
 
 
 def _split_lines(block: bytes) -> pa.LargeStringArray:
-    """Split UTF-8 text into lines (L,) with their line feeds, without a copy."""
+    """Split UTF-8 text into lines (L,), including line feeds, without copying it."""
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
@@ -203,11 +205,11 @@ def _parse_official(lines: pa.LargeStringArray, first: int, joined_of: dict[str,
     """Parse valid rows in the official form.
 
     first: number of the first line.
-    joined_of: cache of the parsed labels by quoted text. Far fewer texts than rows exist.
+    joined_of: cache of parsed labels by their quoted text. There are far fewer distinct texts than rows.
     """
-    # A match and a split take a third of the time of one expression with captured fields.
+    # Match and then split, which takes a third of the time of one expression with captured fields.
     is_official = pc.match_substring_regex(lines, OFFICIAL_ROW)
-    # AudioSet's own files contain only official rows, which a filter would copy.
+    # Avoid the copy by the filter for AudioSet's own files, which contain only official rows.
     official = lines if pc.all(is_official).as_py() else lines.filter(is_official)
     fields = pc.split_pattern(official, ", ", max_splits=3)
     ytid, start, end, labels = (pc.list_element(fields, place).cast(pa.string()) for place in range(4))
@@ -231,7 +233,7 @@ def _parse_official(lines: pa.LargeStringArray, first: int, joined_of: dict[str,
 
 
 def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, str]:
-    """Return key, start and end in ms, and joined labels. Raises InputError for an invalid row."""
+    """Return the key, start and end in ms, and the joined labels. Raises InputError for an invalid row."""
 
     def refuse(what: str) -> NoReturn:
         raise InputError(f'{where}: expected `YTID, start, end, "mid,mid,…"`, found {what} in {quote(line.strip())}')
@@ -256,7 +258,7 @@ def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, 
 
 
 def parse_seconds(text: str) -> float:
-    """Parse a decimal number of ASCII digits. Raises ValueError for other text, such as `1_0` and `nan`."""
+    """Parse a decimal number in ASCII digits. Raises ValueError for other text, such as `1_0` or `nan`."""
     if not SECONDS.fullmatch(text):
         raise ValueError(f"not a number: {quote(text)}")
     return float(text)
@@ -267,7 +269,7 @@ def _join_labels(cells: Iterable[str]) -> str:
 
 
 def _without_repeats(table: pa.Table, where: str) -> pa.Table:
-    """Drop repeated rows. Raises InputError, with the line, for two different rows of one key."""
+    """Drop repeated rows. Raises InputError, with the line, if two rows of one key differ."""
     if not has_repeats(table["key"]):
         return table
     keys = table["key"].to_pandas()

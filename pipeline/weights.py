@@ -1,4 +1,4 @@
-"""Weights for class-balanced sampling."""
+"""Compute weights for class-balanced sampling."""
 
 import numpy as np
 from scipy import sparse
@@ -7,10 +7,11 @@ from pipeline.errors import InputError
 
 
 def class_balanced_weights(targets: np.ndarray | sparse.csr_array, count_offset: float = 0.01) -> np.ndarray:
-    """Return AST's sampling weight of each clip.
+    """Return each clip's sampling weight, as in AST.
 
-    targets: (N, C) multi-hot, dense or sparse → (N,) float64. A label weighs 1000 / (count + count_offset), a clip
-    the sum over its labels; PaSST's offset is 100. Raises InputError if no clip has any label.
+    targets: dense or sparse multi-hot labels (N, C). Returns float64 weights (N,). A class has the weight 1000 / (count
+    + count_offset), and a clip the sum over its classes. PaSST uses an offset of 100. Raises InputError if no clip has
+    any label.
     Source: https://github.com/YuanGongND/ast, `egs/audioset/gen_weight_file.py`.
 
     >>> class_balanced_weights(np.array([[1, 0], [1, 0], [1, 1]])).round()
@@ -18,6 +19,6 @@ def class_balanced_weights(targets: np.ndarray | sparse.csr_array, count_offset:
     """
     counts = np.asarray(targets.sum(axis=0), dtype=np.float64).ravel()
     if not counts.any():
-        raise InputError("expected clips with labels, found none: class-balanced sampling needs them")
+        raise InputError("class-balanced sampling needs clips with labels, found none")
     weight_of_label = 1000.0 / (counts + count_offset)
     return np.asarray(targets @ weight_of_label, dtype=np.float64)

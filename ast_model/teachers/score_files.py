@@ -113,7 +113,7 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> NoReturn:
         raise InputError(
             f"was not opened, because it refers to {quote(f'{module}.{name}')} and could run foreign code. If you"
-            f" trust it, convert it to JSON, {id: row}"
+            " trust it, convert it to JSON, {id: row}"
         )
 
 

@@ -1,7 +1,7 @@
-"""A cache of a remote store's shards on the node's disk, shared by the node's processes.
+"""Cache the shards of a remote store on the node's disk. All processes of the node share the cache.
 
-Digests name the files. One process at a time fetches a shard, verifies its checksum, and then renames it to its final
-name, so leftovers of a killed process are never read.
+Files are named by digests. Only one process at a time fetches a shard. It verifies the checksum before it renames the
+file to its final name, so leftovers of killed processes are never read.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from pipeline.store.storage import Store
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A size-limited folder for the shards of a snapshot. Several snapshots may share it."""
+    """A folder of limited size for the shards of a snapshot. Several snapshots may share the folder."""
 
     folder: Path
     max_bytes: int
@@ -27,17 +27,17 @@ class ShardCache:
     checksums: Mapping[str, Checksum]
 
     def check(self) -> None:
-        """Create the folder. Raises ConfigError if it is unusable or smaller than the largest shard."""
+        """Create the folder. Raises ConfigError if it is not writable, or if its limit is below the largest shard."""
         largest = max(checksum.num_bytes for checksum in self.checksums.values())
         if self.max_bytes < largest:
             raise ConfigError(
-                f"the cache is limited to {self.max_bytes} bytes, but the largest shard has {largest}; raise"
+                f"the cache is limited to {self.max_bytes} bytes, but the largest shard has {largest} bytes; raise"
                 " --train.cache.max-gb, or set --train.cache.folder to '' to read without a cache"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock("room"):
-                # Write a probe, because neither permissions nor free space reveal quotas.
+                # Write a probe file, because permissions and free space do not reveal quotas.
                 probe = self.folder / "probe"
                 probe.write_bytes(b"0" * 4096)
                 probe.unlink()
@@ -48,25 +48,25 @@ class ShardCache:
             ) from error
 
     def find(self, name: str) -> Path | None:
-        """Return the path of a cached shard and record its use; None if it is not cached."""
+        """Return the path of a cached shard and record its use, or return None if it is not cached."""
         file = self._file(name)
         try:
-            # Touch explicitly: under relatime, reads don't update atime.
+            # Touch the file explicitly, because reads do not update atime under relatime.
             os.utime(file)
         except FileNotFoundError:
             return None
         return file
 
     def fetch(self, name: str) -> Path:
-        """Return the path of a cached shard, after fetching it if it is missing.
+        """Return the path of a cached shard. Fetches it if it is missing.
 
-        Raises CorruptError if the store's shard differs from the index, StoreError if it can't be read or cached.
+        Raises CorruptError if the shard differs from the index, StoreError if it can't be read or cached.
         """
         if found := self.find(name):
             return found
         try:
             with self._lock(self.checksums[name].digest):
-                # Look again: the lock's previous holder has probably fetched the shard.
+                # Look again, because the previous holder of the lock has probably fetched the shard.
                 return self.find(name) or self._download(name)
         except OSError as error:
             raise StoreError(f"can't store {name} in the cache folder {self.folder}: {error}") from error
@@ -84,8 +84,8 @@ class ShardCache:
         try:
             self._make_room(part, checksum.num_bytes)
             verify_checksum(self._copy(name, part), checksum, self.store, name)
-            # Under the lock. Otherwise a process that lists the folder right now sees the file under neither name and
-            # overfills the cache.
+            # Rename under the lock. Otherwise a process that lists the folder now could miss the file under both names
+            # and overfill the cache.
             with self._lock("room"):
                 part.replace(target)
         finally:
@@ -93,28 +93,29 @@ class ShardCache:
         return target
 
     def _copy(self, name: str, part: Path) -> Checksum:
-        """Copy a shard into its reserved file, flush it to the device, and return the checksum of the received
-        bytes."""
+        """Copy a shard into its reserved file and flush it to the disk. Returns the checksum of the copied bytes."""
         digest, num_bytes = hashlib.sha256(), 0
-        # Don't truncate: other processes count the file's size as reserved space.
+        # Don't truncate the file, because other processes count its size as reserved space.
         with part.open("r+b") as stream:
             for piece in self.store.read_pieces(name, self.checksums[name].num_bytes):
                 digest.update(piece)
                 num_bytes += stream.write(piece)
-            # Before the rename, so that after a power cut no name refers to bytes that never reached the disk.
+            # Flush before renaming. Otherwise, after a power cut, the final name could refer to bytes that never
+            # reached the disk.
             stream.flush()
             os.fsync(stream.fileno())
         return Checksum(num_bytes, digest.hexdigest())
 
     def _make_room(self, part: Path, num_bytes: int) -> None:
-        """Remove the least recently used shards, then reserve space with a sparse file of full size."""
+        """Evict the least recently used shards, then reserve space with a sparse file of the shard's full size."""
         with self._lock("room"):
             held = sorted(self._held(besides=part))
             total = sum(size for _, size, _ in held)
             for _, size, file in held:
                 if total + num_bytes <= self.max_bytes:
                     break
-                # Readers keep their open files after removal. Partial files reserve space for other processes.
+                # Evict only complete files. Readers can still use their open files, and partial files reserve space for
+                # other processes.
                 if file.suffix == ".tar":
                     file.unlink(missing_ok=True)
                     total -= size
@@ -122,7 +123,7 @@ class ShardCache:
                 os.truncate(stream.fileno(), num_bytes)
 
     def _held(self, besides: Path) -> Iterator[tuple[int, int, Path]]:
-        """Yield last use, size and path of each file; skip files removed concurrently."""
+        """Yield the last use, size and path of each file. Files that are removed concurrently are skipped."""
         for file in self.folder.iterdir():
             with suppress(FileNotFoundError):
                 if file != besides:
@@ -131,7 +132,7 @@ class ShardCache:
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
-        """Hold a lock among all processes and threads of the node. The lock ends with its holder."""
+        """Hold a lock among all processes and threads of the node. The lock is released if its holder dies."""
         with (self.folder / f"{name}.lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield

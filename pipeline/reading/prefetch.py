@@ -1,4 +1,4 @@
-"""Prefetch shards of a remote store to the node, in the order of their use."""
+"""Prefetch shards of a remote store to the node in the order of use."""
 
 import logging
 import threading
@@ -11,14 +11,14 @@ from pipeline.reading.cache import ShardCache
 
 log = logging.getLogger(__name__)
 SHARE_AHEAD = 0.5
-"""Share of the cache for prefetched shards; the rest is for shards in use."""
+"""Share of the cache for prefetched shards. The rest holds shards in use."""
 
 
 class ShardPrefetcher:
-    """Fills a cache with threads. Thread-safe.
+    """Fills a cache from background threads. Thread-safe.
 
-    Readers wait for shards on their way. Clips of other shards, outside of the order or evicted, are read from the
-    store.
+    Readers wait for shards that are being fetched. Clips of evicted shards and of shards outside the order are read
+    from the store.
     """
 
     def __init__(self, cache: ShardCache, num_threads: int):
@@ -33,10 +33,10 @@ class ShardPrefetcher:
         self._has_warned = False
 
     def set_order(self, order: Sequence[str], is_paced: bool) -> None:
-        """Fetch shards in this order from now on, replacing an earlier order.
+        """Fetch shards in this order from now on. Replaces the previous order.
 
-        is_paced: fetch each shard as `advance_to` approaches it; the order may repeat shards. Otherwise fetch as many
-        as the cache holds immediately.
+        is_paced: fetch each shard when `advance_to` approaches it. The order may then repeat shards. Otherwise,
+        immediately fetch as many shards as the cache can hold.
         """
         with self._lock:
             for future in self._fetching.values():
@@ -46,7 +46,7 @@ class ShardPrefetcher:
             self._submit()
 
     def advance_to(self, names: Iterable[str]) -> None:
-        """Record that these shards, in the order's sequence, are read next."""
+        """Record that these shards are read next. Calls must follow the order."""
         with self._lock:
             if self._is_paced:
                 for name in names:
@@ -54,7 +54,7 @@ class ShardPrefetcher:
                 self._submit()
 
     def find(self, name: str) -> Path | None:
-        """Return the path of a cached shard, waiting for one on its way; None to read from the store."""
+        """Return the path of a cached shard, after a fetch in progress. None: read from the store."""
         if found := self.cache.find(name):
             return found
         with self._lock:
@@ -77,7 +77,7 @@ class ShardPrefetcher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self) -> None:
-        """Submit fetches that fit into the cache's share for prefetching."""
+        """Submit as many fetches as fit into the cache's share for prefetching."""
         room = self.cache.max_bytes * (SHARE_AHEAD if self._is_paced else 1)
         ahead = sum(self._size(name) for name in self._order[self._reached : self._num_submitted])
         while self._num_submitted < len(self._order):

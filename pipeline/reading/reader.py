@@ -1,4 +1,4 @@
-"""Read single clips of a snapshot by (shard, offset, length) from local disk, a node's cache, or the store."""
+"""Read single clips of a snapshot by (shard, offset, length) from the local disk, the node's cache or the store."""
 
 import os
 import tarfile
@@ -15,14 +15,15 @@ from pipeline.shards.format import FRAME_BYTES
 from pipeline.snapshots.snapshot import Snapshot
 
 MAX_OPEN_SHARDS = 256
-"""Open tars of a local store. Cached tars are opened per clip, because open files keep their space after eviction."""
+"""Maximum number of open tars of a local store. Cached tars are opened for each clip, because open files would occupy
+space after eviction."""
 NPY_MAGIC = b"\x93NUMPY"
 
 
 class ClipReader:
     """Reads members of shards. Thread-safe.
 
-    Each read includes the member's tar header and compares its name with the clip's key. A replaced shard is thus
+    Each read includes the member's tar header and compares its name with the clip's key, so a replaced shard is
     detected at its first clip.
     """
 
@@ -44,18 +45,19 @@ class ClipReader:
         return self._shard[rows]
 
     def key_of(self, row: int) -> str:
-        """Return a clip's key."""
+        """Return the key of the clip in this row."""
         return self._keys[row].as_py()
 
     def read_fbank(self, row: int, out_TM: np.ndarray, start: int = 0) -> int:
-        """Read a clip's fbank from frame `start` into float16 (T, 128); return the number of frames read.
+        """Read a clip's fbank from frame `start` into a float16 buffer (T, 128). Returns the number of frames read.
 
-        Raises CorruptError if the shard differs from the indexed one.
+        Raises CorruptError if the shard differs from the index.
         """
         num_frames = int(self.num_frames[row])
         num_read = min(num_frames - start, len(out_TM))
         npy_header_bytes = int(self._length[row]) - num_frames * FRAME_BYTES
-        # One read covers the frames before `start` as well, since they separate the checked header from the rest.
+        # Read the frames before `start` as well. One read then covers the header, which is checked, and the requested
+        # frames.
         head = bytearray(tarfile.BLOCKSIZE + max(npy_header_bytes, 0) + start * FRAME_BYTES)
         self._read(row, int(self._offset[row]), "fbank.npy", head, out_TM[:num_read])
         if head[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + len(NPY_MAGIC)] != NPY_MAGIC:
@@ -68,7 +70,7 @@ class ClipReader:
     def read_audio(self, row: int) -> np.ndarray:
         """Read a clip's waveform (S,), int16.
 
-        Raises InputError if the store has no audio, CorruptError as `read_fbank` does.
+        Raises InputError if the store has no audio, CorruptError like `read_fbank`.
         """
         flac = self.read_flac(row)
         from pipeline.audio.decode import decode_flac  # reading fbanks does not need PyAV
@@ -79,7 +81,7 @@ class ClipReader:
             raise CorruptError(f"{self._where(row)}: {error}") from error
 
     def read_flac(self, row: int) -> bytes:
-        """Read a clip's FLAC. Raises the errors of `read_audio`."""
+        """Read a clip's FLAC bytes. Raises the errors of `read_audio`."""
         if not self._audio_length[row]:
             raise InputError(
                 f"clip {self._keys[row]} has no audio in {self._where(row)}; preprocess with --keep-audio, or train"
@@ -90,7 +92,7 @@ class ClipReader:
         return flac.tobytes()
 
     def _read(self, row: int, offset: int, extension: str, head: bytearray, out: np.ndarray) -> None:
-        """Read a member's tar header and first bytes into `head`, and its remaining bytes into `out`."""
+        """Read a member's tar header and first bytes into `head`, and the remaining bytes into `out`."""
         member = f"{self._keys[row]}.{extension}"
         found, num_read = b"", 0
         for read in self._readers_of(self.shard_names[self._shard[row]]):
@@ -105,12 +107,12 @@ class ClipReader:
         )
 
     def _readers_of(self, name: str) -> Iterator[Callable[[int, bytearray, np.ndarray], int]]:
-        """Yield readers for a shard, in order of fallback."""
+        """Yield functions that read from a shard, in order of preference."""
         if self.store.is_local:
             yield self._open(self.store.path(name)).read_into
             return
         if self.prefetcher and (file := self.prefetcher.find(name)):
-            with suppress(CorruptError):  # evicted meanwhile
+            with suppress(CorruptError):  # evicted in the meantime
                 yield _OpenShard(str(file)).read_into
                 self.prefetcher.cache.drop(name)
         yield partial(self._read_from_store, name)

@@ -1,4 +1,4 @@
-"""Checksums of tars, and messages about tars with a wrong checksum."""
+"""Compute and verify checksums of tars."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pipeline.store.storage import Store
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """Size and digest of a tar."""
+    """Size and SHA-256 of a tar."""
 
     num_bytes: int
     digest: str
@@ -18,20 +18,20 @@ class Checksum:
 
 
 def checksum_of(tar: Path) -> Checksum:
-    """Compute the checksum of a complete local tar."""
+    """Compute the checksum of a local tar."""
     with tar.open("rb") as stream:
         return Checksum(tar.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def verify_checksum(found: Checksum, expected: Checksum, store: Store, name: str) -> None:
-    """Raise CorruptError, with the shard's name, unless a tar equals the indexed tar byte for byte."""
+    """Raise CorruptError, with the shard's name, if a tar's checksum differs from the expected checksum."""
     if found.num_bytes != expected.num_bytes:
         raise CorruptError(
             f"{describe_wrong_size(store.url(name), expected.num_bytes, found.num_bytes)}; {remedy(store)}"
         )
     if found != expected:
         raise CorruptError(
-            f"{store.url(name)} has the digest {found.digest[:16]}, expected {expected.digest[:16]}: it was changed or"
+            f"{store.url(name)} has the digest {found.digest[:16]}, expected {expected.digest[:16]}. It was changed or"
             f" replaced by another shard; {remedy(store)}"
         )
 

@@ -1,7 +1,7 @@
 """The shard format: a WebDataset tar of clips, and a sidecar with one row per planned segment.
 
-The sidecar is published after the tar, so a shard with a sidecar is complete. A digest of its plan names the shard:
-runs with the same plan write the same files, and different plans never collide.
+The sidecar is published after the tar, so a shard with a sidecar is complete. Shards are named by a digest of their
+plan. Runs with the same plan therefore write the same files, and different plans never collide.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ FAILED = "failed"
 
 
 def digest_of(value: Any) -> str:
-    """Return the digest of a JSON value, 16 hexadecimal digits."""
+    """Return a digest of a JSON value as 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -51,7 +51,7 @@ def shard_fingerprint(keep_audio: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SidecarRow:
-    """A sidecar row: the result of a planned segment."""
+    """A row of the sidecar, with the result of one planned segment."""
 
     key: str
     ytid: str
@@ -63,13 +63,13 @@ class SidecarRow:
     """`written` or `failed`."""
     reason: str = ""
     detail: str = ""
-    """Original message of a failure; for a written clip empty or a remark such as `short`."""
+    """Original message of a failure. For a written clip, a remark such as `short`, or empty."""
     attempts: int = 0
-    """Attempts in all runs so far."""
+    """Number of attempts in all runs so far."""
     source: str = ""
     num_frames: int = 0
     fbank_offset: int = 0
-    """Byte at which the member's content starts in the tar."""
+    """Byte offset of the member's content in the tar."""
     fbank_bytes: int = 0
     json_offset: int = 0
     json_bytes: int = 0
@@ -78,7 +78,7 @@ class SidecarRow:
     digest: str = ""
     """SHA-256 of the fbank member."""
     fbank_sum: float = 0.0
-    """Sum over all frames and bins, for the statistics."""
+    """Sum over all frames and bins, for the snapshot's mean and standard deviation."""
     fbank_sum_squares: float = 0.0
 
 
@@ -102,12 +102,12 @@ def quality_name(shard: str) -> str:
 
 
 class ShardWriter:
-    """Writes the clips of a shard to a local tar and records the offset of each member."""
+    """Writes a shard's clips to a local tar and records the offset of each member."""
 
     def __init__(self, file: Path, tar_writer: Callable[..., Any] | None = None):
         """Create the tar `file`.
 
-        tar_writer: replacement of webdataset's `TarWriter`, for machines without that package.
+        tar_writer: replacement for webdataset's `TarWriter`, for machines without that package.
         """
         if tar_writer is None:
             from webdataset.writer import TarWriter  # only conversions need webdataset
@@ -117,7 +117,7 @@ class ShardWriter:
         self._tar = tar_writer(self._stream, mtime=0)
 
     def write(self, segment: Segment, fbank_TM: np.ndarray, audio: bytes | None, source: str) -> dict[str, Any]:
-        """Add a clip with its fbank (T, 128) and optional FLAC; return the derived fields of its sidecar row."""
+        """Add a clip with its fbank (T, 128) and optional FLAC. Returns the sidecar's fields about the content."""
         fbank_TM = np.ascontiguousarray(fbank_TM, dtype=FBANK_DTYPE)
         description = {
             "key": segment.key,
@@ -180,15 +180,15 @@ def map_tar(tar: Path) -> Iterator[mmap.mmap | bytes]:
 
 
 def parse_fbank(member: bytes | memoryview, num_frames: int) -> np.ndarray:
-    """View the `.fbank.npy` member of a clip as float16 (T, 128), without a copy.
+    """View a clip's `.fbank.npy` member as float16 (T, 128) without copying it.
 
-    The last `num_frames` rows of the bytes are the values, for any length of the header.
+    Takes the last `num_frames` rows of the bytes, so the length of the header does not matter.
     """
     expected = num_frames * FRAME_BYTES
     if len(member) < expected or bytes(member[:6]) != b"\x93NUMPY":
         raise CorruptError(
-            f"expected an .npy of {num_frames} frames ({expected} bytes and a header), found {len(member)} bytes"
-            f" that start with {bytes(member[:6])!r}: the shard differs from the indexed one"
+            f"expected an .npy of {num_frames} frames ({expected} bytes and a header), found {len(member)} bytes that"
+            f" start with {bytes(member[:6])!r}; the shard differs from the index"
         )
     return np.frombuffer(member, FBANK_DTYPE, offset=len(member) - expected).reshape(num_frames, NUM_MEL_BINS)
 
@@ -208,12 +208,12 @@ def sidecar_checksum(sidecar: pa.Table) -> Checksum:
 
 
 def read_sidecar(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a sidecar, with the fingerprint and the tar's checksum in the schema's metadata."""
+    """Read a sidecar. The schema's metadata hold the fingerprint and the tar's checksum."""
     try:
-        # Four times as fast as `pq.read_table`, which prepares for many files and threads.
+        # This is four times as fast as `pq.read_table`, which prepares for many files and threads.
         with pq.ParquetFile(pa.BufferReader(store.read_bytes(name))) as file:
             table = file.read(columns, use_threads=False)
-        table.validate(full=True)  # otherwise invalid UTF-8 raises later, wherever a row is read
+        table.validate(full=True)  # otherwise invalid UTF-8 would raise later, when a row is read
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise CorruptError(f"{store.url(name)} is not a valid sidecar: {error}; remove it and run again") from error
     missing = set(columns or SIDECAR_SCHEMA.names) - set(table.column_names)

@@ -1,7 +1,8 @@
-"""The journal of an unfinished shard: finished clips in small parts, so that a kill costs little.
+"""The journal of an unfinished shard stores finished clips in small parts, so that a kill loses little work.
 
-At 300 clips an hour, a shard of 1,000 clips takes hours, and its tar can't be published before the last clip. Each part
-is published atomically under the number of clips before it. The journal is removed once the shard is published.
+At 300 clips an hour, a shard of 1,000 clips takes hours, and its tar can only be published after the last clip. Each
+part is published atomically and named by the number of clips before it. The journal is removed once the shard is
+published.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ FOLDER = "parts"
 
 @dataclass(frozen=True, slots=True)
 class ClipResult:
-    """A segment's result, with the content of a written clip."""
+    """The result of a segment, including the content of a written clip."""
 
     segment: Segment
     status: str
@@ -31,10 +32,10 @@ class ClipResult:
     detail: str = ""
     source: str = ""
     fbank: bytes = b""
-    """float16 (T, 128)."""
+    """Features as float16 (T, 128); empty for a failure."""
     audio: bytes = b""
     measures: bytes = b""
-    """Encoded measures; empty in journals of versions without measures."""
+    """Encoded measures; empty in journals of older versions without measures."""
 
 
 SEGMENT_NAMES = [each.name for each in fields(Segment)]
@@ -54,14 +55,14 @@ class Journal:
     split: str
     shard_id: str
     lease: LeaseGuard | None = field(default=None, compare=False)
-    """Checked before each part."""
+    """Checked before each write."""
 
     @property
     def folder(self) -> str:
         return f"{FOLDER}/{self.fingerprint}/{self.split}/{self.shard_id}"
 
     def append(self, first: int, results: Sequence[ClipResult]) -> None:
-        """Publish results as a part. `first` is the number of clips before it. Raises LeaseError without the lease."""
+        """Publish results as a part. first: number of clips before it. Raises LeaseError if the lease was lost."""
         rows = [
             {name: getattr(result.segment, name) for name in SEGMENT_NAMES}
             | {each.name: getattr(result, each.name) for each in RESULT_FIELDS}
@@ -77,8 +78,8 @@ class Journal:
     def read(self) -> Iterator[ClipResult]:
         """Yield the stored results in order, up to a missing part.
 
-        Clips are stored in the order of the plan, so fetching resumes at their count. Clips after a missing part are
-        fetched again, and their parts replaced.
+        Clips are stored in the order of the plan, so fetching resumes after the stored clips. Clips after a missing
+        part are fetched again, and their parts are replaced.
         """
         num_read = 0
         for name in self.store.list(self.folder, ".arrow"):
@@ -97,7 +98,7 @@ class Journal:
             num_read += len(table)
 
     def count_parts(self) -> int:
-        """Return the number of stored parts, 0 if the store can't list them."""
+        """Return the number of stored parts, or 0 if the store can't list them."""
         with suppress(StoreError):
             return len(self.store.list(self.folder, ".arrow"))
         return 0
@@ -108,6 +109,6 @@ class Journal:
 
 
 def partial_shards(store: Store, fingerprint: str) -> list[Journal]:
-    """List the journals that killed runs left behind, of shards with the same settings."""
+    """List the journals that killed runs left behind for shards with these settings."""
     shards = sorted({tuple(name.split("/")[2:4]) for name in store.list(f"{FOLDER}/{fingerprint}", ".arrow")})
     return [Journal(store, fingerprint, split, shard_id) for split, shard_id in shards]

@@ -1,7 +1,7 @@
-"""The rows of all sidecars as one table, and the plan of due segments."""
+"""Read all sidecars into one table, and plan shards for the segments that are due."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import.
+# pyarrow creates its compute functions at import, so pyright does not see them.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -22,20 +22,21 @@ from pipeline.shards.format import SIDECAR_SCHEMA, WRITTEN, digest_of, read_side
 from pipeline.store.storage import Store
 
 NUM_READERS = 16
-"""Concurrent readers of a remote store, to hide its latency. For a local store the GIL makes four the fastest."""
+"""Number of concurrent readers of a remote store, to hide its latency. For local stores, the GIL makes four readers the
+fastest."""
 NUM_LOCAL_READERS = 4
 SIDECAR_COLUMNS = ["key", "end_ms", "status", "reason", "attempts"]
 TRANSIENT_REASONS = pa.array([reason.value for reason in Reason if reason.category is FailureCategory.TRANSIENT])
 LACKING_SOURCE = pa.field("lacking_source", pa.string())
-"""Digest of the sources that lack a clip; null unless the clip is `missing_in_source`."""
+"""Column with a digest of the sources that lack a clip; null unless the clip is `missing_in_source`."""
 REPETITIVE = ("split", "status", "reason", "lacking_source")
 
 
 def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_COLUMNS) -> pa.Table:
-    """Read all sidecars into one table with a row per key and end, and the columns `shard` and `lacking_source` added.
+    """Read all sidecars into one table with a row per key and end. Adds the columns `shard` and `lacking_source`.
 
-    Of several attempts at a clip the written one counts, else the last. Raises MismatchError if the settings of a shard
-    differ from those of `fingerprint`.
+    If a clip has several rows, the written row counts, else the last attempt. Raises MismatchError if a shard's
+    fingerprint differs.
     """
     names = store.list("shards", ".parquet")
 
@@ -51,7 +52,7 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
         tables = list(pool.map(read, names))
     empty = pa.schema([*(SIDECAR_SCHEMA.field(name) for name in columns), LACKING_SOURCE]).empty_table()
     sidecar_table = pa.concat_tables([empty, *tables], promote_options="default").combine_chunks()
-    # Encode the joined columns: encoding the small columns of each sidecar takes longer than reading them.
+    # Encode columns after joining them. Encoding the small columns of each sidecar would take longer than reading them.
     for place, name in enumerate([*columns, LACKING_SOURCE.name]):
         if name in REPETITIVE:
             sidecar_table = sidecar_table.set_column(place, name, sidecar_table[name].dictionary_encode())
@@ -73,7 +74,7 @@ def num_readers(store: Store) -> int:
 
 
 def _latest_attempts(sidecar_table: pa.Table) -> pa.Table:
-    # Most stores have no repeats, and the sort below is the slow part.
+    # Return early for most stores, which have no repeats. The sort below is slow.
     identities = identities_of(sidecar_table)
     if not has_repeats(identities):
         return sidecar_table
@@ -81,19 +82,19 @@ def _latest_attempts(sidecar_table: pa.Table) -> pa.Table:
     rows["shard"] = rows["shard"].astype(str)
     rows["identity"] = identities.to_pandas()
     rows["written"] = pc.equal(sidecar_table["status"].cast(pa.string()), WRITTEN).to_numpy()
-    # The shard's name breaks ties, so that every reader chooses the same row.
+    # Break ties by the shard's name, so that every reader chooses the same row.
     rows = rows.sort_values(["identity", "written", "attempts", "shard"], kind="stable")
     kept = rows.index[~rows["identity"].duplicated(keep="last")]
     return sidecar_table.take(pa.array(np.sort(kept)))
 
 
 def match_segments(segments: pa.Table, sidecar_table: pa.Table) -> np.ndarray:
-    """Return the sidecar row of each segment (N,); -1 for segments never attempted with their current start and end."""
+    """Return the sidecar row of each segment (N,), or -1 if its current start and end were never attempted."""
     return positions_of(identities_of(segments), identities_of(sidecar_table))
 
 
 def read_checksums(store: Store, tars: Sequence[str]) -> dict[str, Checksum]:
-    """Read the checksums of tars from their sidecars."""
+    """Read the checksums of some tars from their sidecars."""
     sidecars = [tar.removesuffix(".tar") + ".parquet" for tar in tars]
     with ThreadPoolExecutor(num_readers(store)) as pool:
         checksums = pool.map(lambda name: sidecar_checksum(read_sidecar(store, name, ["key"])), sidecars)
@@ -111,13 +112,13 @@ def _check_fingerprint(table: pa.Table, fingerprint: str, where: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class PreprocessPlan:
-    """Due segments in shards. Iteration creates one shard plan at a time."""
+    """The segments that are due, grouped into shards. Iteration creates one shard plan at a time."""
 
     segments: pa.Table
     attempts: np.ndarray
-    """Attempts so far at each segment (N,)."""
+    """Number of attempts so far at each segment (N,)."""
     shards: Sequence[np.ndarray]
-    """Rows of each shard."""
+    """Rows of `segments` that form each shard."""
 
     @property
     def num_segments(self) -> int:
@@ -130,7 +131,7 @@ class PreprocessPlan:
         for rows in self.shards:
             segments = tuple(segments_of(self.segments.take(pa.array(rows))))
             attempts = tuple(int(count) for count in self.attempts[rows])
-            # Attempts are part of the name, so a repeatedly failing clip is in a new shard each time.
+            # The name includes the attempts, so that each retry of a clip goes into a new shard.
             planned = [[segment.key, segment.end_ms, count] for segment, count in zip(segments, attempts, strict=True)]
             yield ShardPlan(digest_of(planned), segments[0].split, segments, attempts)
 
@@ -145,13 +146,13 @@ def plan_shards(
 ) -> PreprocessPlan:
     """Plan shards for new segments and for failures with a category in `retry`.
 
-    New segments come first, in their order and in full shards. Segments with a corrected end count as new. Retries
-    follow, rarest class first, because a run may be stopped and each clip of a rare class counts. Transient failures
+    New segments come first, in their order. Segments with a corrected end count as new. Retries follow and start with
+    the rarest classes, because a run may be stopped early and each clip of a rare class matters. Transient failures
     with `max_attempts` attempts are not retried.
 
     segments: a table of `SEGMENT_SCHEMA`.
     sidecar_table: from `read_sidecar_table`, with `SIDECAR_COLUMNS`.
-    sources_digest: digest of the current sources. Clips that other sources lacked are due again.
+    sources_digest: digest of the current sources. Clips that earlier, different sources lacked are due again.
     """
     rows = match_segments(segments, sidecar_table)
     is_known = rows >= 0
@@ -163,8 +164,8 @@ def plan_shards(
     split = segments["split"].combine_chunks().indices.to_numpy() if len(segments) else np.zeros(0, np.int32)
     shards = []
     for code in dict.fromkeys(split.tolist()):
-        # New and failed segments never share a shard. The remaining shards of an interrupted run thus keep their names,
-        # and the next run finds their journals.
+        # Never mix new and failed segments in a shard. The remaining shards of an interrupted run then keep their
+        # names, and the next run finds their journals.
         for is_due in (~is_known, is_due_again):
             due = np.flatnonzero(is_due & (split == code))
             if is_due is is_due_again:
@@ -176,13 +177,13 @@ def plan_shards(
 def find_retries(
     rows: np.ndarray, sidecar_table: pa.Table, retry: Collection[FailureCategory], max_attempts: int
 ) -> np.ndarray:
-    """Return a mask (N,) of segments to retry: failed with a category in `retry`, attempts left.
+    """Return a mask (N,) of segments that failed with a category in `retry` and have attempts left.
 
     rows: sidecar rows of the segments (N,), from `match_segments`.
     """
     status, reason = sidecar_table["status"].cast(pa.string()), sidecar_table["reason"].cast(pa.string())
     retryable = pa.array([reason.value for reason in Reason if reason.category in retry], pa.string())
-    # Only transient failures are limited: throttling is not the clip's fault, and other categories are retried only on
+    # Limit only transient failures. Throttling is not the clip's fault, and other categories are retried only on
     # request.
     is_used_up = pc.and_(
         pc.is_in(reason, value_set=TRANSIENT_REASONS), pc.greater_equal(sidecar_table["attempts"], max_attempts)
@@ -194,7 +195,7 @@ def find_retries(
 
 
 def _is_missing_elsewhere(rows: np.ndarray, sidecar_table: pa.Table, sources_digest: str) -> np.ndarray:
-    """Return a mask (N,) of segments that sources with another digest lacked."""
+    """Return a mask (N,) of segments that were missing in sources with another digest."""
     is_due = rows >= 0
     lacking = sidecar_table["lacking_source"].cast(pa.string())
     is_elsewhere = pc.fill_null(pc.not_equal(lacking, sources_digest), False).to_numpy()
@@ -203,7 +204,7 @@ def _is_missing_elsewhere(rows: np.ndarray, sidecar_table: pa.Table, sources_dig
 
 
 def _count_rarest_class(segments: pa.Table) -> np.ndarray:
-    """Return for each segment (N,) the number of segments with its rarest class."""
+    """Return how many segments have the rarest class of each segment (N,)."""
     labels = segments["labels"].combine_chunks()
     codes = labels.indices.to_numpy()
     class_sets = [text.split(",") for text in labels.dictionary.to_pylist()]

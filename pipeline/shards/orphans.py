@@ -1,4 +1,4 @@
-"""Leftovers of killed runs. The run with the lease removes them once no live process needs them."""
+"""Remove leftovers of killed runs. Only the run with the lease does so, once no live process needs them."""
 
 from contextlib import suppress
 
@@ -9,10 +9,10 @@ from pipeline.store.storage import Store
 
 
 def remove_orphaned_files(store: Store) -> None:
-    """Remove scratch folders of dead processes, and unfinished files without a write for a day.
+    """Remove the scratch folders of dead processes, and unfinished files that were not written for a day.
 
     Unfinished files are S3 uploads, tars and measures without a sidecar, and snapshots without a manifest. Files that
-    can't be removed stay.
+    can't be removed are ignored.
     """
     with suppress(StoreError):
         store.remove_orphaned_files()
@@ -22,7 +22,7 @@ def remove_orphaned_files(store: Store) -> None:
 
 
 def orphaned_tars(store: Store) -> list[str]:
-    """List tars without a sidecar, from runs that were killed between publishing the two."""
+    """List tars without a sidecar. They come from runs that were killed before publishing it."""
     done = {name.removesuffix(SIDECAR) for name in store.list("shards", SIDECAR)}
     return [name for name in store.list("shards", TAR) if name.removesuffix(TAR) not in done]
 
@@ -34,6 +34,6 @@ def _orphaned_measures(store: Store) -> list[str]:
 
 def _files_of_unfinished_snapshots(store: Store) -> list[str]:
     names = store.list("snapshots")
-    # Folders of snapshots have subfolders, for example for selections.
+    # Use only the first folder, because snapshots have subfolders, for example for selections.
     complete = {name.split("/")[1] for name in names if name.endswith("/manifest.json")}
     return [name for name in names if name.split("/")[1] not in complete]

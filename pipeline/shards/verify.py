@@ -1,4 +1,4 @@
-"""Reread shards and compare them with their sidecars: checksums, offsets and the JSON of each clip."""
+"""Reread shards and compare their checksums, offsets and metadata with their sidecars."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from pipeline.store.storage import Store
 
 
 def verify_shard(shard: str, store: Store) -> list[str]:
-    """Return the defects of a shard, given without extension; an empty list for an intact shard.
+    """Return the defects of a shard, or an empty list if it is intact. shard: path without extension.
 
-    Labels in the tar and the sidecar date from the conversion. Later corrections appear only in snapshots.
+    Tar and sidecar contain the labels at the time of conversion. Later corrections appear only in snapshots.
     """
     try:
         sidecar = read_sidecar(store, shard + SIDECAR)
@@ -56,7 +56,7 @@ def _verify_clips(tar: Path, shard: str, rows: list[dict]) -> list[str]:
 
 
 def _agrees(text: bytes, row: dict) -> bool:
-    """Return whether a clip's JSON in the tar agrees with its sidecar row."""
+    """Return True if a clip's JSON in the tar agrees with its sidecar row."""
     try:
         description = json.loads(text)
     except ValueError:
@@ -66,8 +66,7 @@ def _agrees(text: bytes, row: dict) -> bool:
 
 
 def remove_shard(shard: str, store: Store) -> None:
-    """Remove a shard, so that the next run rebuilds it. The sidecar is removed first because it marks a finished
-    shard."""
+    """Remove a shard, so that the next run rebuilds it. Removes its sidecar, the mark of a finished shard, first."""
     for name in (shard + SIDECAR, shard + TAR, quality_name(shard)):
         if store.exists(name):
             store.remove(name)

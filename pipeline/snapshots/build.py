@@ -1,7 +1,7 @@
-"""Build a snapshot: the current metadata joined with the written clips."""
+"""Build a snapshot by joining the current metadata with the written clips."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import.
+# pyarrow creates its compute functions at import, so pyright does not see them.
 
 import math
 from collections import Counter
@@ -46,10 +46,10 @@ def build_snapshot(
 ) -> Snapshot:
     """Build a snapshot of the written clips in the metadata and publish it as the latest.
 
-    Labels and splits come from the metadata, even if they changed since the conversion. Clips without a segment, or
-    with another end, are excluded. Raises NoClipsError if no clip is left.
+    Labels and splits come from the metadata, even if they changed after the conversion. Clips without a matching
+    segment and end are excluded. Raises NoClipsError if no clips are left.
 
-    check_lease: called right before each write; raises LeaseError if another run took over the store.
+    check_lease: called before each write. Raises LeaseError if another run took over the store.
     """
     settings = shard_settings(keep_audio)
     made_of = _made_of(store, metadata, settings)
@@ -80,16 +80,16 @@ def build_snapshot(
 
 
 def _made_of(store: Store, metadata: Metadata, settings: Mapping[str, Any]) -> str:
-    """Return a digest of all inputs of the next snapshot."""
+    """Return a digest of all inputs from which a snapshot is built."""
     return digest_of([store.list("shards", ".parquet"), metadata.digest, settings])
 
 
 def is_current(snapshot: Snapshot, metadata: Metadata, keep_audio: bool) -> bool:
-    """Return whether a rebuild of the latest snapshot would change nothing."""
+    """Return True if rebuilding the latest snapshot would change nothing."""
     store = snapshot.store
     if store.read_json(LATEST).get("made_of") != _made_of(store, metadata, shard_settings(keep_audio)):
         return False
-    # A rebuilt shard keeps its name, but its bytes may differ.
+    # Compare checksums, because a rebuilt shard keeps its name while its bytes may differ.
     return read_checksums(store, list(snapshot.checksums)) == snapshot.checksums
 
 
@@ -108,7 +108,7 @@ def _label_indices(column: pa.DictionaryArray, labels: Labels) -> pa.ListArray:
     mids_of = {int(code): sets[code].split(",") for code in np.unique(codes)}
     if unknown := sorted({mid for mids in mids_of.values() for mid in mids} - labels.index_of.keys()):
         raise InputError(
-            f"{len(unknown)} labels of the clips are missing in the {len(labels)} classes: {', '.join(unknown[:10])};"
+            f"{len(unknown)} labels of the clips are not among the {len(labels)} classes: {', '.join(unknown[:10])};"
             " use the class_labels_indices.csv of these segments"
         )
     indices = [[labels.index_of[mid] for mid in mids_of.get(code, ())] for code in range(len(sets))]
@@ -116,7 +116,7 @@ def _label_indices(column: pa.DictionaryArray, labels: Labels) -> pa.ListArray:
 
 
 def _index_table(segments: pa.Table, results: pa.Table, label_lists: pa.ListArray) -> pa.Table:
-    # Encode again, so that the dictionary depends on the clips only and not on other shards in the store.
+    # Encode again, so that the dictionary depends only on these clips and not on other shards in the store.
     shard = pc.binary_join_element_wise(results["shard"].cast(pa.string()), "tar", ".")
     columns = {
         "key": segments["key"],
@@ -133,7 +133,7 @@ def _index_table(segments: pa.Table, results: pa.Table, label_lists: pa.ListArra
 
 
 def _statistics(index: pa.Table, results: pa.Table, targets: sparse.csr_array) -> dict[str, Any]:
-    """Return mean and standard deviation over all frames and bins of the training clips, and counts."""
+    """Return counts, and the mean and standard deviation over all frames and bins of the training clips."""
     split = np.asarray(index["split"].cast(pa.string()).to_pylist())
     measured = ~np.isin(split, HELD_OUT_SPLITS)
     if not measured.any():
@@ -152,7 +152,7 @@ def _statistics(index: pa.Table, results: pa.Table, targets: sparse.csr_array) -
 
 
 def split_counts(segments: pa.Table, results: pa.Table) -> dict[str, dict[str, Any]]:
-    """Count planned, written and failed segments per split, failures by reason."""
+    """Count planned and written segments per split, and failed segments per reason."""
     table = pd.DataFrame(
         {
             "split": segments["split"].cast(pa.string()).to_pandas().astype("category"),

@@ -1,7 +1,7 @@
-"""The snapshots of a store: list, compare, and remove unused ones."""
+"""List and compare the snapshots of a store, and remove unused snapshots."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import.
+# pyarrow creates its compute functions at import, so pyright does not see them.
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class SnapshotEntry:
 
 
 def list_snapshots(store: Store) -> list[SnapshotEntry]:
-    """List all complete snapshots, the latest last."""
+    """List all complete snapshots from the oldest to the latest."""
     names = store.list(FOLDER, "/manifest.json")
     latest = latest_snapshot_id(store)
     runs = runs_by_snapshot(store)
@@ -51,7 +51,7 @@ def list_snapshots(store: Store) -> list[SnapshotEntry]:
 
 
 def runs_by_snapshot(store: Store) -> dict[str, set[str]]:
-    """Return the runs that use each snapshot, from the JSON files under `runs/`."""
+    """Return the runs that use each snapshot, according to the JSON files under `runs/`."""
     found: dict[str, set[str]] = {}
     for name in store.list("runs", ".json"):
         # A hyphen separates the name of a selection.
@@ -62,15 +62,15 @@ def runs_by_snapshot(store: Store) -> dict[str, set[str]]:
 
 @dataclass(frozen=True)
 class Changes:
-    """Clips that differ between two snapshots."""
+    """Numbers of clips that differ between two snapshots."""
 
     num_added: int = 0
     num_removed: int = 0
     num_relabelled: int = 0
     num_moved: int = 0
-    """Clips in another split."""
+    """Clips that moved to another split."""
     num_replaced: int = 0
-    """Clips fetched again, because their segment has another end or their shard was repaired."""
+    """Clips that were fetched again because their segment's end changed or their shard was repaired."""
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -113,7 +113,7 @@ def _label_hashes(snapshot: Snapshot, rows: np.ndarray) -> np.ndarray:
 
 
 def diff_snapshots(old: Snapshot, new: Snapshot) -> pd.DataFrame:
-    """Return the clips per split and changed class: before, came, went, after."""
+    """Return a table with the columns before, came, went and after, and a row per split and changed class."""
     before, after = _clips_of_classes(old), _clips_of_classes(new)
     both = before.merge(after, how="outer", on=["split", "key", "mid"], indicator="where")
     counts = both.groupby(["split", "mid"], observed=True)["where"].value_counts().unstack(fill_value=0)
@@ -148,17 +148,17 @@ def _clips_of_classes(snapshot: Snapshot) -> pd.DataFrame:
 
 
 def prune_snapshots(store: Store, keep: Collection[str], in_use: Collection[str], *, dry_run: bool) -> list[str]:
-    """Remove snapshots except the latest, the snapshots of runs in the store, and those in `keep` and `in_use`.
+    """Remove snapshots except the latest, all snapshots of runs in the store, and all in `keep` and `in_use`.
 
-    Returns the removed ids. Shards stay, because newer snapshots share them.
+    Returns the removed ids. Does not remove shards, because newer snapshots share them.
     """
     entries = list_snapshots(store)
     if unknown := set(keep) - {entry.snapshot_id for entry in entries}:
-        raise NoClipsError(f"expected snapshots of {store.root} to keep, found none named {', '.join(sorted(unknown))}")
+        raise NoClipsError(f"can't keep snapshots that are not in {store.root}: {', '.join(sorted(unknown))}")
     kept = {entry.snapshot_id for entry in entries if entry.is_latest or entry.runs} | {*keep, *in_use}
     gone = [entry.snapshot_id for entry in entries if entry.snapshot_id not in kept]
     for snapshot_id in gone if not dry_run else ():
-        # Remove the manifest first: a folder without a manifest does not count as a snapshot, even after a kill.
+        # Remove the manifest first. If a kill interrupts the removal, the folder no longer counts as a snapshot.
         store.remove(f"{FOLDER}/{snapshot_id}/manifest.json")
         store.remove(f"{FOLDER}/{snapshot_id}")
     return gone

@@ -1,4 +1,4 @@
-"""An immutable training set: index, labels, statistics and build manifest."""
+"""Immutable training sets with an index, labels, statistics and a build manifest."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ INDEX_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int16())),
     ]
 )
-"""Columns of the index. Sampling weights are missing because they depend on the splits of a training."""
+"""Columns of the index. Sampling weights are not stored, because they depend on the splits to train on."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Snapshot:
     stats: Mapping[str, Any]
     manifest: Mapping[str, Any]
     checksums: Mapping[str, Checksum]
-    """Checksum of each shard by name with extension."""
+    """Checksum of each shard, by file name."""
 
     @property
     def whole_id(self) -> str:
-        """Id without the selection's digest: the snapshot that a selection was taken from."""
+        """Id of the whole snapshot from which a selection was taken, or the snapshot's own id."""
         return self.snapshot_id.partition("-")[0]
 
     @property
     def mean(self) -> float:
-        """Mean of the training splits' fbanks, in natural-log units."""
+        """Mean of the fbanks of the training splits, in natural-log units."""
         return self.stats["fbank_mean"]
 
     @property
@@ -80,8 +80,8 @@ class Snapshot:
         if not len(rows):
             known = ", ".join(sorted(set(self.splits)))
             raise NoClipsError(
-                f"snapshot {self.snapshot_id} in {self.store.root} has no clips of {', '.join(splits)};"
-                f" its splits are {known}"
+                f"snapshot {self.snapshot_id} in {self.store.root} has no clips in {', '.join(splits)}; its splits are"
+                f" {known}"
             )
         return rows
 
@@ -104,9 +104,9 @@ def multi_hot(labels: pa.ListArray, num_classes: int) -> sparse.csr_array:
 
 
 def publish_snapshot(unnamed: Snapshot, made_of: str, check_lease: Callable[[], None] = lambda: None) -> Snapshot:
-    """Name a snapshot by its content, write its files with the manifest last, and update `latest.json`.
+    """Name a snapshot by its content, write its files, the manifest last, and update `latest.json`.
 
-    check_lease: called right before each write; raises LeaseError if another run took over the store.
+    check_lease: called before each write. Raises LeaseError if another run took over the store.
     """
     shards = [{"shard": name, **dataclasses.asdict(checksum)} for name, checksum in unnamed.checksums.items()]
     parts = {
@@ -117,7 +117,7 @@ def publish_snapshot(unnamed: Snapshot, made_of: str, check_lease: Callable[[], 
     snapshot = dataclasses.replace(unnamed, snapshot_id=_id_of(parts, unnamed.stats))
     store, folder = snapshot.store, f"snapshots/{snapshot.snapshot_id}"
     try:
-        load_snapshot(store, snapshot.snapshot_id)  # an intact snapshot of this name stays unchanged
+        load_snapshot(store, snapshot.snapshot_id)  # do not rewrite an intact snapshot with this name
     except (NoClipsError, StoreError):
         parts |= {"stats.json": json_bytes(snapshot.stats), "manifest.json": json_bytes(snapshot.manifest)}
         for name, data in parts.items():
@@ -134,10 +134,10 @@ def _id_of(parts: Mapping[str, bytes], stats: Mapping[str, Any]) -> str:
 
 
 def publish_selection(snapshot: Snapshot, rows: np.ndarray, made_by: Mapping[str, Any]) -> Snapshot:
-    """Publish a selection of clips as the snapshot `{id}-{digest}`, which `load_snapshot` accepts.
+    """Publish a selection of clips. `load_snapshot` loads it by its id `{snapshot}-{digest}`.
 
-    A selection of a selection refers to the whole snapshot. Mean and standard deviation remain those of the whole, so
-    that models of both see the same features.
+    A selection of a selection refers to the whole snapshot. The mean and standard deviation of the whole snapshot
+    apply, so that models see the same features with and without the selection.
 
     rows: ascending rows of the selected clips.
     made_by: the criteria of the selection, as a JSON value.
@@ -165,7 +165,9 @@ def _load_selection(whole: Snapshot, digest: str) -> Snapshot:
     rows = table["row"].to_numpy()
     made_by = json.loads((table.schema.metadata or {}).get(SELECTION_KEY, b"{}"))
     if (found := _digest_of_selection(rows, made_by)) != digest:
-        raise CorruptError(f"{store.url(name)}: expected content with the digest in its name, found {found}: edited?")
+        raise CorruptError(
+            f"{store.url(name)}: expected content with the digest in its name, found digest {found}. Was it edited?"
+        )
     return _select(whole, digest, rows, made_by)
 
 
@@ -202,7 +204,7 @@ def latest_snapshot_id(store: Store) -> str | None:
 
 
 def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
-    """Load a snapshot or selection by id; the latest snapshot by default.
+    """Load a snapshot or selection by id. Default: the latest snapshot.
 
     Raises NoClipsError if it does not exist, CorruptError if its content was changed.
     """
@@ -216,7 +218,9 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
     stats = store.read_json(f"{folder}/stats.json")
     found = _id_of(files, stats)
     if found != snapshot_id:
-        raise CorruptError(f"{store.url(folder)}: expected content with the digest in its name, found {found}: edited?")
+        raise CorruptError(
+            f"{store.url(folder)}: expected content with the digest in its name, found {found}. Was it edited?"
+        )
     index = pq.read_table(io.BytesIO(files["index.parquet"]))
     labels = parse_labels(files["labels.csv"].decode(), f"{folder}/labels.csv")
     shards = pq.read_table(io.BytesIO(files["shards.parquet"])).to_pylist()
@@ -227,7 +231,7 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
 
 
 def check_fingerprint(snapshot: Snapshot) -> None:
-    """Raise MismatchError, with the differing settings, unless the snapshot has this version's shard settings."""
+    """Raise MismatchError, with the differences, unless the snapshot has this version's shard settings."""
     expected = shard_settings(snapshot.manifest["settings"]["keep_audio"])
     found = snapshot.manifest["settings"]
     differing = sorted(key for key in expected if found.get(key) != expected[key])

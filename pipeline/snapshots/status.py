@@ -1,7 +1,7 @@
-"""Counts of planned, written and failed segments per split, reason and class."""
+"""Count planned, written and failed segments per split, reason and class."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import.
+# pyarrow creates its compute functions at import, so pyright does not see them.
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ NOT_ATTEMPTED = "not attempted"
 
 
 def segment_statuses(segments: pa.Table, sidecar_table: pa.Table, rows: np.ndarray) -> pd.DataFrame:
-    """Return split and status of each segment: `written`, a failure's reason, or `not attempted`.
+    """Return the split and status of each segment. A status is `written`, `not attempted` or a failure's reason.
 
     rows: sidecar rows of the segments (N,), from `match_segments`.
     """
@@ -34,7 +34,7 @@ def segment_statuses(segments: pa.Table, sidecar_table: pa.Table, rows: np.ndarr
 
 
 def count_reasons(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per split, failure category and reason with the number of segments."""
+    """Count segments per split, failure category and reason."""
     counts = table.value_counts(["split", "status"], sort=False).rename("segments").reset_index()
     counts = counts[counts["segments"] > 0]
     category_of = {reason.value: reason.category.value for reason in Reason}
@@ -43,10 +43,10 @@ def count_reasons(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_classes(table: pd.DataFrame, segments: pa.Table, labels: Labels) -> pd.DataFrame:
-    """Return planned, written and yield of each class, lowest yield first."""
+    """Return the planned and written segments and the yield of each class, lowest yield first."""
     combined = segments["labels"].combine_chunks()
     codes, is_written = combined.indices.to_numpy(), table["status"].eq(WRITTEN).to_numpy()
-    # Count by set of labels first: far fewer sets than segments exist.
+    # Count sets of labels first. There are far fewer sets than segments.
     sets = combined.dictionary.to_pylist()
     planned_of_set = np.bincount(codes, minlength=len(sets))
     written_of_set = np.bincount(codes[is_written], minlength=len(sets))

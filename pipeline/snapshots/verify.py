@@ -1,15 +1,15 @@
-"""Compare the sizes of a store's tars with a snapshot, without reading them."""
+"""Compare the sizes of tars with a snapshot without reading the tars."""
 
 from pipeline.errors import CorruptError
 from pipeline.shards.checksum import describe_wrong_size, remedy
 from pipeline.snapshots.snapshot import Snapshot
 
 NUM_NAMED = 5
-"""Maximum bad shards named in a message."""
+"""Maximum number of bad shards to name in a message."""
 
 
 def verify_sizes(snapshot: Snapshot) -> None:
-    """Raise CorruptError, with the shards' names, for missing shards and wrong sizes. Needs one listing."""
+    """Raise CorruptError, with names, if shards are missing or have wrong sizes. Lists the store once."""
     store = snapshot.store
     found = store.sizes("shards", ".tar")
     wrong = [

@@ -1,4 +1,4 @@
-"""Sources of media, one module each."""
+"""Sources of media, with one module per kind of source."""
 
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.http import HttpSource

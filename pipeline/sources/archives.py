@@ -1,4 +1,4 @@
-"""List the members of tars at any address without unpacking, and expand patterns of addresses."""
+"""List the members of tars at any address without unpacking them, and expand patterns of addresses."""
 
 import logging
 import tarfile
@@ -18,13 +18,13 @@ from pipeline.sources.index import is_hidden, is_media
 
 log = logging.getLogger(__name__)
 READ_ERRORS = (OSError, ClientError, BotoCoreError, HTTPError)
-"""Errors of reading from any address; fsspec doesn't wrap the errors of its libraries for HTTP, S3 and the hub."""
+"""Errors that reading can raise. fsspec does not wrap the errors of its libraries for HTTP, S3 and the hub."""
 FORMAT_ERRORS = (ValueError, OverflowError, MemoryError)
-"""Errors of parsing hostile headers, where impossible numbers become sizes, offsets and allocations."""
+"""Errors that parsing hostile headers can raise, since impossible numbers become sizes, offsets and allocations."""
 GZIP_MAGIC = b"\x1f\x8b"
 END_BYTES = 2**16
 HEADER_BLOCK_BYTES = 2**14
-"""Bytes per read while listing headers; the media between two headers are skipped."""
+"""Bytes per read while listing headers. The media between two headers are skipped."""
 
 
 def find_files(pattern: str) -> list[str]:
@@ -56,12 +56,12 @@ class Member:
     offset: int
     size: int
     blocks: tuple[tuple[int, int], ...] = ()
-    """Position and length of the stored blocks of a sparse member, which follow each other from `offset`. Holes between
-    them are zeros. Empty for ordinary members."""
+    """Position and length of each stored block of a sparse member. The blocks are stored one after the other from
+    `offset`, and the holes between them are zeros. Empty for ordinary members."""
 
 
 def list_tar(file: str) -> list[Member]:
-    """List the media of a tar from its headers; list a damaged tar up to its damage, with a warning.
+    """List the media of a tar from its headers. A damaged tar is listed up to the damage, with a warning.
 
     Raises InputError for files that aren't tars and for read errors.
     """
@@ -72,7 +72,7 @@ def list_tar(file: str) -> list[Member]:
             raise InputError(f"expected a tar at {file}, found no regular file")  # opening a pipe would block
         with fs.open(path, "rb", block_size=HEADER_BLOCK_BYTES) as stream, _open_tar(stream, file) as tar:
             for member in tar:
-                # A negative size would lead back to the same header forever.
+                # A negative size would lead back to the same header, in an endless loop.
                 if tar.offset <= member.offset:
                     raise tarfile.ReadError(f"the member {quote(member.name)} has an impossible size")
                 blocks: tuple[tuple[int, int], ...] = tuple(getattr(member, "sparse", None) or ())
@@ -80,7 +80,7 @@ def list_tar(file: str) -> list[Member]:
                     raise tarfile.ReadError(f"the sparse member {quote(member.name)} has an impossible map")
                 if member.isreg() and is_media(member.name) and not is_hidden(member.name):
                     members.append(Member(file, member.name, member.offset_data, member.size, blocks))
-                # By default tarfile keeps all headers in memory.
+                # Forget the headers, which tarfile otherwise keeps in memory.
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
             stream.seek(tar.offset)
             check_end(stream)
@@ -88,23 +88,23 @@ def list_tar(file: str) -> list[Member]:
         if not members:
             raise InputError(f"expected a tar at {file}, found: {describe(error)}") from error
         log.warning("%s is damaged after %d media: %s", file, len(members), describe(error))
-    except (*READ_ERRORS, *FORMAT_ERRORS) as error:  # fsspec raises ValueError for servers without ranges
+    except (*READ_ERRORS, *FORMAT_ERRORS) as error:  # fsspec raises ValueError if the server does not support ranges
         raise InputError(f"can't read the tar {file}: {describe(error)}") from error
     return members
 
 
 def _open_tar(stream: Any, file: str) -> tarfile.TarFile:
-    if stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC:  # offsets in compressed tars can't be read
+    if stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC:  # offsets in a compressed tar are useless
         raise InputError(f"expected an uncompressed tar at {file}, found gzip; decompress it with gunzip")
     stream.seek(0)
     return tarfile.open(fileobj=stream, mode="r:")
 
 
 def check_end(stream: Any) -> None:
-    """Check that only zeros follow the end of a tar's last member. Raises tarfile.ReadError.
+    """Check that only zeros follow the last member of a tar. Raises tarfile.ReadError.
 
-    Like GNU tar, tarfile stops at the first empty or invalid header. Without this check it would silently lose the rest
-    of concatenated and damaged tars.
+    Like GNU tar, tarfile stops at the first empty or invalid header. Without this check, the rest of a concatenated or
+    damaged tar would be silently lost.
     """
     while block := stream.read(END_BYTES):
         if block.strip(b"\0"):

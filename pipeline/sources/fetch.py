@@ -1,7 +1,7 @@
-"""Fetch clips: one attempt within a deadline, retries under a rate limit, and a window of clips ahead.
+"""Fetch clips ahead of decoding, with deadlines, retries and rate limits.
 
-No retry library fits: an answer may concern the clip, the address or the whole source, and only the first counts as an
-attempt at the clip.
+No retry library fits, because an answer may concern the clip, the address or the whole source. Only answers about the
+clip count as attempts at it.
 """
 
 import threading
@@ -19,10 +19,10 @@ from pipeline.sources.rate_limit import LocalRateLimiter, RateLimiter, Wait
 from pipeline.sources.source import Source
 
 GRACE_S = 5.0
-"""Seconds after the deadline, which most sources enforce themselves, before an attempt is abandoned."""
+"""Seconds from the deadline until an attempt is abandoned. Most sources enforce the deadline themselves."""
 MAX_BACKOFF_S = 60.0
 SHORT_COOLDOWN_S = 5.0
-"""Longest cooldown to sleep through. Before a longer one the task returns its shard and frees its CPU."""
+"""Longest cooldown to sleep through. For a longer cooldown, the task returns its shard and frees its CPU."""
 OUTAGE_REASONS = {
     Reason.CONNECTION,
     Reason.TIMED_OUT,
@@ -32,12 +32,12 @@ OUTAGE_REASONS = {
     Reason.LOGIN_REQUIRED,
     Reason.FORBIDDEN,
 }
-"""Reasons that point to the source instead of the clip if clip after clip fails with them."""
+"""Reasons that suggest an outage of the source if clip after clip fails with them."""
 
 
 @dataclass(frozen=True)
 class Fetcher:
-    """A source with its settings and rate limiter."""
+    """A source of media, with the fetch settings and the rate limiter."""
 
     source: Source
     config: FetchConfig
@@ -55,10 +55,10 @@ class Fetched:
 def fetch_ahead(
     segments: Iterable[tuple[Segment, int]], fetcher: Fetcher
 ) -> Iterator[tuple[Segment, int, Future[Fetched | Wait]]]:
-    """Yield each segment, its earlier attempts, and the future of its fetch, in order.
+    """Yield each segment in order, with its number of earlier attempts and the future of its fetch.
 
-    Fetching waits for the network while decoding needs the CPU, so `num_threads` clips are fetched ahead. The window is
-    no larger because its media stay in memory.
+    Fetching waits for the network while decoding needs the CPU, so `num_threads` clips are fetched ahead. More clips
+    would need more memory for their media.
     """
     pool = ThreadPoolExecutor(fetcher.config.num_threads)
     window: deque[tuple[Segment, int, Future[Fetched | Wait]]] = deque()
@@ -70,15 +70,15 @@ def fetch_ahead(
                 yield window.popleft()
         yield from window
     finally:
-        # Don't join the threads: a running attempt may take until its deadline.
+        # Don't join the threads, because a running attempt may take until its deadline.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def fetch_clip(segment: Segment, fetcher: Fetcher, *, is_retry: bool = False) -> Fetched | Wait:
-    """Fetch a clip once an address has a permit; retry transient failures.
+    """Fetch a clip when an address has a permit, and retry transient failures.
 
-    A throttled address and an outage of the source don't count as attempts. Throttling becomes the clip's result after
-    `max_attempts` such answers. Returns a Wait if every address cools down for longer than `SHORT_COOLDOWN_S`.
+    Throttling and outages of the source do not count as attempts, but after `max_attempts` throttled answers throttling
+    becomes the clip's result. Returns a Wait if every address cools down for longer than `SHORT_COOLDOWN_S`.
 
     is_retry: the clip failed in an earlier run.
     """
@@ -100,8 +100,8 @@ def fetch_clip(segment: Segment, fetcher: Fetcher, *, is_retry: bool = False) ->
                 return Fetched(media, num_attempts)
             continue
         if isinstance(media, Failure) and media.reason in OUTAGE_REASONS:
-            # A rerun may consist of nothing but clips that failed before and always will. Their failures are no sign of
-            # an outage, except if the source could not be reached at all.
+            # A rerun may consist only of clips that will always fail. Their failures do not suggest an outage, unless
+            # the source could not be reached at all.
             may_be_outage = media.reason is Reason.CONNECTION or not is_retry
             if may_be_outage and limiter.report_outage(turn, segment.key, media.detail):
                 continue
@@ -114,10 +114,10 @@ def fetch_clip(segment: Segment, fetcher: Fetcher, *, is_retry: bool = False) ->
 
 
 def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s: float) -> Media | Failure:
-    """Make one attempt and abandon it after the deadline.
+    """Make one attempt, and abandon it after the deadline.
 
-    Exceptions of a source become failures of the clip, except our own errors, a lack of memory, and a full disk, which
-    raises StoreError: none of these is the clip's fault.
+    Exceptions of a source become failures of the clip. Our own errors, a lack of memory and a full disk (StoreError)
+    are raised instead, because they are not the clip's fault.
     """
     outcome: list[Media | Failure | BaseException] = []
 
@@ -127,7 +127,7 @@ def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s
         except BaseException as error:
             outcome.append(error)
 
-    # A daemon thread, because an attempt that hangs forever must not keep the process alive.
+    # Use a daemon thread, because an attempt that hangs forever must not keep the process alive.
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(deadline_s + GRACE_S)
@@ -140,5 +140,5 @@ def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s
         raise StoreError(f"no space to fetch {segment.key}: {result}; free some space on that disk") from result
     if isinstance(result, AudioTaggingError | MemoryError) or not isinstance(result, Exception):
         raise result
-    # Foreign servers trigger unforeseen errors in any library, and one clip must not end a shard.
+    # Foreign servers can trigger unforeseen errors in any library, and one clip must not end a shard.
     return Failure(Reason.UNKNOWN, f"{segment.key}: {describe(result)}")

@@ -1,4 +1,4 @@
-"""Media files in a folder, local or `s3://`."""
+"""Serve media files from a local folder or an `s3://` prefix."""
 
 import hashlib
 from pathlib import Path
@@ -13,24 +13,23 @@ from pipeline.store.storage import Store
 
 
 class FolderSource:
-    """Media files by id, at any depth.
+    """A source of media files that are named by id, at any depth of a folder.
 
-    `{ytid}.*` holds the whole video unless `already_cut`; names with a prefix or a start hold the segment alone.
+    `{ytid}.*` contains the whole video unless `already_cut` is set. Files with a prefix or a start in their names
+    contain only the segment.
     """
 
     def __init__(self, folder: str, config: FetchConfig, *, already_cut: bool = False, id_pattern: str = ""):
         try:
             folder.encode()
-        except UnicodeEncodeError as error:  # sidecars store the name
+        except UnicodeEncodeError as error:  # sidecars store file names
             raise InputError(f"expected a folder whose name is UTF-8, found {describe(error)}; rename it") from error
         self.store = Store(folder)
         self.config = config
         self.already_cut = already_cut
         self.index = MediaIndex(self._list_files(), compile_pattern(id_pattern))
         if not len(self.index):
-            raise InputError(
-                f"expected media files named by their id, such as --PJHxphWEs.flac, in {folder}; found none"
-            )
+            raise InputError(f"expected media files named by id, such as --PJHxphWEs.flac, in {folder}; found none")
 
     def _list_files(self) -> list[str]:
         if not self.store.is_local:
@@ -40,7 +39,7 @@ class FolderSource:
 
     @property
     def digest(self) -> str:
-        """Digest of the files' names."""
+        """Digest of all file names, which changes with the content of the folder."""
         return hashlib.sha256("\n".join(self.index.table["file"].to_pylist()).encode()).hexdigest()
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:

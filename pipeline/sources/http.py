@@ -1,4 +1,4 @@
-"""Fetch media from HTTP addresses that a template and the segment's fields define."""
+"""Fetch media over HTTP from addresses built from a template."""
 
 import queue
 import string
@@ -20,7 +20,7 @@ from pipeline.sources.reasons import excerpt, reason_of_status
 FIELDS = ("ytid", "start_ms", "end_ms", "split")
 CHUNK_BYTES = 2**16
 READ_TIMEOUT_S = 20.0
-"""Longest silence between two bytes; usually shorter than the deadline of an attempt."""
+"""Longest silence between two bytes, usually below the deadline of an attempt."""
 MAX_RETRY_AFTER_S = 24 * 3600.0
 MAX_LENGTH_DIGITS = 18
 PARTIAL_CONTENT = 206
@@ -28,7 +28,7 @@ PROXY_AUTHENTICATION_REQUIRED = 407
 
 
 class HttpSource:
-    """An HTTP source: an address template with the fields {ytid}, {start_ms}, {end_ms} and {split}.
+    """A source of media at HTTP addresses. The template has the fields {ytid}, {start_ms}, {end_ms} and {split}.
 
     An interrupted body is resumed if the server supports ranges.
     """
@@ -49,7 +49,7 @@ class HttpSource:
 
     @contextmanager
     def _session(self) -> Iterator[requests.Session]:
-        """Borrow a session for one thread, because requests doesn't guarantee that sessions are thread-safe."""
+        """Borrow a session for one thread, because requests does not guarantee that sessions are thread-safe."""
         try:
             session = self._idle.get_nowait()
         except queue.Empty:
@@ -76,8 +76,8 @@ class HttpSource:
     def _read(
         self, address: str, content: bytearray, deadline: float, proxy: str | None
     ) -> tuple[Failure | None, bool]:
-        """Append the body or its missing rest; return the failure, if any, and whether a request can resume."""
-        # Compressed bodies support no ranges and hide their size.
+        """Append the body or its missing rest. Returns a failure, if any, and whether another request can resume."""
+        # Request no compression, because compressed bodies support no ranges and hide their size.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={len(content)}-"} if content else {})
         proxies = {"http": proxy, "https": proxy} if proxy else None
         timeout_s = max(0.01, min(READ_TIMEOUT_S, deadline - time.monotonic()))
@@ -128,7 +128,7 @@ def parse_content_length(value: str) -> int:
 
 
 def parse_retry_after(value: str) -> float | None:
-    """Return the seconds that a `Retry-After` header requests as a number or a date; None for other values."""
+    """Return the seconds that a `Retry-After` header requests as a number or a date, or None for other values."""
     value = value.strip()
     if value.isascii() and value.isdecimal():
         return min(float(value), MAX_RETRY_AFTER_S)
@@ -154,20 +154,20 @@ def _proxy_refusal(proxy: str) -> ConfigError:
 
 
 def _is_about_host_of(address: str, error: Exception) -> bool:
-    """Return whether an error concerns the host of the address itself rather than a redirect's host."""
+    """Return True if an error concerns the host of the address itself and not the host of a redirect."""
     request = getattr(error, "request", None)
     return request is not None and urlsplit(request.url).netloc == urlsplit(address).netloc
 
 
 def _describe(error: Exception) -> str:
-    """Describe the cause of an error, such as "Connection refused", without the long text that requests adds."""
+    """Describe the cause of an error, such as "Connection refused", without the details that requests adds."""
     cause = getattr(error.args[0], "reason", None) if error.args else None
     return describe(cause if isinstance(cause, Exception) else error)
 
 
 def _reason_of_exception(error: Exception) -> Reason:
     match error:
-        case ValueError():  # from Python's URL parser, for a redirect to an invalid address
+        case ValueError():  # raised by Python's URL parser for a redirect to an invalid address
             return Reason.UNKNOWN
         case requests.Timeout() | urllib3.exceptions.TimeoutError():
             return Reason.TIMED_OUT
@@ -181,7 +181,7 @@ def _reason_of_exception(error: Exception) -> Reason:
 
 
 def _is_template(text: str) -> bool:
-    """Return whether a text is a template with {ytid} and no unknown field."""
+    """Return True for a template with {ytid} and without unknown fields."""
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
         text.format(ytid="", start_ms=0, end_ms=0, split="")  # raises for invalid formats such as {ytid:d}

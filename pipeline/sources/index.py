@@ -1,4 +1,4 @@
-"""An index of media files by id. It is an Arrow table, which workers of a node share without copies."""
+"""Index media files by id in an Arrow table, which the workers of a node share without copies."""
 
 import logging
 import re
@@ -25,17 +25,17 @@ MEDIA_SCHEMA = pa.schema(
 
 
 def is_media(name: str) -> bool:
-    """Return whether a file's name has the extension of a media file."""
+    """Return True if a file name has the extension of a media file."""
     return PurePosixPath(name).suffix[1:].lower() in EXTENSIONS
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file is hidden, such as the `._` files that macOS adds to tars and copies of folders."""
+    """Return True for hidden files, such as the `._` files that macOS adds to tars and copied folders."""
     return PurePosixPath(name).name.startswith(".")
 
 
 class MediaIndex:
-    """Media files by id, in the naming schemes of `pipeline.sources.names`.
+    """An index of media files by id. Understands the naming schemes of `pipeline.sources.names`.
 
     Skips names that are not UTF-8, with a warning, because sidecars can't store them.
     """
@@ -61,9 +61,9 @@ class MediaIndex:
         return len(self.table)
 
     def find(self, segment: Segment) -> tuple[str, bool] | None:
-        """Return a segment's file and whether its name marks it as cut; None if there is no file.
+        """Return a segment's file, and whether its name marks it as cut. Returns None if there is no file.
 
-        Files that state the segment's start win over files with a prefix, and these win over whole videos.
+        Files with the segment's start in their names win over files with a prefix. Both win over whole videos.
         """
         ytid = segment.ytid.encode()
         first, end = int(np.searchsorted(self.ids, ytid, "left")), int(np.searchsorted(self.ids, ytid, "right"))
@@ -74,7 +74,7 @@ class MediaIndex:
 
 
 def _is_utf8(name: str) -> bool:
-    # Python represents bytes that are not UTF-8 as surrogates.
+    # Python represents bytes that are not UTF-8 as surrogates, which can't be encoded.
     try:
         return bool(name.encode())
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Find the recordings in files, folders, S3 prefixes, tars and lists, and open them one by one."""
+"""Find recordings in files, folders, S3 prefixes, tars and lists, and open them one by one."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,23 +20,23 @@ LIST, TAR = ".txt", ".tar"
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
-    """A media file, alone or within a tar."""
+    """A media file on its own or in a tar."""
 
     name: str
-    """Name in results."""
+    """Name of the recording in results."""
     file: str
     """Path or address of the file or its tar."""
     offset: int = 0
     size: int | None = None
     """Size of a tar's member in bytes; None for a whole file."""
     blocks: tuple[tuple[int, int], ...] = ()
-    """Stored blocks of a sparse member, from `Member`."""
+    """Stored blocks of a sparse tar member, as in `Member`."""
 
     @contextmanager
     def open(self) -> Iterator[Path]:
-        """Provide the recording as a local file, temporarily copied from tars and other storage.
+        """Provide the recording as a local file. Recordings in tars and in other storage are copied temporarily.
 
-        Copies in pieces, because recordings can exceed the memory. Raises StoreError for read errors.
+        Copies in small pieces, because a recording can exceed the memory. Raises StoreError for read errors.
         """
         if "://" not in self.file and self.size is None:
             yield Path(self.file)
@@ -73,8 +73,8 @@ class MediaFile:
 def list_media_files(paths: Iterable[str]) -> Iterator[MediaFile]:
     """Yield the recordings at paths and addresses. Raises InputError for a path without audio.
 
-    Searches folders and s3:// prefixes recursively, lists tars without unpacking, and reads a path or address per line
-    from `.txt` files; relative paths start at the folder of the `.txt`.
+    Searches folders and s3:// prefixes recursively, and lists tars without unpacking. A `.txt` file contains one path
+    or address per line, relative to its own folder.
     """
     for path in paths:
         if path.endswith(LIST):
@@ -99,7 +99,7 @@ def _storable(name: str) -> str:
 
 
 def find_audio(paths: Iterable[str]) -> Iterator[str]:
-    """Yield files as given and the media files of folders, sorted. Raises InputError for a folder without audio."""
+    """Yield files unchanged, and the sorted media files of folders. Raises InputError for folders without audio."""
     for path in paths:
         if not Path(path).is_dir():
             yield path
@@ -127,9 +127,9 @@ def _read_list(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"can't read the list of recordings {file}: {describe(error)}") from error
     if not lines:
-        raise InputError(f"expected a path or address per line in {file}, found none")
+        raise InputError(f"expected one path or address per line in {file}, found none")
     if lists := [line for line in lines if line.endswith(LIST)]:
-        raise InputError(f"expected recordings in the list {file}, found another list: {lists[0]}")
+        raise InputError(f"expected recordings in the list {file}, but it contains the list {lists[0]}")
     return [line if "://" in line else str(file.parent / line) for line in lines]
 
 

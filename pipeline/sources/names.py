@@ -8,28 +8,28 @@ from pipeline.audio.container import EXTENSIONS
 from pipeline.errors import ConfigError
 
 PREFIXES = ("", "Y", "id_")
-"""Prefixes of the id: PANNs' archives and DCASE's downloader write `Y`, some scripts `id_`."""
+"""Known prefixes of ids. PANNs' archives and DCASE's downloader use `Y`, and some scripts use `id_`."""
 NAME = re.compile(r"(?P<ytid>[A-Za-z0-9_-]{11})(?:[_-](?P<start>\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?", re.ASCII)
-"""`{ytid}`, `{ytid}_{start}` and `{ytid}_{start}_{end}`, with `_` or `-` as separator."""
+"""Pattern for `{ytid}`, `{ytid}_{start}` and `{ytid}_{start}_{end}`, with `_` or `-` as separator."""
 
 
 class Reading(NamedTuple):
-    """One way to read a name."""
+    """One possible interpretation of a name."""
 
     ytid: str
     start: str = ""
-    """Start as written, in seconds or milliseconds; empty if the name states none."""
+    """Start as written, in seconds or milliseconds; empty if the name contains no start."""
     is_cut: bool = False
-    """The name marks the file as the segment alone: it has a prefix or a start."""
+    """True if the name has a prefix or a start, which means that the file contains only the segment."""
 
 
 def readings_of(name: str, pattern: re.Pattern[str] | None = None) -> list[Reading]:
-    """Return every reading of a name, with or without folders and extensions.
+    """Return all readings of a name. Folders and extensions are ignored.
 
-    A name can have several readings, since ids contain `_` and `-`: `id_abcdefgh_30_40` is the segment at 30 of the id
-    `id_abcdefgh`, or the segment at 40 of `abcdefgh_30`. Only the list of segments can decide.
+    A name can have several readings, because ids may contain `_` and `-`. For example, `id_abcdefgh_30_40` is the
+    segment at 30 of the id `id_abcdefgh`, or the segment at 40 of `abcdefgh_30`. Only the list of segments can decide.
 
-    pattern: from `compile_pattern`; replaces the known schemes.
+    pattern: result of `compile_pattern`, used instead of the known schemes.
     """
     if pattern:
         found = pattern.search(name)
@@ -40,17 +40,17 @@ def readings_of(name: str, pattern: re.Pattern[str] | None = None) -> list[Readi
         for prefix in PREFIXES
         if stem.startswith(prefix) and (found := NAME.fullmatch(stem, len(prefix)))
     ]
-    # Ids of other data sets have any length.
+    # Ids of other data sets may have any length.
     return readings if any(each.ytid == stem for each in readings) else [*readings, Reading(stem)]
 
 
 def start_matches(text: str, start_ms: int) -> bool:
-    """Return whether a name's start, in seconds or milliseconds, is the segment's. A missing start matches any."""
+    """Return True if a name's start, in seconds or milliseconds, is the segment's start or missing."""
     return not text or round(float(text) * 1000) == start_ms or ("." not in text and int(text) == start_ms)
 
 
 def stem_of(name: str) -> str:
-    """Return a name without folders and media extensions: `audio/X.mp4.wav` → `X`."""
+    """Strip folders and media extensions from a name: `audio/X.mp4.wav` → `X`."""
     stem = PurePosixPath(name).name
     while (suffix := PurePosixPath(stem).suffix[1:].lower()) in EXTENSIONS:
         stem = stem[: -len(suffix) - 1]
@@ -58,7 +58,7 @@ def stem_of(name: str) -> str:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str] | None:
-    """Compile `--id-pattern`; None if empty. Raises ConfigError unless it has a group named `id`."""
+    """Compile `--id-pattern`, or return None if it is empty. Raises ConfigError without a group named `id`."""
     if not pattern:
         return None
     try:
@@ -66,5 +66,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str] | None:
     except re.error as error:
         raise ConfigError(f"--id-pattern {pattern!r} is not a regular expression: {error}") from error
     if "id" not in compiled.groupindex:
-        raise ConfigError(f"--id-pattern {pattern!r} has no group `id`; write one, such as 'clip-(?P<id>[\\w-]{{11}})'")
+        raise ConfigError(
+            f"--id-pattern {pattern!r} has no group named `id`; add one, as in 'clip-(?P<id>[\\w-]{{11}})'"
+        )
     return compiled

@@ -1,4 +1,4 @@
-"""Proxies for requests. Each proxy has its own rate limit."""
+"""Read and test the proxies for requests. Each proxy has its own rate limit."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ MAX_NAMED = 5
 
 
 def read_proxies(config: FetchConfig) -> tuple[str, ...]:
-    """Read the addresses of proxies, such as http://user:secret@host:3128, and test a connection to each.
+    """Read proxy addresses, such as http://user:secret@host:3128, and test a connection to each proxy.
 
     Raises ConfigError if the file can't be read, a line is not an address, or a proxy is unreachable.
     """
@@ -28,7 +28,7 @@ def read_proxies(config: FetchConfig) -> tuple[str, ...]:
     bad_lines = [number for number, line in enumerate(lines, 1) if line and not _split(line)]
     if bad_lines or not proxies:
         found = f"other text in line {bad_lines[0]}" if bad_lines else "an empty file"
-        raise ConfigError(f"{config.proxies}: expected an address such as http://host:3128 per line, found {found}")
+        raise ConfigError(f"{config.proxies}: expected one address per line, such as http://host:3128, found {found}")
     with ThreadPoolExecutor(min(32, len(proxies))) as pool:
         errors = list(pool.map(_connect, proxies))
     lost = [f"{host_of(proxy)} ({error})" for proxy, error in zip(proxies, errors, strict=True) if error]
@@ -42,7 +42,7 @@ def read_proxies(config: FetchConfig) -> tuple[str, ...]:
 
 
 def host_of(proxy: str) -> str:
-    """Return a proxy's host and port for messages, without user and password."""
+    """Return a proxy's host and port for messages, without credentials."""
     parts = _split(proxy)
     return f"{parts.hostname}:{parts.port or DEFAULT_PORTS[parts.scheme]}" if parts else "?"
 
@@ -57,7 +57,7 @@ def _split(proxy: str) -> SplitResult | None:
 
 
 def _connect(proxy: str) -> str | None:
-    """Return the error of a connection attempt, or None if the proxy accepts connections."""
+    """Return the error of a connection attempt, or None if the connection succeeds."""
     host, port = host_of(proxy).rsplit(":", 1)
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()

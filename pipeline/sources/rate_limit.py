@@ -1,7 +1,7 @@
 """Rate limits and circuit breakers per address. One limiter serves all workers of a run.
 
-An address cools down if the source throttles it or if clip after clip fails. Then it sends single probes, and the first
-answer closes the circuit.
+An address cools down if the source throttles it or if clip after clip fails. Afterwards it sends single probes until
+the source answers, which closes the circuit.
 """
 
 import logging
@@ -19,13 +19,13 @@ from pipeline.config import RateLimitConfig
 log = logging.getLogger(__name__)
 SECONDS_PER_HOUR = 3600.0
 MIN_COOLDOWN_S = 1.0
-"""Shortest cooldown, even if `Retry-After` requests less."""
+"""Minimum cooldown, even if `Retry-After` requests less."""
 PROBE_S = 120.0
-"""Seconds for which a probing address gets no other permit. A probe without a result is forgotten afterwards."""
+"""Seconds for which a probing address gets no other permit. A probe without a result is then forgotten."""
 PROBE_POLL_S = 1.0
-"""Interval at which workers ask again while a probe runs."""
+"""Interval at which workers poll while a probe runs."""
 MAX_FAILURES_IN_A_ROW = 5
-"""Different clips that fail in a row before the source counts as down."""
+"""Number of different clips that fail in a row before the source counts as down."""
 LOCAL_ADDRESS = "local"
 
 
@@ -42,38 +42,38 @@ class Wait:
 
     seconds: float
     is_cooldown: bool
-    """Every address cools down, so the wait may be long."""
+    """True if every address cools down, so the wait may be long."""
     is_outage: bool = False
-    """The source is down, so the clips that just failed are due again."""
+    """True if the source is down. The clips that just failed must then be fetched again."""
 
 
 @dataclass(frozen=True, slots=True)
 class LimiterStatus:
-    """State of a run's requests to its source."""
+    """Status of a run's requests to its source."""
 
     idle_s: float
-    """Seconds since the last answer or the start."""
+    """Seconds since the source's last answer or since the start."""
     num_throttled: int
-    """Throttled requests."""
+    """Number of throttled requests."""
     outage: str
-    """The last failure before the source counted as down; empty otherwise."""
+    """Last failure before the source counted as down; empty if it is up."""
 
 
 class RateLimiter(Protocol):
-    """The interface for workers, which acquire a permit before each attempt and report its outcome."""
+    """Interface of a rate limiter. Workers acquire a permit before each attempt and report the outcome."""
 
     def acquire(self) -> Permit | Wait: ...
 
     def report_success(self, permit: Permit) -> None:
-        """Report an answer from the source, including "no such clip"."""
+        """Report that the source answered, even with "no such clip"."""
         ...
 
     def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None) -> int:
-        """Report that the source throttled the address; return the number of such reports for this clip."""
+        """Report that the source throttled the address. Returns the number of such reports for this clip."""
         ...
 
     def report_outage(self, permit: Permit, key: str, detail: str) -> bool:
-        """Report a failure that may be an outage; return True if it is one and so doesn't count for the clip."""
+        """Report a failure that may be an outage. Returns True for an outage, which must not count against the clip."""
         ...
 
     def status(self) -> LimiterStatus: ...
@@ -86,9 +86,9 @@ class _Address:
     cool_at_s: float = 0.0
     """Time at which the cooldown ends."""
     pauses: Iterator[float] | None = None
-    """Lengths of the next cooldowns; None while the circuit is closed."""
+    """Durations of the next cooldowns; None while the circuit is closed."""
     probe_every_s: float = 0.0
-    """Seconds between probes after a cooldown, until the first answer."""
+    """Seconds between probes from the end of a cooldown to the first answer."""
     failed_keys: set[str] = field(default_factory=set)
     """Clips that failed since the last answer or cooldown."""
     outage: str = ""
@@ -96,7 +96,7 @@ class _Address:
 
 
 class LocalRateLimiter:
-    """Limits of all addresses in one process. Thread-safe."""
+    """A rate limiter within one process. Thread-safe."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class LocalRateLimiter:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ):
-        """clips_per_hour: 0 is no limit."""
+        """clips_per_hour: limit per address; 0 disables it."""
         self.config = config or RateLimitConfig()
         self.clips_per_hour = clips_per_hour
         self._clock, self._rng = clock, rng or random.Random()
@@ -116,11 +116,11 @@ class LocalRateLimiter:
         self._lock = threading.Lock()
 
     def __reduce__(self):
-        """Pickle the settings only: a copy in another process starts with fresh limits."""
+        """Pickle only the settings, so that a copy in another process starts with fresh limits."""
         return type(self), (self.config, self.clips_per_hour)
 
     def acquire(self, addresses: Sequence[str] = (LOCAL_ADDRESS,)) -> Permit | Wait:
-        """Return a permit for the address that is free first, or the time to wait for it."""
+        """Return a permit for the first free address, or the time to wait until one is free."""
         with self._lock:
             now_s = self._clock()
             name = min(addresses, key=lambda name: max(self._addresses[name].next_s, self._addresses[name].cool_at_s))
@@ -129,12 +129,12 @@ class LocalRateLimiter:
             if wait_s > 0:
                 if all(self._addresses[each].cool_at_s > now_s for each in addresses):
                     return Wait(wait_s, is_cooldown=True, is_outage=bool(address.outage))
-                # A probe's answer may close the circuit at any moment, so poll.
+                # Poll, because a probe's answer may close the circuit at any moment.
                 return Wait(min(wait_s, PROBE_POLL_S) if address.pauses else wait_s, is_cooldown=False)
             if address.pauses:  # the circuit is half-open
                 address.next_s = now_s + address.probe_every_s
             elif self.clips_per_hour:
-                # Sources could recognise evenly spaced requests as automated.
+                # Add jitter, because sources could recognise evenly spaced requests as automated.
                 jitter = self._rng.uniform(1 - JITTER, 1 + JITTER)
                 address.next_s = now_s + SECONDS_PER_HOUR / self.clips_per_hour * jitter
             return Permit(name)
@@ -151,10 +151,10 @@ class LocalRateLimiter:
     def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None = None) -> int:
         with self._lock:
             address = self._addresses[permit.address]
-            # Requests in flight are refused as well. They must not lengthen the cooldown.
+            # Requests in flight are refused as well, but must not extend the cooldown.
             if not self._cools_down(address):
                 pause_s = self._cool_down(address, self.config.cooldown_s, PROBE_S, retry_after_s)
-                log.warning("an address was throttled: cooling down for %.0f s", pause_s)
+                log.warning("the source throttled an address, which cools down for %.0f s", pause_s)
             self._num_throttled[key] += 1
             return self._num_throttled[key]
 
@@ -163,13 +163,14 @@ class LocalRateLimiter:
             address = self._addresses[permit.address]
             if self._cools_down(address):
                 return True
-            # Count different clips, and start again after each cooldown: a single broken clip must not stop the rest.
+            # Count different clips and reset the count after each cooldown, so that a single broken clip never stops
+            # the run.
             address.failed_keys.add(key)
             if len(address.failed_keys) < MAX_FAILURES_IN_A_ROW:
                 return False
             pause_s = self._cool_down(address, self.config.outage_cooldown_s, PROBE_POLL_S)
             address.outage = detail
-            log.warning("the source fails clip after clip: retrying in %.0f s: %s", pause_s, detail)
+            log.warning("the source fails for clip after clip; retrying in %.0f s: %s", pause_s, detail)
             return True
 
     def status(self) -> LimiterStatus:
@@ -183,12 +184,12 @@ class LocalRateLimiter:
     def _cool_down(
         self, address: _Address, first_s: float, probe_every_s: float, retry_after_s: float | None = None
     ) -> float:
-        """Start a cooldown, longer than the one before until an answer comes; return its length in seconds."""
+        """Start a cooldown. Cooldowns grow until the source answers. Returns the length in seconds."""
         max_s = self.config.max_cooldown_s
         address.pauses = address.pauses or backoff(first_s, max_s, self._rng)
         pause_s = next(address.pauses)
         if retry_after_s is not None:
-            # `backoff` bounds absurd values and adds jitter, because addresses throttled together must not return
+            # `backoff` limits absurd values. Its jitter keeps addresses that were throttled together from returning
             # together.
             pause_s = next(backoff(max(retry_after_s, MIN_COOLDOWN_S), max_s, self._rng))
         address.cool_at_s, address.next_s, address.probe_every_s = self._clock() + pause_s, 0.0, probe_every_s

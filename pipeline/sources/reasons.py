@@ -1,8 +1,8 @@
-"""Failure reasons for HTTP statuses, yt-dlp's exceptions and YouTube's messages.
+"""Classify HTTP statuses, yt-dlp's exceptions and YouTube's messages as failure reasons.
 
-yt-dlp reports most of YouTube's causes as text only (`playabilityStatus` in its `extractor/youtube/_video.py`), so the
-text decides first and the chained exceptions second. Unrecognised messages become `unknown` and are retried. Their
-count in the report shows when YouTube changes its messages.
+yt-dlp reports most of YouTube's causes only as text (`playabilityStatus` in its `extractor/youtube/_video.py`). The
+text is therefore matched first, and the chained exceptions second. Unrecognised messages become `unknown` and are
+retried. Their count in the report shows when YouTube changes its messages.
 """
 
 import re
@@ -25,8 +25,8 @@ REASON_OF_STATUS = {
     451: Reason.COUNTRY_BLOCKED,
 }
 
-# YouTube reports missing videos in a page with status 200. Its error statuses concern the request: 403 usually means
-# that it refuses the address or client for a while, 404 and 410 that a media address has expired.
+# YouTube reports missing videos in a page with status 200. Error statuses concern the request. 403 usually means that
+# YouTube refuses the address or client for a while. 404 and 410 mean that a media address has expired.
 YOUTUBE_REASON_OF_STATUS = REASON_OF_STATUS | {
     400: Reason.EXTRACTION_FAILED,
     403: Reason.BLOCKED,
@@ -43,8 +43,8 @@ REASON_OF_TEXT = [
     (r"error occurred|something went wrong|unknown error|incomplete data received", Reason.SERVER_ERROR),
     (r"try again later|rate-limited|too many requests", Reason.RATE_LIMITED),
     (r"premieres? (in|will)|will begin|check back later|still being processed|\boffline\b", Reason.NOT_READY),
-    # These depend on the player client that yt-dlp imitates. They mention owners and blocking, so they precede
-    # copyright and "video unavailable".
+    # These messages depend on the player client that yt-dlp imitates. They mention owners and blocking, so they must
+    # precede the patterns for copyright and "video unavailable".
     (r"playback on other websites|display on this website|player configuration error", Reason.CLIENT_REFUSED),
     (r"(un|not )available on this (device|app)|no longer supported in this", Reason.CLIENT_REFUSED),
     (r"latest version of youtube|drm protected", Reason.CLIENT_REFUSED),
@@ -52,7 +52,7 @@ REASON_OF_TEXT = [
     (r"private video|video is private", Reason.PRIVATE),
     (r"account associated with this video has been terminated", Reason.ACCOUNT_TERMINATED),
     (r"account has been (terminated|suspended)|closed their youtube account", Reason.ACCOUNT_TERMINATED),
-    # Claims in one country precede claims that hold everywhere.
+    # Claims for a single country must precede worldwide claims.
     (r"in your country|from your location|in your region|country domain", Reason.COUNTRY_BLOCKED),
     (r"uploader has not made this video available", Reason.COUNTRY_BLOCKED),
     (r"copyright|trademark|counterfeit", Reason.COPYRIGHT),
@@ -62,7 +62,7 @@ REASON_OF_TEXT = [
     (r"requires payment|purchase|registered users", Reason.LOGIN_REQUIRED),
     (r"sign in|log ?in (required|details)|login required|caller does not have permission", Reason.LOGIN_REQUIRED),
     (r"network administrator", Reason.FORBIDDEN),
-    # Except YouTube's bare "This content isn't available", which it also sends when it throttles.
+    # Exclude YouTube's bare "This content isn't available", which it also sends when it throttles.
     (r"video (is )?(unavailable|not available)(?!.*this content isn't)", Reason.NOT_FOUND),
     (r"(isn't|is not|no longer) available any ?more|video is no longer available", Reason.NOT_FOUND),
     (r"live event has ended|recording is not available", Reason.NOT_FOUND),
@@ -74,7 +74,7 @@ REASON_OF_TEXT = [
     (r"connection (reset|refused|aborted|broken)|getaddrinfo|remote end closed", Reason.CONNECTION),
     (r"name resolution|name or service not known|failed to resolve|no address associated|nodename nor servname|"
      r"network is unreachable|no route to host", Reason.CONNECTION),
-    # yt-dlp didn't understand YouTube's answer. Usually a newer version does.
+    # yt-dlp did not understand YouTube's answer. A newer version usually does.
     (r"(failed|unable) to (extract|parse)|cannot (identify player|extract)|please report this issue|"
      r"only images are available|\bn challenge|extraction failed|post-?processing|"
      r"no video formats found|requested format is not available|page needs to be reloaded|"
@@ -83,7 +83,7 @@ REASON_OF_TEXT = [
 
 NOT_UNDERSTOOD = (Reason.UNKNOWN, Reason.EXTRACTION_FAILED)
 
-# All clips would fail in the same way, so these errors end the run.
+# These errors end the run, because all clips would fail in the same way.
 RUN_ERROR_OF_TEXT: list[tuple[str, type[AudioTaggingError], str]] = [
     (
         r"407 proxy auth|HTTP Error 407|invalid password|authentication methods were rejected",
@@ -114,21 +114,21 @@ RUN_ERROR_OF_TEXT: list[tuple[str, type[AudioTaggingError], str]] = [
 
 
 def excerpt(text: object) -> str:
-    """Return the start of a foreign message, without terminal colours, for a clip's detail."""
+    """Shorten a foreign message for a clip's detail, and remove terminal colours."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(text)).strip()
     return plain if len(plain) <= MAX_QUOTED_CHARS else plain[: MAX_QUOTED_CHARS - 1] + "…"
 
 
 def reason_of_status(status: int, reasons: dict[int, Reason] = REASON_OF_STATUS) -> Reason:
     """Classify an unsuccessful HTTP status."""
-    # A 3xx status arrives here only after redirects without a target or in a circle.
+    # A 3xx status arrives here only if redirects have no target or form a loop.
     is_server_error = status >= 500 or 300 <= status < 400
     return reasons.get(status, Reason.SERVER_ERROR if is_server_error else Reason.UNKNOWN)
 
 
 def reason_of_text(text: str) -> Reason:
     """Classify a message from YouTube or yt-dlp."""
-    # Except the warning that formats without a PO token "may yield HTTP Error 403".
+    # Ignore the warning that formats without a PO token "may yield HTTP Error 403".
     if status := re.search(r"(?<!yield )HTTP Error (\d{3})", text):
         return reason_of_status(int(status[1]), YOUTUBE_REASON_OF_STATUS)
     text = text.replace("’", "'").lower()
@@ -136,7 +136,7 @@ def reason_of_text(text: str) -> Reason:
 
 
 def failure_of(error: BaseException, warnings: Sequence[str] = ()) -> Failure:
-    """Classify an exception from yt-dlp, with the help of the warnings before it.
+    """Classify an exception from yt-dlp, using the warnings that preceded it.
 
     Raises ConfigError or StoreError for problems of the whole run.
     """
@@ -149,10 +149,10 @@ def failure_of(error: BaseException, warnings: Sequence[str] = ()) -> Failure:
     reason = by_exception if by_text is Reason.UNKNOWN else by_text
     if reason not in NOT_UNDERSTOOD:
         return Failure(reason, detail)
-    # yt-dlp tries several clients and warns about each failure; its error only says that no client is left.
+    # yt-dlp tries several clients and warns about each failure. Its final error only says that no client is left.
     causes = [(reason_of_text(warning), warning) for warning in warnings]
     causes = [(cause, warning) for cause, warning in causes if cause not in NOT_UNDERSTOOD]
-    # A throttled address must pause, so throttling outranks further causes.
+    # Throttling outranks other causes, because a throttled address must pause.
     causes.sort(key=lambda pair: pair[0].category is not FailureCategory.THROTTLED)
     return Failure(causes[0][0], f"{detail} ({excerpt(causes[0][1])})") if causes else Failure(reason, detail)
 
@@ -188,7 +188,7 @@ def _reason_of_exception(error: BaseException) -> Reason | None:
         case TimeoutError():
             return Reason.TIMED_OUT
         case TransportError():
-            # A time-out may appear only further down the chain.
+            # A timeout may appear only further down the chain.
             timed_out = any(isinstance(cause, TimeoutError) for cause in _causes(error))
             return Reason.TIMED_OUT if timed_out or "timed out" in str(error) else Reason.CONNECTION
     return None

@@ -1,4 +1,4 @@
-"""The protocol of a media source, and the choice of a source by `--media`."""
+"""Protocol of media sources, and the choice of a source by `--media`."""
 
 from typing import Protocol
 
@@ -13,7 +13,7 @@ YOUTUBE = "youtube"
 
 
 def serves_segments(media: str) -> bool:
-    """Return whether a value of `--media` serves single segments instead of naming a copy."""
+    """Return True if a value of `--media` serves single segments and does not name a copy."""
     return media == YOUTUBE or media.endswith(".csv") or ("{ytid}" in media and "://" in media)
 
 
@@ -21,12 +21,12 @@ class Source(Protocol):
     """A place to fetch media from."""
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
-        """Make one attempt at a segment's media within the deadline. Threads may call it concurrently."""
+        """Attempt to fetch a segment's media within the deadline. Must be thread-safe."""
         ...
 
 
 def open_source(media: str, config: PreprocessConfig) -> Source:
-    """Open a source that serves segments one by one: YouTube, an address, a table, or a folder of media files."""
+    """Open a source that serves single segments: YouTube, an address, a table, or a folder of media files."""
     if media == YOUTUBE:
         youtube = YouTubeSource(config.youtube, config.fetch)
         youtube.check()

@@ -1,4 +1,4 @@
-"""Media files listed in a table of ids and paths."""
+"""Serve media files that are listed in a table of ids and paths."""
 
 import csv
 from pathlib import Path
@@ -11,7 +11,7 @@ HEADER = ["id", "path"]
 
 
 class ListedSource:
-    """A source of the files that a table lists. A segment's times count from the start of its file."""
+    """A source of media files listed in a table. A segment's times count from the start of its file."""
 
     def __init__(self, table: str, config: FetchConfig):
         self.table, self.config = table, config
@@ -33,7 +33,7 @@ class ListedSource:
 
 
 def read_media_table(path: str) -> dict[str, Path]:
-    """Read the path of each id's file; relative paths start at the table's folder.
+    """Read the path of each id's file. Relative paths start at the table's folder.
 
     Raises InputError, with the line, for other tables.
     """
@@ -52,5 +52,5 @@ def read_media_table(path: str) -> dict[str, Path]:
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"can't read the table of media {path}: {describe(error)}") from error
     if not path_of:
-        raise InputError(f"{path}: expected a row for each media file, found none")
+        raise InputError(f"{path}: expected one row per media file, found none")
     return path_of

@@ -1,4 +1,4 @@
-"""Find files in local folders, through symbolic links."""
+"""Find files in local folders, including folders behind symbolic links."""
 
 import logging
 import os
@@ -11,11 +11,11 @@ log = logging.getLogger(__name__)
 
 
 def walk_files(folder: str, *, with_hidden: bool = False) -> Iterator[str]:
-    """Yield the paths of the files under a folder, at any depth, in a fixed order.
+    """Yield the paths of all files under a folder, at any depth, in a fixed order.
 
-    Follows links, because people link folders on several disks into one. Visits each real folder once, so circular
-    links end. Skips hidden names by default, among them the `._` files that macOS writes. Skips pipes, dangling links
-    and unreadable folders with a warning.
+    Follows links, because users combine folders on several disks that way. Visits each real folder only once, so
+    circular links do no harm. By default, skips hidden names such as the `._` files that macOS writes. Skips pipes,
+    dangling links and unreadable folders with a warning.
     """
     skipped: list[str] = []
     yield from _walk(folder, set(), skipped, with_hidden)
@@ -30,7 +30,7 @@ def _walk(folder: str, visited: set[tuple[int, int]], skipped: list[str], with_h
             return
         visited.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
-            # Real folders first, so that their files keep their own paths.
+            # Visit real folders first, so that their files keep their own paths.
             found = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
     except OSError:
         skipped.append(folder)

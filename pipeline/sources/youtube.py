@@ -23,13 +23,13 @@ from pipeline.store.scratch import clear_scratch, make_scratch
 
 WATCH_PAGE = "https://www.youtube.com/watch?v={ytid}"
 IDLE_S = 12.0
-"""Seconds before an idle process ends: the interval between two of a guest session's 300 requests per hour. Thus the
+"""Seconds before an idle process ends. This is the interval between requests at a guest session's 300 per hour, so the
 rate limit determines the number of live processes, regardless of threads and Ray workers."""
 RUN_ERRORS = {error.__name__: error for error in (ConfigError, StoreError)}
 
 
 class YouTubeSource:
-    """YouTube as a source: the smallest audio-only format of each video, one video at a time per process.
+    """Fetches the smallest audio-only format of YouTube videos. Each process fetches one video at a time.
 
     Tests replace `address` and `extractors` to fetch from another site.
     """
@@ -62,7 +62,7 @@ class YouTubeSource:
         self._start_pool()
 
     def check(self) -> None:
-        """Check yt-dlp's requirements before the first request. Raises ConfigError that names the repair."""
+        """Check yt-dlp's requirements before the first request. Raises ConfigError with the remedy."""
         check_youtube(self.config, self._cookies, self._po_tokens)
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
@@ -101,9 +101,9 @@ class YouTubeSource:
 
     @contextmanager
     def _process(self) -> Iterator["YouTubeProcess"]:
-        """Borrow a process. Processes end after `videos_per_process` videos, because yt-dlp leaks memory."""
+        """Borrow a process. A process ends after `videos_per_process` videos, because yt-dlp leaks memory."""
         with self._lock:
-            # Reuse the last one returned, so that surplus processes stay idle and end.
+            # Reuse the process that was returned last, so that surplus processes stay idle and end.
             process = self._idle.pop() if self._idle else None
         process = process or YouTubeProcess(self._cookies)
         try:
@@ -149,7 +149,7 @@ class YouTubeProcess:
             folder = self._home / "media"
             folder.mkdir()
             command = [sys.executable, "-m", "pipeline.sources.youtube_worker", str(folder)]
-            # A process group of its own, so that killing it also kills yt-dlp's child processes.
+            # Start a new process group, so that killing it also kills yt-dlp's child processes.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0
             )
@@ -164,7 +164,7 @@ class YouTubeProcess:
         return self._process.poll() is None
 
     def request(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any] | None:
-        """Return the answer; kill the process and return None after the deadline."""
+        """Return the answer. After the deadline, kill the process and return None."""
         assert self._process.stdin and self._process.stdout
         self.num_requests += 1
         try:
@@ -179,7 +179,7 @@ class YouTubeProcess:
             line = b""
         if line.endswith(b"\n"):
             return json.loads(line)
-        # The pipe closes shortly before the exit status is available.
+        # Wait a moment, because the pipe closes shortly before the exit status is available.
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         self.end()

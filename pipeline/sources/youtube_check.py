@@ -1,4 +1,4 @@
-"""Check yt-dlp's requirements for YouTube once, before spending the first of the few requests per hour."""
+"""Check yt-dlp's requirements for YouTube once, before using any of the few requests per hour."""
 
 import logging
 import re
@@ -26,9 +26,9 @@ CLIENT_SETS = ("default", "all")
 
 
 def check_youtube(config: YouTubeConfig, cookies: str, po_tokens: list[str]) -> None:
-    """Check the JavaScript runtime, the settings and their files, and log the versions found. Raises ConfigError.
+    """Check the JavaScript runtime, the settings and their files, and log the versions. Raises ConfigError.
 
-    yt-dlp itself only warns about settings that it can't use, and then fetches fewer clips.
+    yt-dlp itself only warns about settings that it can't use, and fetches fewer clips.
     """
     runtime = check_js_runtime(config.js_runtime)
     check_ejs()
@@ -52,12 +52,12 @@ def check_youtube(config: YouTubeConfig, cookies: str, po_tokens: list[str]) -> 
 
 
 def po_token_providers() -> list[str]:
-    """Return names and versions of the PO-token plugins that yt-dlp found; it contains none itself."""
+    """Return the names and versions of the PO-token plugins that yt-dlp found. It includes none itself."""
     return [f"{provider.PROVIDER_NAME} {provider.PROVIDER_VERSION}" for provider in _pot_providers.value.values()]
 
 
 def check_impersonation(setting: str, youtube: Any) -> None:
-    """Check that curl_cffi is installed and can impersonate the browser."""
+    """Raise ConfigError unless curl_cffi is installed and can impersonate the browser."""
     if not setting:
         return
     if curl_cffi is None:
@@ -71,7 +71,7 @@ def check_impersonation(setting: str, youtube: Any) -> None:
         is_available = False
     if not clients:
         raise ConfigError(
-            f"yt-dlp {__version__} does not work with this curl_cffi; install another with: pip"
+            f"yt-dlp {__version__} does not work with this version of curl_cffi; install a supported version: pip"
             " install '.[impersonate]'"
         )
     if not is_available:
@@ -82,7 +82,7 @@ def check_impersonation(setting: str, youtube: Any) -> None:
 
 
 def check_js_runtime(setting: str) -> str:
-    """Start the runtime once and return its name and version. yt-dlp ignores runtimes that are unknown or broken."""
+    """Start the runtime once and return its name and version. yt-dlp would ignore an unknown or broken runtime."""
     name, _, path = (setting or DEFAULT_RUNTIME).partition(":")
     runtimes = supported_js_runtimes.value
     if name not in runtimes:
@@ -93,8 +93,8 @@ def check_js_runtime(setting: str) -> str:
     if runtime.info is None:
         where = f"at {path}" if path else "on the PATH"
         raise ConfigError(
-            f"found no JavaScript runtime {name} {where}, which YouTube's player needs; {INSTALL_RUNTIME}; or name"
-            " another with --youtube.js-runtime, such as node:/usr/bin/node"
+            f"YouTube's player needs a JavaScript runtime, but found no {name} {where}; {INSTALL_RUNTIME}, or name"
+            " another runtime with --youtube.js-runtime, such as node:/usr/bin/node"
         )
     if not runtime.info.supported:
         minimum = ".".join(map(str, runtime.MIN_SUPPORTED_VERSION))
@@ -106,7 +106,7 @@ def check_js_runtime(setting: str) -> str:
 
 
 def check_ejs() -> None:
-    """Check the version of yt-dlp-ejs, which solves the player's challenges: yt-dlp requires a specific minor one."""
+    """Check the minor version of yt-dlp-ejs, which solves the player's challenges for yt-dlp."""
     found = yt_dlp_ejs.version if yt_dlp_ejs else "none"
     if found.split(".")[:2] != EJS_VERSION.split(".")[:2]:
         raise ConfigError(
@@ -123,7 +123,7 @@ def check_clients(clients: tuple[str, ...]) -> None:
 
 
 def check_cookies(text: str, path: str) -> None:
-    """Check for Netscape's cookie format: yt-dlp skips other lines and continues as a guest."""
+    """Check for Netscape's cookie format. yt-dlp would skip other lines and continue as a guest."""
     lines = text.splitlines()
     cookies = [line for line in lines if line.strip() and (not line.startswith("#") or line.startswith("#HttpOnly_"))]
     bad_rows = [

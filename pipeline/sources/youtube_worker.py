@@ -1,7 +1,7 @@
-"""A process that runs yt-dlp: it answers each JSON line from stdin with a JSON line.
+"""Run yt-dlp in a process that answers each JSON line from stdin with a JSON line.
 
-yt-dlp waits for servers, FFmpeg and a JavaScript runtime, partly without time limits. Threads can't be killed, so the
-parent kills this process at the deadline. The process ends when its parent does.
+yt-dlp waits for servers, FFmpeg and a JavaScript runtime, sometimes without a time limit. Threads can't be killed, so
+the parent kills this process at the deadline. The process also ends if its parent ends.
 """
 
 import json
@@ -23,12 +23,13 @@ from pipeline.errors import AudioTaggingError
 from pipeline.records import Failure, Reason
 from pipeline.sources.reasons import failure_of
 
-# `best` is for videos without an audio-only format. "drc" marks audio with compressed dynamic range.
-# Don't use `download_ranges`: FFmpeg cuts at key frames, seconds off, and waits without a limit. Decoding cuts instead.
+# `best` is for videos without an audio-only format. "drc" marks audio with compressed dynamic range. Don't use
+# `download_ranges`, because FFmpeg cuts at key frames, which may be seconds off, and waits without a limit. The decoder
+# cuts instead.
 FORMAT = "bestaudio[format_id!*=-drc]/bestaudio/best"
-# Most important field first. `lang` is 10 for the original language, 5 for the default, -1 for a dubbed track and -10
-# for an audio description; by default yt-dlp sorts by it last. `proto` prefers one file over fragments. Small files
-# suffice, because only frequencies below 8 kHz are used.
+# The most important field comes first. `lang` is 10 for the original language, 5 for the default, -1 for a dubbed track
+# and -10 for an audio description. By default yt-dlp sorts by it last. `proto` prefers one file over fragments. Small
+# files suffice, because only frequencies below 8 kHz are used.
 FORMAT_SORT = ["lang", "proto", "+size", "+br"]
 SOCKET_TIMEOUT_S = 20
 
@@ -38,7 +39,7 @@ class TooLargeError(DownloadCancelled):
 
 
 class WarningRecorder:
-    """A logger for yt-dlp that collects warnings; yt-dlp raises its errors as exceptions."""
+    """A logger that collects yt-dlp's warnings. yt-dlp raises errors as exceptions."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -53,7 +54,7 @@ class WarningRecorder:
 
 
 def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return yt-dlp's options: download one audio-only file natively, without conversion and extra files."""
+    """Return options for yt-dlp to download a single audio-only file, without conversion or extra files."""
     max_bytes = request["max_bytes"]
 
     def check_size(progress: dict[str, Any]) -> None:
@@ -68,10 +69,10 @@ def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         "noplaylist": True,
         "hls_prefer_native": True,
         "fixup": "never",
-        # The parent retries, within the address's rate limit.
+        # The parent retries within the rate limit of the address.
         "retries": 0,
         "fragment_retries": 1,
-        # A gap would shift all later audio.
+        # A missing fragment would shift all later audio.
         "skip_unavailable_fragments": False,
         "socket_timeout": SOCKET_TIMEOUT_S,
         "progress_hooks": [check_size],
@@ -87,17 +88,17 @@ def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def fetch(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Fetch one video; try once more after a 403.
+    """Fetch one video, and try once more after a 403.
 
-    A 403 for media often comes from a single server or an expired media address. Only a second 403, for a fresh
-    address, suggests that YouTube blocks this client.
+    A 403 for media often comes from a single server or an expired media address. Only a second 403 for a fresh media
+    address suggests that YouTube blocks this client.
     """
     answer = attempt(request, folder)
     return attempt(request, folder) if answer.get("reason") == Reason.BLOCKED else answer
 
 
 def attempt(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return `file` and `source`, or `reason` and `detail` of a failure, or `error` and `detail` to end the run."""
+    """Return `file` and `source`, or a failure's `reason` and `detail`, or `error` and `detail` to end the run."""
     for file in folder.iterdir():
         file.unlink()
     address, log = request["address"], WarningRecorder()
@@ -109,7 +110,7 @@ def attempt(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             return as_answer(Failure(Reason.UNKNOWN, f"{address}: yt-dlp left no file and no error"))
     except TooLargeError as error:
         return as_answer(Failure(Reason.TOO_LARGE, f"{address}: {error}"))
-    except Exception as error:  # bugs in yt-dlp fail only this clip
+    except Exception as error:  # a bug in yt-dlp must fail only this clip
         try:
             return as_answer(failure_of(error, log.warnings))
         except AudioTaggingError as run_error:
@@ -122,7 +123,7 @@ def as_answer(failure: Failure) -> dict[str, Any]:
 
 
 def read_requests(requests: "queue.Queue[str]", home: Path) -> None:
-    """Queue requests until the parent closes stdin, then delete the cookies and kill the process group."""
+    """Queue requests until the parent closes stdin. Then delete the cookies and kill the process group."""
     for line in sys.stdin:
         requests.put(line)
     shutil.rmtree(home, ignore_errors=True)
@@ -133,7 +134,7 @@ def main(folder: Path) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keep yt-dlp's output out of the answers
     requests: queue.Queue[str] = queue.Queue()
-    # In a thread, because the main thread may wait for a server when the parent ends.
+    # Use a thread, because the main thread may be waiting for a server when the parent ends.
     threading.Thread(target=read_requests, args=(requests, folder.parent), daemon=True).start()
     while True:
         print(json.dumps(fetch(json.loads(requests.get()), folder)), file=answers, flush=True)

@@ -206,7 +206,7 @@ def test_unknown_classes_are_rejected(config: PreprocessConfig, miniature: Minia
         (tmp_path / file.name).write_bytes(file.read_bytes())
     file = tmp_path / "eval_segments.csv"
     file.write_text(file.read_text().replace("/m/03kmc9", "/m/09x0r"))
-    with pytest.raises(InputError, match=r"1 labels of the segments are missing in the 15 classes.*: /m/09x0r"):
+    with pytest.raises(InputError, match=r"1 labels of the segments are not among the 15 classes.*: /m/09x0r"):
         preprocess(dataclasses.replace(config, metadata=str(tmp_path)), Store(str(tmp_path / "store")))
 
 

@@ -34,5 +34,5 @@ def test_dense_and_sparse_targets_weigh_the_same(dtype: type) -> None:
 
 
 def test_no_label_at_all_is_refused() -> None:
-    with pytest.raises(InputError, match="expected clips with labels, found none"):
+    with pytest.raises(InputError, match="needs clips with labels, found none"):
         class_balanced_weights(np.zeros((3, 2)))

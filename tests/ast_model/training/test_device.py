@@ -114,7 +114,10 @@ def test_kernels_with_non_finite_gradients_are_replaced(
     # The first window of two steps is read while the third step runs.
     assert trainer.state.loop.num_steps_skipped == 3
     assert all(math.isfinite(epoch["train/epoch_loss"]) for epoch in history)
-    assert "attention by cudnn gives a non-finite gradient in epoch 1, step 2, but by flash a finite one" in caplog.text
+    assert (
+        "attention by cudnn gives a non-finite gradient in epoch 1, step 2, but attention by flash a finite one"
+        in caplog.text
+    )
     notes: Any = trainer.job.tracker
     assert [facts["device.attention"] for facts in notes.facts] == ["torch's choice", "flash"]
     assert notes.metrics[-1][1]["train/attention_changes"] == 1

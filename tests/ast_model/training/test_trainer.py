@@ -284,7 +284,7 @@ def test_missing_clips_and_unfilled_batches_are_rejected(
 
 def test_model_with_another_number_of_classes_is_rejected(snapshot: Snapshot) -> None:
     job = dataclasses.replace(make_job(snapshot, "other"), model=dataclasses.replace(MODEL, num_classes=7))
-    with pytest.raises(MismatchError, match=r"a model of 15 classes.* found one of 7"):
+    with pytest.raises(MismatchError, match=r"a model with 15 classes.* found 7 classes"):
         check(job)
 
 

@@ -15,7 +15,7 @@ FETCH = FetchConfig()
     ("text", "message"),
     [
         ("id,file\na,b\n", "expected the header id,path, found 'id,file'"),
-        ("id,path\n", "a row for each media file"),
+        ("id,path\n", "one row per media file"),
         ("id,path\na,b,c\n", "line 2: expected an id and a path"),
         ("", "expected the header id,path, found ''"),
         ("id,path\na," + "b" * 200_000, "field larger than field limit"),

@@ -29,8 +29,8 @@ def deno(tmp_path: Path) -> str:
     ("setting", "message"),
     [
         ("rhino", "--youtube.js-runtime: expected bun, deno, node, quickjs, .* found 'rhino'"),
-        ("deno:/nowhere/deno", "found no JavaScript runtime deno at /nowhere/deno.*pip install deno"),
-        ("node:/etc/passwd", "found no JavaScript runtime node at /etc/passwd"),
+        ("deno:/nowhere/deno", "found no deno at /nowhere/deno.*pip install deno"),
+        ("node:/etc/passwd", "found no node at /etc/passwd"),
     ],
 )
 def test_unusable_runtime_is_reported(setting: str, message: str) -> None:
@@ -159,7 +159,7 @@ def test_invalid_proxy_line_is_rejected(line: str, tmp_path: Path) -> None:
     path = tmp_path / "proxies"
     path.write_text(line)
     with pytest.raises(
-        ConfigError, match=r"expected an address such as http://host:3128 .* found (other text|an empty)"
+        ConfigError, match=r"expected one address per line, such as http://host:3128, found (other text|an empty)"
     ):
         read_proxies(FetchConfig(proxies=str(path)))
 
