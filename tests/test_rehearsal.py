@@ -21,7 +21,7 @@ from ast_model.checkpoints.checkpoint import list_checkpoints
 from ast_model.config import ASTConfig, AugmentConfig, CacheConfig, CheckpointConfig, TrainConfig
 from ast_model.data.loader import Batch
 from ast_model.distributed import World
-from ast_model.training.job import StopSignal
+from ast_model.training.job import Launcher
 from ast_model.training.step import Stepper
 from ast_model.training.step_metrics import StepResult
 from jobs.command_line.run_names import new_run_name
@@ -175,7 +175,7 @@ def test_conversion_and_training_survive_lost_nodes(
     assert num_ranks(disturbed) == [2, 1, 2]
     quiet = begin_run(replace(config, preset="quiet"), found, new_run_name("quiet"))
     with end_run_on_exit(quiet):
-        expected = train_rank(quiet, World(0, 1, torch.device("cpu")), StopSignal())
+        expected = train_rank(quiet, World(0, 1, torch.device("cpu")), Launcher())
     assert [metrics["epoch"] for metrics in history] == [1, 2, 3]
     for one, other in zip(history, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-2, abs=5e-3)  # d' may be close to 0

@@ -23,8 +23,8 @@ class Tracker(Protocol):
 AnyTracker = TypeVar("AnyTracker", bound=Tracker)
 
 
-class StopSignal:
-    """External stop requests, polled by the trainer. This default never requests a stop."""
+class Launcher:
+    """The program that started the ranks: it requests stops and receives progress. This default does neither."""
 
     def is_stopping(self) -> bool:
         """Return True to save and stop. Polled on each rank at each step. A request on one rank stops all ranks."""
@@ -33,6 +33,15 @@ class StopSignal:
     def preemption_imminent(self) -> bool:
         """Return True once to save because a rank will be lost soon. Polled on all ranks with each log line."""
         return False
+
+    def report_steps(self, metrics: Mapping[str, float]) -> None:
+        """Receive the metrics of a window of steps, on the main rank."""
+
+    def report_epoch(self, metrics: Mapping[str, float], checkpoint: str) -> None:
+        """Receive an entry of the history and the store's folder of its checkpoint. Called on all ranks together.
+
+        The checkpoint may still be on its way to the store.
+        """
 
 
 @dataclass(frozen=True)

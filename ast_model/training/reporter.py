@@ -9,7 +9,7 @@ from ast_model.checkpoints.checkpoint import LoopState, list_checkpoints
 from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, predictions_name, save_predictions
-from ast_model.training.job import TrainingJob
+from ast_model.training.job import Launcher, TrainingJob
 from ast_model.training.step_metrics import Metrics, StepResult
 
 log = logging.getLogger(__name__)
@@ -20,13 +20,15 @@ MAX_KEYS_SHOWN = 24
 class Reporter:
     """Logs on the main rank. Other ranks log only the keys of their samples in skipped steps."""
 
-    def __init__(self, job: TrainingJob, world: World):
-        self.job, self.world = job, world
+    def __init__(self, job: TrainingJob, world: World, launcher: Launcher):
+        self.job, self.world, self.launcher = job, world, launcher
 
     def log_steps(self, metrics: Metrics, step: int) -> None:
         """Log the finite metrics of a step. Steps count from the start of the run."""
         if self.world.is_main:
-            self.job.tracker.log_metrics(finite_metrics(metrics), step)
+            finite = finite_metrics(metrics)
+            self.job.tracker.log_metrics(finite, step)
+            self.launcher.report_steps(finite)
 
     def log_history(self, history: Sequence[Metrics]) -> None:
         """Log earlier epochs again after a resume, because a lost machine may not have sent their metrics.
@@ -64,9 +66,10 @@ class Reporter:
 
     def log_epoch(self, history: Sequence[Metrics], evaluation: Evaluation) -> None:
         """Log the last epoch of the history. Save its scores if it is the final or the best epoch so far."""
+        epoch = int(history[-1]["epoch"])
+        self.launcher.report_epoch(finite_metrics(history[-1]), f"{self.job.folder}/{LoopState(epoch=epoch).name}")
         if not self.world.is_main:
             return
-        epoch = int(history[-1]["epoch"])
         log.info("epoch %d: %s", epoch, _line(history[-1]))
         *before, score = (metrics[f"eval/{evaluation.main_metric}"] for metrics in history)
         if score > max(before, default=-math.inf):
@@ -76,9 +79,11 @@ class Reporter:
 
     def log_average(self, history: Sequence[Metrics], evaluation: Evaluation, num_averaged: int) -> None:
         """Log the metrics of the averaged weights, which are the last in the history, and save their scores."""
+        last = self.job.config.num_epochs
+        checkpoint = f"{self.job.average_folder}/{LoopState(epoch=last).name}"
+        self.launcher.report_epoch(finite_metrics(history[-1]), checkpoint)
         if not self.world.is_main:
             return
-        last = self.job.config.num_epochs
         log.info("average of epochs %d to %d: %s", last - num_averaged + 1, last, _line(history[-1]))
         self._save_predictions(AVERAGE, evaluation, last)
 

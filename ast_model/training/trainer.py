@@ -18,7 +18,7 @@ from ast_model.training.checks import check_average, check_ranks, check_same_job
 from ast_model.training.data import TeacherScores, TrainingData
 from ast_model.training.device import describe_device, set_matmul_precision
 from ast_model.training.estimate import EndEstimate
-from ast_model.training.job import StopSignal, TrainingJob
+from ast_model.training.job import Launcher, TrainingJob
 from ast_model.training.memory import resolve_micro_batch, step_bytes
 from ast_model.training.optimizer import set_learning_rate
 from ast_model.training.plan import TrainingPlan
@@ -40,7 +40,7 @@ class Trainer:
         self,
         job: TrainingJob,
         world: World,
-        stop_signal: StopSignal | None = None,
+        launcher: Launcher | None = None,
         teachers: TeacherScores | None = None,
     ):
         """Prepare the training, and restore the run's newest checkpoint if there is one.
@@ -49,7 +49,7 @@ class Trainer:
         first, once for all ranks.
         """
         check_ranks(job.config, world.size)
-        self.world, self.stop_signal = world, stop_signal or StopSignal()
+        self.world, self.launcher = world, launcher or Launcher()
         set_matmul_precision(job.config)
         self.state = TrainingState(initial_model(job), job.config, world)
         self.config = resolve_micro_batch(self.state, job.config, job.normalisation, world)
@@ -60,7 +60,7 @@ class Trainer:
         self._resume()
         self.stepper = Stepper(self.state, job.config, job.normalisation, world)
         self.saver = CheckpointWriter(job.store, job.folder, job.config.checkpoints, self.num_steps_done)
-        self.reporter = Reporter(job, world)
+        self.reporter = Reporter(job, world, self.launcher)
         self.reporter.log_history(self.state.loop.history)
         computed_gib = step_bytes(job.model, job.config, job.config.clips_per_micro_batch, world) / 2**30
         facts = {"device.memory_computed_gib": f"{computed_gib:.2f}"}
@@ -109,7 +109,7 @@ class Trainer:
             loop.step += 1
             # Ranks vote on stopping. Stop requests reach them at different times, but all ranks must leave at the same
             # step. Otherwise the remaining ranks would wait forever for gradients.
-            must_stop = stop_vote.next(self.stop_signal.is_stopping())
+            must_stop = stop_vote.next(self.launcher.is_stopping())
             if must_stop or metrics.is_due(loop.step):
                 metrics.close_window()
                 if must_stop or self._is_save_due():
@@ -140,7 +140,7 @@ class Trainer:
 
     def _is_save_due(self) -> bool:
         # Poll preemption on every rank, even if a checkpoint is due. The end of an epoch saves anyway.
-        preemption_imminent = self.stop_signal.preemption_imminent()
+        preemption_imminent = self.launcher.preemption_imminent()
         return preemption_imminent or (
             self.saver.is_due(self.num_steps_done) and self.state.loop.step < self.plan.num_steps
         )

@@ -6,7 +6,6 @@ import logging
 import os
 import pickle
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,22 +15,23 @@ import ray.train
 from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.config import LoggingConfig
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.distributed import BACKENDS, World, check_cuda, join_world, select_gloo_interface
-from ast_model.training.job import StopSignal
+from ast_model.distributed import BACKENDS, check_cuda, join_world, select_gloo_interface
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import configure_logging
 from jobs.command_line.settings import RayConfig
+from jobs.training.ray_launcher import DriverMailbox, RayLauncher
 from jobs.training.runs import TrackedJob, history_name, train_rank
+from pipeline.cluster.session import has_dashboard
 from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreError, TrainingError
 
 log = logging.getLogger(__name__)
 
-ASK_EVERY_S = 1.0
 QUICK_START_S = 5.0
 """Seconds to wait for workers before logging a warning."""
 GROW_EVERY_S = 60.0
@@ -39,64 +39,12 @@ GROW_EVERY_S = 60.0
 GROUP_START_TIMEOUT_S = "30"
 """Seconds for which Ray Train waits for its workers before it checks the cluster's resources again."""
 
+POLL_S = "0.5"
+"""Seconds between Ray Train's polls of its workers. A rank waits with a report until Ray has fetched the one before, so
+Ray's default of 2 s would slow down shorter epochs."""
+
 GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
 """Resources of the task that checks whether torch can use a GPU."""
-
-
-@ray.remote(num_cpus=0)
-class DriverMailbox:
-    """Messages between driver and workers: a stop request, attempts, and an error that only a person can fix."""
-
-    def __init__(self) -> None:
-        self._is_stopping = False
-        self._num_attempts = 0
-        self._error: AudioTaggingError | None = None
-
-    def ask_to_stop(self) -> None:
-        self._is_stopping = True
-
-    def is_stopping(self) -> bool:
-        return self._is_stopping
-
-    def count_attempt(self) -> None:
-        self._num_attempts += 1
-
-    def num_attempts(self) -> int:
-        return self._num_attempts
-
-    def post_error(self, error: AudioTaggingError) -> None:
-        self._error = error
-
-    def error(self) -> AudioTaggingError | None:
-        return self._error
-
-
-class RayStopSignal(StopSignal):
-    """Stop requests of the driver, and Ray's announcements of preempted nodes."""
-
-    def __init__(self, mailbox: Any, world: World, is_watching: bool):
-        self.mailbox, self.world, self.is_watching = mailbox, world, is_watching
-        self._answer: ray.ObjectRef | None = None
-        self._asked, self._known_preemption = 0.0, None
-
-    def is_stopping(self) -> bool:
-        """Return the latest answer of the mailbox, without waiting. Only the main rank polls it."""
-        if not self.world.is_main:
-            return False
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            answer, self._answer = self._answer, None
-            return ray.get(answer)
-        if self._answer is None and time.monotonic() - self._asked > ASK_EVERY_S:
-            self._asked, self._answer = time.monotonic(), self.mailbox.is_stopping.remote()
-        return False
-
-    def preemption_imminent(self) -> bool:
-        if not self.is_watching:
-            return False
-        preemption = ray.train.get_preemption_info()
-        is_new = preemption is not None and preemption != self._known_preemption
-        self._known_preemption = preemption
-        return is_new
 
 
 class NodeTorchConfig(TorchConfig):
@@ -175,10 +123,14 @@ def _check_gpu() -> None:
 
 
 def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
+    _forget_earlier_reports(job)
     fewest, most = config.num_workers
     is_watching = len(ray.nodes()) > 1  # a single node is preempted together with the driver
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(is_watching)))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_TIMEOUT_S)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
+    # Otherwise the dashboard's Train page stays empty. Without a dashboard, Ray logs that it can't reach it.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", str(int(has_dashboard())))
     return TorchTrainer(
         _train_worker,
         # Pickled here and loaded in `_train_worker`, which also reports errors of loading the snapshot.
@@ -197,11 +149,21 @@ def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=job.run,
-            storage_path=job.store.url(f"runs/{job.run}/ray"),
+            storage_path=job.store.url("runs"),
             failure_config=FailureConfig(max_failures=config.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
+
+
+def _forget_earlier_reports(job: TrackedJob) -> None:
+    """Remove Ray Train's record of reported checkpoints, which prevents a start once one of them is deleted.
+
+    Runs keep only the newest checkpoints and the best one, and resume by their own records.
+    """
+    record = f"runs/{job.run}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
+    if job.store.exists(record):
+        job.store.remove(record)
 
 
 def _wait_for_workers(config: RayConfig) -> None:
@@ -267,8 +229,8 @@ def _train_worker(loop_config: Mapping[str, Any]) -> None:
             if world.is_main:
                 ray.get(mailbox.count_attempt.remote())
             job = pickle.loads(loop_config["job"])
-            stop_signal = RayStopSignal(mailbox, world, loop_config["is_watching"])
-            train_rank(job, world, stop_signal)
+            launcher = RayLauncher(mailbox, world, loop_config["is_watching"])
+            train_rank(job, world, launcher)
     except StoreError:
         raise  # retry: the storage may recover
     except AudioTaggingError as error:

@@ -11,7 +11,7 @@ from ast_model.distributed import World
 from ast_model.tracking.publish import try_publish
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.checks import changed_settings, check_same_job, check_training
-from ast_model.training.job import StopSignal, TrainingJob
+from ast_model.training.job import Launcher, TrainingJob
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
@@ -142,11 +142,11 @@ def end_run_on_exit(job: TrackedJob) -> Iterator[None]:
         try_publish(job.tracker, job.snapshot, job.run)
 
 
-def train_rank(job: TrackedJob, world: World, stop_signal: StopSignal) -> list[Metrics]:
+def train_rank(job: TrackedJob, world: World, launcher: Launcher) -> list[Metrics]:
     """Train one rank of a run, from the run's newest checkpoint if it has one."""
     try:
         teachers = open_teachers(TrainingPlan(job.snapshot, job.config))
-        history = Trainer(job, world, stop_signal, teachers).run()
+        history = Trainer(job, world, launcher, teachers).run()
     finally:
         # On every rank: metrics left in the queue would be delayed until the next job on this machine.
         job.tracker.close()

@@ -7,7 +7,7 @@ import signal
 from ast_model.distributed import join_world
 from ast_model.tracking.server import connect
 from ast_model.training.checks import check_ranks
-from ast_model.training.job import StopSignal
+from ast_model.training.job import Launcher
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
 from jobs.command_line.run_names import new_run_name
@@ -36,17 +36,17 @@ def train(config: TrainJobConfig) -> None:
 
 def _train_under_torchrun(config: TrainJobConfig) -> list[Metrics]:
     """Train as one of torchrun's ranks. Only the main rank returns the history."""
-    stop_signal = SigtermStopSignal()
+    launcher = TorchrunLauncher()
     with join_world(config.ray.device_type) as world:
         job = world.broadcast_object(_open_run(config) if world.is_main else None)
         if not world.is_main:
-            train_rank(job, world, stop_signal)
+            train_rank(job, world, launcher)
             return []
         with end_run_on_exit(job):
-            return train_rank(job, world, stop_signal)
+            return train_rank(job, world, launcher)
 
 
-class SigtermStopSignal(StopSignal):
+class TorchrunLauncher(Launcher):
     """Stop requests by SIGTERM to this process."""
 
     def __init__(self) -> None:

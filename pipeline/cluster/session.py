@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import ray
+from ray._private.worker import get_dashboard_url
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError, describe
@@ -131,6 +132,11 @@ def count_processors(use_gpu: bool) -> int:
 def spans_hosts() -> bool:
     """Return whether tasks may run on other hosts, now or after the cluster grows: its nodes aren't on loopback."""
     return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} != {LOOPBACK}
+
+
+def has_dashboard() -> bool:
+    """Return whether the cluster runs Ray's dashboard."""
+    return bool(get_dashboard_url())
 
 
 def this_node() -> NodeAffinitySchedulingStrategy:

@@ -29,7 +29,7 @@ from ast_model.data.loader import Batch
 from ast_model.data.sampling import NUM_UNIFORMS
 from ast_model.distributed import World
 from ast_model.model import AST
-from ast_model.training.job import StopSignal, TrainingJob
+from ast_model.training.job import Launcher, TrainingJob
 from ast_model.training.memory import blank_batch, find_micro_batch
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper
@@ -58,7 +58,7 @@ class NoTracker:
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None: ...
 
 
-class StopAfter(StopSignal):
+class StopAfter(Launcher):
     def __init__(self, num_steps: int):
         self.num_steps = num_steps
 

@@ -16,7 +16,7 @@ from ast_model.tracking.run import start_run
 from ast_model.tracking.run_results import find_run
 from ast_model.tracking.server import PREPROCESSING, open_client, runs_page_url
 from ast_model.tracking.tags import MODEL_ID_TAG, ROOT_TAG, VARIANT_TAG
-from ast_model.training.job import StopSignal
+from ast_model.training.job import Launcher
 from jobs.command_line.run_names import new_run_name
 from jobs.compare import COMMAND_LINE as COMPARE
 from jobs.models import COMMAND_LINE as MODELS
@@ -96,7 +96,7 @@ def trainings(data: Snapshot) -> list[TrackedJob]:
     for train in RECIPES:
         job = begin_run(TrainJobConfig("demo", model=DEMO.model, train=train), data, new_run_name("demo"))
         with join_world("cpu") as world, end_run_on_exit(job):
-            train_rank(job, world, StopSignal())
+            train_rank(job, world, Launcher())
         trained.append(job)
     return trained
 

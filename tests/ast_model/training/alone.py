@@ -6,7 +6,7 @@ import torch
 
 from ast_model.checkpoints.checkpoint import Tensors, newest_checkpoint
 from ast_model.distributed import World
-from ast_model.training.job import StopSignal, TrainingJob
+from ast_model.training.job import Launcher, TrainingJob
 from ast_model.training.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -16,8 +16,8 @@ MakeJob = Callable[..., TrainingJob]
 """Type of the fixture `make_job`."""
 
 
-def train(job: TrainingJob, stop_signal: StopSignal | None = None) -> tuple[Trainer, list[dict[str, float]]]:
-    trainer = Trainer(job, ALONE, stop_signal)
+def train(job: TrainingJob, launcher: Launcher | None = None) -> tuple[Trainer, list[dict[str, float]]]:
+    trainer = Trainer(job, ALONE, launcher)
     return trainer, trainer.run()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ast_model.distributed import join_world
-from ast_model.training.job import StopSignal, TrainingJob
+from ast_model.training.job import Launcher, TrainingJob
 from ast_model.training.trainer import Trainer
 from pipeline.errors import StoppedError
 from pipeline.snapshots.snapshot import load_snapshot
@@ -34,7 +34,7 @@ class Recorder:
         pass
 
 
-class StopAt(StopSignal):
+class StopAt(Launcher):
     def __init__(self, num_steps: int) -> None:
         self.num_left = num_steps
 
@@ -49,9 +49,9 @@ def main(job_file: Path, out_file: Path) -> None:
     recorder = Recorder()
     with join_world("cpu") as world:
         job = TrainingJob(config, model, load_snapshot(store, snapshot_id), run, recorder)
-        stop_signal = StopAt(stop_at) if world.rank == world.size - 1 else None
+        launcher = StopAt(stop_at) if world.rank == world.size - 1 else None
         try:
-            history = Trainer(job, world, stop_signal).run()
+            history = Trainer(job, world, launcher).run()
         except StoppedError:
             history = []
         if world.is_main:

@@ -9,14 +9,14 @@ import torch
 from ast_model.config import CheckpointConfig, RegulariseConfig, ScheduleConfig
 from ast_model.distributed import World
 from ast_model.training.checks import changed_settings
-from ast_model.training.job import StopSignal
+from ast_model.training.job import Launcher
 from ast_model.training.trainer import Trainer
 from pipeline.errors import ConfigError, MismatchError, StoppedError
 from tests.ast_model.training.alone import ALONE, NUM_STEPS, MakeJob, final_state, train
 
 
 @dataclass
-class StopAt(StopSignal):
+class StopAt(Launcher):
     """Requests a stop after `num_steps` steps."""
 
     num_steps: int

@@ -21,7 +21,7 @@ from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConf
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, load_predictions, predictions_name
 from ast_model.losses import clip_losses
 from ast_model.training.checks import check_training
-from ast_model.training.job import StopSignal, TrainingJob
+from ast_model.training.job import Launcher, TrainingJob
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
@@ -91,7 +91,7 @@ class LostError(Exception):
     """Simulated loss of the machine."""
 
 
-class LoseIt(StopSignal):
+class LoseIt(Launcher):
     """Stop signal that loses the machine after `num_steps` steps."""
 
     def __init__(self, num_steps: int) -> None:
@@ -107,7 +107,7 @@ class LoseIt(StopSignal):
 def train_an_epoch(job: TrainingJob) -> None:
     """Train until an epoch's checkpoint is written, then lose the machine."""
     trainer = Trainer(job, ALONE)
-    trainer.stop_signal = LoseIt(trainer.plan.num_steps)
+    trainer.launcher = LoseIt(trainer.plan.num_steps)
     with pytest.raises(LostError):
         trainer.run()
 
@@ -245,7 +245,7 @@ def test_changing_the_number_of_ranks_keeps_the_samples(
     alone = make_job(snapshot, "changing")
     trainer = Trainer(alone, ALONE)
     assert trainer.state.loop.step == 2, "the others learn a step later that one wants to stop"
-    trainer.stop_signal = LoseIt(trainer.plan.num_steps)
+    trainer.launcher = LoseIt(trainer.plan.num_steps)
     with pytest.raises(LostError):
         trainer.run()
     second = train_two(snapshot, "changing", tmp_path)

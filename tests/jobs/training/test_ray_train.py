@@ -11,7 +11,7 @@ import psutil
 import pytest
 import ray
 import torch
-from ray.train import TrainingFailedError
+from ray.train import Result, TrainingFailedError
 
 from ast_model.checkpoints.checkpoint import (
     Checkpoint,
@@ -24,7 +24,7 @@ from ast_model.config import ASTConfig, CheckpointConfig, RegulariseConfig, Trai
 from ast_model.data.augment import AugmentConfig
 from ast_model.distributed import World
 from ast_model.tracking.run import TrackedRun
-from ast_model.training.job import StopSignal
+from ast_model.training.job import Launcher
 from jobs.command_line.run_names import new_run_name
 from jobs.command_line.settings import RayConfig
 from jobs.training import ray_train
@@ -130,9 +130,28 @@ def test_killed_worker_costs_only_steps_since_the_last_checkpoint(own: Snapshot)
     thread.join()
     assert [metrics["epoch"] for metrics in history] == [1, 2]
     whole = begin(make_config(), own)
-    expected = train_rank(whole, World(0, 1, torch.device("cpu")), StopSignal())
+    expected = train_rank(whole, World(0, 1, torch.device("cpu")), Launcher())
     for found, metrics in zip(history, expected, strict=True):
         assert found == pytest.approx(metrics, rel=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray reads its record so
+def test_reported_epochs_equal_mlflows_and_refer_to_the_stores_checkpoints(own: Snapshot) -> None:
+    job = begin(make_config(average_last_epochs=2), own)
+    with end_run_on_exit(job):
+        history = train_on_ray(job, RayConfig("2"))
+    reported = Result.from_path(own.store.url(f"runs/{job.run}"))
+    table = reported.metrics_dataframe
+    assert table is not None
+    assert [row.dropna().to_dict() for _, row in table.iterrows()] == history
+    for name in ("eval/mAP", "eval/average/mAP", "train/epoch_loss"):
+        logged = {point.step: point.value for point in job.tracker.client.get_metric_history(job.tracker.run_id, name)}
+        assert logged == table.set_index("epoch")[name].dropna().to_dict()
+    folders = [Path(checkpoint.path) for checkpoint, _ in reported.best_checkpoints or ()]
+    assert [folder.relative_to(own.store.root).parts[2] for folder in folders] == ["checkpoints"] * 2 + ["average"]
+    assert all((folder / "checkpoint.json").is_file() for folder in folders)
+    weights = Path(own.store.root, "runs", job.run).rglob("model.safetensors")
+    assert {file.parents[1].name for file in weights} == {"checkpoints", "average"}  # no copies elsewhere
 
 
 @pytest.mark.rehearsal
