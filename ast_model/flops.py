@@ -21,7 +21,7 @@ def forward_flops(model: ASTConfig, num_patches: int | None = None) -> int:
     """Count the operations in the matrix products of a forward pass over one sample. A multiply-add counts as two.
 
     num_patches: patches that remain after patchout; default: all. The last block reads all tokens but computes only the
-    extra tokens.
+    extra tokens, if the head reads no others.
     """
     num_tokens = (model.num_patches if num_patches is None else num_patches) + model.num_extra_tokens
     width = model.width
@@ -31,7 +31,8 @@ def forward_flops(model: ASTConfig, num_patches: int | None = None) -> int:
         return linear + 2 * num_out * num_tokens * width
 
     patches = model.num_patches * width * model.patch_freq * model.patch_time
-    blocks = (model.depth - 1) * block(num_tokens) + block(model.num_extra_tokens)
+    num_out = model.num_extra_tokens if model.pooling == "extra" else num_tokens
+    blocks = (model.depth - 1) * block(num_tokens) + block(num_out)
     return 2 * (blocks + patches + width * model.num_classes)
 
 
@@ -47,4 +48,5 @@ def count_parameters(model: ASTConfig) -> int:
     num_positions = 0 if model.fixed_positions else model.num_tokens
     tokens = width * (model.patch_freq * model.patch_time + 1) + (model.num_extra_tokens + num_positions) * width
     attention, mlp = 4 * (width + 1) * width, (width + 1) * hidden + (hidden + 1) * width
-    return tokens + model.depth * (attention + mlp + 2 * norm) + 2 * norm + (width + 1) * model.num_classes
+    num_norms = 2 * model.depth + model.patch_norm + model.input_norm + model.final_norm + 1
+    return tokens + model.depth * (attention + mlp) + num_norms * norm + (width + 1) * model.num_classes

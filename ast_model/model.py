@@ -6,7 +6,8 @@ P patches, N tokens (E extra tokens, then P patches), D width, H heads, C classe
 Sources: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021, with the sizes and the
 initialisation of DeiT (Touvron et al., 2021). With post-norm, one extra token and fixed positions, the model is EAT
 (Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI 2024). SSLAM (ICLR 2025) has
-the same shape.
+the same shape. With norms of the patches and of the input, no final norm and the mean of all tokens, it is
+AudioMosaic (Huang et al., ICML 2026), and with the mean of the patches AudioMAE (Huang et al., NeurIPS 2022).
 """
 
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class AST(nn.Module):
         self.config = config
         patch, stride = (config.patch_freq, config.patch_time), (config.freq_stride, config.time_stride)
         self.patch_embedding = nn.Conv2d(1, config.width, kernel_size=patch, stride=stride)
+        self.patch_norm = _norm(config, config.patch_norm)
         self.class_token = nn.Parameter(torch.empty(1, 1, config.width))
         if config.num_extra_tokens == 2:
             self.distillation_token = nn.Parameter(torch.empty(1, 1, config.width))
@@ -61,8 +63,9 @@ class AST(nn.Module):
             self.register_buffer("positions", fixed_positions(config, config.grid), persistent=False)
         else:
             self.positions = nn.Parameter(torch.empty(1, config.num_tokens, config.width))
+        self.input_norm = _norm(config, config.input_norm)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm = _norm(config, config.final_norm)
         self.head = Head(config)
         for token in self.parameters(recurse=False):
             nn.init.trunc_normal_(token, std=0.02)
@@ -76,9 +79,13 @@ class AST(nn.Module):
             return self.head(embedding_BD.float())
 
     def embed(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
-        """Return one embedding per clip (B, D): the mean of the extra tokens after the last block."""
-        # The last block skips the output patches, which the head does not read.
-        return self._tokens(fbank_BTM, drop_masks, self.config.num_extra_tokens).mean(dim=1)
+        """Return one embedding per clip (B, D): the mean of the pooled tokens after the last block."""
+        num_extra = self.config.num_extra_tokens
+        if self.config.pooling == "extra":
+            # The last block skips the output patches, which the head does not read.
+            return self._tokens(fbank_BTM, drop_masks, num_extra).mean(dim=1)
+        tokens_BND = self._tokens(fbank_BTM, drop_masks, None)
+        return tokens_BND[:, num_extra if self.config.pooling == "patches" else 0 :].mean(dim=1)
 
     def tokens(self, fbank_BTM: Tensor, drop_masks: DropMasks | None = None) -> Tensor:
         """Return all tokens after the last block and the final norm (B, N, D), patches in frequency-major order.
@@ -93,8 +100,7 @@ class AST(nn.Module):
         drop_masks = drop_masks or DropMasks()
         if drop_masks.kept_BK is not None:
             tokens_BND = _keep_patches(tokens_BND, drop_masks.kept_BK, self.config.num_extra_tokens)
-        if self.config.post_norm:
-            tokens_BND = self.norm(tokens_BND)
+        tokens_BND = self.norm(tokens_BND) if self.config.post_norm else self.input_norm(tokens_BND)
         for number, block in enumerate(self.blocks):
             scale_B2 = None if drop_masks.scale_BL is None else drop_masks.scale_BL[:, 2 * number : 2 * number + 2]
             num_out_here = num_out if block is self.blocks[-1] else None
@@ -107,7 +113,7 @@ class AST(nn.Module):
     def _embed_patches(self, fbank_BTM: Tensor) -> Tensor:
         config = self.config
         _check_shape(fbank_BTM, config)
-        patches_BPD = _embed_as_product(fbank_BTM.transpose(1, 2), self.patch_embedding)
+        patches_BPD = self.patch_norm(_embed_as_product(fbank_BTM.transpose(1, 2), self.patch_embedding))
         # Keep one parameter per extra token. Slices of a joint parameter would have strided gradients, which DDP copies
         # with a warning.
         # shape[0] instead of len(), which an export to ONNX would record as a constant.
@@ -197,6 +203,10 @@ class Head(nn.Module):
 
     def forward(self, embedding_BD: Tensor) -> Tensor:
         return self.linear(self.norm(embedding_BD))
+
+
+def _norm(config: ASTConfig, is_used: bool) -> nn.Module:
+    return nn.LayerNorm(config.width, eps=config.norm_eps) if is_used else nn.Identity()
 
 
 def _scale(change_BND: Tensor, scale_B11: Tensor | None) -> Tensor:

@@ -40,8 +40,9 @@ def kind_of(name: str) -> str:
 
 def operations(config: ASTConfig, size: int) -> dict[str, float]:
     """Count the operations of a step's matrix products and attention."""
-    # The last block computes the extra tokens only.
-    num_queries = (config.depth - 1) * config.num_tokens + config.num_extra_tokens
+    # The last block computes only the tokens that the head reads.
+    num_last = config.num_extra_tokens if config.pooling == "extra" else config.num_tokens
+    num_queries = (config.depth - 1) * config.num_tokens + num_last
     attention = 4 * num_queries * config.num_tokens * config.width
     whole = forward_flops(config)
     return {

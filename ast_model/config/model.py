@@ -1,13 +1,14 @@
 """Shape of the model, with presets for published sizes."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.config import check_above_0
 from pipeline.errors import ConfigError
 
 Grid = tuple[int, int]
 """Number of patches along frequency and time."""
+Pooling = Literal["extra", "patches", "all"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,26 @@ class ASTConfig:
     last block."""
     fixed_positions: bool = False
     """Use sine and cosine positions (EAT) instead of learned positions."""
+    patch_norm: bool = False
+    """Normalise patches before adding positions (AudioMosaic)."""
+    input_norm: bool = False
+    """Normalise tokens before the first block, in addition to its own norm (AudioMosaic)."""
+    final_norm: bool = True
+    """Normalise tokens after the last block. AudioMosaic and fine-tuned AudioMAE only have the head's norm."""
+    pooling: Pooling = "extra"
+    """Tokens to average for the head: the extra tokens (AST, EAT), the patches (AudioMAE), or all (AudioMosaic)."""
 
     def __post_init__(self) -> None:
-        check_above_0(self, [name for name, value in vars(self).items() if not isinstance(value, bool)], "model.")
+        check_above_0(self, [name for name, value in vars(self).items() if type(value) in (int, float)], "model.")
         if self.num_extra_tokens > 2 or (self.fixed_positions and self.width % 4):
             raise ConfigError(
                 "--model.num-extra-tokens must be at most 2, and --model.fixed-positions needs a --model.width that is"
                 f" a multiple of 4; found {self.num_extra_tokens} extra tokens and width {self.width}"
+            )
+        if self.post_norm and (self.input_norm or not self.final_norm):
+            raise ConfigError(
+                "--model.post-norm has its own LayerNorm before the first block and none after the last; omit"
+                " --model.input-norm and --model.no-final-norm"
             )
         if self.width % self.num_heads:
             raise ConfigError(f"--model.num-heads must divide --model.width {self.width}, found {self.num_heads}")
@@ -90,6 +104,18 @@ class ASTConfig:
         return cls._sized(
             overrides, **grid, num_extra_tokens=1, post_norm=True, fixed_positions=True, head_norm_eps=1e-6
         )
+
+    @classmethod
+    def audiomosaic(cls, **overrides: Any) -> "ASTConfig":
+        """Shape of AudioMosaic: 86 M parameters, patches without overlap, mean of all tokens."""
+        norms = {"patch_norm": True, "input_norm": True, "final_norm": False, "head_norm_eps": 1e-6}
+        return cls._sized(overrides, freq_stride=16, time_stride=16, num_extra_tokens=1, pooling="all", **norms)
+
+    @classmethod
+    def audiomae(cls, **overrides: Any) -> "ASTConfig":
+        """Shape of a fine-tuned AudioMAE: 86 M parameters, patches without overlap, mean of the patches."""
+        norms = {"final_norm": False, "head_norm_eps": 1e-6}
+        return cls._sized(overrides, freq_stride=16, time_stride=16, num_extra_tokens=1, pooling="patches", **norms)
 
     @classmethod
     def _sized(cls, overrides: dict[str, Any], **size: Any) -> "ASTConfig":

@@ -49,9 +49,13 @@ def adapt_weights(weights: Weights, described: ASTConfig | None, config: ASTConf
     if _has_colours(weights):
         weights["patch_embedding.weight"] = weights["patch_embedding.weight"].sum(dim=1, keepdim=True)
         notes.append("patch weights summed over the colours")
+    if not config.final_norm and weights.pop("norm.weight", None) is not None:
+        del weights["norm.bias"]
+        notes.append("final norm dropped, as in the fine-tuning of these weights")
     num_classes = len(weights.get("head.linear.weight", ()))
     if num_classes != config.num_classes:
-        _drop_head(weights)
+        if num_classes:
+            _drop_head(weights)
         notes.append(f"new head for {config.num_classes} classes, because the weights have {num_classes or 'none'}")
     return notes
 
@@ -83,18 +87,22 @@ def _has_colours(weights: Weights) -> bool:
     return weights["patch_embedding.weight"].shape[1] == 3
 
 
-def check_names(tensors: Mapping[str, Tensor], names: Mapping[str, Names], unused: Iterable[str]) -> None:
+def check_names(
+    tensors: Mapping[str, Tensor], names: Mapping[str, Names], unused: Iterable[str], optional: Names = ()
+) -> None:
     """Raise WeightsError for a missing or an unknown tensor. The head may be absent as a whole.
 
     names: the layout's names for each tensor of the model.
     unused: prefixes of tensors to ignore.
+    optional: tensors of the model that may exist without the rest of the head.
     """
-    has_head = any(theirs in tensors for ours in names if ours.startswith("head.") for theirs in names[ours])
-    wanted = [name for ours, theirs in names.items() if has_head or not ours.startswith("head.") for name in theirs]
+    of_head = {ours for ours in names if ours.startswith("head.") and ours not in optional}
+    has_head = any(theirs in tensors for ours in of_head for theirs in names[ours])
+    wanted = [name for ours, theirs in names.items() if has_head or ours not in of_head for name in theirs]
     if missing := [name for name in wanted if name not in tensors]:
         raise WeightsError(
-            f"expected a tensor {missing[0]}, found none ({len(missing)} tensors are missing); among DeiTs, only"
-            " distilled ones fit"
+            f"expected a tensor {missing[0]}, found none ({len(missing)} tensors are missing); among image models,"
+            " only distilled DeiTs fit"
         )
     extra = set(tensors).difference(wanted)
     if unknown := sorted(name for name in extra if not name.startswith(tuple(unused))):

@@ -16,8 +16,10 @@ from pipeline.errors import ConfigError, WeightsError
 Weights = dict[str, Tensor]
 """Tensors under the names of `AST`."""
 
-_DEIT_HEAD_WIDTH = 64
-"""Width of each attention head in DeiT, AST and EAT; the tensors alone do not tell the number of heads."""
+HEAD_WIDTH = 64
+"""Width of each attention head in DeiT, AST, EAT and AudioMosaic; the tensors alone do not tell the number of heads."""
+_STRUCTURE = ("post_norm", "num_extra_tokens", "fixed_positions", "patch_norm", "input_norm")
+_STRUCTURE_OF_HEAD = ("final_norm", "pooling")
 
 
 def read_description(description: Mapping[str, Any]) -> ASTConfig | None:
@@ -43,7 +45,7 @@ def describe_eat(weights: Weights, depth: int, positions: Tensor | None) -> ASTC
         num_frames=lengths.get(num_classes, ASTConfig.num_frames),
         width=width,
         depth=depth,
-        num_heads=max(1, width // _DEIT_HEAD_WIDTH),
+        num_heads=max(1, width // HEAD_WIDTH),
     )
     if positions is not None:
         num_freq = config.grid[0]
@@ -80,17 +82,21 @@ def check_eat_description(description: Mapping[str, Any], config: ASTConfig) -> 
             )
 
 
-def check_structure(found: ASTConfig, expected: ASTConfig) -> None:
-    """Raise WeightsError unless both configs have the same kind of blocks, tokens and positions."""
+def check_structure(found: ASTConfig, expected: ASTConfig, has_head: bool) -> None:
+    """Raise WeightsError unless both configs have the same kind of blocks, tokens and positions.
+
+    has_head: also compare the pooled tokens and the final norm, which pre-trained weights leave open.
+    """
     differing = [
         f"{flag_of(f'model.{name}')} {getattr(found, name)} (here {getattr(expected, name)})"
-        for name in ("post_norm", "num_extra_tokens", "fixed_positions")
+        for name in _STRUCTURE + (_STRUCTURE_OF_HEAD if has_head else ())
         if getattr(found, name) != getattr(expected, name)
     ]
     if differing:
         raise WeightsError(
-            f"the weights belong to another kind of model: {', '.join(differing)}. Use these settings (the preset"
-            " audioset_eat and finetune.py --size eat have EAT's), or start from other weights"
+            f"the weights belong to another kind of model: {', '.join(differing)}. Use these settings (the presets"
+            " audioset_eat and audioset_modern, and finetune.py --size, have EAT's and AudioMosaic's), or start from"
+            " other weights"
         )
 
 
@@ -102,7 +108,7 @@ def find_source_config(weights: Weights, depth: int, described: ASTConfig | None
     if described:
         return dataclasses.replace(described, num_classes=num_classes)
     width = weights["class_token"].shape[2]
-    shape = ASTConfig(num_classes, width=width, depth=depth, num_heads=max(1, width // _DEIT_HEAD_WIDTH))
+    shape = ASTConfig(num_classes, width=width, depth=depth, num_heads=max(1, width // HEAD_WIDTH))
     num_tokens = weights["positions"].shape[1]
     return next((config for config in published_shapes(shape) if config.num_tokens == num_tokens), None)
 

@@ -51,18 +51,29 @@ def read_config(description: Mapping[str, Any]) -> ASTConfig:
 
 def fits_hugging_face(config: ASTConfig) -> bool:
     """Return True if transformers' AST supports this shape."""
-    structure = (config.num_extra_tokens, config.post_norm, config.fixed_positions)
-    return config.patch_freq == config.patch_time and structure == (2, False, False)
+    structure = (
+        "num_extra_tokens",
+        "post_norm",
+        "fixed_positions",
+        "patch_norm",
+        "input_norm",
+        "final_norm",
+        "pooling",
+    )
+    default = ASTConfig()
+    has_structure = all(getattr(config, name) == getattr(default, name) for name in structure)
+    return config.patch_freq == config.patch_time and has_structure
 
 
 def describe_config(config: ASTConfig, labels: Sequence[str], loss: str = "bce") -> dict[str, Any]:
     """Return the content of `config.json`. Its single epsilon is `norm_eps`. Raises ConfigError for other shapes."""
     if not fits_hugging_face(config):
         raise ConfigError(
-            "expected square patches, two extra tokens, learned positions and LayerNorms before the branches, as in"
-            f" Hugging Face's AST; found patches of {config.patch_freq} bins × {config.patch_time} frames,"
-            f" {config.num_extra_tokens} extra tokens, {'fixed' if config.fixed_positions else 'learned'} positions and"
-            f" LayerNorms {'after' if config.post_norm else 'before'} them. Export this model to safetensors or ONNX"
+            "expected square patches, two extra tokens that the head reads, learned positions and LayerNorms before the"
+            " branches and after the last block only, as in Hugging Face's AST; found patches of"
+            f" {config.patch_freq} bins × {config.patch_time} frames, {config.num_extra_tokens} extra tokens,"
+            f" {'fixed' if config.fixed_positions else 'learned'} positions and a head for {config.pooling} tokens."
+            " Export this model to safetensors or ONNX"
         )
     return {
         "architectures": ["ASTForAudioClassification"],

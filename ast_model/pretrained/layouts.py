@@ -16,6 +16,7 @@ Tensors = Mapping[str, Tensor]
 Names = tuple[str, ...]
 
 _PARAMETERS = ("class_token", "distillation_token", "positions")
+_KINDS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,19 @@ def find_layout(tensors: Tensors) -> tuple[Layout, str]:
     """Return the layout and the prefix of a checkpoint. Raises WeightsError for an unknown layout."""
     for layout in (OWN, EAT, EAT_HUB, TIMM, HUGGING_FACE, HUGGING_FACE_5):
         if (prefix := layout.find_prefix(tensors)) is not None:
-            return layout, prefix
+            return (AUDIO_VIT if layout is TIMM and _is_audio_vit(tensors, prefix) else layout), prefix
     raise WeightsError(
-        "expected weights of an AST (this project's, the official ones or Hugging Face's), an EAT or a distilled DeiT, "
+        "expected weights of an AST (this project's, the official ones or Hugging Face's), an EAT, AudioMosaic,"
+        " AudioMAE or distilled DeiT, "
         f"found {'tensors such as ' + ', '.join(list(tensors)[:3]) if tensors else 'no tensors'}"
     )
+
+
+def _is_audio_vit(tensors: Tensors, prefix: str) -> bool:
+    """Return True for patches of one channel, unlike an image model, without an AST's second token and head."""
+    patches = tensors.get(f"{prefix}patch_embed.proj.weight")
+    is_ast = f"{prefix}dist_token" in tensors or "mlp_head.1.weight" in tensors
+    return not is_ast and patches is not None and patches.shape[1] == 1
 
 
 def to_layout(weights: Tensors, layout: Layout, depth: int, prefix: str) -> dict[str, Tensor]:
@@ -82,7 +91,7 @@ def from_layout(tensors: Tensors, names: Mapping[str, Names]) -> dict[str, Tenso
 def _expand(table: Mapping[str, str], depth: int, prefix: str = "") -> Iterator[tuple[str, Names]]:
     """Yield the table's entries for each block number and, for modules, for weight and bias."""
     for ours, theirs in table.items():
-        for ending in ("",) if ours in _PARAMETERS else (".weight", ".bias"):
+        for ending in ("",) if ours in _PARAMETERS else [f".{kind}" for kind in _KINDS]:
             for number in range(depth if "{}" in ours else 1):
                 names = tuple(prefix + name.format(number) + ending for name in theirs.split())
                 yield ours.format(number) + ending, names
@@ -107,12 +116,28 @@ TIMM = Layout(
     unused=("head.", "head_dist."),
 )
 
+_OPTIONAL_NORMS = tuple(f"{norm}.{kind}" for norm in ("patch_norm", "input_norm", "norm") for kind in _KINDS)
+
+AUDIO_VIT = Layout(
+    title="timm's layout of an audio transformer",  # of AudioMosaic and AudioMAE
+    body={
+        **{ours: theirs for ours, theirs in TIMM.body.items() if ours != "distillation_token"},
+        "patch_norm": "patch_embed.norm",
+        "input_norm": "norm_pre",
+    },
+    head={"head.norm": "fc_norm", "head.linear": "head"},
+    # Parts that only pre-training uses.
+    unused=("projector.", "online_classifier.", "logit_scale", "logit_bias", "decoder_", "mask_token"),
+    # AudioMosaic's pre-trained weights have the head's norm already.
+    optional=(*_OPTIONAL_NORMS, "head.norm.weight", "head.norm.bias"),
+)
+
 OWN = Layout(
     title="this project's layout",
-    body={name: name for name in TIMM.body},
+    body={name: name for name in (*TIMM.body, "patch_norm", "input_norm")},
     head={name: name for name in TIMM.head},
     unused=(),
-    optional=("distillation_token", "positions"),
+    optional=("distillation_token", "positions", *_OPTIONAL_NORMS),
 )
 
 _OF_EAT = "modality_encoders.IMAGE."

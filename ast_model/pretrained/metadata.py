@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ast_model.config import AUDIOSET_MEAN, AUDIOSET_STD, ASTConfig, Loss
+from ast_model.pretrained.front_end import read_statistics
 from ast_model.pretrained.hugging_face import MODEL_TYPE
-from ast_model.pretrained.published import find_published
+from ast_model.pretrained.published import AUDIOSET, find_published
 from ast_model.pretrained.weight_files import METADATA_KEY, WeightFile
 from pipeline.errors import InputError, MismatchError, WeightsError
 from pipeline.labels import Labels
@@ -40,9 +41,10 @@ def read_metadata(file: WeightFile, config: ASTConfig, labels: Labels | None = N
 
     config: shape of the checkpoint's model.
     labels: required if the checkpoint's classes are unknown; otherwise they must equal them, in order.
-    Raises InputError if the classes are unknown, MismatchError if `labels` differ from the checkpoint or the model.
+    Raises InputError if the classes are unknown, MismatchError if `labels` differ from the checkpoint or the model,
+    WeightsError if the JSON files next to the weights name another front end.
     """
-    metadata = read_stored_metadata(file) or _published_metadata(config, labels)
+    metadata = _with_front_end(file, config, read_stored_metadata(file) or _published_metadata(config, labels))
     if not metadata.labels and labels is None:
         raise InputError(
             "expected the names of the classes, found none in these weights and no published list for"
@@ -55,6 +57,28 @@ def read_metadata(file: WeightFile, config: ASTConfig, labels: Labels | None = N
     if len(names) != config.num_classes:
         raise MismatchError(f"expected {config.num_classes} labels, one per class of the model, found {len(names)}")
     return dataclasses.replace(metadata, labels=names)
+
+
+def _with_front_end(file: WeightFile, config: ASTConfig, metadata: ModelMetadata) -> ModelMetadata:
+    """Return `metadata` with the mean and std of the front end next to the weights."""
+    if statistics := read_statistics(file, config):
+        try:
+            return dataclasses.replace(metadata, mean=statistics[0], std=statistics[1])
+        except (TypeError, ValueError) as error:
+            raise WeightsError(f"expected a valid mean and std next to the weights: {error}") from error
+    if file.description.get("model_type") == MODEL_TYPE:
+        _check_default_statistics(config)
+    return metadata
+
+
+def _check_default_statistics(config: ASTConfig) -> None:
+    """Raise WeightsError unless the shape identifies a model for AudioSet, which has transformers' default values."""
+    if find_published(config) is not AUDIOSET:
+        raise WeightsError(
+            "expected preprocessor_config.json next to config.json, with the mean and std of the training data, found"
+            " none. transformers would use AudioSet's, which give wrong scores for a model of other data; add the file"
+        )
+    log.warning("no preprocessor_config.json; using AudioSet's mean %s and std %s", AUDIOSET_MEAN, AUDIOSET_STD)
 
 
 def _published_metadata(config: ASTConfig, labels: Labels | None) -> ModelMetadata:
@@ -107,15 +131,15 @@ def read_stored_metadata(file: WeightFile) -> ModelMetadata | None:
             loss = description.get("train", {}).get("loss", "bce")
             return ModelMetadata(tuple(description["labels"]["names"]), description["mean"], description["std"], loss)
         if description.get("model_type") == MODEL_TYPE:
-            return _hugging_face_metadata(description, file.features)
+            return _hugging_face_metadata(description)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"expected valid labels, mean and std next to the weights, found: {error!r}") from error
     return None
 
 
-def _hugging_face_metadata(config: Mapping[str, Any], features: Mapping[str, Any]) -> ModelMetadata:
-    """Return the metadata of a Hugging Face model, by default with AudioSet's statistics, as in transformers."""
+def _hugging_face_metadata(config: Mapping[str, Any]) -> ModelMetadata:
+    """Return the classes and the loss of a Hugging Face model, with AudioSet's statistics."""
     names = {int(index): name for index, name in config.get("id2label", {}).items()}
     labels = tuple(names[index] for index in range(len(names)))
     loss: Loss = "ce" if config.get("problem_type") == "single_label_classification" else "bce"
-    return ModelMetadata(labels, features.get("mean", AUDIOSET_MEAN), features.get("std", AUDIOSET_STD), loss)
+    return ModelMetadata(labels, AUDIOSET_MEAN, AUDIOSET_STD, loss)

@@ -42,6 +42,11 @@ def find_weights(path: Path) -> Path:
             raise WeightsError(f"expected one checkpoint in {path}, found {len(found)}; name one: {names}")
         if found:
             return min(found, key=lambda file: WEIGHT_FILES.index(file.name))
+    if shards := sorted(path.glob("*.index.json")):
+        raise WeightsError(
+            f"expected one file of weights in {path}, found a sharded checkpoint ({shards[0].name}). Save it once in"
+            " one file: in transformers, model.save_pretrained(folder, max_shard_size='20GB')"
+        )
     names = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
     raise WeightsError(f"expected {' or '.join(WEIGHT_FILES)} in {path}, found {names}; give the path of the file")
 

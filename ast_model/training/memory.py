@@ -34,14 +34,15 @@ def step_bytes(model: ASTConfig, config: TrainConfig, num_clips: int, world: Wor
     Counts the activations that the backward pass needs. These are the patches and, in each block, the float32 inputs of
     both LayerNorms. In the precision of the products, each block also stores the inputs of its four products, its
     queries, keys and values, and its MLP before the GELU. A block that is in its backward pass needs the same amount
-    again, except the last block, which computes only the extra tokens. Compiled code needs less memory. `math`
+    again, except a last block that computes only the extra tokens. Compiled code needs less memory. `math`
     attention needs far more, for the attention weights.
     """
     is_half = world.resolve(config.precision) in AUTOCAST_DTYPES
     num_tokens = config.regularise.num_kept_patches(model.grid) + model.num_extra_tokens
     half = 2 if is_half else 4
     block = (2 * 4 + (6 + 2 * model.mlp_ratio) * half) * model.width * num_tokens
-    kept = model.depth * 4 * model.width * num_tokens if config.activation_checkpointing else (model.depth - 1) * block
+    num_whole = model.depth - (model.pooling == "extra")
+    kept = model.depth * 4 * model.width * num_tokens if config.activation_checkpointing else num_whole * block
     patches = half * model.num_patches * model.patch_freq * model.patch_time
     bytes_per_parameter = BYTES_PER_PARAMETER + (4 if config.average_last_epochs else 0)
     bytes_per_parameter += 2 if is_half else 0  # autocast caches the weights in half precision

@@ -34,11 +34,12 @@ def make_optimizer(model: AST, config: TrainConfig) -> torch.optim.Adam:
 
 
 def _layer_of(name: str, depth: int) -> int:
-    """Return 0 for the patch embedding, 1 … depth for the blocks, depth + 1 for the final norm and the head."""
+    """Return 0 for the patch embedding, 1 … depth for the blocks, depth + 1 for other norms and the head."""
     first, *rest = name.split(".")
     if first == "blocks":
         return int(rest[0]) + 1
-    return depth + 1 if first in ("norm", "head") else 0
+    # The norm before the first block learns at the full rate, as in AudioMosaic's code.
+    return depth + 1 if first in ("input_norm", "norm", "head") else 0
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -19,9 +19,9 @@ class FinetuneConfig:
     """A table with the columns path,labels, or a folder with one folder of files per class."""
     init: str = ""
     """Initial weights: a checkpoint, a Hugging Face name, an official .pth, or DeiT's. Empty: random weights."""
-    size: Literal["nano", "tiny", "small", "base", "eat"] | None = None
+    size: Literal["nano", "tiny", "small", "base", "eat", "audiomosaic", "audiomae"] | None = None
     """Model size; an AST given by --init keeps its own. Default: nano for random weights, base for other --init.
-    eat suits the weights of EAT and SSLAM."""
+    eat, audiomosaic and audiomae suit pre-trained weights of EAT or SSLAM, AudioMosaic and AudioMAE."""
     head_only: Annotated[bool | None, tyro.conf.arg(metavar="| --no-head-only")] = None
     """Fit only the head, on stored embeddings: seconds instead of hours. Unset: do so without a GPU or with fewer than
     2,000 training clips, unless epochs, batch size or learning rate are set."""

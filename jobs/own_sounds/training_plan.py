@@ -23,6 +23,8 @@ SIZES = {
     "small": ASTConfig.small,
     "base": ASTConfig.base,
     "eat": ASTConfig.eat,
+    "audiomosaic": ASTConfig.audiomosaic,
+    "audiomae": ASTConfig.audiomae,
 }
 FRAME_GRID = 16
 """The number of frames is a multiple of this, the size of a patch."""

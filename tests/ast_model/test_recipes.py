@@ -57,6 +57,8 @@ def test_batch_of_192_follows_the_square_root_rule() -> None:
         recipes.demo().model,
         ASTConfig(50, 512, width=24, num_heads=2),
         ASTConfig.eat(width=64, num_heads=1),
+        ASTConfig.audiomosaic(width=64, num_heads=1),
+        ASTConfig.audiomae(width=64, num_heads=1, final_norm=True),
     ],
 )
 def test_parameter_count_matches_the_model(config: ASTConfig) -> None:

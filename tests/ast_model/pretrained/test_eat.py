@@ -86,7 +86,7 @@ class Harmful:
 def test_other_models_and_structures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "eat.pt"
     write_checkpoint(file)
-    with pytest.raises(WeightsError, match=r"--model\.post-norm True \(here False\).*preset audioset_eat"):
+    with pytest.raises(WeightsError, match=r"--model\.post-norm True \(here False\).*presets audioset_eat"):
         load_pretrained(file, ASTConfig(num_classes=NUM_CLASSES, width=WIDTH, depth=DEPTH, num_heads=1))
     save_file(AST(ASTConfig.nano(depth=1)).state_dict(), tmp_path / "ast.safetensors")
     with pytest.raises(WeightsError, match=r"--model\.post-norm False \(here True\)"):
