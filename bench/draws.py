@@ -55,7 +55,7 @@ def make_snapshot(store: Store) -> None:
     }
     labels = Labels(tuple(f"/m/{n}" for n in range(NUM_CLASSES)), tuple(f"Class {n}" for n in range(NUM_CLASSES)))
     stats = {"fbank_mean": -4.27, "fbank_std": 4.57}
-    manifest = {"settings": shard_settings(keep_audio=False)}
+    manifest = {"fingerprint": "bench", "settings": shard_settings(keep_audio=False), "split_counts": {}}
     checksums = {name: Checksum(257_536_000, f"{number:064x}") for number, name in enumerate(names)}
     index = pa.table(columns).cast(INDEX_SCHEMA)
     publish_snapshot(Snapshot(store, "", index, labels, stats, manifest, checksums), made_of="bench")

@@ -21,9 +21,9 @@ from pipeline.metadata import Metadata
 from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.shards.format import WRITTEN, digest_of, shard_settings
 from pipeline.shards.ledger import SIDECAR_COLUMNS, match_segments, read_checksums, read_sidecar_table
+from pipeline.snapshots.manifest import read_latest
 from pipeline.snapshots.snapshot import (
     INDEX_SCHEMA,
-    LATEST,
     Snapshot,
     multi_hot,
     publish_snapshot,
@@ -87,7 +87,7 @@ def _made_of(store: Store, metadata: Metadata, settings: Mapping[str, Any]) -> s
 def is_current(snapshot: Snapshot, metadata: Metadata, keep_audio: bool) -> bool:
     """Return True if rebuilding the latest snapshot would change nothing."""
     store = snapshot.store
-    if store.read_json(LATEST).get("made_of") != _made_of(store, metadata, shard_settings(keep_audio)):
+    if read_latest(store).get("made_of") != _made_of(store, metadata, shard_settings(keep_audio)):
         return False
     # Compare checksums, because a rebuilt shard keeps its name while its bytes may differ.
     return read_checksums(store, list(snapshot.checksums)) == snapshot.checksums

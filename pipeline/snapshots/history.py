@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import NoClipsError
 from pipeline.keys import positions_of
+from pipeline.snapshots.manifest import read_manifest
 from pipeline.snapshots.snapshot import Snapshot, latest_snapshot_id
 from pipeline.store.storage import Store
 
@@ -44,7 +45,7 @@ def list_snapshots(store: Store) -> list[SnapshotEntry]:
     for name in names:
         snapshot_id = name.split("/")[1]
         num_clips = store.read_json(f"{FOLDER}/{snapshot_id}/stats.json")["num_clips"]
-        split_counts = store.read_json(name)["split_counts"]
+        split_counts = read_manifest(store, name)["split_counts"]
         used_by = tuple(sorted(runs.get(snapshot_id, ())))
         entries.append(SnapshotEntry(snapshot_id, num_clips, split_counts, snapshot_id == latest, used_by))
     return sorted(entries, key=lambda entry: (entry.is_latest, sum(entry.num_clips.values()), entry.snapshot_id))

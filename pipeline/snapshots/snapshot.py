@@ -19,10 +19,10 @@ from pipeline.keys import positions_of
 from pipeline.labels import Labels, parse_labels
 from pipeline.shards.checksum import Checksum
 from pipeline.shards.format import digest_of, shard_settings
+from pipeline.snapshots.manifest import LATEST, encode_manifest, read_latest, read_manifest
 from pipeline.store.storage import Store, json_bytes
 from pipeline.store.tables import parquet_bytes
 
-LATEST = "latest.json"
 SELECTION_KEY = b"selection"
 PARTS = ("index.parquet", "labels.csv", "shards.parquet")
 INDEX_SCHEMA = pa.schema(
@@ -119,7 +119,7 @@ def publish_snapshot(unnamed: Snapshot, made_of: str, check_lease: Callable[[], 
     try:
         load_snapshot(store, snapshot.snapshot_id)  # do not rewrite an intact snapshot with this name
     except (NoClipsError, StoreError):
-        parts |= {"stats.json": json_bytes(snapshot.stats), "manifest.json": json_bytes(snapshot.manifest)}
+        parts |= {"stats.json": json_bytes(snapshot.stats), "manifest.json": encode_manifest(snapshot.manifest)}
         for name, data in parts.items():
             check_lease()
             store.write_bytes(f"{folder}/{name}", data)
@@ -200,7 +200,7 @@ def _selection_name(snapshot_id: str, digest: str) -> str:
 
 
 def latest_snapshot_id(store: Store) -> str | None:
-    return store.read_json(LATEST)["snapshot"] if store.exists(LATEST) else None
+    return read_latest(store)["snapshot"] if store.exists(LATEST) else None
 
 
 def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
@@ -225,7 +225,7 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
     labels = parse_labels(files["labels.csv"].decode(), f"{folder}/labels.csv")
     shards = pq.read_table(io.BytesIO(files["shards.parquet"])).to_pylist()
     checksums = {row["shard"]: Checksum(row["num_bytes"], row["digest"]) for row in shards}
-    manifest = store.read_json(f"{folder}/manifest.json")
+    manifest = read_manifest(store, f"{folder}/manifest.json")
     snapshot = Snapshot(store, snapshot_id, index, labels, stats, manifest, checksums)
     return _load_selection(snapshot, selection) if selection else snapshot
 

@@ -118,6 +118,7 @@ def test_a_whole_snapshot_of_the_same_clips_stays_as_it_was_written(
 ) -> None:
     name = f"snapshots/{snapshot.snapshot_id}/manifest.json"
     before = {**copy.read_json(name), "split_counts": {}}
+    del before["digest"]  # as in manifests of earlier versions
     copy.write_json(name, before)
     assert build_snapshot(copy, metadata, keep_audio=True).snapshot_id == snapshot.snapshot_id
     assert copy.read_json(name) == before
