@@ -34,6 +34,7 @@ from pipeline.measures.clip_measures import Measures
 from pipeline.records import Media, Segment, ShardPlan
 from pipeline.shards.format import ShardWriter
 from pipeline.sources import FolderSource
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 FILE_S, CLIP_MS, RATE_HZ, CLIP_RATE_HZ = 30, 10_000, 48_000, 16_000
@@ -143,7 +144,7 @@ def without_measuring() -> Iterator[None]:
 
 def convert_all(segments: list[Segment], source: FolderSource, folder: Path) -> float:
     """Return the CPU seconds of a conversion."""
-    plan = ShardPlan("bench", "eval", tuple(segments), (0,) * len(segments))
+    plan = ShardPlan(Shard("eval", "bench"), tuple(segments), (0,) * len(segments))
     conversion = Conversion(Store(str(folder)), source, FetchConfig(), keep_audio=False)
     seconds, report = timed(lambda: convert_shard(plan, conversion))
     assert getattr(report, "num_written", 0) == len(segments), report

@@ -35,6 +35,7 @@ from pipeline.measures.table import write_measures
 from pipeline.quality.duplicates.pair_table import duplicate_groups
 from pipeline.quality.duplicates.pairs import find_pairs
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 SHARD_CLIPS = 2000
@@ -63,7 +64,7 @@ def main() -> None:
 def search(what: str, keys_of_shards: dict[str, list[str]], store: Store) -> None:
     """Search what was written to a store, and print how well and at what cost."""
     keys = [key for keys in keys_of_shards.values() for key in keys]
-    shards = [f"shards/made/{shard}.tar" for shard, keys in keys_of_shards.items() for _ in keys]
+    shards = [Shard("made", shard).tar for shard, keys in keys_of_shards.items() for _ in keys]
     columns = {"key": pa.chunked_array([keys]), "shard": pa.chunked_array([pa.array(shards).dictionary_encode()])}
     snapshot = Snapshot(store, "made", pa.table(columns), Labels((), ()), {}, {}, {})
     del shards
@@ -103,7 +104,7 @@ def identity_of(key: str) -> str:
 
 
 def write_fingerprints(store: Store, shard: str, keys: Sequence[str], fingerprints: Sequence[bytes]) -> None:
-    write_measures(store, f"shards/made/{shard}", keys, [Measures(fingerprint=each) for each in fingerprints])
+    write_measures(store, Shard("made", shard), keys, [Measures(fingerprint=each) for each in fingerprints])
 
 
 def write_recorded(store: Store) -> dict[str, list[str]]:

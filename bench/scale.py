@@ -36,7 +36,7 @@ from pipeline.convert import Conversion
 from pipeline.preprocess import preprocess
 from pipeline.records import Reason, ShardPlan, ShardReport
 from pipeline.shards.checksum import Checksum
-from pipeline.shards.format import SidecarRow, shard_name, write_sidecar
+from pipeline.shards.format import SidecarRow, write_sidecar
 from pipeline.sources.rate_limit import Wait
 from pipeline.store.storage import Store
 
@@ -79,7 +79,7 @@ def write_metadata(folder: Path, share: float) -> int:
 
 def write_rows(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
     """Publish a shard's sidecar with plausible rows, without a tar."""
-    random = np.random.default_rng(len(plan.shard_id))
+    random = np.random.default_rng(len(plan.shard.shard_id))
     rows = []
     for place, segment in enumerate(plan.segments):
         is_written = random.random() < YIELD
@@ -104,11 +104,11 @@ def write_rows(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
                 **(content if is_written else {}),
             )
         )
-    name = shard_name(plan.split, plan.shard_id, "parquet")
+    name = plan.shard.sidecar
     write_sidecar(conversion.store, name, rows, conversion.fingerprint, Checksum(len(rows) * FBANK_BYTES, "0" * 64))
     num_written = sum(row.status == "written" for row in rows)
     failures = {Reason.NOT_FOUND: len(rows) - num_written}
-    return ShardReport(plan.shard_id, plan.split, len(rows), num_written, failures, 0, is_new=True)
+    return ShardReport(plan.shard, len(rows), num_written, failures, 0, is_new=True)
 
 
 class NoSource:

@@ -20,11 +20,11 @@ from pipeline.shards.format import (
     ShardWriter,
     SidecarRow,
     shard_fingerprint,
-    shard_name,
     write_sidecar,
 )
 from pipeline.snapshots.build import build_snapshot
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 NUM_CLASSES = 527
@@ -96,5 +96,5 @@ def _write_shard(
         writer.close()
         split, fingerprint = segments[0].split, shard_fingerprint(audio is not None)
         checksum = checksum_of(folder / "shard.tar")
-        store.publish(folder / "shard.tar", shard_name(split, shard_id, "tar"))
-        write_sidecar(store, shard_name(split, shard_id, "parquet"), rows, fingerprint, checksum)
+        store.publish(folder / "shard.tar", Shard(split, shard_id).tar)
+        write_sidecar(store, Shard(split, shard_id).sidecar, rows, fingerprint, checksum)

@@ -11,9 +11,10 @@ import sys
 from ast_model.recipes import Recipe
 from jobs.command_line.cli import CommandLine
 from jobs.command_line.presets import make_presets
-from jobs.command_line.settings import MINIATURE, RayConfig
+from jobs.command_line.settings import RayConfig
 from jobs.training.settings import AudioSetConfig
 from pipeline.config import PreprocessConfig
+from pipeline.store.layout import MINIATURE
 
 
 def make_config(name: str, recipe: Recipe, ray: RayConfig) -> AudioSetConfig:

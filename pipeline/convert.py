@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -20,28 +20,24 @@ from pipeline.shards.checksum import checksum_of
 from pipeline.shards.format import (
     FAILED,
     FBANK_DTYPE,
-    SIDECAR,
-    TAR,
     WRITTEN,
     ShardWriter,
     SidecarRow,
     digest_of,
     read_sidecar,
     shard_fingerprint,
-    shard_name,
     write_sidecar,
 )
-from pipeline.shards.journal import SEGMENT_NAMES, ClipResult, Journal
+from pipeline.shards.journal import ClipResult, Journal
 from pipeline.sources import Source
 from pipeline.sources.fetch import OUTAGE_REASONS, Fetcher, fetch_ahead
 from pipeline.sources.rate_limit import MAX_FAILURES_IN_A_ROW, LocalRateLimiter, RateLimiter, Wait
+from pipeline.store.layout import Shard
 from pipeline.store.lock import LeaseGuard
 from pipeline.store.storage import Store
 
 SHORT = "short"
 """Detail of a written clip if its media ended before its segment."""
-RESULT_NAMES = ("status", "reason", "detail", "attempts", "source")
-"""Fields that `ClipResult` and `SidecarRow` share."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,8 @@ class Conversion:
     def fetcher(self) -> Fetcher:
         return Fetcher(self.source, self.fetch, self.limiter)
 
-    def journal(self, split: str, shard_id: str) -> Journal:
-        return Journal(self.store, self.fingerprint, split, shard_id, self.lease)
+    def journal(self, shard: Shard) -> Journal:
+        return Journal(self.store, self.fingerprint, shard, self.lease)
 
     def check_lease(self) -> None:
         """Raise LeaseError if another run took over the store."""
@@ -80,8 +76,8 @@ def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait
     journal of a killed attempt. Returns a Wait if all addresses cool down. Finished clips then stay in the journal.
     Raises StoreError if the shard can't be written, LeaseError if another run took over the store.
     """
-    journal = conversion.journal(plan.split, plan.shard_id)
-    report = report_of_existing(conversion.store, plan.split, plan.shard_id)
+    journal = conversion.journal(plan.shard)
+    report = report_of_existing(conversion.store, plan.shard)
     if report is None:
         report = write_shard(plan, conversion, _convert_clips(plan, conversion, journal))
     if isinstance(report, ShardReport):
@@ -95,17 +91,14 @@ def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardRepo
 
     The run's plan is lost, and a new plan may distribute the same clips differently.
     """
-    sidecar = shard_name(journal.split, journal.shard_id, "parquet")
-    results = [] if conversion.store.exists(sidecar) else list(journal.read())
+    results = [] if conversion.store.exists(journal.shard.sidecar) else list(journal.read())
     if not results:  # the run died while clearing the journal, or its first part was lost
         journal.clear()
         return None
     segments = tuple(result.segment for result in results)
     shard_id = digest_of([[segment.key, segment.end_ms, journal.folder] for segment in segments])
-    plan = ShardPlan(shard_id, segments[0].split, segments, (0,) * len(segments))
-    report = report_of_existing(conversion.store, plan.split, plan.shard_id) or write_shard(
-        plan, conversion, iter(results)
-    )
+    plan = ShardPlan(Shard(segments[0].split, shard_id), segments, (0,) * len(segments))
+    report = report_of_existing(conversion.store, plan.shard) or write_shard(plan, conversion, iter(results))
     assert isinstance(report, ShardReport), "journals contain no Wait"
     journal.clear()
     return report
@@ -113,7 +106,7 @@ def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardRepo
 
 def write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipResult | Wait]) -> ShardReport | Wait:
     """Write results to a tar as they arrive, then publish it with measures and sidecar. A Wait is returned at once."""
-    store, shard = conversion.store, shard_name(plan.split, plan.shard_id, "tar").removesuffix(TAR)
+    store, shard = conversion.store, plan.shard
     rows, measures = list[SidecarRow](), dict[str, Measures]()
     with store.scratch() as folder:
         tar = folder / "shard.tar"
@@ -122,26 +115,37 @@ def write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipR
                 for result in results:
                     if isinstance(result, Wait):
                         return result
-                    segment, fields = result.segment, dict[str, Any]()
+                    members = dict[str, Any]()
                     if result.status == WRITTEN:
                         fbank_TM = np.frombuffer(result.fbank, FBANK_DTYPE).reshape(-1, NUM_MEL_BINS)
-                        fields = writer.write(segment, fbank_TM, result.audio or None, result.source)
-                        measures[segment.key] = _measures_of(result, fbank_TM)
-                    fields |= {name: getattr(segment, name) for name in SEGMENT_NAMES}
-                    fields |= {name: getattr(result, name) for name in RESULT_NAMES}
-                    rows.append(SidecarRow(key=segment.key, **fields))
+                        members = writer.write(result.segment, fbank_TM, result.audio or None, result.source)
+                        measures[result.segment.key] = _measures_of(result, fbank_TM)
+                    rows.append(_sidecar_row(result, members))
         except OSError as error:
             hint = "; free some space on that disk" if is_disk_full(error) else ""
             raise StoreError(f"can't write {tar}: {type(error).__name__}: {error}{hint}") from error
         checksum = checksum_of(tar)
         if measures:
-            store.publish(tar, shard + TAR, conversion.check_lease)
+            store.publish(tar, shard.tar, conversion.check_lease)
             write_measures(store, shard, list(measures), list(measures.values()))
         conversion.check_lease()
         # Write the sidecar last, because it marks the shard as finished.
-        write_sidecar(store, shard + SIDECAR, rows, conversion.fingerprint, checksum)
-    outcomes = [(row.status, row.reason) for row in rows]
-    return _report(plan.split, plan.shard_id, outcomes, checksum.num_bytes, is_new=True)
+        write_sidecar(store, shard.sidecar, rows, conversion.fingerprint, checksum)
+    return _report(shard, [(row.status, row.reason) for row in rows], checksum.num_bytes, is_new=True)
+
+
+def _sidecar_row(result: ClipResult, members: dict[str, Any]) -> SidecarRow:
+    """Describe a result. `members`: fields from `ShardWriter.write`, none for a failure."""
+    return SidecarRow(
+        key=result.segment.key,
+        **asdict(result.segment),
+        status=result.status,
+        reason=result.reason or "",
+        detail=result.detail,
+        attempts=result.attempts,
+        source=result.source,
+        **members,
+    )
 
 
 def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) -> Iterator[ClipResult | Wait]:
@@ -182,7 +186,7 @@ def _without_outage(results: Sequence[ClipResult]) -> Sequence[ClipResult]:
 
 def _measures_of(result: ClipResult, fbank_TM: np.ndarray) -> Measures:
     if result.measures:
-        return Measures.from_bytes(result.measures)
+        return Measures(**result.measures)
     from pipeline.measures.measure import measure_stored  # see `convert_clip`
 
     return measure_stored(fbank_TM, result.audio)
@@ -203,32 +207,30 @@ def convert_clip(segment: Segment, media: Media | Failure, attempts: int, keep_a
         clip = media if isinstance(media, Failure) else decode_segment(media, segment.start_ms, segment.end_ms)
         source = media.source
         if isinstance(clip, Failure):
-            return ClipResult(segment, FAILED, attempts, clip.reason.value, clip.detail, source)
+            return ClipResult(segment, FAILED, attempts, clip.reason, clip.detail, source)
         fbank_TM = compute_fbank(torch.from_numpy(clip.waveform)).numpy().astype(FBANK_DTYPE)
         audio = encode_flac(clip.waveform) if keep_audio else b""
-        measures = measure_clip(clip.waveform, fbank_TM, clip.media).to_bytes()
+        measures = asdict(measure_clip(clip.waveform, fbank_TM, clip.media))
     except AudioTaggingError:
         raise
     except Exception as error:
         raise RuntimeError(f"can't convert clip {segment.key}: {type(error).__name__}: {error}") from error
     detail = SHORT if clip.is_short else ""
-    return ClipResult(segment, WRITTEN, attempts, "", detail, source, fbank_TM.tobytes(), audio, measures)
+    return ClipResult(segment, WRITTEN, attempts, None, detail, source, fbank_TM.tobytes(), audio, measures)
 
 
-def report_of_existing(store: Store, split: str, shard_id: str) -> ShardReport | None:
+def report_of_existing(store: Store, shard: Shard) -> ShardReport | None:
     """Return the report of a shard that is in the store, None if it isn't."""
-    sidecar = shard_name(split, shard_id, "parquet")
-    if not store.exists(sidecar):
+    if not store.exists(shard.sidecar):
         return None
-    rows = read_sidecar(store, sidecar, ["status", "reason"]).to_pylist()
-    return _report(split, shard_id, [(row["status"], row["reason"]) for row in rows], num_bytes=0, is_new=False)
+    rows = read_sidecar(store, shard.sidecar, ["status", "reason"]).to_pylist()
+    return _report(shard, [(row["status"], row["reason"]) for row in rows], num_bytes=0, is_new=False)
 
 
-def _report(split: str, shard_id: str, results: list[tuple[str, str]], num_bytes: int, is_new: bool) -> ShardReport:
+def _report(shard: Shard, results: list[tuple[str, str]], num_bytes: int, is_new: bool) -> ShardReport:
     failures = Counter(Reason(reason) for status, reason in results if status == FAILED)
     return ShardReport(
-        shard_id=shard_id,
-        split=split,
+        shard=shard,
         num_planned=len(results),
         num_written=len(results) - failures.total(),
         failures=dict(failures),

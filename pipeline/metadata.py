@@ -18,12 +18,10 @@ from pipeline.errors import InputError, describe_storage_error
 from pipeline.keys import has_repeats, positions_of
 from pipeline.labels import Labels, read_labels
 from pipeline.segments import join_tables, read_segment_table
+from pipeline.store.layout import CLASSES, CLASSES_FILE, METADATA, SEGMENTS_SUFFIX, name_in, segments_file
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
-FOLDER = "metadata"
-LABELS_FILE = "class_labels_indices.csv"
-SEGMENTS_SUFFIX = "_segments.csv"
 NUM_NAMED = 10
 
 
@@ -57,22 +55,22 @@ def load_metadata(
     check_lease: called right before a file is published; raises LeaseError if another run took over the store.
     """
     address = config.metadata.rstrip("/")
-    names = [LABELS_FILE, *(split + SEGMENTS_SUFFIX for split in config.splits)]
+    names = [CLASSES_FILE, *(split + SEGMENTS_SUFFIX for split in config.splits)]
     with store.scratch() if store else tempfile.TemporaryDirectory() as folder:
         files = {name: _copy(f"{address}/{name}", Path(folder) / name) for name in names}
-        labels = read_labels(str(files[LABELS_FILE]))
+        labels = read_labels(str(files[CLASSES_FILE]))
         segments = join_tables(read_segment_table(str(files[name]), where=f"{address}/{name}") for name in names[1:])
         _check_labels(segments, labels, address)
         _check_splits(segments, address)
         digests = [_digest_of(file) for file in files.values()]
         if store:
             for name, file in files.items():
-                _publish_if_new(file, f"{FOLDER}/{name}", store, check_lease)
+                _publish_if_new(file, f"{METADATA}/{name}", store, check_lease)
             # Names are sorted. Their order decides the split of a segment that is in two files.
             for name in stored_splits(store):
                 if name not in config.splits:
                     file = Path(folder) / "other.csv"
-                    store.fetch(f"{FOLDER}/{name}{SEGMENTS_SUFFIX}", file)
+                    store.fetch(segments_file(name), file)
                     digests.append(_digest_of(file))
                     segments = _add_split(segments, read_segment_table(str(file), split=name), labels, name)
     return Metadata(labels, segments, hashlib.sha256("".join(digests).encode()).hexdigest())
@@ -80,14 +78,14 @@ def load_metadata(
 
 def read_stored_metadata(store: Store, splits: Sequence[str]) -> Metadata:
     """Read the classes and the segments of splits from a store."""
-    labels = read_labels(store.url(f"{FOLDER}/{LABELS_FILE}"))
-    tables = [read_segment_table(store.url(f"{FOLDER}/{split}{SEGMENTS_SUFFIX}")) for split in splits]
+    labels = read_labels(store.url(CLASSES))
+    tables = [read_segment_table(store.url(segments_file(split))) for split in splits]
     return Metadata(labels, join_tables(tables), digest="")
 
 
 def stored_splits(store: Store) -> list[str]:
-    names = store.list(FOLDER, SEGMENTS_SUFFIX)
-    return [name.removeprefix(f"{FOLDER}/").removesuffix(SEGMENTS_SUFFIX) for name in names]
+    names = store.list(METADATA, SEGMENTS_SUFFIX)
+    return [name_in(METADATA, name).removesuffix(SEGMENTS_SUFFIX) for name in names]
 
 
 def _copy(address: str, file: Path) -> Path:
@@ -139,7 +137,7 @@ def _check_labels(segments: pa.Table, labels: Labels, address: str) -> None:
     if unknown:
         raise InputError(
             f"{address}: {len(unknown)} labels of the segments are not among the {len(labels)} classes of"
-            f" {LABELS_FILE}: {', '.join(unknown[:NUM_NAMED])}. Use files of the same release"
+            f" {CLASSES_FILE}: {', '.join(unknown[:NUM_NAMED])}. Use files of the same release"
         )
 
 

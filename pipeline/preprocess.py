@@ -209,8 +209,8 @@ def convert_all(
     def should_stop(wait_s: float) -> bool:
         return conversion.limiter.status().idle_s + wait_s > config.rate_limit.max_idle_s
 
-    def count_parts(shard: ShardPlan) -> int:
-        journal = Journal(conversion.store, conversion.fingerprint, shard.split, shard.shard_id)
+    def count_parts(plan: ShardPlan) -> int:
+        journal = Journal(conversion.store, conversion.fingerprint, plan.shard)
         return journal.count_parts()
 
     with show_progress("fetch and convert", report.num_planned, "clips", start=report.num_decided) as progress:
@@ -222,13 +222,13 @@ def convert_all(
             should_stop=should_stop,
             progress_of=count_parts,
         )
-        for shard, outcome in tasks:
+        for plan, outcome in tasks:
             if lease:
                 lease.check()
             if isinstance(outcome, ConfigError | LeaseError):  # all shards would fail
                 raise outcome
             num_done += 1
-            _count(shard, outcome, report, progress)
+            _count(plan, outcome, report, progress)
             num_refused = sum(isinstance(error, StoreError) for error in report.errors.values())
             if num_refused == MAX_REFUSED_SHARDS or len(report.errors) == len(plans):
                 raise _too_many_failures(report)
@@ -251,14 +251,14 @@ def convert_all(
     )
 
 
-def _count(shard: ShardPlan, outcome: ShardReport | Exception, report: PreprocessReport, progress: Progress) -> None:
+def _count(plan: ShardPlan, outcome: ShardReport | Exception, report: PreprocessReport, progress: Progress) -> None:
     if isinstance(outcome, Exception):
         if not isinstance(outcome, AudioTaggingError):
-            log.error("shard %s failed: %s: %s", shard.shard_id, type(outcome).__name__, outcome)
-        report.errors[shard.shard_id] = outcome
+            log.error("shard %s failed: %s: %s", plan.shard.shard_id, type(outcome).__name__, outcome)
+        report.errors[plan.shard.shard_id] = outcome
     else:
         report.add(outcome)
-    progress.advance(len(shard.segments), f"{report.failures.total()} failed")
+    progress.advance(len(plan.segments), f"{report.failures.total()} failed")
 
 
 def _too_many_failures(report: PreprocessReport) -> AudioTaggingError:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from pipeline.store.layout import Shard
+
 CLIPS_PER_PART = 8
 """Number of clips per journal part. A killed worker loses at most this many finished clips."""
 
@@ -116,8 +118,7 @@ class Media:
 class ShardPlan:
     """The segments of one shard, which are a unit of work."""
 
-    shard_id: str
-    split: str
+    shard: Shard
     segments: tuple[Segment, ...]
     attempts: tuple[int, ...]
     """Number of attempts at each segment in earlier runs."""
@@ -127,8 +128,7 @@ class ShardPlan:
 class ShardReport:
     """Result of one shard plan."""
 
-    shard_id: str
-    split: str
+    shard: Shard
     num_planned: int
     num_written: int
     failures: dict[Reason, int]

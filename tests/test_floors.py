@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 ROOMS = """
     pipeline:
-        errors records config
-        keys store labels segments weights fbank_settings fbank backoff progress page ahead
+        errors store records config
+        keys labels segments weights fbank_settings fbank backoff progress page ahead
         metadata audio sources shards snapshots reading measures quality recordings miniature
         cluster convert copies preprocess
 

@@ -32,9 +32,9 @@ from ast_model.pretrained.weight_files import read_weights
 from pipeline.errors import CorruptError
 from pipeline.shards.format import digest_of
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.layout import EmbeddingFiles
 from pipeline.store.storage import Store
 
-FOLDER = "embeddings"
 NUM_CHUNKS = 64
 """Target number of tasks per snapshot. `MIN_CHUNK_CLIPS` and `MAX_CHUNK_CLIPS` take precedence."""
 MIN_CHUNK_CLIPS, MAX_CHUNK_CLIPS = 8, 1024
@@ -59,12 +59,8 @@ class EmbeddingPlan:
     normalisation: Normalisation
 
     @property
-    def folder(self) -> str:
-        return f"{FOLDER}/{self.name}"
-
-    @property
-    def model_name(self) -> str:
-        return f"{self.folder}/model.safetensors"
+    def files(self) -> EmbeddingFiles:
+        return EmbeddingFiles(self.name)
 
     @property
     def chunk_clips(self) -> int:
@@ -79,12 +75,9 @@ class EmbeddingPlan:
         """Rows of the chunk that starts at `first`."""
         return np.arange(first, min(first + self.chunk_clips, self.num_clips))
 
-    def chunk_name(self, first: int) -> str:
-        return f"{self.folder}/{first:09d}.npy"
-
     def missing_chunks(self) -> list[int]:
-        there = set(self.store.list(self.folder, ".npy"))
-        return [first for first in self.chunks if self.chunk_name(first) not in there]
+        there = set(self.store.list(self.files.folder, ".npy"))
+        return [first for first in self.chunks if self.files.chunk(first) not in there]
 
 
 def weights_digest(model: AST) -> str:
@@ -130,7 +123,7 @@ def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = N
             parts.append(torch.stack(views, dim=1).float().cpu().numpy())
     out = io.BytesIO()
     np.save(out, np.concatenate(parts), allow_pickle=False)
-    plan.store.write_bytes(plan.chunk_name(first), out.getvalue())
+    plan.store.write_bytes(plan.files.chunk(first), out.getvalue())
     return time.monotonic() - started_s
 
 
@@ -152,7 +145,7 @@ def _views(
 def _open(plan: EmbeddingPlan, device: torch.device) -> tuple[AST, BatchReader]:
     """Load the model and open the clips, once per process."""
     snapshot = load_snapshot(plan.store, plan.snapshot_id)
-    address = plan.store.url(plan.model_name)
+    address = plan.store.url(plan.files.model)
     model = fit_weights(read_weights(address), address).to(device)
     rows = np.arange(plan.num_clips)
     reader = BatchReader(open_reader(snapshot, CacheConfig()), rows, snapshot.targets(rows), model.config.num_frames)
@@ -163,11 +156,11 @@ def read_embeddings(plan: EmbeddingPlan) -> np.ndarray:
     """Read all embeddings (N, V, D). Raises CorruptError if chunks are missing or cut short."""
     if missing := plan.missing_chunks():
         raise CorruptError(
-            f"expected {len(plan.chunks)} chunks in {plan.store.url(plan.folder)}, but {len(missing)} are missing"
+            f"expected {len(plan.chunks)} chunks in {plan.store.url(plan.files.folder)}, but {len(missing)} are missing"
         )
     parts = []
     for first in plan.chunks:
-        name = plan.chunk_name(first)
+        name = plan.files.chunk(first)
         try:
             part = np.load(io.BytesIO(plan.store.read_bytes(name)), allow_pickle=False)
         except (ValueError, EOFError) as error:
@@ -177,6 +170,6 @@ def read_embeddings(plan: EmbeddingPlan) -> np.ndarray:
     if found.shape[:2] != (plan.num_clips, plan.num_views):
         raise CorruptError(
             f"expected embeddings of {plan.num_clips} clips in {plan.num_views} views in"
-            f" {plan.store.url(plan.folder)}, found {found.shape}; remove the folder and run again"
+            f" {plan.store.url(plan.files.folder)}, found {found.shape}; remove the folder and run again"
         )
     return found

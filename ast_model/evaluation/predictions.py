@@ -13,6 +13,7 @@ from ast_model.metrics import tagging_metrics
 from pipeline.errors import CorruptError
 from pipeline.labels import Labels
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import RunFiles
 from pipeline.store.storage import Store
 
 BEST, LAST, AVERAGE = "best", "last", "average"
@@ -55,7 +56,7 @@ class Predictions:
 
 def predictions_name(run: str, name: str) -> str:
     """Return the name in the store of a run's predictions; `name` is BEST, LAST or AVERAGE."""
-    return f"runs/{run}/evaluations/{name}.npz"
+    return RunFiles(run).evaluation(name)
 
 
 def make_predictions(

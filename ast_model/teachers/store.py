@@ -10,7 +10,6 @@ import os
 import weakref
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,9 @@ from pipeline.labels import Labels
 from pipeline.reading.cache import ShardCache
 from pipeline.shards.checksum import Checksum, checksum_of
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import TEACHER_RECORD, TEACHERS, TeacherFiles
 from pipeline.store.storage import Store
 from pipeline.store.tables import parquet_bytes
-
-FOLDER = "teachers"
-SCORES, KEYS, RECORD = "scores.npy", "keys.parquet", "teacher.json"
 
 
 class ScoreRows:
@@ -118,48 +115,49 @@ class Teacher:
     sources: tuple[str, ...]
     """Imported files."""
 
-    @cached_property
-    def folder(self) -> str:
-        return f"{FOLDER}/{self.name}"
+    @property
+    def files(self) -> TeacherFiles:
+        return TeacherFiles(self.name)
 
 
 def check_name(store: Store, name: str) -> None:
     """Raise ConfigError for a malformed name or the name of an existing teacher."""
     if not name or "/" in name or name.startswith("."):
         raise ConfigError(f"expected a --name without a slash, found {name!r}")
-    if store.exists(f"{FOLDER}/{name}/{RECORD}"):
-        raise ConfigError(f"expected a new --name, found a teacher {store.url(f'{FOLDER}/{name}')}; remove it first")
+    files = TeacherFiles(name)
+    if store.exists(files.record):
+        raise ConfigError(f"expected a new --name, found a teacher {store.url(files.folder)}; remove it first")
 
 
 def publish_teacher(store: Store, file: Path, keys: pa.ChunkedArray, facts: dict[str, Any]) -> Teacher:
     """Move a complete file of scores to the store, then write the keys and the record."""
     checksum = checksum_of(file)
     teacher = Teacher(**facts, num_clips=len(keys), num_bytes=checksum.num_bytes, digest=checksum.digest)
-    store.publish(file, f"{teacher.folder}/{SCORES}")
-    store.write_bytes(f"{teacher.folder}/{KEYS}", parquet_bytes(pa.table({"key": keys})))
-    store.write_json(f"{teacher.folder}/{RECORD}", asdict(teacher))
+    store.publish(file, teacher.files.scores)
+    store.write_bytes(teacher.files.keys, parquet_bytes(pa.table({"key": keys})))
+    store.write_json(teacher.files.record, asdict(teacher))
     return teacher
 
 
 def list_teachers(store: Store) -> list[Teacher]:
     """Load the records of all teachers in a store."""
-    return [_parse(store, name) for name in store.list(FOLDER, f"/{RECORD}")]
+    return [_parse(store, name) for name in store.list(TEACHERS, f"/{TEACHER_RECORD}")]
 
 
 def load_teacher(store: Store, name: str, labels: Labels) -> Teacher:
     """Load a teacher's record. Raises ConfigError if it does not exist, MismatchError if its classes differ."""
-    name = name.removeprefix(f"{FOLDER}/")
-    if not store.exists(f"{FOLDER}/{name}/{RECORD}"):
+    name = name.removeprefix(f"{TEACHERS}/")
+    if not store.exists(TeacherFiles(name).record):
         known = ", ".join(teacher.name for teacher in list_teachers(store)) or "none"
         raise ConfigError(
             f"--train.teachers names {name!r}, which is not in {store.root}; available: {known}. Import"
             " published scores with jobs/teachers.py import"
         )
-    teacher = _parse(store, f"{FOLDER}/{name}/{RECORD}")
+    teacher = _parse(store, TeacherFiles(name).record)
     if teacher.mids != labels.mids:
         raise MismatchError(
-            f"expected the snapshot's {len(labels)} classes in {store.url(teacher.folder)}, in the same order, found"
-            f" {len(teacher.mids)} classes that differ in name or order; import the teacher again"
+            f"expected the snapshot's {len(labels)} classes in {store.url(teacher.files.folder)}, in the same order,"
+            f" found {len(teacher.mids)} classes that differ in name or order; import the teacher again"
         )
     return teacher
 
@@ -178,7 +176,7 @@ class Teachers:
         self._store, self._num_classes = store, len(snapshot.labels)
         self._row_of_clip = []
         for teacher in self.members:
-            theirs = pq.read_table(io.BytesIO(store.read_bytes(f"{teacher.folder}/{KEYS}")))["key"]
+            theirs = pq.read_table(io.BytesIO(store.read_bytes(teacher.files.keys)))["key"]
             self._row_of_clip.append(positions_of(keys, theirs).astype(np.int32))
         self._files: list[ScoreRows] = []
 
@@ -193,7 +191,7 @@ class Teachers:
         return self
 
     def _local(self, teacher: Teacher, cache: CacheConfig) -> Path:
-        name = f"{teacher.folder}/{SCORES}"
+        name = teacher.files.scores
         if self._store.is_local:
             return Path(self._store.path(name))
         if not cache.folder:

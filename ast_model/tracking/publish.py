@@ -17,6 +17,7 @@ from ast_model.tracking.server import tracking_errors
 from ast_model.tracking.tags import VARIANT_TAG
 from pipeline.errors import AudioTaggingError
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import EVALUATIONS, RunFiles
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def publish(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
     evaluations = load_evaluations(snapshot.store, run)
     with tempfile.TemporaryDirectory() as folder:
         for variant, predictions in evaluations.items():
-            write_evaluation(Path(folder) / "evaluations" / variant, predictions, snapshot, f"{run}: {variant}")
+            write_evaluation(Path(folder) / EVALUATIONS / variant, predictions, snapshot, f"{run}: {variant}")
         curves = {key: tracked.metric_history(key) for key in CURVES}
         plot_training(curves).savefig(f"{folder}/curves.png", dpi=90)
         tracked.log_files(Path(folder), "")
@@ -85,10 +86,10 @@ def format_metrics(predictions: Predictions) -> str:
 def find_checkpoint(store: Store, run: str, variant: str) -> str | None:
     """Return the folder of the evaluated checkpoint. None for the last epoch, which is not registered."""
     if variant == BEST:
-        best = best_checkpoint(store, f"runs/{run}/checkpoints")
+        best = best_checkpoint(store, RunFiles(run).checkpoints)
         return best[0] if best else None
     if variant == AVERAGE:
-        return next(reversed(list_checkpoints(store, f"runs/{run}/average")), None)
+        return next(reversed(list_checkpoints(store, RunFiles(run).average)), None)
     return None
 
 
@@ -98,6 +99,6 @@ def delete_removed_models(tracked: TrackedRun, store: Store, run: str) -> None:
     with tracking_errors(client):
         experiment_id = client.get_run(tracked.run_id).info.experiment_id
         for model in client.search_logged_models([experiment_id], f"source_run_id = '{tracked.run_id}'"):
-            description = f"runs/{run}/checkpoints/{model.name}/{DESCRIPTION}"
+            description = f"{RunFiles(run).checkpoints}/{model.name}/{DESCRIPTION}"
             if model.name != AVERAGE and VARIANT_TAG not in model.tags and not store.exists(description):
                 client.delete_logged_model(model.model_id)

@@ -13,11 +13,10 @@ from pathlib import Path
 from ast_model.tracking.diagnosis import suggest_fix
 from ast_model.tracking.tags import CHECKPOINT_TAG, NOTE_TAG, ROOT_TAG
 from pipeline.errors import TrackingError
+from pipeline.store.layout import MLFLOW_ARTIFACTS, MLFLOW_DATABASE
 
 log = logging.getLogger(__name__)
 
-DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-"""Names in the root of a local store."""
 LOCK_TIMEOUT_S = 30.0
 """Longest wait for another process that writes to the database, for example a training that ends."""
 ADDRESS_COLUMNS = (
@@ -38,7 +37,7 @@ def rewrite_store_paths(root: Path) -> None:
 
     All paths change in a single transaction. Raises TrackingError if the database can't be read or written.
     """
-    file = root / DATABASE
+    file = root / MLFLOW_DATABASE
     if not file.is_file():
         return
     purpose = f"expected to read {file}"
@@ -62,15 +61,17 @@ def _former_roots(database: sqlite3.Connection, root: Path) -> list[Path]:
         return []  # MLflow has not created its tables yet
     locations = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
     paths = [Path(location) for (location,) in locations if location]
-    roots = [path.parent for path in paths if path.is_absolute() and path.name == ARTIFACTS]
+    roots = [path.parent for path in paths if path.is_absolute() and path.name == MLFLOW_ARTIFACTS]
     return [former for former in roots if former != root and not _is_valid(former, root)]
 
 
 def _is_valid(former: Path, root: Path) -> bool:
     """Return True for a recorded root that differs from `root` but is correct."""
-    if (former / DATABASE).exists():
-        return (former / DATABASE).samefile(root / DATABASE)  # another path to the same folder, such as a link
-    return (former / ARTIFACTS).exists()  # another store that uses this database through MLFLOW_TRACKING_URI
+    if (former / MLFLOW_DATABASE).exists():
+        return (former / MLFLOW_DATABASE).samefile(
+            root / MLFLOW_DATABASE
+        )  # another path to the same folder, such as a link
+    return (former / MLFLOW_ARTIFACTS).exists()  # another store that uses this database through MLFLOW_TRACKING_URI
 
 
 def _rewrite(database: sqlite3.Connection, former: str, root: str) -> None:

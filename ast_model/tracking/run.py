@@ -19,6 +19,7 @@ from ast_model.tracking.server import EXPERIMENT, connect, open_client, open_exp
 from ast_model.tracking.tags import NOTE_TAG, PARENT_TAG, SNAPSHOT_TAG
 from pipeline.errors import StoppedError, TrackingError
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import SnapshotFiles
 from pipeline.store.storage import Store
 
 END_TIMEOUT_S = 120.0
@@ -75,7 +76,7 @@ class TrackedRun:
     def log_data(self, snapshot: Snapshot, context: str) -> None:
         """Log the snapshot as the run's dataset, with clip counts, statistics and address."""
         self.snapshot_id = snapshot.snapshot_id
-        address = snapshot.store.url(f"snapshots/{snapshot.whole_id}")
+        address = snapshot.store.url(SnapshotFiles(snapshot.whole_id).folder)
         scheme = address.split("://")[0] if "://" in address else "local"
         profile = {f"num_clips.{split}": count for split, count in snapshot.stats["num_clips"].items()}
         profile |= {"num_classes": len(snapshot.labels), "fbank_mean": snapshot.mean, "fbank_std": snapshot.std}

@@ -12,6 +12,7 @@ from ast_model.evaluation.result_files import PREDICTIONS_FILE
 from ast_model.tracking.server import EXPERIMENT, tracking_errors
 from ast_model.tracking.tags import RUN_TAG
 from pipeline.errors import TrackingError
+from pipeline.store.layout import EVALUATIONS
 
 
 def find_run(client: MlflowClient, text: str) -> Run:
@@ -32,7 +33,7 @@ def find_run(client: MlflowClient, text: str) -> Run:
 
 def fetch_predictions(client: MlflowClient, run_id: str, variant: str) -> Predictions:
     """Download the predictions of a run's evaluation. Raises TrackingError if the run has none."""
-    name = f"evaluations/{variant}/{PREDICTIONS_FILE}"
+    name = f"{EVALUATIONS}/{variant}/{PREDICTIONS_FILE}"
     try:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(client.download_artifacts(run_id, name, folder)).read_bytes()

@@ -13,8 +13,9 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from ast_model.tracking.diagnosis import suggest_fix, summarise_error
-from ast_model.tracking.relocate import ARTIFACTS, DATABASE, rewrite_store_paths
+from ast_model.tracking.relocate import rewrite_store_paths
 from pipeline.errors import TrackingError
+from pipeline.store.layout import MLFLOW_ARTIFACTS, MLFLOW_DATABASE
 from pipeline.store.storage import Store
 
 EXPERIMENT, PREPROCESSING = "audioset-ast", "audioset-preprocess"
@@ -36,7 +37,7 @@ def tracking_uri(store: Store) -> str:
             f"expected MLFLOW_TRACKING_URI to name a tracking server, because {store.root} is not a local folder; found"
             " it unset. Set it, for example to http://127.0.0.1:5000"
         )
-    return f"sqlite:///{store.path(DATABASE)}"
+    return f"sqlite:///{store.path(MLFLOW_DATABASE)}"
 
 
 def connect(store: Store) -> MlflowClient:
@@ -45,7 +46,7 @@ def connect(store: Store) -> MlflowClient:
     Updates the paths in the store's own database if the store was moved.
     """
     uri = tracking_uri(store)
-    if store.is_local and uri == f"sqlite:///{store.path(DATABASE)}":
+    if store.is_local and uri == f"sqlite:///{store.path(MLFLOW_DATABASE)}":
         rewrite_store_paths(Path(store.path("")))
     check_server(uri)
     return open_client(uri)
@@ -99,7 +100,7 @@ def open_experiment(client: MlflowClient, store: Store, name: str = EXPERIMENT) 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         # A server configures its artifact location. For a bare database, MLflow would use the working directory.
-        artifacts = store.url(ARTIFACTS) if client.tracking_uri.startswith("sqlite:") else None
+        artifacts = store.url(MLFLOW_ARTIFACTS) if client.tracking_uri.startswith("sqlite:") else None
         # Without this tag, MLflow's pages show views for language models.
         return client.create_experiment(name, artifacts, tags={"mlflow.experimentKind": "custom_model_development"})
     if experiment.lifecycle_stage != "active":

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from ast_model.config import ASTConfig, TrainConfig
 from ast_model.data.augment import Normalisation
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.layout import RunFiles
 from pipeline.store.storage import Store
 
 
@@ -69,11 +70,11 @@ class TrainingJob(Generic[AnyTracker]):
 
     @property
     def folder(self) -> str:
-        return f"runs/{self.run}/checkpoints"
+        return RunFiles(self.run).checkpoints
 
     @property
     def average_folder(self) -> str:
-        return f"runs/{self.run}/average"
+        return RunFiles(self.run).average
 
     @property
     def normalisation(self) -> Normalisation:

@@ -18,6 +18,7 @@ from jobs.command_line.cli import resolve_root
 from pipeline.errors import ConfigError
 from pipeline.labels import Labels
 from pipeline.snapshots.snapshot import check_fingerprint, load_snapshot
+from pipeline.store.layout import EVALUATIONS
 from pipeline.store.storage import Store
 
 
@@ -67,7 +68,7 @@ def check_classes(classes: Sequence[str], labels: Labels) -> None:
 
 
 def _output_folder(config: EvaluateConfig, store: Store) -> Path:
-    parent = Path(store.path("evaluations") if store.is_local else "evaluations")
+    parent = Path(store.path(EVALUATIONS) if store.is_local else EVALUATIONS)
     folder = Path(config.output) if config.output else parent / f"{config.split}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

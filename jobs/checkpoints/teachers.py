@@ -62,7 +62,7 @@ def import_teacher(config: ImportTeacher) -> None:
         rows = snapshot.rows_of((split,))
         num_scored = int(np.isin(rows, clips).sum())
         print(f"{split}: {num_scored:,} of {len(rows):,} clips have scores ({num_scored / len(rows):.1%})")
-    print(f"{store.url(teacher.folder)}: train with --train.teachers {teacher.name}")
+    print(f"{store.url(teacher.files.folder)}: train with --train.teachers {teacher.name}")
 
 
 def show_teachers(config: ListTeachers) -> None:

@@ -10,11 +10,12 @@ import time
 import webbrowser
 from pathlib import Path
 
-from ast_model.tracking.relocate import ARTIFACTS, DATABASE, rewrite_store_paths
+from ast_model.tracking.relocate import rewrite_store_paths
 from ast_model.tracking.server import check_server, runs_page_url
 from jobs.checkpoints.settings import UIConfig
 from jobs.command_line.cli import resolve_root
 from pipeline.errors import ConfigError, TrackingError
+from pipeline.store.layout import MLFLOW_ARTIFACTS, MLFLOW_DATABASE
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
@@ -23,9 +24,11 @@ START_TIMEOUT_S = 60.0
 def serve(config: UIConfig) -> None:
     """Serve until interrupted. Raises ConfigError if the database is missing or the port is in use."""
     root, address = Path(resolve_root(config.root)), f"http://{HOST}:{config.port}"
-    if not (root / DATABASE).is_file():
+    if not (root / MLFLOW_DATABASE).is_file():
         if not config.create:
-            raise ConfigError(f"expected {root / DATABASE}, found none; train first, or set --root (make: ROOT=…)")
+            raise ConfigError(
+                f"expected {root / MLFLOW_DATABASE}, found none; train first, or set --root (make: ROOT=…)"
+            )
         root.mkdir(parents=True, exist_ok=True)
     rewrite_store_paths(root)
     try:
@@ -51,8 +54,8 @@ def serve(config: UIConfig) -> None:
 
 def _start_server(root: Path, port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{root / DATABASE}"]
-    command += ["--serve-artifacts", "--artifacts-destination", str(root / ARTIFACTS)]
+    command += ["--backend-store-uri", f"sqlite:///{root / MLFLOW_DATABASE}"]
+    command += ["--serve-artifacts", "--artifacts-destination", str(root / MLFLOW_ARTIFACTS)]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     # MLflow's job execution, for language models, doubles the start time. The server finds uvicorn through PATH.
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -9,8 +9,6 @@ from ast_model.config import DeviceType
 from pipeline.config import PreprocessConfig, SelectionConfig
 from pipeline.errors import ConfigError
 
-MINIATURE = "miniature"
-
 
 @dataclass(frozen=True)
 class Exists:

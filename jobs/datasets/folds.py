@@ -16,12 +16,13 @@ from jobs.datasets.official import read_dataset
 from jobs.datasets.settings import FoldsConfig
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.provenance import provenance
-from jobs.training.runs import history_name, run_exists
+from jobs.training.runs import run_exists
 from jobs.training.start_or_resume import start_or_resume
 from jobs.training.titles import run_params, run_title
 from pipeline.cluster.session import ray_session
 from pipeline.errors import ConfigError, MismatchError, NoClipsError
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import FOLDS_RECORD, RUNS, RunFiles, name_in
 from pipeline.store.storage import Store
 
 INTRODUCTION = "Cross-validation with one child run per fold.\n\n"
@@ -76,10 +77,10 @@ def open_parent(config: FoldsConfig, snapshot: Snapshot) -> tuple[str, TrackedRu
     store = snapshot.store
     if config.resume:
         run = re.sub(r"-fold\d+$", "", config.resume)  # a stopped fold suggests --resume with its own name
-        if not store.exists(_record_name(run)):
-            found = ", ".join(name.split("/")[1] for name in store.list("runs", "/folds.json")[-10:])
+        if not store.exists(RunFiles(run).folds):
+            found = ", ".join(name_in(RUNS, name) for name in store.list(RUNS, f"/{FOLDS_RECORD}")[-10:])
             raise ConfigError(f"expected a run of folds named {run} in {store.root}, found {found or 'none'}")
-        record = store.read_json(_record_name(run))
+        record = store.read_json(RunFiles(run).folds)
         if record["snapshot"] != snapshot.snapshot_id:
             raise MismatchError(
                 f"run {run} trains on snapshot {record['snapshot']}, but the files now give snapshot"
@@ -89,22 +90,18 @@ def open_parent(config: FoldsConfig, snapshot: Snapshot) -> tuple[str, TrackedRu
     run = new_run_name(config.preset)
     title = run_title(config, config.model, snapshot, run)
     parent = start_run(store, title, {"preset": config.preset, "run": run, "stage": "folds", **provenance()})
-    store.write_json(_record_name(run), {"snapshot": snapshot.snapshot_id, "tracking_run": parent.run_id})
+    store.write_json(RunFiles(run).folds, {"snapshot": snapshot.snapshot_id, "tracking_run": parent.run_id})
     parent.log_params(run_params(config, config.model))
     parent.log_data(snapshot, "training")
     parent.describe(f"{INTRODUCTION}- resume it: the same command and `--resume {run}`")
     return run, parent
 
 
-def _record_name(run: str) -> str:
-    return f"runs/{run}/folds.json"
-
-
 def train_fold(config: FoldsConfig, snapshot: Snapshot, parent_name: str, parent: TrackedRun) -> list[Metrics]:
     """Return the metrics of a fold's epochs: train it, resume it if it was started, or read them if it is finished."""
     run, store = f"{parent_name}-{config.train.eval_split}", snapshot.store
-    if store.exists(history_name(run)):
-        return store.read_json(history_name(run))
+    if store.exists(RunFiles(run).history):
+        return store.read_json(RunFiles(run).history)
     config = dataclasses.replace(config, resume=run if run_exists(run, store) else "")
     return start_or_resume(config, snapshot, run, parent)[1]
 

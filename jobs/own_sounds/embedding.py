@@ -26,7 +26,7 @@ def embed_snapshot(
     plan = plan_embeddings(snapshot, model, normalisation)
     missing = plan.missing_chunks()
     if not missing:
-        log.info("%d embeddings are stored already: %s", plan.num_clips, plan.store.url(plan.folder))
+        log.info("%d embeddings are stored already: %s", plan.num_clips, plan.store.url(plan.files.folder))
         return plan
     publish_model(model, plan)
     num_done = plan.num_clips - sum(len(plan.rows_of(first)) for first in missing)
@@ -62,12 +62,12 @@ def _log_estimate(num_left: int, clip_s: float, num_processors: int) -> None:
 
 def publish_model(model: AST, plan: EmbeddingPlan) -> None:
     """Write the model to the store, where the tasks of a plan load it, unless it is stored already."""
-    if plan.store.exists(plan.model_name):
+    if plan.store.exists(plan.files.model):
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         export_safetensors(model, file)
-        plan.store.write_bytes(plan.model_name, file.read_bytes())
+        plan.store.write_bytes(plan.files.model, file.read_bytes())
 
 
 def _embed_on_gpu(first: int, plan: EmbeddingPlan) -> float:

@@ -25,8 +25,9 @@ from ast_model.model import AST
 from ast_model.training.reporter import Reporter, eval_metrics
 from ast_model.training.trainer import initial_model
 from jobs.own_sounds.embedding import embed_snapshot
-from jobs.training.runs import TrackedJob, history_name
+from jobs.training.runs import TrackedJob
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import RunFiles
 
 log = logging.getLogger(__name__)
 
@@ -127,4 +128,4 @@ def _save(job: TrackedJob, model: AST, evaluation: Evaluation, metrics: dict[str
         saver.wait()
         reporter.log_checkpoints(saver.completed())
     reporter.log_epoch(loop.history, evaluation)
-    job.store.write_json(history_name(job.run), loop.history)
+    job.store.write_json(RunFiles(job.run).history, loop.history)

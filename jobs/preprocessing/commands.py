@@ -18,7 +18,6 @@ from pipeline.copies.containers import Copy
 from pipeline.copies.sources import open_sources
 from pipeline.errors import CorruptError, NoClipsError
 from pipeline.measures.backfill import is_measured, measure_shard, shards_with_clips
-from pipeline.metadata import FOLDER as METADATA_FOLDER
 from pipeline.metadata import load_metadata, read_stored_metadata, stored_splits
 from pipeline.preprocess import PreprocessReport, clips_per_hour, preprocess
 from pipeline.progress import show_progress
@@ -30,6 +29,7 @@ from pipeline.shards.verify import remove_shard, verify_shard
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import count_classes, count_reasons, segment_statuses
 from pipeline.sources import read_proxies
+from pipeline.store.layout import METADATA, SHARDS, SIDECAR, Shard, segments_file
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
@@ -80,7 +80,7 @@ def plan(command: PlanCommand) -> None:
 def status(command: StatusCommand) -> None:
     store, data = Store(resolve_root(command.root)), command.data
     if missing := [split for split in data.splits if split not in stored_splits(store)]:
-        names = ", ".join(f"metadata/{split}_segments.csv" for split in missing)
+        names = ", ".join(map(segments_file, missing))
         raise NoClipsError(
             f"expected {names} in {store.root}, found none; run `preprocess.py run` first, or set --splits"
         )
@@ -105,8 +105,8 @@ def status(command: StatusCommand) -> None:
 
 def verify(command: VerifyCommand) -> None:
     store = Store(resolve_root(command.root))
-    shards = [name.removesuffix(".parquet") for name in store.list("shards", ".parquet")]
-    damaged: dict[str, list[str]] = {}
+    shards = [Shard.of(name) for name in store.list(SHARDS, SIDECAR)]
+    damaged: dict[Shard, list[str]] = {}
     num_unmeasured = 0
     with ray_session(), show_progress("verify", len(shards), "shards") as progress:
         tasks = run_tasks(verify_with_measures, shards, store, max_in_flight=command.data.max_in_flight)
@@ -132,7 +132,7 @@ def verify(command: VerifyCommand) -> None:
         repair(sorted(damaged), store, command)
 
 
-def verify_with_measures(shard: str, store: Store) -> tuple[list[str], bool]:
+def verify_with_measures(shard: Shard, store: Store) -> tuple[list[str], bool]:
     """Return the errors of a shard, and whether its clips are measured; a damaged shard counts as measured."""
     errors = verify_shard(shard, store)
     return errors, bool(errors) or is_measured(shard, store)
@@ -164,14 +164,14 @@ def measure_missing(store: Store, max_in_flight: int) -> None:
         )
 
 
-def repair(shards: list[str], store: Store, command: VerifyCommand) -> None:
+def repair(shards: list[Shard], store: Store, command: VerifyCommand) -> None:
     """Remove shards and fetch their clips again, using the metadata in the store.
 
     Snapshots that refer to a shard stay valid if the source still delivers the same bytes.
     """
     with with_miniature_media(command.data, store) as data:
         if splits := tuple(stored_splits(store)):
-            data = replace(data, metadata=store.url(METADATA_FOLDER), splits=splits)
+            data = replace(data, metadata=store.url(METADATA), splits=splits)
         open_sources(data)  # raises an error for an unusable source before any shard is removed
         with hold_lease(store) as lease:
             for shard in shards:

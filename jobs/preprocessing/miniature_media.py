@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.command_line.settings import MINIATURE
 from pipeline.cluster.session import ray_session, spans_hosts
 from pipeline.config import PreprocessConfig
 from pipeline.miniature import Miniature, make_miniature, serve_miniature
 from pipeline.progress import show_progress
+from pipeline.store.layout import MINIATURE, MINIATURE_MEDIA
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
@@ -54,12 +54,12 @@ def _media_for_cluster(miniature: Miniature, store: Store) -> Iterator[str]:
 
 def copy_media(miniature: Miniature, store: Store) -> str:
     """Return the folder of the media in the store, after uploading the missing files of a remote store."""
-    address = store.url(f"{MINIATURE}/media")
+    address = store.url(MINIATURE_MEDIA)
     log.info("workers on other hosts read the media from %s, so the planned faults of the server don't occur", address)
     if store.is_local:
         return address
-    stored = set(store.list(f"{MINIATURE}/media"))
-    files = {f"{MINIATURE}/media/{file.name}": file for file in sorted(miniature.media_folder.iterdir())}
+    stored = set(store.list(MINIATURE_MEDIA))
+    files = {f"{MINIATURE_MEDIA}/{file.name}": file for file in sorted(miniature.media_folder.iterdir())}
     missing = {name: file for name, file in files.items() if name not in stored}
     with (
         show_progress("upload the miniature", len(missing), "clips") as progress,

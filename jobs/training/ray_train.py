@@ -26,9 +26,10 @@ from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import configure_logging
 from jobs.command_line.settings import RayConfig
 from jobs.training.ray_launcher import DriverMailbox, RayLauncher
-from jobs.training.runs import TrackedJob, history_name, train_rank
+from jobs.training.runs import TrackedJob, train_rank
 from pipeline.cluster.session import has_dashboard
 from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreError, TrainingError
+from pipeline.store.layout import RUNS, RunFiles
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
             if posted is not None:
                 raise posted
             if error is None:
-                return job.store.read_json(history_name(job.run))
+                return job.store.read_json(RunFiles(job.run).history)
             # Ray Train counts all failures of a training. A month on spot nodes has many, and each costs only minutes.
             # Only failures without progress should end the training, so restart the count after each new checkpoint.
             if list_checkpoints(job.store, job.folder) == found:
@@ -149,7 +150,7 @@ def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=job.run,
-            storage_path=job.store.url("runs"),
+            storage_path=job.store.url(RUNS),
             failure_config=FailureConfig(max_failures=config.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

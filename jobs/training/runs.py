@@ -21,6 +21,7 @@ from jobs.training.titles import RunSettings, describe_run, run_params, run_titl
 from pipeline.errors import ConfigError, CorruptError, MismatchError, NoClipsError
 from pipeline.quality.selection import count_leaks
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.layout import RUN_RECORD, RUNS, RunFiles, name_in
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def begin_run(config: RunSettings, snapshot: Snapshot, run: str, parent: Tracked
     tracker = start_run(store, title, tags, parent=parent)
     job = TrainingJob(config.train, model, snapshot, run, tracker)
     # A resume relies on this record. Write it before the parameters, which MLflow may reject.
-    store.write_json(_record_name(run), job.describe())
+    store.write_json(RunFiles(run).record, job.describe())
     tracker.log_params(run_params(config, model))
     tracker.log_data(snapshot, "training")
     tracker.describe(describe_run(config, model, snapshot, run))
@@ -76,8 +77,10 @@ def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "
     if not run_exists(run, store):
         raise ConfigError(f"expected a run named {run} in {store.root}, found {_describe_runs(store)}")
     # The history is written last, so it marks a finished training.
-    if store.exists(history_name(run)):
-        raise ConfigError(f"run {run} is finished: its epochs are in {store.url(history_name(run))}; start a new run")
+    if store.exists(RunFiles(run).history):
+        raise ConfigError(
+            f"run {run} is finished: its epochs are in {store.url(RunFiles(run).history)}; start a new run"
+        )
     record = _read_record(run, store)
     if snapshot_id and snapshot_id != record["snapshot"]:
         raise MismatchError(
@@ -104,34 +107,25 @@ def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "
 
 
 def _describe_runs(store: Store) -> str:
-    names = [name.split("/")[1] for name in store.list("runs", "/run.json")]
+    names = [name_in(RUNS, name) for name in store.list(RUNS, f"/{RUN_RECORD}")]
     return ", ".join(names[-10:]) or "none at all"
 
 
 def run_exists(run: str, store: Store) -> bool:
-    return store.exists(_record_name(run))
+    return store.exists(RunFiles(run).record)
 
 
 def _read_record(run: str, store: Store) -> dict[str, Any]:
     record, fields = (
-        store.read_json(_record_name(run)),
+        store.read_json(RunFiles(run).record),
         {"snapshot": str, "tracking_run": str, "model": dict, "train": dict},
     )
     if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in fields.items()):
         raise CorruptError(
-            f"{store.url(_record_name(run))}: expected the record of a run with {', '.join(fields)}, found"
+            f"{store.url(RunFiles(run).record)}: expected the record of a run with {', '.join(fields)}, found"
             f" {str(record)[:100]!r}; restore the file, or start a new run"
         )
     return record
-
-
-def _record_name(run: str) -> str:
-    return f"runs/{run}/run.json"
-
-
-def history_name(run: str) -> str:
-    """Return the file with the epochs' metrics of a finished run."""
-    return f"runs/{run}/history.json"
 
 
 @contextmanager
@@ -151,5 +145,5 @@ def train_rank(job: TrackedJob, world: World, launcher: Launcher) -> list[Metric
         # On every rank: metrics left in the queue would be delayed until the next job on this machine.
         job.tracker.close()
     if world.is_main:
-        job.store.write_json(history_name(job.run), history)
+        job.store.write_json(RunFiles(job.run).history, history)
     return history

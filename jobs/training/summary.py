@@ -11,6 +11,7 @@ from ast_model.tracking.server import runs_page_url
 from ast_model.training.step_metrics import Metrics
 from pipeline.preprocess import PreprocessReport
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import SHARDS, RunFiles, SnapshotFiles
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def chance_level(snapshot: Snapshot, eval_split: str) -> float:
 def _places(summary: RunSummary) -> list[str]:
     store, run = summary.snapshot.store, summary.run
     return [
-        f"shards       {store.url('shards')}",
-        f"snapshot     {store.url(f'snapshots/{summary.snapshot.snapshot_id}')}",
-        f"checkpoints  {store.url(f'runs/{run}')}",
+        f"shards       {store.url(SHARDS)}",
+        f"snapshot     {store.url(SnapshotFiles(summary.snapshot.snapshot_id).folder)}",
+        f"checkpoints  {store.url(RunFiles(run).folder)}",
         f"MLflow run   {run} in {summary.tracking}",
     ]
 
@@ -94,7 +95,7 @@ def _next_steps(summary: RunSummary) -> list[str]:
         f"see the run:       {runs_page_url(summary.tracking) if is_server else f'make ui ROOT={root}'}",
         f"list the models:   python jobs/models.py list --root {root}",
     ]
-    if best := best_checkpoint(store, f"runs/{summary.run}/checkpoints"):
+    if best := best_checkpoint(store, RunFiles(summary.run).checkpoints):
         command = f"python jobs/evaluate.py --root {root} --checkpoints {shlex.quote(store.url(best[0]))}"
         if summary.eval_split != "eval":
             command += f" --split {summary.eval_split}"

@@ -7,6 +7,7 @@ from ast_model import recipes
 from ast_model.config import ASTConfig, TrainConfig, flatten
 from jobs.training.provenance import command
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import RunFiles
 
 MAX_CHANGES = 15
 """Maximum characters for changed settings. MLflow's charts show 20, including the run's suffix of four."""
@@ -82,7 +83,7 @@ def describe_run(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run:
 - excluded training clips: {excluded or "none"}
 - started by `{command()}`
 - to resume: the same command with `--resume {run}`
-- checkpoints: `{store.url(f"runs/{run}")}`
+- checkpoints: `{store.url(RunFiles(run).folder)}`
 """
 
 

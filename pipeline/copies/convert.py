@@ -13,12 +13,13 @@ from pipeline.copies.refusals import check_access, throttling_of
 from pipeline.copies.segment_index import Matches, SegmentIndex
 from pipeline.errors import InputError, describe
 from pipeline.records import CLIPS_PER_PART, Media, Segment, ShardPlan, ShardReport
-from pipeline.shards.format import SIDECAR, digest_of, read_sidecar, shard_name
+from pipeline.shards.format import digest_of, read_sidecar
 from pipeline.shards.journal import ClipResult, Journal
 from pipeline.sources.archives import READ_ERRORS
 from pipeline.sources.fetch import MAX_BACKOFF_S, SHORT_COOLDOWN_S
 from pipeline.sources.names import compile_pattern
 from pipeline.sources.rate_limit import LocalRateLimiter, Permit, RateLimiter, Wait
+from pipeline.store.layout import Shard
 
 log = logging.getLogger(__name__)
 
@@ -168,12 +169,12 @@ class ContainerReader:
             )
             self.num_groups[split] = number + 1
             store = self.work.conversion.store
-            if finished := report_of_existing(store, split, shard_id):
+            shard = Shard(split, shard_id)
+            if finished := report_of_existing(store, shard):
                 self.report.shards.append(finished)
-                sidecar = shard_name(split, shard_id, SIDECAR[1:])
-                self.done.update(read_sidecar(store, sidecar, ["key"])["key"].to_pylist())
+                self.done.update(read_sidecar(store, shard.sidecar, ["key"])["key"].to_pylist())
                 continue
-            journal = self.work.conversion.journal(split, shard_id)
+            journal = self.work.conversion.journal(shard)
             group = Group(journal, [result.segment for result in journal.read()])
             self.done.update(segment.key for segment in group.segments)
             self.groups[split] = group
@@ -194,7 +195,7 @@ class ContainerReader:
         group.flush()
         if not group.segments:
             return
-        plan = ShardPlan(group.journal.shard_id, split, tuple(group.segments), (0,) * len(group.segments))
+        plan = ShardPlan(group.journal.shard, tuple(group.segments), (0,) * len(group.segments))
         shard = write_shard(plan, self.work.conversion, group.journal.read())
         assert isinstance(shard, ShardReport), "nothing is fetched, so nothing has to wait"
         self.report.shards.append(shard)

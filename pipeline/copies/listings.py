@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 from pipeline.copies.containers import Container
 from pipeline.errors import CorruptError, describe
 from pipeline.shards.format import digest_of
+from pipeline.store.layout import listing
 from pipeline.store.storage import Store
 from pipeline.store.tables import parquet_bytes
 
@@ -15,7 +16,7 @@ def listing_name(container: Container, search: str) -> str:
 
     search: digest of the segments and the names that were searched for. Other segments need another listing.
     """
-    return f"listings/{digest_of([container.address, container.num_bytes, container.version, search])}.parquet"
+    return listing(digest_of([container.address, container.num_bytes, container.version, search]))
 
 
 def write_listing(store: Store, container: Container, search: str, keys: list[str]) -> None:

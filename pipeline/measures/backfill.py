@@ -6,25 +6,27 @@ from typing import Any
 
 from pipeline.errors import CorruptError, InputError
 from pipeline.measures.table import FROM_MEDIA, read_shard_measures, write_measures
-from pipeline.shards.format import SIDECAR, TAR, WRITTEN, map_tar, parse_fbank, quality_name, read_sidecar
+from pipeline.shards.format import WRITTEN, map_tar, parse_fbank, read_sidecar
+from pipeline.store.layout import SHARDS, TAR, Shard
 from pipeline.store.storage import Store
 
 PLACES = ["num_frames", "fbank_offset", "fbank_bytes", "audio_offset", "audio_bytes"]
 
 
-def shards_with_clips(store: Store) -> list[str]:
-    """List the finished shards with a tar, without extension."""
-    names = set(store.list("shards"))
-    return sorted(name.removesuffix(TAR) for name in names if name.endswith(TAR) and name[:-4] + SIDECAR in names)
+def shards_with_clips(store: Store) -> list[Shard]:
+    """List the finished shards with a tar."""
+    names = set(store.list(SHARDS))
+    shards = [Shard.of(name) for name in sorted(names) if name.endswith(TAR)]
+    return [shard for shard in shards if shard.sidecar in names]
 
 
-def is_measured(shard: str, store: Store) -> bool:
+def is_measured(shard: Shard, store: Store) -> bool:
     """Return whether a shard has measures of this version for exactly its written clips."""
     keys = [row["key"] for row in _written_rows(shard, store, ["key"])]
     return not keys or _are_current(shard, store, keys)
 
 
-def measure_shard(shard: str, store: Store) -> int:
+def measure_shard(shard: Shard, store: Store) -> int:
     """Measure a shard's clips from their fbanks, and from stored audio; skip shards with complete measures.
 
     Measures of the original media are copied from an older table. Returns the number of measured clips. Raises
@@ -38,7 +40,7 @@ def measure_shard(shard: str, store: Store) -> int:
         return 0
     of_media = _measures_of_media(shard, store)
     measures = []
-    with store.local_copy(shard + TAR) as tar, map_tar(tar) as content:
+    with store.local_copy(shard.tar) as tar, map_tar(tar) as content:
         for row in rows:
             fbank, flac = (
                 content[row[f"{member}_offset"] :][: row[f"{member}_bytes"]] for member in ("fbank", "audio")
@@ -46,19 +48,19 @@ def measure_shard(shard: str, store: Store) -> int:
             try:
                 each = measure_stored(parse_fbank(fbank, row["num_frames"]), flac)
             except (CorruptError, InputError) as error:
-                raise CorruptError(f"{store.url(shard + TAR)}: clip {row['key']}: {error}") from error
+                raise CorruptError(f"{store.url(shard.tar)}: clip {row['key']}: {error}") from error
             measures.append(replace(each, **of_media.get(row["key"], {})))
     write_measures(store, shard, keys, measures)
     return len(rows)
 
 
-def _written_rows(shard: str, store: Store, columns: Sequence[str]) -> list[dict[str, Any]]:
-    rows = read_sidecar(store, shard + SIDECAR, ["status", *columns]).to_pylist()
+def _written_rows(shard: Shard, store: Store, columns: Sequence[str]) -> list[dict[str, Any]]:
+    rows = read_sidecar(store, shard.sidecar, ["status", *columns]).to_pylist()
     return [row for row in rows if row["status"] == WRITTEN]
 
 
-def _are_current(shard: str, store: Store, keys: list[str]) -> bool:
-    if not store.exists(quality_name(shard)):
+def _are_current(shard: Shard, store: Store, keys: list[str]) -> bool:
+    if not store.exists(shard.measures):
         return False
     try:
         table = read_shard_measures(store, shard, [])
@@ -67,9 +69,9 @@ def _are_current(shard: str, store: Store, keys: list[str]) -> bool:
     return table is not None and table["key"].to_pylist() == keys
 
 
-def _measures_of_media(shard: str, store: Store) -> dict[str, dict[str, Any]]:
+def _measures_of_media(shard: Shard, store: Store) -> dict[str, dict[str, Any]]:
     """Read the measures of the original media from a table of any version, by key."""
-    if not store.exists(quality_name(shard)):
+    if not store.exists(shard.measures):
         return {}
     try:
         table = read_shard_measures(store, shard, FROM_MEDIA, any_version=True)

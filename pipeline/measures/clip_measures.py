@@ -1,10 +1,8 @@
 """Measures of a clip and of its original media: a row of a shard's table of measures."""
 
-import base64
-import json
 from dataclasses import dataclass, fields
 
-from pipeline.audio.levels import MAX_BIT_RATE, MediaAudio
+from pipeline.audio.levels import MediaAudio
 
 MEASURES_VERSION = 1
 """Version of the definitions below. Tables of other versions are ignored."""
@@ -40,22 +38,5 @@ class Measures:
     fingerprint: bytes | None = None
     """Acoustic fingerprint, to find near-identical clips."""
 
-    def to_bytes(self) -> bytes:
-        """Encode for a shard's journal."""
-        known = {name: value for name in MEASURE_NAMES if (value := getattr(self, name)) is not None}
-        if self.fingerprint is not None:
-            known["fingerprint"] = base64.b64encode(self.fingerprint).decode()
-        return json.dumps(known).encode()
 
-    @classmethod
-    def from_bytes(cls, content: bytes) -> "Measures":
-        known = json.loads(content)
-        if "fingerprint" in known:
-            known["fingerprint"] = base64.b64decode(known["fingerprint"])
-        if known.get("bit_rate", 0) > MAX_BIT_RATE:  # journals of earlier versions copy implausible headers
-            del known["bit_rate"]
-        return cls(**known)
-
-
-MEASURE_NAMES = [field.name for field in fields(Measures)]
 MEDIA_NAMES = [field.name for field in fields(MediaAudio)]

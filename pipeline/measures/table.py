@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import CorruptError
 from pipeline.measures.clip_measures import MEASURES_VERSION, MEDIA_NAMES, Measures
-from pipeline.shards.format import TAR, quality_name
 from pipeline.shards.ledger import num_readers
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import MEASURES, Shard
 from pipeline.store.storage import Store
 from pipeline.store.tables import parquet_bytes
 
@@ -51,25 +51,22 @@ BLOCK_BYTES = 2**16
 """Bytes per read. Fingerprints, nine tenths of a table, are its last column, so that most reads skip them."""
 
 
-def write_measures(store: Store, shard: str, keys: Sequence[str], measures: Sequence[Measures]) -> None:
-    """Publish the measures of a shard's written clips, in the shard's order.
-
-    shard: `shards/{split}/{shard_id}`, without extension.
-    """
+def write_measures(store: Store, shard: Shard, keys: Sequence[str], measures: Sequence[Measures]) -> None:
+    """Publish the measures of a shard's written clips, in the shard's order."""
     names = MEASURES_SCHEMA.names[1:]
     columns = {name: [getattr(each, name) for each in measures] for name in names}
     schema = MEASURES_SCHEMA.with_metadata({VERSION_KEY: str(MEASURES_VERSION)})
-    store.write_bytes(quality_name(shard), parquet_bytes(pa.table({"key": keys, **columns}, schema)))
+    store.write_bytes(shard.measures, parquet_bytes(pa.table({"key": keys, **columns}, schema)))
 
 
 def read_shard_measures(
-    store: Store, shard: str, columns: Sequence[str] = NUMERIC_AND_TEXT, *, any_version: bool = False
+    store: Store, shard: Shard, columns: Sequence[str] = NUMERIC_AND_TEXT, *, any_version: bool = False
 ) -> pa.Table | None:
     """Read `key` and the given columns of a shard's measures; None for another version, unless `any_version`.
 
     Raises StoreError for a missing table, CorruptError for an invalid one.
     """
-    name, columns = quality_name(shard), ["key", *columns]
+    name, columns = shard.measures, ["key", *columns]
     try:
         try:
             with store.open(name, BLOCK_BYTES) as stream:
@@ -97,7 +94,7 @@ def _read_table(stream: BinaryIO | pa.NativeFile, columns: list[str], any_versio
 def read_measures(snapshot: Snapshot, columns: Sequence[str] = NUMERIC_AND_TEXT) -> pa.Table:
     """Read columns of `MEASURES_SCHEMA` for a snapshot's clips, aligned with its index; null for unmeasured clips."""
     store, index = snapshot.store, snapshot.index
-    present = set(store.list("quality", ".parquet"))
+    present = set(store.list(MEASURES, ".parquet"))
     schema = pa.schema([MEASURES_SCHEMA.field(name) for name in columns])
     keys, shards = index["key"].combine_chunks(), index["shard"].combine_chunks()
     codes, names = shards.indices.to_numpy(), shards.dictionary.to_pylist()
@@ -106,8 +103,8 @@ def read_measures(snapshot: Snapshot, columns: Sequence[str] = NUMERIC_AND_TEXT)
     ends = np.searchsorted(codes[order], np.arange(len(names) + 1))
 
     def read(code: int) -> pa.Table:
-        rows, shard = order[ends[code] : ends[code + 1]], names[code].removesuffix(TAR)
-        is_there = len(rows) and quality_name(shard) in present
+        rows, shard = order[ends[code] : ends[code + 1]], Shard.of(names[code])
+        is_there = len(rows) and shard.measures in present
         found = read_shard_measures(store, shard, columns) if is_there else None
         if found is None:
             return pa.table([pa.nulls(len(rows), field.type) for field in schema], schema)

@@ -15,6 +15,7 @@ from pipeline.shards.format import WRITTEN
 from pipeline.shards.ledger import SIDECAR_COLUMNS, match_segments, read_sidecar_table
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import NOT_ATTEMPTED, count_classes, segment_statuses
+from pipeline.store.layout import SHARDS, SIDECAR, Shard
 
 
 def describe_store(snapshot: Snapshot) -> dict[str, Any]:
@@ -30,8 +31,8 @@ def describe_store(snapshot: Snapshot) -> dict[str, Any]:
     reasons = sidecar_table["reason"].cast(pa.string()).to_pandas()
     category = reasons.map(category_of).where(~pc.equal(statuses, WRITTEN).to_numpy(), WRITTEN)
     shards = sidecar_table["shard"].combine_chunks()
-    written_in = store.months("shards", ".parquet")
-    months = pd.Series([written_in[f"{shard}.parquet"] for shard in shards.dictionary.to_pylist()], dtype=object)
+    written_in = store.months(SHARDS, SIDECAR)
+    months = pd.Series([written_in[Shard.of(shard).sidecar] for shard in shards.dictionary.to_pylist()], dtype=object)
     month = months.to_numpy()[shards.indices.to_numpy()]
     counts = pd.crosstab(month, category.to_numpy()) if len(month) else pd.DataFrame()
     described: dict[str, Any] = {

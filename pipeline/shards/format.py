@@ -30,7 +30,6 @@ from pipeline.store.tables import parquet_bytes
 FORMAT_VERSION = 1
 FBANK_DTYPE = np.dtype("<f2")
 FRAME_BYTES = NUM_MEL_BINS * FBANK_DTYPE.itemsize
-TAR, SIDECAR = ".tar", ".parquet"
 WRITTEN = "written"
 FAILED = "failed"
 
@@ -90,15 +89,6 @@ ARROW_TYPES: dict[Any, pa.DataType] = {
 }
 SIDECAR_METADATA = {b"fingerprint", b"tar_bytes", b"tar_digest"}
 SIDECAR_SCHEMA = pa.schema([(field.name, ARROW_TYPES[field.type]) for field in dataclasses.fields(SidecarRow)])
-
-
-def shard_name(split: str, shard_id: str, extension: str) -> str:
-    return f"shards/{split}/{shard_id}.{extension}"
-
-
-def quality_name(shard: str) -> str:
-    """Name of the table of measures that lies beside a shard, `shards/{split}/{shard_id}`."""
-    return f"quality/{shard.removeprefix('shards/')}.parquet"
 
 
 class ShardWriter:

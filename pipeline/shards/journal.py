@@ -7,18 +7,16 @@ published.
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import CorruptError, StoreError, describe
-from pipeline.records import Segment
-from pipeline.shards.format import ARROW_TYPES
+from pipeline.records import Reason, Segment
+from pipeline.store.layout import JOURNALS, Shard
 from pipeline.store.lock import LeaseGuard
 from pipeline.store.storage import Store
-
-FOLDER = "parts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +26,14 @@ class ClipResult:
     segment: Segment
     status: str
     attempts: int
-    reason: str = ""
+    reason: Reason | None = None
     detail: str = ""
     source: str = ""
     fbank: bytes = b""
     """Features as float16 (T, 128); empty for a failure."""
     audio: bytes = b""
-    measures: bytes = b""
-    """Encoded measures; empty in journals of older versions without measures."""
-
-
-SEGMENT_NAMES = [each.name for each in fields(Segment)]
-RESULT_FIELDS = [each for each in fields(ClipResult) if each.name != "segment"]
-SCHEMA = pa.schema(
-    [(each.name, ARROW_TYPES[each.type]) for each in fields(Segment)]
-    + [(each.name, pa.binary() if each.type is bytes else ARROW_TYPES[each.type]) for each in RESULT_FIELDS]
-)
+    measures: dict[str, Any] | None = None
+    """Fields of the clip's `Measures`; None for a failure, and in journals of older versions."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +42,20 @@ class Journal:
 
     store: Store
     fingerprint: str
-    split: str
-    shard_id: str
+    shard: Shard
     lease: LeaseGuard | None = field(default=None, compare=False)
     """Checked before each write."""
 
     @property
     def folder(self) -> str:
-        return f"{FOLDER}/{self.fingerprint}/{self.split}/{self.shard_id}"
+        return self.shard.journal(self.fingerprint)
 
     def append(self, first: int, results: Sequence[ClipResult]) -> None:
         """Publish results as a part. first: number of clips before it. Raises LeaseError if the lease was lost."""
-        rows = [
-            {name: getattr(result.segment, name) for name in SEGMENT_NAMES}
-            | {each.name: getattr(result, each.name) for each in RESULT_FIELDS}
-            for result in results
-        ]
+        table = pa.Table.from_pylist([_to_row(result) for result in results])
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, SCHEMA) as writer:
-            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
         if self.lease:
             self.lease.check()
         self.store.write_bytes(f"{self.folder}/{first:06d}.arrow", sink.getvalue().to_pybytes())
@@ -91,10 +76,7 @@ class Journal:
                 raise CorruptError(
                     f"{self.store.url(name)} is not a valid journal part: {describe(error)}; remove it and run again"
                 ) from error
-            for row in table.to_pylist():
-                about: dict[str, Any] = {name: row.pop(name) for name in SEGMENT_NAMES}
-                about["labels"] = tuple(about["labels"])
-                yield ClipResult(Segment(**about), **row)
+            yield from map(_from_row, table.to_pylist())
             num_read += len(table)
 
     def count_parts(self) -> int:
@@ -108,7 +90,27 @@ class Journal:
             self.store.remove(self.folder)
 
 
+def _to_row(result: ClipResult) -> dict[str, Any]:
+    row = asdict(result)
+    return row.pop("segment") | row
+
+
+def _from_row(row: dict[str, Any]) -> ClipResult:
+    segment = Segment(
+        ytid=row.pop("ytid"),
+        start_ms=row.pop("start_ms"),
+        end_ms=row.pop("end_ms"),
+        labels=tuple(row.pop("labels")),
+        split=row.pop("split"),
+    )
+    if not isinstance(row.get("measures"), dict):  # missing or encoded in earlier versions; measured again
+        row["measures"] = None
+    reason = Reason(row["reason"]) if row["reason"] else None
+    return ClipResult(segment, **{**row, "reason": reason})
+
+
 def partial_shards(store: Store, fingerprint: str) -> list[Journal]:
     """List the journals that killed runs left behind for shards with these settings."""
-    shards = sorted({tuple(name.split("/")[2:4]) for name in store.list(f"{FOLDER}/{fingerprint}", ".arrow")})
-    return [Journal(store, fingerprint, split, shard_id) for split, shard_id in shards]
+    parts = store.list(f"{JOURNALS}/{fingerprint}", ".arrow")
+    shards = sorted({Shard(*name.split("/")[2:4]) for name in parts})
+    return [Journal(store, fingerprint, shard) for shard in shards]

@@ -19,6 +19,7 @@ from pipeline.records import FailureCategory, Reason, ShardPlan
 from pipeline.segments import segments_of
 from pipeline.shards.checksum import Checksum
 from pipeline.shards.format import SIDECAR_SCHEMA, WRITTEN, digest_of, read_sidecar, sidecar_checksum
+from pipeline.store.layout import SHARDS, SIDECAR, Shard
 from pipeline.store.storage import Store
 
 NUM_READERS = 16
@@ -33,12 +34,14 @@ REPETITIVE = ("split", "status", "reason", "lacking_source")
 
 
 def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_COLUMNS) -> pa.Table:
-    """Read all sidecars into one table with a row per key and end. Adds the columns `shard` and `lacking_source`.
+    """Read all sidecars into one table with a row per key and end.
+
+    Adds the columns `shard`, the path of the tar, and `lacking_source`.
 
     If a clip has several rows, the written row counts, else the last attempt. Raises MismatchError if a shard's
     fingerprint differs.
     """
-    names = store.list("shards", ".parquet")
+    names = store.list(SHARDS, SIDECAR)
 
     def read(name: str) -> pa.Table:
         table = read_sidecar(store, name, list(columns))
@@ -57,10 +60,8 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
         if name in REPETITIVE:
             sidecar_table = sidecar_table.set_column(place, name, sidecar_table[name].dictionary_encode())
     codes = np.repeat(np.arange(len(names), dtype=np.int32), [len(table) for table in tables])
-    shards = pa.DictionaryArray.from_arrays(
-        codes, pa.array([name.removesuffix(".parquet") for name in names], pa.string())
-    )
-    sidecar_table = sidecar_table.append_column("shard", shards)
+    tars = pa.array([Shard.of(name).tar for name in names], pa.string())
+    sidecar_table = sidecar_table.append_column("shard", pa.DictionaryArray.from_arrays(codes, tars))
     return _latest_attempts(sidecar_table)
 
 
@@ -95,7 +96,7 @@ def match_segments(segments: pa.Table, sidecar_table: pa.Table) -> np.ndarray:
 
 def read_checksums(store: Store, tars: Sequence[str]) -> dict[str, Checksum]:
     """Read the checksums of some tars from their sidecars."""
-    sidecars = [tar.removesuffix(".tar") + ".parquet" for tar in tars]
+    sidecars = [Shard.of(tar).sidecar for tar in tars]
     with ThreadPoolExecutor(num_readers(store)) as pool:
         checksums = pool.map(lambda name: sidecar_checksum(read_sidecar(store, name, ["key"])), sidecars)
         return dict(zip(tars, checksums, strict=True))
@@ -133,7 +134,7 @@ class PreprocessPlan:
             attempts = tuple(int(count) for count in self.attempts[rows])
             # The name includes the attempts, so that each retry of a clip goes into a new shard.
             planned = [[segment.key, segment.end_ms, count] for segment, count in zip(segments, attempts, strict=True)]
-            yield ShardPlan(digest_of(planned), segments[0].split, segments, attempts)
+            yield ShardPlan(Shard(segments[0].split, digest_of(planned)), segments, attempts)
 
 
 def plan_shards(

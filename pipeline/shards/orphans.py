@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from pipeline.errors import StoreError
-from pipeline.shards.format import SIDECAR, TAR, quality_name
+from pipeline.store.layout import MEASURES, SHARDS, SIDECAR, SNAPSHOTS, TAR, Shard, SnapshotFiles, name_in
 from pipeline.store.scratch import ABANDONED_S
 from pipeline.store.storage import Store
 
@@ -23,17 +23,15 @@ def remove_orphaned_files(store: Store) -> None:
 
 def orphaned_tars(store: Store) -> list[str]:
     """List tars without a sidecar. They come from runs that were killed before publishing it."""
-    done = {name.removesuffix(SIDECAR) for name in store.list("shards", SIDECAR)}
-    return [name for name in store.list("shards", TAR) if name.removesuffix(TAR) not in done]
+    done = {Shard.of(name) for name in store.list(SHARDS, SIDECAR)}
+    return [name for name in store.list(SHARDS, TAR) if Shard.of(name) not in done]
 
 
 def _orphaned_measures(store: Store) -> list[str]:
-    expected = {quality_name(name.removesuffix(SIDECAR)) for name in store.list("shards", SIDECAR)}
-    return [name for name in store.list("quality") if name not in expected]
+    expected = {Shard.of(name).measures for name in store.list(SHARDS, SIDECAR)}
+    return [name for name in store.list(MEASURES) if name not in expected]
 
 
 def _files_of_unfinished_snapshots(store: Store) -> list[str]:
-    names = store.list("snapshots")
-    # Use only the first folder, because snapshots have subfolders, for example for selections.
-    complete = {name.split("/")[1] for name in names if name.endswith("/manifest.json")}
-    return [name for name in names if name.split("/")[1] not in complete]
+    names = set(store.list(SNAPSHOTS))
+    return sorted(name for name in names if SnapshotFiles(name_in(SNAPSHOTS, name)).manifest not in names)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from pipeline.errors import CorruptError, StoreError
 from pipeline.shards.checksum import checksum_of
-from pipeline.shards.format import FAILED, SIDECAR, TAR, WRITTEN, map_tar, quality_name, read_sidecar, sidecar_checksum
+from pipeline.shards.format import FAILED, WRITTEN, map_tar, read_sidecar, sidecar_checksum
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 
-def verify_shard(shard: str, store: Store) -> list[str]:
-    """Return the defects of a shard, or an empty list if it is intact. shard: path without extension.
+def verify_shard(shard: Shard, store: Store) -> list[str]:
+    """Return the defects of a shard, or an empty list if it is intact.
 
     Tar and sidecar contain the labels at the time of conversion. Later corrections appear only in snapshots.
     """
     try:
-        sidecar = read_sidecar(store, shard + SIDECAR)
+        sidecar = read_sidecar(store, shard.sidecar)
     except (CorruptError, StoreError) as error:
         return [str(error)]
     rows = sidecar.to_pylist()
@@ -25,26 +26,26 @@ def verify_shard(shard: str, store: Store) -> list[str]:
     written = [row for row in rows if row["status"] == WRITTEN]
     if not written:
         return wrong
-    if not store.exists(shard + TAR):
-        return [*wrong, f"{shard}{TAR} is missing; its sidecar has {len(written)} clips"]
-    with store.local_copy(shard + TAR) as tar:
+    if not store.exists(shard.tar):
+        return [*wrong, f"{shard.tar} is missing; its sidecar has {len(written)} clips"]
+    with store.local_copy(shard.tar) as tar:
         found, expected = checksum_of(tar), sidecar_checksum(sidecar)
         if found != expected:
             what = f"{found.num_bytes} bytes and the digest {found.digest[:16]}"
-            wrong.append(f"{shard}{TAR}: expected {expected.num_bytes} bytes and {expected.digest[:16]}, found {what}")
+            wrong.append(f"{shard.tar}: expected {expected.num_bytes} bytes and {expected.digest[:16]}, found {what}")
         return wrong + _verify_clips(tar, shard, written)
 
 
-def _verify_rows(shard: str, rows: list[dict]) -> list[str]:
+def _verify_rows(shard: Shard, rows: list[dict]) -> list[str]:
     wrong = []
     if strange := {row["status"] for row in rows} - {WRITTEN, FAILED}:
-        wrong.append(f"{shard}{SIDECAR}: expected the status written or failed, found {', '.join(sorted(strange))}")
+        wrong.append(f"{shard.sidecar}: expected the status written or failed, found {', '.join(sorted(strange))}")
     if repeated := [key for key, count in Counter(row["key"] for row in rows).items() if count > 1]:
-        wrong.append(f"{shard}{SIDECAR}: {repeated[0]} and {len(repeated) - 1} others are listed twice")
+        wrong.append(f"{shard.sidecar}: {repeated[0]} and {len(repeated) - 1} others are listed twice")
     return wrong
 
 
-def _verify_clips(tar: Path, shard: str, rows: list[dict]) -> list[str]:
+def _verify_clips(tar: Path, shard: Shard, rows: list[dict]) -> list[str]:
     bad = []
     with map_tar(tar) as content:
         for row in rows:
@@ -52,7 +53,7 @@ def _verify_clips(tar: Path, shard: str, rows: list[dict]) -> list[str]:
             text = content[row["json_offset"] : row["json_offset"] + row["json_bytes"]]
             if hashlib.sha256(fbank).hexdigest() != row["digest"] or not _agrees(text, row):
                 bad.append(row["key"])
-    return [f"{shard}{TAR}: {len(bad)} clips differ from their sidecar rows, such as {bad[0]}"] if bad else []
+    return [f"{shard.tar}: {len(bad)} clips differ from their sidecar rows, such as {bad[0]}"] if bad else []
 
 
 def _agrees(text: bytes, row: dict) -> bool:
@@ -65,8 +66,8 @@ def _agrees(text: bytes, row: dict) -> bool:
     return isinstance(description, dict) and all(description.get(name) == row[name] for name in names)
 
 
-def remove_shard(shard: str, store: Store) -> None:
+def remove_shard(shard: Shard, store: Store) -> None:
     """Remove a shard, so that the next run rebuilds it. Removes its sidecar, the mark of a finished shard, first."""
-    for name in (shard + SIDECAR, shard + TAR, quality_name(shard)):
+    for name in (shard.sidecar, shard.tar, shard.measures):
         if store.exists(name):
             store.remove(name)

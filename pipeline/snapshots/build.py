@@ -28,6 +28,7 @@ from pipeline.snapshots.snapshot import (
     multi_hot,
     publish_snapshot,
 )
+from pipeline.store.layout import SHARDS, SIDECAR
 from pipeline.store.storage import Store
 
 CLIP_COLUMNS = [
@@ -81,7 +82,7 @@ def build_snapshot(
 
 def _made_of(store: Store, metadata: Metadata, settings: Mapping[str, Any]) -> str:
     """Return a digest of all inputs from which a snapshot is built."""
-    return digest_of([store.list("shards", ".parquet"), metadata.digest, settings])
+    return digest_of([store.list(SHARDS, SIDECAR), metadata.digest, settings])
 
 
 def is_current(snapshot: Snapshot, metadata: Metadata, keep_audio: bool) -> bool:
@@ -117,11 +118,10 @@ def _label_indices(column: pa.DictionaryArray, labels: Labels) -> pa.ListArray:
 
 def _index_table(segments: pa.Table, results: pa.Table, label_lists: pa.ListArray) -> pa.Table:
     # Encode again, so that the dictionary depends only on these clips and not on other shards in the store.
-    shard = pc.binary_join_element_wise(results["shard"].cast(pa.string()), "tar", ".")
     columns = {
         "key": segments["key"],
         "split": segments["split"].cast(pa.string()).combine_chunks().dictionary_encode(),
-        "shard": shard.combine_chunks().dictionary_encode(),
+        "shard": results["shard"].cast(pa.string()).combine_chunks().dictionary_encode(),
         "offset": results["fbank_offset"],
         "length": results["fbank_bytes"],
         "num_frames": results["num_frames"],

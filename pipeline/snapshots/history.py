@@ -19,9 +19,8 @@ from pipeline.errors import NoClipsError
 from pipeline.keys import positions_of
 from pipeline.snapshots.manifest import read_manifest
 from pipeline.snapshots.snapshot import Snapshot, latest_snapshot_id
+from pipeline.store.layout import MANIFEST, RUNS, SNAPSHOTS, SnapshotFiles, name_in
 from pipeline.store.storage import Store
-
-FOLDER = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,14 @@ class SnapshotEntry:
 
 
 def list_snapshots(store: Store) -> list[SnapshotEntry]:
-    """List all complete snapshots from the oldest to the latest."""
-    names = store.list(FOLDER, "/manifest.json")
+    """List all complete snapshots, smaller ones first and the latest last."""
+    names = store.list(SNAPSHOTS, f"/{MANIFEST}")
     latest = latest_snapshot_id(store)
     runs = runs_by_snapshot(store)
     entries = []
     for name in names:
-        snapshot_id = name.split("/")[1]
-        num_clips = store.read_json(f"{FOLDER}/{snapshot_id}/stats.json")["num_clips"]
+        snapshot_id = name_in(SNAPSHOTS, name)
+        num_clips = store.read_json(SnapshotFiles(snapshot_id).stats)["num_clips"]
         split_counts = read_manifest(store, name)["split_counts"]
         used_by = tuple(sorted(runs.get(snapshot_id, ())))
         entries.append(SnapshotEntry(snapshot_id, num_clips, split_counts, snapshot_id == latest, used_by))
@@ -54,10 +53,10 @@ def list_snapshots(store: Store) -> list[SnapshotEntry]:
 def runs_by_snapshot(store: Store) -> dict[str, set[str]]:
     """Return the runs that use each snapshot, according to the JSON files under `runs/`."""
     found: dict[str, set[str]] = {}
-    for name in store.list("runs", ".json"):
+    for name in store.list(RUNS, ".json"):
         # A hyphen separates the name of a selection.
         for snapshot_id in re.findall(r'"snapshot(?:_id)?": ?"(\w+)[-\w]*"', json.dumps(store.read_json(name))):
-            found.setdefault(snapshot_id, set()).add(name.split("/")[1])
+            found.setdefault(snapshot_id, set()).add(name_in(RUNS, name))
     return found
 
 
@@ -160,6 +159,6 @@ def prune_snapshots(store: Store, keep: Collection[str], in_use: Collection[str]
     gone = [entry.snapshot_id for entry in entries if entry.snapshot_id not in kept]
     for snapshot_id in gone if not dry_run else ():
         # Remove the manifest first. If a kill interrupts the removal, the folder no longer counts as a snapshot.
-        store.remove(f"{FOLDER}/{snapshot_id}/manifest.json")
-        store.remove(f"{FOLDER}/{snapshot_id}")
+        store.remove(SnapshotFiles(snapshot_id).manifest)
+        store.remove(SnapshotFiles(snapshot_id).folder)
     return gone

@@ -9,9 +9,9 @@ from typing import Any
 
 from pipeline.errors import CorruptError
 from pipeline.shards.format import digest_of
+from pipeline.store.layout import LATEST
 from pipeline.store.storage import Store, json_bytes
 
-LATEST = "latest.json"
 DIGEST = "digest"
 
 

@@ -19,12 +19,12 @@ from pipeline.keys import positions_of
 from pipeline.labels import Labels, parse_labels
 from pipeline.shards.checksum import Checksum
 from pipeline.shards.format import digest_of, shard_settings
-from pipeline.snapshots.manifest import LATEST, encode_manifest, read_latest, read_manifest
+from pipeline.snapshots.manifest import encode_manifest, read_latest, read_manifest
+from pipeline.store.layout import LATEST, SnapshotFiles
 from pipeline.store.storage import Store, json_bytes
 from pipeline.store.tables import parquet_bytes
 
 SELECTION_KEY = b"selection"
-PARTS = ("index.parquet", "labels.csv", "shards.parquet")
 INDEX_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -109,28 +109,32 @@ def publish_snapshot(unnamed: Snapshot, made_of: str, check_lease: Callable[[], 
     check_lease: called before each write. Raises LeaseError if another run took over the store.
     """
     shards = [{"shard": name, **dataclasses.asdict(checksum)} for name, checksum in unnamed.checksums.items()]
-    parts = {
-        "index.parquet": parquet_bytes(unnamed.index),
-        "labels.csv": unnamed.labels.to_csv().encode(),
-        "shards.parquet": parquet_bytes(pa.Table.from_pylist(shards)),
-    }
-    snapshot = dataclasses.replace(unnamed, snapshot_id=_id_of(parts, unnamed.stats))
-    store, folder = snapshot.store, f"snapshots/{snapshot.snapshot_id}"
+    index, labels = parquet_bytes(unnamed.index), unnamed.labels.to_csv().encode()
+    shard_table = parquet_bytes(pa.Table.from_pylist(shards))
+    snapshot = dataclasses.replace(unnamed, snapshot_id=_id_of(index, labels, shard_table, unnamed.stats))
+    store, files = snapshot.store, SnapshotFiles(snapshot.snapshot_id)
     try:
         load_snapshot(store, snapshot.snapshot_id)  # do not rewrite an intact snapshot with this name
     except (NoClipsError, StoreError):
-        parts |= {"stats.json": json_bytes(snapshot.stats), "manifest.json": encode_manifest(snapshot.manifest)}
-        for name, data in parts.items():
+        contents = {
+            files.index: index,
+            files.labels: labels,
+            files.shards: shard_table,
+            files.stats: json_bytes(snapshot.stats),
+            files.manifest: encode_manifest(snapshot.manifest),
+        }
+        for name, data in contents.items():
             check_lease()
-            store.write_bytes(f"{folder}/{name}", data)
+            store.write_bytes(name, data)
     latest = json_bytes({"snapshot": snapshot.snapshot_id, "made_of": made_of})
     if not store.exists(LATEST) or store.read_bytes(LATEST) != latest:
         store.write_checked(LATEST, latest, check_lease)
     return snapshot
 
 
-def _id_of(parts: Mapping[str, bytes], stats: Mapping[str, Any]) -> str:
-    return digest_of({name: hashlib.sha256(data).hexdigest() for name, data in parts.items()} | {"stats": stats})
+def _id_of(index: bytes, labels: bytes, shards: bytes, stats: Mapping[str, Any]) -> str:
+    contents = {"index.parquet": index, "labels.csv": labels, "shards.parquet": shards}
+    return digest_of({name: hashlib.sha256(data).hexdigest() for name, data in contents.items()} | {"stats": stats})
 
 
 def publish_selection(snapshot: Snapshot, rows: np.ndarray, made_by: Mapping[str, Any]) -> Snapshot:
@@ -150,12 +154,12 @@ def publish_selection(snapshot: Snapshot, rows: np.ndarray, made_by: Mapping[str
     rows = np.asarray(rows, np.int32)
     digest = _digest_of_selection(rows, made_by)
     table = pa.table({"row": rows}).replace_schema_metadata({SELECTION_KEY: json.dumps(made_by)})
-    whole.store.write_bytes(_selection_name(whole.whole_id, digest), parquet_bytes(table))
+    whole.store.write_bytes(SnapshotFiles(whole.whole_id).selection(digest), parquet_bytes(table))
     return _select(whole, digest, rows, made_by)
 
 
 def _load_selection(whole: Snapshot, digest: str) -> Snapshot:
-    store, name = whole.store, _selection_name(whole.snapshot_id, digest)
+    store, name = whole.store, SnapshotFiles(whole.snapshot_id).selection(digest)
     if not store.exists(name):
         raise NoClipsError(
             f"expected the selection {digest} of snapshot {whole.snapshot_id} in {store.root}, found none; pass"
@@ -195,10 +199,6 @@ def _digest_of_selection(rows: np.ndarray, made_by: Mapping[str, Any]) -> str:
     return digest_of({"rows": hashlib.sha256(content).hexdigest(), "made_by": made_by})
 
 
-def _selection_name(snapshot_id: str, digest: str) -> str:
-    return f"snapshots/{snapshot_id}/selections/{digest}.parquet"
-
-
 def latest_snapshot_id(store: Store) -> str | None:
     return read_latest(store)["snapshot"] if store.exists(LATEST) else None
 
@@ -209,23 +209,25 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
     Raises NoClipsError if it does not exist, CorruptError if its content was changed.
     """
     snapshot_id, _, selection = (snapshot_id or latest_snapshot_id(store) or "").partition("-")
-    folder = f"snapshots/{snapshot_id}"
-    if not snapshot_id or not store.exists(f"{folder}/manifest.json"):
+    files = SnapshotFiles(snapshot_id)
+    if not snapshot_id or not store.exists(files.manifest):
         raise NoClipsError(
             f"expected the snapshot {snapshot_id or '(latest)'} in {store.root}, found none; preprocess first"
         )
-    files = {name: store.read_bytes(f"{folder}/{name}") for name in PARTS}
-    stats = store.read_json(f"{folder}/stats.json")
-    found = _id_of(files, stats)
+    index_bytes, labels_bytes, shards_bytes = (
+        store.read_bytes(name) for name in (files.index, files.labels, files.shards)
+    )
+    stats = store.read_json(files.stats)
+    found = _id_of(index_bytes, labels_bytes, shards_bytes, stats)
     if found != snapshot_id:
         raise CorruptError(
-            f"{store.url(folder)}: expected content with the digest in its name, found {found}. Was it edited?"
+            f"{store.url(files.folder)}: expected content with the digest in its name, found {found}. Was it edited?"
         )
-    index = pq.read_table(io.BytesIO(files["index.parquet"]))
-    labels = parse_labels(files["labels.csv"].decode(), f"{folder}/labels.csv")
-    shards = pq.read_table(io.BytesIO(files["shards.parquet"])).to_pylist()
+    index = pq.read_table(io.BytesIO(index_bytes))
+    labels = parse_labels(labels_bytes.decode(), files.labels)
+    shards = pq.read_table(io.BytesIO(shards_bytes)).to_pylist()
     checksums = {row["shard"]: Checksum(row["num_bytes"], row["digest"]) for row in shards}
-    manifest = read_manifest(store, f"{folder}/manifest.json")
+    manifest = read_manifest(store, files.manifest)
     snapshot = Snapshot(store, snapshot_id, index, labels, stats, manifest, checksums)
     return _load_selection(snapshot, selection) if selection else snapshot
 

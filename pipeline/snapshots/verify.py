@@ -3,6 +3,7 @@
 from pipeline.errors import CorruptError
 from pipeline.shards.checksum import describe_wrong_size, remedy
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import SHARDS, TAR
 
 NUM_NAMED = 5
 """Maximum number of bad shards to name in a message."""
@@ -11,7 +12,7 @@ NUM_NAMED = 5
 def verify_sizes(snapshot: Snapshot) -> None:
     """Raise CorruptError, with names, if shards are missing or have wrong sizes. Lists the store once."""
     store = snapshot.store
-    found = store.sizes("shards", ".tar")
+    found = store.sizes(SHARDS, TAR)
     wrong = [
         describe_wrong_size(store.url(name), checksum.num_bytes, found.get(name))
         for name, checksum in snapshot.checksums.items()

@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 from pipeline.errors import CorruptError, LeaseError, StoreError
+from pipeline.store.layout import LEASES
+from pipeline.store.layout import lease as _name
 from pipeline.store.process import Owner, this_process
 from pipeline.store.storage import Store
 
-FOLDER = "lease"
 DURATION_S = 120.0
 RENEW_EVERY_S = 20.0
 
@@ -56,7 +57,7 @@ class LeaseGuard:
 
     def check(self) -> None:
         """Raise LeaseError if the store has another run's lease. Costs one listing."""
-        names = self.store.list(FOLDER)
+        names = self.store.list(LEASES)
         if names and _number_of(names[-1]) > self.number:
             raise LeaseError(_loss(self.store, names[-1]))
 
@@ -145,7 +146,7 @@ def _take(store: Store, lease: Lease) -> int:
         if winner and winner.token != lease.token:
             raise _refusal(store, winner, store.modified_s(_name(winner_number)), store.now_s())
     with suppress(StoreError):
-        for name in store.list(FOLDER)[:-1]:
+        for name in store.list(LEASES)[:-1]:
             store.remove(name)
     return number + 1
 
@@ -176,7 +177,7 @@ def _clock(time_s: float) -> str:
 
 
 def _newest(store: Store) -> tuple[int, Lease | None]:
-    names = store.list(FOLDER)
+    names = store.list(LEASES)
     if not names:
         return 0, None
     try:
@@ -187,7 +188,3 @@ def _newest(store: Store) -> tuple[int, Lease | None]:
 
 def _number_of(name: str) -> int:
     return int(name.removesuffix(".json").rpartition("/")[2])
-
-
-def _name(number: int) -> str:
-    return f"{FOLDER}/{number:08d}.json"

@@ -18,6 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import AudioTaggingError, CorruptError, LeaseError, StoreError, describe_storage_error
+from pipeline.store.layout import SCRATCH
 from pipeline.store.scratch import ABANDONED_S, clear_scratch, scratch_folder
 
 PIECE_BYTES = 32 * 2**20
@@ -241,7 +242,7 @@ class Store:
 
     @property
     def scratch_home(self) -> Path:
-        return Path(self.base) / ".scratch" if self.is_local else Path(tempfile.gettempdir())
+        return Path(self.base) / SCRATCH if self.is_local else Path(tempfile.gettempdir())
 
     def remove_orphaned_files(self) -> None:
         """Remove leftovers of dead processes: scratch folders, and unfinished S3 uploads older than a day."""

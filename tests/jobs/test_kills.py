@@ -19,6 +19,7 @@ from pipeline.audio.decode import encode_flac
 from pipeline.shards.format import read_sidecar
 from pipeline.shards.verify import verify_shard
 from pipeline.snapshots.snapshot import load_snapshot
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 from tests.mirror import Handler, Mirror
 
@@ -106,7 +107,7 @@ def test_kills_of_drivers_and_workers_do_not_change_the_store(
     assert snapshot.index["key"] == expected.index["key"], "every clip once"
     assert snapshot.manifest["split_counts"] == {"eval": {"planned": NUM_CLIPS, "written": NUM_CLIPS, "failed": {}}}
     sidecars = store.list("shards", ".parquet")
-    assert [message for name in sidecars for message in verify_shard(name.removesuffix(".parquet"), store)] == []
+    assert [message for name in sidecars for message in verify_shard(Shard.of(name), store)] == []
     assert digests_in(store) == digests_in(quiet)
     both = set(store.list("shards", ".tar")) & set(quiet.list("shards", ".tar"))
     assert all(store.read_bytes(name) == quiet.read_bytes(name) for name in both)

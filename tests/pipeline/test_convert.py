@@ -15,11 +15,12 @@ from pipeline.errors import LeaseError, StoreError
 from pipeline.measures.table import read_shard_measures
 from pipeline.miniature import Fault, Miniature
 from pipeline.records import CLIPS_PER_PART, Failure, Media, Reason, Segment, ShardPlan, ShardReport
-from pipeline.shards.format import quality_name, read_sidecar, shard_name
+from pipeline.shards.format import read_sidecar
 from pipeline.shards.journal import ClipResult, Journal, partial_shards
 from pipeline.sources import FolderSource
 from pipeline.sources.fetch import Fetched, fetch_clip
 from pipeline.sources.rate_limit import LocalRateLimiter, Wait
+from pipeline.store.layout import Shard
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
@@ -83,7 +84,7 @@ def test_truncated_shard_is_rewritten_with_identical_bytes(
     source = FolderSource(str(miniature.media_folder), conversion.fetch)
     here = Conversion(Store(str(tmp_path)), source, conversion.fetch, keep_audio=True)
     convert_shard(plans[-1], here)
-    tar, sidecar = (shard_name(plans[-1].split, plans[-1].shard_id, extension) for extension in ("tar", "parquet"))
+    tar, sidecar = plans[-1].shard.tar, plans[-1].shard.sidecar
     content = here.store.read_bytes(tar)
     here.store.remove(sidecar)
     here.store.write_bytes(tar, b"half")
@@ -105,7 +106,7 @@ def test_shard_without_clips_consists_of_a_sidecar(
     here = dataclasses.replace(conversion, store=Store(str(tmp_path)), source=FailingSource())
     report = convert(plans[0], here)
     assert (report.num_written, report.failures) == (0, {Reason.REMOVED: len(plans[0].segments)})
-    assert here.store.list("shards") == [shard_name(plans[0].split, plans[0].shard_id, "parquet")]
+    assert here.store.list("shards") == [plans[0].shard.sidecar]
     assert {row["detail"] for row in rows_of(here.store).values()} == {"gone"}
 
 
@@ -162,7 +163,7 @@ def convert_here(plan: ShardPlan, conversion: Conversion) -> None:
 def test_kill_costs_at_most_sixteen_clips(tmp_path: Path) -> None:
     store, log = Store(str(tmp_path / "store")), tmp_path / "log"
     segments = tuple(Segment(f"{number:011d}", 0, 10_000, ("/m/1",), "eval") for number in range(300))
-    plan = ShardPlan("shard", "eval", segments, (0,) * len(segments))
+    plan = ShardPlan(Shard("eval", "shard"), segments, (0,) * len(segments))
     conversion = Conversion(store, CountingSource(log, 0.005), FetchConfig(), keep_audio=False)
     context, chance, num_kills = multiprocessing.get_context("fork"), random.Random(0), 0
     while True:
@@ -195,7 +196,7 @@ def test_clips_of_a_killed_run_become_a_shard(
             return super().fetch(segment)
 
     segments = tuple(segment for plan in plans[:4] for segment in plan.segments)
-    long = ShardPlan("long", plans[0].split, segments, (0,) * len(segments))
+    long = ShardPlan(Shard(plans[0].shard.split, "long"), segments, (0,) * len(segments))
     here = dataclasses.replace(
         conversion,
         store=Store(str(tmp_path)),
@@ -223,7 +224,7 @@ def test_clips_of_a_killed_run_become_a_shard(
 
 def measures_of(store: Store) -> dict[str, dict]:
     names = store.list("quality", ".parquet")
-    tables = [read_shard_measures(store, name.removesuffix(".parquet").replace("quality", "shards")) for name in names]
+    tables = [read_shard_measures(store, Shard.of(name.removeprefix("quality/"))) for name in names]
     return {row["key"]: row for table in tables if table for row in table.to_pylist()}
 
 
@@ -233,18 +234,26 @@ def test_written_clips_are_measured(conversion: Conversion, plans: list[ShardPla
     assert measures.keys() == {key for key, row in rows.items() if row["status"] == "written"}
     for row in measures.values():
         assert row["rate_hz"] > 0 and row["codec"] and row["peak"] > 0 and row["rms_db"] > -120
-    assert store.list("quality") == [quality_name(name.removesuffix(".tar")) for name in store.list("shards", ".tar")]
+    assert store.list("quality") == [Shard.of(name).measures for name in store.list("shards", ".tar")]
 
 
-def test_journal_without_measures_is_read(
-    conversion: Conversion, miniature: Miniature, plans: list[ShardPlan], small_store: Store, tmp_path: Path
+@pytest.mark.parametrize("measures", [None, b'{"peak": 0.5}'], ids=["missing", "encoded"])
+def test_journals_of_earlier_versions_are_measured_again(
+    measures: bytes | None,
+    conversion: Conversion,
+    miniature: Miniature,
+    plans: list[ShardPlan],
+    small_store: Store,
+    tmp_path: Path,
 ) -> None:
     source = FolderSource(str(miniature.media_folder), conversion.fetch)
     here = dataclasses.replace(conversion, store=Store(str(tmp_path)), source=source)
-    journal = Journal(here.store, here.fingerprint, plans[0].split, "old")
+    journal = Journal(here.store, here.fingerprint, Shard(plans[0].shard.split, "old"))
     journal.append(0, [result for result in _convert_clips(plans[0], here, journal) if isinstance(result, ClipResult)])
     (part,) = here.store.list(journal.folder)
     old = pa.ipc.open_file(here.store.read_bytes(part)).read_all().drop_columns("measures")
+    if measures:
+        old = old.append_column("measures", pa.array([measures] * len(old)))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, old.schema) as writer:
         writer.write_table(old)
@@ -330,7 +339,7 @@ class DownSource:
 @pytest.mark.parametrize("num_threads", [1, 8])
 def test_outage_costs_no_attempts(reason: Reason, num_threads: int, tmp_path: Path) -> None:
     segments = tuple(Segment(f"{number:011d}", 0, 10_000, ("/m/1",), "eval") for number in range(30))
-    plan = ShardPlan("shard", "eval", segments, (0,) * len(segments))
+    plan = ShardPlan(Shard("eval", "shard"), segments, (0,) * len(segments))
     fetch = FetchConfig(num_threads=num_threads, backoff_s=0.001)
     source = DownSource(12, reason)
     conversion = Conversion(Store(str(tmp_path)), source, fetch, keep_audio=False)
@@ -346,7 +355,7 @@ def test_outage_costs_no_attempts(reason: Reason, num_threads: int, tmp_path: Pa
 
 def test_retried_clips_count_as_no_outage(tmp_path: Path) -> None:
     segments = tuple(Segment(f"{number:011d}", 0, 10_000, ("/m/1",), "eval") for number in range(10))
-    plan = ShardPlan("shard", "eval", segments, (3,) * len(segments))
+    plan = ShardPlan(Shard("eval", "shard"), segments, (3,) * len(segments))
     fetch = FetchConfig(backoff_s=0.001)
     report = convert(
         plan, Conversion(Store(str(tmp_path)), DownSource(0, Reason.SERVER_ERROR), fetch, keep_audio=False)
@@ -396,7 +405,7 @@ def test_bug_is_reported_with_its_clip(
 def test_task_without_a_lease_writes_nothing(tmp_path: Path, lost_after: int) -> None:
     store = Store(str(tmp_path))
     segments = tuple(Segment(f"v{n:010d}", 0, 10_000, ("/m/a",), "eval") for n in range(2 * CLIPS_PER_PART))
-    plan = ShardPlan("shard", "eval", segments, (0,) * len(segments))
+    plan = ShardPlan(Shard("eval", "shard"), segments, (0,) * len(segments))
 
     class TakenOverSource:
         def __init__(self):

@@ -17,7 +17,7 @@ from pipeline.records import Failure, FailureCategory, Media, Reason, Segment
 from pipeline.snapshots.build import build_snapshot
 from pipeline.snapshots.snapshot import LATEST, Snapshot, load_snapshot
 from pipeline.sources import FolderSource
-from pipeline.store.lock import FOLDER as LEASE_FOLDER
+from pipeline.store.layout import LEASES, lease
 from pipeline.store.lock import hold_lease
 from pipeline.store.storage import Store
 
@@ -305,9 +305,9 @@ def test_concurrent_run_is_rejected(config: PreprocessConfig, tmp_path: Path) ->
 
 def take_over(store: Store) -> None:
     """Add a newer lease, as another host does once a frozen run's lease has expired."""
-    name = store.list(LEASE_FOLDER)[-1]
+    name = store.list(LEASES)[-1]
     number = int(Path(name).stem) + 1
-    store.write_json(f"{LEASE_FOLDER}/{number:08d}.json", store.read_json(name) | {"host": "elsewhere", "token": "new"})
+    store.write_json(lease(number), store.read_json(name) | {"host": "elsewhere", "token": "new"})
 
 
 def test_run_without_its_lease_publishes_no_snapshot(

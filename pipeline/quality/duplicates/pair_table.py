@@ -13,6 +13,7 @@ from scipy.sparse import csgraph
 from pipeline.errors import CorruptError
 from pipeline.keys import positions_of
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import SnapshotFiles
 from pipeline.store.tables import parquet_bytes
 
 DUPLICATES_VERSION = 1
@@ -80,4 +81,4 @@ def duplicate_groups(snapshot: Snapshot, pairs: pa.Table) -> np.ndarray:
 
 
 def _name_of(snapshot: Snapshot) -> str:
-    return f"snapshots/{snapshot.whole_id}/duplicates.parquet"
+    return SnapshotFiles(snapshot.whole_id).duplicates

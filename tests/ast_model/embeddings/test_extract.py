@@ -39,7 +39,7 @@ def plan(snapshot: Snapshot, model: AST, tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name).symlink_to(snapshot.store.path(name))
     own = dataclasses.replace(snapshot, store=Store(str(tmp_path)))
     plan = plan_embeddings(own, model, NORM, num_views=2)
-    file = Path(plan.store.path(plan.model_name))
+    file = Path(plan.store.path(plan.files.model))
     file.parent.mkdir(parents=True)
     export_safetensors(model, file, ModelMetadata(snapshot.labels.names, NORM.mean, NORM.std))
     return plan
@@ -64,20 +64,20 @@ def test_the_first_view_is_the_tagger_s_embedding(plan: EmbeddingPlan, model: AS
 def test_only_missing_chunks_are_computed_and_come_back_the_same(plan: EmbeddingPlan) -> None:
     for first in plan.missing_chunks():
         embed_chunk(first, plan)
-    before = {first: plan.store.read_bytes(plan.chunk_name(first)) for first in plan.chunks}
+    before = {first: plan.store.read_bytes(plan.files.chunk(first)) for first in plan.chunks}
     assert plan.missing_chunks() == []
-    plan.store.remove(plan.chunk_name(20))
+    plan.store.remove(plan.files.chunk(20))
     with pytest.raises(CorruptError, match="1 are missing"):
         read_embeddings(plan)
     assert plan.missing_chunks() == [20]
     embed_chunk(20, plan)
-    assert {first: plan.store.read_bytes(plan.chunk_name(first)) for first in plan.chunks} == before
+    assert {first: plan.store.read_bytes(plan.files.chunk(first)) for first in plan.chunks} == before
 
 
 def test_damage_is_named(plan: EmbeddingPlan) -> None:
     for first in plan.missing_chunks():
         embed_chunk(first, plan)
-    plan.store.write_bytes(plan.chunk_name(0), plan.store.read_bytes(plan.chunk_name(0))[:-100])
+    plan.store.write_bytes(plan.files.chunk(0), plan.store.read_bytes(plan.files.chunk(0))[:-100])
     with pytest.raises(CorruptError, match=r"000000000\.npy is damaged"):
         read_embeddings(plan)
 

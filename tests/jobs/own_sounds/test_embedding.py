@@ -32,7 +32,7 @@ def test_missing_embeddings_are_computed_with_an_estimate_of_the_time(
     expected = read_embeddings(plan)
     assert f"embedded {len(snapshot.index)} clips" in caplog.text and "more clips to embed" in caplog.text
     first = plan.chunks[-1]
-    plan.store.remove(plan.chunk_name(first))
+    plan.store.remove(plan.files.chunk(first))
     embed_chunk(first, plan)  # in this process instead of a worker
     np.testing.assert_array_equal(read_embeddings(plan), expected)
     embed_snapshot(own, model, norm)

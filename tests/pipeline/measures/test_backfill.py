@@ -10,7 +10,6 @@ import pytest
 from pipeline.errors import CorruptError, StoreError
 from pipeline.measures.backfill import is_measured, measure_shard, shards_with_clips
 from pipeline.measures.table import FROM_MEDIA, MEASURES_SCHEMA, VERSION_KEY, read_measures, read_shard_measures
-from pipeline.shards.format import quality_name
 from pipeline.shards.verify import remove_shard
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
@@ -51,7 +50,7 @@ def test_a_store_without_measures_gets_them_from_its_shards(snapshot: Snapshot, 
 def test_what_only_the_media_had_survives_a_new_version(snapshot: Snapshot, copied: Snapshot) -> None:
     store = copied.store
     for shard in shards_with_clips(store):
-        path = store.path(quality_name(shard))
+        path = store.path(shard.measures)
         pq.write_table(pq.read_table(path).replace_schema_metadata({VERSION_KEY: b"0"}), path)
         assert not is_measured(shard, store)
         assert measure_shard(shard, store)
@@ -63,8 +62,8 @@ def test_what_only_the_media_had_survives_a_new_version(snapshot: Snapshot, copi
 def test_damaged_tables_and_those_of_other_clips_are_made_again(copied: Snapshot) -> None:
     store = copied.store
     first, second, third, *_ = shards_with_clips(store)
-    store.write_bytes(quality_name(first), store.read_bytes(quality_name(first))[:-50])
-    store.write_bytes(quality_name(second), store.read_bytes(quality_name(third)))
+    store.write_bytes(first.measures, store.read_bytes(first.measures)[:-50])
+    store.write_bytes(second.measures, store.read_bytes(third.measures))
     for shard in (first, second):
         assert not is_measured(shard, store)
         assert measure_shard(shard, store)
@@ -75,33 +74,33 @@ def test_damaged_tables_and_those_of_other_clips_are_made_again(copied: Snapshot
 def test_a_damaged_shard_is_named(copied: Snapshot, share_left: float) -> None:
     store = copied.store
     shard = shards_with_clips(store)[0]
-    store.remove(quality_name(shard))
-    content = store.read_bytes(f"{shard}.tar")
-    store.write_bytes(f"{shard}.tar", content[: int(share_left * len(content))])
-    with pytest.raises(CorruptError, match=rf"{shard}.tar: clip .* expected an .npy of"):
+    store.remove(shard.measures)
+    content = store.read_bytes(shard.tar)
+    store.write_bytes(shard.tar, content[: int(share_left * len(content))])
+    with pytest.raises(CorruptError, match=rf"{shard.tar}: clip .* expected an .npy of"):
         measure_shard(shard, store)
-    assert not store.exists(quality_name(shard))
+    assert not store.exists(shard.measures)
 
 
 def test_the_measures_of_a_removed_shard_go_with_it(copied: Snapshot) -> None:
     store = copied.store
     shard = shards_with_clips(store)[0]
     remove_shard(shard, store)
-    assert not store.exists(quality_name(shard))
+    assert not store.exists(shard.measures)
     assert read_measures(copied, ["silence"])["silence"].null_count > 0
 
 
 @pytest.mark.slow
 def test_a_store_on_s3_is_measured_as_a_folder_is(snapshot: Snapshot, s3_store: Store) -> None:
     shard = shards_with_clips(snapshot.store)[0]
-    for extension in (".tar", ".parquet"):
-        s3_store.write_bytes(shard + extension, snapshot.store.read_bytes(shard + extension))
+    for name in (shard.tar, shard.sidecar):
+        s3_store.write_bytes(name, snapshot.store.read_bytes(name))
     with pytest.raises(StoreError, match=r"can't read .*quality/"):
         read_shard_measures(s3_store, shard)
     assert measure_shard(shard, s3_store) > 0
     assert is_measured(shard, s3_store)
     expected, found = (read_shard_measures(store, shard, ["silence"]) for store in (snapshot.store, s3_store))
     assert expected and found and found.equals(expected)
-    s3_store.write_bytes(quality_name(shard), s3_store.read_bytes(quality_name(shard))[:-50])
+    s3_store.write_bytes(shard.measures, s3_store.read_bytes(shard.measures)[:-50])
     with pytest.raises(CorruptError, match="not a valid table"):
         read_shard_measures(s3_store, shard)

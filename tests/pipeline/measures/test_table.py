@@ -10,8 +10,8 @@ import pytest
 from pipeline.errors import CorruptError
 from pipeline.measures.clip_measures import Measures
 from pipeline.measures.table import MEASURES_SCHEMA, NUMERIC_AND_TEXT, VERSION_KEY, read_measures, write_measures
-from pipeline.shards.format import quality_name
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 
@@ -21,10 +21,10 @@ def elsewhere(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
     return dataclasses.replace(snapshot, store=Store(str(tmp_path)))
 
 
-def clips_by_shard(snapshot: Snapshot) -> dict[str, list[str]]:
-    clips: dict[str, list[str]] = {}
+def clips_by_shard(snapshot: Snapshot) -> dict[Shard, list[str]]:
+    clips: dict[Shard, list[str]] = {}
     for row in snapshot.index.select(["key", "shard"]).to_pylist():
-        clips.setdefault(row["shard"].removesuffix(".tar"), []).append(row["key"])
+        clips.setdefault(Shard.of(row["shard"]), []).append(row["key"])
     return clips
 
 
@@ -34,17 +34,14 @@ def test_measures_lie_row_by_row_as_the_index(elsewhere: Snapshot) -> None:
     for number, shard in enumerate([*measured, outdated]):
         keys = [*reversed(clips[shard]), "a clip that is in no snapshot"]
         write_measures(store, shard, keys, [Measures(rate_hz=hash(key) % 1000, codec=f"{number}") for key in keys])
-    path = Path(store.path(quality_name(outdated)))
+    path = Path(store.path(outdated.measures))
     pq.write_table(pq.read_table(path).replace_schema_metadata({VERSION_KEY: b"0"}), path)
     table = read_measures(elsewhere, ["codec", "rate_hz"])
     assert table.schema == pa.schema([MEASURES_SCHEMA.field(name) for name in ("codec", "rate_hz")])
+    shards = map(Shard.of, elsewhere.index["shard"].to_pylist())
     expected = [
         (None, None) if shard in (unmeasured, outdated) else (f"{measured.index(shard)}", hash(key) % 1000)
-        for key, shard in zip(
-            elsewhere.index["key"].to_pylist(),
-            [name.removesuffix(".tar") for name in elsewhere.index["shard"].to_pylist()],
-            strict=True,
-        )
+        for key, shard in zip(elsewhere.index["key"].to_pylist(), shards, strict=True)
     ]
     assert list(zip(table["codec"].to_pylist(), table["rate_hz"].to_pylist(), strict=True)) == expected
 
@@ -58,12 +55,6 @@ def test_a_store_without_measures_has_nulls(elsewhere: Snapshot) -> None:
 
 def test_a_damaged_table_is_named_with_its_remedy(elsewhere: Snapshot) -> None:
     shard = next(iter(clips_by_shard(elsewhere)))
-    elsewhere.store.write_bytes(quality_name(shard), b"PAR1 and nothing else")
-    with pytest.raises(CorruptError, match=rf"{quality_name(shard)} is not a valid table .*preprocess.py measure"):
+    elsewhere.store.write_bytes(shard.measures, b"PAR1 and nothing else")
+    with pytest.raises(CorruptError, match=rf"{shard.measures} is not a valid table .*preprocess.py measure"):
         read_measures(elsewhere)
-
-
-def test_measures_survive_a_journal() -> None:
-    measures = Measures(peak=0.1, codec="opus", channels=2, fingerprint=bytes(range(256)))
-    assert Measures.from_bytes(measures.to_bytes()) == measures
-    assert Measures.from_bytes(Measures().to_bytes()) == Measures()

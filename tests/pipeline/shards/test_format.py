@@ -17,10 +17,10 @@ from pipeline.shards.format import (
     ShardWriter,
     parse_fbank,
     read_sidecar,
-    shard_name,
     sidecar_checksum,
     write_sidecar,
 )
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 
@@ -138,6 +138,6 @@ def test_a_sidecar_of_another_form_is_named(sidecar: tuple[Store, str]) -> None:
 
 def test_a_shard_without_rows_reads_back_empty(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    write_sidecar(store, shard_name("eval", "abc", "parquet"), [], "print", Checksum(0, "digest"))
+    write_sidecar(store, Shard("eval", "abc").sidecar, [], "print", Checksum(0, "digest"))
     sidecar = read_sidecar(store, "shards/eval/abc.parquet")
     assert (sidecar.num_rows, sidecar_checksum(sidecar)) == (0, Checksum(0, "digest"))

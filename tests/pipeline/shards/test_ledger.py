@@ -8,8 +8,9 @@ from pipeline.errors import MismatchError
 from pipeline.records import FailureCategory, Reason, Segment, ShardPlan
 from pipeline.segments import table_of
 from pipeline.shards.checksum import Checksum
-from pipeline.shards.format import FAILED, SIDECAR_SCHEMA, WRITTEN, SidecarRow, shard_name, write_sidecar
+from pipeline.shards.format import FAILED, SIDECAR_SCHEMA, WRITTEN, SidecarRow, write_sidecar
 from pipeline.shards.ledger import plan_shards, read_sidecar_table
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 FINGERPRINT = "print"
@@ -37,7 +38,7 @@ def attempt(store: Store, plan: ShardPlan, failures: dict[str, Reason] | None = 
         fields = {name: getattr(segment, name) for name in ("key", "ytid", "start_ms", "end_ms", "split", "labels")}
         status = FAILED if reason else WRITTEN
         rows.append(SidecarRow(**fields, status=status, reason=reason or "", attempts=attempts + 1))
-    write_sidecar(store, shard_name(plan.split, plan.shard_id, "parquet"), rows, FINGERPRINT, Checksum(0, ""))
+    write_sidecar(store, plan.shard.sidecar, rows, FINGERPRINT, Checksum(0, ""))
 
 
 def read_rows(store: Store) -> pd.DataFrame:
@@ -45,7 +46,7 @@ def read_rows(store: Store) -> pd.DataFrame:
 
 
 def ids(plans: list[ShardPlan]) -> list[str]:
-    return [plan.shard_id for plan in plans]
+    return [plan.shard.shard_id for plan in plans]
 
 
 def segments_of(plans: list[ShardPlan]) -> list[Segment]:
@@ -55,7 +56,7 @@ def segments_of(plans: list[ShardPlan]) -> list[Segment]:
 def test_all_segments_are_planned_once_in_their_order(store: Store) -> None:
     plans = plan(store)
     assert segments_of(plans) == SEGMENTS
-    assert [(plan.split, len(plan.segments)) for plan in plans] == [
+    assert [(plan.shard.split, len(plan.segments)) for plan in plans] == [
         ("train", 3),
         ("train", 3),
         ("train", 3),
@@ -108,22 +109,22 @@ def test_each_try_of_the_same_clips_is_another_shard(store: Store) -> None:
     seen: set[str] = set()
     for _ in range(4):
         due = next(each for each in plan(store) if SEGMENTS[0] in each.segments)
-        assert due.shard_id not in seen
-        seen.add(due.shard_id)
+        assert due.shard.shard_id not in seen
+        seen.add(due.shard.shard_id)
         attempt(store, due, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
     rows = read_rows(store).set_index("key")
     assert rows.loc[SEGMENTS[0].key, "attempts"] == 4
 
 
 def test_the_last_attempt_counts_unless_an_earlier_one_wrote_the_clip(store: Store) -> None:
-    first = ShardPlan("f", "train", tuple(SEGMENTS[:2]), (0, 0))
-    later = ShardPlan("a", "train", tuple(SEGMENTS[:2]), (1, 1))
+    first = ShardPlan(Shard("train", "f"), tuple(SEGMENTS[:2]), (0, 0))
+    later = ShardPlan(Shard("train", "a"), tuple(SEGMENTS[:2]), (1, 1))
     attempt(store, first, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
     attempt(store, later, {SEGMENTS[0].ytid: Reason.REMOVED, SEGMENTS[1].ytid: Reason.REMOVED})
     rows = read_rows(store).set_index("key")
     lost, kept = rows.loc[SEGMENTS[0].key], rows.loc[SEGMENTS[1].key]
-    assert (lost["status"], lost["reason"], lost["shard"]) == (FAILED, "removed", "shards/train/a")
-    assert (kept["status"], kept["shard"]) == (WRITTEN, "shards/train/f")
+    assert (lost["status"], lost["reason"], lost["shard"]) == (FAILED, "removed", "shards/train/a.tar")
+    assert (kept["status"], kept["shard"]) == (WRITTEN, "shards/train/f.tar")
     assert len(rows) == 2
 
 
@@ -179,7 +180,7 @@ def test_missing_clip_is_due_again_once_the_sources_change(store: Store) -> None
         )
         for segment in first.segments
     ]
-    write_sidecar(store, shard_name(first.split, first.shard_id, "parquet"), rows, FINGERPRINT, Checksum(0, ""))
+    write_sidecar(store, first.shard.sidecar, rows, FINGERPRINT, Checksum(0, ""))
     missing = {segment.key for segment in first.segments}
     assert missing.isdisjoint(segment.key for segment in segments_of(plan(store, sources_digest="old sources")))
     assert missing <= {segment.key for segment in segments_of(plan(store, sources_digest="new sources"))}

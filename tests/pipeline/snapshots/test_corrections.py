@@ -17,6 +17,7 @@ from pipeline.shards.verify import verify_shard
 from pipeline.snapshots.build import build_snapshot
 from pipeline.snapshots.history import Changes, count_changes, diff_snapshots
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 Edit = Callable[[list[Segment]], list[Segment]]
@@ -86,7 +87,7 @@ def test_labels_splits_and_rows_are_what_the_metadata_say_now_without_a_fetch(
     )
     # In the shards the old labels stay, and agree with their sidecars.
     for name in store.list("shards", ".parquet"):
-        assert verify_shard(name.removesuffix(".parquet"), store) == []
+        assert verify_shard(Shard.of(name), store) == []
 
 
 def test_another_end_is_another_clip_and_the_old_one_is_found_again(

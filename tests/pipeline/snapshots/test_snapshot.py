@@ -57,7 +57,9 @@ def test_it_holds_the_clips_that_were_written(
     assert sum(counts["planned"] for counts in split_counts.values()) == len(miniature.clips)
     assert sum(counts["written"] for counts in split_counts.values()) == len(keys)
     for split, counts in split_counts.items():
-        failures = {reason: n for report in reports if report.split == split for reason, n in report.failures.items()}
+        failures = {
+            reason: n for report in reports if report.shard.split == split for reason, n in report.failures.items()
+        }
         assert counts["failed"].keys() == {str(reason) for reason in failures}
         assert counts["planned"] == counts["written"] + sum(counts["failed"].values())
 

@@ -20,6 +20,7 @@ from pipeline.shards.format import read_sidecar
 from pipeline.sources.fetch import fetch_within
 from pipeline.sources.http import MAX_RETRY_AFTER_S, HttpSource, parse_content_length, parse_retry_after
 from pipeline.sources.rate_limit import LocalRateLimiter
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 from tests.mirror import BAD_LOCATIONS, SILENCE_S, Handler, Mirror, segment
 
@@ -133,7 +134,7 @@ def test_bad_mirror_causes_classified_failures_in_little_memory(mirror: Mirror, 
     limiter = LocalRateLimiter(RateLimitConfig(cooldown_s=0.01))
     conversion = Conversion(Store(str(tmp_path)), source, fetch, keep_audio=False, limiter=limiter)
     tracemalloc.start()
-    report = convert_shard(ShardPlan("shard", "eval", segments, (0,) * len(names)), conversion)
+    report = convert_shard(ShardPlan(Shard("eval", "shard"), segments, (0,) * len(names)), conversion)
     assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
     tracemalloc.stop()
     assert isinstance(report, ShardReport)
@@ -150,7 +151,7 @@ def test_single_bad_answers_end_no_shard_and_count_as_no_outage(mirror: Mirror, 
     source = HttpSource(mirror.address + "/{ytid}.flac", fetch)
     limiter = LocalRateLimiter(RateLimitConfig(cooldown_s=0.01, max_cooldown_s=0.01))
     conversion = Conversion(Store(str(tmp_path)), source, fetch, keep_audio=False, limiter=limiter)
-    plan = ShardPlan("shard", "eval", tuple(map(segment, names)), (0,) * len(names))
+    plan = ShardPlan(Shard("eval", "shard"), tuple(map(segment, names)), (0,) * len(names))
     report = convert_shard(plan, conversion)
     assert isinstance(report, ShardReport)
     rows = read_sidecar(conversion.store, "shards/eval/shard.parquet").to_pylist()

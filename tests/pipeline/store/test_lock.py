@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CorruptError, LeaseError
-from pipeline.store.lock import DURATION_S, FOLDER, Lease, hold_lease
+from pipeline.store.layout import LEASES, lease
+from pipeline.store.lock import DURATION_S, Lease, hold_lease
 from pipeline.store.storage import Store
 
 
@@ -29,7 +30,7 @@ def test_one_works_and_the_other_is_told_who(store: Store) -> None:
         holder.check()
     with hold_lease(store):
         pass
-    assert len(store.list(FOLDER)) == 1
+    assert len(store.list(LEASES)) == 1
 
 
 def hold(store: Store, held) -> None:
@@ -70,7 +71,7 @@ def test_unrenewed_lease_of_another_host_is_taken_over(store: Store, monkeypatch
             second.renew()
             second.check()
     # The first one's end must not take the lease from whoever has it now.
-    assert [Lease(**store.read_json(name)).token for name in store.list(FOLDER)] == [second.lease.token]
+    assert [Lease(**store.read_json(name)).token for name in store.list(LEASES)] == [second.lease.token]
 
 
 def compete(root: str, wins, all_tried) -> None:
@@ -97,7 +98,7 @@ def test_of_many_that_start_at_once_one_wins(tmp_path: Path) -> None:
 
 
 def test_a_lease_that_is_none_is_named(store: Store) -> None:
-    store.write_json(f"{FOLDER}/00000001.json", {"who": "me"})
+    store.write_json(lease(1), {"who": "me"})
     with pytest.raises(CorruptError, match=r"00000001.json is not a valid lease"), hold_lease(store):
         pass
 
@@ -128,7 +129,7 @@ def test_check_asks_the_store_before_the_next_renewal(store: Store) -> None:
         guard = pickle.loads(pickle.dumps(first.guard))
         first.check()
         guard.check()
-        store.write_json(f"{FOLDER}/{first.number + 1:08d}.json", asdict(replace(first.lease, host="elsewhere")))
+        store.write_json(lease(first.number + 1), asdict(replace(first.lease, host="elsewhere")))
         for check in (guard.check, first.check):
             with pytest.raises(LeaseError, match=r"lost its lease of .* to elsewhere"):
                 check()

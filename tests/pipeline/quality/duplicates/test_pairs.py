@@ -18,6 +18,7 @@ from pipeline.quality.duplicates.pair_table import MAX_DISTANCE, duplicate_group
 from pipeline.quality.duplicates.pairs import find_pairs
 from pipeline.reading.reader import ClipReader
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 
@@ -31,11 +32,11 @@ def run_here(
 def search(fingerprints: Sequence[bytes | None], snapshot: Snapshot, tmp_path: Path) -> tuple[pa.Table, np.ndarray]:
     """Search clips named by their numbers, in two shards; return the pairs and the clips' groups."""
     store, keys = Store(str(tmp_path)), [f"{number:06}" for number in range(len(fingerprints))]
-    shards = [f"shards/train/{number % 2}" for number in range(len(keys))]
+    shards = [Shard("train", str(number % 2)) for number in range(len(keys))]
     for place in range(2):
         measures = [Measures(fingerprint=each) for each in fingerprints[place::2]]
-        write_measures(store, f"shards/train/{place}", keys[place::2], measures)
-    columns = {"key": keys, "shard": pa.array([f"{shard}.tar" for shard in shards]).dictionary_encode()}
+        write_measures(store, Shard("train", str(place)), keys[place::2], measures)
+    columns = {"key": keys, "shard": pa.array([shard.tar for shard in shards]).dictionary_encode()}
     made = replace(snapshot, store=store, index=pa.table(columns))
     (tmp_path / "scratch").mkdir()
     found, num_missing = find_pairs(made, tmp_path / "scratch", run_here)
