@@ -26,6 +26,7 @@ from pipeline.records import FailureCategory
 from pipeline.shards.checksum import remedy
 from pipeline.shards.format import read_sidecar
 from pipeline.snapshots.snapshot import load_snapshot
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 
@@ -146,7 +147,7 @@ def test_duplicates_lists_pairs_with_their_splits_and_searches_once(
     keys = snapshot.index["key"].to_pylist()
     fbank_TM = np.repeat(np.random.default_rng(0).standard_normal((100, NUM_MEL_BINS)), 10, axis=0).astype(np.float16)
     for row in (train, held_out):
-        shard = snapshot.index["shard"][int(row)].as_py().removesuffix(".tar")
+        shard = Shard.of(snapshot.index["shard"][int(row)].as_py())
         measured = read_shard_measures(store, shard)
         assert measured is not None
         of_shard = measured["key"].to_pylist()

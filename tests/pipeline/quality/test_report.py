@@ -24,6 +24,7 @@ from pipeline.quality.duplicates.pair_table import PAIRS_SCHEMA, write_duplicate
 from pipeline.quality.report import make_report
 from pipeline.quality.selection import exclude_clips
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 HOSTILE = "\"><script>alert('1')</script>{{ 7 * 7 }}{0.__class__}"
@@ -49,7 +50,7 @@ def measured(copy: Snapshot) -> Snapshot:
             Measures(silence=float(n % 4 == 0), clipping=0.05 * (n % 3 == 0), codec="mp3" if n % 3 == 0 else "opus")
             for n in places
         ]
-        write_measures(copy.store, shard.removesuffix(".tar"), [rows[n]["key"] for n in places], measures)
+        write_measures(copy.store, Shard.of(shard), [rows[n]["key"] for n in places], measures)
     return copy
 
 

@@ -17,6 +17,7 @@ from pipeline.quality.duplicates.pair_table import PAIRS_SCHEMA, write_duplicate
 from pipeline.quality.selection import count_leaks, exclude_clips, parse_expression
 from pipeline.snapshots.history import prune_snapshots, runs_by_snapshot
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
+from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
 
 TRAIN = ("balanced_train", "unbalanced_train")
@@ -34,7 +35,7 @@ def measured(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
             Measures(silence=float(place % 4 == 0), codec="mp3" if place % 3 == 0 else "opus", bit_rate=1000 * place)
             for place in places
         ]
-        write_measures(store, shard.removesuffix(".tar"), [rows[place]["key"] for place in places], measures)
+        write_measures(store, Shard.of(shard), [rows[place]["key"] for place in places], measures)
     return dataclasses.replace(snapshot, store=store)
 
 
