@@ -20,8 +20,8 @@ MAX_KEYS_SHOWN = 24
 class Reporter:
     """Logs on the main rank. Other ranks log only the keys of their samples in skipped steps."""
 
-    def __init__(self, job: TrainingJob, world: World, launcher: Launcher):
-        self.job, self.world, self.launcher = job, world, launcher
+    def __init__(self, job: TrainingJob, world: World, launcher: Launcher | None = None):
+        self.job, self.world, self.launcher = job, world, launcher or Launcher()
 
     def log_steps(self, metrics: Metrics, step: int) -> None:
         """Log the finite metrics of a step. Steps count from the start of the run."""

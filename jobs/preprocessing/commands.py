@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from jobs.command_line.cli import resolve_root
+from jobs.command_line.notifications import notifying
 from jobs.preprocessing.estimate import estimate_lines
 from jobs.preprocessing.miniature_media import with_miniature_media
 from jobs.preprocessing.settings import MeasureCommand, PlanCommand, RunCommand, StatusCommand, VerifyCommand
-from jobs.preprocessing.tracked import check_all_made, preprocess_tracked
+from jobs.preprocessing.tracked import check_all_made, preprocess_tracked, summarise
 from pipeline.cluster.session import ray_session
 from pipeline.cluster.tasks import run_tasks
 from pipeline.copies.containers import Copy
@@ -38,14 +39,16 @@ MAX_MESSAGES = 20
 
 
 def run(command: RunCommand) -> None:
-    store = Store(resolve_root(command.root))
-    with with_miniature_media(command.data, store) as data:
-        if command.track:
-            snapshot, report = preprocess_tracked(data, store, f"preprocess-{time.strftime('%Y%m%d-%H%M%S')}")
-        else:
-            snapshot, report = preprocess(data, store)
-    print_summary(snapshot, report)
-    check_all_made(report)
+    with notifying(command.notify, "preprocess") as summary:
+        store = Store(resolve_root(command.root))
+        with with_miniature_media(command.data, store) as data:
+            if command.track:
+                snapshot, report = preprocess_tracked(data, store, f"preprocess-{time.strftime('%Y%m%d-%H%M%S')}")
+            else:
+                snapshot, report = preprocess(data, store)
+        summary |= summarise(snapshot, report)
+        print_summary(snapshot, report)
+        check_all_made(report)
 
 
 def print_summary(snapshot: Snapshot, report: PreprocessReport) -> None:

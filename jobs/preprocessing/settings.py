@@ -20,6 +20,8 @@ class RunCommand:
     data: Data = field(default_factory=PreprocessConfig)
     track: bool = True
     """Log the run to MLflow."""
+    notify: str = ""
+    """URL, @FILE with a URL, or program to send a JSON summary to at the end, also after a failure."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import logging
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ast_model.config import flatten
 from ast_model.tracking.run import TrackedRun, start_run
@@ -38,6 +39,19 @@ def check_all_made(report: PreprocessReport) -> None:
         raise StoreError(
             f"{len(report.errors)} shards could not be written; a rerun retries them. The first, {shard}: {error}"
         )
+
+
+def summarise(snapshot: Snapshot, report: PreprocessReport) -> dict[str, Any]:
+    """Return a run's counts, for notifications."""
+    return {
+        "snapshot": snapshot.snapshot_id,
+        "planned": report.num_planned,
+        "written": report.num_written,
+        "failed": {str(reason): count for reason, count in report.failures.items()},
+        "throttled": report.num_throttled,
+        "shards_not_made": len(report.errors),
+        "is_complete": report.is_complete,
+    }
 
 
 def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, report: PreprocessReport) -> None:

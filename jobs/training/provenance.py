@@ -5,9 +5,7 @@ import getpass
 import json
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +15,7 @@ import psutil
 import ray
 import torch
 
-from jobs.command_line.program import CONSOLE, is_console
+from jobs.command_line.program import command, script
 
 ROOT = Path(__file__).parents[2]
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -33,7 +31,7 @@ def provenance() -> dict[str, str]:
     commit, is_dirty = _git(metadata)
     return {
         "mlflow.user": _user(),
-        "mlflow.source.name": _script(),
+        "mlflow.source.name": script(),
         "command": command(),
         "mlflow.source.type": "JOB" if metadata else "LOCAL",
         "mlflow.source.git.commit": commit,
@@ -44,16 +42,6 @@ def provenance() -> dict[str, str]:
         "hardware": _hardware(),
         "versions": ", ".join([f"python {platform.python_version()}", *(f"{n} {version(n)}" for n in PACKAGES)]),
     }
-
-
-def command() -> str:
-    """Return this process's command line, relative to the repository's root."""
-    return shlex.join([CONSOLE, *sys.argv[1:]] if is_console() else ["python", _script(), *sys.argv[1:]])
-
-
-def _script() -> str:
-    script = Path(sys.argv[0])
-    return str(script.resolve().relative_to(ROOT) if script.resolve().is_relative_to(ROOT) else script.name)
 
 
 def _git(metadata: Mapping[str, Any]) -> tuple[str, str]:

@@ -25,6 +25,8 @@ class AudioSetConfig:
     resume: str = ""
     """Run to resume on its own snapshot, with an otherwise identical command. Empty: new run."""
     selection: Selection = field(default_factory=SelectionConfig)
+    notify: str = ""
+    """URL, @FILE with a URL, or program to send a JSON summary to at the end, also after a failure."""
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,5 @@ class TrainJobConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
     selection: Selection = field(default_factory=SelectionConfig)
+    notify: str = ""
+    """URL, @FILE with a URL, or program to send a JSON summary to at the end, also after a failure."""

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from ast_model import recipes
 from ast_model.config import ASTConfig, TrainConfig, flatten
-from jobs.training.provenance import command
+from jobs.command_line.program import command
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.layout import RunFiles
 

@@ -10,6 +10,7 @@ from ast_model.training.checks import check_ranks
 from ast_model.training.job import Launcher
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
+from jobs.command_line.notifications import Summary, notifying
 from jobs.command_line.run_names import new_run_name
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import train_on_ray
@@ -23,22 +24,26 @@ from pipeline.store.storage import Store
 
 def train(config: TrainJobConfig) -> None:
     """Start a run, or resume one."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        history = _train_under_torchrun(config)
-    else:
-        check_ranks(config.train, config.ray.num_workers[1])
-        job = _open_run(config)
-        with end_run_on_exit(job), ray_session():  # this order also ends the run if Ray can't start
-            history = train_on_ray(job, config.ray)
-    if history:
-        print(f"\n{history[-1]}")
+    is_under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    is_main = not is_under_torchrun or os.environ["RANK"] == "0"
+    with notifying(config.notify if is_main else "", "train") as summary:
+        if is_under_torchrun:
+            history = _train_under_torchrun(config, summary)
+        else:
+            check_ranks(config.train, config.ray.num_workers[1])
+            job = _open_run(config, summary)
+            with end_run_on_exit(job), ray_session():  # this order also ends the run if Ray can't start
+                history = train_on_ray(job, config.ray)
+        if history:
+            summary["metrics"] = history[-1]
+            print(f"\n{history[-1]}")
 
 
-def _train_under_torchrun(config: TrainJobConfig) -> list[Metrics]:
+def _train_under_torchrun(config: TrainJobConfig, summary: Summary) -> list[Metrics]:
     """Train as one of torchrun's ranks. Only the main rank returns the history."""
     launcher = TorchrunLauncher()
     with join_world(config.ray.device_type) as world:
-        job = world.broadcast_object(_open_run(config) if world.is_main else None)
+        job = world.broadcast_object(_open_run(config, summary) if world.is_main else None)
         if not world.is_main:
             train_rank(job, world, launcher)
             return []
@@ -60,11 +65,14 @@ class TorchrunLauncher(Launcher):
         return self._is_stopping
 
 
-def _open_run(config: TrainJobConfig) -> TrackedJob:
+def _open_run(config: TrainJobConfig, summary: Summary) -> TrackedJob:
     store = Store(resolve_root(config.root))
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     connect(store)
     if config.resume:
-        return resume_run(config.resume, store, config, config.snapshot)
-    snapshot = select_training_clips(load_snapshot(store, config.snapshot or None), config.selection, config.train)
-    return begin_run(config, snapshot, new_run_name(config.preset))
+        job = resume_run(config.resume, store, config, config.snapshot)
+    else:
+        snapshot = select_training_clips(load_snapshot(store, config.snapshot or None), config.selection, config.train)
+        job = begin_run(config, snapshot, new_run_name(config.preset))
+    summary |= {"run": job.run, "snapshot": job.snapshot.snapshot_id}
+    return job
