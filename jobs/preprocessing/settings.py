@@ -21,7 +21,7 @@ class RunCommand:
     track: bool = True
     """Log the run to MLflow."""
     notify: str = ""
-    """URL, @FILE with a URL, or program to send a JSON summary to at the end, also after a failure."""
+    """URL, @FILE with a URL, or program that receives a JSON summary at the end."""
 
 
 @dataclass(frozen=True)

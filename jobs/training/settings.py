@@ -26,7 +26,7 @@ class AudioSetConfig:
     """Run to resume on its own snapshot, with an otherwise identical command. Empty: new run."""
     selection: Selection = field(default_factory=SelectionConfig)
     notify: str = ""
-    """URL, @FILE with a URL, or program to send a JSON summary to at the end, also after a failure."""
+    """URL, @FILE with a URL, or program that receives a JSON summary at the end."""
 
 
 @dataclass(frozen=True)
@@ -46,4 +46,4 @@ class TrainJobConfig:
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
     selection: Selection = field(default_factory=SelectionConfig)
     notify: str = ""
-    """URL, @FILE with a URL, or program to send a JSON summary to at the end, also after a failure."""
+    """URL, @FILE with a URL, or program that receives a JSON summary at the end."""
