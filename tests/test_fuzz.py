@@ -32,7 +32,7 @@ from pipeline.segments import read_segments
 from pipeline.shards.format import read_sidecar
 from pipeline.sources.table import read_media_table
 from pipeline.store.storage import Store
-from tests.pipeline.audio.test_decode import encode, tone
+from tests.pipeline.audio.encoding import encode, tone
 
 pytestmark = pytest.mark.rehearsal
 

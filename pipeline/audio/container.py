@@ -5,7 +5,7 @@ FFmpeg receives bytes or an open file, never a name, and can't open other files 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from io import SEEK_END, SEEK_SET, BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,9 +34,28 @@ class BrokenMediaError(Exception):
         self.failure = Failure(reason, detail)
 
 
+class _Seekable:
+    """A file for FFmpeg, which expects −1 instead of an exception for an invalid position."""
+
+    def __init__(self, file: BinaryIO, size_factor: float) -> None:
+        self.read, self.tell, self._seek = file.read, file.tell, file.seek
+        self._size_factor = size_factor
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        try:
+            position = self._seek(offset, whence)
+        except (ValueError, OSError):
+            return -1
+        # FFmpeg seeks from the end only to ask for the size.
+        return round(position * self._size_factor) if whence == SEEK_END else position
+
+
 @contextmanager
-def open_media(content: bytes | Path) -> Iterator[InputContainer]:
-    """Open bytes or a local file. Raises BrokenMediaError if it is not media, OSError if the file can't be read."""
+def open_media(content: bytes | Path, size_factor: float = 1.0) -> Iterator[InputContainer]:
+    """Open bytes or a local file. Raises BrokenMediaError if it is not media, OSError if the file can't be read.
+
+    size_factor: factor of the file's size that FFmpeg sees.
+    """
     # Always pass a file object: FFmpeg would interpret a string as an address of any protocol.
     with open_file(content) as file:
         head = file.read(12)
@@ -50,7 +69,7 @@ def open_media(content: bytes | Path) -> Iterator[InputContainer]:
             options["probesize"] = "32768"
         try:
             # Tags have any encoding. Strict decoding would refuse a file because of its artist's name.
-            container = av.open(file, "r", options=options, metadata_errors="replace")
+            container = av.open(_Seekable(file, size_factor), "r", options=options, metadata_errors="replace")
         except FFmpegError as error:
             raise BrokenMediaError(_reason_of(head), str(error)) from error
         with container:

@@ -5,10 +5,12 @@ lower rate. Measured from 48, 44.1, 32 and 22.05 kHz: flat within 0.1 dB to 7.4 
 from 8.1 kHz on, no delay.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain, pairwise
+from math import ceil
 from pathlib import Path
 
 import av
@@ -16,8 +18,9 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.error import FFmpegError
 
+from pipeline.audio.chain import split_chain
 from pipeline.audio.container import BrokenMediaError, open_media
-from pipeline.audio.length import is_truncated_riff
+from pipeline.audio.length import is_truncated_riff, measure_length_ms, measure_length_s
 from pipeline.audio.levels import MediaAudio
 from pipeline.audio.track import Track
 from pipeline.errors import InputError, describe
@@ -33,6 +36,9 @@ CUT_MARGIN_MS = 20
 """Margin on both sides of the segment for the resampling filter."""
 CUT_GRID_MS = 40
 """Grid of times on whole samples at all common rates, such as 11,025 Hz. Cuts start on the grid."""
+MAX_FLOAT_LEVEL = 16.0
+"""Highest level of uncompressed float samples, 24 dB above full scale. Programs that write integers as floats without
+scaling them exceed it."""
 END_TOLERANCE_S = 0.5
 """Files that end less than this before their stated end count as complete."""
 MAX_FILE_MS = 3_600_000
@@ -100,17 +106,20 @@ def stream_file(content: bytes | Path) -> Iterator[np.ndarray]:
     Keeps the mean, which is unknown before the end and does not change the features. Raises DecodeError like
     `decode_file`, for a truncated file after its last block.
     """
-    num_samples = 0
-    with _explaining(content), open_media(content) as container:
-        track = Track(container, 0, MAX_STREAM_MS)
-        for block in _resample(track, 0):
-            num_samples += len(block)
-            yield block
-        if num_samples >= MAX_STREAM_MS * SAMPLES_PER_MS:
-            raise _too_long(content, MAX_STREAM_MS)
-        if track.reached_eof:
-            _check_whole(content, track, 0)
-        _check_real(num_samples, track)
+    num_samples, tracks = 0, list[Track]()
+    with _explaining(content):
+        for link in split_chain(content):
+            with open_media(link) as container:
+                track = Track(link, container, (0, MAX_STREAM_MS))
+                for block in _resample(track, 0):
+                    num_samples += len(block)
+                    yield block
+            if num_samples >= MAX_STREAM_MS * SAMPLES_PER_MS:
+                raise _too_long(content, MAX_STREAM_MS)
+            if track.reached_eof:
+                _check_whole(link, track, 0)
+            tracks.append(track)
+        _check_real(num_samples, _longest(tracks))
 
 
 @contextmanager
@@ -171,10 +180,9 @@ def decode_flac(content: bytes) -> np.ndarray:
 
 def _decode(content: bytes | Path, start_ms: int, end_ms: int) -> Clip:
     """Decode an interval of a file, in the file's own time."""
-    waveform, track = _read(content, start_ms, end_ms)
-    is_short = len(waveform) < (end_ms - start_ms) * SAMPLES_PER_MS
-    if is_short and track.reached_eof:
-        _check_whole(content, track, start_ms)
+    parts = list(_read_links(content, start_ms, end_ms))
+    waveform = np.concatenate([samples for samples, _ in parts])
+    track = _longest(track for _, track in parts)
     _check_real(len(waveform), track)
     # The resampler's overshoot and the removed mean may move samples slightly beyond ±1.
     mean = waveform.mean(dtype=np.float64).astype(np.float32)
@@ -184,23 +192,56 @@ def _decode(content: bytes | Path, start_ms: int, end_ms: int) -> Clip:
         peak=track.levels.peak,
         clipping=track.levels.clipping,
         dc=float(mean),
+        mix_db=track.mixer.mix_db,
         codec=track.codec,
         rate_hz=track.rate_hz,
         channels=track.num_channels,
         bit_rate=track.bit_rate,
-        media_length_s=track.end_s if track.stated_end_s is None and track.reached_eof else track.stated_end_s,
+        media_length_s=_media_length_s(content, track),
         media_start_s=start_ms / 1000,
     )
-    return Clip(waveform, is_short, media)
+    return Clip(waveform, len(waveform) < (end_ms - start_ms) * SAMPLES_PER_MS, media)
+
+
+def _longest(tracks: Iterable[Track]) -> Track:
+    """Return the track with most of the audio, which represents all links of a chain."""
+    return max(tracks, key=lambda track: track.num_decoded)
+
+
+def _media_length_s(content: bytes | Path, track: Track) -> float | None:
+    """Return the length of a file, or None if nothing states it and its end was not read."""
+    if track.content is not content:  # a link of a chain
+        return measure_length_ms(content) / 1000
+    return track.end_s if track.stated_end_s is None and track.reached_eof else track.stated_end_s
+
+
+def _read_links(content: bytes | Path, start_ms: float, end_ms: int) -> Iterator[tuple[np.ndarray, Track]]:
+    """Decode an interval from each link of a chained file that contains a part of it; other files are one link."""
+    num_wanted = round((end_ms - start_ms) * SAMPLES_PER_MS)
+    for link, next_link in pairwise(chain(split_chain(content), [None])):
+        assert link is not None
+        if next_link is not None and start_ms >= (length_ms := measure_length_s(link) * 1000):
+            start_ms -= length_ms
+            continue
+        first_ms = round(start_ms)
+        waveform, track = _read(link, first_ms, first_ms + ceil(num_wanted / SAMPLES_PER_MS))
+        if len(waveform) < num_wanted and track.reached_eof:
+            _check_whole(link, track, first_ms)
+        yield waveform[:num_wanted], track
+        num_wanted -= len(waveform)
+        start_ms = 0
+        if num_wanted <= 0:
+            return
 
 
 def _read(content: bytes | Path, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:
     """Decode, resample and cut to (S,) float32, possibly empty; also return the track with its findings."""
     window_start_ms = max(start_ms - CUT_MARGIN_MS, 0) // CUT_GRID_MS * CUT_GRID_MS
+    window_ms = (window_start_ms, end_ms + CUT_MARGIN_MS)
     # The second attempt reads from the file's start, because some files have a wrong index or none.
     for first_ms in (start_ms - SEEK_MARGIN_MS, 0):
         with open_media(content) as container:
-            track = Track(container, window_start_ms, end_ms + CUT_MARGIN_MS, (start_ms, end_ms))
+            track = Track(content, container, window_ms, (start_ms, end_ms))
             waveform = np.concatenate([np.zeros(0, np.float32), *_resample(track, first_ms)])
         if first_ms <= 0 or not track.missed_start:
             break
@@ -213,6 +254,9 @@ def _resample(track: Track, first_ms: int) -> Iterator[np.ndarray]:
     for block in track.blocks(first_ms):
         if not np.isfinite(block).all():
             raise BrokenMediaError(Reason.NOT_MEDIA, "some samples are not finite numbers")
+        if track.is_lossless and (peak := np.abs(block).max(initial=0)) > MAX_FLOAT_LEVEL:
+            detail = f"float samples reach {peak:.0f} instead of 1; divide them by 32768 or convert them to integers"
+            raise BrokenMediaError(Reason.NOT_MEDIA, detail)
         # Lossy codecs overshoot, although the encoder's input was within the range.
         block.clip(-1, 1, out=block)
         if track.rate_hz == SAMPLE_RATE_HZ:

@@ -1,5 +1,6 @@
 """The length of a file's audio: stated in the header, or measured from the packets."""
 
+from contextlib import suppress
 from io import SEEK_END
 from pathlib import Path
 
@@ -7,11 +8,21 @@ import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Stream
 
+from pipeline.audio.chain import split_chain
 from pipeline.audio.container import BrokenMediaError, open_file, open_media
 
-ESTIMATING_FORMATS = ("aac", "ac3", "eac3", "amr")
-"""Formats without a stated length. FFmpeg estimates it from the bit rate."""
+PCM_FORMATS = ("wav", "w64", "aiff", "au", "caf")
+"""Formats of uncompressed audio. FFmpeg derives the length from the number of bytes, which is exact."""
+TIMESTAMP_FORMATS = ("mpeg", "mpegts")
+"""Formats without a stated length. FFmpeg estimates it from timestamps near the end."""
+PLACEHOLDERS = ((0x7F000000, 0x80010000), (0xFFFF0000, 0xFFFFFFFF))
+"""Sizes that programs write into a header before they know the size: close to the largest 32-bit numbers, signed or
+unsigned. SoX's are the smallest."""
+ENLARGEMENT = 1.01
+"""Factor of a file's size that changes lengths which FFmpeg estimates from the size, but not stated lengths. MP3's
+demultiplexer ignores a stated length if the size differs by more than 6 %."""
 
 
 def is_truncated_riff(content: bytes | Path) -> bool:
@@ -19,35 +30,68 @@ def is_truncated_riff(content: bytes | Path) -> bool:
     # FFmpeg treats the last byte as the end of the audio.
     with open_file(content) as file:
         head = file.read(8)
-        num_stated = 8 + int.from_bytes(head[4:], "little")
-        return head[:4] == b"RIFF" and num_stated < 1 << 32 and file.seek(0, SEEK_END) < num_stated
+        num_stated = int.from_bytes(head[4:], "little")
+        return head[:4] == b"RIFF" and not _is_placeholder(num_stated) and file.seek(0, SEEK_END) < 8 + num_stated
+
+
+def _is_placeholder(num_bytes: float) -> bool:
+    """Return whether a stated size means unknown."""
+    return any(start <= num_bytes <= end for start, end in PLACEHOLDERS)
 
 
 def measure_length_ms(content: bytes | Path) -> int:
     """Return the length of a file's audio; 0 without audio or for other files. Raises OSError if it can't be read."""
     try:
-        with open_media(content) as container:
-            stream = container.streams.best("audio")
-            if not isinstance(stream, AudioStream) or stream.time_base is None:
-                return 0
-            if (end_s := stated_end_s(container, stream)) is not None:
-                return int(end_s * 1000)
-            # Browsers record WebM without a length, but with timestamps on packets.
-            times = [
-                packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None
-            ]
-            return int((max(times) - (stream.start_time or 0)) * stream.time_base * 1000) if times else 0
-    except (BrokenMediaError, FFmpegError, IndexError):  # IndexError: see `Track._packets`
+        return int(sum(map(measure_length_s, split_chain(content))) * 1000)
+    except BrokenMediaError:
         return 0
 
 
-def stated_end_s(container: InputContainer, stream: AudioStream) -> float | None:
-    """Return the file's end from its header, if stated."""
-    if container.format.name in ESTIMATING_FORMATS:
+def measure_length_s(content: bytes | Path) -> float:
+    """Return the length of a file that is not chained, like `measure_length_ms`."""
+    try:
+        with open_media(content) as container:
+            stream = container.streams.best("audio")
+            if not isinstance(stream, AudioStream):
+                return 0.0
+            # Ogg's last page counts Opus's pre-skip, which would add up over the links of a chain.
+            end_s = None if container.format.name == "ogg" else stated_end_s(content, container, stream)
+            return _measured_length_s(container, stream) if end_s is None else end_s
+    except (BrokenMediaError, FFmpegError, IndexError):  # IndexError: see `Track._packets`
+        return 0.0
+
+
+def _measured_length_s(container: InputContainer, stream: AudioStream) -> float:
+    """Return the latest end of the packets. MP3, ADTS and WebM from browsers often state no length."""
+    if stream.time_base is None:
+        return 0.0
+    ends = (packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None)
+    return float((max(ends, default=0) - (stream.start_time or 0)) * stream.time_base)
+
+
+def stated_end_s(content: bytes | Path, container: InputContainer, stream: Stream) -> float | None:
+    """Return the end of a file's audio from its header, if stated."""
+    end_s = _end_s(container, stream)
+    if end_s is None or not stream.duration:  # estimates belong to streams
+        return end_s
+    if container.format.name == "ogg":  # FFmpeg reads the last page
+        return end_s
+    if container.format.name in TIMESTAMP_FORMATS:
         return None
-    if stream.duration is not None and stream.time_base is not None:
+    if container.format.name in PCM_FORMATS and isinstance(stream, AudioStream) and stream.codec.name.startswith("pcm"):
+        num_bytes = end_s * (stream.bit_rate or 0) / 8
+        return None if _is_placeholder(num_bytes) and num_bytes > container.size else end_s
+    with suppress(BrokenMediaError), open_media(content, ENLARGEMENT) as enlarged:
+        is_estimate = end_s != _end_s(enlarged, enlarged.streams[stream.index])
+        return None if is_estimate else end_s
+    return end_s
+
+
+def _end_s(container: InputContainer, stream: Stream) -> float | None:
+    """Return the end of a stream, relative to the container's start, if FFmpeg reads or estimates it."""
+    if stream.duration and stream.time_base is not None:  # WavPack states 0 for unknown
         return float(stream.duration * stream.time_base)
-    if container.duration is None:
+    if not container.duration:
         return None
     # Matroska's duration starts at zero instead of the file's start.
     return (container.duration - max(container.start_time or 0, 0)) / av.time_base

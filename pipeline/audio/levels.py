@@ -25,6 +25,8 @@ class MediaAudio:
     """Share of clipped samples over all channels, by the definition of `Levels`."""
     dc: float
     """Mean of the samples of all channels."""
+    mix_db: float | None
+    """Level of the average of all channels relative to the channels; None for silence and single channels."""
     codec: str
     rate_hz: int
     channels: int

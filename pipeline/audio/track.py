@@ -6,6 +6,7 @@ no progress. Only FFmpeg's own errors are caught.
 
 from collections.abc import Iterator
 from math import ceil
+from pathlib import Path
 from statistics import median
 
 import av
@@ -19,7 +20,7 @@ from av.packet import Packet
 from pipeline.audio.container import BrokenMediaError
 from pipeline.audio.length import stated_end_s
 from pipeline.audio.levels import MAX_BIT_RATE, Levels
-from pipeline.audio.mono import mix_channels
+from pipeline.audio.mono import ChannelMixer
 from pipeline.records import Reason
 
 GAP_S = 0.1
@@ -46,13 +47,15 @@ class Track:
 
     def __init__(
         self,
+        content: bytes | Path,
         container: InputContainer,
-        window_start_ms: int,
-        window_end_ms: int,
+        window_ms: tuple[int, int],
         measured_ms: tuple[int, int] | None = None,
     ) -> None:
         """Prepare decoding of a window.
 
+        container: the opened content.
+        window_ms: start and end of the window in the file.
         measured_ms: start and end of the interval of the file whose levels are measured.
         """
         stream = container.streams.best("audio")
@@ -63,11 +66,13 @@ class Track:
         stream.codec_context.thread_count = 1
         # In some codecs a packet of a few bytes can claim minutes of audio.
         stream.codec_context.options = {"max_samples": str(MAX_FRAME_SAMPLES)}
+        self.content = content
         self._container = container
         self._stream = stream
         self._tick_s = float(stream.time_base)
         # MP3 and MPEG-TS start above 0. A start below 0 is a codec's pre-roll, which the decoder drops.
         self._origin_s = max(container.start_time or 0, 0) / av.time_base
+        window_start_ms, window_end_ms = window_ms
         self._window_start_s = window_start_ms / 1000
         self._window_s = (window_end_ms - window_start_ms) / 1000
         self._window_end_s = window_end_ms / 1000
@@ -82,18 +87,21 @@ class Track:
         self.num_channels = 0
         """Channels of the first frame; later frames may differ."""
         self.codec = stream.codec_context.codec.canonical_name
+        self.is_lossless = stream.codec_context.codec.lossless
         self.bit_rate = _bit_rate(container, stream)
         """Bit rate from the header, or from the file's size."""
         self.levels = Levels()
         """Levels of the measured interval."""
+        self.mixer = ChannelMixer()
+        """Mixes the window's channels and measures whether they cancel each other."""
         self.position: int | None = None
         """Position of the next samples: samples since the window's start including gaps; None before the first."""
         self.num_decoded = 0
         """Samples within the window, without gaps."""
         self.missed_start = True
         """All frames so far started after the window: a seek landed too late, or the audio starts late."""
-        self.stated_end_s = stated_end_s(container, stream)
-        """End of the audio according to the header; None if the header is unreliable."""
+        self.stated_end_s = stated_end_s(content, container, stream)
+        """End of the audio according to the header, if stated."""
         self.error = ""
         """The latest message of the demultiplexer or the decoder."""
         self.reached_eof = False
@@ -112,7 +120,7 @@ class Track:
         for samples_CS in self._samples(first_ms / 1000):
             self._measure(samples_CS, position)
             position += samples_CS.shape[1]
-            yield mix_channels(samples_CS)
+            yield self.mixer.mix(samples_CS)
 
     def _samples(self, first_s: float) -> Iterator[np.ndarray]:
         """Yield the window's samples (C, S) in the decoder's type, in blocks."""
@@ -139,6 +147,8 @@ class Track:
                 self.levels.add(samples_CS[:, first:last])
 
     def _frames(self, first_s: float) -> Iterator[AudioFrame]:
+        if self._has_wrong_times():
+            first_s = 0
         if first_s > 0 and not self._seek(first_s):
             return
         for packet in self._packets(first_s):
@@ -150,6 +160,10 @@ class Track:
             # Count samples to find the end of the window, because timestamps may be inaccurate.
             if self.position is not None and self.position >= self._window_s * self.rate_hz:
                 return
+
+    def _has_wrong_times(self) -> bool:
+        """Return whether a seek leads to wrong timestamps, as in the last page of FLAC and Speex in Ogg."""
+        return self._container.format.name == "ogg" and self.codec not in ("opus", "vorbis")
 
     def _seek(self, first_s: float) -> bool:
         try:

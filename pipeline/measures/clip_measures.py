@@ -24,6 +24,9 @@ class Measures:
     """Share of frames with digital silence: zeros, or noise below −90 dBFS."""
     dc: float | None = None
     """Mean of the media's samples."""
+    mix_db: float | None = None
+    """Level of the channels' average relative to the channels, in dB: 0 for equal channels, −3 for two unrelated ones.
+    Below −20 they cancel each other, and the clip consists of one channel. None for silence and single channels."""
     bandwidth_hz: float | None = None
     """Upper end of the spectrum, at most 8,000; None for silence."""
     codec: str | None = None

@@ -33,6 +33,7 @@ MEASURES_SCHEMA = pa.schema(
         ("clipping", pa.float32()),
         ("silence", pa.float32()),
         ("dc", pa.float32()),
+        ("mix_db", pa.float32()),
         ("bandwidth_hz", pa.float32()),
         ("codec", pa.string()),
         ("rate_hz", pa.int32()),
@@ -46,6 +47,8 @@ MEASURES_SCHEMA = pa.schema(
 NUMERIC_AND_TEXT = tuple(name for name in MEASURES_SCHEMA.names if name not in ("key", "fingerprint"))
 FROM_MEDIA = tuple(MEDIA_NAMES)
 """Columns about the original media, which only a new fetch can measure again."""
+ADDED_COLUMNS = ("mix_db",)
+"""Columns that tables of this version may lack, because they were added later. Their values are null."""
 VERSION_KEY = b"measures"
 BLOCK_BYTES = 2**16
 """Bytes per read. Fingerprints, nine tenths of a table, are its last column, so that most reads skip them."""
@@ -84,11 +87,16 @@ def _read_table(stream: BinaryIO | pa.NativeFile, columns: list[str], any_versio
         version = (file.schema_arrow.metadata or {}).get(VERSION_KEY)
         if version != str(MEASURES_VERSION).encode() and not any_version:
             return None
-        if missing := set(columns) - set(file.schema_arrow.names):
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        table = file.read(columns, use_threads=False).replace_schema_metadata(None)
+        missing = set(columns) - set(file.schema_arrow.names)
+        if lost := missing.difference(ADDED_COLUMNS):
+            raise ValueError(f"it lacks {', '.join(sorted(lost))}")
+        stored = [name for name in columns if name not in missing]
+        table = file.read(stored, use_threads=False).replace_schema_metadata(None)
     table.validate(full=True)  # otherwise invalid UTF-8 raises later, wherever a row is read
-    return table
+    for name in missing:
+        field = MEASURES_SCHEMA.field(name)
+        table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(columns)
 
 
 def read_measures(snapshot: Snapshot, columns: Sequence[str] = NUMERIC_AND_TEXT) -> pa.Table:

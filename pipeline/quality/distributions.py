@@ -34,6 +34,7 @@ AXES = {
     "clipping": Axis("Clipped samples", SHARE, 0, 0.1, is_logarithmic=True),
     "bandwidth_hz": Axis("Bandwidth", "Hz", 0, 8000),
     "dc": Axis("DC", "of full scale", -0.1, 0.1, is_logarithmic=True),
+    "mix_db": Axis("Average of the channels, relative to them", "dB", -30, 0, 30, is_logarithmic=True),
     "bit_rate": Axis("Bit rate of the media", "bit/s", 0, 320_000),
     "media_length_s": Axis("Length of the media", "s", 0, 1200, is_logarithmic=True),
 }

@@ -31,6 +31,7 @@ FLAWS = (
     Flaw("Narrow-band", "bandwidth_hz < 4500", "bandwidth_hz", -1),
     Flaw("Positive DC", "dc > 0.02", "dc", 1),
     Flaw("Negative DC", "dc < -0.02", "dc", -1),
+    Flaw("Channels that cancel each other", "mix_db < -20", "mix_db", -1),
     Flaw("Short", "duration_s < 3", "duration_s", -1),
 )
 

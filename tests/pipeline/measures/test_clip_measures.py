@@ -16,7 +16,7 @@ from pipeline.fbank import compute_fbank
 from pipeline.measures.clip_measures import Measures
 from pipeline.measures.measure import MIN_LUFS, MIN_RMS_DB, measure_clip, measure_stored
 from pipeline.records import Media
-from tests.pipeline.audio.test_decode import encode, tone
+from tests.pipeline.audio.encoding import encode, tone
 
 RATE_HZ = 16_000
 

@@ -58,3 +58,13 @@ def test_a_damaged_table_is_named_with_its_remedy(elsewhere: Snapshot) -> None:
     elsewhere.store.write_bytes(shard.measures, b"PAR1 and nothing else")
     with pytest.raises(CorruptError, match=rf"{shard.measures} is not a valid table .*preprocess.py measure"):
         read_measures(elsewhere)
+
+
+def test_tables_without_later_columns_stay_readable(elsewhere: Snapshot) -> None:
+    shard, keys = next(iter(clips_by_shard(elsewhere).items()))
+    write_measures(elsewhere.store, shard, keys, [Measures(peak=0.5, mix_db=-3)] * len(keys))
+    path = Path(elsewhere.store.path(shard.measures))
+    pq.write_table(pq.read_table(path).drop_columns("mix_db"), path)
+    table = read_measures(elsewhere, ["mix_db", "peak"])
+    assert table["mix_db"].null_count == len(table)
+    assert len(table) - table["peak"].null_count == len(keys)
