@@ -49,8 +49,7 @@ class RayConfig:
     use_gpu: Annotated[bool | None, tyro.conf.arg(metavar="| --no-use-gpu")] = False
     """Give each rank a GPU, also under torchrun. Unset: use GPUs if the cluster has any."""
     max_failures: int = 3
-    """Consecutive failures without a new checkpoint before the training stops. As long as checkpoints are written, it
-    restarts from the newest one after every failure. Preempted nodes are not counted."""
+    """Consecutive failures without a new checkpoint before the training stops. Preempted nodes don't count."""
     start_timeout_s: float = 600.0
     """Seconds to wait until the cluster can run the minimum number of workers."""
 
