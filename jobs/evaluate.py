@@ -1,8 +1,7 @@
 """Evaluate a checkpoint or an ensemble on a split of a snapshot.
 
 python jobs/evaluate.py --root data/demo --checkpoints data/demo/runs/RUN/average
-python jobs/evaluate.py --root data/audioset --checkpoints MIT/ast-finetuned-audioset-{10-10-0.4593,16-16-0.442} \
-    --bootstrap 200
+python jobs/evaluate.py --root data/audioset --checkpoints MIT/ast-finetuned-audioset-{10-10-0.4593,16-16-0.442}
 """
 
 import sys

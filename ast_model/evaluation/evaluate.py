@@ -42,6 +42,10 @@ class Evaluation:
         return "accuracy" if (self.targets.sum(axis=1) == 1).all() else "mAP"
 
     @property
+    def main_value(self) -> float:
+        return self.metrics_by_name[self.main_metric]
+
+    @property
     def metrics_by_name(self) -> dict[str, float]:
         """Metrics by name, the main metric first. Omits undefined metrics, such as the AUC without negatives."""
         values = {"mAP": self.metrics.mAP, "auc": self.metrics.auc, "d_prime": self.metrics.d_prime}

@@ -118,17 +118,13 @@ def plot_reliability(before_NC: np.ndarray, after_NC: np.ndarray, targets_NC: np
 
 
 def plot_training(series: Mapping[str, Series]) -> Figure:
-    """Plot the curves of a training: loss and learning rate over steps, mAP over epochs."""
-    panels = [
-        ("train/loss", "loss", "step"),
-        ("train/learning_rate", "learning rate", "step"),
-        ("eval/mAP", "mAP", "epoch"),
-    ]
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axes, (name, label, unit) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        steps, values = series.get(name, ((), ()))
+    """Plot the curves of a training by the names of their metrics: over steps, or over epochs for evaluations."""
+    figure = Figure(figsize=(4 * len(series), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(series), squeeze=False)[0]
+    for axes, (name, (steps, values)) in zip(panels, series.items(), strict=True):
         axes.plot(steps, values, marker="." if len(values) < 50 else "")
-        axes.set(xlabel=unit, ylabel=label)
+        label = name.rpartition("/")[2].replace("_", " ")
+        axes.set(xlabel="epoch" if name.startswith("eval/") else "step", ylabel=label)
         axes.grid(alpha=0.3)
     return figure
 

@@ -7,10 +7,10 @@ from jinja2 import Environment, StrictUndefined
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
+from ast_model.evaluation.main_metric import estimate_main_metric
 from ast_model.evaluation.predictions import Predictions
-from ast_model.metrics import mean_average_precision_interval
 from ast_model.tracking.lineage import preprocessing_runs
-from ast_model.tracking.run_results import fetch_predictions
+from ast_model.tracking.run_results import baseline_metrics, fetch_predictions
 from ast_model.tracking.server import tracking_errors
 from ast_model.tracking.tags import EPOCH_TAG, RUN_TAG, SNAPSHOT_TAG, VARIANT_TAG
 
@@ -25,7 +25,9 @@ model-index:
   - task: {type: audio-classification}
     dataset: {name: {{ data.name | json }}, type: {{ data.name | json }}, split: {{ eval_split | json }}}
     metrics:
-    - {type: mAP, value: {{ "%.4f" % mAP }}}
+{% for name, value in metrics.items() %}
+    - {type: {{ name }}, value: {{ "%.4f" % value }}}
+{% endfor %}
 ---
 
 # {{ name }}
@@ -59,17 +61,20 @@ Scores are a softmax over the classes.
 
 ## Results
 
-Evaluated on {{ num_clips }} clips of the held-out split `{{ eval_split }}`. 95 % intervals by bootstrap over clips.
+Evaluated on {{ num_clips }} clips of the held-out split `{{ eval_split }}`. The interval covers 95 %.
 {% if variant == "best" %}
-The epoch was chosen by its mAP on these clips.
+The epoch was chosen by its {{ main.name }} on these clips.
 {% endif %}
 
 
 | metric | value |
 |---|---|
-| mAP | {{ "%.4f" % mAP }} ({{ "%.4f" % low }} to {{ "%.4f" % high }}) |
-| AUC | {{ "%.4f" % auc }} |
-| d′ | {{ "%.3f" % d_prime }} |
+{% for name, value in metrics.items() %}
+| {{ name }} | {{ "%.4f" % value }} {{ interval if name == main.name }} |
+{% endfor %}
+{% for name, value in baseline.items() %}
+| {{ name }} of the baseline, decision trees on spectral statistics | {{ "%.4f" % value }} |
+{% endfor %}
 {% if unscored %}
 The means exclude {{ unscored }} of {{ num_classes }} classes, which have no clip in this split.
 {% endif %}
@@ -149,19 +154,22 @@ def write_card(client: MlflowClient, version: ModelVersion, name: str, licence: 
         teachers=params.get("train.teachers", "").replace(",", ", "),
         training={key: value for key, value in training.items() if value},
         params=dict(sorted(params.items())),
+        baseline=baseline_metrics(run),
         **_format_results(predictions),
     )
 
 
 def _format_results(predictions: Predictions) -> dict[str, Any]:
-    metrics = predictions.evaluation.metrics
-    low, high = mean_average_precision_interval(predictions.scores, predictions.targets)
+    evaluation = predictions.evaluation
+    main = estimate_main_metric(evaluation)
     num_clips, num_classes = predictions.targets.shape
     return {
-        **{"mAP": metrics.mAP, "low": low, "high": high, "auc": metrics.auc, "d_prime": metrics.d_prime},
+        "main": main,
+        "interval": f"({main.low:.4f} to {main.high:.4f})",
+        "metrics": evaluation.metrics_by_name,
         "num_clips": num_clips,
         "num_classes": num_classes,
-        "unscored": num_classes - metrics.num_classes_scored,
+        "unscored": num_classes - evaluation.metrics.num_classes_scored,
     }
 
 

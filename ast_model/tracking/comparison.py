@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from ast_model.evaluation.map_difference import compute_map_difference, select_common_clips
+from ast_model.evaluation.main_metric import compute_difference, estimate_main_metric, select_common_clips
 from ast_model.evaluation.plots import plot_changes
 from ast_model.evaluation.predictions import Predictions
-from ast_model.metrics import mean_average_precision_interval
-from ast_model.tracking.run_results import fetch_best_predictions
+from ast_model.tracking.run_results import baseline_metrics, fetch_best_predictions
 from ast_model.tracking.tags import RUN_TAG
 from pipeline.errors import MismatchError
 from pipeline.page import figure_url, render_page
@@ -73,7 +72,7 @@ def compare_runs(client: MlflowClient, runs: Sequence[Run]) -> list[Section]:
     environments = [{name: run.data.tags.get(name, "unknown") for name in SETTING_TAGS} for run in runs]
     sections = [
         names,
-        _compare_metrics(letters, evaluations),
+        _compare_metrics(letters, runs, evaluations),
         _list_differences("Settings that differ", letters, [run.data.params for run in runs]),
         _list_differences("Code and machine that differ", letters, environments),
         _list_differences("Data that differ", letters, [_dataset_properties(run) for run in runs]),
@@ -103,21 +102,23 @@ def _dataset_properties(run: Run) -> dict[str, Any]:
     return found
 
 
-def _compare_metrics(letters: str, evaluations: Sequence[BestPredictions | None]) -> Section:
+def _compare_metrics(letters: str, runs: Sequence[Run], evaluations: Sequence[BestPredictions | None]) -> Section:
+    header = ["", "result [95 % interval]", f"change from {letters[0]}", "baseline", "checkpoint"]
+    header += ["mAP", "AUC", "d′", "clips"]
     rows: Rows = []
-    for letter, found in zip(letters, evaluations, strict=True):
+    for letter, run, found in zip(letters, runs, evaluations, strict=True):
         if found is None:
-            rows.append([letter, "no evaluation", *[""] * 6])
+            rows.append([letter, "no evaluation", *[""] * (len(header) - 2)])
             continue
         variant, predictions = found
-        metrics = predictions.evaluation.metrics
-        low, high = mean_average_precision_interval(predictions.scores, predictions.targets)
-        values = [f"{metrics.mAP:.4f}", f"{low:.4f} to {high:.4f}", f"{metrics.auc:.4f}", f"{metrics.d_prime:.3f}"]
-        change = _describe_change(evaluations[0], found)
-        rows.append([letter, f"{variant}, epoch {predictions.epoch}", *values, len(predictions.keys), change])
-    header = ["", "checkpoint", "mAP", "95 % interval", "AUC", "d′", "clips", f"ΔmAP vs {letters[0]}"]
+        main, metrics = estimate_main_metric(predictions.evaluation), predictions.evaluation.metrics
+        baseline = baseline_metrics(run).get(main.name)
+        first = [main, _describe_change(evaluations[0], found), "" if baseline is None else f"{baseline:.4f}"]
+        others = [f"{metrics.mAP:.4f}", f"{metrics.auc:.4f}", f"{metrics.d_prime:.3f}", len(predictions.keys)]
+        rows.append([letter, *first, f"{variant}, epoch {predictions.epoch}", *others])
     note = (
-        "95 % intervals by bootstrap over clips. The interval of a difference resamples the same clips for both runs."
+        "Intervals cover 95 %; those of changes compare both runs clip by clip. The baseline is decision trees on"
+        " spectral statistics of the same clips."
     )
     return Section("Metrics", header, rows, note)
 
@@ -126,7 +127,7 @@ def _describe_change(first: BestPredictions | None, other: BestPredictions) -> s
     if first is None or first is other:
         return ""
     try:
-        return str(compute_map_difference(other[1], first[1]))
+        return str(compute_difference(other[1], first[1]))
     except MismatchError as error:
         return f"not comparable: {error}"
 

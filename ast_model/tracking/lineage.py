@@ -3,6 +3,7 @@
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
+from ast_model.evaluation.main_metric import MetricEstimate
 from ast_model.tracking.registry import CHAMPION, find_champion, list_versions
 from ast_model.tracking.server import EXPERIMENT, PREPROCESSING, connect, tracking_errors
 from ast_model.tracking.tags import EPOCH_TAG, MODEL_ID_TAG, PROMOTION_TAG, ROOT_TAG, RUN_TAG, SNAPSHOT_TAG, VARIANT_TAG
@@ -10,7 +11,7 @@ from pipeline.store.storage import Store
 
 
 def describe_versions(client: MlflowClient, snapshot_id: str = "") -> list[dict[str, str]]:
-    """Return a table row per version: mAP, run, snapshot, and the preprocessing runs that built the snapshot.
+    """Return a table row per version: main metric, run, snapshot, and the preprocessing runs that built the snapshot.
 
     snapshot_id: list only the versions trained on this snapshot, if given.
     """
@@ -24,17 +25,24 @@ def _describe_version(client: MlflowClient, version: ModelVersion, champion: Mod
     tags, model = version.tags, client.get_logged_model(version.tags[MODEL_ID_TAG])
     metrics = {metric.key.split("/")[-1]: metric.value for metric in model.metrics or []}
     run = client.get_run(version.run_id or "")
-    has_interval = {"mAP", "mAP_low"} <= metrics.keys()
     is_champion = champion is not None and champion.version == version.version
     return {
         "version": f"{version.version}{is_champion * f' {CHAMPION}'}",
         "checkpoint": f"{tags[VARIANT_TAG]}, epoch {tags[EPOCH_TAG]}",
-        "mAP": "{mAP:.4f} [{mAP_low:.4f}, {mAP_high:.4f}]".format(**metrics) if has_interval else "?",
+        "result": _format_main_metric(metrics),
         "run": run.data.tags.get(RUN_TAG, run.info.run_name or ""),
         "snapshot": tags.get(SNAPSHOT_TAG, ""),
         "made by": ", ".join(preprocessing_runs(client, tags.get(SNAPSHOT_TAG, ""))) or "unknown",
         "champion by": tags.get(PROMOTION_TAG, ""),
     }
+
+
+def _format_main_metric(metrics: dict[str, float]) -> str:
+    """Format the main metric of a version, the only metric with an interval."""
+    name = next((key.removesuffix("_low") for key in metrics if key.endswith("_low")), "")
+    if name not in metrics:
+        return "?"
+    return str(MetricEstimate(name, metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"]))
 
 
 def preprocessing_runs(client: MlflowClient, snapshot_id: str) -> list[str]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import DESCRIPTION, list_checkpoints
+from ast_model.evaluation.main_metric import estimate_main_metric
 from ast_model.evaluation.plots import plot_training
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, Predictions, load_predictions, predictions_name
 from ast_model.evaluation.result_files import write_evaluation
-from ast_model.metrics import mean_average_precision_interval
 from ast_model.tracking.promotion import promote_if_better
 from ast_model.tracking.run import TrackedRun
 from ast_model.tracking.served_model import log_served_model
@@ -22,7 +22,7 @@ from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 
-CURVES = ("train/loss", "train/learning_rate", "eval/mAP")
+STEP_CURVES = ("train/loss", "train/learning_rate")
 RESULT = "\n**Result**\n"
 """Heading in the run's description; a second publication replaces the text after it."""
 
@@ -50,7 +50,8 @@ def publish(tracked: TrackedRun, snapshot: Snapshot, run: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for variant, predictions in evaluations.items():
             write_evaluation(Path(folder) / EVALUATIONS / variant, predictions, snapshot, f"{run}: {variant}")
-        curves = {key: tracked.metric_history(key) for key in CURVES}
+        main_metrics = {f"eval/{predictions.evaluation.main_metric}" for predictions in evaluations.values()}
+        curves = {key: tracked.metric_history(key) for key in (*STEP_CURVES, *main_metrics)}
         plot_training(curves).savefig(f"{folder}/curves.png", dpi=90)
         tracked.log_files(Path(folder), "")
     lines = [RESULT]
@@ -74,13 +75,12 @@ def load_evaluations(store: Store, run: str) -> dict[str, Predictions]:
 
 
 def format_metrics(predictions: Predictions) -> str:
-    """Format mAP with its 95 % interval, AUC and d′ as Markdown."""
-    low, high = mean_average_precision_interval(predictions.scores, predictions.targets)
-    metrics = predictions.evaluation.metrics
-    return (
-        f"mAP **{metrics.mAP:.4f}** [{low:.4f}, {high:.4f}], AUC {metrics.auc:.4f}, d′ {metrics.d_prime:.3f} on"
-        f" {len(predictions.keys)} clips"
-    )
+    """Format the main metric with its 95 % interval and the other metrics as Markdown."""
+    main = estimate_main_metric(predictions.evaluation)
+    others = [
+        f"{name} {value:.4f}" for name, value in predictions.evaluation.metrics_by_name.items() if name != main.name
+    ]
+    return ", ".join([f"**{main}**", *others]) + f" on {len(predictions.keys)} clips"
 
 
 def find_checkpoint(store: Store, run: str, variant: str) -> str | None:

@@ -14,6 +14,9 @@ from ast_model.tracking.tags import RUN_TAG
 from pipeline.errors import TrackingError
 from pipeline.store.layout import EVALUATIONS
 
+BASELINE = "baseline/"
+"""Start of the metrics of a run's baseline."""
+
 
 def find_run(client: MlflowClient, text: str) -> Run:
     """Find a training run by its MLflow id, its name or its folder. Raises TrackingError unless exactly one matches."""
@@ -43,11 +46,17 @@ def fetch_predictions(client: MlflowClient, run_id: str, variant: str) -> Predic
 
 
 def fetch_best_predictions(client: MlflowClient, run: Run) -> tuple[str, Predictions] | None:
-    """Return the variant and the predictions of a run's evaluation with the highest mAP; None without evaluations."""
+    """Return the variant and the predictions of a run's best evaluation by the main metric, or None."""
     found = []
     for variant in (BEST, AVERAGE, LAST):
         try:
             found.append((variant, fetch_predictions(client, run.info.run_id, variant)))
         except TrackingError:
             continue  # not every run has all three
-    return max(found, key=lambda each: each[1].evaluation.metrics.mAP, default=None)
+    return max(found, key=lambda each: each[1].evaluation.main_value, default=None)
+
+
+def baseline_metrics(run: Run) -> dict[str, float]:
+    """Return the metrics of a run's baseline by name; empty if the run has none."""
+    metrics = run.data.metrics
+    return {name.removeprefix(BASELINE): value for name, value in metrics.items() if name.startswith(BASELINE)}

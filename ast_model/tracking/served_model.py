@@ -19,8 +19,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, TensorSpec
 
+from ast_model.evaluation.main_metric import estimate_main_metric
 from ast_model.evaluation.predictions import AVERAGE, Predictions
-from ast_model.metrics import mean_average_precision_interval
 from ast_model.tagging.options import TaggingOptions
 from ast_model.tracking.delivery import MODEL_TYPE, find_model
 from ast_model.tracking.pyfunc import CHECKPOINT
@@ -128,13 +128,12 @@ def _save(folder: Path, store: Store, checkpoint: str, ids: tuple[str, str]) -> 
 def _log_interval(
     client: MlflowClient, tracked: TrackedRun, model_id: str, variant: str, predictions: Predictions
 ) -> None:
-    low, high = mean_average_precision_interval(predictions.scores, predictions.targets)
+    bounds = estimate_main_metric(predictions.evaluation).bounds
     now_ms, prefix = int(time.time() * 1000), f"eval/{AVERAGE}" if variant == AVERAGE else "eval"
-    values = {f"{prefix}/mAP_low": low, f"{prefix}/mAP_high": high}
     client.log_batch(
         tracked.run_id,
         [
-            Metric(key, value, now_ms, predictions.epoch, model_id, run_id=tracked.run_id)
-            for key, value in values.items()
+            Metric(f"{prefix}/{name}", value, now_ms, predictions.epoch, model_id, run_id=tracked.run_id)
+            for name, value in bounds.items()
         ],
     )

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from ast_model.evaluation.ensemble import score_checkpoints
+from ast_model.evaluation.main_metric import estimate_main_metric
 from ast_model.evaluation.predictions import make_predictions
 from ast_model.evaluation.result_files import write_evaluation
-from ast_model.metrics import mean_average_precision_interval
 from jobs.checkpoints.settings import EvaluateConfig
 from jobs.command_line.cli import resolve_root
 from pipeline.errors import ConfigError
@@ -39,21 +39,19 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
         rows.append({"checkpoint": member.checkpoint, **alone, **mean_so_far})
     if member is None:
         raise ConfigError("--checkpoints is empty: name at least one")
-    evaluation, metrics = member.ensemble, member.ensemble.metrics_by_name
-    if config.bootstrap:
-        low, high = mean_average_precision_interval(evaluation.scores, evaluation.targets, config.bootstrap)
-        metrics |= {"mAP_low": low, "mAP_high": high}
-        print(f"  mAP     {metrics['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+    evaluation = member.ensemble
+    main = estimate_main_metric(evaluation, config.bootstrap)
     folder = _output_folder(config, store)
     # Checkpoints do not record their training splits, so all other splits are assumed.
     splits = tuple(sorted(set(snapshot.splits) - {config.split})), config.split
     predictions = make_predictions(evaluation, snapshot, splits, epoch=0)
     write_evaluation(folder, predictions, snapshot, ", ".join(config.checkpoints), config.classes)
     pd.DataFrame(rows).to_csv(folder / "checkpoints.csv", index=False)
-    record = {"snapshot": snapshot.snapshot_id, **asdict(config), **metrics}
+    record = {"snapshot": snapshot.snapshot_id, **asdict(config), **evaluation.metrics_by_name, **main.bounds}
     (folder / "metrics.json").write_text(json.dumps(record, indent=1, allow_nan=False))
     num_scored = evaluation.metrics.num_classes_scored
-    print(f"{len(evaluation.scores)} clips of {config.split}, {num_scored} classes scored: {folder}")
+    clips = f"{len(evaluation.scores)} clips of {config.split}, {num_scored} classes scored"
+    print(f"{main} (95 % interval) on {clips}: {folder}")
 
 
 def check_classes(classes: Sequence[str], labels: Labels) -> None:

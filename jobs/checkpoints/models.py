@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ast_model.evaluation.map_difference import compute_map_difference
+from ast_model.evaluation.main_metric import compute_difference
 from ast_model.export import export_folder
 from ast_model.inference import Tagger
 from ast_model.pretrained.hugging_face import fits_hugging_face
@@ -48,11 +48,11 @@ def list_models(command: ListModels) -> None:
 
 
 def compare(command: CompareVersions) -> None:
-    """Print the difference in mAP between two versions on their common clips."""
+    """Print the difference in the main metric between two versions on their common clips."""
     client = _client(command)
     new, old = (find_version(client, version) for version in (command.version, command.against))
     predictions = [fetch_predictions(client, str(each.run_id), each.tags[VARIANT_TAG]) for each in (new, old)]
-    print(f"version {new.version} minus version {old.version}: mAP {compute_map_difference(*predictions)}")
+    print(f"version {new.version} minus version {old.version}: {compute_difference(*predictions)}")
 
 
 def promote_model(command: PromoteVersion) -> None:

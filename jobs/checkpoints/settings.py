@@ -25,15 +25,15 @@ class EvaluateConfig:
     """Folder for scores, tables and plots. Default: a new folder in ROOT/evaluations, or in ./evaluations for s3://."""
     classes: tuple[str, ...] = ()
     """Names of classes for the precision-recall plot. Default: the classes with the most clips."""
-    bootstrap: int = 0
-    """Number of resamples for the 95 % interval of mAP; 0 omits the interval."""
+    bootstrap: int = 200
+    """Number of resamples for the 95 % interval of mAP. An accuracy needs none."""
     batch_size: int = 16
     """Clips per forward pass."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.bootstrap < 0 or self.bootstrap == 1:
+        if self.batch_size < 1 or self.bootstrap < 2:
             raise ConfigError(
-                f"--batch-size must be at least 1 and --bootstrap 0 or at least 2, found {self.batch_size} and"
+                f"--batch-size must be at least 1 and --bootstrap at least 2, found {self.batch_size} and"
                 f" {self.bootstrap}"
             )
 
@@ -111,7 +111,7 @@ class ModelsCommand:
 
 @dataclass(frozen=True)
 class ListModels(ModelsCommand):
-    """List all versions, newest first, with mAP, run, snapshot and preprocessing runs."""
+    """List all versions, newest first, with result, run, snapshot and preprocessing runs."""
 
     snapshot: str = ""
     """List only versions trained on this snapshot."""
@@ -119,7 +119,7 @@ class ListModels(ModelsCommand):
 
 @dataclass(frozen=True)
 class CompareVersions(ModelsCommand):
-    """Print the difference in mAP between two versions on their common clips."""
+    """Print the difference in the main metric between two versions on their common clips."""
 
     version: str = "latest"
     """New version: a number, champion or latest."""
@@ -129,7 +129,7 @@ class CompareVersions(ModelsCommand):
 
 @dataclass(frozen=True)
 class PromoteVersion(ModelsCommand):
-    """Make a version the champion regardless of its mAP. The difference in mAP is recorded with the version."""
+    """Make a version the champion regardless of its metrics. The difference in the main metric is recorded."""
 
     version: str = tyro.MISSING
     """Version to promote: a number or latest."""

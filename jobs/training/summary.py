@@ -63,9 +63,9 @@ def _training(summary: RunSummary) -> list[str]:
         else:
             name, prefix = "average of the last", "eval/average"
         values = (metrics.get(f"{prefix}/{key}", math.nan) for key in ("mAP", "auc", "d_prime"))
-        line = "{:20} mAP {:.3f}   AUC {:.3f}   d' {:.2f}".format(name, *values)
+        line = "mAP {:.3f}   AUC {:.3f}   d' {:.2f}".format(*values)
         accuracy = metrics.get(f"{prefix}/accuracy")  # measured if each clip has one class
-        lines.append(line if accuracy is None else f"{line}   accuracy {accuracy:.3f}")
+        lines.append(f"{name:20} {line if accuracy is None else f'accuracy {accuracy:.3f}   {line}'}")
     lines.append(f"{'chance':20} mAP {chance_level(summary.snapshot, summary.eval_split):.3f}   AUC 0.500   d' 0.00")
     return lines
 

@@ -87,8 +87,8 @@ def test_interval_has_the_width_of_the_spread_of_resamples() -> None:
 @pytest.mark.parametrize(
     ("scores", "targets", "message"),
     [
-        (np.zeros((3, 2)), np.zeros((3, 4)), r"one shape .* found \(3, 2\) and \(3, 4\)"),
-        (np.zeros((0, 2)), np.zeros((0, 2)), "one shape"),
+        (np.zeros((3, 2)), np.zeros((3, 4)), r"the same shape .* found \(3, 2\) and \(3, 4\)"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), "the same shape"),
         (np.array([[0.0, 1.0], [2.0, np.nan]]), np.eye(2), "clip 1 has nan for class 1"),
         (np.zeros((2, 2)), np.full((2, 2), 0.5), "targets of 0 and 1"),
         (np.zeros((3, 2)), np.zeros((3, 2)), "found none for 2 classes and 3 clips"),

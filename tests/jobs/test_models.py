@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from ast_model.checkpoints.checkpoint import Checkpoint, LoopState, save_checkpoint
 from ast_model.config import ASTConfig
-from ast_model.evaluation.map_difference import compute_map_difference
+from ast_model.evaluation.main_metric import compute_difference
 from ast_model.evaluation.predictions import Predictions
 from ast_model.inference import Tagger
 from ast_model.metrics import mean_average_precision_change, tagging_metrics
@@ -70,9 +70,10 @@ def test_champion_only_improves_and_serves_the_same_tags_as_the_tagger(
 ) -> None:
     monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "queues")
     decisions, best = [], []
-    for noise in (0.8, 2.0, 0.2):
+    for noise in (0.8, 2.0, 0.2, 0.19):
         run = start_run(store, f"noise {noise}", {})
         run.log_params({"train.noise": str(noise), "train.seed": "0"})
+        run.log_metrics({"baseline/mAP": 0.4321}, step=0)
         scores = make_scores(noise)
         keep(scores, tmp_path / "scores")
         run.log_files(tmp_path / "scores", "evaluations/best")
@@ -83,8 +84,9 @@ def test_champion_only_improves_and_serves_the_same_tags_as_the_tagger(
         assert now is not None
         best.append(int(now.version))
         run.end("FINISHED")
-    assert best == [1, 1, 3]
-    assert [decision[0] for decision in decisions] == ["t", "-", "+"]
+    assert best == [1, 1, 3, 3]
+    verdicts = ["the first", "clearly worse", "clearly better", "no clear difference"]
+    assert [decision.split(",")[0] for decision in decisions] == verdicts
 
     model = mlflow.pyfunc.load_model(find_champion(run.client).source)  # pyright: ignore
     (frame, _), tagger = input_example(), Tagger.load(store.url(checkpoint))
@@ -109,17 +111,20 @@ def test_versions_are_listed_compared_promoted_and_fetched(
         return capsys.readouterr().out
 
     assert [line.split()[:2] for line in say("list").splitlines()[1:]] == [
+        ["4", "best,"],
         ["3", "champion"],
         ["2", "best,"],
         ["1", "best,"],
     ]
     assert say("list", "--snapshot", "another") == "no model yet\n"
-    change = compute_map_difference(make_scores(0.2), make_scores(2.0))
+    change = compute_difference(make_scores(0.2), make_scores(2.0))
     assert change.value == pytest.approx(
         make_scores(0.2).evaluation.metrics.mAP - make_scores(2.0).evaluation.metrics.mAP
     )
-    assert say("compare", "--version", "3", "--against", "2") == f"version 3 minus version 2: mAP {change}\n"
-    assert say("promote", "--version", "2").startswith("version 2 is the champion: promoted by hand (-")
+    assert say("compare", "--version", "3", "--against", "2") == f"version 3 minus version 2: {change}\n"
+    assert say("promote", "--version", "2").startswith(
+        "version 2 is the champion: promoted by hand (clearly worse, mAP -"
+    )
     exported = say("export", "--version", "3", "--to", str(tmp_path / "my-ast"), "--licence", "cc-by-4.0")
     assert exported == f"version 3: {tmp_path / 'my-ast'}\n"
     assert {file.name for file in (tmp_path / "my-ast").iterdir()} == {
@@ -134,12 +139,13 @@ def test_versions_are_listed_compared_promoted_and_fetched(
     assert about.license == "cc-by-4.0" and about.pipeline_tag == "audio-classification"
     assert about.eval_results and about.eval_results[0].metric_value == pytest.approx(metrics.mAP, abs=1e-4)
     assert f"| mAP | {metrics.mAP:.4f} (" in card and "| train.noise | 0.2 |" in card
+    assert "| mAP of the baseline, decision trees on spectral statistics | 0.4321 |" in card
     assert Tagger.load(tmp_path / "my-ast").labels == NAMES
     say("fetch", "--to", str(tmp_path / "model"))
     assert (tmp_path / "model" / "artifacts" / "checkpoint" / "model.safetensors").is_file()
     assert MODELS.main(["fetch", "--to", str(tmp_path / "model"), "--root", store.root]) == 1
     assert MODELS.main(["compare", "--version", "7", "--root", store.root]) == 1
-    assert "found '7'; existing versions: 3, 2, 1" in capsys.readouterr().err
+    assert "found '7'; existing versions: 4, 3, 2, 1" in capsys.readouterr().err
 
 
 def test_comparison_of_two_runs_is_one_self_contained_page(
@@ -150,7 +156,7 @@ def test_comparison_of_two_runs_is_one_self_contained_page(
     text, html = capsys.readouterr().out, page.read_text()
     assert "train.noise" in text and "train.seed" not in text
     good, bad = (make_scores(noise).evaluation.metrics for noise in (0.2, 2.0))
-    for value in (f"{good.mAP:.4f}", f"{bad.mAP:.4f}", f"{good.average_precision[0]:.3f}"):
+    for value in ("0.4321", f"{good.mAP:.4f}", f"{bad.mAP:.4f}", f"{good.average_precision[0]:.3f}"):
         assert value in text and value in html
     assert NAMES[0] in text and "Male speech, man &amp; (singing)" in html
     assert html.count("<img") == 1 and 'src="data:image/png' in html and "http:" not in html and "https:" not in html

@@ -24,7 +24,7 @@ def test_summary_reports_accuracy_and_the_evaluated_split(
     here = dataclasses.replace(snapshot, store=store)
     print_report(RunSummary(here, PreprocessReport(), "run", history, "balanced_train", "sqlite:///mlflow.db"))
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert "epoch 1              mAP 0.500   AUC 0.900   d' 1.20   accuracy 0.750" in lines
+    assert "epoch 1              accuracy 0.750   mAP 0.500   AUC 0.900   d' 1.20" in lines
     assert "epoch 2              mAP 0.500   AUC 0.900   d' 1.20" in lines
     (command,) = (line.partition("jobs/evaluate.py")[2] for line in lines if line.startswith("evaluate again"))
     assert COMMAND_LINE.parse(shlex.split(command)).split == "balanced_train"

@@ -1,0 +1,89 @@
+"""The main metric of an evaluation with its 95 % interval, and its paired difference between two evaluations."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ast_model.evaluation.evaluate import Evaluation
+from ast_model.evaluation.predictions import Predictions
+from ast_model.metrics import (
+    accuracy_change,
+    accuracy_interval,
+    mean_average_precision_change,
+    mean_average_precision_interval,
+)
+from pipeline.errors import MismatchError
+
+NUM_RESAMPLES = 200
+"""Resamples of the clips for an interval of mAP. The interval of an accuracy has a closed form."""
+
+
+@dataclass(frozen=True)
+class MetricEstimate:
+    """A metric with its 95 % interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The interval's ends by their names in files and in MLflow."""
+        return {f"{self.name}_low": self.low, f"{self.name}_high": self.high}
+
+
+@dataclass(frozen=True)
+class MetricDifference:
+    """Difference of a metric between two models, with its 95 % interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    num_clips: int
+    """Number of clips that both models were evaluated on."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}] on {self.num_clips} clips"
+
+
+def estimate_main_metric(evaluation: Evaluation, num_resamples: int = NUM_RESAMPLES) -> MetricEstimate:
+    """Return the metric that selects the best epoch, with its interval."""
+    name, scores, targets = evaluation.main_metric, evaluation.scores, evaluation.targets
+    if name == "accuracy":
+        interval = accuracy_interval(scores, targets)
+    else:
+        interval = mean_average_precision_interval(scores, targets, num_resamples)
+    return MetricEstimate(name, evaluation.main_value, *interval)
+
+
+def compute_difference(new: Predictions, old: Predictions) -> MetricDifference:
+    """Compare two evaluations by the main metric of the new one, on their common clips.
+
+    Raises MismatchError if they have no clip in common or differ in their classes.
+    """
+    name = new.evaluation.main_metric
+    new, old = select_common_clips(new, old)
+    measure = accuracy_change if name == "accuracy" else mean_average_precision_change
+    return MetricDifference(name, *measure(old.scores, new.scores, new.targets), num_clips=len(new.keys))
+
+
+def select_common_clips(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
+    """Reduce both evaluations to their common clips, in equal order.
+
+    Raises MismatchError if they have no clip in common or differ in their classes.
+    """
+    if list(first.names) != list(second.names):
+        same_number = len(first.names) == len(second.names)
+        raise MismatchError(
+            f"expected two evaluations of the same classes, found {len(first.names)} and {len(second.names)}"
+            f"{' with other names or in another order' if same_number else ''}; evaluate both models on one snapshot"
+        )
+    keys = np.intersect1d(first.keys, second.keys)
+    if not len(keys):
+        raise MismatchError("expected two evaluations with common clips, found none; evaluate both models on one split")
+    return first.select(keys), second.select(keys)
