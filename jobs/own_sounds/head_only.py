@@ -22,6 +22,7 @@ from ast_model.evaluation.evaluate import Evaluation
 from ast_model.losses import scores_from_logits
 from ast_model.metrics import tagging_metrics
 from ast_model.model import AST
+from ast_model.training.job import Launcher
 from ast_model.training.reporter import Reporter, eval_metrics
 from ast_model.training.trainer import initial_model
 from jobs.own_sounds.embedding import embed_snapshot
@@ -120,7 +121,7 @@ def _save(job: TrackedJob, model: AST, evaluation: Evaluation, metrics: dict[str
     loop = LoopState(epoch=1, history=[{"epoch": 1, **metrics}])
     saver, reporter = (
         CheckpointWriter(job.store, job.folder, job.config.checkpoints, num_steps=0),
-        Reporter(job, SINGLE_PROCESS),
+        Reporter(job, SINGLE_PROCESS, Launcher()),
     )
     with closing(saver):
         saver.submit(Checkpoint(loop, model=model.state_dict(), description=job.describe()), num_steps=1)

@@ -12,6 +12,7 @@ from ray.train.v2.api.report_config import CheckpointUploadMode
 from ast_model.distributed import World
 from ast_model.training.job import Launcher
 from pipeline.errors import AudioTaggingError
+from pipeline.store.layout import RUNS
 
 ASK_EVERY_S = 1.0
 
@@ -75,7 +76,7 @@ class RayLauncher(Launcher):
         """Report an epoch to Ray Train with the checkpoint that the store has; nothing is uploaded a second time."""
         storage: Any = ray.train.get_context().get_storage()
         # Ray's storage path is the store's folder `runs`, so that all checkpoints are below the run's folder.
-        path = f"{storage.storage_fs_path}/{checkpoint.removeprefix('runs/')}"
+        path = f"{storage.storage_fs_path}/{checkpoint.removeprefix(f'{RUNS}/')}"
         ray.train.report(
             dict(metrics),
             checkpoint=Checkpoint(path, storage.storage_filesystem) if self.world.is_main else None,

@@ -162,7 +162,7 @@ def _forget_earlier_reports(job: TrackedJob) -> None:
 
     Runs keep only the newest checkpoints and the best one, and resume by their own records.
     """
-    record = f"runs/{job.run}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
+    record = f"{RunFiles(job.run).folder}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
     if job.store.exists(record):
         job.store.remove(record)
 
