@@ -50,6 +50,10 @@ class DatasetConfig:
     def preset(self) -> str:
         return self.dataset.name
 
+    @property
+    def data_name(self) -> str:
+        return self.dataset.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class FoldsConfig(DatasetConfig):

@@ -61,6 +61,10 @@ class FinetuneRun:
     resume: str
     ray: RayConfig
 
+    @property
+    def data_name(self) -> str:
+        return Path(self.data).resolve().name
+
 
 def finetune(config: FinetuneConfig) -> None:
     """Train on own sounds; print the metrics, the address of the model, and commands to use it."""

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from ast_model.config import ASTConfig, AugmentConfig, ScheduleConfig, TrainConfig
+from ast_model.config.sizes import SIZES
 from ast_model.flops import forward_flops
 from ast_model.pretrained.load import load_pretrained
 from jobs.own_sounds.settings import FinetuneConfig
@@ -17,15 +18,6 @@ from pipeline.recordings.tables import LabelledClip
 
 log = logging.getLogger(__name__)
 
-SIZES = {
-    "nano": ASTConfig.nano,
-    "tiny": ASTConfig.tiny,
-    "small": ASTConfig.small,
-    "base": ASTConfig.base,
-    "eat": ASTConfig.eat,
-    "audiomosaic": ASTConfig.audiomosaic,
-    "audiomae": ASTConfig.audiomae,
-}
 FRAME_GRID = 16
 """The number of frames is a multiple of this, the size of a patch."""
 MIN_FRAMES = 32

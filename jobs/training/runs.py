@@ -15,9 +15,9 @@ from ast_model.training.job import Launcher, TrainingJob
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
-from jobs.training.provenance import provenance
+from jobs.training.provenance import command, provenance
 from jobs.training.teacher_scores import check_teachers, open_teachers
-from jobs.training.titles import RunSettings, describe_run, run_params, run_title
+from jobs.training.titles import RunSettings, describe_run, is_head_only, run_params, run_title
 from pipeline.errors import ConfigError, CorruptError, MismatchError, NoClipsError
 from pipeline.quality.selection import count_leaks
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
@@ -49,6 +49,9 @@ def begin_run(config: RunSettings, snapshot: Snapshot, run: str, parent: Tracked
     tracker.log_params(run_params(config, model))
     tracker.log_data(snapshot, "training")
     tracker.describe(describe_run(config, model, snapshot, run))
+    log.info("run %s, in MLflow %r", run, title)
+    if not is_head_only(config.preset):
+        log.info("to resume it after an interruption: %s --resume %s", command(), run)
     return job
 
 

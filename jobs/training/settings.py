@@ -1,6 +1,7 @@
 """Settings of trainings on AudioSet."""
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Annotated
 
 import tyro
@@ -25,6 +26,11 @@ class AudioSetConfig:
     resume: str = ""
     """Run to resume on its own snapshot, with an otherwise identical command. Empty: new run."""
     selection: Selection = field(default_factory=SelectionConfig)
+
+    @property
+    def data_name(self) -> str:
+        return PurePath(self.root).name
+
     notify: str = ""
     """URL, @FILE with a URL, or program that receives a JSON summary at the end."""
 
@@ -45,5 +51,10 @@ class TrainJobConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
     selection: Selection = field(default_factory=SelectionConfig)
+
+    @property
+    def data_name(self) -> str:
+        return PurePath(self.root).name
+
     notify: str = ""
     """URL, @FILE with a URL, or program that receives a JSON summary at the end."""

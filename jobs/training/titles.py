@@ -5,12 +5,17 @@ from typing import Protocol
 
 from ast_model import recipes
 from ast_model.config import ASTConfig, TrainConfig, flatten
+from ast_model.config.sizes import size_name
 from jobs.command_line.program import command
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.layout import RunFiles
 
 MAX_CHANGES = 15
-"""Maximum characters for changed settings. MLflow's charts show 20, including the run's suffix of four."""
+"""Maximum characters for changed settings. MLflow's charts show 20 of a title, including the run's suffix of four."""
+MAX_INIT = 24
+"""Maximum characters for the name of the initial weights."""
+HEAD = "head"
+"""Last word of presets that fit only a head."""
 SHORT_NAMES = {
     "train.learning_rate": "lr",
     "train.seed": "seed",
@@ -36,6 +41,8 @@ class RunSettings(Protocol):
     @property
     def preset(self) -> str: ...
     @property
+    def data_name(self) -> str: ...
+    @property
     def model(self) -> ASTConfig: ...
     @property
     def train(self) -> TrainConfig: ...
@@ -57,7 +64,11 @@ def differences(config: RunSettings, model: ASTConfig) -> dict[str, str]:
 
 
 def run_title(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
-    """Return a run's title, changed settings first: `lr 0.0003 ab12 · demo · data 3f9a12`."""
+    """Return a run's title: `ab12 lr 0.0003 · tiny · random · full · demo 3f9a12`.
+
+    It shows the end of the run's name, changed settings, size, start, method and data. The end of the name comes first,
+    because MLflow's charts show 20 characters.
+    """
     differing = differences(config, model)
     order = sorted(differing, key=list(SHORT_NAMES | differing).index)
     changes = " ".join(
@@ -65,8 +76,26 @@ def run_title(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run: st
     )
     if len(changes) > MAX_CHANGES:
         changes = f"{changes[: MAX_CHANGES - 1].rstrip()}…"
-    data = "-".join(part[:6] for part in snapshot.snapshot_id.split("-"))
-    return f"{changes or 'as preset'} {run.split('-')[-1]} · {config.preset} · data {data}"
+    snapshot_id = "-".join(part[:6] for part in snapshot.snapshot_id.split("-"))
+    start = f"init {_short_init(config.train.init)}" if config.train.init else "random"
+    method = HEAD if is_head_only(config.preset) else "full"
+    parts = [f"{run.split('-')[-1]} {changes}".strip(), size_name(model), start, method]
+    return " · ".join([*parts, f"{config.data_name} {snapshot_id}"])
+
+
+def is_head_only(preset: str) -> bool:
+    """Return whether runs of this preset fit only a head, so that they have nothing to resume."""
+    return preset.split("_")[-1] == HEAD
+
+
+def _short_init(init: str) -> str:
+    """Return a hub name, the run of a checkpoint, or else the name of a file or folder, shortened."""
+    name = init
+    if "/runs/" in init:
+        name = init.split("/runs/")[1].split("/")[0]
+    elif init.count("/") != 1:
+        name = init.rstrip("/").rsplit("/", 1)[-1]
+    return name if len(name) <= MAX_INIT else f"{name[: MAX_INIT - 1]}…"
 
 
 def describe_run(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
