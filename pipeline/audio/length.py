@@ -20,6 +20,8 @@ TIMESTAMP_FORMATS = ("mpeg", "mpegts")
 PLACEHOLDERS = ((0x7F000000, 0x80010000), (0xFFFF0000, 0xFFFFFFFF))
 """Sizes that programs write into a header before they know the size: close to the largest 32-bit numbers, signed or
 unsigned. SoX's are the smallest."""
+MAX_LENGTH_S = 1_000_000
+"""Longer lengths mean unknown, such as AVI's 2³⁰ frames."""
 ENLARGEMENT = 1.01
 """Factor of a file's size that changes lengths which FFmpeg estimates from the size, but not stated lengths. MP3's
 demultiplexer ignores a stated length if the size differs by more than 6 %."""
@@ -72,7 +74,9 @@ def _measured_length_s(container: InputContainer, stream: AudioStream) -> float:
 def stated_end_s(content: bytes | Path, container: InputContainer, stream: Stream) -> float | None:
     """Return the end of a file's audio from its header, if stated."""
     end_s = _end_s(container, stream)
-    if end_s is None or not stream.duration:  # estimates belong to streams
+    if end_s is None or end_s > MAX_LENGTH_S:
+        return None
+    if not stream.duration:  # estimates belong to streams
         return end_s
     if container.format.name == "ogg":  # FFmpeg reads the last page
         return end_s

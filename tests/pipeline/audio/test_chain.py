@@ -65,13 +65,11 @@ def test_other_files_have_one_link(tmp_path: Path) -> None:
         assert list(split_chain(content)) == [content]
 
 
-@pytest.mark.parametrize("codec", ["flac", "libopus", "vorbis"])
-def test_times_are_right_up_to_the_last_page_of_ogg(codec: str) -> None:
-    """FFmpeg misplaces the last page of FLAC in Ogg after a seek, by up to 0.7 s."""
-    clicks = np.zeros(12 * 48_000)
-    clicks[::24_000] = 0.5
-    content = encode(np.stack([clicks] * 2), 48_000, "ogg", codec)
-    for start_ms in (6_250, 9_250, 10_750, 11_250):
-        clip = decode_segment(Media(content, "test"), start_ms, start_ms + 500)
+def test_segments_of_flac_in_ogg_are_at_their_time() -> None:
+    """FFmpeg misplaces the last page after a seek, by up to 0.7 s."""
+    content = links("flac")[2]
+    whole = decode_file(content)
+    for start_ms in range(0, 3_750, 250):
+        clip = decode_segment(Media(content, "test"), start_ms, start_ms + 250)
         assert not isinstance(clip, Failure), clip
-        assert np.abs(clip.waveform).argmax() == pytest.approx(4_000, abs=2)
+        assert np.abs(clip.waveform - whole[16 * start_ms :][:4_000]).max() < 0.01

@@ -1,12 +1,13 @@
 import os
 import wave
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.audio.decode import encode_flac
+from pipeline.audio.decode import Clip, decode_segment, encode_flac
 from pipeline.config import FetchConfig
 from pipeline.errors import InputError
 from pipeline.recordings.own_sounds import CutConfig, read_sounds
@@ -14,6 +15,7 @@ from pipeline.recordings.tables import digest_of_tables, write_tables
 from pipeline.records import Media
 from pipeline.segments import read_segments
 from pipeline.sources.table import ListedSource
+from tests.pipeline.audio.encoding import encode
 
 CUT = CutConfig(clip_s=1.0)
 
@@ -55,6 +57,28 @@ def test_folder_per_class_becomes_audioset_tables(sounds: Path, tmp_path: Path) 
     source = ListedSource(str(tmp_path / "media.csv"), FetchConfig())
     media = [source.fetch(segment) for segment in segments]
     assert all(isinstance(each, Media) and Path(str(each.content)).exists() for each in media)
+
+
+def test_files_without_a_stated_length_are_cut_to_their_end(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (3, 48_000))
+    quiet_end = np.concatenate([noise[0], np.zeros(4 * 48_000)])
+    options = {"write_xing": "0", "flags": "+qscale", "global_quality": "236"}
+    link = encode(noise[1], 48_000, "ogg", "libopus")
+    files = {
+        "radio/chained.ogg": link + encode(noise[2], 48_000, "ogg", "flac") + link,
+        "radio/vbr.mp3": encode(quiet_end, 48_000, "mp3", "libmp3lame", options=options),
+        "wind/a.wav": encode(noise[0], 48_000),
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    clips, _ = read_sounds(tmp_path, CUT)
+    counts = Counter(clip.path.name for clip in clips)
+    assert counts == {"chained.ogg": 3, "vbr.mp3": 5, "a.wav": 1}
+    for clip in clips:
+        decoded = decode_segment(Media(clip.path, "test"), clip.start_ms, clip.end_ms)
+        assert isinstance(decoded, Clip), decoded
+        assert len(decoded.waveform) == pytest.approx(16_000, abs=32)
 
 
 def test_changed_files_and_labels_change_the_digest(sounds: Path, tmp_path: Path) -> None:
