@@ -2,7 +2,10 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 
 from pipeline.backoff import backoff
 from pipeline.convert import Conversion, convert_clip, report_of_existing, write_shard
@@ -11,7 +14,7 @@ from pipeline.copies.listings import write_listing
 from pipeline.copies.members import Member, read_members
 from pipeline.copies.refusals import check_access, throttling_of
 from pipeline.copies.segment_index import Matches, SegmentIndex
-from pipeline.errors import InputError, describe
+from pipeline.errors import InputError, StoreError, describe
 from pipeline.records import CLIPS_PER_PART, Media, Segment, ShardPlan, ShardReport
 from pipeline.shards.format import digest_of, read_sidecar
 from pipeline.shards.journal import ClipResult, Journal
@@ -116,6 +119,26 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
     return reader.report
 
 
+def shards_of(container: Container, work: CopyConversion, split: str) -> Iterator[Shard]:
+    """Yield the shards for a container's clips of a split, without end. They don't depend on scheduling."""
+    for number in count():
+        plan = [container.address, container.version, work.segments.digest, split, number]
+        yield Shard(split, digest_of(plan))
+
+
+def count_stored_parts(container: Container, work: CopyConversion) -> int:
+    """Return the number of stored parts of a container's clips, counting published shards as full."""
+    store, num_parts = work.conversion.store, 0
+    with suppress(StoreError):  # the count only tells progress
+        for split in work.segments.segments["split"].unique().to_pylist():
+            for shard in shards_of(container, work, split):
+                if not store.exists(shard.sidecar):
+                    num_parts += work.conversion.journal(shard).count_parts()
+                    break
+                num_parts += -(-work.clips_per_shard // CLIPS_PER_PART)
+    return num_parts
+
+
 class ContainerReader:
     """Reads one container and collects its due clips by split."""
 
@@ -124,7 +147,7 @@ class ContainerReader:
         self.report = ContainerReport(container)
         self.pattern = compile_pattern(work.id_pattern)
         self.groups: dict[str, Group] = {}
-        self.num_groups: dict[str, int] = {}
+        self.shards: dict[str, Iterator[Shard]] = {}
         self.keys: list[str] = []
         """Keys of all segments that the container holds."""
         self.done: set[str] = set()
@@ -163,13 +186,9 @@ class ContainerReader:
     def _group(self, split: str) -> Group:
         """Return the split's group in the making, after skipping groups that a killed task finished."""
         while split not in self.groups:
-            number = self.num_groups.get(split, 0)
-            shard_id = digest_of(
-                [self.container.address, self.container.version, self.work.segments.digest, split, number]
-            )
-            self.num_groups[split] = number + 1
-            store = self.work.conversion.store
-            shard = Shard(split, shard_id)
+            if split not in self.shards:
+                self.shards[split] = shards_of(self.container, self.work, split)
+            shard, store = next(self.shards[split]), self.work.conversion.store
             if finished := report_of_existing(store, shard):
                 self.report.shards.append(finished)
                 self.done.update(read_sidecar(store, shard.sidecar, ["key"])["key"].to_pylist())

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.cluster.tasks import run_tasks
 from pipeline.config import PreprocessConfig
 from pipeline.copies.containers import Container, Copy
-from pipeline.copies.convert import ContainerReport, CopyConversion, convert_container
+from pipeline.copies.convert import ContainerReport, CopyConversion, convert_container, count_stored_parts
 from pipeline.copies.hub import pin_commit
 from pipeline.copies.listings import read_listing
 from pipeline.copies.segment_index import MAX_EXAMPLES, Matches, SegmentIndex
@@ -60,7 +61,12 @@ def convert_copy(
         return work.limiter.status().idle_s + wait_s > config.rate_limit.max_idle_s
 
     tasks = run_tasks(
-        convert_container, iterate_wanted(), work, max_in_flight=config.max_in_flight, should_stop=should_stop
+        convert_container,
+        iterate_wanted(),
+        work,
+        max_in_flight=config.max_in_flight,
+        should_stop=should_stop,
+        progress_of=partial(count_stored_parts, work=work),
     )
     with show_progress("read containers", sum(each.num_bytes for each in containers) >> 20, "MB") as progress:
         for container, report in tasks:

@@ -101,9 +101,9 @@ def test_segments_that_are_not_due_are_matched_but_not_converted(tmp_path: Path,
     assert report.matches.num_matched == 20
 
 
-@pytest.mark.parametrize("num_before_kill", [3, 11, 17])
+@pytest.mark.parametrize(("num_before_kill", "num_parts"), [(3, 1), (11, 5), (17, 8)])
 def test_killed_task_continues_and_writes_the_same_bytes(
-    tmp_path: Path, clips: dict[str, bytes], num_before_kill: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clips: dict[str, bytes], num_before_kill: int, num_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain_tar(tmp_path / "copy", clips)
     undisturbed, store = Store(str(tmp_path / "undisturbed")), Store(str(tmp_path / "store"))
@@ -122,6 +122,7 @@ def test_killed_task_continues_and_writes_the_same_bytes(
     monkeypatch.setattr(convert_module, "CLIPS_PER_PART", 2)
     with pytest.raises(KeyboardInterrupt):
         convert_container(container, work_on(store))
+    assert convert_module.count_stored_parts(container, work_on(store)) == num_parts
     monkeypatch.setattr(convert_module, "convert_clip", original)
     report = convert(container, work_on(store))
     assert report.matches.num_matched == 20
