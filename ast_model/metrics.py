@@ -122,7 +122,7 @@ def mean_average_precision_interval(
     """
     mean = tagging_metrics(scores, targets).mAP
     blocks = _resample(len(scores), num_resamples, seed)
-    resampled = [_resampled_mean_average_precision(scores, targets, draws_NR) for draws_NR in blocks]
+    resampled = [resampled_mean_average_precision(scores, targets, draws_NR) for draws_NR in blocks]
     half_width = _HALF_WIDTH_OF_95_PERCENT * float(np.std(np.concatenate(resampled), ddof=1))
     return max(0.0, mean - half_width), min(1.0, mean + half_width)
 
@@ -138,7 +138,7 @@ def mean_average_precision_change(
     change = tagging_metrics(after, targets).mAP - tagging_metrics(before, targets).mAP
     changes = []
     for draws_NR in _resample(len(targets), num_resamples, seed):
-        means = [_resampled_mean_average_precision(scores, targets, draws_NR) for scores in (before, after)]
+        means = [resampled_mean_average_precision(scores, targets, draws_NR) for scores in (before, after)]
         changes.append(means[1] - means[0])
     half_width = _HALF_WIDTH_OF_95_PERCENT * float(np.std(np.concatenate(changes), ddof=1))
     return change, change - half_width, change + half_width
@@ -221,7 +221,7 @@ def _twice_rank(sorted_values: np.ndarray, queries: np.ndarray) -> np.ndarray:
     return below + not_above
 
 
-def _resampled_mean_average_precision(scores: np.ndarray, targets: np.ndarray, draws_NR: np.ndarray) -> np.ndarray:
+def resampled_mean_average_precision(scores: np.ndarray, targets: np.ndarray, draws_NR: np.ndarray) -> np.ndarray:
     """Return the mAP of each resample with a positive. draws_NR: how often each resample draws each clip."""
     weights_NR = draws_NR.astype(np.float32)
     sum_R, num_R = np.zeros(weights_NR.shape[1]), np.zeros(weights_NR.shape[1])

@@ -2,7 +2,7 @@
 
 python jobs/compare.py RUN RUN… [--root data/audioset] [--output comparison.html]
 
-RUN is an MLflow id, a run's name, or its folder in the store.
+RUN is an MLflow id, a run's name, its folder in the store, or a folder that jobs/evaluate.py wrote.
 """
 
 import sys

@@ -168,6 +168,9 @@ class TrainConfig:
     """Splits to train on."""
     eval_split: str = "eval"
     """Split to evaluate on after each epoch."""
+    eval_clips: str = ""
+    """List of evaluation clips: ast-19185, audiomosaic-19012, panns-18885, common-18781, or a file with one YouTube id
+    per line. Default: all clips of the split."""
     init: str = ""
     """Initial weights: a file, folder or hub name. Empty: random weights."""
     num_epochs: int = 5

@@ -11,6 +11,7 @@ from ast_model.config import CacheConfig, Loss
 from ast_model.data.augment import Normalisation
 from ast_model.data.loader import BatchReader, open_reader
 from ast_model.distributed import join_world
+from ast_model.evaluation.clip_lists import find_listed_clips
 from ast_model.evaluation.evaluate import Evaluation, evaluate
 from ast_model.metrics import tagging_metrics
 from ast_model.model import AST
@@ -36,14 +37,14 @@ class EnsembleMember:
 
 
 def score_checkpoints(
-    checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int
+    checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int, clip_list: str = ""
 ) -> Iterator[EnsembleMember]:
-    """Score each checkpoint on a split, with classes matched by name. The last member's `ensemble` covers all.
+    """Score each checkpoint on a split, or on the clips of a list in it. The last member's `ensemble` covers all.
 
-    Raises MismatchError if the classes of a checkpoint and the snapshot differ, TrainingError if a batch exceeds the
-    GPU's memory.
+    Classes are matched by name. Raises MismatchError if the classes of a checkpoint and the snapshot differ,
+    TrainingError if a batch exceeds the GPU's memory.
     """
-    rows = snapshot.rows_of((split,))
+    rows, _ = find_listed_clips(snapshot, split, clip_list)
     targets, reader = snapshot.targets(rows), open_reader(snapshot, CacheConfig())
     mean = None
     with join_world("cuda" if torch.cuda.is_available() else "cpu") as world:

@@ -1,5 +1,7 @@
 """The main metric of an evaluation with its 95 % interval, and its paired difference between two evaluations."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,23 +69,25 @@ def compute_difference(new: Predictions, old: Predictions) -> MetricDifference:
     Raises MismatchError if they have no clip in common or differ in their classes.
     """
     name = new.evaluation.main_metric
-    new, old = select_common_clips(new, old)
+    new, old = select_common_clips([new, old])
     measure = accuracy_change if name == "accuracy" else mean_average_precision_change
     return MetricDifference(name, *measure(old.scores, new.scores, new.targets), num_clips=len(new.keys))
 
 
-def select_common_clips(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
-    """Reduce both evaluations to their common clips, in equal order.
+def select_common_clips(evaluations: Sequence[Predictions]) -> list[Predictions]:
+    """Reduce evaluations to their common clips, in equal order.
 
     Raises MismatchError if they have no clip in common or differ in their classes.
     """
-    if list(first.names) != list(second.names):
-        same_number = len(first.names) == len(second.names)
-        raise MismatchError(
-            f"expected two evaluations of the same classes, found {len(first.names)} and {len(second.names)}"
-            f"{' with other names or in another order' if same_number else ''}; evaluate both models on one snapshot"
-        )
-    keys = np.intersect1d(first.keys, second.keys)
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        if list(first.names) != list(other.names):
+            same_number = len(first.names) == len(other.names)
+            raise MismatchError(
+                f"expected evaluations of the same classes, found {len(first.names)} and {len(other.names)}"
+                f"{' with other names or in another order' if same_number else ''}; evaluate all models on one snapshot"
+            )
+    keys = functools.reduce(np.intersect1d, [each.keys for each in evaluations])
     if not len(keys):
-        raise MismatchError("expected two evaluations with common clips, found none; evaluate both models on one split")
-    return first.select(keys), second.select(keys)
+        raise MismatchError("expected evaluations with common clips, found none; evaluate all models on one split")
+    return [each.select(keys) for each in evaluations]

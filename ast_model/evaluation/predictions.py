@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ast_model.evaluation.clip_lists import Coverage
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.metrics import tagging_metrics
 from pipeline.errors import CorruptError
@@ -38,12 +39,27 @@ class Predictions:
     """(C,) number of training clips per class."""
     epoch: int
     """Epoch after which the evaluated weights were saved; 0 for an ensemble."""
+    clip_list: str = ""
+    """Name of the list of evaluated clips; empty for all clips of the split."""
+    num_listed: int = 0
+    """Number of clips in the list, scored or not."""
 
     def select(self, keys: np.ndarray) -> "Predictions":
         """Return the predictions of the given clips, in the order of `keys`."""
         row_of = {key: row for row, key in enumerate(self.keys)}
         rows = [row_of[key] for key in keys]
         return dataclasses.replace(self, keys=keys, scores=self.scores[rows], targets=self.targets[rows])
+
+    @property
+    def coverage(self) -> Coverage:
+        return Coverage(self.clip_list, max(self.num_listed, len(self.keys)), len(self.keys))
+
+    @property
+    def clips_text(self) -> str:
+        """The number of scored clips, with the share of their list."""
+        if not self.clip_list:
+            return f"{len(self.keys)} clips"
+        return f"clips of {self.clip_list} ({self.coverage})"
 
     @property
     def labels(self) -> Labels:
@@ -60,9 +76,16 @@ def predictions_name(run: str, name: str) -> str:
 
 
 def make_predictions(
-    evaluation: Evaluation, snapshot: Snapshot, splits: tuple[tuple[str, ...], str], epoch: int
+    evaluation: Evaluation,
+    snapshot: Snapshot,
+    splits: tuple[tuple[str, ...], str],
+    epoch: int,
+    coverage: Coverage,
 ) -> Predictions:
-    """Add the clips' keys and the classes to an evaluation. `splits`: the training splits and the evaluation split."""
+    """Add the clips' keys and the classes to an evaluation.
+
+    splits: the training splits and the evaluation split.
+    """
     train_splits, eval_split = splits
     rows = snapshot.rows_of((eval_split,)) if evaluation.rows is None else evaluation.rows
     return Predictions(
@@ -73,6 +96,8 @@ def make_predictions(
         targets=evaluation.targets,
         num_train_clips=snapshot.class_counts(train_splits),
         epoch=epoch,
+        clip_list=coverage.clip_list,
+        num_listed=coverage.num_listed,
     )
 
 
@@ -84,19 +109,24 @@ def encode_predictions(predictions: Predictions) -> bytes:
 
 
 def save_predictions(
-    evaluation: Evaluation, snapshot: Snapshot, splits: tuple[tuple[str, ...], str], name: str, epoch: int
+    evaluation: Evaluation,
+    snapshot: Snapshot,
+    splits: tuple[tuple[str, ...], str],
+    name: str,
+    epoch: int,
+    coverage: Coverage,
 ) -> None:
     """Write an evaluation's predictions to the store; see `make_predictions` for `splits`."""
-    snapshot.store.write_bytes(name, encode_predictions(make_predictions(evaluation, snapshot, splits, epoch)))
+    predictions = make_predictions(evaluation, snapshot, splits, epoch, coverage)
+    snapshot.store.write_bytes(name, encode_predictions(predictions))
 
 
 def parse_predictions(data: bytes, where: str) -> Predictions:
     """Decode the output of `encode_predictions`. Raises CorruptError, naming `where`, for invalid content."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return Predictions(
-                **{name: arrays[name] for name in arrays.files if name != "epoch"}, epoch=int(arrays["epoch"])
-            )
+            # Scalars are arrays of one value in the file.
+            return Predictions(**{name: arrays[name] if arrays[name].ndim else arrays[name].item() for name in arrays})
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise CorruptError(
             f"expected the predictions of an evaluation in {where}, found: {error}; evaluate again"

@@ -61,7 +61,7 @@ Scores are a softmax over the classes.
 
 ## Results
 
-Evaluated on {{ num_clips }} clips of the held-out split `{{ eval_split }}`. The interval covers 95 %.
+Evaluated on {{ clips }} of the held-out split `{{ eval_split }}`. The interval covers 95 %.
 {% if variant == "best" %}
 The epoch was chosen by its {{ main.name }} on these clips.
 {% endif %}
@@ -162,12 +162,12 @@ def write_card(client: MlflowClient, version: ModelVersion, name: str, licence: 
 def _format_results(predictions: Predictions) -> dict[str, Any]:
     evaluation = predictions.evaluation
     main = estimate_main_metric(evaluation)
-    num_clips, num_classes = predictions.targets.shape
+    num_classes = predictions.targets.shape[1]
     return {
         "main": main,
         "interval": f"({main.low:.4f} to {main.high:.4f})",
         "metrics": evaluation.metrics_by_name,
-        "num_clips": num_clips,
+        "clips": predictions.clips_text,
         "num_classes": num_classes,
         "unscored": num_classes - evaluation.metrics.num_classes_scored,
     }

@@ -80,7 +80,7 @@ def format_metrics(predictions: Predictions) -> str:
     others = [
         f"{name} {value:.4f}" for name, value in predictions.evaluation.metrics_by_name.items() if name != main.name
     ]
-    return ", ".join([f"**{main}**", *others]) + f" on {len(predictions.keys)} clips"
+    return ", ".join([f"**{main}**", *others]) + f" on {predictions.clips_text}"
 
 
 def find_checkpoint(store: Store, run: str, variant: str) -> str | None:

@@ -20,8 +20,8 @@ from pipeline.snapshots.verify import verify_sizes
 log = logging.getLogger(__name__)
 
 PLAN_SETTINGS = (
-    "train_splits eval_split draws_per_epoch sampler weight_count_offset group_draws global_batch_size seed teachers"
-    " teacher_share augment.mixup_probability augment.mixup_alpha average_last_epochs"
+    "train_splits eval_split eval_clips draws_per_epoch sampler weight_count_offset group_draws global_batch_size seed"
+    " teachers teacher_share augment.mixup_probability augment.mixup_alpha average_last_epochs"
 ).split()
 """Settings that determine the order of samples. They are fixed for a run. Other settings may change when it resumes."""
 
@@ -88,6 +88,8 @@ def _check_clips(plan: TrainingPlan) -> None:
             f" {snapshot.snapshot_id} have none or several; train with --train.loss bce"
         )
     log.info("%d training clips, %d evaluation clips, %d steps per epoch", num_clips, num_eval, plan.num_steps)
+    if config.eval_clips:
+        log.info("evaluation clips of %s: %s", config.eval_clips, plan.eval_coverage)
     if config.sampler == "uniform":
         check_num_draws(plan.num_draws, num_clips, "clips")
 

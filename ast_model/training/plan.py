@@ -8,6 +8,7 @@ from scipy import sparse
 
 from ast_model.config import TrainConfig
 from ast_model.data.sampling import Draws, group_by_shard, num_steps_of, plan_epoch
+from ast_model.evaluation.clip_lists import Coverage, find_listed_clips
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.weights import class_balanced_weights
 
@@ -30,7 +31,17 @@ class TrainingPlan:
     @cached_property
     def eval_rows(self) -> np.ndarray:
         """Rows of the evaluation clips in the snapshot's index. Raises NoClipsError if there are none."""
-        return self.snapshot.rows_of((self.config.eval_split,))
+        return self._listed_clips[0]
+
+    @property
+    def eval_coverage(self) -> Coverage:
+        """Number of evaluation clips, compared with the number in `--train.eval-clips`."""
+        rows, num_listed = self._listed_clips
+        return Coverage(self.config.eval_clips, num_listed, len(rows))
+
+    @cached_property
+    def _listed_clips(self) -> tuple[np.ndarray, int]:
+        return find_listed_clips(self.snapshot, self.config.eval_split, self.config.eval_clips)
 
     @cached_property
     def targets(self) -> sparse.csr_array:

@@ -10,6 +10,7 @@ from ast_model.distributed import World
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.evaluation.predictions import AVERAGE, BEST, LAST, predictions_name, save_predictions
 from ast_model.training.job import Launcher, TrainingJob
+from ast_model.training.plan import TrainingPlan
 from ast_model.training.step_metrics import Metrics, StepResult
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,9 @@ class Reporter:
     def _save_predictions(self, name: str, evaluation: Evaluation, epoch: int) -> None:
         """Save an evaluation's scores, for figures and comparisons of runs."""
         splits = self.job.config.train_splits, self.job.config.eval_split
-        save_predictions(evaluation, self.job.snapshot, splits, predictions_name(self.job.run, name), epoch)
+        coverage = TrainingPlan(self.job.snapshot, self.job.config).eval_coverage
+        name = predictions_name(self.job.run, name)
+        save_predictions(evaluation, self.job.snapshot, splits, name, epoch, coverage)
 
     def log_checkpoints(self, saved: Sequence[SavedCheckpoint]) -> None:
         """Log written checkpoints that have an evaluation."""

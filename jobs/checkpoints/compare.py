@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ast_model.evaluation.result_files import PREDICTIONS_FILE
 from ast_model.tracking.comparison import compare_runs, format_comparison, render_comparison
 from ast_model.tracking.run_results import find_run
 from ast_model.tracking.server import connect
@@ -13,7 +14,8 @@ from pipeline.store.storage import Store
 def compare(config: CompareConfig) -> None:
     """Print the comparison, and write it with plots to `config.output`."""
     client = connect(Store(resolve_root(config.root)))
-    sections = compare_runs(client, [find_run(client, run) for run in config.runs])
+    compared = [Path(run) if (Path(run) / PREDICTIONS_FILE).exists() else find_run(client, run) for run in config.runs]
+    sections = compare_runs(client, compared)
     print(format_comparison(sections))
     Path(config.output).write_text(render_comparison(sections, "Comparison of trainings"), encoding="utf-8")
     print(f"\nwith plots: {Path(config.output).resolve()}")

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from ast_model.evaluation.clip_lists import Coverage, find_listed_clips
 from ast_model.evaluation.ensemble import score_checkpoints
+from ast_model.evaluation.evaluate import Evaluation
 from ast_model.evaluation.main_metric import estimate_main_metric
+from ast_model.evaluation.missing_clips import bound_whole_list
 from ast_model.evaluation.predictions import make_predictions
 from ast_model.evaluation.result_files import write_evaluation
 from jobs.checkpoints.settings import EvaluateConfig
@@ -28,8 +31,9 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     snapshot = load_snapshot(store, config.snapshot or None)
     check_fingerprint(snapshot)
     check_classes(config.classes, snapshot.labels)
+    _, num_listed = find_listed_clips(snapshot, config.split, config.clips)
     rows, member = [], None
-    for member in score_checkpoints(config.checkpoints, snapshot, config.split, config.batch_size):
+    for member in score_checkpoints(config.checkpoints, snapshot, config.split, config.batch_size, config.clips):
         alone, together = member.evaluation.metrics_by_name, member.ensemble.metrics_by_name
         print(
             f"{member.checkpoint}\n  alone   {_format_line(alone)}"
@@ -41,17 +45,31 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
         raise ConfigError("--checkpoints is empty: name at least one")
     evaluation = member.ensemble
     main = estimate_main_metric(evaluation, config.bootstrap)
+    coverage = Coverage(config.clips, num_listed, len(evaluation.scores))
+    bounds = {**main.bounds, **(_report_coverage(evaluation, coverage) if config.clips else {})}
     folder = _output_folder(config, store)
     # Checkpoints do not record their training splits, so all other splits are assumed.
     splits = tuple(sorted(set(snapshot.splits) - {config.split})), config.split
-    predictions = make_predictions(evaluation, snapshot, splits, epoch=0)
+    predictions = make_predictions(evaluation, snapshot, splits, epoch=0, coverage=coverage)
     write_evaluation(folder, predictions, snapshot, ", ".join(config.checkpoints), config.classes)
     pd.DataFrame(rows).to_csv(folder / "checkpoints.csv", index=False)
-    record = {"snapshot": snapshot.snapshot_id, **asdict(config), **evaluation.metrics_by_name, **main.bounds}
+    record = {"snapshot": snapshot.snapshot_id, **asdict(config), "coverage": str(coverage)}
+    record |= {**evaluation.metrics_by_name, **bounds}
     (folder / "metrics.json").write_text(json.dumps(record, indent=1, allow_nan=False))
     num_scored = evaluation.metrics.num_classes_scored
     clips = f"{len(evaluation.scores)} clips of {config.split}, {num_scored} classes scored"
     print(f"{main} (95 % interval) on {clips}: {folder}")
+
+
+def _report_coverage(evaluation: Evaluation, coverage: Coverage) -> dict[str, float]:
+    """Print the share of the list that was scored, and return bounds of the mAP on the whole list."""
+    print(f"  clips   {coverage.clip_list}: {coverage}")
+    num_missing = coverage.num_listed - coverage.num_scored
+    if not num_missing:
+        return {}
+    low, high = bound_whole_list(evaluation.scores, evaluation.targets, num_missing)
+    print(f"  mAP on the whole list, if the missing clips are random: {low:.4f} to {high:.4f}")
+    return {"mAP_whole_list_low": low, "mAP_whole_list_high": high}
 
 
 def check_classes(classes: Sequence[str], labels: Labels) -> None:

@@ -21,6 +21,9 @@ class EvaluateConfig:
     """Id of the snapshot. Default: the latest."""
     split: str = "eval"
     """Split to score."""
+    clips: str = ""
+    """List of clips to score: ast-19185, audiomosaic-19012, panns-18885, common-18781, or a file with one YouTube id
+    per line. Default: all clips of the split."""
     output: str = ""
     """Folder for scores, tables and plots. Default: a new folder in ROOT/evaluations, or in ./evaluations for s3://."""
     classes: tuple[str, ...] = ()
@@ -75,7 +78,7 @@ class CompareConfig:
     """Settings of a comparison of runs."""
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN RUN…")]]
-    """Runs to compare, each with the first: MLflow ids, names or folders."""
+    """Runs to compare, each with the first: MLflow ids, names or folders, or folders of jobs/evaluate.py."""
     root: str = "data/demo"
     """Folder or s3:// address of the store. MLFLOW_TRACKING_URI, if set, replaces the store's own database."""
     output: str = "comparison.html"

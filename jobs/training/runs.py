@@ -38,7 +38,7 @@ def begin_run(config: RunSettings, snapshot: Snapshot, run: str, parent: Tracked
     store = snapshot.store
     # Check first: runs that could not start would clutter MLflow.
     store.check_writable()
-    _check_plan(config.train, model, snapshot)
+    plan = _check_plan(config.train, model, snapshot)
     _warn_of_leaks(config.train, snapshot)
     title = run_title(config, model, snapshot, run)
     tags = {"preset": config.preset, "run": run, "stage": "train", **provenance()}
@@ -46,7 +46,7 @@ def begin_run(config: RunSettings, snapshot: Snapshot, run: str, parent: Tracked
     job = TrainingJob(config.train, model, snapshot, run, tracker)
     # A resume relies on this record. Write it before the parameters, which MLflow may reject.
     store.write_json(RunFiles(run).record, job.describe())
-    tracker.log_params(run_params(config, model))
+    tracker.log_params({**run_params(config, model), "eval.coverage": str(plan.eval_coverage)})
     tracker.log_data(snapshot, "training")
     tracker.describe(describe_run(config, model, snapshot, run))
     log.info("run %s, in MLflow %r", run, title)
@@ -55,10 +55,11 @@ def begin_run(config: RunSettings, snapshot: Snapshot, run: str, parent: Tracked
     return job
 
 
-def _check_plan(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> None:
+def _check_plan(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> TrainingPlan:
     plan = TrainingPlan(snapshot, config)
     check_training(plan, model)
     check_teachers(plan)
+    return plan
 
 
 def _warn_of_leaks(config: TrainConfig, snapshot: Snapshot) -> None:

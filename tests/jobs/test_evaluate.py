@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ from ast_model.config import ASTConfig
 from ast_model.evaluation.evaluate import Evaluation
 from ast_model.metrics import tagging_metrics
 from ast_model.model import AST
+from jobs.checkpoints.compare import compare
+from jobs.checkpoints.settings import CompareConfig
 from jobs.evaluate import COMMAND_LINE
 from pipeline.labels import Labels
+from pipeline.miniature import Miniature
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store import layout
 from pipeline.store.storage import Store
 
 
@@ -107,3 +112,36 @@ def test_classes_are_matched_by_name_and_other_classes_refused(
             scores.append(np.load(tmp_path / name / "scores.npz")["scores"])
     np.testing.assert_allclose(scores[1], scores[0][:, ::-1], atol=1e-6)
     assert "MismatchError" in (shown := capsys.readouterr().err) and "class 0 is 'something else'" in shown
+
+
+@pytest.mark.slow
+def test_named_clips_are_scored_and_compared(
+    snapshot: Snapshot,
+    miniature: Miniature,
+    empty_database: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = Path(shutil.copytree(snapshot.store.root, tmp_path / "store"))
+    shutil.copytree(miniature.metadata_folder, root / layout.METADATA)
+    shutil.copyfile(empty_database, root / layout.MLFLOW_DATABASE)
+    keys = snapshot.index["key"].take(snapshot.rows_of(("eval",))).to_pylist()
+    segments = root / layout.segments_file("eval")
+    segments.write_text(segments.read_text() + 'missing-id1, 0.0, 10.0, "/m/09x0r"\n')
+    (tmp_path / "list.txt").write_text("\n".join([*keys[1:6], "missing-id1"]))
+    folders = []
+    for stride in (16, 12):
+        checkpoint = save_model(tmp_path, snapshot.labels, stride, 256)
+        folders.append(tmp_path / f"evaluation-{stride}")
+        flags = ("--root", root, "--output", folders[-1], "--clips", tmp_path / "list.txt")
+        assert run_evaluate("--checkpoints", checkpoint, *flags) == 0
+        assert "5 of 6; 1 missing" in capsys.readouterr().out
+        scores, metrics = np.load(folders[-1] / "scores.npz"), json.loads((folders[-1] / "metrics.json").read_text())
+        assert scores["keys"].tolist() == keys[1:6]
+        assert metrics["coverage"] == "5 of 6; 1 missing"
+        scored = scores["targets"].any(axis=0)
+        expected = average_precision_score(scores["targets"][:, scored], scores["scores"][:, scored], average="macro")
+        assert metrics["mAP"] == pytest.approx(expected, abs=1e-6)
+    compare(CompareConfig((str(folders[0]), str(folders[1])), str(root), str(tmp_path / "page.html")))
+    assert "Metrics on the common clips (5 clips that all scored; of the 6 clips of" in capsys.readouterr().out
+    assert "Metrics on the common clips" in (tmp_path / "page.html").read_text()
