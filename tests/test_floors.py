@@ -60,7 +60,7 @@ OPEN_TO_AST_MODEL = """
     errors records config keys labels audio fbank_settings fbank store shards snapshots reading weights
     backoff progress page ahead segments
 """
-"""Rooms of pipeline that ast_model may import: descriptions of data, segments, progress, retries, read-ahead and pages."""
+"""Rooms of pipeline that ast_model may import: descriptions of data, progress, retries and pages."""
 
 ONLY_IN = {
     "ray": ("pipeline.cluster", "jobs."),
