@@ -1,4 +1,4 @@
-"""Measure clips of existing shards: shards of older versions, and shards without a table of measures."""
+"""Measure the clips of existing shards whose measures are missing or were written by an older version."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,13 +21,13 @@ def shards_with_clips(store: Store) -> list[Shard]:
 
 
 def is_measured(shard: Shard, store: Store) -> bool:
-    """Return whether a shard has measures of this version for exactly its written clips."""
+    """Return True if a shard has measures of this version for exactly its written clips."""
     keys = [row["key"] for row in _written_rows(shard, store, ["key"])]
     return not keys or _are_current(shard, store, keys)
 
 
 def measure_shard(shard: Shard, store: Store) -> int:
-    """Measure a shard's clips from their fbanks, and from stored audio; skip shards with complete measures.
+    """Measure a shard's clips from their fbanks and stored audio. Skips shards with complete measures.
 
     Measures of the original media are copied from an older table. Returns the number of measured clips. Raises
     CorruptError if the shard differs from its sidecar.

@@ -1,9 +1,10 @@
-"""Acoustic fingerprints that identify near-identical clips despite another codec, rate, level or start.
+"""Acoustic fingerprints that match near-identical clips despite different codecs, rates, levels or starts.
 
-25 times a second, a fingerprint records for `NUM_BANDS` pairs of neighbouring bands whether their balance is above,
-below or close to its moving average over two seconds. Levels and filters, such as a telephone's, don't change these
-signs. Codecs remove content above `HIGH_BIN` or far below the clip's peaks, which fingerprints ignore. Steady sounds
-and silence have constant balances: their fingerprints are empty and match nothing, not even each other.
+A fingerprint covers `NUM_BANDS` pairs of neighbouring frequency bands. 25 times a second, it records whether the
+balance of each pair is above, below or close to its moving average over two seconds. Changes of level and filters, such
+as a telephone's, do not affect these signs. Fingerprints ignore content above `HIGH_BIN` or far below the clip's peaks,
+since codecs may remove it. Steady sounds and silence have constant balances, so their fingerprints are empty and match
+nothing, not even each other.
 """
 
 # Letters: N clips, T frames, M mel bins, P steps, B bands or pairs of them.
@@ -23,27 +24,27 @@ BANDS_MB = np.kron(np.eye(NUM_BANDS + 1), np.full((4, 1), 1 / 4)).astype(np.floa
 STEP_FRAMES = 4
 STEP_S = STEP_FRAMES * FRAME_SHIFT_MS / 1000
 NUM_STEPS = 250
-"""Steps per fingerprint: the first 10 s of a clip."""
+"""Number of steps in a fingerprint, which covers the first 10 s of a clip."""
 WINDOW_FRAMES = 16
-"""Frames averaged per step: four times the step, so that a start between two steps changes little."""
+"""Frames to average per step. Four times the length of a step, so that a start between two steps matters little."""
 RANGE_NATS = 10.0
-"""Range below the loudest band (43 dB) that counts. Codecs differ below it."""
+"""Levels to consider below the loudest band (43 dB). Codecs differ in softer content."""
 AROUND_STEPS = 25
-"""Half-width in steps of the moving average that a balance is compared with."""
+"""Half-width in steps of the moving average with which a balance is compared."""
 IS_AROUND_PP = np.triu(np.tri(NUM_STEPS, k=AROUND_STEPS, dtype=np.float32), -AROUND_STEPS)
 MIN_NATS, MIN_SHARE = 0.1, 0.5
-"""Distance from the average that counts as close: in nats, and as a share of the clip's standard deviation."""
+"""Largest distance from the average that counts as close, in nats and as a share of the clip's standard deviation."""
 
 MAX_SHIFT_STEPS = 15
-"""Largest shift between two compared clips, 0.6 s."""
+"""Largest shift between two clips in a comparison, 0.6 s."""
 CHANCE = 7.0
-"""Best chance similarity in a trillion comparisons, times the square root of the number of cells."""
+"""Highest similarity by chance in a trillion comparisons, times the square root of the number of cells."""
 MIN_CELLS = 200
-"""Fewest cells above or below, of `NUM_STEPS` × `NUM_BANDS`, for a comparison."""
+"""Minimum number of cells above or below their average, of `NUM_STEPS` × `NUM_BANDS`, for a comparison."""
 
 
 def fingerprint_of(fbank_TM: np.ndarray) -> bytes:
-    """Return the fingerprint of a stored fbank (T, 128): 4 bytes per step, at most 1,000 bytes."""
+    """Return the fingerprint of a stored fbank (T, 128), with 4 bytes per step and at most 1,000 bytes."""
     num_steps = min((len(fbank_TM) - WINDOW_FRAMES) // STEP_FRAMES + 1, NUM_STEPS)
     if num_steps < 1:
         return b""
@@ -59,13 +60,13 @@ def fingerprint_of(fbank_TM: np.ndarray) -> bytes:
 
 @lru_cache(maxsize=16)
 def _num_around(num_steps: int) -> np.ndarray:
-    """Count the steps within the moving average of each step (P, 1)."""
+    """Return the number of steps in the moving average of each step (P, 1)."""
     return IS_AROUND_PP[:num_steps, :num_steps].sum(1, keepdims=True)
 
 
 def _window_averages(bands_TB: np.ndarray) -> np.ndarray:
-    """Average the frames in the window of each step: (T, B) → (P, B)."""
-    # Sums of slices are several times as fast as a sum over an axis of four or over a sliding window view.
+    """Average the frames (T, B) in the window of each step → (P, B)."""
+    # Adding slices is several times as fast as a sum over an axis of four or over a sliding window view.
     steps_PB = reduce(np.add, (bands_TB[place::STEP_FRAMES] for place in range(STEP_FRAMES)))
     per_window = WINDOW_FRAMES // STEP_FRAMES
     num_windows = len(steps_PB) - per_window + 1
@@ -87,8 +88,8 @@ def count_cells(words: np.ndarray) -> np.ndarray:
 
 
 def count_agreement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count cells (N, P) with equal signs, and cells with opposite signs: (N,) each."""
-    # Opposite signs agree once the halves of a word are exchanged.
+    """Count the cells with equal signs (N,) and with opposite signs (N,) in words (N, P)."""
+    # Exchanging the halves of a word turns opposite signs into equal signs.
     exchanged = second << np.uint32(NUM_BANDS) | second >> np.uint32(NUM_BANDS)
     return count_cells(first & second), count_cells(first & exchanged)
 
@@ -96,9 +97,9 @@ def count_agreement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, 
 def distances(first: np.ndarray, second: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
     """Return the distances (N,) in [0, 2] between pairs of fingerprints (N, NUM_STEPS) at a shift.
 
-    0 means identical, 1 unrelated. The fewer cells two clips share, the more they agree by chance.
+    0 means identical and 1 unrelated. Clips that share few cells may agree by chance.
 
-    shift: step of the first clip at which the second starts: (N,) or a scalar, at most `MAX_SHIFT_STEPS` + 1 in size.
+    shift: start of the second clip within the first, in steps; (N,) or a scalar of at most ±(`MAX_SHIFT_STEPS` + 1).
     """
     num_first, num_second = count_cells(first), count_cells(second)
     room = MAX_SHIFT_STEPS + 1
@@ -113,9 +114,8 @@ def distances(first: np.ndarray, second: np.ndarray, shift: np.ndarray | int) ->
 
 
 def closest(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances between pairs of fingerprints (N, NUM_STEPS) at their best shift, and that shift in
-    seconds."""
-    # Smallest shifts first, because ties take the first one.
+    """Return the distances (N,) of pairs of fingerprints at their best shift, and these shifts in seconds."""
+    # Try the smallest shifts first, because they win ties.
     shifts = np.array(sorted(range(-MAX_SHIFT_STEPS, MAX_SHIFT_STEPS + 1), key=abs))
     found = np.stack([distances(first, second, shift) for shift in shifts])
     best = found.argmin(0)

@@ -1,7 +1,7 @@
-"""Measure a clip: levels, silence, bandwidth and fingerprint.
+"""Measure a clip's levels, silence, bandwidth and fingerprint.
 
-Measures refer to a clip as trainings see it: mono, 16 kHz, without DC. Peak, clipping and DC refer to the media.
-Letters: S samples, P pieces of 100 ms, F frequencies, T frames, M mel bins.
+Peak, clipping and DC refer to the media. All other measures refer to the clip as the model hears it: mono, at 16 kHz
+and without DC. Letters: S samples, P pieces of 100 ms, F frequencies, T frames, M mel bins.
 """
 
 import math
@@ -29,23 +29,23 @@ from pipeline.measures.fingerprint import fingerprint_of
 
 PIECE = SAMPLE_RATE_HZ // 10
 PIECES_PER_BLOCK = 4
-"""Loudness is gated in blocks of 400 ms that start every 100 ms."""
+"""Number of 100 ms pieces per loudness block. Blocks last 400 ms and start every 100 ms."""
 FLANK = 2048 - PIECE
-"""Crossfade between neighbouring pieces in samples. It extends the transform to a power of two."""
+"""Samples of crossfade between neighbouring pieces. They extend the transform to a power of two."""
 FRAMES_PER_PIECE = PIECE // FRAME_SHIFT
 MIN_RMS_DB, MIN_LUFS = -120.0, -70.0
 MAX_SILENT_LOG = math.log(100 * LOG_FLOOR)
-"""Highest value of a silent mel bin. Noise below −90 dBFS, such as 16-bit dither, stays below it."""
+"""Highest value of a mel bin that counts as silent. Noise below −90 dBFS, such as 16-bit dither, stays below it."""
 SPECTRUM_DEPTH_DB = 40.0
-"""Depth of the spectrum below its loudest mel bin. Weaker content counts as an artefact of resampling, coding or
-clipping."""
+"""Range below the loudest mel bin that counts towards the bandwidth. Softer content may be an artefact of resampling,
+coding or clipping."""
 
 
 def measure_clip(waveform: np.ndarray, fbank_TM: np.ndarray, media: MediaAudio | None = None) -> Measures:
     """Measure a clip from its waveform (S,) float32, fbank (T, 128) float16 and media properties."""
     log_TM = _widened(fbank_TM)
     silence, bandwidth_hz = _measure_spectrum(log_TM)
-    fingerprint = fingerprint_of(log_TM.numpy())  # now, while the fbank is in the CPU cache
+    fingerprint = fingerprint_of(log_TM.numpy())  # compute it now, while the fbank is in the CPU cache
     return Measures(
         rms_db=_decibels(float(np.dot(waveform, waveform)) / len(waveform)),
         loudness_lufs=_gated_loudness(_weighted_powers(torch.from_numpy(waveform)).numpy()),
@@ -57,7 +57,7 @@ def measure_clip(waveform: np.ndarray, fbank_TM: np.ndarray, media: MediaAudio |
 
 
 def measure_stored(fbank_TM: np.ndarray, flac: bytes) -> Measures:
-    """Measure a clip from its fbank and FLAC in a shard; `flac` is empty in shards without audio."""
+    """Measure a clip from its stored fbank and FLAC. `flac` is empty if the shard has no audio."""
     if not flac:
         return measure_fbank(fbank_TM)
     from pipeline.audio.decode import decode_flac  # measuring fbanks does not need PyAV
@@ -68,11 +68,12 @@ def measure_stored(fbank_TM: np.ndarray, flac: bytes) -> Measures:
 def measure_fbank(fbank_TM: np.ndarray) -> Measures:
     """Estimate a clip's measures from its fbank (T, 128) float16.
 
-    RMS and loudness are mostly within 0.5 dB of the waveform's, less accurate if most energy is below 60 Hz.
+    RMS and loudness are mostly within 0.5 dB of the waveform's values. They are less accurate if most energy is below
+    60 Hz.
     """
     log_TM = _widened(fbank_TM)
     silence, bandwidth_hz = _measure_spectrum(log_TM)
-    # Values at the floor mean no energy, but the weights of the lowest bins would turn them into −80 dBFS.
+    # Subtract the floor. It means no energy, but the weights of the lowest bins would turn it into −80 dBFS.
     powers_T, weighted_T = (((log_TM.exp() - LOG_FLOOR).clamp(min=0)) @ _power_weights()).numpy().T
     pieces = np.array_split(weighted_T, max(len(weighted_T) // FRAMES_PER_PIECE, 1))
     return Measures(
@@ -94,7 +95,7 @@ def _decibels(power: float) -> float:
 
 
 def _measure_spectrum(log_TM: Tensor) -> tuple[float, float | None]:
-    """Return the share of silent frames, and the bandwidth of the remaining frames; None if all are silent."""
+    """Return the share of silent frames, and the bandwidth of the other frames or None if all are silent."""
     is_silent_T = log_TM.amax(1).numpy() < MAX_SILENT_LOG
     silence = float(is_silent_T.mean())
     if silence == 1:
@@ -106,7 +107,7 @@ def _measure_spectrum(log_TM: Tensor) -> tuple[float, float | None]:
 
 
 def _gated_loudness(powers_P: np.ndarray) -> float:
-    """Compute the gated loudness (LUFS) of EBU R128 from K-weighted powers of 100 ms pieces (P,)."""
+    """Compute the gated loudness of EBU R128 in LUFS from the K-weighted powers (P,) of 100 ms pieces."""
     blocks = powers_P
     if len(powers_P) >= PIECES_PER_BLOCK:  # a shorter clip counts as one block
         blocks = np.convolve(powers_P, np.full(PIECES_PER_BLOCK, 1 / PIECES_PER_BLOCK), mode="valid")
@@ -120,8 +121,9 @@ def _gated_loudness(powers_P: np.ndarray) -> float:
 def _weighted_powers(waveform_S: Tensor) -> Tensor:
     """Return the K-weighted mean square of each complete 100 ms piece (P,).
 
-    Weighting spectra takes a third of the time of the two filters. Pieces are crossfaded with squares that add up to 1,
-    because hard edges would move energy that the high-pass filter removes to other frequencies.
+    Weighting spectra takes a third of the time of applying the two filters. Pieces are crossfaded with squares that add
+    up to 1. Hard edges would spread low-frequency energy, which the high-pass filter should remove, to other
+    frequencies.
     """
     window, weights_F = _piece_tables()
     num_pieces = len(waveform_S) // PIECE
@@ -137,13 +139,13 @@ def _piece_tables() -> tuple[Tensor, Tensor]:
     length = PIECE + FLANK
     fade = np.sin(np.pi / 2 * (np.arange(FLANK) + 0.5) / FLANK)
     window = np.concatenate([fade, np.ones(PIECE - FLANK), fade[::-1]])
-    # Parseval's sum covers both halves of the spectrum.
+    # Count both halves of the spectrum, as in Parseval's theorem.
     weights_F = 2 * _k_weighting(np.fft.rfftfreq(length, 1 / SAMPLE_RATE_HZ)) / (length * PIECE)
     return torch.from_numpy(window).float(), torch.from_numpy(weights_F.repeat(2)).float()
 
 
 def _k_weighting(freqs_hz: np.ndarray) -> np.ndarray:
-    """Return the power gain of ITU-R BS.1770's two filters, specified at 48 kHz."""
+    """Return the power gain of the two filters of ITU-R BS.1770, which are specified at 48 kHz."""
     z = np.exp(-2j * np.pi * freqs_hz / 48_000)
     shelf = np.polyval([1.19839281085285, -2.69169618940638, 1.53512485958697], z) / np.polyval(
         [0.73248077421585, -1.69065929318241, 1], z
@@ -154,7 +156,7 @@ def _k_weighting(freqs_hz: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _power_weights() -> Tensor:
-    """Return weights (M, 2) that sum mel energies to a frame's power and to its K-weighted power."""
+    """Return weights (M, 2) that convert mel energies to a frame's power and its K-weighted power."""
     bank, _ = get_mel_banks(NUM_MEL_BINS, FFT_SIZE, SAMPLE_RATE_HZ, LOW_FREQ_HZ, 0.0, 100.0, -500.0, 1.0)
     bank_MF = bank.double().numpy()[:, 1:]
     freqs_hz = np.fft.rfftfreq(FFT_SIZE, 1 / SAMPLE_RATE_HZ)[1 : FFT_SIZE // 2]

@@ -1,7 +1,7 @@
-"""A miniature AudioSet: real class names, synthetic sounds, real encodings, and a loopback server with faults.
+"""Make and serve a miniature AudioSet with real class names, synthetic sounds, real encodings and faults.
 
-`make_miniature` writes `metadata/` (tables in AudioSet's form), `media/` and `plan.json`, which lists sounds, times
-and fault of each clip. `serve_miniature` serves the media.
+`make_miniature` writes tables in AudioSet's form to `metadata/`, the media to `media/`, and the sounds, times and fault
+of each clip to `plan.json`. `serve_miniature` serves the media on loopback.
 """
 
 import shutil
@@ -26,7 +26,7 @@ PLAN_NAME = "plan.json"
 
 @dataclass(frozen=True)
 class Miniature:
-    """A miniature on disk."""
+    """A miniature AudioSet on disk."""
 
     folder: Path
     clips: tuple[PlannedClip, ...]
@@ -49,11 +49,11 @@ def make_miniature(
     num_workers: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Miniature:
-    """Make a miniature in the folder, unless the folder already contains the same one.
+    """Make a miniature in a folder, unless the same miniature exists there.
 
-    Raises ConfigError for sizes too small, StoreError if the folder contains other files or can't be written.
+    Raises ConfigError for sizes that are too small, StoreError if the folder contains other files or can't be written.
 
-    on_progress: called with the number of finished clips and the total.
+    on_progress: called with the number of finished clips and the total number.
     """
     clips = plan_clips(num_train, num_eval, seed)
     miniature = Miniature(folder.absolute(), clips)
@@ -75,13 +75,13 @@ def make_miniature(
 
 @contextmanager
 def serve_miniature(folder: Path, port: int = 0) -> Iterator[MiniatureServer]:
-    """Serve a miniature's media on 127.0.0.1 while the context lasts; port 0 chooses a free port.
+    """Serve a miniature's media on 127.0.0.1 within the context. Port 0 chooses a free port.
 
     Raises InputError if the folder contains no miniature, ConfigError if the port is in use.
     """
     path = folder / PLAN_NAME
     if not path.is_file():
-        raise InputError(f"expected a miniature in {folder}, found no {PLAN_NAME}: make one with make_miniature")
+        raise InputError(f"expected a miniature in {folder}, found no {PLAN_NAME}; make one with make_miniature")
     try:
         clips = from_json(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -91,7 +91,7 @@ def serve_miniature(folder: Path, port: int = 0) -> Iterator[MiniatureServer]:
 
 
 def _is_made(miniature: Miniature) -> bool:
-    # The plan determines the media, and a folder gets its name only once it is complete.
+    # Compare only the plans. The plan determines the media, and a folder gets its final name only when it is complete.
     plan = miniature.folder / PLAN_NAME
     if not plan.is_file() or plan.read_bytes() != to_json(miniature.clips).encode():
         return False
@@ -102,13 +102,13 @@ def _is_made(miniature: Miniature) -> bool:
 def _refuse_other_content(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / PLAN_NAME).is_file():
         raise StoreError(
-            f"expected a new or empty folder, or an earlier miniature, found other files in {folder}; choose another"
-            " folder; nothing was changed"
+            f"expected a new folder, an empty folder or an earlier miniature, found other files in {folder}. Nothing"
+            " was changed; choose another folder"
         )
 
 
 def _clear_sibling(folder: Path, suffix: str) -> Path:
-    """Return the path beside the folder with this suffix, after removing the leftovers of a killed call."""
+    """Return the folder's path with a suffix, and remove leftovers of a killed call there."""
     sibling = folder.with_name(f"{folder.name}.{suffix}")
     if sibling.exists():
         shutil.rmtree(sibling)
@@ -127,7 +127,7 @@ def _write_media(
     clips: tuple[PlannedClip, ...], folder: Path, num_workers: int, on_progress: Callable[[int, int], None]
 ) -> None:
     folder.mkdir()
-    # Threads scale, because NumPy and the encoders release the GIL. Unlike processes, they end when this process is
+    # Threads suffice, because NumPy and the encoders release the GIL. Unlike processes, they end when this process is
     # killed.
     with ThreadPoolExecutor(num_workers) as pool:
         for num_made, _ in enumerate(pool.map(partial(make_media, folder=folder), clips), start=1):

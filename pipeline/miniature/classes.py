@@ -1,4 +1,4 @@
-"""The miniature's classes: real names and mids from AudioSet, in the official order."""
+"""The miniature's classes, with AudioSet's names and mids in the official order."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from pipeline.miniature import sounds
 
 @dataclass(frozen=True)
 class SoundClass:
-    """A class of AudioSet and its synthesizer."""
+    """A class of AudioSet with its synthesizer."""
 
     mid: str
     name: str
     make: Callable[[np.random.Generator, int, int], np.ndarray]
-    """Synthesizer: (generator, number of samples, rate in Hz) → (S,) float32."""
+    """Synthesizer, a function (random generator, number of samples, rate in Hz) → waveform (S,) float32."""
     train_share: float
-    """Share of the training segments with this label; follows AudioSet's long tail."""
+    """Share of the training segments with this label. The shares follow AudioSet's long tail."""
     level_db: tuple[float, float] = (-13.0, -3.0)
-    """Range of the peak level. Noises have low levels, so that they don't mask the remaining sounds."""
+    """Range of the peak level. Noises have low levels, so that they do not mask other sounds."""
 
 
 CLASSES = (

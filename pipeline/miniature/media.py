@@ -1,4 +1,4 @@
-"""Make one clip's media: mix its sounds, encode them, and damage the file if the plan says so."""
+"""Mix and encode a clip's sounds, and damage the file if planned."""
 
 import zlib
 from pathlib import Path
@@ -25,7 +25,7 @@ QUICK = {
 
 
 def make_media(clip: PlannedClip, folder: Path) -> None:
-    """Write the clip's file, if it has one. Equal clips give equal bytes."""
+    """Write the clip's media file, if it has one. Equal clips give equal bytes."""
     if clip.file_name is None:
         return
     path = folder / clip.file_name
@@ -39,7 +39,7 @@ def make_media(clip: PlannedClip, folder: Path) -> None:
 
 
 def mix(clip: PlannedClip) -> np.ndarray:
-    """Return the clip's waveform: (num_channels, S) float32 in [-1, 1]."""
+    """Return the clip's waveform (num_channels, S) as float32 in [-1, 1]."""
     rng = np.random.default_rng(zlib.crc32(clip.segment.ytid.encode()))
     num_samples = clip.duration_ms * clip.rate_hz // 1000
     out = rng.standard_normal((clip.num_channels, num_samples), dtype=np.float32)
@@ -51,7 +51,7 @@ def mix(clip: PlannedClip) -> np.ndarray:
         if peak > 0:
             wave *= np.float32(10 ** (sound.level_db / 20)) / peak
         _fade(wave, FADE_MS * clip.rate_hz // 1000)
-        # The gains add up to two, so that a mono mix keeps the level.
+        # The gains add up to two, so that the mono mix keeps the level.
         gains = [1.0] if clip.num_channels == 1 else [2 - 2 * sound.pan, 2 * sound.pan]
         out[:, start:end] += np.outer(np.array(gains, np.float32), wave)
     return out * min(1.0, HEADROOM / np.abs(out).max())
@@ -74,9 +74,9 @@ def _encode(clip: PlannedClip, waveform: np.ndarray, path: Path) -> None:
         assert isinstance(stream, av.AudioStream)
         stream.codec_context.thread_count = 1
         packed = (waveform.T * FULL_SCALE).astype(np.int16).reshape(1, -1)
-        # As a single frame, so that the encoder runs without the GIL and threads run concurrently.
+        # Encode a single frame. The encoder then runs without the GIL, and threads run concurrently.
         frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
-        # Without a timestamp, the encoder's delay would count as sound.
+        # Set a timestamp, because otherwise the encoder's delay would count as sound.
         frame.sample_rate, frame.pts = clip.rate_hz, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -1,4 +1,4 @@
-"""Plan a miniature's segments, sounds, encodings and faults as a function of the seed."""
+"""Plan the segments, sounds, encodings and faults of a miniature from a seed."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,9 +13,9 @@ from pipeline.miniature.tail import Labels, assign_labels, choose_faulty
 from pipeline.records import Reason, Segment
 
 RECIPE = 2
-"""Version of the media. Increase it when the same plan gives different media, so that old miniatures are rebuilt."""
+"""Version of the media. Increase it if the same plan gives different media, so that old miniatures are rebuilt."""
 MIN_TRAIN, MIN_EVAL = 24, 8
-"""Minimum numbers of segments, so that every class and every fault occurs."""
+"""Minimum numbers of segments that contain every class and every fault."""
 FAULTY_SHARE = 0.04
 MIN_DURATION_MS, MAX_DURATION_MS = 12_000, 60_000
 GUARD_MS = 100
@@ -34,7 +34,7 @@ LEVELS_DB = {sound.mid: sound.level_db for sound in CLASSES}
 
 
 class Fault(StrEnum):
-    """A clip's planned fault, with the expected failure reason, or None if the clip remains available."""
+    """A planned fault, with the expected failure reason or None if the clip remains available."""
 
     reason: Reason | None
 
@@ -45,21 +45,21 @@ class Fault(StrEnum):
         return fault
 
     MISSING = "missing", Reason.NOT_FOUND
-    """Status 404."""
+    """The server answers with status 404."""
     BUSY_TWICE = "busy_twice", None
-    """Status 503 for the first two requests."""
+    """The server answers the first two requests with status 503."""
     SHORT = "short", None
-    """The media end before the segment does."""
+    """The media end before the segment."""
     TRUNCATED = "truncated", Reason.TRUNCATED
-    """The file ends before the segment does, although its header states a greater length."""
+    """The file ends before the segment, although its header states a greater length."""
     CUT_OFF = "cut_off", Reason.TRUNCATED
     """The connection ends after half of the stated length."""
     NO_AUDIO = "no_audio", Reason.NO_AUDIO
     """A video without sound."""
     WEB_PAGE = "web_page", Reason.NOT_MEDIA
-    """Status 200 with HTML."""
+    """The server answers with status 200 and an HTML page."""
     STALL = "stall", Reason.TIMED_OUT
-    """The server sends a few bytes, then nothing."""
+    """The server sends a few bytes and then nothing more."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class SoundEvent:
     end_ms: int
     level_db: float
     pan: float
-    """0 is left, 1 is right."""
+    """Position between left (0) and right (1)."""
 
 
 @dataclass(frozen=True)
 class PlannedClip:
-    """A segment, with the settings to make and serve its media."""
+    """A segment with the settings for making and serving its media."""
 
     segment: Segment
     format: str
@@ -84,7 +84,7 @@ class PlannedClip:
     num_channels: int
     duration_ms: int
     floor_db: float
-    """Level of the recording's own noise."""
+    """Level of the background noise."""
     sounds: tuple[SoundEvent, ...]
     fault: Fault | None
 
@@ -97,9 +97,9 @@ class PlannedClip:
 
 
 def plan_clips(num_train: int, num_eval: int, seed: int) -> tuple[PlannedClip, ...]:
-    """Plan all clips of a miniature; equal arguments give equal plans.
+    """Plan all clips of a miniature. Equal arguments give equal plans.
 
-    Raises ConfigError for sizes that can't hold every class and every fault.
+    Raises ConfigError for sizes too small for every class and every fault.
     """
     if num_train < MIN_TRAIN or num_eval < MIN_EVAL:
         raise ConfigError(
@@ -139,7 +139,7 @@ def _plan_faults(rng: Generator, assigned: list[tuple[str, Labels]]) -> dict[int
     num_faulty = max(len(faults), round(FAULTY_SHARE * len(assigned)))
     groups = [("eval" if split == "eval" else "train", labels) for split, labels in assigned]
     faulty = choose_faulty(rng, groups, num_faulty)
-    # A single stall suffices, because each costs the client a whole deadline.
+    # Plan a single stall, because each stall costs the client a whole deadline.
     repeated = [fault for fault in faults if fault != Fault.STALL]
     faults += [repeated[i % len(repeated)] for i in range(num_faulty - len(faults))]
     return dict(zip(faulty, faults, strict=True))
@@ -147,7 +147,8 @@ def _plan_faults(rng: Generator, assigned: list[tuple[str, Labels]]) -> dict[int
 
 def _make_ids(rng: Generator, num_ids: int) -> list[str]:
     ids = ["".join(rng.choice(ID_LETTERS, 11)) for _ in range(num_ids)]
-    # About one real id in thirty starts with `-` or `_`, which are easily mistaken for an option or a separator.
+    # Include ids that start with `-` or `_`, like one in thirty real ids, since code may mistake them for options or
+    # separators.
     for first, i in zip("-_", rng.choice(num_ids, 2, replace=False), strict=True):
         ids[i] = first + ids[i][1:]
     return ids
@@ -169,7 +170,7 @@ def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> PlannedCl
     inside = [_plan_sound(rng, mid, start_ms, min(end_ms, duration_ms)) for mid in labels]
     before = _plan_others(rng, labels, 0, start_ms - GUARD_MS)
     after = _plan_others(rng, labels, end_ms + GUARD_MS, duration_ms)
-    # FFmpeg derives the length of a WAV from its file size, so readers can't tell truncated WAVs from short ones.
+    # Don't truncate WAVs. FFmpeg derives their length from the file size, so readers can't detect the damage.
     formats = [name for name in FORMATS if not (fault == Fault.TRUNCATED and name == "wav")]
     weights = np.array([FORMATS[name] for name in formats])
     form = str(rng.choice(formats, p=weights / weights.sum()))
@@ -186,7 +187,7 @@ def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> PlannedCl
 
 
 def _plan_sound(rng: Generator, mid: str, from_ms: int, to_ms: int) -> SoundEvent:
-    """Place a sound that fills at least half of the given interval."""
+    """Plan a sound that fills at least half of an interval."""
     available_ms = to_ms - from_ms
     length_ms = round(available_ms * rng.uniform(0.5, 1.0))
     start_ms = from_ms + round(float(rng.uniform(0, available_ms - length_ms)))
@@ -195,7 +196,7 @@ def _plan_sound(rng: Generator, mid: str, from_ms: int, to_ms: int) -> SoundEven
 
 
 def _plan_others(rng: Generator, labels: Labels, from_ms: int, to_ms: int) -> list[SoundEvent]:
-    """Fill an interval outside the segment with one or two classes that the segment doesn't have."""
+    """Fill an interval outside the segment with sounds of one or two classes that the segment does not have."""
     if to_ms - from_ms < 500:
         return []
     others = [sound.mid for sound in CLASSES if sound.mid not in (*labels, SILENCE)]

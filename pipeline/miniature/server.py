@@ -39,7 +39,7 @@ class MiniatureServer:
 
 @contextmanager
 def serve_clips(clips: tuple[PlannedClip, ...], media_folder: Path, port: int) -> Iterator[MiniatureServer]:
-    """Serve until the context ends, then close all connections and join all threads.
+    """Serve media within the context. At its end, close all connections and join all threads.
 
     Port 0 chooses a free port. Raises ConfigError if the port is in use.
     """
@@ -64,7 +64,7 @@ def serve_clips(clips: tuple[PlannedClip, ...], media_folder: Path, port: int) -
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    """A TCP server that can disconnect its clients, so that its threads end with it.
+    """A TCP server that can disconnect its clients, so that its threads end.
 
     `http.server.HTTPServer` would look up this machine's name, which can take seconds.
     """
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(path.read_bytes(), CONTENT_TYPES[path.suffix], clip.fault)
 
     def _send(self, content: bytes, content_type: str, fault: Fault | None = None) -> None:
-        """Send the content or the requested range, up to the point where the fault stops it."""
+        """Send the content or the requested range until the fault, if any, stops the transfer."""
         wanted = self._wanted_range(len(content))
         if wanted is None:
             self.send_error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
@@ -144,15 +144,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Connection", "close")
         self.end_headers()
-        # Bytes beyond the limit are never sent, so that resuming doesn't help.
+        # Never send bytes beyond the limit, so that resuming does not help.
         limits: dict[Fault | None, int] = {Fault.CUT_OFF: len(content) // 2, Fault.STALL: STALL_BYTES}
         last = limits.get(fault, len(content))
         self.wfile.write(content[start : min(end, last)])
         if fault == Fault.STALL:
-            self.connection.recv(1)  # returns when the client or the server closes the connection
+            self.connection.recv(1)  # wait until the client or the server closes the connection
 
     def _wanted_range(self, num_bytes: int) -> tuple[int, int] | None:
-        """Return the requested range as first byte and end; None for invalid ranges."""
+        """Return the first byte and the end of the requested range, or None for an invalid range."""
         match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "bytes=0-"))
         if match is None or match.groups() == ("", ""):
             return None

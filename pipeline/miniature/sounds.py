@@ -1,7 +1,7 @@
-"""Synthetic sounds that resemble their AudioSet names, drawn from a random generator.
+"""Synthesize random sounds that resemble AudioSet classes.
 
-Each function takes a generator, a number of samples and a sample rate in Hz, and returns (S,) float32 with a peak of
-about 1. Most energy is below 4 kHz, so that media at 8 kHz preserve it.
+Each function takes a random generator, a number of samples and a sample rate in Hz, and returns a waveform (S,) float32
+with a peak of about 1. Most energy is below 4 kHz, so that media with a rate of 8 kHz preserve it.
 """
 
 from collections.abc import Callable, Iterable
@@ -36,8 +36,8 @@ def swept_tone(frequency_hz: Wave, rate: int) -> Wave:
 
 
 def filtered_noise(rng: Generator, num_samples: int, rate: int, gain: Callable[[Wave], Wave]) -> Wave:
-    """Return noise with a spectrum shaped by `gain`, a function from frequencies in Hz to factors."""
-    # FFTs of lengths with large prime factors are many times slower than of powers of two.
+    """Return noise with a shaped spectrum. gain: function from frequencies in Hz to factors."""
+    # Pad to a power of two, because FFTs are many times slower for lengths with large prime factors.
     padded = 1 << (num_samples - 1).bit_length()
     white = rng.standard_normal(padded, dtype=np.float32)
     frequencies_hz = np.fft.rfftfreq(padded, 1 / rate).astype(np.float32)
@@ -45,7 +45,7 @@ def filtered_noise(rng: Generator, num_samples: int, rate: int, gain: Callable[[
 
 
 def placed(bursts: list[tuple[float, Wave]], num_samples: int, rate: int) -> Wave:
-    """Return silence with each burst added at its time in seconds."""
+    """Return silence with bursts added at their times in seconds."""
     out = np.zeros(num_samples, np.float32)
     for start_s, burst in bursts:
         start = round(start_s * rate)
@@ -152,14 +152,14 @@ def chirp_tone(rng: Generator, num_samples: int, rate: int) -> Wave:
 def pulse(rng: Generator, num_samples: int, rate: int) -> Wave:
     period_s, decay_s = log_uniform(rng, 0.35, 1.1), rng.uniform(0.05, 0.12)
     length = round(6 * decay_s * rate)
-    # A thump: the pitch falls as the sound decays.
+    # The pitch falls as the thump decays.
     pitch_hz = rng.uniform(60, 110) * (1 + 3 * np.exp(-times(length, rate) / 0.015))
     thump = swept_tone(pitch_hz, rate) * np.exp(-times(length, rate) / decay_s)
     return placed([(at, thump) for at in onsets(num_samples, rate, lambda: period_s)], num_samples, rate)
 
 
 def static(rng: Generator, num_samples: int, rate: int) -> Wave:
-    # Sparse impulses with heavy tails over an intermittent hiss.
+    # Crackle consists of sparse impulses with heavy tails over an intermittent hiss.
     crackle = rng.standard_normal(num_samples, dtype=np.float32) ** 3
     crackle[rng.random(num_samples, dtype=np.float32) > rng.uniform(60, 250) / rate] = 0
     hiss = rng.standard_normal(num_samples, dtype=np.float32) * 0.15

@@ -1,4 +1,4 @@
-"""Clips, flawed clips and co-occurrences of a snapshot's classes.
+"""Count clips, flawed clips and co-occurrences of a snapshot's classes.
 
 Letters: N clips, C classes.
 """
@@ -11,7 +11,7 @@ from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.snapshots.snapshot import Snapshot
 
 NUM_COMMON_CLASSES = 24
-"""Classes in the table of co-occurrences."""
+"""Number of classes in the table of co-occurrences."""
 NUM_PAIRS = 20
 
 

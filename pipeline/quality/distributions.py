@@ -1,4 +1,4 @@
-"""Histograms and value counts of measures."""
+"""Compute histograms and value counts of measures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import pandas as pd
 import pyarrow as pa
 
 SHARE = "of the clip"
-"""Unit of shares, which the report shows as percentages."""
+"""Unit of measures that are shares. The report shows them as percentages."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Histogram axis of a measure. Values outside count in the first or last bin."""
+    """The histogram axis of a measure. Values outside of it count in the first or last bin."""
 
     label: str
     unit: str
@@ -22,7 +22,7 @@ class Axis:
     high: float
     num_bins: int = 40
     is_logarithmic: bool = False
-    """Logarithmic counts, so that rare bins remain visible beside a dominant one."""
+    """Show counts on a logarithmic scale, so that rare bins remain visible beside a dominant bin."""
 
 
 AXES = {
@@ -41,7 +41,7 @@ AXES = {
 
 
 def compute_histogram(column: pa.ChunkedArray, axis: Axis, rows_of: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Count the known values per bin, and compute the median per split, as a JSON value.
+    """Return the counts of known values per bin and the median per split as a JSON value.
 
     rows_of: rows of each split.
     """
@@ -59,6 +59,6 @@ def compute_histogram(column: pa.ChunkedArray, axis: Axis, rows_of: Mapping[str,
 
 
 def count_values(column: pa.ChunkedArray) -> dict[str, int]:
-    """Count the known values of a column, most frequent first."""
+    """Count how often each known value of a column occurs, most frequent first."""
     counts = pd.Series(column.drop_null().to_pandas()).value_counts()
     return {str(value): int(count) for value, count in counts.items()}

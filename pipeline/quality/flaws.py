@@ -1,4 +1,4 @@
-"""Possible defects of clips, as conditions on their measures."""
+"""Find clips with possible defects by conditions on their measures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ SILENT_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Flaw:
-    """A possible defect of clips."""
+    """A possible defect of clips, defined by a condition."""
 
     label: str
     expression: str
     """Condition for `--data.exclude`."""
     worst: str
-    """Column that ranks the worst clips."""
+    """Column by which the worst clips are ranked."""
     sign: int
-    """1 if high values are bad, −1 if low ones are."""
+    """1 if high values are bad, −1 if low values are bad."""
 
 
 FLAWS = (

@@ -1,4 +1,4 @@
-"""The quality report of a snapshot: figures as JSON and a self-contained page."""
+"""Make the quality report of a snapshot, as figures in JSON and as a self-contained page."""
 
 import math
 from collections import Counter
@@ -23,10 +23,10 @@ from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.snapshots.snapshot import Snapshot
 
 NUM_WORST = 4
-"""Clips shown per flaw."""
+"""Number of clips shown per flaw."""
 MAX_FRAMES = 2000
 MAX_AUDIO_BYTES = 2_000_000
-"""Maximum audio in a page's players, before base64 adds a third."""
+"""Maximum bytes of audio in a page's players, before base64 adds a third."""
 MAX_CLIP_AUDIO_BYTES = 500_000
 NUM_CLASSES_SHOWN = 20
 CATEGORY_OF = {reason.value: reason.category.value for reason in Reason}
@@ -40,18 +40,18 @@ class ShownClip:
     key: str
     split: str
     value: str
-    """Value of the flaw's measure."""
+    """Value of the measure that the flaw refers to."""
     labels: list[str]
     spectrogram_url: str
-    """Empty if the shard is unreadable."""
+    """Spectrogram as a data URL; empty if the shard is unreadable."""
     player_url: str
-    """Empty without stored audio, or once the page has `MAX_AUDIO_BYTES`."""
+    """Audio as a data URL; empty without stored audio or beyond `MAX_AUDIO_BYTES`."""
 
 
 def make_report(snapshot: Snapshot, against: Snapshot | None = None) -> tuple[dict[str, Any], str]:
-    """Return the figures of a snapshot as a JSON value, and their page.
+    """Return the figures of a snapshot as a JSON value, and the page that shows them.
 
-    against: a snapshot of any store to compare with.
+    against: snapshot to compare with, from any store.
     """
     values = read_values(snapshot)
     flaws = find_flaws(values)
@@ -88,7 +88,7 @@ def make_report(snapshot: Snapshot, against: Snapshot | None = None) -> tuple[di
 
 
 def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) -> list[dict[str, str]]:
-    """Return recommendations as (text, command or setting), most important first."""
+    """Return recommendations with text and command or setting, most important first."""
     command = "python jobs/preprocess.py"
     num_clips, duplicates = figures["num_clips"], figures["duplicates"]
     trained = [name for name in figures["splits"] if name not in HELD_OUT_SPLITS]
@@ -147,7 +147,7 @@ def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) 
 def show_worst(
     snapshot: Snapshot, values: Mapping[str, pa.ChunkedArray], flaws: Mapping[str, np.ndarray]
 ) -> dict[str, list[ShownClip]]:
-    """Return the worst clips per flaw, with players in order up to `MAX_AUDIO_BYTES`."""
+    """Return the worst clips per flaw. The first clips get players, up to `MAX_AUDIO_BYTES` of audio."""
     reader = ClipReader(snapshot)
     rows_of = {}
     for flaw in FLAWS:
@@ -203,7 +203,7 @@ def _most_flawed(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def bars(histogram: Mapping[str, Any], axis: Axis) -> list[dict[str, Any]]:
-    """Return the bars of a histogram as (height in [0, 1], text with range and count)."""
+    """Return the bars of a histogram, with their heights in [0, 1] and texts with range and count."""
     counts, edges = histogram["counts"], histogram["edges"]
     heights = [math.log1p(count) if axis.is_logarithmic else count for count in counts]
     highest = max(heights) or 1
@@ -223,5 +223,5 @@ def format_number(value: float) -> str:
 
 
 def format_with_unit(value: float, unit: str) -> str:
-    """Format a number with its unit; shares become percentages."""
+    """Format a number with its unit. Shares become percentages."""
     return f"{format_number(100 * value)} % {unit}" if unit == SHARE else f"{format_number(value)} {unit}"

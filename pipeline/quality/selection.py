@@ -1,11 +1,11 @@
-"""Exclude training clips by their measures: `silence > 0.9`, `codec == mp3 and bit_rate < 32000`.
+"""Exclude training clips by expressions such as `silence > 0.9` or `codec == mp3 and bit_rate < 32000`.
 
-A clip is excluded if any expression is true for it. An expression is true if all its conditions are. Conditions on
+A clip is excluded if any expression is true for it. An expression is true if all its conditions are true. Conditions on
 unknown measures are false.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import.
+# pyarrow creates its compute functions at import, so pyright does not see them.
 
 import difflib
 import logging
@@ -38,7 +38,7 @@ COMPARISONS = {
 }
 CONDITION = re.compile(r"(\w+)\s*(?:(>=|<=|==|!=|>|<)\s*(\S+))?")
 FLAGS = ("duplicate", "duplicate_of_eval")
-"""Boolean columns."""
+"""Boolean columns, which need no comparison."""
 COLUMNS = (*NUMERIC_AND_TEXT, "duration_s", *FLAGS)
 
 
@@ -52,7 +52,7 @@ class Condition:
 
 
 def parse_expression(expression: str) -> tuple[Condition, ...]:
-    """Parse conditions joined by `and`. Raises ConfigError for a malformed condition, with suggestions for columns."""
+    """Parse conditions joined by `and`. Raises ConfigError, with suggestions, for malformed conditions."""
     return tuple(_parse_condition(part.strip(), expression) for part in re.split(r"\band\b", expression))
 
 
@@ -85,12 +85,12 @@ def _parse_condition(text: str, expression: str) -> Condition:
 
 
 def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collection[str], eval_split: str) -> Snapshot:
-    """Publish a selection of a snapshot without the training clips that match any expression.
+    """Publish a selection of a snapshot that excludes training clips for which any expression is true.
 
     Raises ConfigError for a malformed expression, InputError for a column without measures, NoClipsError if no training
     clip is left.
 
-    train: training splits. Clips of other splits stay, so that metrics remain comparable.
+    train: training splits. Clips of other splits are never excluded, so that metrics remain comparable.
     eval_split: split for `duplicate_of_eval`, in addition to `HELD_OUT_SPLITS`.
     """
     parsed = [parse_expression(expression) for expression in expressions]
@@ -99,7 +99,7 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
     values = read_columns(snapshot, columns - {"duplicate"}, is_trained_on, eval_split)
     is_out = np.zeros(len(snapshot.index), bool)
     counts = {}
-    # Duplicates last, so that each group keeps a clip that no other expression excludes.
+    # Exclude duplicates last, so that each group keeps a clip that no other expression excludes.
     duplicate = Condition("duplicate")
     for expression, conditions in sorted(zip(expressions, parsed, strict=True), key=lambda each: duplicate in each[1]):
         if duplicate in conditions and "duplicate" not in values:
@@ -121,9 +121,9 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
 def read_columns(
     snapshot: Snapshot, columns: Collection[str], is_trained_on: np.ndarray, eval_split: str
 ) -> dict[str, pa.ChunkedArray]:
-    """Read the columns that expressions compare, one value per clip.
+    """Read columns for expressions, with one value per clip.
 
-    Raises InputError, with the command that adds it, for a missing column.
+    Raises InputError, with the command that adds the column, if it is missing.
     """
     values: dict[str, pa.ChunkedArray] = {}
     if measured := [name for name in columns if name in NUMERIC_AND_TEXT]:
@@ -159,7 +159,7 @@ def durations_of(snapshot: Snapshot) -> pa.ChunkedArray:
 def mark_duplicates(groups: np.ndarray, is_trained_on: np.ndarray, is_held_out: np.ndarray) -> dict[str, np.ndarray]:
     """Return masks (N,) `duplicate` and `duplicate_of_eval` from groups of near-identical clips.
 
-    All near-identical training clips except the first are duplicates.
+    Of several near-identical training clips, all but the first are duplicates.
     """
     is_first = np.zeros(len(groups), bool)
     rows = np.flatnonzero(is_trained_on)
@@ -171,7 +171,7 @@ def mark_duplicates(groups: np.ndarray, is_trained_on: np.ndarray, is_held_out: 
 
 
 def count_leaks(snapshot: Snapshot, train: Collection[str], eval_split: str) -> int:
-    """Count evaluation clips that are also training clips, identical or, after a search, near-identical."""
+    """Count evaluation clips with an identical or, after a search, near-identical training clip."""
     is_trained_on, is_evaluated = np.isin(snapshot.splits, list(train)), snapshot.splits == eval_split
     keys = snapshot.index["key"]
     trained_keys = keys.filter(pa.array(is_trained_on)).combine_chunks()
@@ -184,7 +184,7 @@ def count_leaks(snapshot: Snapshot, train: Collection[str], eval_split: str) -> 
 
 
 def find_matches(conditions: Sequence[Condition], values: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
-    """Return a mask (N,) of clips that meet all conditions; `values` has a column per condition."""
+    """Return a mask (N,) of clips that meet all conditions. values: one column per condition."""
     return np.logical_and.reduce([_evaluate(condition, values) for condition in conditions])
 
 

@@ -1,7 +1,7 @@
-"""Counts of a store's planned, written and failed segments."""
+"""Count a store's planned, written and failed segments."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import.
+# pyarrow creates its compute functions at import, so pyright does not see them.
 
 from typing import Any
 
@@ -19,10 +19,10 @@ from pipeline.store.layout import SHARDS, SIDECAR, Shard
 
 
 def describe_store(snapshot: Snapshot) -> dict[str, Any]:
-    """Count segment statuses of the snapshot's store, by month and by class.
+    """Count the segments of the snapshot's store by status, month and class.
 
-    The month of a segment is that of the last write of its sidecar: the month of its run, unless the file was copied.
-    Classes are null in a store without metadata.
+    The month of a segment is the month in which its sidecar was last written. This is the month of its run, unless the
+    file was copied. Classes are null in a store without metadata.
     """
     store = snapshot.store
     sidecar_table = read_sidecar_table(store, snapshot.manifest["fingerprint"], SIDECAR_COLUMNS)

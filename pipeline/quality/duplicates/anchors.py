@@ -1,6 +1,6 @@
-"""Anchors: a few characteristic steps per clip, at the same sounds in every copy, to find copies among millions.
+"""Find anchors, a few characteristic steps per clip that mark the same sounds in each copy of it.
 
-A vector describes the second around an anchor.
+A vector describes about one second around each anchor. Comparing only these vectors allows a search among millions.
 """
 
 # Letters: N clips, P steps, A anchors, V values of a vector.
@@ -11,32 +11,32 @@ from scipy import ndimage
 from pipeline.measures.fingerprint import NUM_BANDS
 
 AROUND_STEPS = 32
-"""Steps described by a vector."""
+"""Number of steps that a vector describes."""
 NUM_BASES = 8
-"""Cosines over the bands and over the steps. A vector has `NUM_BASES`² values."""
+"""Number of cosines over the bands and over the steps. A vector has `NUM_BASES`² values."""
 NUM_ANCHORS, ANCHOR_SPACING = 5, 12
-"""At most 5 anchors per clip and sign, at least 12 steps apart."""
+"""Maximum number of anchors per clip and sign, and their minimum distance in steps."""
 SCALE = 127
-"""Scale of vectors stored as int8."""
+"""Factor by which vectors are scaled for int8."""
 
 ANCHOR_DTYPE = np.dtype([("clip", "<i4"), ("step", "<i2"), ("vector", "i1", NUM_BASES**2)])
 
 
 def _cosines(length: int, count: int) -> np.ndarray:
-    """Return the first cosines (length, count), each with norm 1."""
+    """Return the first `count` cosines (length, count), each with norm 1."""
     waves = np.cos(np.pi * (np.arange(length)[:, None] + 0.5) * np.arange(count) / length)
     return (waves / np.linalg.norm(waves, axis=0)).astype(np.float32)
 
 
 def _tabulate(weights: np.ndarray) -> np.ndarray:
-    """Tabulate the summed weights (NUM_BANDS, …) of the bands in each 16-bit word: (2**16, …)."""
+    """Return a table (2**16, …) of the sums of weights (NUM_BANDS, …) over the bands set in each 16-bit word."""
     bits = np.unpackbits(np.arange(2**16, dtype="<u2").view(np.uint8).reshape(-1, 2), axis=1)
     return bits.astype(np.float32) @ weights
 
 
 BANDS_BY_WORD = _tabulate(_cosines(NUM_BANDS, NUM_BASES))
 STEP_WAVES = _cosines(AROUND_STEPS, NUM_BASES) * np.hanning(AROUND_STEPS + 2)[1:-1, None].astype(np.float32)
-# Any fixed pattern works, unless it is so smooth that its best fits are broad.
+# Any fixed pattern works, provided that it is not so smooth that its best fits are broad.
 ANCHOR_BY_WORD = _tabulate(_cosines(NUM_BANDS, NUM_BASES) @ np.array([0, 1, -1, 1, 1, 0, 0, 0], np.float32))
 ANCHOR_STEPS = STEP_WAVES @ np.array([0, 0, 1, 1, -1, 0, 0, 0], np.float32)
 
@@ -56,12 +56,12 @@ def find_anchors(words: np.ndarray) -> np.ndarray:
 
 
 def _look_up(table: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Return the summed weights of bands above their average minus those of bands below."""
+    """Return the sum of weights over bands above their average, minus the sum over bands below."""
     return table[words & 0xFFFF] - table[words >> NUM_BANDS]
 
 
 def _peaks(fit_NP: np.ndarray) -> np.ndarray:
-    """Return clip and step of the highest peaks, (2, A)."""
+    """Return the clips and steps (2, A) of the highest peaks."""
     is_peak = (fit_NP == ndimage.maximum_filter1d(fit_NP, 2 * ANCHOR_SPACING + 1, axis=1)) & (fit_NP > 0)
     highest = np.argpartition(np.where(is_peak, -fit_NP, 0), NUM_ANCHORS, axis=1)[:, :NUM_ANCHORS]
     clip_A, place_A = np.nonzero(np.take_along_axis(is_peak, highest, axis=1))

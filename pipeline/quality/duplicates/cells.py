@@ -1,6 +1,7 @@
-"""Cells of similar vectors. Anchors of two copies share a cell, though not always the closest cell of both.
+"""Group vectors into cells of similar vectors.
 
-Random anchors serve as centres, so dense regions have many cells.
+The anchors of two copies share a cell, though not always the closest cell of both. Random anchors serve as centres, so
+dense regions have many cells.
 """
 
 # Letters: A anchors, V values of a vector, C cells.
@@ -10,29 +11,29 @@ from dataclasses import dataclass
 import numpy as np
 
 NUM_GROUPS, GROUP_CELLS = 512, 1024
-"""Number of groups, and approximate cells per group. With more than `GROUP_CELLS` cells, an anchor is compared with the
-centres of groups first and then with the cells of the closest group."""
+"""Number of groups, and approximate number of cells per group. If there are more than `GROUP_CELLS` cells, an anchor is
+first compared with the centres of groups and then with the cells of the closest group."""
 NUM_CELLS_OF_ANCHOR = 3
-"""Closest cells per anchor. With a single cell, copies near its border would miss each other."""
+"""Number of cells per anchor. With a single cell, copies near its border would miss each other."""
 BLOCK_ANCHORS = 2**11
-"""Anchors compared with centres per batch."""
+"""Number of anchors per batch when comparing them with centres."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells in groups, for a search of the closest cells that skips most of them."""
+    """Cells in groups, so that a search for the closest cells can skip most of them."""
 
     centres_CV: np.ndarray
     groups: list[np.ndarray]
-    """Cells of each group, around one of the first centres."""
+    """Cells of each group. A group surrounds one of the first centres."""
 
     @classmethod
     def around(cls, centres_CV: np.ndarray) -> "Cells":
-        """Create cells around centres in random order. The first centres are also those of groups."""
+        """Create cells around centres in random order. The first centres also become centres of groups."""
         if len(centres_CV) <= GROUP_CELLS:
             return cls(centres_CV, [np.arange(len(centres_CV))])
-        # Every cell is in equally many groups. With equally many cells per group, central cells would be in most groups
-        # and attract most anchors.
+        # Put every cell into the same number of groups. If instead every group had the same number of cells, central
+        # cells would be in most groups and attract most anchors.
         num_groups_of_cell = 1 + NUM_GROUPS * GROUP_CELLS // len(centres_CV)
         far_CG = -(centres_CV @ centres_CV[:NUM_GROUPS].T)
         group_of = np.argpartition(far_CG, num_groups_of_cell - 1, axis=1)[:, :num_groups_of_cell].ravel()
@@ -41,19 +42,19 @@ class Cells:
         return cls(centres_CV, np.split(order // num_groups_of_cell, ends))
 
     def closest(self, vectors_AV: np.ndarray) -> np.ndarray:
-        """Return the cells (A, `NUM_CELLS_OF_ANCHOR`) closest to vectors; approximate with many cells."""
+        """Return the cells (A, `NUM_CELLS_OF_ANCHOR`) closest to each vector. Approximate if there are many cells."""
         group_A = _closest(vectors_AV, self.centres_CV[: len(self.groups)], 1)[:, 0]
         closest = np.empty((len(vectors_AV), min(NUM_CELLS_OF_ANCHOR, len(self.centres_CV))), np.int32)
         for group, cells in enumerate(self.groups):
             members = np.flatnonzero(group_A == group)
-            if len(cells) < closest.shape[1]:  # with equal centres
+            if len(cells) < closest.shape[1]:  # several centres are equal
                 cells = np.arange(len(self.centres_CV))
             closest[members] = cells[_closest(vectors_AV[members], self.centres_CV[cells], closest.shape[1])]
         return closest
 
 
 def _closest(vectors_AV: np.ndarray, centres_CV: np.ndarray, count: int) -> np.ndarray:
-    """Return the centres (A, count) closest to vectors, nearest first."""
+    """Return the centres (A, count) closest to each vector, nearest first."""
     closest = np.empty((len(vectors_AV), count), np.int32)
     for start in range(0, len(vectors_AV), BLOCK_ANCHORS):
         near = vectors_AV[start : start + BLOCK_ANCHORS].astype(np.float32) @ centres_CV.T

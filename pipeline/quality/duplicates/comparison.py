@@ -1,4 +1,4 @@
-"""Compare the clips of a cell: first the vectors of their anchors, then the fingerprints of similar clips."""
+"""Compare the clips of a cell by the vectors of their anchors, then similar clips by their fingerprints."""
 
 import numpy as np
 
@@ -8,26 +8,26 @@ from pipeline.quality.duplicates.pair_table import MAX_DISTANCE
 
 PAIR_DTYPE = np.dtype([("first", "<i4"), ("second", "<i4"), ("distance", "<f4"), ("offset_s", "<f4")])
 COMPARED_CLIPS = 2**11
-"""Candidate pairs compared per batch."""
+"""Number of candidate pairs per batch."""
 COMPARED_ANCHORS = 2**9
-"""Anchors per batch; the score matrix fits in the CPU cache."""
+"""Number of anchors per batch. The score matrix fits in the CPU cache."""
 NUM_SHIFTS = 2 * MAX_SHIFT_STEPS + 1
 MAX_DISTANCE_NEARBY = 0.8
-"""Largest distance of copies at a shift that is off by one step."""
+"""Largest distance that copies have at a shift that is wrong by one step."""
 
 
 def compare_cell(anchors: np.ndarray, words: np.ndarray, min_similarity: float) -> np.ndarray:
-    """Return the near-identical pairs (`PAIR_DTYPE`) among the clips of anchors (`ANCHOR_DTYPE`).
+    """Return near-identical pairs (`PAIR_DTYPE`) among the clips of some anchors (`ANCHOR_DTYPE`).
 
-    Clips are compared with earlier leaders, the clips without a similar predecessor. A thousand copies thus meet one
-    leader.
+    Leaders are clips without a similar predecessor. Each clip is only compared with earlier leaders, so a thousand
+    copies are compared with a single leader.
     """
     anchors = anchors[np.argsort(anchors["step"], kind="stable")]
     vectors = anchors["vector"].astype(np.float32) / SCALE
     leaders, found = np.empty(0, np.intp), [np.empty(0, PAIR_DTYPE)]
     for start in range(0, len(anchors), COMPARED_ANCHORS):
         block = np.arange(start, min(start + COMPARED_ANCHORS, len(anchors)))
-        # Sorted by step, so that leaders too far before all remaining clips can be dropped.
+        # Anchors are sorted by step. Drop leaders that are too early for all remaining clips.
         leaders = leaders[anchors["step"][leaders] >= anchors["step"][start] - MAX_SHIFT_STEPS]
         known = _verify(*_resembling(vectors, block, leaders, min_similarity), anchors, words)
         new = block[~np.isin(anchors["clip"][block], known["second"])]
@@ -41,21 +41,21 @@ def compare_cell(anchors: np.ndarray, words: np.ndarray, min_similarity: float) 
 def _resembling(
     vectors: np.ndarray, rows: np.ndarray, among: np.ndarray, min_similarity: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the index pairs of similar rows, sorted."""
+    """Return sorted pairs of indices of similar rows."""
     is_similar = vectors[rows] @ vectors[among].T >= min_similarity
     second, first = np.divmod(np.flatnonzero(is_similar), max(len(among), 1))  # several times as fast as `nonzero`
     return rows[second], among[first]
 
 
 def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Compare fingerprints of clips with similar anchors and return the close pairs.
+    """Compare the fingerprints of clips with similar anchors, and return close pairs.
 
-    Each clip is compared with 1, 2, 4 … candidates until one is close; among copies the first candidate suffices.
+    Each clip is compared with 1, 2, 4 … candidates until one is close. Among copies, the first candidate suffices.
     """
     clip, other = anchors["clip"][second].astype(np.int64), anchors["clip"][first]
     shift = anchors["step"][first].astype(np.int64) - anchors["step"][second]
     is_possible = (clip != other) & (abs(shift) <= MAX_SHIFT_STEPS)
-    # Pack each candidate into one number, which sorts a hundred times as fast as rows of three.
+    # Pack each candidate into one number. Numbers sort a hundred times as fast as rows of three.
     packed = (clip * len(words) + other) * NUM_SHIFTS + shift + MAX_SHIFT_STEPS
     packed = np.sort(packed[is_possible])
     packed = packed[np.append(True, np.diff(packed) > 0)[: len(packed)]]  # `unique` takes five times as long
@@ -72,12 +72,13 @@ def _verify(second: np.ndarray, first: np.ndarray, anchors: np.ndarray, words: n
 
 
 def _keep_close(seconds: np.ndarray, firsts: np.ndarray, shifts: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Return the candidate pairs with close fingerprints at their shifts (N,)."""
+    """Return candidate pairs with close fingerprints at their shifts (N,)."""
     found = [np.empty(0, PAIR_DTYPE)]
     for start in range(0, len(seconds), COMPARED_CLIPS):
         second, first, shift = (each[start : start + COMPARED_CLIPS] for each in (seconds, firsts, shifts))
         near = distances(words[first], words[second], shift)
-        # Shifts are rarely whole steps, so try neighbouring shifts. The first test rejects most candidates.
+        # Shifts are rarely whole steps, so try neighbouring shifts as well, for the few candidates that pass the first
+        # test.
         again = np.flatnonzero(near <= MAX_DISTANCE_NEARBY)
         for more in (-1, 1):
             other = distances(words[first[again]], words[second[again]], shift[again] + more)

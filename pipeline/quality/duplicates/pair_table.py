@@ -1,6 +1,6 @@
-"""The table of near-identical pairs beside a snapshot's index.
+"""Write and read the table of near-identical pairs beside a snapshot's index.
 
-`snapshots/{id}/duplicates.parquet` is outside of the snapshot's digest, because it follows from the clips and may be
+`snapshots/{id}/duplicates.parquet` is not part of the snapshot's digest, because it follows from the clips and may be
 added later.
 """
 
@@ -26,15 +26,16 @@ PAIRS_SCHEMA = pa.schema(
         ("offset_s", pa.float32()),
     ]
 )
-"""`first` precedes `second` in the index. Clips of a group are listed against the group's first clip only: see
-`duplicate_groups`. `distance` is 0 for identical clips; `offset_s` is the start of `second` within `first`."""
+"""Columns of a table of pairs. `first` precedes `second` in the index. Each clip of a group is paired only with the
+group's first clip (see `duplicate_groups`). `distance` is 0 for identical clips. `offset_s` is the start of `second`
+within `first`."""
 MAX_DISTANCE = 0.5
-"""Largest distance of near-identical clips, defined in `pipeline.measures.fingerprint`."""
+"""Largest distance between near-identical clips. `pipeline.measures.fingerprint` defines distances."""
 VERSION_KEY, THRESHOLD_KEY = b"duplicates", b"threshold"
 
 
 def write_duplicates(snapshot: Snapshot, pairs: pa.Table, threshold: float) -> None:
-    """Store a snapshot's pairs, sorted by their clips, and the distance limit of near-identical clips."""
+    """Store a snapshot's pairs, sorted by clip, and the distance limit of the search."""
     ordered = pairs.cast(PAIRS_SCHEMA).sort_by([("first", "ascending"), ("second", "ascending")])
     metadata = {
         VERSION_KEY: str(DUPLICATES_VERSION).encode(),
@@ -44,7 +45,7 @@ def write_duplicates(snapshot: Snapshot, pairs: pa.Table, threshold: float) -> N
 
 
 def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
-    """Return a snapshot's near-identical pairs (`PAIRS_SCHEMA`); None before the first search.
+    """Return a snapshot's near-identical pairs (`PAIRS_SCHEMA`), or None before the first search.
 
     Raises CorruptError for another file.
     """
@@ -64,14 +65,14 @@ def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
 
 
 def duplicate_groups(snapshot: Snapshot, pairs: pa.Table) -> np.ndarray:
-    """Return a group number per clip (N,), equal for clips that pairs connect directly or indirectly.
+    """Return group numbers (N,), which are equal for clips that pairs connect directly or indirectly.
 
-    A clip without a near-identical clip is its own group.
+    A clip without near-identical clips forms its own group.
     """
     keys, size = snapshot.index["key"], len(snapshot.index)
     named = pa.chunked_array([*pairs["first"].chunks, *pairs["second"].chunks], pa.string())
     nodes = positions_of(named, keys)
-    # Include clips outside of a selection: they still connect a group, which is listed against its first clip.
+    # Include clips outside of a selection, because they may be the first clip that connects a group.
     is_absent = nodes < 0
     absent = named.filter(pa.array(is_absent)).combine_chunks().dictionary_encode()
     nodes[is_absent] = size + absent.indices.to_numpy()

@@ -1,11 +1,12 @@
 """Find pairs of near-identical clips among millions of fingerprints, in little memory.
 
 1. Write all fingerprints to a local disk, and a vector for each anchor. Anchors are steps where a fixed pattern fits
-best or worst, so copies have them at the same sounds. 2. Sort anchors into cells of similar vectors. Two copies share a
-cell, and their anchors give the shift between them. 3. Within each cell, compare whitened vectors, and the fingerprints
-of the few similar clips. 4. Join pairs into groups and list each group against its first clip.
+   best or worst, so copies have anchors at the same sounds.
+2. Sort anchors into cells of similar vectors. Two copies share a cell, and their anchors give the shift between them.
+3. Within each cell, compare whitened vectors, then the fingerprints of the few similar clips.
+4. Join pairs into groups, and pair each clip of a group with the group's first clip.
 
-Tasks of steps 1 to 3 exchange local files, so all of them run on one machine.
+Tasks exchange local files, so all of them run on one machine.
 """
 
 # Letters: N clips, P steps, A anchors, V values of a vector, C cells.
@@ -32,28 +33,29 @@ from pipeline.snapshots.snapshot import Snapshot
 PART_CLIPS = 2**15
 BLOCK_CLIPS = 2**11
 CELL_CLIPS = 512
-"""Approximate clips per cell."""
+"""Approximate number of clips per cell."""
 MAX_CELLS = 2**16
 MIN_TASK_CELLS, MAX_TASKS = 16, 512
-"""Fewest cells per task, and most tasks. Each task opens the files of all parts, so many small tasks are slow."""
+"""Minimum number of cells per task, and maximum number of tasks. Each task opens the files of all parts, so many small
+tasks would be slow."""
 WHITENING_RIDGE = 0.01
-"""Share of the mean variance added to each value's variance, to limit the weight of nearly constant values."""
+"""Share of the mean variance that is added to each value's variance, to limit the weight of nearly constant values."""
 SIMILARITY_OF_2M, SIMILARITY_PER_DECADE, LOWEST_SIMILARITY = 0.6, 0.05, 0.5
-"""Cosine threshold of whitened vectors for a search of two million clips, its increase for ten times as many clips, and
-its minimum: see `similarity_needed`."""
+"""Cosine threshold of whitened vectors for two million clips, its increase for ten times as many clips, and its
+minimum. See `similarity_needed`."""
 
 
 class RunTasks(Protocol):
     def __call__(
         self, function: Callable[[Any, Any], Any], items: Iterable[Any], shared: Any, num_items: int
     ) -> Iterator[tuple[Any, Any]]:
-        """Run `function(item, shared)` for each item on this machine; yield items and results in any order."""
+        """Run `function(item, shared)` for each item on this machine. Yields items and results in any order."""
         ...
 
 
 @dataclass(frozen=True)
 class SnapshotPart:
-    """Consecutively numbered clips of some shards."""
+    """The clips of some shards, with consecutive numbers."""
 
     number: int
     start: int
@@ -62,7 +64,7 @@ class SnapshotPart:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """Results of reading a part's fingerprints, for the driver."""
+    """Summary of a part's fingerprints, returned to the driver."""
 
     hashes: np.ndarray
     """Hash of each clip (N,), uint64; 0 for clips with too little content."""
@@ -73,13 +75,13 @@ class PartSummary:
 
 @dataclass(frozen=True)
 class SearchFiles:
-    """Files of a search and, from step 2, its cells."""
+    """Files of a search. From step 2, also its cells."""
 
     folder: Path
     num_parts: int
     cells: Cells | None = None
     whitening: np.ndarray | None = None
-    """Matrix (V, V) that decorrelates the values of vectors and equalizes their variances."""
+    """Matrix (V, V) that decorrelates the values of vectors and equalises their variances."""
     min_similarity: float = SIMILARITY_OF_2M
 
     @property
@@ -87,9 +89,9 @@ class SearchFiles:
         return self.folder / "words.npy"
 
     def read_words(self) -> np.ndarray:
-        """Map the fingerprints of all clips (N, P)."""
+        """Memory-map the fingerprints of all clips (N, P)."""
         words = np.load(self.words, mmap_mode="r")
-        # Accesses are few and random. Read-ahead of megabytes for each would fill the memory.
+        # Disable read-ahead. Accesses are few and random, and megabytes of read-ahead for each would fill the memory.
         assert isinstance(words.base, mmap.mmap)
         words.base.madvise(mmap.MADV_RANDOM)
         return words
@@ -101,16 +103,16 @@ class SearchFiles:
         return self.folder / f"sorted-{part}.bin"
 
     def starts(self, part: int) -> Path:
-        """Start of each cell in `sorted_anchors` and the end of the last cell (C + 1), int64."""
+        """File with the start of each cell in `sorted_anchors` and the end of the last cell (C + 1), int64."""
         return self.folder / f"starts-{part}.bin"
 
 
 def find_pairs(snapshot: Snapshot, folder: Path, run: RunTasks) -> tuple[pa.Table, int]:
     """Return a snapshot's near-identical pairs and the number of clips without a fingerprint.
 
-    folder: on a local disk with 3.2 kB of space per clip.
+    folder: a folder on a local disk with 3.2 kB of free space per clip.
     """
-    # Clips are numbered by shard, since parts consist of shards; `order` maps numbers to rows of the index.
+    # Number clips by shard, because parts consist of shards. `order` maps numbers to rows of the index.
     order = np.argsort(snapshot.index["shard"].combine_chunks().indices.to_numpy(), kind="stable")
     starts = range(0, len(order), PART_CLIPS)
     space = SearchFiles(folder, len(starts))
@@ -121,7 +123,7 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: RunTasks) -> tuple[pa.Tabl
         prepared[part.number] = result
 
     hashes = np.concatenate([each.hashes for each in prepared])
-    # Clips with identical fingerprints count as one until the end.
+    # Treat clips with identical fingerprints as one clip until the end.
     _, first_of_hash, same = np.unique(hashes, return_index=True, return_inverse=True)
     representative = first_of_hash[same]
     is_searched = (representative == np.arange(len(hashes))) & (hashes != 0)
@@ -131,7 +133,7 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: RunTasks) -> tuple[pa.Tabl
     num_cells = len(space.cells.centres_CV)
     masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
     for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
-        space.anchors(number).unlink()  # here instead of in the task, which may be repeated
+        space.anchors(number).unlink()  # not in the task, which may be repeated
     task_cells = max(MIN_TASK_CELLS, num_cells // MAX_TASKS)
     cells = [range(start, min(start + task_cells, num_cells)) for start in range(0, num_cells, task_cells)]
     found = [pairs for _, pairs in run(compare_in_cells, cells, space, len(cells))]
@@ -153,7 +155,7 @@ def _take_part(snapshot: Snapshot, order: np.ndarray, number: int) -> SnapshotPa
 
 
 def _choose_cells(space: SearchFiles, sample_AV: np.ndarray, num_clips: int) -> SearchFiles:
-    """Choose cells, whitening and threshold from a sample of the vectors of `num_clips` clips."""
+    """Choose cells, whitening and threshold from a sample of vectors. num_clips: number of clips in the search."""
     num_cells = min(MAX_CELLS, -(-num_clips // CELL_CLIPS), len(sample_AV))
     cells = Cells.around(np.random.default_rng(0).permutation(sample_AV)[:num_cells])
     whitening, min_similarity = find_whitening(sample_AV), similarity_needed(num_clips)
@@ -186,7 +188,7 @@ def read_fingerprints(part: SnapshotPart, space: SearchFiles) -> PartSummary:
 
 
 def find_whitening(vectors_AV: np.ndarray) -> np.ndarray:
-    """Return the matrix (V, V) that makes vectors' values uncorrelated with nearly equal variances."""
+    """Return a matrix (V, V) that decorrelates the values of vectors and gives them nearly equal variances."""
     moments_VV = vectors_AV.T @ vectors_AV / max(len(vectors_AV), 1)
     variances_V, directions_VV = np.linalg.eigh(moments_VV)
     ridge = max(WHITENING_RIDGE * variances_V.mean(), 1e-6)
@@ -194,22 +196,22 @@ def find_whitening(vectors_AV: np.ndarray) -> np.ndarray:
 
 
 def similarity_needed(num_clips: int) -> float:
-    """Return the cosine threshold of anchors, so that chance matches per clip stay constant as clips increase.
+    """Return the cosine threshold of anchors that keeps the number of chance matches per clip constant.
 
-    For noise, 98 % of the anchors of noisy copies exceed 0.6, and so do three in ten million unrelated pairs. 94 %
-    exceed 0.65, and a sixth as many unrelated pairs.
+    In tests with noise, 98 % of the anchors of noisy copies and three in ten million unrelated pairs exceeded 0.6. For
+    0.65, it was 94 % of the anchors and a sixth of the unrelated pairs.
     """
     similarity = SIMILARITY_OF_2M + SIMILARITY_PER_DECADE * float(np.log10(max(num_clips, 1) / 2e6))
     return max(similarity, LOWEST_SIMILARITY)
 
 
 def sort_into_cells(part: tuple[int, np.ndarray], space: SearchFiles) -> None:
-    """Whiten the anchors of a part's searched clips and sort them by cell."""
+    """Whiten the anchors of a part's clips, and sort them by cell."""
     number, is_searched = part
     anchors = np.load(space.anchors(number))
     anchors = anchors[is_searched[anchors["clip"] - number * PART_CLIPS]]
     assert space.cells is not None and space.whitening is not None, "chosen before"
-    # Not whitened yet: high-variance components are the most stable across copies.
+    # Choose cells before whitening, because high-variance components are the most stable across copies.
     cells = space.cells.closest(anchors["vector"])
     for start in range(0, len(anchors), BLOCK_CLIPS):
         vectors_AV = anchors["vector"][start : start + BLOCK_CLIPS]
@@ -225,7 +227,7 @@ def compare_in_cells(cells: range, space: SearchFiles) -> np.ndarray:
     """Return the near-identical pairs (`PAIR_DTYPE`) within the given cells."""
     words = space.read_words()
     anchors, counts = [], []
-    # Read all cells of the task together: each has few anchors in each of hundreds of parts.
+    # Read all cells of the task together, because a single cell has few anchors in each of hundreds of parts.
     for part in range(space.num_parts):
         starts = np.fromfile(space.starts(part), np.int64, len(cells) + 1, offset=8 * cells.start)
         offset = ANCHOR_DTYPE.itemsize * int(starts[0])
@@ -238,7 +240,7 @@ def compare_in_cells(cells: range, space: SearchFiles) -> np.ndarray:
 
 
 def list_against_first(pairs: np.ndarray, words: np.ndarray, row_of: np.ndarray) -> np.ndarray:
-    """List each group's clips against its first clip by `row_of`, at the best shift.
+    """Pair each group's clips with its first clip in the order of `row_of`, at the best shift.
 
     A clip that is only indirectly similar to its group's first clip keeps its original pair.
     """

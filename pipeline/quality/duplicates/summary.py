@@ -1,10 +1,10 @@
-"""Counts of duplicates and leaks, and the nearest pairs, for the report.
+"""Count duplicates and leaks, and list the nearest pairs, for the report.
 
 Letters: N clips, P pairs.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import.
+# pyarrow creates its compute functions at import, so pyright does not see them.
 
 from typing import Any
 
@@ -22,7 +22,7 @@ NUM_PAIRS = 20
 
 
 def describe_duplicates(snapshot: Snapshot) -> dict[str, Any]:
-    """Count repeated training clips, and held-out clips with their sound or media in the training data."""
+    """Count repeated training clips, and held-out clips that share sound or media with training clips."""
     splits = snapshot.splits
     is_held_out = np.isin(splits, HELD_OUT_SPLITS)
     media = pc.replace_substring_regex(snapshot.index["key"], r"_\d+$", "").combine_chunks()
@@ -44,8 +44,8 @@ def describe_duplicates(snapshot: Snapshot) -> dict[str, Any]:
     found = mark_duplicates(groups, ~is_held_out, is_held_out)
     is_leaked = is_held_out & np.isin(groups, groups[~is_held_out])
     rows_P2 = np.stack([positions_of(pairs[name], snapshot.index["key"]) for name in ("first", "second")], -1)
-    here = np.flatnonzero((rows_P2 >= 0).all(-1))  # clips outside of a selection have no row
-    # Pairs across splits first, nearest first.
+    here = np.flatnonzero((rows_P2 >= 0).all(-1))  # clips outside the selection have no row
+    # Sort pairs across splits first, then by distance.
     is_within = is_held_out[rows_P2[here]].sum(-1) != 1
     shown = here[np.lexsort([pairs["distance"].to_numpy()[here], is_within])][:NUM_PAIRS]
     listed = [

@@ -270,8 +270,8 @@ def test_classes_without_training_clips_are_listed(snapshot: Snapshot) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"train_splits": ("mine",)}, NoClipsError, "no clips of mine"),
-        ({"eval_split": "mine"}, NoClipsError, "no clips of mine"),
+        ({"train_splits": ("mine",)}, NoClipsError, "no clips in mine"),
+        ({"eval_split": "mine"}, NoClipsError, "no clips in mine"),
         ({"global_batch_size": 1000}, NoClipsError, "global batch of 1000 per epoch"),
     ],
 )

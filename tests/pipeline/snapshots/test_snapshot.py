@@ -86,7 +86,7 @@ def test_targets_and_counts_are_those_of_the_label_lists(snapshot: Snapshot) -> 
 
 
 def test_a_split_without_clips_is_said(snapshot: Snapshot) -> None:
-    with pytest.raises(NoClipsError, match="no clips of mine; its splits are balanced_train, eval, unbalanced_train"):
+    with pytest.raises(NoClipsError, match="no clips in mine; its splits are balanced_train, eval, unbalanced_train"):
         snapshot.rows_of(("mine",))
 
 
