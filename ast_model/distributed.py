@@ -4,11 +4,13 @@ import gc
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ast_model.config import DeviceType, Precision
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, WorkerError, describe
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """Communication backends per device type. With GPUs, CPU tensors use gloo, so they never wait for NCCL's queue."""
@@ -26,6 +28,8 @@ GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 REMOTE_ADDRESS = "192.0.2.1"
 """Address from a block reserved for documentation. Looking up its route reveals the default network interface."""
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
+ANSWER_TIMEOUT_S = 50.0
+"""Seconds for which ranks wait for each other before the first step."""
 T = TypeVar("T")
 
 
@@ -97,6 +101,49 @@ class World:
             dist.broadcast_object_list(values)
         assert values[0] is not None, "the main rank has a value"
         return values[0]
+
+    def gather_texts(self, name: str, text: str, timeout_s: float) -> list[str]:
+        """Return the texts of all ranks in rank order. Raises WorkerError that names the ranks without one in time.
+
+        name: unique within the process group. Collectives would only report that some rank is missing.
+        """
+        store = dist.distributed_c10d._get_default_store()
+        keys = [f"{name}/{rank}" for rank in range(self.size)]
+        store.set(keys[self.rank], text)
+        try:
+            store.wait(keys, timedelta(seconds=timeout_s))
+        except dist.DistStoreError as error:
+            silent = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+            raise WorkerError(
+                f"expected all {self.size} ranks within {timeout_s:.0f} s, found no answer of rank {', '.join(silent)};"
+                f" this is rank {self.rank} on {socket.gethostname()}. Check the host of the silent rank"
+            ) from error
+        return [store.get(key).decode() for key in keys]
+
+    def seconds_of_all_reduce(self, num_bytes: int, timeout_s: float) -> float:
+        """Time an all-reduce of this size between the devices. Raises WorkerError if it does not end in time."""
+        # A group of its own limits the time of the collective itself, which otherwise blocks the end of the process.
+        timeout = timedelta(seconds=timeout_s)
+        group: Any = None
+        try:
+            group = dist.new_group(timeout=timeout)
+            seconds = 0.0
+            for num_values in (1, num_bytes // 4):  # the first exchange connects the ranks
+                values = torch.zeros(num_values, device=self.device)
+                started = time.perf_counter()
+                dist.all_reduce(values, group=group)
+                values[0].item()  # wait for the device
+                seconds = time.perf_counter() - started
+            return seconds
+        except RuntimeError as error:
+            raise WorkerError(
+                f"all {self.size} ranks answer, but they could not exchange {num_bytes / 1e6:.0f} MB within"
+                f" {timeout_s:.0f} s: {describe(error)}. Open all ports between the hosts, and set"
+                f" {GLOO_INTERFACE} or NCCL_SOCKET_IFNAME if they have several networks"
+            ) from error
+        finally:
+            if group is not None:
+                dist.destroy_process_group(group)
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -217,12 +264,13 @@ def check_cuda() -> None:
         reason = str(error).split("\n")[0][:200]
     raise ConfigError(
         f"expected a GPU that torch {torch.__version__}, built for CUDA {torch.version.cuda or '(none)'}, can use,"
-        f" found {_driver_version()}: {reason}. Install a matching driver and torch, or train on CPUs:"
+        f" found {driver_version()}: {reason}. Install a matching driver and torch, or train on CPUs:"
         " --no-use-gpu"
     )
 
 
-def _driver_version() -> str:
+def driver_version() -> str:
+    """Return the version of this machine's NVIDIA driver."""
     try:
         found = re.search(r"\d{3}\.[\d.]+", DRIVER_VERSION.read_text())
     except OSError:

@@ -21,14 +21,14 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.distributed import BACKENDS, check_cuda, join_world, select_gloo_interface
+from ast_model.distributed import ANSWER_TIMEOUT_S, BACKENDS, check_cuda, join_world, select_gloo_interface
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import configure_logging
 from jobs.command_line.settings import RayConfig
 from jobs.training.ray_launcher import DriverMailbox, RayLauncher
 from jobs.training.runs import TrackedJob, train_rank
 from pipeline.cluster.session import has_dashboard
-from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreError, TrainingError
+from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreError, TrainingError, WorkerError
 from pipeline.store.layout import RUNS, RunFiles
 
 log = logging.getLogger(__name__)
@@ -56,10 +56,21 @@ class NodeTorchConfig(TorchConfig):
         class NodeBackend(super().backend_cls):
             def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
                 # Ray Train creates the process group in here, before it calls our training function.
-                worker_group.execute(_select_interface)
+                _select_interfaces(worker_group)
                 super().on_start(worker_group, backend_config)
 
         return NodeBackend
+
+
+def _select_interfaces(worker_group: Any) -> None:
+    """Select the interface of each worker. Raises WorkerError that names the workers without an answer in time."""
+    answers = worker_group.execute_async(_select_interface)
+    ready, silent = ray.wait(answers, num_returns=len(answers), timeout=ANSWER_TIMEOUT_S)
+    if silent:
+        nodes = [worker.metadata.node_ip for worker in worker_group.get_workers()]
+        names = ", ".join(f"rank {rank} on {nodes[rank]}" for rank, ref in enumerate(answers) if ref in silent)
+        raise WorkerError(f"no answer within {ANSWER_TIMEOUT_S:.0f} s from {names}; starting the workers again")
+    ray.get(ready)
 
 
 def _select_interface() -> None:
@@ -232,8 +243,8 @@ def _train_worker(loop_config: Mapping[str, Any]) -> None:
             job = pickle.loads(loop_config["job"])
             launcher = RayLauncher(mailbox, world, loop_config["is_watching"])
             train_rank(job, world, launcher)
-    except StoreError:
-        raise  # retry: the storage may recover
+    except (StoreError, WorkerError):
+        raise  # retry: storage and hosts may recover
     except AudioTaggingError as error:
         ray.get(mailbox.post_error.remote(error))
         if not isinstance(error, StoppedError):

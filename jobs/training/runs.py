@@ -13,6 +13,7 @@ from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.checks import changed_settings, check_same_job, check_training
 from ast_model.training.job import Launcher, TrainingJob
 from ast_model.training.plan import TrainingPlan
+from ast_model.training.rank_check import check_exchange
 from ast_model.training.step_metrics import Metrics
 from ast_model.training.trainer import Trainer
 from jobs.training.provenance import command, provenance
@@ -143,6 +144,7 @@ def end_run_on_exit(job: TrackedJob) -> Iterator[None]:
 def train_rank(job: TrackedJob, world: World, launcher: Launcher) -> list[Metrics]:
     """Train one rank of a run, from the run's newest checkpoint if it has one."""
     try:
+        check_exchange(job, world)
         teachers = open_teachers(TrainingPlan(job.snapshot, job.config))
         history = Trainer(job, world, launcher, teachers).run()
     finally:

@@ -1,4 +1,7 @@
 import os
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -90,3 +93,40 @@ def test_ranks_select_the_interface_towards_the_main_rank(
     monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
     with join_world("cpu"):
         assert os.environ[GLOO_INTERFACE] == expected
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("at", ["start", "exchange"])
+def test_silent_rank_is_named_in_time(at: str) -> None:
+    """Rank 1 stops like a frozen host: its connections stay open, but it sends nothing."""
+    code = f"""
+import os, signal
+from ast_model.distributed import join_world
+with join_world("cpu") as world:
+    def freeze(at):
+        if world.rank == 1 and at == {at!r}:
+            os.kill(os.getpid(), signal.SIGSTOP)
+    freeze("start")
+    world.gather_texts("rank", "", 2)
+    freeze("exchange")
+    world.seconds_of_all_reduce(8 << 20, 2)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", code]
+    frozen = subprocess.Popen(command, env={**env, "RANK": "1"}, stderr=subprocess.DEVNULL)
+    try:
+        main = subprocess.run(
+            command, env={**env, "RANK": "0"}, stderr=subprocess.PIPE, text=True, timeout=40, check=False
+        )
+    finally:
+        frozen.kill()
+        frozen.wait()
+    expected = {
+        "start": "WorkerError: expected all 2 ranks within 2 s, found no answer of rank 1; this is rank 0 on ",
+        "exchange": "WorkerError: all 2 ranks answer, but they could not exchange 8 MB within 2 s",
+    }
+    assert main.returncode != 0
+    assert expected[at] in main.stderr

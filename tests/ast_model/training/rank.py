@@ -13,6 +13,7 @@ import torch
 
 from ast_model.distributed import join_world
 from ast_model.training.job import Launcher, TrainingJob
+from ast_model.training.rank_check import check_exchange
 from ast_model.training.trainer import Trainer
 from pipeline.errors import StoppedError
 from pipeline.snapshots.snapshot import load_snapshot
@@ -23,12 +24,13 @@ class Recorder:
 
     def __init__(self) -> None:
         self.steps: list[dict] = []
+        self.facts: dict[str, str] = {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.steps.append({"step": step, **metrics})
 
     def log_facts(self, facts: Mapping[str, str]) -> None:
-        pass
+        self.facts |= facts
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
         pass
@@ -49,13 +51,15 @@ def main(job_file: Path, out_file: Path) -> None:
     recorder = Recorder()
     with join_world("cpu") as world:
         job = TrainingJob(config, model, load_snapshot(store, snapshot_id), run, recorder)
+        check_exchange(job, world)
         launcher = StopAt(stop_at) if world.rank == world.size - 1 else None
         try:
             history = Trainer(job, world, launcher).run()
         except StoppedError:
             history = []
         if world.is_main:
-            out_file.write_text(json.dumps({"world_size": world.size, "steps": recorder.steps, "history": history}))
+            out = {"world_size": world.size, "steps": recorder.steps, "history": history, "facts": recorder.facts}
+            out_file.write_text(json.dumps(out))
 
 
 if __name__ == "__main__":

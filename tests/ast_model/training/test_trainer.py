@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -243,6 +244,15 @@ def test_changing_the_number_of_ranks_keeps_the_samples(
     first = train_two(snapshot, "changing", tmp_path, stop_at=1)
     assert first["history"] == []
     alone = make_job(snapshot, "changing")
+    host = re.escape(socket.gethostname())
+    assert re.match(
+        rf"2 ranks: 2 × {host} \(CPU .*, 1 threads, torch {re.escape(torch.__version__)}\)$",
+        first["facts"]["ranks.devices"],
+    )
+    num_bytes = sum(4 * parameter.numel() for parameter in Trainer(alone, ALONE).state.model.parameters())
+    assert float(first["facts"]["ranks.gradient_mb"]) == pytest.approx(num_bytes / 1e6, abs=0.05)
+    assert float(first["facts"]["ranks.exchange_gb_per_s"]) > 0
+    assert float(first["facts"]["ranks.needed_gb_per_s"]) > 0
     trainer = Trainer(alone, ALONE)
     assert trainer.state.loop.step == 2, "the others learn a step later that one wants to stop"
     trainer.launcher = LoseIt(trainer.plan.num_steps)
