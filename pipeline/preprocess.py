@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.cluster.limiter import start_rate_limiter
+from pipeline.cluster.metrics import count_shard, count_shards, gauges
 from pipeline.cluster.session import ray_session
 from pipeline.cluster.tasks import run_tasks
 from pipeline.config import PreprocessConfig
@@ -71,6 +72,7 @@ class PreprocessReport:
         self.num_written += report.num_written
         self.num_bytes += report.num_bytes
         self.failures.update(report.failures)
+        count_shard(report)
 
     @property
     def num_decided(self) -> int:
@@ -124,6 +126,7 @@ def convert_due(
         plan = plan_due(segments, config, store, digest)
         log.info("%d segments, %d due in %d shards", len(segments), plan.num_segments, len(plan))
         report.num_planned += plan.num_segments
+        gauges.set("clips_planned", report.num_planned)
         convert_all(plan, conversion, config, report, lease)
         if not report.is_complete:
             recover_partial_shards(partial_shards(store, fingerprint), conversion, config.max_in_flight, report)
@@ -256,6 +259,7 @@ def _count(plan: ShardPlan, outcome: ShardReport | Exception, report: Preprocess
         if not isinstance(outcome, AudioTaggingError):
             log.error("shard %s failed: %s: %s", plan.shard.shard_id, type(outcome).__name__, outcome)
         report.errors[plan.shard.shard_id] = outcome
+        count_shards("failed")
     else:
         report.add(outcome)
     progress.advance(len(plan.segments), f"{report.failures.total()} failed")

@@ -149,6 +149,7 @@ def start_ray(s3_address: str) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         enter_s3(s3_address, monkeypatch)
+        monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
         ray.init(
             address="local", num_cpus=2, object_store_memory=150 * 2**20, include_dashboard=False, log_to_driver=False
         )

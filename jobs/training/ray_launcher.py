@@ -11,6 +11,7 @@ from ray.train.v2.api.report_config import CheckpointUploadMode
 
 from ast_model.distributed import World
 from ast_model.training.job import Launcher
+from pipeline.cluster.metrics import gauges
 from pipeline.errors import AudioTaggingError
 from pipeline.store.layout import RUNS
 
@@ -72,8 +73,19 @@ class RayLauncher(Launcher):
         self._known_preemption = preemption
         return is_new
 
+    def report_steps(self, metrics: Mapping[str, float]) -> None:
+        self._show(metrics)
+
+    def _show(self, metrics: Mapping[str, float]) -> None:
+        """Show metrics on Ray's Prometheus endpoint: `train/loss` as `ray_audioset_train_loss`."""
+        run = ray.train.get_context().get_experiment_name()
+        for name, value in metrics.items():
+            gauges.set(name.replace("/", "_"), value, run=run)
+
     def report_epoch(self, metrics: Mapping[str, float], checkpoint: str) -> None:
         """Report an epoch to Ray Train with the checkpoint that the store has; nothing is uploaded a second time."""
+        if self.world.is_main:
+            self._show(metrics)
         storage: Any = ray.train.get_context().get_storage()
         # Ray's storage path is the store's folder `runs`, so that all checkpoints are below the run's folder.
         path = f"{storage.storage_fs_path}/{checkpoint.removeprefix(f'{RUNS}/')}"

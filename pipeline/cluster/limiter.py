@@ -1,14 +1,16 @@
 """The rate limiter that all nodes share."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
+from pipeline.cluster.metrics import show_limiter
 from pipeline.cluster.session import this_node
 from pipeline.config import RateLimitConfig
-from pipeline.sources.rate_limit import LimiterStatus, LocalRateLimiter, Permit, Wait
+from pipeline.sources.rate_limit import LOCAL_ADDRESS, LimiterStatus, LocalRateLimiter, Permit, Wait
 
 FRESH_S = 1.0
 """Seconds for which a worker reuses a permit without an hourly limit, and between its reports of success."""
@@ -63,11 +65,32 @@ class RayRateLimiter:
         return ray.get(self.actor.status.remote())
 
 
+class MeasuredRateLimiter(LocalRateLimiter):
+    """A rate limiter that shows its state as metrics, at most once a second and after each throttled request."""
+
+    _shown_s = 0.0
+
+    def acquire(self, addresses: Sequence[str] = (LOCAL_ADDRESS,)) -> Permit | Wait:
+        turn = super().acquire(addresses)
+        if time.monotonic() - self._shown_s > FRESH_S:
+            self._show()
+        return turn
+
+    def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None = None) -> int:
+        num_throttled = super().report_throttled(permit, key, retry_after_s)
+        self._show()
+        return num_throttled
+
+    def _show(self) -> None:
+        self._shown_s = time.monotonic()
+        show_limiter(self.status())
+
+
 def start_rate_limiter(config: RateLimitConfig, clips_per_hour: int, proxies: tuple[str, ...]) -> RayRateLimiter:
     """Start the run's limiter actor, which ends with the run.
 
     The actor runs on the driver's node, because other nodes may be lost.
     """
-    remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(LocalRateLimiter)
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MeasuredRateLimiter)
     actor = remote.options(scheduling_strategy=this_node()).remote(config, clips_per_hour)
     return RayRateLimiter(actor, clips_per_hour > 0, proxies)

@@ -20,6 +20,7 @@ from ray.exceptions import (
 from threadpoolctl import threadpool_limits
 
 from pipeline.backoff import backoff
+from pipeline.cluster.metrics import show_tasks
 from pipeline.cluster.session import this_node
 from pipeline.errors import LeaseError, StoreError, WorkerError, describe
 from pipeline.sources.rate_limit import Wait
@@ -124,6 +125,7 @@ def run_tasks(
             if task is None:
                 break
             running[remote.remote(task.item, shared_ref)] = task
+        show_tasks(getattr(function, "__name__", "task"), len(running), len(waiting))
         if not running and not waiting:
             return
         wait_s = max(0.0, waiting[0].due_s - time.monotonic()) if waiting else None

@@ -57,6 +57,9 @@ class LimiterStatus:
     """Number of throttled requests."""
     outage: str
     """Last failure before the source counted as down; empty if it is up."""
+    num_addresses: int = 0
+    num_cooling: int = 0
+    """Addresses that cool down."""
 
 
 class RateLimiter(Protocol):
@@ -176,7 +179,14 @@ class LocalRateLimiter:
     def status(self) -> LimiterStatus:
         with self._lock:
             outage = next((address.outage for address in self._addresses.values() if address.outage), "")
-            return LimiterStatus(self._clock() - self._last_answer_s, self._num_throttled.total(), outage)
+            num_cooling = sum(map(self._cools_down, self._addresses.values()))
+            return LimiterStatus(
+                self._clock() - self._last_answer_s,
+                self._num_throttled.total(),
+                outage,
+                num_addresses=len(self._addresses),
+                num_cooling=num_cooling,
+            )
 
     def _cools_down(self, address: _Address) -> bool:
         return address.cool_at_s > self._clock()

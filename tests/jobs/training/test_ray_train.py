@@ -44,6 +44,7 @@ from pipeline.errors import (
 )
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
+from tests.pipeline.cluster.metrics_endpoint import Samples, scrape_until
 
 pytestmark = [
     pytest.mark.ray,
@@ -133,6 +134,31 @@ def test_killed_worker_costs_only_steps_since_the_last_checkpoint(own: Snapshot)
     expected = train_rank(whole, World(0, 1, torch.device("cpu")), Launcher())
     for found, metrics in zip(history, expected, strict=True):
         assert found == pytest.approx(metrics, rel=1e-2)
+
+
+def test_endpoint_shows_a_training_while_it_runs_and_agrees_with_mlflow(own: Snapshot) -> None:
+    job = begin(make_config(), own)
+
+    def watch_epochs() -> None:
+        seen.append(scrape_until(lambda samples: samples["epoch", job.run] == 1, "run", timeout_s=300))
+        seen.append(scrape_until(lambda samples: samples["epoch", job.run] == 2, "run", timeout_s=300))
+
+    seen: list[Samples] = []
+    watch = threading.Thread(target=watch_epochs)
+    watch.start()
+    with end_run_on_exit(job):
+        train_on_ray(job, RayConfig("1"))
+    watch.join()
+    client, run = job.tracker.client, job.tracker.run_id
+    for samples, epoch in zip(seen, (1, 2), strict=True):
+        assert samples["epoch", job.run] == epoch
+        for name in ("eval/mAP", "train/epoch_loss"):
+            logged = {point.step: point.value for point in client.get_metric_history(run, name)}
+            assert samples[name.replace("/", "_"), job.run] == pytest.approx(logged[epoch])
+        for name in ("train/loss", "train/learning_rate", "system/samples_per_s", "system/data_wait_share"):
+            logged_values = [point.value for point in client.get_metric_history(run, name)]
+            assert any(samples[name.replace("/", "_"), job.run] == pytest.approx(value) for value in logged_values)
+        assert samples["train_skipped_steps", job.run] == 0
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray reads its record so
