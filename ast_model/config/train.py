@@ -38,6 +38,8 @@ class ScheduleConfig:
     """Epochs between two decays of the learning rate."""
     decay_factor: float = 0.5
     """Factor by which each decay multiplies the learning rate."""
+    final_factor: float = 0.0
+    """Learning rate at the end of the cosine, relative to the peak."""
     max_decays: int | None = None
     """Maximum number of decays. Default: unlimited."""
 
@@ -53,6 +55,8 @@ class ScheduleConfig:
                 "--train.schedule.num-warmup-steps and --train.schedule.max-decays must not be negative, found"
                 f" {self.num_warmup_steps} and {self.max_decays}"
             )
+        if not 0 <= self.final_factor <= 1:
+            raise ConfigError(f"--train.schedule.final-factor must be between 0 and 1, found {self.final_factor}")
         if not 0 < self.decay_factor <= 1:
             raise ConfigError(f"--train.schedule.decay-factor must be above 0 and at most 1, found {self.decay_factor}")
 

@@ -10,15 +10,17 @@ from ast_model.checkpoints.checkpoint import Tensors
 from ast_model.config import TrainConfig
 from ast_model.model import AST
 
+_NOT_DECAYED = ("class_token", "distillation_token", "positions")
+
 
 def make_optimizer(model: AST, config: TrainConfig) -> torch.optim.Adam:
     """Return Adam or AdamW, with one parameter group per learning rate and weight decay."""
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         scale = config.layer_decay ** (model.config.depth + 1 - _layer_of(name, model.config.depth))
-        # Exempt biases and LayerNorm weights from AdamW's decay, which would pull them to 0. AST's L2 penalty covers
-        # all parameters.
-        decays = not config.decoupled_weight_decay or parameter.ndim > 1
+        # Exempt biases, LayerNorm weights, tokens and positions from AdamW's decay, which would pull them to 0. AST's
+        # L2 penalty covers all parameters.
+        decays = not config.decoupled_weight_decay or (parameter.ndim > 1 and name not in _NOT_DECAYED)
         new = {"params": [], "names": [], "scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
         group = groups.setdefault((scale, decays), new)
         group["params"].append(parameter)

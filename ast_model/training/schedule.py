@@ -19,7 +19,7 @@ def learning_rate_factor(step: int, epoch: int, config: ScheduleConfig, num_step
 def _cosine_factor(step: int, config: ScheduleConfig, num_steps: int) -> float:
     num_falling = max(1, num_steps - config.num_warmup_steps)
     progress = min(1.0, max(0.0, (step - config.num_warmup_steps) / num_falling))
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_factor + (1 - config.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _warmup_factor(step: int, config: ScheduleConfig) -> float:

@@ -16,6 +16,8 @@ WORKERS = {
     "audioset_full_scaled": RayConfig("4:32", use_gpu=True),
     "audioset_eat": RayConfig("4", use_gpu=True),
     "audioset_distilled": RayConfig("4", use_gpu=True),
+    "audioset_balanced_modern": RayConfig("1", use_gpu=True),
+    "audioset_modern": RayConfig("4", use_gpu=True),
 }
 
 

@@ -27,7 +27,10 @@ PAPER = {
     "esc50": (1e-5, 25, 48, "ce", 0.0, 24, 96, False, 512, -6.6268077),
     "speechcommands": (2.5e-4, 30, 128, "bce", 0.6, 48, 48, True, 128, -6.845978),
 }
-OURS = ("audioset_full_scaled", "audioset_eat", "audioset_distilled", "fsd50k", "vggsound", "urbansound8k")
+OURS = (
+    *("audioset_full_scaled", "audioset_eat", "audioset_distilled", "audioset_balanced_modern", "audioset_modern"),
+    *("fsd50k", "vggsound", "urbansound8k"),
+)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -91,14 +91,14 @@ def test_layer_decay_scales_learning_rates_by_block() -> None:
     assert len(make_optimizer(model, TrainConfig()).param_groups) == 1
 
 
-def test_decoupled_decay_equals_adamw_and_excludes_biases_and_norms() -> None:
+def test_decoupled_decay_equals_adamw_and_excludes_biases_norms_tokens_and_positions() -> None:
     torch.manual_seed(0)
     ours = AST(ASTConfig.nano(num_classes=3, num_frames=64, depth=1))
     theirs = copy.deepcopy(ours)
     config = TrainConfig(learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.05, decoupled_weight_decay=True)
     groups = [
-        {"params": [each for each in theirs.parameters() if each.ndim > 1], "weight_decay": 0.05},
-        {"params": [each for each in theirs.parameters() if each.ndim == 1], "weight_decay": 0.0},
+        {"params": [each for each in theirs.parameters() if each.ndim in (2, 4)], "weight_decay": 0.05},
+        {"params": [each for each in theirs.parameters() if each.ndim in (1, 3)], "weight_decay": 0.0},
     ]
     optimizers = (make_optimizer(ours, config), torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True))
     for model, optimizer in zip((ours, theirs), optimizers, strict=True):
