@@ -12,6 +12,8 @@ from typing import BinaryIO
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Stream
 
 from pipeline.records import Failure, Reason
 
@@ -22,6 +24,8 @@ EXTENSIONS = frozenset(
     " ogg ogv opus snd spx ts tta voc w64 wav weba webm wma wmv wv".split()
 )
 """Extensions of the files in `FORMATS`."""
+MAX_RETRIES = 1_000
+"""Damaged places that reading skips before it ends."""
 MAGICS = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"RIFF", b"ID3")
 """First bytes of the most common formats. MP4 has `ftyp` at byte 4."""
 
@@ -76,6 +80,18 @@ def open_media(content: bytes | Path, size_factor: float = 1.0) -> Iterator[Inpu
             if not container.streams:
                 raise BrokenMediaError(_reason_of(head), "the file has no streams")
             yield container
+
+
+def read_packets(container: InputContainer, *streams: Stream) -> Iterator[Packet]:
+    """Yield the packets of all or some streams. Raises FFmpegError if the file is damaged beyond reading."""
+    for _ in range(MAX_RETRIES):
+        try:
+            yield from container.demux(*streams)
+        except BlockingIOError:  # FFmpeg skipped damaged MPEG-TS and wants to be called again
+            continue
+        except IndexError:  # PyAV's end of a file with a late stream
+            return
+        return
 
 
 def open_file(content: bytes | Path) -> BinaryIO:

@@ -11,10 +11,8 @@ from av.error import FFmpegError
 from av.stream import Stream
 
 from pipeline.audio.chain import split_chain
-from pipeline.audio.container import BrokenMediaError, open_file, open_media
+from pipeline.audio.container import BrokenMediaError, open_file, open_media, read_packets
 
-PCM_FORMATS = ("wav", "w64", "aiff", "au", "caf")
-"""Formats of uncompressed audio. FFmpeg derives the length from the number of bytes, which is exact."""
 TIMESTAMP_FORMATS = ("mpeg", "mpegts")
 """Formats without a stated length. FFmpeg estimates it from timestamps near the end."""
 PLACEHOLDERS = ((0x7F000000, 0x80010000), (0xFFFF0000, 0xFFFFFFFF))
@@ -59,7 +57,7 @@ def measure_length_s(content: bytes | Path) -> float:
             # Ogg's last page counts Opus's pre-skip, which would add up over the links of a chain.
             end_s = None if container.format.name == "ogg" else stated_end_s(content, container, stream)
             return _measured_length_s(container, stream) if end_s is None else end_s
-    except (BrokenMediaError, FFmpegError, IndexError):  # IndexError: see `Track._packets`
+    except (BrokenMediaError, FFmpegError):
         return 0.0
 
 
@@ -67,7 +65,7 @@ def _measured_length_s(container: InputContainer, stream: AudioStream) -> float:
     """Return the latest end of the packets. MP3, ADTS and WebM from browsers often state no length."""
     if stream.time_base is None:
         return 0.0
-    ends = (packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None)
+    ends = (packet.pts + (packet.duration or 0) for packet in read_packets(container, stream) if packet.pts is not None)
     return float((max(ends, default=0) - (stream.start_time or 0)) * stream.time_base)
 
 
@@ -82,9 +80,10 @@ def stated_end_s(content: bytes | Path, container: InputContainer, stream: Strea
         return end_s
     if container.format.name in TIMESTAMP_FORMATS:
         return None
-    if container.format.name in PCM_FORMATS and isinstance(stream, AudioStream) and stream.codec.name.startswith("pcm"):
-        num_bytes = end_s * (stream.bit_rate or 0) / 8
-        return None if _is_placeholder(num_bytes) and num_bytes > container.size else end_s
+    if container.format.name == "aiff" and stream.codec_context is not None:
+        num_bytes = end_s * (stream.codec_context.bit_rate or 0) / 8
+        if _is_placeholder(num_bytes) and num_bytes > container.size:
+            return None
     with suppress(BrokenMediaError), open_media(content, ENLARGEMENT) as enlarged:
         is_estimate = end_s != _end_s(enlarged, enlarged.streams[stream.index])
         return None if is_estimate else end_s

@@ -17,7 +17,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 
-from pipeline.audio.container import BrokenMediaError
+from pipeline.audio.container import BrokenMediaError, read_packets
 from pipeline.audio.length import stated_end_s
 from pipeline.audio.levels import MAX_BIT_RATE, Levels
 from pipeline.audio.mono import ChannelMixer
@@ -175,12 +175,11 @@ class Track:
 
     def _packets(self, first_s: float) -> Iterator[Packet]:
         """Yield the track's packets that end after `first_s`."""
-        packets = self._container.demux()
+        packets = read_packets(self._container)
         while True:
             try:
                 packet = next(packets)
-            except (StopIteration, IndexError):
-                # PyAV raises IndexError at the end of a file with a late stream.
+            except StopIteration:
                 self.reached_eof = True
                 return
             except FFmpegError as error:

@@ -118,6 +118,13 @@ def test_other_files_written_to_a_pipe_are_whole(make: Callable[[], bytes]) -> N
     assert measure_length_ms(make()) == pytest.approx(3_000, abs=100)
 
 
+@pytest.mark.parametrize("form", [("w64", "pcm_s16le"), ("caf", "pcm_s16le"), ("mpegts", "mp2"), ("wav", "pcm_s16le")])
+def test_zeros_after_the_end_do_not_count(form: tuple[str, str]) -> None:
+    content = encode(tone(440, 16_000, 3), 16_000, *form) + bytes(100_000)
+    assert len(decode_file(content)) / 16 == pytest.approx(3_000, abs=100)
+    assert measure_length_ms(content) == pytest.approx(3_000, abs=100)
+
+
 def test_wav_with_a_plausible_size_and_missing_data_is_truncated() -> None:
     content = encode(tone(440, 16_000, 2), 16_000)
     for cut in (content[:40_000], with_sizes(content, 0x7000_0024, 0x7000_0000)):
