@@ -1,4 +1,4 @@
-"""The main job: from AudioSet's CSV files to a trained, tracked model.
+"""The main job: preprocess AudioSet, train a model and track it.
 
 python jobs/audioset.py demo
 python jobs/audioset.py audioset_balanced --media youtube --root /data/audioset
@@ -18,7 +18,7 @@ from pipeline.store.layout import MINIATURE
 
 
 def make_config(name: str, recipe: Recipe, ray: RayConfig) -> AudioSetConfig:
-    """Return a preset: a recipe with its data."""
+    """Return the preset of a recipe, including its data."""
     root, data = "data/audioset", PreprocessConfig()
     if name == "demo":
         root, data = "data/demo", PreprocessConfig(metadata=MINIATURE, clips_per_shard=40)

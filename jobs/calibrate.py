@@ -13,7 +13,7 @@ from jobs.command_line.cli import CommandLine
 
 
 def calibrate() -> CalibrateConfig:
-    """Checkpoint and split → calibration.json, reliability.png and a table of thresholds."""
+    """Fit a calibration on a split, and write calibration.json, reliability.png and a table of thresholds."""
     return CalibrateConfig(checkpoint=tyro.MISSING)
 
 

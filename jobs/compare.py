@@ -1,4 +1,4 @@
-"""Compare trainings: a table on the terminal, and one self-contained HTML page.
+"""Compare training runs in a table on the terminal and on a self-contained HTML page.
 
 python jobs/compare.py RUN RUN… [--root data/audioset] [--output comparison.html]
 
@@ -14,7 +14,7 @@ from jobs.command_line.cli import CommandLine
 
 
 def runs() -> CompareConfig:
-    """Runs → differences in settings and data, metrics with intervals, classes that gain or lose."""
+    """Show differences in settings and data, metrics with intervals, and classes that gain or lose."""
     return CompareConfig(runs=tyro.MISSING)
 
 

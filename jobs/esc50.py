@@ -24,7 +24,7 @@ ESC50 = Dataset(
 def make_config(recipe: Recipe) -> FoldsConfig:
     return FoldsConfig(
         dataset=ESC50,
-        archive="https://github.com/karoldvl/ESC-50/archive/master.zip",  # no digest: GitHub packs it on demand
+        archive="https://github.com/karoldvl/ESC-50/archive/master.zip",  # without a fixed digest
         root="data/esc50",
         folds=(1, 2, 3, 4, 5),
         model=recipe.model,

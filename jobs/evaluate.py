@@ -13,7 +13,7 @@ from jobs.command_line.cli import CommandLine
 
 
 def score() -> EvaluateConfig:
-    """Checkpoints → metrics, scores, a table per class and plots."""
+    """Write metrics, scores, a table per class and plots for one or more checkpoints."""
     return EvaluateConfig(checkpoints=tyro.MISSING)
 
 

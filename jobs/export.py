@@ -1,4 +1,4 @@
-"""Write a checkpoint for others; it is read back and held against the model before it gets its name.
+"""Export a checkpoint to other formats. Each export is read back and compared with the model.
 
 python jobs/export.py hugging_face --checkpoint CHECKPOINT --output exports/my-ast
 python jobs/export.py safetensors --checkpoint CHECKPOINT --output exports/my-ast.safetensors
@@ -14,17 +14,17 @@ from jobs.command_line.cli import CommandLine
 
 
 def hugging_face() -> ExportConfig:
-    """A folder for transformers' AutoModelForAudioClassification and AutoFeatureExtractor."""
+    """Write a folder for transformers' AutoModelForAudioClassification and AutoFeatureExtractor."""
     return ExportConfig("hugging_face", checkpoint=tyro.MISSING, output=tyro.MISSING)
 
 
 def safetensors() -> ExportConfig:
-    """One file with config, classes and normalisation in its metadata; ours loads it."""
+    """Write one file with config, classes and normalisation in its metadata, for `Tagger.load`."""
     return ExportConfig("safetensors", checkpoint=tyro.MISSING, output=tyro.MISSING)
 
 
 def onnx() -> ExportConfig:
-    """One ONNX file for any batch size: normalised fbank to logits. Needs `pip install '.[onnx]'`."""
+    """Write an ONNX file from normalised fbanks to logits, for any batch size. Needs `pip install '.[onnx]'`."""
     return ExportConfig("onnx", checkpoint=tyro.MISSING, output=tyro.MISSING)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune a model on your own sounds: a table of files, or a folder per class.
+"""Fine-tune a model on your own sounds, given as a table of files or one folder per class.
 
 python jobs/finetune.py --data sounds.csv --init MIT/ast-finetuned-audioset-10-10-0.4593
 python jobs/finetune.py --data recordings/ --size tiny --no-use-gpu
@@ -17,8 +17,8 @@ def preset() -> FinetuneConfig:
     """Fine-tune a model on your own sounds.
 
     Command: python jobs/finetune.py --data sounds.csv --init MIT/ast-finetuned-audioset-10-10-0.4593
-    Cost: at 50 clips of 10 s 1,600 samples of 783 GFLOP, at 50,000 clips 200,000.
-    Result: depends on the sounds; accuracy if each clip has one label, else mAP, on the held-out files.
+    Cost: 1,600 samples of 783 GFLOP for 50 clips of 10 s, and 200,000 samples for 50,000 clips.
+    Result: accuracy on the held-out files if each clip has one label, else mAP. Both depend on the sounds.
     """
     return FinetuneConfig()
 

@@ -15,7 +15,7 @@ from jobs.tagging.settings import PredictConfig
 
 
 def tag_files() -> PredictConfig:
-    """Files, folders, tars or lists → a table of the best classes; a million of them on Ray."""
+    """Write a table of the best classes of each file. Accepts files, folders, tars and lists, also by the million."""
     return PredictConfig(checkpoint=tyro.MISSING, audio=tyro.MISSING)
 
 

@@ -1,4 +1,4 @@
-"""Find the clips of a store, or windows of audio files, that sound most like some examples.
+"""Find clips of a store, or windows of audio files, that sound most like given examples.
 
 python jobs/search.py --checkpoint data/own/SET/runs/RUN/checkpoints/EPOCH --like frog.wav --audio recordings/
 python jobs/search.py --checkpoint data/own/SET/runs/RUN/checkpoints/EPOCH --label frog --root data/own/SET

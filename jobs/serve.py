@@ -15,7 +15,7 @@ from jobs.service.settings import ServeConfig
 
 
 def serve() -> ServeConfig:
-    """A model → HTTP on Ray Serve, and a page to try it."""
+    """Serve a model over HTTP with Ray Serve, with a page to try it."""
     return ServeConfig(checkpoint=tyro.MISSING)
 
 

@@ -32,7 +32,7 @@ FILES = (CALIBRATION, "reliability.png", "thresholds.csv")
 
 
 def calibrate_checkpoint(config: CalibrateConfig) -> None:
-    """Fit on half of the clips, print the gain on the other half, and store a fit on all clips."""
+    """Fit on half of the clips, print the gain on the other half, and store a calibration fitted on all clips."""
     folder = _output_folder(config)
     store = Store(resolve_root(config.root))
     snapshot = load_snapshot(store, config.snapshot or None)
@@ -55,14 +55,14 @@ def calibrate_checkpoint(config: CalibrateConfig) -> None:
     aside.write_text(json.dumps(final.to_json(), indent=1, allow_nan=False), encoding="utf-8")
     aside.replace(folder / CALIBRATION)
     if num_shared := sum(final.is_shared):
-        log.warning("%d of %d classes have too few clips for their own fit, and share one", num_shared, len(labels))
+        log.warning("%d of %d classes have too few clips for a separate fit, and share one", num_shared, len(labels))
     _track(config.checkpoint, folder, store)
     print(f"\n{folder / CALIBRATION}")
     print(f"use it:   python jobs/predict.py --checkpoint {config.checkpoint} --calibrated --audio FILE")
 
 
 def _track(checkpoint: str, folder: Path, store: Store) -> None:
-    """Upload the files to the MLflow run of the checkpoint, if the checkpoint names one."""
+    """Upload the files to the checkpoint's MLflow run, if it has one."""
     run_id = read_weights(checkpoint).description.get("tracking_run")
     if not run_id:
         return
@@ -76,7 +76,7 @@ def _track(checkpoint: str, folder: Path, store: Store) -> None:
 
 
 def _output_folder(config: CalibrateConfig) -> Path:
-    """Return `config.output`, by default the folder of the checkpoint's weights."""
+    """Return `config.output`, or else the folder of the checkpoint's weights."""
     if config.output:
         return Path(config.output)
     path = Path(config.checkpoint).expanduser()
@@ -86,11 +86,11 @@ def _output_folder(config: CalibrateConfig) -> Path:
 
 
 def _choose_half(snapshot: Snapshot, split: str) -> np.ndarray:
-    """Return the mask (N,) of a split's clips to fit. All clips of a video are in the same half."""
+    """Return a mask (N,) of the split's clips to fit. All clips of a video are in the same half."""
     keys = snapshot.index["key"].take(snapshot.rows_of((split,))).to_pylist()
     is_fitted = np.array([zlib.crc32(key.rpartition("_")[0].encode()) % 2 == 0 for key in keys])
     if is_fitted.all() or not is_fitted.any():
-        raise InputError(f"expected clips of several videos in {split}, found {len(keys)} clips of one")
+        raise InputError(f"expected clips of several videos in {split}, found {len(keys)} clips of a single video")
     return is_fitted
 
 

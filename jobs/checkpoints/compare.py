@@ -1,4 +1,4 @@
-"""Compare training runs: a table for the terminal, and one HTML page."""
+"""Compare training runs in a table on the terminal and on an HTML page."""
 
 from pathlib import Path
 

@@ -26,7 +26,7 @@ from pipeline.store.storage import Store
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> None:
-    """Score each checkpoint, print its metrics and those of the ensemble so far, and write the ensemble's files."""
+    """Score each checkpoint, print its metrics and the ensemble's, and write the ensemble's files."""
     store = Store(resolve_root(config.root))
     snapshot = load_snapshot(store, config.snapshot or None)
     check_fingerprint(snapshot)
@@ -48,7 +48,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     coverage = Coverage(config.clips, num_listed, len(evaluation.scores))
     bounds = {**main.bounds, **(_report_coverage(evaluation, coverage) if config.clips else {})}
     folder = _output_folder(config, store)
-    # Checkpoints do not record their training splits, so all other splits are assumed.
+    # Checkpoints do not record their training splits, so assume all other splits.
     splits = tuple(sorted(set(snapshot.splits) - {config.split})), config.split
     predictions = make_predictions(evaluation, snapshot, splits, epoch=0, coverage=coverage)
     write_evaluation(folder, predictions, snapshot, ", ".join(config.checkpoints), config.classes)

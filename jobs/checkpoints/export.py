@@ -1,4 +1,4 @@
-"""Export a checkpoint to other formats. Each file is read back and compared before it gets its name."""
+"""Export a checkpoint to other formats. Each file is read back and verified before it gets its final name."""
 
 from collections.abc import Callable
 from pathlib import Path

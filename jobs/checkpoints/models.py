@@ -48,7 +48,7 @@ def list_models(command: ListModels) -> None:
 
 
 def compare(command: CompareVersions) -> None:
-    """Print the difference in the main metric between two versions on their common clips."""
+    """Print the difference in the main metric between two versions, measured on their common clips."""
     client = _client(command)
     new, old = (find_version(client, version) for version in (command.version, command.against))
     predictions = [fetch_predictions(client, str(each.run_id), each.tags[VARIANT_TAG]) for each in (new, old)]

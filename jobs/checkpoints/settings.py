@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Settings of an evaluation."""
+    """Settings of `evaluate`."""
 
     checkpoints: tuple[str, ...]
     """Folders, files or hub names, with any strides and lengths. The scores of several checkpoints are averaged."""
@@ -43,7 +43,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """Settings of a calibration."""
+    """Settings of `calibrate`."""
 
     checkpoint: str
     """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth."""
@@ -54,7 +54,8 @@ class CalibrateConfig:
     split: str = "eval"
     """Split to fit; it must not be a training split of the checkpoint."""
     method: Literal["platt", "temperature", "none"] = "platt"
-    """Scaling of the logits: per class, by one temperature (always for cross-entropy), or none (thresholds only)."""
+    """Scaling of the logits: platt fits each class, temperature fits a single factor (the only choice for
+    cross-entropy), and none chooses only thresholds."""
     precision: float | None = None
     """Target precision of the thresholds. Default: thresholds with the best F1."""
     output: str = ""
@@ -70,15 +71,15 @@ class CalibrateConfig:
 
 
 MAX_COMPARED_RUNS = 26
-"""Largest number of compared runs, because a letter names each run."""
+"""Maximum number of runs to compare. Each run is named by a letter."""
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Settings of a comparison of runs."""
+    """Settings of `compare`."""
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN RUN…")]]
-    """Runs to compare, each with the first: MLflow ids, names or folders, or folders of jobs/evaluate.py."""
+    """Runs to compare with the first run: MLflow ids, names, folders, or folders written by jobs/evaluate.py."""
     root: str = "data/demo"
     """Folder or s3:// address of the store. MLFLOW_TRACKING_URI, if set, replaces the store's own database."""
     output: str = "comparison.html"
@@ -93,20 +94,20 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Settings of an export."""
+    """Settings of `export`."""
 
     format: tyro.conf.Suppress[str]
     checkpoint: str
     """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth."""
     output: str
-    """Folder or file to create; it must not exist."""
+    """Folder or file to create. It must not exist yet."""
     labels: Input = ""
-    """class_labels_indices.csv for an official .pth, which names no classes."""
+    """class_labels_indices.csv for an official .pth, which contains no class names."""
 
 
 @dataclass(frozen=True)
 class ModelsCommand:
-    """Location of the registry."""
+    """Settings that locate the registry."""
 
     root: str = "data/demo"
     """Folder or s3:// address of the store. MLFLOW_TRACKING_URI, if set, replaces the store's own database."""
@@ -132,7 +133,7 @@ class CompareVersions(ModelsCommand):
 
 @dataclass(frozen=True)
 class PromoteVersion(ModelsCommand):
-    """Make a version the champion regardless of its metrics. The difference in the main metric is recorded."""
+    """Make a version the champion regardless of its metrics. Records the difference in the main metric."""
 
     version: str = tyro.MISSING
     """Version to promote: a number or latest."""
@@ -155,7 +156,7 @@ class ExportVersion(ModelsCommand):
     version: str = "champion"
     """Version to export: a number, champion or latest. The best and the averaged weights are separate versions."""
     to: str = tyro.MISSING
-    """Folder to create; its name becomes the name of the model."""
+    """Folder to create. Its name becomes the model's name."""
     licence: str = ""
     """Identifier of the weights' licence, such as apache-2.0. Without one, the card says "Not stated"."""
 
@@ -170,11 +171,11 @@ class PublishRun(ModelsCommand):
 
 @dataclass(frozen=True)
 class UIConfig:
-    """Serve MLflow's pages for a local store on 127.0.0.1, and open its runs. Trainings may log to the same address."""
+    """Serve MLflow's pages for a local store on 127.0.0.1, and open its runs. Training runs may log to this address."""
 
     root: str = "data/demo"
     """Folder of the store."""
     port: int = 5000
     """Port to listen on."""
     create: bool = False
-    """Create the database if the store has none, for a server that trainings will log to."""
+    """Create the database if the store has none, so that training runs can log to this server."""

@@ -8,12 +8,12 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class ImportTeacher:
-    """Import a teacher's published scores: match them to clips by id, grade them by the labels, store probabilities."""
+    """Import a teacher's published scores. Matches ids to clips, grades the scores, and stores probabilities."""
 
     name: str
     """Name of the teacher for --train.teachers."""
     scores: tuple[str, ...]
-    """Files of one teacher: .npy with --index, or parquet with a column of ids and a column of lists of scores."""
+    """Files of one teacher, as .npy with --index or as parquet with a column of ids and a column of score lists."""
     index: Input = ""
     """File that maps ids to rows of a .npy: {id: row}, as pickle or JSON."""
     allow_unnamed_rows: bool = False
@@ -21,7 +21,7 @@ class ImportTeacher:
     labels: Input = ""
     """class_labels_indices.csv of the columns. Default: the snapshot's classes."""
     stated_map: float | None = None
-    """mAP that the publisher states; scores that reach less than half of it are refused."""
+    """mAP that the publisher states. Scores with less than half of this mAP are rejected."""
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     snapshot: str = ""
@@ -29,7 +29,7 @@ class ImportTeacher:
 
     def __post_init__(self) -> None:
         if self.index and isinstance(self.scores, tuple) and len(self.scores) != 1:
-            raise ConfigError(f"--index belongs to one .npy file in --scores, found {len(self.scores)} files")
+            raise ConfigError(f"--index needs exactly one .npy file in --scores, found {len(self.scores)} files")
         if self.stated_map is not None and not 0 < self.stated_map < 1:
             raise ConfigError(f"--stated-map must be between 0 and 1, such as 0.495, found {self.stated_map}")
 

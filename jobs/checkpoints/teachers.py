@@ -1,4 +1,4 @@
-"""Commands on teachers: import published scores into a store, list the imported teachers."""
+"""Import published scores of teachers into a store, and list the imported teachers."""
 
 from itertools import chain
 
@@ -32,8 +32,8 @@ def import_teacher(config: ImportTeacher) -> None:
     num_matched = int((matches.rows >= 0).sum())
     if not num_matched:
         raise MismatchError(
-            f"expected ids of clips of snapshot {snapshot.snapshot_id}, such as {snapshot.index['key'][0]} or its"
-            f" YouTube id, found none among {len(ids):,} such as {quote(ids.drop_null()[:3].to_pylist())}"
+            f"none of the {len(ids):,} ids, such as {quote(ids.drop_null()[:3].to_pylist())}, is a clip of snapshot"
+            f" {snapshot.snapshot_id}; expected keys such as {snapshot.index['key'][0]}, or YouTube ids"
         )
     print(f"{', '.join(config.scores)}: {kind}, {len(ids):,} rows, {num_matched:,} match clips of the snapshot")
     if matches.num_ambiguous:

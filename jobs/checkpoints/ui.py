@@ -1,4 +1,4 @@
-"""Serve MLflow's pages for a local store, and open the list of trainings."""
+"""Serve MLflow's pages for a local store, and open its list of runs."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ def serve(config: UIConfig) -> None:
         raise ConfigError(
             f"port {config.port} can't be used: {error.strerror}; set --port (make: PORT=5001)"
         ) from error
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM also ends the server
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must end the server as well
     server = _start_server(root, config.port)
     with contextlib.suppress(KeyboardInterrupt):
         try:
@@ -57,7 +57,8 @@ def _start_server(root: Path, port: int) -> subprocess.Popen[bytes]:
     command += ["--backend-store-uri", f"sqlite:///{root / MLFLOW_DATABASE}"]
     command += ["--serve-artifacts", "--artifacts-destination", str(root / MLFLOW_ARTIFACTS)]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    # MLflow's job execution, for language models, doubles the start time. The server finds uvicorn through PATH.
+    # Disable MLflow's job execution, which serves language models and doubles the start time. The server finds uvicorn
+    # through PATH.
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}"
     return subprocess.Popen(command, env=environment)

@@ -1,8 +1,9 @@
-"""The command line of every entry point: preset or command and flags → config; logging; exit codes.
+"""The command line of all entry points. Parses presets, commands and flags, and handles logging and exit codes.
 
 Each file of `jobs/` declares its presets or commands as `COMMAND_LINE`. Settings are defined in the `settings` module
-of the room that uses them. The function to run is named by a string, `module:function`, and imported only after the
-command line has been checked. `--help` and a misspelt flag therefore answer at once, without importing PyTorch and Ray.
+of the room that uses them. A string `module:function` names the function to run, which is imported only after the
+command line has been checked. `--help` and errors about misspelt flags therefore appear at once, without importing
+PyTorch and Ray.
 """
 
 import difflib
@@ -37,12 +38,12 @@ EXIT_INTERRUPTED = 130
 
 
 class CommandLine:
-    """The command line of an entry point, `[WORD] [--FLAG VALUE]…`; the word names a preset or a command.
+    """The command line of an entry point, `[WORD] [--FLAG VALUE]…`, where the word names a preset or a command.
 
     job: the function that takes the config, as `module:function`, or a map from config types to such functions.
-    presets: functions that return the default config of each word. default: the word of a command line without one.
+    presets: functions that return the default config of each word. default: word to assume if there is none.
 
-    tyro parses the flags but not the word: tyro's subcommands suggest nothing for a misspelt preset, list a misspelt
+    tyro parses the flags but not the word. Its subcommands make no suggestions for a misspelt preset, list a misspelt
     flag once per preset, and hide the flags from `--help` if the word is optional.
     """
 
@@ -52,7 +53,7 @@ class CommandLine:
         self.job, self.presets, self.default = job, presets, default or next(iter(presets))
 
     def parse(self, argv: Sequence[str]) -> Any:
-        """Return the config of a command line without running it. Raises ConfigError; exits after `--help`."""
+        """Parse a command line without running it. Raises ConfigError, and exits after `--help`."""
         name, argv = self._split_word(list(argv))
         config = self.presets[name]()
         rare_flags = ""
@@ -93,9 +94,9 @@ class CommandLine:
         return 0
 
     def _rename_flags(self, message: str) -> str:
-        """Replace the flags in a message by this command's: `--train.learning-rate` may be `--learning-rate` here.
+        """Rename flags in a message for this command, in which `--train.learning-rate` may be `--learning-rate`.
 
-        Errors raised below the command line name flags by their group, because they don't know the command.
+        Code below the command line does not know the command, so its errors name flags by their group.
         """
         flags = set(flags_of(type(self.presets[self.default]())))
 
@@ -103,7 +104,7 @@ class CommandLine:
             without_group = f"--{found[1]}"
             return without_group if found[0] not in flags and without_group in flags else found[0]
 
-        # A misspelt flag is quoted exactly as the user typed it.
+        # Don't rename a misspelt flag, which is quoted as the user typed it.
         return re.sub(r"(?<!unknown flag )--[a-z]+\.([a-z.-]*[a-z])", rename, message)
 
     def _split_word(self, argv: list[str]) -> tuple[str, list[str]]:
@@ -127,7 +128,7 @@ class CommandLine:
         return name, argv[:at] + argv[at + length :]
 
     def _describe(self, name: str) -> str:
-        """Return the docstring of a preset, preceded by a list of all presets if the command has several."""
+        """Return a preset's docstring. If the command has several presets, a list of them comes first."""
         docs = {each: inspect.getdoc(preset) or "" for each, preset in self.presets.items()}
         # tyro joins lines but keeps paragraphs, so `Command:`, `Cost:` and `Result:` need paragraphs of their own.
         about = re.sub(r"(?<!\n)\n(?=[A-Z][a-z]+: )", "\n\n", docs[name])
@@ -140,7 +141,7 @@ class CommandLine:
 
 
 def _is_complete(arg: str) -> bool:
-    """Return whether an argument is a value or a flag with its value, so that a word may follow."""
+    """Return True if an argument is a value or a flag with its value, so that a word may follow."""
     return not arg.startswith("--") or "=" in arg
 
 
@@ -151,12 +152,12 @@ def check_inputs(config: Any) -> None:
             if isinstance(mark, Exists) and (value := getattr(config, name)) and "://" not in value:
                 path = Path(resolve_root(value) if name == "root" else value) / mark.inside
                 if not path.exists():
-                    raise InputError(f"--{name}: expected {path}, found nothing; {mark.advice}")
+                    raise InputError(f"--{name}: {path} does not exist; {mark.advice}")
 
 
 @contextmanager
 def _exit_on_closed_pipe() -> Iterator[None]:
-    """Exit without an error when the reader of stdout, such as `head`, has closed the pipe."""
+    """Exit without an error if the reader of stdout, such as `head`, closes the pipe."""
     try:
         yield
     except BrokenPipeError:
@@ -167,13 +168,14 @@ def _exit_on_closed_pipe() -> Iterator[None]:
 def _forget_script_folder() -> None:
     """Remove `jobs/` from the import path, where Python puts the folder of a script.
 
-    There its rooms hide libraries of the same name, such as Hugging Face's `datasets`, here and in Ray's workers.
+    Otherwise its rooms would hide libraries of the same name, such as Hugging Face's `datasets`, here and in Ray's
+    workers.
     """
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != ENTRY_POINTS]
 
 
 def configure_logging() -> None:
-    """Log messages of this project and warnings of libraries to stderr. An entry point logs as __main__."""
+    """Log this project's messages and the warnings of libraries to stderr. An entry point logs as __main__."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger().setLevel(logging.WARNING)  # basicConfig does nothing in Ray's workers, which have handlers
     for package in ("pipeline", "ast_model", "jobs", "__main__"):

@@ -1,4 +1,4 @@
-"""Flags of a config: their names, suggestions for misspelt ones, and the selection that `--help` shows."""
+"""Derive flags from a config, suggest corrections for misspelt flags, and choose the flags that `--help` shows."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 COMMON_FLAGS = (
     "--train.init --train.num-epochs --train.learning-rate --train.global-batch-size --train.micro-batch-size"
 ).split()
-"""Flags of groups that `--help` shows, besides all flags without a group; `--help-all` shows every flag."""
+"""Grouped flags that `--help` shows in addition to all flags without a group. `--help-all` shows every flag."""
 
 
 def flags_of(config: type) -> Iterator[str]:
@@ -28,7 +28,7 @@ def flags_of(config: type) -> Iterator[str]:
 
 
 def _iterate_flags(config: type, prefix: str = "--") -> Iterator[tuple[str, str, type]]:
-    """Yield flag, negated flag and type of each setting, including the settings of groups."""
+    """Yield the flag, the negated flag and the type of each setting, including the settings of groups."""
     for name, kind, marks in fields_of(config):
         flag = prefix + _flag_name(name, marks)
         if dataclasses.is_dataclass(kind):
@@ -38,7 +38,7 @@ def _iterate_flags(config: type, prefix: str = "--") -> Iterator[tuple[str, str,
 
 
 def fields_of(config: type) -> Iterator[tuple[str, type, tuple[Any, ...]]]:
-    """Yield name, type and annotations of each field that has a flag."""
+    """Yield the name, type and annotations of each field that has a flag."""
     for name, hint in get_type_hints(config, include_extras=True).items():
         marks = getattr(hint, "__metadata__", ())
         if tyro.conf.Suppress not in marks:
@@ -46,7 +46,7 @@ def fields_of(config: type) -> Iterator[tuple[str, type, tuple[Any, ...]]]:
 
 
 def _flag_name(name: str, marks: tuple[Any, ...]) -> str:
-    """Return a field's name in flags: an annotated name, else the field's own."""
+    """Return the name that a field has in flags, which is its annotated name or else its own name."""
     return next((mark.name for mark in marks if getattr(mark, "name", "")), name).replace("_", "-")
 
 
@@ -62,7 +62,7 @@ def check_flags(argv: Sequence[str], config: type) -> None:
 
 
 def _similar_flags(typed: str, flags: Sequence[str]) -> list[str]:
-    """Return up to three flags that resemble a typed one: in full, without the group, or by initials (`lr`)."""
+    """Return up to three flags that resemble a typed flag in full, without the group, or by initials (`lr`)."""
     by_name: dict[str, list[str]] = {}
     for flag in flags:
         last = flag.rpartition(".")[2].removeprefix("--")
@@ -75,7 +75,7 @@ def _similar_flags(typed: str, flags: Sequence[str]) -> list[str]:
 
 
 def expand_optional_switches(argv: Sequence[str], config: type) -> Iterator[str]:
-    """Yield arguments in tyro's form: for a switch of type `bool | None`, `--no-use-gpu` becomes `--use-gpu False`."""
+    """Convert switches of type `bool | None` to tyro's form: `--no-use-gpu` becomes `--use-gpu False`."""
     optional = {flag for flag, _, kind in _iterate_flags(config) if kind == bool | None}
     for arg, after in zip(argv, [*argv[1:], ""], strict=False):
         flag = arg.replace("_", "-")
@@ -90,7 +90,7 @@ def _is_common(flag: str) -> bool:
 
 
 def hide_rare_flags(config: Any, prefix: str = "--") -> Any:
-    """Return the same settings as an instance of a subclass in which tyro's help hides the uncommon flags."""
+    """Return the same settings as an instance of a subclass for which tyro's help hides uncommon flags."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     overrides = []
     for name, kind, marks in fields_of(type(config)):
@@ -106,7 +106,7 @@ def hide_rare_flags(config: Any, prefix: str = "--") -> Any:
 
 
 def list_rare_flags(config: type) -> str:
-    """Return the names of the flags that `--help` hides, one paragraph per group; empty if it hides none."""
+    """List the flags that `--help` hides, one paragraph per group. Empty if it hides none."""
     groups: dict[str, list[str]] = {}
     for flag in flags_of(config):
         group, _, name = flag.rpartition(".")

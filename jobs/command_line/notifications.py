@@ -1,4 +1,4 @@
-"""Notifications at the end of long commands: a JSON summary for a URL or a program."""
+"""Send a JSON summary to a URL or a program at the end of a long command."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, descri
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 15.0
-"""Longest wait for a receiver. The command then ends without it."""
+"""Seconds after which the command ends without waiting for the receiver."""
 MAX_ERROR_CHARS = 2000
 URLS = ("http://", "https://")
 Summary = dict[str, Any]
@@ -32,9 +32,10 @@ class RefusedError(Exception):
 
 @contextmanager
 def notifying(receiver: str, kind: str) -> Iterator[Summary]:
-    """Send the summary that the block fills to the receiver, however the block ends. An empty receiver gets nothing.
+    """Send the summary that the block fills to the receiver, even if the block raises. No receiver: do nothing.
 
-    Never raises because of the receiver, except for a ConfigError before the block if there is no such file or program.
+    Problems of the receiver raise no errors, except a ConfigError before the block if the file or program does not
+    exist.
     kind: `preprocess` or `train`.
     """
     send = open_receiver(receiver) if receiver else None
@@ -97,7 +98,7 @@ def _parse_header(line: str) -> tuple[str, str]:
 
 
 def _post(url: str, headers: Mapping[str, str], data: bytes) -> None:
-    import requests  # here, so that `--help` doesn't wait for it
+    import requests  # imported here, so that `--help` does not wait for it
 
     headers = {"Content-Type": "application/json", **headers}
     # A redirect would turn the POST into a GET.
@@ -113,7 +114,7 @@ def _run(words: list[str], data: bytes) -> None:
 
 
 def _send_in_time(send: Send, summary: Summary) -> None:
-    """Deliver a summary within the timeout, or log why not. A thread bounds slow answers, which no library does."""
+    """Deliver a summary within the timeout, or log the failure. A thread limits the total time of slow answers."""
     failures: list[str] = ["no answer in time"]
 
     def deliver() -> None:
@@ -121,7 +122,7 @@ def _send_in_time(send: Send, summary: Summary) -> None:
             send(json.dumps(summary, default=str).encode())
             failures.clear()
         except Exception as error:
-            # Messages of libraries contain the address, and addresses may contain secrets.
+            # Log only error types of libraries, because their messages contain the address, which may contain secrets.
             failures[:] = [str(error) if isinstance(error, RefusedError) else type(error).__name__]
 
     thread = threading.Thread(target=deliver, daemon=True)

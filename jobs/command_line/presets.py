@@ -1,4 +1,4 @@
-"""Presets made from recipes. All commands that train on AudioSet share the presets' names and numbers of workers."""
+"""Make presets from recipes. All commands that train on AudioSet share their names and numbers of workers."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,9 +22,9 @@ WORKERS = {
 
 
 def make_presets(make: Callable[[str, Recipe, RayConfig], Config]) -> dict[str, Callable[[], Config]]:
-    """Return a preset for each AudioSet recipe, with the recipe's docstring.
+    """Return one preset per AudioSet recipe, with the recipe's docstring.
 
-    make: builds a command's config from the name of a recipe, the recipe, and the workers.
+    make: function that builds a command's config from a recipe's name, the recipe, and the workers.
     """
 
     def preset(name: str) -> Callable[[], Config]:
@@ -34,7 +34,7 @@ def make_presets(make: Callable[[str, Recipe, RayConfig], Config]) -> dict[str, 
 
 
 def make_preset(recipe: Callable[[], Recipe], make: Callable[[Recipe], Config]) -> Callable[[], Config]:
-    """Return the preset of a recipe, with the recipe's docstring. `make` builds a command's config from it."""
+    """Return the preset of a recipe, with its docstring. make: function that builds the command's config."""
 
     def preset() -> Config:
         return make(recipe())

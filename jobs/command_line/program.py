@@ -1,4 +1,4 @@
-"""The two ways to run a command: the console command `audioset-ast NAME`, or the file `jobs/NAME.py`."""
+"""Names of the running program, which is the console command `audioset-ast NAME` or a file `jobs/NAME.py`."""
 
 import shlex
 import sys
@@ -11,7 +11,7 @@ ROOT = ENTRY_POINTS.parent
 
 
 def is_console() -> bool:
-    """Return whether this process is the console command."""
+    """Return True if this process is the console command."""
     return Path(sys.argv[0]).name == CONSOLE
 
 
@@ -23,7 +23,7 @@ def program_name() -> str:
 
 
 def command_words(name: str) -> list[str]:
-    """Return the words that run another command the way this process was started, for commands to paste."""
+    """Return the words that run another command in the way this process was started, for users to paste."""
     return [CONSOLE, name] if is_console() else ["python", f"jobs/{name}.py"]
 
 

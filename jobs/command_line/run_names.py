@@ -1,4 +1,4 @@
-"""Names of new runs."""
+"""Make names for new runs."""
 
 import secrets
 import time

@@ -12,10 +12,10 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class Exists:
-    """Annotation of a setting that names a file or folder; a missing local one is reported before heavy imports."""
+    """Annotates a setting that names a file or folder. If it is local and missing, heavy imports are never reached."""
 
     advice: str
-    """Advice at the end of the error message."""
+    """Advice to append to the error message."""
     inside: str = ""
     """File or folder that the folder must contain."""
 
@@ -47,11 +47,12 @@ class RayConfig:
     """Number of ranks, each with one CPU or GPU. A range such as 2:8 lets the training continue with fewer ranks when
     nodes are lost, and grow again when they return."""
     use_gpu: Annotated[bool | None, tyro.conf.arg(metavar="| --no-use-gpu")] = False
-    """Give each rank a GPU, also under torchrun. Unset: use GPUs if the cluster has any."""
+    """Give each rank a GPU, also under torchrun. Default: use GPUs if the cluster has any."""
     max_failures: int = 3
-    """Consecutive failures without a new checkpoint before the training stops. Preempted nodes don't count."""
+    """Number of consecutive failures without a new checkpoint after which training stops. Preempted nodes do not
+    count."""
     start_timeout_s: float = 600.0
-    """Seconds to wait until the cluster can run the minimum number of workers."""
+    """Maximum seconds to wait until the cluster can run the minimum number of workers."""
 
     def __post_init__(self) -> None:
         fewest, most = self.num_workers

@@ -1,4 +1,4 @@
-"""Cross-validation over official folds: one child run per fold, and a parent run with the summary."""
+"""Cross-validate over official folds, with one child run per fold and a parent run for the summary."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ INTRODUCTION = "Cross-validation with one child run per fold.\n\n"
 
 
 def train_folds(config: FoldsConfig) -> None:
-    """Train and test on each fold; print and store the accuracies and their mean as {name}.json.
+    """Train and test on each fold. Prints the accuracies and their mean, and stores them as {name}.json.
 
     Fold 1 is the split `fold1`, and so on.
     """
@@ -56,7 +56,7 @@ def config_of_fold(config: FoldsConfig, fold: int) -> FoldsConfig:
 
 
 def check_folds(snapshot: Snapshot, config: FoldsConfig) -> None:
-    """Raise NoClipsError if any fold contains all clips of a class, so that none is left to train on."""
+    """Raise NoClipsError if a fold contains all clips of a class, which leaves none to train on."""
     if config.train.allow_empty_classes:
         return
     for fold in config.folds:
@@ -64,19 +64,21 @@ def check_folds(snapshot: Snapshot, config: FoldsConfig) -> None:
         empty = [name for name, count in zip(snapshot.labels.names, counts, strict=True) if count == 0]
         if empty:
             raise NoClipsError(
-                f"fold {fold} can't be tested: it contains all clips of {', '.join(empty[:5])}, none are left to train"
-                " on. Spread them over the folds, omit the fold from --folds, or set --allow-empty-classes"
+                f"can't test fold {fold}, because it contains all clips of {', '.join(empty[:5])} and leaves none to"
+                " train on. Spread them over the folds, omit the fold from --folds, or set --allow-empty-classes"
             )
 
 
 def open_parent(config: FoldsConfig, snapshot: Snapshot) -> tuple[str, TrackedRun]:
-    """Start the parent run of all folds, or resume `config.resume`; return its name and the run.
+    """Start the parent run of all folds or resume `config.resume`. Returns its name and the run.
 
     Raises ConfigError if the run to resume is missing, MismatchError if it trains on another snapshot.
     """
     store = snapshot.store
     if config.resume:
-        run = re.sub(r"-fold\d+$", "", config.resume)  # a stopped fold suggests --resume with its own name
+        run = re.sub(
+            r"-fold\d+$", "", config.resume
+        )  # the message of a stopped fold suggests --resume with the fold's name
         if not store.exists(RunFiles(run).folds):
             found = ", ".join(name_in(RUNS, name) for name in store.list(RUNS, f"/{FOLDS_RECORD}")[-10:])
             raise ConfigError(f"expected a run of folds named {run} in {store.root}, found {found or 'none'}")
@@ -98,7 +100,7 @@ def open_parent(config: FoldsConfig, snapshot: Snapshot) -> tuple[str, TrackedRu
 
 
 def train_fold(config: FoldsConfig, snapshot: Snapshot, parent_name: str, parent: TrackedRun) -> list[Metrics]:
-    """Return the metrics of a fold's epochs: train it, resume it if it was started, or read them if it is finished."""
+    """Return the metrics of a fold's epochs. Trains or resumes the fold unless it is finished."""
     run, store = f"{parent_name}-{config.train.eval_split}", snapshot.store
     if store.exists(RunFiles(run).history):
         return store.read_json(RunFiles(run).history)
@@ -107,7 +109,7 @@ def train_fold(config: FoldsConfig, snapshot: Snapshot, parent_name: str, parent
 
 
 def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
-    """Return the folds' accuracies at one epoch, the same for all folds, their mean, and how the epoch was chosen."""
+    """Choose one epoch for all folds. Returns the folds' accuracies, their mean, and how the epoch was chosen."""
     curves = np.array([[epoch["eval/accuracy"] for epoch in each if "eval/accuracy" in epoch] for each in histories])
     last = curves.shape[1]
     epoch = last if choose == "last" else int(curves.mean(axis=0).argmax()) + 1
@@ -125,7 +127,7 @@ def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
 
 
 def log_result(parent: TrackedRun, result: Mapping[str, Any]) -> None:
-    """Log to the parent run the mean accuracy after each epoch, and the accuracies of the chosen epoch."""
+    """Log the mean accuracy of each epoch and the accuracies of the chosen epoch to the parent run."""
     for epoch, mean in enumerate(result["mean_after_epoch"], start=1):
         parent.log_metrics({"eval/accuracy": mean}, epoch)
     folds = {f"accuracy/fold{fold}": value for fold, value in zip(result["folds"], result["accuracies"], strict=True)}

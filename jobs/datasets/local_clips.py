@@ -1,4 +1,4 @@
-"""Preprocessing of local files other than AudioSet: published data sets and the user's own sounds."""
+"""Preprocess local files of published data sets and the user's own sounds."""
 
 import logging
 import tempfile
@@ -16,11 +16,11 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 
 CLIPS_PER_SHARD = 500
-"""Small shards, so that a set of a few thousand clips still occupies several cores."""
+"""Shard size, small enough that a set of a few thousand clips occupies several cores."""
 
 
 def preprocess_local_clips(clips: Sequence[LabelledClip], classes: Sequence[str], store: Store) -> Snapshot:
-    """Describe clips in tables of AudioSet's format, preprocess them, and log the number of clips per split."""
+    """Write tables in AudioSet's format, preprocess the clips, and log the number of clips per split."""
     connect(store)
     folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())
     splits = write_tables(clips, classes, folder)

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class Dataset:
-    """A published data set: its name, the reader of its official layout, and its metric."""
+    """Name, reader and metric of a published data set."""
 
     name: str
     reader: str
@@ -21,7 +21,7 @@ class Dataset:
     marker: str
     """File that identifies the official folder, relative to that folder."""
     fetcher: str = ""
-    """Function that downloads a set of several archives, as `module:function`; empty for a single archive."""
+    """Function, as `module:function`, that downloads several archives; empty for a single archive."""
     num_folds: int = 0
     """Number of official folds; 0 for a set with official splits."""
     metric: Literal["accuracy", "mAP"] = "accuracy"
@@ -29,15 +29,15 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Settings of a training on a published data set."""
+    """Settings of commands that train on a published data set."""
 
     dataset: tyro.conf.Suppress[Dataset]
     data: Input = ""
-    """The official folder, unpacked. Default: download it."""
+    """The unpacked official folder. Default: download it."""
     archive: str
     """Address to download the data set from."""
     digest: str = ""
-    """Expected sha256 or md5 of the archive. Empty: don't verify it."""
+    """Expected sha256 or md5 of the archive. Empty: do not verify it."""
     root: str
     """Folder of the store. Relative to the current folder, or to ~/audioset-ast in a Ray job."""
     resume: str = ""
@@ -57,12 +57,13 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldsConfig(DatasetConfig):
-    """Settings of a cross-validation over official folds."""
+    """Settings of commands that cross-validate over official folds."""
 
     folds: tuple[int, ...]
     """Folds to test on, each after training on all other folds."""
     choose: Literal["last", "best_on_test"] = "last"
-    """Epoch to report: the last one, or the one with the best mean accuracy on the test folds, as some papers do."""
+    """Epoch to report: the last epoch, or the epoch with the best mean accuracy on the test folds, as in some
+    papers."""
 
     def __post_init__(self) -> None:
         known = set(range(1, self.dataset.num_folds + 1))
@@ -72,7 +73,7 @@ class FoldsConfig(DatasetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialSplitsConfig(DatasetConfig):
-    """Settings of a training on a set with official training, validation and test splits."""
+    """Settings of commands for data sets with official training, validation and test splits."""
 
     choose: Literal["best_on_valid", "last"] = "best_on_valid"
     """Epoch to score on the official test split."""
@@ -80,7 +81,7 @@ class OfficialSplitsConfig(DatasetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FSD50KConfig(OfficialSplitsConfig):
-    """Settings of a training on FSD50K. It has no --digest: its reader knows the digest of each archive."""
+    """Settings of the FSD50K command. It needs no --digest, because its reader knows the digest of each archive."""
 
     archive: str = "https://zenodo.org/records/4060432/files"
     """Address of the folder that contains the official archives."""
@@ -97,7 +98,7 @@ class VGGSoundConfig:
     archive: str = "https://www.robots.ox.ac.uk/~vgg/data/vggsound/vggsound.csv"
     """Address to download the table from."""
     digest: str = ""
-    """Expected sha256 or md5 of the table; no official one exists. Empty: don't verify it."""
+    """Expected sha256 or md5 of the table. No official digest exists. Empty: do not verify it."""
     root: str = "data/vggsound"
     """Folder or s3:// address of the store. Relative to the current folder, or to ~/audioset-ast in a Ray job."""
     data: Data = field(default_factory=lambda: PreprocessConfig(splits=("train", "test")))

@@ -20,7 +20,7 @@ from pipeline.store.storage import Store
 
 
 def train_and_test(config: OfficialSplitsConfig) -> None:
-    """Train, print the validation and test scores of the chosen epoch, and store them as {name}.json."""
+    """Train, then print the validation and test scores of the chosen epoch and store them as {name}.json."""
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store, metric = Store(resolve_root(config.root)), config.dataset.metric
     clips, classes = read_dataset(config, store)
@@ -32,7 +32,7 @@ def train_and_test(config: OfficialSplitsConfig) -> None:
 
 
 def _score_test_split(config: OfficialSplitsConfig, job: TrackedJob, history: Sequence[Metrics]) -> dict[str, Any]:
-    """Score the chosen epoch's checkpoint on `test`, which played no part in choosing it."""
+    """Score the chosen epoch's checkpoint on `test`, which had no influence on the choice."""
     metric, store, snapshot = config.dataset.metric, job.store, job.snapshot
     epochs = [each for each in history if f"eval/{metric}" in each]
     best = best_checkpoint(store, job.folder)

@@ -1,4 +1,4 @@
-"""The VGGSound command: convert its table to AudioSet's tables, then run the main job on them."""
+"""The VGGSound command. Converts VGGSound's table to AudioSet's format, and runs the main job."""
 
 import dataclasses
 import tempfile

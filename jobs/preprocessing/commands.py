@@ -136,7 +136,7 @@ def verify(command: VerifyCommand) -> None:
 
 
 def verify_with_measures(shard: Shard, store: Store) -> tuple[list[str], bool]:
-    """Return the errors of a shard, and whether its clips are measured; a damaged shard counts as measured."""
+    """Return a shard's errors, and whether its clips are measured. A damaged shard counts as measured."""
     errors = verify_shard(shard, store)
     return errors, bool(errors) or is_measured(shard, store)
 
@@ -151,7 +151,7 @@ def measure_missing(store: Store, max_in_flight: int) -> None:
     num_clips = num_shards = 0
     with ray_session(), show_progress("measure", len(shards), "shards") as progress:
         for _, num_measured in run_tasks(measure_shard, shards, store, max_in_flight=max_in_flight):
-            if isinstance(num_measured, CorruptError):  # go on with the undamaged shards
+            if isinstance(num_measured, CorruptError):  # continue with the intact shards
                 damaged.append(num_measured)
             elif isinstance(num_measured, Exception):
                 raise num_measured

@@ -43,7 +43,7 @@ def find_duplicates(command: DuplicatesCommand) -> None:
 def run_on_this_node(
     function: Callable[[Any, Any], Any], items: Iterable[Any], shared: Any, num_items: int
 ) -> Iterator[tuple[Any, Any]]:
-    """Run a step of the search as Ray tasks on this node, which has its scratch files; show the progress."""
+    """Run a step of the search as Ray tasks on this node, where its scratch files are, and show the progress."""
     with show_progress(function.__name__.replace("_", " "), num_items, "tasks") as progress:
         tasks = run_tasks(function, items, shared, max_in_flight=os.cpu_count() or 1, on_this_node=True)
         for item, result in tasks:
@@ -61,7 +61,7 @@ def print_duplicates(snapshot: Snapshot, pairs: pa.Table, num_pairs: int) -> Non
     clips = pd.DataFrame({"split": snapshot.splits, "group": duplicate_groups(snapshot, pairs)})
     clips = clips[clips["group"].duplicated(keep=False)]
     print(f"{len(clips)} clips in {clips['group'].nunique()} groups of near-identical clips, {len(pairs)} pairs")
-    # A clip counts for another split if its group has a clip there, for its own split if its group has two.
+    # A clip counts for another split if its group has a clip there, and for its own split if its group has two.
     counts = clips.groupby(["group", "split"]).size().unstack(fill_value=0)
     table = pd.DataFrame(
         {
@@ -74,8 +74,8 @@ def print_duplicates(snapshot: Snapshot, pairs: pa.Table, num_pairs: int) -> Non
     held_out_groups = clips["group"][is_held_out]
     if num_leaks := int(clips["group"][~is_held_out].isin(held_out_groups).sum()):
         print(
-            f"\n{num_leaks} training clips are near-identical to evaluation clips; exclude them from a training"
-            " with --data.exclude duplicate_of_eval"
+            f"\n{num_leaks} training clips are near-identical to evaluation clips; exclude them from training with"
+            " --data.exclude duplicate_of_eval"
         )
     shown = pairs.to_pandas()
     for name in ("first", "second"):

@@ -1,19 +1,20 @@
-"""Rough time and bytes of a preprocessing run. docs/scale.md has the sums for all of AudioSet, with prices."""
+"""Estimate the time and bytes of a preprocessing run. docs/scale.md has figures and prices for all of AudioSet."""
 
 import os
 
 CPU_S_PER_CLIP = 0.02
-"""CPU time per clip for decoding, fbank and writing; measured by bench/convert.py."""
+"""CPU time per clip for decoding, fbank and writing, measured by bench/convert.py."""
 FETCHED_BYTES_PER_CLIP = 1.2e6
-"""YouTube: about 200 s of video at 48 kbit/s. Clips in a mirror or copy take about 0.2 to 1.4 MB."""
+"""Download size per clip. On YouTube, this is about 200 s of audio at 48 kbit/s. Clips of mirrors or copies have about
+0.2 to 1.4 MB."""
 STORED_BYTES_PER_CLIP = 258e3
-"""float16 fbank of 10 s and its JSON."""
+"""Size of a float16 fbank of 10 s and its JSON."""
 AUDIO_BYTES_PER_CLIP = 214e3
-"""FLAC, with `keep_audio`."""
+"""Size of the FLAC that `keep_audio` adds."""
 
 
 def estimate_lines(num_segments: int, clips_per_hour: int, num_addresses: int, keep_audio: bool) -> list[str]:
-    """Return printable estimates for segments that are due.
+    """Return lines of text with estimates for the segments that are due.
 
     clips_per_hour: limit per address; 0 for none.
     """

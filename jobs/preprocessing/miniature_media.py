@@ -1,4 +1,4 @@
-"""The demo's media: the miniature, served on loopback or copied into the store for workers on other hosts."""
+"""Provide the demo's media, served on loopback or copied into the store for workers on other hosts."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ NUM_UPLOADS = 16
 
 @contextmanager
 def with_miniature_media(data: PreprocessConfig, store: Store) -> Iterator[PreprocessConfig]:
-    """Make the miniature if `data.metadata` is `miniature`, and yield settings with its media; else yield `data`."""
+    """If `data.metadata` is `miniature`, make it and yield settings with its media. Otherwise yield `data`."""
     if data.metadata != MINIATURE:
         yield data
         return
@@ -53,7 +53,7 @@ def _media_for_cluster(miniature: Miniature, store: Store) -> Iterator[str]:
 
 
 def copy_media(miniature: Miniature, store: Store) -> str:
-    """Return the folder of the media in the store, after uploading the missing files of a remote store."""
+    """Return the folder of the media in the store. Uploads missing files to a remote store."""
     address = store.url(MINIATURE_MEDIA)
     log.info("workers on other hosts read the media from %s, so the planned faults of the server don't occur", address)
     if store.is_local:

@@ -12,7 +12,7 @@ from pipeline.config import PreprocessConfig
 class RunCommand:
     """Fetch and convert missing segments and retryable failures, and publish a snapshot if anything changed.
 
-    Exit codes: 0 success; 75 another run holds the store, retry later; 1 an error, with advice in its message.
+    Exit codes: 0 for success, 75 if another run holds the store (retry later), 1 for errors with advice.
     """
 
     root: str = "data/audioset"
@@ -41,7 +41,7 @@ class StatusCommand:
     """Folder or s3:// address of the store."""
     data: Data = field(default_factory=PreprocessConfig)
     num_classes: int = 20
-    """Number of classes to show, those with the lowest yield first."""
+    """Number of classes to show, lowest yield first."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class VerifyCommand:
 class MeasureCommand:
     """Measure the audio quality of clips in shards without measures of the current version.
 
-    Reads only the shards, so measures of the original media stay unknown: peak, clipping, DC, codec, sample rate and
-    position. Safe to interrupt, and to run concurrently with any other command.
+    Reads only the shards, so measures of the original media (peak, clipping, DC, codec, sample rate, position) stay
+    unknown. Safe to interrupt and to run concurrently with other commands.
     """
 
     root: StoreRoot = "data/audioset"
@@ -87,8 +87,8 @@ class ReportCommand:
 class DuplicatesCommand:
     """List near-identical clips of a snapshot, within and across splits, and store the list next to the snapshot.
 
-    Compares fingerprints, which are part of the measures; shards without measures are measured first. A second search
-    of a snapshot shows the stored list.
+    Compares fingerprints, which are part of the measures. Shards without measures are measured first. Repeating the
+    command shows the stored list.
     """
 
     root: StoreRoot = "data/audioset"
@@ -96,7 +96,7 @@ class DuplicatesCommand:
     snapshot: str = ""
     """Snapshot to search. Default: the latest."""
     num_pairs: int = 20
-    """Number of pairs to show, pairs across splits first; the stored list has all pairs."""
+    """Number of pairs to show, pairs across splits first. The stored list has all pairs."""
     max_in_flight: int = PreprocessConfig.max_in_flight
     """Maximum number of concurrent shard tasks while measuring."""
 
@@ -128,7 +128,7 @@ class PruneSnapshots:
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     keep: tuple[str, ...] = ()
-    """Further snapshots to keep."""
+    """Additional snapshots to keep."""
     track: bool = True
     """Keep snapshots that runs in MLflow use."""
     dry_run: bool = False

@@ -1,4 +1,4 @@
-"""Preprocessing as a tracked MLflow run."""
+"""Preprocess as a tracked MLflow run."""
 
 import logging
 import tempfile
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tuple[Snapshot, PreprocessReport]:
-    """Preprocess as a run of MLflow's preprocessing experiment; the run gets a final status even on errors."""
+    """Preprocess as a run in MLflow's preprocessing experiment. The run gets a final status even on errors."""
     tracker = start_run(store, run, {ROOT_TAG: store.root}, PREPROCESSING)
     with tracker.end_on_exit():
         tracker.log_params(flatten(config))
@@ -33,7 +33,7 @@ def preprocess_tracked(config: PreprocessConfig, store: Store, run: str) -> tupl
 
 
 def check_all_made(report: PreprocessReport) -> None:
-    """Raise StoreError, which ends the command with exit code 1, if any shard could not be written."""
+    """Raise StoreError if any shard could not be written, so that the command exits with code 1."""
     if report.errors:
         shard, error = next(iter(report.errors.items()))
         raise StoreError(
@@ -75,7 +75,7 @@ def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, report: Preproces
         metrics[f"clips/{split}"] = counts["written"]
     tracker.log_metrics(metrics, step=0)
     tracker.log_data(snapshot, "preprocessing")
-    if report.num_planned:  # at AudioSet's size a report takes as long as a rerun without work
+    if report.num_planned:  # for all of AudioSet, a report takes as long as a rerun without work
         log_report(tracker, snapshot)
     if report.failures:
         with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def log_preprocessing(tracker: TrackedRun, snapshot: Snapshot, report: Preproces
 
 
 def log_report(tracker: TrackedRun, snapshot: Snapshot) -> None:
-    """Log the report of a snapshot as HTML and JSON; log a warning instead if the store can't be read."""
+    """Log the report of a snapshot as HTML and JSON, or a warning if the store can't be read."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             save_report(Path(folder) / "report.html", snapshot)

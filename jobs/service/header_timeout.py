@@ -1,8 +1,8 @@
-"""A timeout for the headers of a request, including its first line.
+"""Limit the time in which the headers of a request must arrive.
 
-The middleware limits the body, since servers call an application only after complete headers. Neither uvicorn nor Ray
-Serve has a setting for slow headers, so Serve's proxy calls `install_header_timeout`, which replaces uvicorn's protocol
-before the proxy listens.
+Servers call an application only after the headers are complete, so the middleware can limit only the body. Neither
+uvicorn nor Ray Serve has a setting for slow headers. Serve's proxy therefore calls `install_header_timeout`, which
+replaces uvicorn's protocol before the proxy listens.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ HEADER_TIMEOUT_S = 20.0
 
 
 class HeaderTimeoutProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol; slow headers and idle new connections get status 408."""
+    """uvicorn's HTTP protocol, which answers slow headers and idle new connections with status 408."""
 
     header_timeout_s = HEADER_TIMEOUT_S
     _timer: asyncio.TimerHandle | None = None
@@ -26,7 +26,7 @@ class HeaderTimeoutProtocol(HttpToolsProtocol):
         self._start()
 
     def on_message_begin(self) -> None:
-        self._start()  # for a further request on the connection; uvicorn limits the idle time before it
+        self._start()  # for the next request on the connection; uvicorn itself limits the idle time before it
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -60,6 +60,6 @@ class HeaderTimeoutProtocol(HttpToolsProtocol):
 
 
 def install_header_timeout() -> list[Any]:
-    """Install the timeout in this process's uvicorn. Returns no middlewares, as Serve's callback requires a list."""
+    """Install the timeout in this process's uvicorn. Serve requires a list of middlewares, which is empty."""
     auto.AutoHTTPProtocol = HeaderTimeoutProtocol
     return []

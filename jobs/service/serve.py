@@ -1,4 +1,4 @@
-"""The service on Ray Serve: replicas that batch the windows of all their requests and follow the champion."""
+"""Run the service on Ray Serve. Replicas batch the windows of all their requests and follow the champion."""
 
 import asyncio
 import contextlib
@@ -31,24 +31,24 @@ log = logging.getLogger(__name__)
 APPLICATION = "audio-tagging"
 REGISTRY = "models:/"
 MAX_CONNECTIONS = 1_000
-"""Concurrent requests per replica. Many, because the middleware limits complete uploads, and clients that send a byte
-per second must not block the service."""
+"""Maximum concurrent requests per replica. The limit is high, because the middleware limits complete uploads, and
+clients that send a byte per second must not block the service."""
 MAX_QUEUED = 100
 MIN_TOKEN_CHARS = 16
 MAX_ERROR_CHARS = 500
 
 
 def serve_model(config: ServeConfig) -> None:
-    """Serve until interrupted. Raises ConfigError or InputError without a model to serve or for a port in use."""
+    """Serve until interrupted. Raises ConfigError or InputError if the model or the port can't be used."""
     token = read_token(config.token_file)
     version = current_version(config)
     check_port(config.host, config.port)
-    # For Serve's proxy, which inherits the variable from a Ray started here. Nodes of an existing cluster must set it.
+    # Serve's proxy inherits this variable from a Ray that was started here. Nodes of an existing cluster must set it.
     os.environ.setdefault(
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "jobs.service.header_timeout:install_header_timeout"
     )
     with ray_session():
-        # Stop replicas on SIGTERM as on Ctrl-C. Set after the start of Ray, whose handler would abort.
+        # Stop replicas on SIGTERM as on Ctrl-C. Ray's own handler would abort, so replace it after the start of Ray.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt), running(config, token, version) as address:
             print(f"\npage: {address}/\nAPI:  {address}/openapi.json\n(Ctrl-C ends the service)", flush=True)
@@ -57,8 +57,8 @@ def serve_model(config: ServeConfig) -> None:
 
 @contextlib.contextmanager
 def running(config: ServeConfig, token: str, version: str = "") -> Iterator[str]:
-    """Run the service on the current Ray; yield its address."""
-    # A whole GPU or CPU for the model; decoding shares the CPU.
+    """Run the service on the current Ray, and yield its address."""
+    # Reserve a GPU or CPU for the model. Decoding shares the CPU.
     resources = {"num_cpus": 1, "num_gpus": 1} if config.use_gpu else {"num_cpus": 1}
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -90,7 +90,7 @@ class Replica:
     def __init__(self, config: ServeConfig, token: str, version: str):
         configure_logging()
         self.config, self.token, self.figures = config, token, Figures()
-        batches: Any = self.run  # the decorator adds setters that its type doesn't name
+        batches: Any = self.run  # the decorator adds setters that its type does not declare
         batches.set_max_batch_size(config.batch_size)
         batches.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)
         self.service = Service(load_model(config, version), config.limits, self.run)
@@ -99,18 +99,18 @@ class Replica:
     def __serve_build_asgi_app__(self) -> Gate:
         return make_app(self.service, self.config.limits, self.token, self.figures)
 
-    # Two concurrent batches: a CPU has a second core, and a GPU computes one batch while the next is prepared.
+    # Allow two concurrent batches. A CPU has a second core, and a GPU computes one batch while the next is prepared.
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005, max_concurrent_batches=2)
     async def run(self, pending: list[PendingWindow]) -> list[Result]:
         self.figures.batches.observe(len(pending))
-        # In a thread, so that the event loop reads and answers requests while the model computes.
+        # Compute in a thread, so that the event loop can read and answer requests meanwhile.
         return await asyncio.to_thread(run_batch, pending)
 
     async def _follow(self) -> None:
-        """Exchange the model when the alias moves.
+        """Load a new model when the alias moves.
 
-        The old model answers until the new one is loaded, and finishes its own requests. No request waits for a start,
-        as it would for a new replica.
+        The old model answers until the new model is loaded, and finishes its requests. No request waits, as it would
+        for the start of a new replica.
         """
         while True:
             await asyncio.sleep(self.config.poll_s)
@@ -128,7 +128,7 @@ def is_followed(config: ServeConfig) -> bool:
 
 
 def current_version(config: ServeConfig) -> str:
-    """Return the current version behind `models:/…`; empty unless the checkpoint is in the registry."""
+    """Return the current version behind `models:/…`, or "" for a checkpoint outside the registry."""
     if not is_followed(config):
         return ""
     from ast_model.tracking.registry import REGISTERED, find_version
@@ -161,7 +161,7 @@ def load_model(config: ServeConfig, version: str) -> ServedModel:
 
 
 def read_token(file: str) -> str:
-    """Return the first line of the token file; empty without a file. Raises InputError."""
+    """Return the first line of the token file, or "" without a file. Raises InputError."""
     if not file:
         return ""
     try:
@@ -177,7 +177,7 @@ def read_token(file: str) -> str:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ConfigError for an unusable address. Serve would start and report it only in a log."""
+    """Raise ConfigError for an unusable address. Serve would start anyway and report the problem only in a log."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()

@@ -13,8 +13,8 @@ class ServeConfig:
     """Settings of the service."""
 
     checkpoint: str
-    """A checkpoint's folder, a Hugging Face folder or hub name, an official .pth, or models:/audioset-ast@champion,
-    which the service follows: it loads a new champion beside the old one and then switches."""
+    """A checkpoint's folder, a Hugging Face folder or hub name, an official .pth, or models:/audioset-ast@champion. The
+    service follows the champion: it loads a new one in the background and then switches."""
     labels: Input = ""
     """The class_labels_indices.csv for an official .pth, which contains no class names."""
     root: str = "data/demo"
@@ -28,21 +28,21 @@ class ServeConfig:
     token_file: Input = ""
     """File with a token in its first line, required in each request as Authorization: Bearer TOKEN."""
     num_replicas: int = 1
-    """Copies of the model. Each is a process with a CPU, or with a GPU if --use-gpu is set."""
+    """Number of copies of the model. Each copy is a process with a CPU, or with a GPU if --use-gpu is set."""
     use_gpu: bool = False
     """Give each copy a GPU."""
     batch_size: int = 16
-    """Maximum windows per batch, from all requests at a copy."""
+    """Maximum windows per batch. A batch combines windows of all requests at a copy."""
     batch_wait_ms: float = 5.0
-    """Time that an incomplete batch waits for more windows."""
+    """Milliseconds that an incomplete batch waits for more windows."""
     poll_s: float = 60.0
-    """Interval of checking the registry for a moved alias."""
+    """Seconds between checks of the registry for a moved alias."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.host not in LOOPBACK and not self.token_file:
             raise ConfigError(
-                f"expected --token-file for --host {self.host}, found none: everyone who reaches the address could"
-                " use the service; name a file with a token"
+                f"--host {self.host} needs --token-file, because everyone who can reach the address could use the"
+                " service; name a file with a token"
             )
         check_above_0(self, ("num_replicas", "batch_size", "poll_s"))

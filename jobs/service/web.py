@@ -1,4 +1,4 @@
-"""Routes and metrics of the service. Independent of Ray, so that tests call the same application."""
+"""Routes and metrics of the service. Independent of Ray, so that tests can call the application directly."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -180,7 +180,7 @@ def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> 
 
     @app.post("/v1/embed", openapi_extra=UPLOAD)
     async def embed(request: Request) -> Embedding:
-        """Return the embedding of a sound: the mean over its windows."""
+        """Return the embedding of a sound, which is the mean over its windows."""
         return Embedding(**await service.embed(await request.body()))
 
     @app.post("/v1/file", response_class=Response)
@@ -195,7 +195,7 @@ def make_app(service: Service, limits: Limits, token: str, figures: Figures) -> 
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:
-        """Return the status and the version of the model. Open without a token, so it names no path."""
+        """Return the status and the model's version. Anyone may call this, so it reveals no paths."""
         return {"status": "ok", "version": service.model.version}
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -232,6 +232,6 @@ def _file(rows: list[dict[str, Any]], name: str, format: Format) -> Response:
 
 
 def _route_of(request: Request) -> str:
-    """Return the route's path instead of the request's, because each unknown path would become a metric series."""
+    """Return the path of the matching route. With requested paths, each unknown path would become a metric series."""
     route = request.scope.get("route")
     return getattr(route, "path", "other")

@@ -8,7 +8,7 @@
         files/{group}.parquet         a row per recording: tagged, or failed with a reason; written last, as the marker
                                       of a finished group
 
-As with shards, a digest of the plan names a group, so tasks can be repeated.
+Like shards, groups are named by a digest of their plan, so tasks can be repeated.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ TAGS_SCHEMA = pa.schema(
         "score": pa.float64(),
     }
 )
-"""Explicit schema: a group without any tag would have untyped columns."""
+"""Schema of the tables of tags. Without it, a group without tags would have untyped columns."""
 FILES_SCHEMA = pa.schema(
     {
         "file": pa.string(),
@@ -76,18 +76,18 @@ FILES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class TagJob:
-    """Settings and model address for tagging any group; small and picklable."""
+    """Small, picklable settings and model address, with which a worker can tag any group."""
 
     store: Store
     config: PredictConfig
     calibration: Calibration | None
     lease: LeaseGuard | None = None
-    """The run's lease of the output; tasks check it before they write."""
+    """The run's lease of the output. Tasks check it before they write."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Recordings of one task, with earlier attempts at each."""
+    """Recordings of one task, with the number of earlier attempts at each."""
 
     recordings: tuple[MediaFile, ...]
     attempts: tuple[int, ...]
@@ -134,13 +134,13 @@ def open_job(store: Store, config: PredictConfig) -> TagJob:
         **_describe_options(config),
     }
     if store.exists(SETTINGS):
-        # Older outputs lack the options that were added later, and were tagged with their defaults.
+        # Older outputs lack newer options and were tagged with their defaults.
         found = _describe_options(TaggingOptions()) | store.read_json(SETTINGS)
         differ = [f"--{name.replace('_', '-')}" for name, value in follow_from.items() if found.get(name) != value]
         if differ:
             raise MismatchError(
-                f"expected tags of the same settings in {store.root}, found another {', '.join(differ)}; use"
-                " the same, or a new --output"
+                f"{store.root} has tags with different settings ({', '.join(differ)}); use the same settings, or a new"
+                " --output"
             )
     else:
         with store.scratch() as folder:
@@ -188,7 +188,7 @@ def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Co
     in_flight, num_gpus = TASKS_PER_PROCESSOR * count_processors(use_gpu), int(use_gpu)
     suspects: list[Group] = []
     for group, result in run_tasks(tag_group, groups, job, max_in_flight=in_flight, num_gpus=num_gpus):
-        if isinstance(result, WorkerError | RayError):  # its process died repeatedly, perhaps because of one recording
+        if isinstance(result, WorkerError | RayError):  # its process died repeatedly, perhaps at a single recording
             log.warning(
                 "tagging the recordings of a group of %d one by one: %s", len(group.recordings), describe(result)
             )
@@ -208,7 +208,7 @@ def run_groups(groups: Sequence[Group], job: TagJob) -> Iterator[tuple[Group, Co
 
 
 def tag_group(group: Group, job: TagJob) -> Counter[Reason]:
-    """Tag the recordings of a group and publish the results; return the failures. Idempotent."""
+    """Tag the recordings of a group and publish the results. Returns the failures. Idempotent."""
     tagger = _open_model(job.store.url(MODEL), job.config.device)
     tagger.scorer.calibration = job.calibration
     return write_group(group, list(tag_recordings(tagger.scorer, group.recordings, job.config)), job)
@@ -221,7 +221,7 @@ def _open_model(address: str, device: str) -> Tagger:
 
 
 def write_group(group: Group, results: Sequence[Tagged | Untagged], job: TagJob) -> Counter[Reason]:
-    """Publish the results of a group, the table of recordings last; return the failures."""
+    """Publish a group's results, the table of recordings last. Returns the failures."""
     if job.lease:
         job.lease.check()
     rows = []
@@ -303,4 +303,4 @@ def _report(recordings: Sequence[MediaFile], ledger: pd.DataFrame, store: Store)
     log.info("tags: %s; status of each file: %s", store.url(TAGS), store.url(FILES))
     if not num_tagged:
         first = failed["detail"].iloc[0]
-        raise InputError(f"none of {len(recordings)} recordings could be tagged; the first: {first}")
+        raise InputError(f"none of {len(recordings)} recordings could be tagged. The first failure: {first}")

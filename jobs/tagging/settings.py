@@ -23,8 +23,8 @@ class PredictConfig(TaggingOptions):
     calibrated: bool = False
     """Return probabilities, and only classes above their thresholds, from the checkpoint's calibration.json."""
     format: Literal["text", "csv", "csv-excel", "jsonl", "parquet", "raven", "audacity"] = "text"
-    """text for people; csv, jsonl and parquet for programs; csv-excel for Excel on Windows; raven and audacity with one
-    file per recording."""
+    """Output format: text for people, csv, jsonl or parquet for programs, csv-excel for Excel on Windows, or raven or
+    audacity, which write one file per recording."""
     output: str = ""
     """Output file, or a folder for raven and audacity. Default for text and csv: the terminal. For many files, use
     --format parquet with a folder or s3:// prefix: Ray tags files in parallel, and the same command resumes an
@@ -32,7 +32,7 @@ class PredictConfig(TaggingOptions):
     embeddings: bool = False
     """Also store the embedding of each file or window. Needs --format parquet and a folder as --output."""
     files_per_task: int = 100
-    """Files per Ray task: the most that a kill costs per processor."""
+    """Number of files per Ray task. A kill loses at most one task per processor."""
     plot: str = ""
     """Folder for a PNG per file with its spectrogram and the strongest classes."""
     device: str = ""
@@ -40,7 +40,7 @@ class PredictConfig(TaggingOptions):
 
     @property
     def is_parallel(self) -> bool:
-        """Whether Ray tags the files in groups with stored results."""
+        """True if Ray tags the files in groups and stores the results."""
         return self.format == "parquet" and bool(self.output) and not self.output.endswith(".parquet")
 
     def __post_init__(self) -> None:
@@ -56,4 +56,4 @@ class PredictConfig(TaggingOptions):
                 f" --format {self.format} and {self.output or 'none'}"
             )
         if self.plot and self.is_parallel:
-            raise ConfigError("--plot needs tagging in one process: drop it, or name a file as --output")
+            raise ConfigError("--plot works only in a single process: drop it, or name a file as --output")

@@ -1,4 +1,4 @@
-"""The main job: preprocess missing clips, train on the snapshot, and report."""
+"""The main job, from AudioSet's CSV files to a trained model."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def _audioset(config: AudioSetConfig, summary: Summary) -> None:
     check_selection(config.selection)
     store = Store(resolve_root(config.root))
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
-    connect(store)  # find an unreachable tracking server now instead of after hours of fetching
+    connect(store)  # detect an unreachable tracking server before hours of fetching
     with ray_session():
         if config.resume:
             job = resume_run(config.resume, store, config)
@@ -47,5 +47,5 @@ def _audioset(config: AudioSetConfig, summary: Summary) -> None:
             history = train_on_ray(job, config.ray)
     summary["metrics"] = history[-1]
     print_report(RunSummary(job.snapshot, report, job.run, history, config.train.eval_split, tracking_uri(store)))
-    # Fail only after the training: the available clips are worth one, but a scheduler must notice missing shards.
+    # Fail only after training. Training on the available clips is useful, but a scheduler must notice missing shards.
     check_all_made(report)

@@ -1,4 +1,4 @@
-"""Check of the initial weights, before anything costly."""
+"""Check the initial weights before any costly step."""
 
 import dataclasses
 import logging
@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def open_initial_weights(train: TrainConfig, model: ASTConfig, resume: str) -> TrainConfig:
-    """Resolve `init` to an address that every process can open, and check that the weights fit the model.
+    """Make the address in `init` valid for every process, and check that the weights fit the model.
 
-    Relative paths refer to the command's working folder, since Ray's workers run elsewhere. Resumed runs start from
-    their checkpoint, so their initial weights are not checked. Raises WeightsError.
+    Relative paths become absolute, since Ray's workers run in another folder. Resumed runs start from their checkpoint,
+    so their initial weights are not checked. Raises WeightsError.
     """
     if not train.init:
         return train

@@ -1,4 +1,4 @@
-"""Provenance of a run: code, command, software, hardware and Ray job."""
+"""Describe the provenance of a run: code, command, software, hardware and Ray job."""
 
 import contextlib
 import getpass
@@ -21,12 +21,12 @@ ROOT = Path(__file__).parents[2]
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UNKNOWN, DIRTY = "unknown", "-dirty"
 DESCRIBE = ["git", "describe", "--always", f"--dirty={DIRTY}", "--abbrev=40", "--exclude=*"]
-"""Command that prints the full commit, and whether tracked files were changed."""
+"""Command that prints the full commit, and a mark if tracked files were changed."""
 PACKAGES = ("torch", "torchaudio", "ray", "mlflow", "numpy")
 
 
 def provenance() -> dict[str, str]:
-    """Return a run's tags. Unavailable facts, such as the commit in a copy without git, are `unknown`."""
+    """Return provenance as tags of a run. Unavailable facts, such as the commit without git, are `unknown`."""
     metadata = json.loads(os.environ.get(RAY_JOB_VARIABLE, "{}")).get("metadata", {})
     commit, is_dirty = _git(metadata)
     return {
@@ -45,7 +45,7 @@ def provenance() -> dict[str, str]:
 
 
 def _git(metadata: Mapping[str, Any]) -> tuple[str, str]:
-    """Return commit and dirtiness, from the working tree or from a Ray job's metadata."""
+    """Return the commit, and whether files were changed, from the working tree or from a Ray job's metadata."""
     described = metadata.get("git", "")
     if (ROOT / ".git").exists():
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -64,7 +64,7 @@ def _user() -> str:
 
 
 def _hardware() -> str:
-    """Describe the cluster, or this machine without Ray."""
+    """Describe the cluster or, without Ray, this machine."""
     if ray.is_initialized():
         have = ray.cluster_resources()
         kinds = [name.removeprefix("accelerator_type:") for name in have if name.startswith("accelerator_type:")]

@@ -1,4 +1,4 @@
-"""The driver and Ray Train as the launcher of a training's ranks: messages, preemption and reports."""
+"""Connect the ranks to the driver and to Ray Train for messages, preemption and reports."""
 
 import time
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ ASK_EVERY_S = 1.0
 
 @ray.remote(num_cpus=0)
 class DriverMailbox:
-    """Messages between driver and workers: a stop request, attempts, and an error that only a person can fix."""
+    """An actor for messages between driver and workers: stop requests, attempts, and errors that need a person."""
 
     def __init__(self) -> None:
         self._is_stopping = False
@@ -47,7 +47,7 @@ class DriverMailbox:
 
 
 class RayLauncher(Launcher):
-    """Stop requests of the driver, and Ray's announcements of preempted nodes."""
+    """Receives stop requests from the driver and announcements of preempted nodes from Ray."""
 
     def __init__(self, mailbox: Any, world: World, is_watching: bool):
         self.mailbox, self.world, self.is_watching = mailbox, world, is_watching
@@ -83,11 +83,11 @@ class RayLauncher(Launcher):
             gauges.set(name.replace("/", "_"), value, run=run)
 
     def report_epoch(self, metrics: Mapping[str, float], checkpoint: str) -> None:
-        """Report an epoch to Ray Train with the checkpoint that the store has; nothing is uploaded a second time."""
+        """Report an epoch to Ray Train with the checkpoint that is already in the store. Uploads nothing."""
         if self.world.is_main:
             self._show(metrics)
         storage: Any = ray.train.get_context().get_storage()
-        # Ray's storage path is the store's folder `runs`, so that all checkpoints are below the run's folder.
+        # Ray's storage path is the store's folder `runs`, so checkpoint paths are relative to it.
         path = f"{storage.storage_fs_path}/{checkpoint.removeprefix(f'{RUNS}/')}"
         ray.train.report(
             dict(metrics),

@@ -1,4 +1,4 @@
-"""Training on Ray Train, with one rank per worker."""
+"""Train on Ray Train, with one rank per worker."""
 
 import contextlib
 import dataclasses
@@ -36,12 +36,12 @@ log = logging.getLogger(__name__)
 QUICK_START_S = 5.0
 """Seconds to wait for workers before logging a warning."""
 GROW_EVERY_S = 60.0
-"""Seconds between checks for more workers, while a training has fewer than its maximum."""
+"""Seconds between checks for more workers while fewer than the maximum are in use."""
 GROUP_START_TIMEOUT_S = "30"
 """Seconds for which Ray Train waits for its workers before it checks the cluster's resources again."""
 
 POLL_S = "0.5"
-"""Seconds between Ray Train's polls of its workers. A rank waits with a report until Ray has fetched the one before, so
+"""Seconds between Ray Train's polls of its workers. A rank can't report until Ray has fetched its previous report, so
 Ray's default of 2 s would slow down shorter epochs."""
 
 GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
@@ -49,13 +49,13 @@ GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
 
 
 class NodeTorchConfig(TorchConfig):
-    """torch's process group, connected through the network interface of each node's address in Ray."""
+    """Connects torch's process group through the network interface that Ray uses on each node."""
 
     @property
     def backend_cls(self) -> Any:
         class NodeBackend(super().backend_cls):
             def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-                # Ray Train creates the process group in here, before it calls our training function.
+                # Ray Train creates the process group in this call, before it calls our training function.
                 _select_interfaces(worker_group)
                 super().on_start(worker_group, backend_config)
 
@@ -103,20 +103,20 @@ def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
                 raise posted
             if error is None:
                 return job.store.read_json(RunFiles(job.run).history)
-            # Ray Train counts all failures of a training. A month on spot nodes has many, and each costs only minutes.
-            # Only failures without progress should end the training, so restart the count after each new checkpoint.
+            # Ray Train counts all failures of a run. A month on spot nodes has many, and each costs only minutes. Only
+            # failures without progress should end the run, so restart the count after each new checkpoint.
             if list_checkpoints(job.store, job.folder) == found:
                 num_attempts: int = ray.get(mailbox.num_attempts.remote())
                 failed = f"failed {num_attempts - num_before} times" if num_attempts > num_before else "could not start"
                 raise TrainingError(
-                    f"the workers {failed} without a new checkpoint (for more attempts: --max-failures). The last"
+                    f"the workers {failed} without a new checkpoint (allow more with --max-failures). The last"
                     f" failure: {error}"
                 ) from error
             log.warning("the workers failed, but made progress; restarting them")
 
 
 def choose_gpu(config: RayConfig) -> RayConfig:
-    """Resolve whether to use GPUs, by default if the cluster has enough of them."""
+    """Decide whether to use GPUs. By default they are used if the cluster has enough of them."""
     if config.use_gpu is not None:
         return config
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -141,11 +141,11 @@ def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(is_watching)))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_TIMEOUT_S)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
-    # Otherwise the dashboard's Train page stays empty. Without a dashboard, Ray logs that it can't reach it.
+    # Enable the dashboard's Train page if there is a dashboard. Without one, Ray would log errors.
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", str(int(has_dashboard())))
     return TorchTrainer(
         _train_worker,
-        # Pickled here and loaded in `_train_worker`, which also reports errors of loading the snapshot.
+        # Pickle here and load in `_train_worker`, which also reports errors while loading the snapshot.
         train_loop_config={
             "job": pickle.dumps(job),
             "mailbox": mailbox,
@@ -169,9 +169,9 @@ def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
 
 
 def _forget_earlier_reports(job: TrackedJob) -> None:
-    """Remove Ray Train's record of reported checkpoints, which prevents a start once one of them is deleted.
+    """Remove Ray Train's record of checkpoints, which would prevent a start if any of them was deleted.
 
-    Runs keep only the newest checkpoints and the best one, and resume by their own records.
+    Runs keep only the newest and the best checkpoints, and resume from their own records.
     """
     record = f"{RunFiles(job.run).folder}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
     if job.store.exists(record):
@@ -212,7 +212,7 @@ def _cluster() -> str:
 
 @contextmanager
 def _stopping_on_sigterm(mailbox: Any) -> Iterator[None]:
-    """Turn SIGTERM, which `ray job stop` also sends, into a stop request to the workers."""
+    """Convert SIGTERM, which `ray job stop` also sends, to a stop request for the workers."""
 
     def ask(signum: int, frame: object) -> None:
         log.warning("asked to stop: workers are writing a checkpoint and exiting")
@@ -231,7 +231,7 @@ def _stopping_on_sigterm(mailbox: Any) -> Iterator[None]:
 
 
 def _train_worker(loop_config: Mapping[str, Any]) -> None:
-    """Train one rank. Errors that only a person can fix are posted to the driver, so that workers don't retry."""
+    """Train one rank. Errors that need a person are posted to the driver, so that workers do not retry."""
     configure_logging()
     mailbox = loop_config["mailbox"]
     if ray.get(mailbox.error.remote()) is not None:

@@ -1,4 +1,4 @@
-"""Start, resume and end of runs, with their records in the store and in MLflow."""
+"""Start, resume and end runs, with records in the store and in MLflow."""
 
 import dataclasses
 import logging
@@ -33,7 +33,7 @@ TrackedJob = TrainingJob[TrackedRun]
 def begin_run(config: RunSettings, snapshot: Snapshot, run: str, parent: TrackedRun | None = None) -> TrackedJob:
     """Start a run, with records in the store and in MLflow. Its model has the snapshot's classes.
 
-    Raises, before recording anything, if the store is not writable or the training can't start with this data.
+    Raises before recording anything if the store is not writable or training can't start with this data.
     """
     model = dataclasses.replace(config.model, num_classes=len(snapshot.labels))
     store = snapshot.store
@@ -66,18 +66,18 @@ def _check_plan(config: TrainConfig, model: ASTConfig, snapshot: Snapshot) -> Tr
 def _warn_of_leaks(config: TrainConfig, snapshot: Snapshot) -> None:
     if num_leaks := count_leaks(snapshot, config.train_splits, config.eval_split):
         log.warning(
-            "%d of %d evaluation clips (%s) are also training clips, or near-identical to one: the metrics will be too"
-            " high; to exclude such clips from the training: --data.exclude duplicate_of_eval",
+            "%d of %d evaluation clips (%s) are also training clips, or near-identical to one, so the metrics will be"
+            " too high. To exclude such training clips, add --data.exclude duplicate_of_eval",
             *(num_leaks, len(snapshot.rows_of((config.eval_split,))), config.eval_split),
         )
 
 
 def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "") -> TrackedJob:
-    """Resume a run, on its own snapshot, as the same run in MLflow.
+    """Resume a run on its own snapshot, as the same run in MLflow.
 
     snapshot_id: snapshot requested by the user, if any. Raises ConfigError if the run does not exist or is finished,
-    MismatchError if the settings imply other samples, another model or another snapshot, and NoClipsError if the run's
-    snapshot was removed.
+    MismatchError if the settings change the samples, the model or the snapshot, and NoClipsError if the run's snapshot
+    was removed.
     """
     if not run_exists(run, store):
         raise ConfigError(f"expected a run named {run} in {store.root}, found {_describe_runs(store)}")
@@ -92,7 +92,7 @@ def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "
             f"run {run} trains on snapshot {record['snapshot']}, found --snapshot {snapshot_id}; omit --snapshot,"
             " or start a new run"
         )
-    # Load the run's own snapshot: draws depend on its id, so the run could not continue on another one.
+    # Load the run's own snapshot. Draws depend on its id, so the run could not continue on another snapshot.
     try:
         snapshot = load_snapshot(store, record["snapshot"])
     except NoClipsError as error:
@@ -142,13 +142,13 @@ def end_run_on_exit(job: TrackedJob) -> Iterator[None]:
 
 
 def train_rank(job: TrackedJob, world: World, launcher: Launcher) -> list[Metrics]:
-    """Train one rank of a run, from the run's newest checkpoint if it has one."""
+    """Train one rank of a run. Continues from the run's newest checkpoint, if any."""
     try:
         check_exchange(job, world)
         teachers = open_teachers(TrainingPlan(job.snapshot, job.config))
         history = Trainer(job, world, launcher, teachers).run()
     finally:
-        # On every rank: metrics left in the queue would be delayed until the next job on this machine.
+        # Close on every rank, or queued metrics would wait for the next job on this machine.
         job.tracker.close()
     if world.is_main:
         job.store.write_json(RunFiles(job.run).history, history)

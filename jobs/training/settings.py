@@ -1,4 +1,4 @@
-"""Settings of trainings on AudioSet."""
+"""Settings of the commands that train on AudioSet."""
 
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -17,14 +17,13 @@ class AudioSetConfig:
 
     preset: tyro.conf.Suppress[str] = "audioset_full"
     root: str = "data/audioset"
-    """Folder or s3:// address of the store: metadata, shards, snapshots, runs. A relative one is taken from the
-    current folder, in a Ray job from ~/audioset-ast."""
+    """Folder or s3:// address of the store. Relative to the current folder, or to ~/audioset-ast in a Ray job."""
     data: Data = field(default_factory=PreprocessConfig)
     model: ASTConfig = field(default_factory=ASTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)
     resume: str = ""
-    """Run to resume on its own snapshot, with an otherwise identical command. Empty: new run."""
+    """Run to resume on its own snapshot, with an otherwise identical command. Default: start a new run."""
     selection: Selection = field(default_factory=SelectionConfig)
 
     @property
@@ -37,16 +36,15 @@ class AudioSetConfig:
 
 @dataclass(frozen=True)
 class TrainJobConfig:
-    """Settings of a training."""
+    """Settings of `train`."""
 
     preset: tyro.conf.Suppress[str] = "demo"
     root: StoreRoot = "data/demo"
-    """Folder or s3:// address of the store. A relative one is taken from the current folder, in a Ray job from
-    ~/audioset-ast."""
+    """Folder or s3:// address of the store. Relative to the current folder, or to ~/audioset-ast in a Ray job."""
     snapshot: str = ""
     """Snapshot to train on. Default: the latest, or the resumed run's own."""
     resume: str = ""
-    """Run to resume, with an otherwise identical command. Empty: new run."""
+    """Run to resume, with an otherwise identical command. Default: start a new run."""
     model: ASTConfig = field(default_factory=ASTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     ray: Annotated[RayConfig, NO_PREFIX] = field(default_factory=RayConfig)

@@ -1,4 +1,4 @@
-"""Start a training on Ray, or resume one, for commands that train on data sets other than AudioSet."""
+"""Start or resume a run on Ray, for commands that train on data sets other than AudioSet."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -28,9 +28,10 @@ def start_or_resume(
     parent: TrackedRun | None = None,
     initial_metrics: Mapping[str, float] | None = None,
 ) -> tuple[TrackedJob, list[Metrics]]:
-    """Train a new run, or resume the run `config.resume`; return its job and the metrics of each epoch.
+    """Train a new run or resume `config.resume`. Returns its job and the metrics of each epoch.
 
-    run: name of a new run; generated if empty. initial_metrics: logged at step 0 of a new run. Needs a running Ray.
+    run: name of a new run; generated if empty. initial_metrics: metrics to log at step 0 of a new run. Ray must be
+    running.
     """
     if config.resume:
         job = resume_run(config.resume, snapshot.store, config)
@@ -38,6 +39,6 @@ def start_or_resume(
         job = begin_run(config, snapshot, run or new_run_name(config.preset), parent)
         if initial_metrics:
             job.tracker.log_metrics(initial_metrics, step=0)
-            job.tracker.close()  # one process at a time logs to a run, from here on the main rank
+            job.tracker.close()  # only one process may log to a run, from now on the main rank
     with end_run_on_exit(job):
         return job, train_on_ray(job, config.ray)

@@ -1,4 +1,4 @@
-"""Summary printed at the end of the main job."""
+"""Print a summary at the end of the main job."""
 
 import math
 import shlex
@@ -64,14 +64,14 @@ def _training(summary: RunSummary) -> list[str]:
             name, prefix = "average of the last", "eval/average"
         values = (metrics.get(f"{prefix}/{key}", math.nan) for key in ("mAP", "auc", "d_prime"))
         line = "mAP {:.3f}   AUC {:.3f}   d' {:.2f}".format(*values)
-        accuracy = metrics.get(f"{prefix}/accuracy")  # measured if each clip has one class
+        accuracy = metrics.get(f"{prefix}/accuracy")  # only if each clip has one class
         lines.append(f"{name:20} {line if accuracy is None else f'accuracy {accuracy:.3f}   {line}'}")
     lines.append(f"{'chance':20} mAP {chance_level(summary.snapshot, summary.eval_split):.3f}   AUC 0.500   d' 0.00")
     return lines
 
 
 def chance_level(snapshot: Snapshot, eval_split: str) -> float:
-    """Return the expected mAP of random scores, the mean share of positive clips per class."""
+    """Return the expected mAP of random scores, which is the mean share of positive clips per class."""
     counts = snapshot.class_counts((eval_split,))
     return float(np.mean(counts[counts > 0]) / snapshot.stats["num_clips"][eval_split])
 
@@ -87,7 +87,7 @@ def _places(summary: RunSummary) -> list[str]:
 
 
 def _next_steps(summary: RunSummary) -> list[str]:
-    """Return commands to continue with."""
+    """Return commands that users may run next."""
     store = summary.snapshot.store
     root = shlex.quote(store.root)
     is_server = summary.tracking.startswith(("http://", "https://"))

@@ -1,4 +1,4 @@
-"""Teacher scores for the training clips."""
+"""Check and open teachers' scores for the training clips."""
 
 import logging
 
@@ -17,11 +17,11 @@ def check_teachers(plan: TrainingPlan) -> None:
     num_taught = _load_teachers(plan).num_taught
     if not num_taught:
         raise MismatchError(
-            f"expected scores of training clips ({', '.join(plan.config.train_splits)}) from {names}, found none:"
-            " import scores of these clips, or leave out --train.teachers"
+            f"{names} scored none of the training clips ({', '.join(plan.config.train_splits)}); import scores of"
+            " these clips, or drop --train.teachers"
         )
     log.info(
-        "%s scored %d of %d training clips (%.1f %%); the other %d learn from their labels alone",
+        "%s scored %d of %d training clips (%.1f %%); the other %d have only their labels as targets",
         *(names, num_taught, num_clips, 100 * num_taught / num_clips, num_clips - num_taught),
     )
 

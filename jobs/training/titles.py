@@ -1,4 +1,4 @@
-"""Titles and descriptions that distinguish runs in a list."""
+"""Make titles and descriptions that distinguish runs in a list."""
 
 import dataclasses
 from typing import Protocol
@@ -11,11 +11,11 @@ from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.layout import RunFiles
 
 MAX_CHANGES = 15
-"""Maximum characters for changed settings. MLflow's charts show 20 of a title, including the run's suffix of four."""
+"""Maximum characters for changed settings. MLflow's charts show 20 characters of a title, and 5 show the run."""
 MAX_INIT = 24
 """Maximum characters for the name of the initial weights."""
 HEAD = "head"
-"""Last word of presets that fit only a head."""
+"""Last word in the names of presets that fit only a head."""
 SHORT_NAMES = {
     "train.learning_rate": "lr",
     "train.seed": "seed",
@@ -32,7 +32,7 @@ SHORT_NAMES = {
     "train.num_epochs": "epochs",
     "train.draws_per_epoch": "draws",
 }
-"""Short names of settings, in the order of titles: settings that are varied most often come first."""
+"""Short names of settings for titles. Settings that users vary most often come first."""
 
 
 class RunSettings(Protocol):
@@ -54,7 +54,7 @@ def run_params(config: RunSettings, model: ASTConfig) -> dict[str, str]:
 
 
 def differences(config: RunSettings, model: ASTConfig) -> dict[str, str]:
-    """Return the settings that differ from the preset, except the number of classes, which follows from the data."""
+    """Return settings that differ from the preset. Ignores the number of classes, which follows from the data."""
     recipe = getattr(recipes, config.preset, None)
     if recipe is None:
         return {}
@@ -66,8 +66,8 @@ def differences(config: RunSettings, model: ASTConfig) -> dict[str, str]:
 def run_title(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run: str) -> str:
     """Return a run's title: `ab12 lr 0.0003 · tiny · random · full · demo 3f9a12`.
 
-    It shows the end of the run's name, changed settings, size, start, method and data. The end of the name comes first,
-    because MLflow's charts show 20 characters.
+    A title shows the end of the run's name, changed settings, size, initial weights, method and data. The end of the
+    name comes first, because MLflow's charts show only 20 characters.
     """
     differing = differences(config, model)
     order = sorted(differing, key=list(SHORT_NAMES | differing).index)
@@ -84,12 +84,12 @@ def run_title(config: RunSettings, model: ASTConfig, snapshot: Snapshot, run: st
 
 
 def is_head_only(preset: str) -> bool:
-    """Return whether runs of this preset fit only a head, so that they have nothing to resume."""
+    """Return True if runs of this preset fit only a head and thus have nothing to resume."""
     return preset.split("_")[-1] == HEAD
 
 
 def _short_init(init: str) -> str:
-    """Return a hub name, the run of a checkpoint, or else the name of a file or folder, shortened."""
+    """Shorten `init` to a hub name, a checkpoint's run, or the name of a file or folder."""
     name = init
     if "/runs/" in init:
         name = init.split("/runs/")[1].split("/")[0]

@@ -1,9 +1,9 @@
-"""torchrun with the exit code of its ranks: 75 after SIGTERM, once they have saved.
+"""Run torchrun with the exit code of its ranks, which is 75 if they saved after SIGTERM.
 
 python -m jobs.training.torchrun --nproc-per-node 8 jobs/train.py audioset_full --root /data/audioset
 
 torchrun itself forwards SIGTERM to its ranks and waits for them, but then exits with 1 and a traceback, as if they had
-failed. A scheduler could not distinguish a run to resume from a broken one.
+failed. A scheduler could then not distinguish a run to resume from a broken run.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Training on an existing snapshot, on Ray Train or under torchrun."""
+"""Train on an existing snapshot, on Ray Train or under torchrun."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from pipeline.store.storage import Store
 
 
 def train(config: TrainJobConfig) -> None:
-    """Start a run, or resume one."""
+    """Start or resume a run."""
     is_under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     is_main = not is_under_torchrun or os.environ["RANK"] == "0"
     with notifying(config.notify if is_main else "", "train") as summary:
@@ -52,7 +52,7 @@ def _train_under_torchrun(config: TrainJobConfig, summary: Summary) -> list[Metr
 
 
 class TorchrunLauncher(Launcher):
-    """Stop requests by SIGTERM to this process."""
+    """Treats SIGTERM to this process as a stop request."""
 
     def __init__(self) -> None:
         self._is_stopping = False

@@ -1,4 +1,4 @@
-"""The clips of a snapshot that a training uses."""
+"""Select the training clips of a snapshot."""
 
 from ast_model.config import TrainConfig
 from pipeline.config import SelectionConfig

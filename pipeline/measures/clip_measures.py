@@ -10,8 +10,7 @@ MEASURES_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Measures of a written clip. None means unknown, such as the media properties of a clip that was measured
-    later."""
+    """Measures of a written clip. None means unknown, such as media properties that were not measured in time."""
 
     peak: float | None = None
     """Largest absolute sample over all channels of the media, relative to full scale."""

@@ -73,7 +73,7 @@ def test_missing_teachers_and_scores_of_other_clips_are_rejected(
     with pytest.raises(ConfigError, match=r"found 't'; available: none"):
         check_teachers(TrainingPlan(job.snapshot, job.config))
     keep_teacher(job, tmp_path, "t", job.snapshot.rows_of(("eval",)), 0)
-    with pytest.raises(MismatchError, match="expected scores of training clips"):
+    with pytest.raises(MismatchError, match="scored none of the training clips"):
         check_teachers(TrainingPlan(job.snapshot, job.config))
     rows = job.snapshot.rows_of(job.config.train_splits)
     keep_teacher(job, tmp_path, "t", rows[:3], 0)

@@ -142,7 +142,7 @@ def test_missing_folder_is_reported_before_the_job_is_imported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert preprocess.COMMAND_LINE.main(["status", "--root", str(tmp_path)]) == 1
-    assert f"--root: expected {tmp_path}/metadata, found nothing; run" in capsys.readouterr().err
+    assert f"--root: {tmp_path}/metadata does not exist; run" in capsys.readouterr().err
     assert finetune.COMMAND_LINE.main(["--data", str(tmp_path / "sounds.csv")]) == 1
     assert f"--data: expected {tmp_path}/sounds.csv" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ def test_fold_with_all_clips_of_a_class_is_rejected(snapshot: Snapshot) -> None:
         counts[fold][3] = int(fold == "fold2")
     changed = dataclasses.replace(snapshot, stats={**snapshot.stats, "class_counts": counts})
     with pytest.raises(
-        NoClipsError, match=rf"fold 2 can't be tested: it contains all clips of {snapshot.labels.names[3]}"
+        NoClipsError, match=rf"can't test fold 2, because it contains all clips of {snapshot.labels.names[3]}"
     ):
         check_folds(changed, esc50.preset())
     check_folds(changed, dataclasses.replace(esc50.preset(), folds=(1, 3)))

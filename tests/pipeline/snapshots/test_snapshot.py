@@ -143,7 +143,7 @@ def test_new_clips_make_a_new_snapshot_and_leave_the_old_one(
 
 def test_labels_that_are_no_class_are_named(snapshot: Snapshot, copy: Store, metadata: Metadata) -> None:
     fewer = dataclasses.replace(metadata, labels=Labels(snapshot.labels.mids[1:], snapshot.labels.names[1:]))
-    with pytest.raises(InputError, match=f"1 labels .* missing in the 14 classes: {snapshot.labels.mids[0]}"):
+    with pytest.raises(InputError, match=f"1 labels .* not among the 14 classes: {snapshot.labels.mids[0]}"):
         build_snapshot(copy, fewer, keep_audio=True)
 
 
