@@ -179,7 +179,7 @@ def test_many_files_are_tagged_on_ray_as_in_one_process(
     assert set(Store(str(tmp_path / "kept")).list(TAGS)) == before
     capsys.readouterr()
     assert run_predict(*kept, "--top-k", 2) == 1
-    assert "found another --top-k" in capsys.readouterr().err
+    assert "different settings (--top-k)" in capsys.readouterr().err
 
 
 def config_of(*argv: object) -> PredictConfig:
