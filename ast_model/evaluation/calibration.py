@@ -21,28 +21,28 @@ from pipeline.errors import InputError
 
 Method = Literal["none", "temperature", "platt"]
 MIN_POSITIVES = 20
-"""Smallest number of positive clips for a class's own fit; with fewer the fit is noise, and such classes share one."""
+"""Minimum number of positive clips for a separate fit. Classes with fewer positives share one fit."""
 NUM_BINS = 15
 """Number of score bins of the calibration error, as in Guo et al."""
 MAX_LOGIT = 30.0
-"""Bound of the logits, because scores of exactly 0 or 1 have infinite logits."""
+"""Bound for logits, because scores of exactly 0 or 1 have infinite logits."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Mapping from a checkpoint's scores to probabilities and decisions, stored next to it as `calibration.json`."""
+    """Maps a checkpoint's scores to probabilities and decisions. Stored next to it as `calibration.json`."""
 
     labels: tuple[str, ...]
     loss: Loss
     method: Method
     slopes: tuple[float, ...]
-    """(C,) factor of each class's logit."""
+    """Factor of each class's logit (C,)."""
     offsets: tuple[float, ...]
-    """(C,) offset of each class's logit, added after the factor."""
+    """Offset of each class's logit (C,), added after applying the factor."""
     thresholds: tuple[float, ...]
-    """(C,) lowest calibrated score at which a class counts as present."""
+    """Lowest calibrated score (C,) at which a class counts as present."""
     is_shared: tuple[bool, ...]
-    """(C,) True for classes with too few positives, which share one fit."""
+    """True (C,) for classes that share one fit because they have too few positives."""
 
     def apply(self, scores_NC: np.ndarray) -> np.ndarray:
         """Return calibrated scores (N, C) float32."""
@@ -50,7 +50,7 @@ class Calibration:
         return (softmax(logits_NC, axis=1) if self.loss == "ce" else expit(logits_NC)).astype(np.float32)
 
     def decide(self, scores_NC: np.ndarray) -> np.ndarray:
-        """Return the mask (N, C) of present classes, from uncalibrated scores."""
+        """Return a mask (N, C) of the classes present, given uncalibrated scores."""
         return self.apply(scores_NC) >= np.asarray(self.thresholds, np.float32)
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def calibrate(
 ) -> Calibration:
     """Fit a calibration to held-out clips.
 
-    loss: with cross-entropy, `platt` is refused, because only a temperature preserves the sum of the scores.
+    loss: the model's loss. Cross-entropy excludes `platt`, because only a temperature preserves the sum of the scores.
     precision: target precision of the thresholds. Default: the best F1.
     Raises InputError for scores outside [0, 1], or targets without any positive.
     """
@@ -141,7 +141,7 @@ def _fit_temperature(logits_NC: np.ndarray, targets_NC: np.ndarray, loss: Loss) 
 
 
 def _fit_platt(logits_N: np.ndarray, targets_N: np.ndarray) -> tuple[float, float]:
-    """Return slope and offset, fitted to Platt's soft targets, which bound the slope of a separable class."""
+    """Fit slope and offset to Platt's soft targets, which bound the slope of a separable class."""
     num_positive, num_negative = targets_N.sum(), (~targets_N).sum()
     soft_N = np.where(targets_N, (num_positive + 1) / (num_positive + 2), 1 / (num_negative + 2))
 
@@ -151,7 +151,7 @@ def _fit_platt(logits_N: np.ndarray, targets_N: np.ndarray) -> tuple[float, floa
         residual_N = expit(scaled_N) - soft_N
         return float(value), np.array([(residual_N * logits_N).mean(), residual_N.mean()])
 
-    # Positive slopes only: a negative slope would reverse the ranking.
+    # Allow only positive slopes, because a negative slope would reverse the ranking.
     found: Any = minimize(nll, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3), (None, None)])
     return float(found.x[0]), float(found.x[1])
 
@@ -173,7 +173,7 @@ def best_threshold(scores_N: np.ndarray, targets_N: np.ndarray, precision: float
 
     If no threshold reaches the precision, return the threshold with the highest precision.
     """
-    from sklearn.metrics import precision_recall_curve  # imported late: it takes a second, which taggers avoid
+    from sklearn.metrics import precision_recall_curve  # imported late, because it takes a second that taggers avoid
 
     precisions, recalls, thresholds = precision_recall_curve(targets_N, scores_N)
     precisions, recalls = precisions[:-1], recalls[:-1]  # the last point of the curve has no threshold

@@ -26,7 +26,7 @@ MAX_IDS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Coverage:
-    """Number of a list's clips that were scored."""
+    """How many clips of a list were scored."""
 
     clip_list: str
     """Name of the list, or path of its file."""
@@ -74,9 +74,9 @@ def read_clip_list(clip_list: str, planned: list[str]) -> list[str]:
     try:
         with fsspec.open(clip_list, "r", encoding="utf-8-sig") as file:
             ids = [line.strip() for line in file]  # pyright: ignore[reportGeneralTypeIssues]
-    except Exception as error:  # every storage library has its own errors
+    except Exception as error:  # every storage library raises its own errors
         raise ConfigError(
-            f"expected as list of clips a file or one of {', '.join(PUBLISHED_LISTS)}, found {clip_list!r}:"
+            f"expected a file or one of {', '.join(PUBLISHED_LISTS)} as the list of clips, found {clip_list!r}:"
             f" {describe_storage_error(error)}"
         ) from error
     ids = [each for each in ids if each and not each.startswith("#")]

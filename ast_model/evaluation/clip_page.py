@@ -1,4 +1,4 @@
-"""The HTML page of an evaluation's best and worst clips."""
+"""Render an HTML page of an evaluation's best and worst clips."""
 
 from dataclasses import dataclass
 
@@ -54,7 +54,7 @@ class ClipFigure:
 
 def rate_clips(predictions: Predictions) -> np.ndarray:
     """Return the average precision (N,) of each clip's own tags among all classes; NaN for a clip without tags."""
-    from scipy.stats import rankdata  # imported late: it takes half a second, which training workers avoid
+    from scipy.stats import rankdata  # imported late, because it takes half a second that training workers avoid
 
     rating = np.full(len(predictions.keys), np.nan)
     for row, (scores_C, are_true_C) in enumerate(zip(predictions.scores, predictions.targets, strict=True)):

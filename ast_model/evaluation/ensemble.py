@@ -33,13 +33,13 @@ class EnsembleMember:
     ensemble: Evaluation
     """Evaluation of the mean scores of this and all previous checkpoints."""
     loss: Loss
-    """Loss that the checkpoint was trained with."""
+    """Loss with which the checkpoint was trained."""
 
 
 def score_checkpoints(
     checkpoints: Sequence[str], snapshot: Snapshot, split: str, batch_size: int, clip_list: str = ""
 ) -> Iterator[EnsembleMember]:
-    """Score each checkpoint on a split, or on the clips of a list in it. The last member's `ensemble` covers all.
+    """Score each checkpoint on a split or a list of its clips. The last member's `ensemble` covers all.
 
     Classes are matched by name. Raises MismatchError if the classes of a checkpoint and the snapshot differ,
     TrainingError if a batch exceeds the GPU's memory.
@@ -71,7 +71,7 @@ def _suggest_smaller_batch(batch_size: int) -> Iterator[None]:
 
 
 def _load_for_classes(source: str, labels: Labels) -> tuple[AST, ModelMetadata]:
-    """Load a checkpoint with its classes in the order of `labels`. If it names no classes, `labels` are assumed."""
+    """Load a checkpoint with its classes in the order of `labels`, which also stand in for missing names."""
     file = read_weights(source)
     model = fit_weights(file, source)
     found = find_labels(file, model.config)

@@ -29,12 +29,12 @@ class Evaluation:
     """Scores, targets and metrics of the evaluated clips."""
 
     scores: np.ndarray
-    """(N, C) scores."""
+    """Scores (N, C)."""
     targets: np.ndarray
-    """(N, C) multi-hot targets."""
+    """Multi-hot targets (N, C)."""
     metrics: TaggingMetrics
     rows: np.ndarray | None = None
-    """(N,) rows of the clips in the snapshot's index; None for predictions loaded from a file."""
+    """Rows (N,) of the clips in the snapshot's index; None for predictions loaded from a file."""
 
     @property
     def main_metric(self) -> str:
@@ -74,16 +74,16 @@ def evaluate(
     batch_size: int,
     loss: Loss = "bce",
 ) -> Evaluation:
-    """Score all clips of `clips`. All ranks return the same evaluation.
+    """Score all `clips`. All ranks return the same evaluation.
 
-    loss: loss of the model's training, which determines the activation.
+    loss: loss with which the model was trained. It determines the activation.
     Clips with non-finite scores are excluded with a warning. Raises TrainingError if no finite scores remain.
     """
     clips.set_order(without_augmentation(np.arange(len(clips.rows))), is_grouped=False)
     targets = clips.targets.toarray().astype(bool)
     batches = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
     parts = []
-    # The device's default precision, not the training's: a model has the same metrics during and after training.
+    # Use the device's default precision instead of the training's, so that metrics do not depend on training settings.
     with evaluation_mode(model), world.autocast("auto"):
         for batch in map_ahead(clips.read_clips, batches, num_threads=1):
             fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)

@@ -1,4 +1,4 @@
-"""The main metric of an evaluation with its 95 % interval, and its paired difference between two evaluations."""
+"""Compute an evaluation's main metric with a 95 % interval, and paired differences between evaluations."""
 
 import functools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ast_model.metrics import (
 from pipeline.errors import MismatchError
 
 NUM_RESAMPLES = 200
-"""Resamples of the clips for an interval of mAP. The interval of an accuracy has a closed form."""
+"""Number of resamples for an interval of mAP. Intervals of accuracies have a closed form."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MetricEstimate:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """The interval's ends by their names in files and in MLflow."""
+        """Ends of the interval, by their names in files and in MLflow."""
         return {f"{self.name}_low": self.low, f"{self.name}_high": self.high}
 
 
@@ -47,7 +47,7 @@ class MetricDifference:
     low: float
     high: float
     num_clips: int
-    """Number of clips that both models were evaluated on."""
+    """Number of clips on which both models were evaluated."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}] on {self.num_clips} clips"
@@ -64,7 +64,7 @@ def estimate_main_metric(evaluation: Evaluation, num_resamples: int = NUM_RESAMP
 
 
 def compute_difference(new: Predictions, old: Predictions) -> MetricDifference:
-    """Compare two evaluations by the main metric of the new one, on their common clips.
+    """Compare two evaluations on their common clips by the new evaluation's main metric.
 
     Raises MismatchError if they have no clip in common or differ in their classes.
     """

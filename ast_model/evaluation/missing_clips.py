@@ -1,21 +1,22 @@
-"""Bounds on the effect of missing clips on mAP."""
+"""Bound the effect of missing clips on mAP."""
 
 import numpy as np
 
 from ast_model.metrics import resampled_mean_average_precision, tagging_metrics
 
 NUM_DELETIONS = 100
-"""Simulated deletions; their standard deviation is then known within 14 %."""
+"""Number of simulated deletions. Their standard deviation is then known within 14 %."""
 NUM_DEVIATIONS = 3.0
-"""Half-width of the bounds in standard deviations: 95 % would need 2, and estimates from few clips need a margin."""
+"""Half-width of the bounds in standard deviations. 2 would suffice for 95 %, but estimates from few clips need a
+margin."""
 
 
 def bound_whole_list(scores: np.ndarray, targets: np.ndarray, num_missing: int, seed: int = 0) -> tuple[float, float]:
-    """Return bounds of the mAP that a whole list would give, if its missing clips are a random part of it.
+    """Return bounds of the mAP for a whole list, assuming that its missing clips are random.
 
     scores, targets: (N, C) of the scored clips. num_missing: number of clips of the list without scores.
-    Deletes random clips, as large a share of the scored clips as is missing from the list, and assumes that the first
-    deletion changed the mAP like these.
+    Deletes the same share of the scored clips at random as is missing from the list. Assumes that the original deletion
+    changed the mAP by as much.
     """
     num_scored = len(scores)
     mean = tagging_metrics(scores, targets).mAP

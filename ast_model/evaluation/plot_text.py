@@ -1,4 +1,4 @@
-"""Foreign names in plots: of any length and in any script."""
+"""Fit names of any length and script into plots."""
 
 import logging
 import unicodedata
@@ -12,23 +12,23 @@ from matplotlib.ft2font import FT2Font
 log = logging.getLogger(__name__)
 
 MAX_WIDTH = 48
-"""Longest name in columns of Latin letters. Longer names would leave no space for the plot."""
+"""Maximum width of a name, in Latin letters. Longer names would leave no space for the plot."""
 MISSING = "\u25a1"
-"""White square in place of characters that no installed font has."""
+"""Replacement for characters that no installed font has, a white square."""
 PLACEHOLDER_FONT = "Last Resort"
 """matplotlib's font with a box for every character."""
 DEFAULT_FONT = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
 
 
 def fit_text(text: str, max_width: int = MAX_WIDTH) -> str:
-    """Return text that matplotlib can draw: shortened in the middle, printable, and never read as mathematics."""
+    """Shorten text in the middle, and make it printable for matplotlib without markup for mathematics."""
     text = "".join(character if character.isprintable() else " " for character in text)
     text = "".join(MISSING if _font_with(character) is None else character for character in _shorten(text, max_width))
     return text.replace("$", r"\$")
 
 
 def font_families(texts: Iterable[str]) -> list[str]:
-    """Return the default fonts and those that the texts need besides, in the order of matplotlib's fallback."""
+    """Return the default fonts, then further fonts that the texts need, in matplotlib's fallback order."""
     needed = {_font_with(character) for text in texts for character in text}
     return [*rcParams["font.family"], *sorted(name for name in needed if name)]
 
@@ -56,7 +56,7 @@ def text_width(text: str) -> int:
 
 @cache
 def _font_with(character: str) -> str | None:
-    """Return the family of an installed font with a character: empty for the default font, None if no font has it."""
+    """Return the family of a font with this character, "" for the default font, or None without such a font."""
     if FT2Font(DEFAULT_FONT).get_char_index(ord(character)):
         return ""
     for font in fontManager.ttflist:

@@ -1,4 +1,4 @@
-"""Plots of trainings and evaluations. Uses matplotlib's object interface, not pyplot's global state."""
+"""Plot training curves and evaluations. Uses matplotlib's object interface instead of pyplot's global state."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,9 +15,9 @@ from pipeline.labels import Labels
 MAX_CLASSES_IN_PLOT = 60
 NUM_CURVES = 8
 MAX_TITLE_WIDTH, MAX_LANE_WIDTH, MAX_CONFUSION_WIDTH = 80, 40, 40
-"""Longest names of recordings and classes, in columns of Latin letters."""
+"""Maximum widths of names of recordings and classes, in Latin letters."""
 INCHES_PER_COLUMN = 0.07
-"""Width of a letter in a confusion matrix."""
+"""Width of a Latin letter in the labels of a confusion matrix, in inches."""
 NUM_LANES = 5
 """Number of classes in the timeline below a recording's spectrogram."""
 Series = tuple[Sequence[float], Sequence[float]]
@@ -66,7 +66,7 @@ def plot_changes(changes: pd.Series, first: str, second: str) -> Figure:
 
 def plot_precision_recall(evaluation: Evaluation, labels: Labels, classes: Sequence[str] = ()) -> Figure:
     """Plot precision against recall for some classes. Default: the classes with the most evaluated clips."""
-    from sklearn.metrics import precision_recall_curve  # imported late: it takes a second, which trainings avoid
+    from sklearn.metrics import precision_recall_curve  # imported late, because it takes a second that training avoids
 
     counts, names = evaluation.targets.sum(axis=0), labels.names
     chosen = [names.index(name) for name in classes] or list(np.argsort(-counts, kind="stable")[:NUM_CURVES])
@@ -78,7 +78,7 @@ def plot_precision_recall(evaluation: Evaluation, labels: Labels, classes: Seque
             axes.step(recall, precision, where="post")
             shown.append(f"{fit_text(names[index])} ({counts[index]})")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    # Explicit labels: matplotlib hides lines with labels that start with an underscore.
+    # Pass labels explicitly, because matplotlib hides lines with labels that start with an underscore.
     prop = {"size": 8, "family": font_families(shown)}
     axes.legend(axes.lines, shown, prop=prop, title="class (clips in the evaluation)", title_fontsize=8)
     return figure
@@ -118,7 +118,7 @@ def plot_reliability(before_NC: np.ndarray, after_NC: np.ndarray, targets_NC: np
 
 
 def plot_training(series: Mapping[str, Series]) -> Figure:
-    """Plot the curves of a training by the names of their metrics: over steps, or over epochs for evaluations."""
+    """Plot training curves, named by metric, over steps or, for evaluations, over epochs."""
     figure = Figure(figsize=(4 * len(series), 3.2), layout="constrained")
     panels = figure.subplots(1, len(series), squeeze=False)[0]
     for axes, (name, (steps, values)) in zip(panels, series.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Predictions of an evaluation, and the `.npz` file that stores them for plots, comparisons and intervals."""
+"""Store the predictions of an evaluation as an `.npz` file, for plots, comparisons and intervals."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from pipeline.store.layout import RunFiles
 from pipeline.store.storage import Store
 
 BEST, LAST, AVERAGE = "best", "last", "average"
-"""Variants of a run's weights: its best epoch, its last epoch, and the average over epochs."""
+"""Variants of a run's weights, from its best epoch, its last epoch or the average over epochs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +26,17 @@ class Predictions:
     """Scores and targets of the evaluated clips, with the clips' keys and the classes' names."""
 
     keys: np.ndarray
-    """(N,) keys of the clips."""
+    """Keys (N,) of the clips."""
     mids: np.ndarray
-    """(C,) AudioSet ids of the classes."""
+    """AudioSet ids (C,) of the classes."""
     names: np.ndarray
-    """(C,) display names of the classes."""
+    """Display names (C,) of the classes."""
     scores: np.ndarray
-    """(N, C) scores."""
+    """Scores (N, C)."""
     targets: np.ndarray
-    """(N, C) multi-hot targets."""
+    """Multi-hot targets (N, C)."""
     num_train_clips: np.ndarray
-    """(C,) number of training clips per class."""
+    """Number of training clips (C,) per class."""
     epoch: int
     """Epoch after which the evaluated weights were saved; 0 for an ensemble."""
     clip_list: str = ""
@@ -71,7 +71,7 @@ class Predictions:
 
 
 def predictions_name(run: str, name: str) -> str:
-    """Return the name in the store of a run's predictions; `name` is BEST, LAST or AVERAGE."""
+    """Return the path of a run's predictions in the store. name: BEST, LAST or AVERAGE."""
     return RunFiles(run).evaluation(name)
 
 
@@ -116,16 +116,16 @@ def save_predictions(
     epoch: int,
     coverage: Coverage,
 ) -> None:
-    """Write an evaluation's predictions to the store; see `make_predictions` for `splits`."""
+    """Write an evaluation's predictions to the store. splits: as in `make_predictions`."""
     predictions = make_predictions(evaluation, snapshot, splits, epoch, coverage)
     snapshot.store.write_bytes(name, encode_predictions(predictions))
 
 
 def parse_predictions(data: bytes, where: str) -> Predictions:
-    """Decode the output of `encode_predictions`. Raises CorruptError, naming `where`, for invalid content."""
+    """Decode the output of `encode_predictions`. Raises CorruptError, with `where`, for invalid content."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            # Scalars are arrays of one value in the file.
+            # The file stores scalars as arrays without axes.
             return Predictions(**{name: arrays[name] if arrays[name].ndim else arrays[name].item() for name in arrays})
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise CorruptError(

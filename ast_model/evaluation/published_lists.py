@@ -1,7 +1,7 @@
-"""Evaluation lists of publications, by Google's table of segments. See scripts/published_lists.py."""
+"""Evaluation lists of publications, encoded by Google's table of segments. See scripts/published_lists.py."""
 
 NUM_SEGMENTS = 20371
-"""Segments in Google's eval_segments.csv."""
+"""Number of segments in Google's eval_segments.csv."""
 DIGESTS = {
     "ast-19185": "d1ebb13f7b857bb3add2f5e73309d7a6b7453b761215d45e66c4bab440b574ff",
     "audiomosaic-19012": "7c4cad6c8522c8b88388cd87470dd7d96f11e0dfe60f6e8f200d316223ca89bf",
@@ -31,4 +31,4 @@ U#kc8Adr!|5d=sm&(xEA;)G;Dnp4!_vB9cliLFte*ufY583rr><T@`H#<XvcDAxd_Ixzx7;Y>8JLfj8o
 |$m-rvK<?1luZxk08hAVb@Y6+LEz&hnMB588f@O5?8M-)Zpq@A0w!q*&3GSkT8;!5VWPm^R5c7i~sL1UAQd*qVbul7A00E#5lb-<ql>68vvBYQl0ssI2
 00dcD
 """
-"""One byte per segment in the order of ids, with a bit per list. Compressed by LZMA, in base 85."""
+"""One byte per segment in the order of ids, with one bit per list, compressed with LZMA and encoded in base 85."""

@@ -10,7 +10,7 @@ from pipeline.snapshots.snapshot import Snapshot
 
 PREDICTIONS_FILE = "scores.npz"
 MAX_CLASSES_IN_CONFUSION = 60
-"""Largest confusion matrix that remains readable as a picture."""
+"""Maximum number of classes for which a confusion matrix is readable as a picture."""
 
 
 def write_evaluation(

@@ -1,6 +1,6 @@
-"""A baseline for own sounds: decision trees on statistics of the stored fbanks, evaluated on the same split.
+"""A baseline for own sounds. Decision trees on statistics of the stored fbanks are evaluated on the same split.
 
-The baseline is a yardstick, not a model to use. A model below it has learnt too little.
+The baseline is only a yardstick. A model that scores below it has learnt too little.
 """
 
 import logging
@@ -24,12 +24,12 @@ NUM_CEPSTRAL, NUM_BANDS = 40, 32
 QUANTILES = (0.1, 0.5, 0.9)
 NUM_TREES = 300
 MAX_CLIPS = 5_000
-"""Maximum number of training and of evaluation clips, so that a baseline of any data set takes about a minute."""
+"""Maximum number of training clips and of evaluation clips, so that a baseline takes at most about a minute."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Scores of the baseline, by the names of the model's metrics, and the time it took."""
+    """Scores of a baseline, named like the model's metrics, and the time it took."""
 
     metrics: dict[str, float]
     seconds: float
@@ -85,7 +85,7 @@ def _read_features(reader: ClipReader, snapshot: Snapshot, rows: np.ndarray) -> 
 
 
 def spectral_statistics(fbank_TM: np.ndarray) -> np.ndarray:
-    """Return statistics over time (F,): of cepstral coefficients and their changes, and quantiles of mel bands."""
+    """Return statistics over time (F,) of cepstral coefficients and their changes, and quantiles of mel bands."""
     cepstrum_TK = np.asarray(dct(fbank_TM, axis=1, norm="ortho"))[:, :NUM_CEPSTRAL]
     changes_TK = np.diff(cepstrum_TK, axis=0, prepend=cepstrum_TK[:1])
     bands_TB = fbank_TM.reshape(len(fbank_TM), NUM_BANDS, -1).mean(axis=2)
@@ -111,7 +111,7 @@ def fit_and_score(
         trees.fit(features_NF, targets_NC.argmax(axis=1))
         scores_NC[:, trees.classes_] = trees.predict_proba(eval_features_NF)
         return scores_NC
-    # scikit-learn can't predict a class that all or no training clips have.
+    # Skip classes that all or no training clips have, which scikit-learn can't predict.
     varying = np.flatnonzero(np.ptp(targets_NC, axis=0) > 0)
     if len(varying) == 1:
         trees.fit(features_NF, targets_NC[:, varying[0]])

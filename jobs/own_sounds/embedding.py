@@ -1,4 +1,4 @@
-"""Embeddings of a snapshot's clips, computed on Ray and stored."""
+"""Compute the embeddings of a snapshot's clips on Ray, and store them."""
 
 import logging
 import tempfile
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def embed_snapshot(
     snapshot: Snapshot, model: AST, normalisation: Normalisation, use_gpu: bool = False
 ) -> EmbeddingPlan:
-    """Embed the clips without stored embeddings and return the plan, which locates all. Starts Ray if necessary."""
+    """Embed clips without stored embeddings. Returns the plan, which locates all. Starts Ray if necessary."""
     plan = plan_embeddings(snapshot, model, normalisation)
     missing = plan.missing_chunks()
     if not missing:
@@ -61,7 +61,7 @@ def _log_estimate(num_left: int, clip_s: float, num_processors: int) -> None:
 
 
 def publish_model(model: AST, plan: EmbeddingPlan) -> None:
-    """Write the model to the store, where the tasks of a plan load it, unless it is stored already."""
+    """Write the model to the store, where tasks load it, unless it is already there."""
     if plan.store.exists(plan.files.model):
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Fine-tuning on own sounds: read and preprocess them, train all weights or a head, and print the next commands."""
+"""Fine-tune on own sounds. Reads and preprocesses them, trains all weights or a head, and prints the next commands."""
 
 import dataclasses
 import logging
@@ -52,7 +52,7 @@ PUBLISHED_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
 
 @dataclass(frozen=True)
 class FinetuneRun:
-    """Settings of a fine-tuning after the data was read."""
+    """Settings of a fine-tuning run after its data was read."""
 
     preset: str
     data: str
@@ -67,10 +67,10 @@ class FinetuneRun:
 
 
 def finetune(config: FinetuneConfig) -> None:
-    """Train on own sounds; print the metrics, the address of the model, and commands to use it."""
+    """Train on own sounds. Prints the metrics, the address of the model, and commands to use it."""
     if not config.data:
         raise ConfigError(
-            "--data is not set: name a table with the columns path,labels, or a folder with a folder per class"
+            "--data is not set: name a table with the columns path,labels, or a folder with one folder per class"
         )
     check_selection(config.selection)
     if config.init:
@@ -104,7 +104,7 @@ def finetune(config: FinetuneConfig) -> None:
 
 
 def _train_head_only(run: FinetuneRun, snapshot: Snapshot, baseline: Baseline) -> tuple[TrackedJob, HeadReport]:
-    """Fit a head as a run of its own; return the run and its report."""
+    """Fit a head as a separate run, and return the run and its report."""
     run = dataclasses.replace(run, preset=HEAD_PRESET, train=head_settings(run.train))
     job = begin_run(run, snapshot, new_run_name(run.preset))
     with end_run_on_exit(job):
@@ -113,14 +113,14 @@ def _train_head_only(run: FinetuneRun, snapshot: Snapshot, baseline: Baseline) -
 
 
 def warn_if_head_on_random_weights(init: str) -> None:
-    """Log a warning if initial weights are a fitted head on random weights.
+    """Log a warning if the initial weights are a head fitted on random weights.
 
-    A training of all weights first destroys the features that such a head was fitted to.
+    Training all weights would first destroy the features to which such a head was fitted.
     """
     description = read_weights(init).description
     if str(description.get("run", "")).startswith(HEAD_PRESET) and not description.get("train", {}).get("init"):
         log.warning(
-            "%s is a head fitted on random weights; a training of all weights destroys the features that it uses"
+            "%s is a head fitted on random weights; training all weights destroys the features that it uses"
             " (docs/your-own-sounds.md): omit --init, or start from a trained AST: --init %s",
             *(init, PUBLISHED_AST),
         )
@@ -146,7 +146,7 @@ def _next_steps(job: TrackedJob, config: FinetuneConfig, history: Sequence[Metri
 
 
 def is_average_better(history: Sequence[Metrics]) -> bool:
-    """Return whether the averaged weights score at least as well as the best epoch, by accuracy if it is known."""
+    """Return True if the averaged weights score at least as well as the best epoch, by accuracy if it is known."""
     metric = "accuracy" if any("eval/accuracy" in epoch for epoch in history) else "mAP"
     averages = [epoch[f"eval/average/{metric}"] for epoch in history if f"eval/average/{metric}" in epoch]
     epochs = [epoch[f"eval/{metric}"] for epoch in history if f"eval/{metric}" in epoch]

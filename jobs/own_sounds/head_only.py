@@ -1,6 +1,6 @@
-"""Fine-tuning of the head alone: a logistic regression on stored embeddings, fitted in seconds.
+"""Fine-tune only the head, as a logistic regression on stored embeddings that takes seconds.
 
-The result is a run and a checkpoint of the same form as after a training of all weights.
+The resulting run and checkpoint have the same form as after training all weights.
 """
 
 import dataclasses
@@ -37,13 +37,13 @@ SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 
 @dataclass(frozen=True)
 class HeadReport:
-    """Metrics of a fitted head, its penalty, and the time it took."""
+    """Metrics and penalty of a fitted head, and the time it took."""
 
     metrics: dict[str, float]
     main_metric: str
     head: LinearHead
     embed_s: float
-    """Seconds to compute the embeddings that were not stored yet."""
+    """Seconds spent computing embeddings that were not stored yet."""
     fit_s: float
 
     def lines(self) -> list[str]:
@@ -65,7 +65,7 @@ def head_settings(train: TrainConfig) -> TrainConfig:
 
 
 def train_head(job: TrackedJob, use_gpu: bool) -> HeadReport:
-    """Embed all clips, fit a head to the training clips, evaluate it, and store checkpoint, history and predictions."""
+    """Embed all clips, fit a head to the training clips, evaluate it, and store the results."""
     model = initial_model(job).eval()
     job = dataclasses.replace(job, model=model.config)  # loaded weights define their own LayerNorm epsilons
     started_s = time.monotonic()
@@ -112,12 +112,12 @@ def _evaluate(job: TrackedJob, model: AST, embeddings_ND: np.ndarray) -> Evaluat
 
 
 def files_of_clips(snapshot: Snapshot, rows: np.ndarray) -> list[str]:
-    """Return the id of the file that each clip was cut from: the clip's key without its start."""
+    """Return the id of the file from which each clip was cut. A clip's key is this id with its start."""
     return [key.rpartition("_")[0] for key in snapshot.index["key"].take(rows).to_pylist()]
 
 
 def _save(job: TrackedJob, model: AST, evaluation: Evaluation, metrics: dict[str, float]) -> None:
-    """Write the files of a training of one epoch: checkpoint, best.json, predictions and history."""
+    """Write the files of a run with one epoch: checkpoint, best.json, predictions and history."""
     loop = LoopState(epoch=1, history=[{"epoch": 1, **metrics}])
     saver, reporter = (
         CheckpointWriter(job.store, job.folder, job.config.checkpoints, num_steps=0),

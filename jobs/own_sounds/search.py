@@ -1,4 +1,4 @@
-"""Search by sound: find the clips with the embeddings nearest to some examples."""
+"""Search by sound for the clips with embeddings nearest to some examples."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from pipeline.page import data_url, render_page
 MAX_EXAMPLES = 3
 """Maximum number of examples on the page."""
 MAX_PLAYED_S = 30.0
-"""Maximum length of a clip's player, to limit the size of the page."""
+"""Maximum seconds of audio per player, to limit the size of the page."""
 PAGE = """{% extends "page" %}
 {% block body %}
 <p>{{ rows | length }} nearest of {{ num_clips }} clips, by the cosine of their embeddings.</p>
@@ -68,7 +68,7 @@ def _load_clips(config: SearchConfig) -> tuple[SearchableClips, SearchableClips]
         return embed_files(tagger, config.like), searched
     stored = embed_store(tagger, config)
     has_label = np.array([config.label in labels for labels in stored.table["labels"]], bool)
-    # Without the class's own clips, which would fill the list.
+    # Exclude the class's own clips, which would fill the list.
     searched = embed_files(tagger, config.audio) if config.audio else take_clips(stored, np.flatnonzero(~has_label))
     return take_clips(stored, np.flatnonzero(has_label)), searched
 

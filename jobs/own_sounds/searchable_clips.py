@@ -1,4 +1,4 @@
-"""Clips to search by sound: the clips of a store or windows of files, with embeddings and audio."""
+"""Collect clips to search by sound from a store or from windows of files, with embeddings and audio."""
 
 import difflib
 import io
@@ -39,11 +39,11 @@ class SearchableClips:
     table: pd.DataFrame
     embeddings_ND: np.ndarray
     read_waveform: Callable[[int], np.ndarray | None]
-    """Function from a row to its waveform (S,), or to None if the audio is not available."""
+    """Function that returns the waveform (S,) of a row, or None if the audio is not available."""
 
 
 def embed_store(tagger: Tagger, config: SearchConfig) -> SearchableClips:
-    """Return the clips of a snapshot, embedded. Raises InputError if `--label` names a class without clips."""
+    """Return the clips of a snapshot with embeddings. Raises InputError if `--label` names a class without clips."""
     store = Store(resolve_root(config.root))
     snapshot = load_snapshot(store, config.snapshot or None)
     check_fingerprint(snapshot)
@@ -73,7 +73,7 @@ def embed_store(tagger: Tagger, config: SearchConfig) -> SearchableClips:
 
 
 def _reader_of_store(snapshot: Snapshot, table: pd.DataFrame) -> Callable[[int], np.ndarray | None]:
-    """Return a function that reads a clip's audio: from its shard if stored, else from its original file."""
+    """Return a function that reads a clip's audio from its shard if stored, else from the original file."""
     reader = ClipReader(snapshot)
     has_audio = snapshot.index["audio_length"].to_numpy() > 0
 

@@ -1,4 +1,4 @@
-"""Settings of the commands for own sounds: fine-tuning and search."""
+"""Settings of the commands for own sounds, `finetune` and `search`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Settings of a fine-tuning. Unset values are chosen from the data."""
+    """Settings of `finetune`. The data determine unset values."""
 
     preset: tyro.conf.Suppress[str] = "finetune"
     data: Input = ""
@@ -20,23 +20,23 @@ class FinetuneConfig:
     init: str = ""
     """Initial weights: a checkpoint, a Hugging Face name, an official .pth, or DeiT's. Empty: random weights."""
     size: Literal["nano", "tiny", "small", "base", "eat", "audiomosaic", "audiomae"] | None = None
-    """Model size; an AST given by --init keeps its own. Default: nano for random weights, base for other --init.
-    eat, audiomosaic and audiomae suit pre-trained weights of EAT or SSLAM, AudioMosaic and AudioMAE."""
+    """Model size. An AST given by --init keeps its own size. Default: nano for random weights, otherwise base. Use eat,
+    audiomosaic or audiomae for pre-trained weights of EAT or SSLAM, AudioMosaic or AudioMAE."""
     head_only: Annotated[bool | None, tyro.conf.arg(metavar="| --no-head-only")] = None
-    """Fit only the head, on stored embeddings: seconds instead of hours. Unset: do so without a GPU or with fewer than
-    2,000 training clips, unless epochs, batch size or learning rate are set."""
+    """Fit only the head on stored embeddings, in seconds instead of hours. Default: only without a GPU or with fewer
+    than 2,000 training clips, and not if epochs, batch size or learning rate are set."""
     root: str = "data/own"
-    """Parent folder of the stores; each set of sounds has its own store."""
+    """Parent folder of the stores. Each set of sounds has its own store."""
     clip_s: float = 10.0
-    """Maximum clip length; longer files are cut into several clips, all with the file's labels."""
+    """Maximum clip length in seconds. Longer files are cut into several clips, all with the file's labels."""
     eval_share: float = 0.2
     """Share of the files to hold out for evaluation, if the data has no splits."""
     num_epochs: int | None = None
-    """Default: from 40 for few clips to 5 for many; for random weights from 100 to 20."""
+    """Number of epochs. Default: from 40 for few clips to 5 for many; from 100 to 20 for random weights."""
     batch_size: int | None = None
     """Samples per step. Default: from 8 for few clips to 48 for many; 32 for random weights."""
     learning_rate: float | None = None
-    """Default: 5e-5 with --init, 7e-4 for random weights."""
+    """Peak learning rate. Default: 5e-5 with --init, 7e-4 for random weights."""
     mixup_probability: float | None = None
     """Share of the samples to mix with a second sample. Default: 0.5 with --init, 0 for random weights."""
     seed: int = 0
@@ -48,7 +48,7 @@ class FinetuneConfig:
 
     @property
     def model_size(self) -> str:
-        """The size, or its default: larger models learn less from random weights and take much longer."""
+        """The size or its default. From random weights, larger models learn less and take much longer."""
         return self.size or ("base" if self.init else "nano")
 
     def __post_init__(self) -> None:
@@ -62,24 +62,24 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Settings of a search."""
+    """Settings of `search`."""
 
     checkpoint: str
     """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth."""
     like: tuple[str, ...] = ()
-    """Example files, or folders of them; the search uses the mean of their embeddings."""
+    """Example files or folders of examples. The search uses the mean of their embeddings."""
     label: str = ""
     """Class of the store to use as examples instead of --like."""
     audio: tuple[str, ...] = ()
     """Files and folders (recursive) to search. Default: search the store's clips."""
     root: str = "data/own"
-    """Folder or s3:// address of the store, which also stores the embeddings of its clips."""
+    """Folder or s3:// address of the store. Embeddings of its clips are stored there as well."""
     snapshot: str = ""
     """Snapshot to search. Default: the latest."""
     num_results: int = 20
     """Number of nearest clips to show."""
     output: str = "neighbours.html"
-    """HTML page to write, with players; the table is written next to it, as .csv."""
+    """HTML page to write, with players. A table is written next to it as .csv."""
 
     def __post_init__(self) -> None:
         if self.num_results < 1:

@@ -13,12 +13,12 @@ from pipeline.config import RateLimitConfig
 from pipeline.sources.rate_limit import LOCAL_ADDRESS, LimiterStatus, LocalRateLimiter, Permit, Wait
 
 FRESH_S = 1.0
-"""Seconds for which a worker reuses a permit without an hourly limit, and between its reports of success."""
+"""Seconds for which a worker reuses a permit if there is no hourly limit, and between its reports of success."""
 
 
 @dataclass
 class RayRateLimiter:
-    """A worker's client of the limiter actor.
+    """A client of the limiter actor, used by each worker.
 
     Each call is a message to one actor. Without an hourly limit, workers reuse permits and report successes at most
     once a second, so that the actor keeps up with thousands of clips per second.
@@ -54,8 +54,8 @@ class RayRateLimiter:
         return ray.get(self.actor.report_throttled.remote(permit, key, retry_after_s))
 
     def report_outage(self, permit: Permit, key: str, detail: str) -> bool:
-        # The actor misses most successes and so cannot count failures in a row. This worker's last success refutes an
-        # outage.
+        # The actor does not see most successes, so it can't count failures in a row. A recent success of this worker
+        # refutes an outage.
         if not self.proxies and time.monotonic() - self._succeeded_s < FRESH_S:
             return False
         self._permit, self._reported_s = None, 0.0
@@ -87,7 +87,7 @@ class MeasuredRateLimiter(LocalRateLimiter):
 
 
 def start_rate_limiter(config: RateLimitConfig, clips_per_hour: int, proxies: tuple[str, ...]) -> RayRateLimiter:
-    """Start the run's limiter actor, which ends with the run.
+    """Start the run's limiter actor. It ends with the run.
 
     The actor runs on the driver's node, because other nodes may be lost.
     """

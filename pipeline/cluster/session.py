@@ -18,15 +18,15 @@ from pipeline.errors import ConfigError, describe
 LOOPBACK = "127.0.0.1"
 ANSWER_TIMEOUT_S = 8.0
 LOCAL_OBJECT_STORE_BYTES = 200 * 2**20
-"""Enough for plans, paths and reports. Audio never enters the object store."""
+"""Size of a local object store, which holds only plans, paths and reports, but no audio."""
 
 
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
-    """Join the cluster in `RAY_ADDRESS`, which Ray Jobs sets, or start a local one and stop it at the end.
+    """Join the cluster in `RAY_ADDRESS`, which Ray Jobs sets, or run a local cluster within the context.
 
-    Raises ConfigError if no cluster answers there or it refuses to be joined, and if the path of the temporary folder
-    is too long for Ray.
+    Raises ConfigError if no cluster answers or it can't be joined, or if the path of the temporary folder is too long
+    for Ray.
     """
     if ray.is_initialized():
         yield
@@ -43,11 +43,11 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def check_cluster_answers(address: str, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
-    """Raise ConfigError if nothing at a cluster's address speaks gRPC; `ray.init` retries silently for minutes.
+    """Raise ConfigError if no gRPC server answers at the address. `ray.init` would retry silently for minutes.
 
-    `auto` is the cluster that was last started on this machine. Clusters with TLS are not checked.
+    `auto` means the cluster that was last started on this machine. Clusters with TLS are not checked.
     """
-    current = _temporary_folder() / "ray" / "ray_current_cluster"  # written by `ray start`, never removed by a crash
+    current = _temporary_folder() / "ray" / "ray_current_cluster"  # written by `ray start`, and left behind by crashes
     if address == "auto" and current.is_file():
         address = current.read_text(encoding="utf-8").strip()
     target = address.removeprefix("ray://")
@@ -78,7 +78,7 @@ def _join_cluster(address: str) -> None:
 
 
 def _start_local_ray(num_cpus: int | None) -> None:
-    # Ray logs its start and its generated token; users can do nothing with either.
+    # Ray logs its start and its generated token, which are of no use to users.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         ray.init(
@@ -100,7 +100,7 @@ def _start_local_ray(num_cpus: int | None) -> None:
 
 
 def _silence_coordinator_client() -> None:
-    """Silence Ray Train's autoscaling client, which warns with a traceback whenever a busy machine answers late.
+    """Silence Ray Train's autoscaling client, which logs a traceback whenever a busy machine answers late.
 
     The client waits 5 s, logs the GetTimeoutError and retries, so the warning never matters.
     """
@@ -109,9 +109,9 @@ def _silence_coordinator_client() -> None:
 
 
 def _silence_local_ray() -> None:
-    """Also silence Ray Train's cleaner, which reports a missing dashboard or another Ray on this machine.
+    """Also silence Ray Train's cleaner, which complains about a missing dashboard or another Ray on this machine.
 
-    The cleaner serves clusters that outlive a run. A local Ray ends with its run.
+    Only clusters that outlive a run need the cleaner. A local Ray ends with its run.
     """
     _silence_coordinator_client()
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
@@ -125,17 +125,17 @@ def _silence_local_ray() -> None:
 
 
 def count_processors(use_gpu: bool) -> int:
-    """Return how many tasks with one GPU, or one CPU, the cluster runs concurrently."""
+    """Return the number of concurrent tasks with one GPU, or one CPU, that the cluster can run."""
     return max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)))
 
 
 def spans_hosts() -> bool:
-    """Return whether tasks may run on other hosts, now or after the cluster grows: its nodes aren't on loopback."""
+    """Return True if tasks may run on other hosts, now or after the cluster grows. Checks for loopback addresses."""
     return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} != {LOOPBACK}
 
 
 def has_dashboard() -> bool:
-    """Return whether the cluster runs Ray's dashboard."""
+    """Return True if the cluster runs Ray's dashboard."""
     return bool(get_dashboard_url())
 
 

@@ -1,4 +1,4 @@
-"""Independent, idempotent Ray tasks in a bounded window."""
+"""Run independent, idempotent Ray tasks in a bounded window."""
 
 import heapq
 import logging
@@ -31,19 +31,19 @@ Shared = TypeVar("Shared")
 Result = TypeVar("Result")
 
 DEATHS = (LocalRayletDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
-"""Ray's errors for a task that lost its worker or node, or the result with the node."""
+"""Errors that Ray raises if a task loses its worker, its node or its result."""
 MAX_DEATHS = 4
-"""Deaths of a task's workers in a row, without progress in between, before the task fails."""
+"""Number of consecutive deaths of a task's workers without progress after which the task fails."""
 DEATH_PAUSE_S = 1.0
 MAX_STORE_ERRORS = 3
-"""Attempts at a task that the store refuses; the last error is the result."""
+"""Maximum attempts at a task that fails with StoreErrors. The last error is its result."""
 STORE_PAUSE_S = 5.0
-"""Pause before the first retry after a StoreError; doubles with each further retry."""
+"""Pause before the first retry after a StoreError. It doubles with each further retry."""
 MAX_STORE_PAUSE_S = 60.0
 TASKS_PER_PROCESSOR = 2
 """Tasks to submit per processor, so that no processor waits for the driver."""
 POLL_S = 10.0
-"""Interval at which a waiting run checks whether to stop."""
+"""Seconds between checks whether a waiting run should stop."""
 
 
 @dataclass(order=True)
@@ -52,12 +52,12 @@ class _Task(Generic[Item]):
 
     due_s: float
     order: int
-    """Breaks ties between tasks due at the same time."""
+    """Breaks ties between tasks that are due at the same time."""
     item: Item = field(compare=False)
     num_refusals: int = field(default=0, compare=False)
-    """StoreErrors so far."""
+    """Number of StoreErrors so far."""
     num_deaths: int = field(default=0, compare=False)
-    """Deaths of workers since the last progress."""
+    """Number of workers that died since the last progress."""
     progress: int = field(default=0, compare=False)
     """Progress at the last death."""
     pauses: Iterator[float] = field(
@@ -70,12 +70,12 @@ class _Task(Generic[Item]):
             return result.seconds
         if isinstance(result, DEATHS):
             progress = progress_of(self.item)
-            # Spot machines interrupt long tasks many times. Only a task that never advances fails.
+            # Spot machines may interrupt a long task many times. Fail only tasks that never advance.
             self.num_deaths = 1 if progress > self.progress else self.num_deaths + 1
             self.progress = progress
             is_memory = isinstance(result, OutOfMemoryError)  # wait until concurrent tasks have freed some
             return None if self.num_deaths == MAX_DEATHS else next(self.pauses) if is_memory else DEATH_PAUSE_S
-        # Object stores refuse requests now and then. The limit ends tasks that the store never accepts.
+        # Object stores fail now and then. The limit ends tasks that can never be stored.
         is_refusal = isinstance(result, StoreError) and not isinstance(result, LeaseError)
         if is_refusal and self.num_refusals + 1 < MAX_STORE_ERRORS:
             self.num_refusals += 1
@@ -94,25 +94,25 @@ def run_tasks(
     should_stop: Callable[[float], bool] = lambda wait_s: False,
     progress_of: Callable[[Item], int] = lambda item: 0,
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """Run `function(item, shared)` for each item on the cluster; yield items and results as they finish.
+    """Run `function(item, shared)` for each item on the cluster. Yields items and results as they finish.
 
-    Neither Ray Data nor ray.util.multiprocessing offers these guarantees together: lazy submission, a pause per item
-    that blocks no slot, and an exception per item instead of one for all.
+    Neither Ray Data nor ray.util.multiprocessing combines lazy submission, pauses per item that block no slot, and
+    exceptions per item instead of one for all.
 
     Each task uses one CPU and `num_gpus` GPUs. Tasks that return a Wait, raise StoreError or lose their worker are
     submitted again later, so `function` must be idempotent. LeaseErrors and exceptions of different types become the
     item's result, and so does a WorkerError once several workers in a row died without progress. If all tasks wait and
     `should_stop(seconds to wait)` returns True, the rest is skipped.
 
-    max_in_flight: submitted tasks.
+    max_in_flight: maximum number of submitted tasks.
     progress_of: progress of an interrupted item, such as its number of stored parts.
     on_this_node: run all tasks on the driver's node, for tasks that share local files.
     """
     remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(_on_one_thread(function))
-    if on_this_node:  # possibly a cluster's head, where Ray has no CPUs to give
+    if on_this_node:  # the driver may run on a cluster's head, where Ray has no CPUs
         remote = remote.options(num_cpus=0, scheduling_strategy=this_node())
-    shared_ref = ray.put(shared)  # once instead of with each task
-    # A generator keeps memory flat: two million segments are never planned at once.
+    shared_ref = ray.put(shared)  # sent once, not with each task
+    # Use a generator, so that two million segments are never planned at once.
     fresh = (_Task(0.0, order, item) for order, item in enumerate(items))
     waiting: list[_Task[Item]] = []  # a heap by due time
     running: dict[ray.ObjectRef, _Task[Item]] = {}
@@ -145,7 +145,7 @@ def run_tasks(
             task.due_s = time.monotonic() + pause_s
             heapq.heappush(waiting, task)
             if isinstance(result, StoreError) and time.monotonic() > warned_until_s:
-                warned_until_s = task.due_s  # running tasks are about to meet the same refusal
+                warned_until_s = task.due_s  # other running tasks are about to fail in the same way
                 log.warning("retrying in %.0f s: %s", pause_s, result)
 
 
@@ -159,7 +159,7 @@ def _worker_error(death: Exception) -> WorkerError:
 def _on_one_thread(function: Callable[[Item, Shared], Result]) -> Callable[[Item, Shared], Result]:
     """Limit NumPy to one thread while a task runs.
 
-    By default BLAS starts a thread per core, and idle threads wait by spinning: concurrent tasks slow each other down.
+    By default BLAS starts a thread per core, and idle threads spin, so concurrent tasks would slow each other down.
     """
 
     @wraps(function)
@@ -171,7 +171,7 @@ def _on_one_thread(function: Callable[[Item, Shared], Result]) -> Callable[[Item
 
 
 def _result_of(ref: ray.ObjectRef) -> Any:
-    """Return a task's result, or the exception that it raised; Ray's own error if that exception is unknown."""
+    """Return a task's result or the exception that it raised, or else Ray's error."""
     try:
         return ray.get(ref)
     except RayError as error:

@@ -48,7 +48,7 @@ def lease(number: int) -> str:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Shard:
-    """The files of one shard: clips of one split, converted together."""
+    """The files of one shard, which holds clips of one split."""
 
     split: str
     shard_id: str
@@ -119,7 +119,7 @@ class SnapshotFiles:
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """The files of one training."""
+    """The files of one training run."""
 
     run: str
 

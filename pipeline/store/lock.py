@@ -1,11 +1,11 @@
 """The lease of a store: at most one run preprocesses into it.
 
 Leases are numbered files, and the highest number is valid. A run creates the next number with a conditional write, so
-of two competing runs one wins. The holder renews its lease by rewriting the file. Other runs may create the next number
-once the lease was released or not renewed for `DURATION_S`, or its process is dead.
+only one of several competing runs wins. The holder renews its lease by rewriting the file. Other runs may create the
+next number once the lease was released or not renewed for `DURATION_S`, or its process is dead.
 
-Clocks of different machines are never compared: the age of a lease is the difference of two modification times that the
-store reports, of the lease and of a file written now.
+Clocks of different machines are never compared. The age of a lease is the difference between two modification times
+reported by the store: the lease's, and that of a file written now.
 """
 
 import secrets
@@ -34,7 +34,7 @@ class Lease:
     host: str
     pid: int
     process_started: float
-    """host, pid and process_started identify an `Owner`."""
+    """Start time of the process. Together with host and pid, it identifies an `Owner`."""
     expires: float
     """Seconds since 1970 by the holder's clock; 0 after the release. Other machines only compare it with 0."""
 
@@ -44,7 +44,7 @@ class Lease:
 
     @property
     def is_free(self) -> bool:
-        """Whether the lease was released, or its process on this host is dead."""
+        """True if the lease was released, or if its process ran on this host and is dead."""
         return self.expires == 0 or Owner(self.host, self.pid, self.process_started).is_dead
 
 
@@ -70,7 +70,7 @@ class Holder:
     lease: Lease
     number: int
     lost: str = ""
-    """Reason for the loss of the lease; empty while it is held."""
+    """Reason why the lease was lost; empty while it is held."""
     renewed_s: float = field(default_factory=time.time)
     """Time of the last renewal by this machine's clock."""
 
@@ -142,7 +142,7 @@ def _take(store: Store, lease: Lease) -> int:
             raise _refusal(store, current, renewed_s, now_s)
     if not store.create_json(_name(number + 1), asdict(lease)):
         winner_number, winner = _newest(store)
-        # A repeated request, after the first answer was lost, finds its own file.
+        # If the first answer was lost, the repeated request finds the run's own lease.
         if winner and winner.token != lease.token:
             raise _refusal(store, winner, store.modified_s(_name(winner_number)), store.now_s())
     with suppress(StoreError):
@@ -161,7 +161,7 @@ def _refusal(store: Store, lease: Lease, renewed_s: float, now_s: float) -> Leas
 
 
 def _loss(store: Store, name: str) -> str:
-    """Describe the loss of a lease to the lease with this name."""
+    """Explain that the lease was lost to the lease with this name."""
     holder, written = "another run", ""
     with suppress(StoreError, TypeError):  # the other run may remove or replace its file concurrently
         holder = Lease(**store.read_json(name)).holder

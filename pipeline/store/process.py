@@ -1,4 +1,4 @@
-"""The process that owns files on disk, to tell leftovers from files in use."""
+"""Identify the process that owns files on disk, to tell leftovers from files in use."""
 
 import os
 import socket
@@ -13,18 +13,18 @@ TOLERANCE_S = 2.0
 
 @dataclass(frozen=True)
 class Owner:
-    """A process on a machine."""
+    """A process, identified across machines and restarts."""
 
     machine: str
     """Scope in which process ids are valid."""
     pid: int
     started: float
-    """Start of the process in seconds since boot. Independent of the clock, it tells a process from a later process
-    with the same id."""
+    """Start of the process in seconds since boot, independent of the clock. It distinguishes the process from later
+    processes with the same id."""
 
     @property
     def is_dead(self) -> bool:
-        """Whether the process has certainly ended. Processes of other machines never count as dead."""
+        """True if the process has certainly ended. Processes of other machines never count as dead."""
         if self.machine != machine():
             return False
         try:

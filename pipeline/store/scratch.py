@@ -12,7 +12,7 @@ from pipeline.store.process import Owner, machine, this_process
 
 PREFIX = "audioset"
 ABANDONED_S = 24 * 3600.0
-"""Age of the last write after which another machine's scratch folder counts as abandoned."""
+"""Seconds without a write after which another machine's scratch folder counts as abandoned."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def make_scratch(parent: Path) -> Path:
 
 
 def clear_scratch(parent: Path) -> int:
-    """Remove folders of dead processes, and other machines' folders without a write for a day; return their number."""
+    """Remove the folders of dead processes, and abandoned folders of other machines. Returns their number."""
     folders = [folder for folder in parent.glob(f"{PREFIX}-*") if _is_left_behind(folder)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""File access under the root of a store, a folder or `s3://` address."""
+"""Access files under the root of a store, which is a folder or an `s3://` address."""
 
 import json
 import math
@@ -22,15 +22,15 @@ from pipeline.store.layout import SCRATCH
 from pipeline.store.scratch import ABANDONED_S, clear_scratch, scratch_folder
 
 PIECE_BYTES = 32 * 2**20
-"""Bytes per request when reading large files: few requests, little memory."""
+"""Bytes per request when reading large files, a compromise between requests and memory."""
 
 
 @dataclass(frozen=True)
 class Store:
     """A root folder or address. Names are relative to it, with `/`.
 
-    A file is absent or complete: local files are written elsewhere and renamed, objects are put in one request or one
-    completed upload. All storage errors become StoreError.
+    A file is either absent or complete. Local files are written elsewhere and renamed; objects are written by a single
+    request or a completed upload. All storage errors become StoreError.
     """
 
     root: str
@@ -68,7 +68,7 @@ class Store:
             return int(self.fs.size(self.path(name)) or 0)
 
     def list(self, folder: str, suffix: str = "") -> list[str]:
-        """List the visible files under a folder at any depth, sorted; empty if the folder is missing."""
+        """List all visible files under a folder, at any depth and sorted. Empty for a missing folder."""
         return list(self.sizes(folder, suffix))
 
     def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
@@ -100,7 +100,7 @@ class Store:
             return self._whole(self.fs.cat_file(self.path(name), start=offset, end=offset + length))
 
     def read_pieces(self, name: str, num_bytes: int) -> Iterator[bytes]:
-        """Yield the first `num_bytes` of a file in pieces, one request each; fewer bytes if the file is shorter."""
+        """Yield up to `num_bytes` from the start of a file in pieces, with one request per piece."""
         for start in range(0, num_bytes, PIECE_BYTES):
             expected = min(PIECE_BYTES, num_bytes - start)
             piece = self.read_range(name, start, expected)
@@ -152,11 +152,11 @@ class Store:
                 if self._version(name) == version:  # no conflict; the store may lack conditional writes
                     check()
                     self.fs.pipe_file(self.path(name), data)
-                elif self.read_bytes(name) != data:  # a repeated request, after a lost answer, finds its own file
+                elif self.read_bytes(name) != data:  # after a lost answer, the repeated request finds its own file
                     raise LeaseError(f"{self.url(name)} was replaced by another run; it stays unchanged") from None
 
     def _version(self, name: str) -> str:
-        """Return the tag of an object's content; empty if the object is missing or the store has no tags."""
+        """Return the ETag of an object, or "" if it is missing or the store has no ETags."""
         try:
             return str(self.fs.info(self.path(name)).get("ETag", ""))
         except FileNotFoundError:
@@ -171,7 +171,7 @@ class Store:
         self.write_bytes(name, json_bytes(value))
 
     def create_json(self, name: str, value: Any) -> bool:
-        """Write a file unless it exists; of concurrent writers exactly one gets True."""
+        """Write a file unless it exists. Of several concurrent writers, exactly one gets True."""
         data = json_bytes(value)
         with self._errors("write", name):
             if not self.is_local:
@@ -218,7 +218,7 @@ class Store:
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
-        """Yield a local path of a file: its own, or a temporary copy of a remote file."""
+        """Yield a local path of a file. Remote files are copied temporarily."""
         if self.is_local:
             yield Path(self.path(name))
             return
@@ -232,7 +232,7 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Yield a temporary local folder, on the disk of a local store so that publishing is a rename."""
+        """Yield a temporary local folder. For a local store it is on the same disk, so that publishing is a rename."""
         if not self.is_local:
             clear_scratch(self.scratch_home)
         with ExitStack() as stack:
@@ -245,7 +245,7 @@ class Store:
         return Path(self.base) / SCRATCH if self.is_local else Path(tempfile.gettempdir())
 
     def remove_orphaned_files(self) -> None:
-        """Remove leftovers of dead processes: scratch folders, and unfinished S3 uploads older than a day."""
+        """Remove scratch folders of dead processes, and unfinished S3 uploads that are older than a day."""
         if self.is_local:
             clear_scratch(self.scratch_home)
         elif "s3" in self.fs.protocol:
@@ -286,7 +286,7 @@ class Store:
         return content
 
     def check_writable(self) -> None:
-        """Raise StoreError if the store is read-only, before hours of work instead of after."""
+        """Raise StoreError if the store is read-only, to fail before hours of work."""
         name = f".probe-{uuid.uuid4().hex}"
         self.write_bytes(name, b"")
         self.remove(name)
@@ -297,7 +297,7 @@ class Store:
             yield
         except AudioTaggingError:
             raise
-        except Exception as error:  # every storage library has its own errors
+        except Exception as error:  # every storage library raises its own errors
             raise StoreError(f"can't {verb} {self.root.rstrip('/')}/{name}: {describe_storage_error(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""Parquet files as bytes."""
+"""Encode Parquet files in memory."""
 
 import io
 

@@ -170,7 +170,7 @@ def test_sigterm_ends_the_service_cleanly(tmp_path: Path) -> None:
 
 def test_other_addresses_than_loopback_need_a_token(tmp_path: Path) -> None:
     words = ["--checkpoint", "a-model", "--host", "0.0.0.0"]
-    with pytest.raises(ConfigError, match="--host 0.* needs --token-file"):
+    with pytest.raises(ConfigError, match=r"--host 0.* needs --token-file"):
         COMMAND_LINE.parse(words)
     file = tmp_path / "token"
     assert COMMAND_LINE.parse([*words, "--token-file", str(file)]).token_file == str(file)

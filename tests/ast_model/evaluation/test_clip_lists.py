@@ -72,7 +72,7 @@ def test_a_file_selects_stored_clips_and_counts_missing_ones(listed: Snapshot, t
     [
         ("unknown-id1\n", MismatchError, "found 1 others, such as unknown-id1"),
         ("# none\n", ConfigError, "expected one YouTube id or key per line"),
-        (None, ConfigError, "expected as list of clips a file or one of ast-19185"),
+        (None, ConfigError, "expected a file or one of ast-19185"),
     ],
 )
 def test_unusable_lists_are_refused(
