@@ -1,4 +1,4 @@
-"""MLflow runs that survive restarts. A training is a single run, even if its processes die repeatedly."""
+"""MLflow runs that survive restarts: one run per training, however often its processes die."""
 
 import json
 import math
@@ -110,12 +110,12 @@ class TrackedRun:
 
     @contextmanager
     def end_on_exit(self) -> Iterator[None]:
-        """End the run when the block exits: FINISHED, KILLED on an interrupt, FAILED on any other exception."""
+        """End the run when the block exits: FINISHED, KILLED on an interrupt or SIGTERM, FAILED on other exceptions."""
         status = "FAILED"
         try:
             yield
             status = "FINISHED"
-        except (KeyboardInterrupt, StoppedError):
+        except (KeyboardInterrupt, StoppedError, SystemExit):
             status = "KILLED"
             raise
         finally:

@@ -63,7 +63,8 @@ class FinetuneRun:
 
     @property
     def data_name(self) -> str:
-        return Path(self.data).resolve().name
+        path = Path(self.data).resolve()
+        return path.name if path.is_dir() else path.stem
 
 
 def finetune(config: FinetuneConfig) -> None:

@@ -1,15 +1,16 @@
 """Train on Ray Train, with one rank per worker."""
 
-import contextlib
 import dataclasses
 import logging
 import os
 import pickle
 import signal
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import ray
 import ray.train
 from ray.exceptions import RayTaskError
@@ -43,6 +44,12 @@ GROUP_START_TIMEOUT_S = "30"
 POLL_S = "0.5"
 """Seconds between Ray Train's polls of its workers. A rank can't report until Ray has fetched its previous report, so
 Ray's default of 2 s would slow down shorter epochs."""
+
+SAVE_WITHIN_S = 12.0
+"""Seconds after SIGTERM for the workers to save. The end of Ray and of the run in MLflow takes some seconds more."""
+
+EXIT_WITHIN_S = 3.0
+"""Seconds for workers to exit after Ray's end."""
 
 GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
 """Resources of the task that checks whether torch can use a GPU."""
@@ -89,7 +96,7 @@ def train_on_ray(job: TrackedJob, config: RayConfig) -> list[Metrics]:
         _check_gpu()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: Any = DriverMailbox.options(scheduling_strategy=here).remote()  # pyright: ignore[reportFunctionMemberAccess]
-    with _stopping_on_sigterm(mailbox):
+    with _stopping_on_sigterm(mailbox, job.run):
         while True:
             found = list_checkpoints(job.store, job.folder)
             num_before: int = ray.get(mailbox.num_attempts.remote())
@@ -211,23 +218,55 @@ def _cluster() -> str:
 
 
 @contextmanager
-def _stopping_on_sigterm(mailbox: Any) -> Iterator[None]:
-    """Convert SIGTERM, which `ray job stop` also sends, to a stop request for the workers."""
+def _stopping_on_sigterm(mailbox: Any, run: str) -> Iterator[None]:
+    """Turn SIGTERM, which `ray job stop` also sends, into a stop request to the workers.
+
+    Raises StoppedError if they don't save in time: batch systems kill a job some 30 s after SIGTERM.
+    """
+    is_late = threading.Event()
 
     def ask(signum: int, frame: object) -> None:
         log.warning("asked to stop: workers are writing a checkpoint and exiting")
         mailbox.ask_to_stop.remote()
+        signal.setitimer(signal.ITIMER_REAL, SAVE_WITHIN_S)
 
-    before = signal.getsignal(signal.SIGTERM)
-    with contextlib.suppress(
-        ValueError
-    ):  # signal handlers need the main thread; in another thread the caller handles signals
-        signal.signal(signal.SIGTERM, ask)
+    def abandon(signum: int, frame: object) -> None:
+        is_late.set()
+        raise KeyboardInterrupt  # Ray's calls end early only for this exception
+
+    try:
+        with _signal_handlers({signal.SIGTERM: ask, signal.SIGALRM: abandon}):
+            yield
+    except KeyboardInterrupt as error:
+        if not is_late.is_set():
+            raise
+        _end_ray()
+        raise StoppedError(
+            f"asked to stop, but run {run} did not save its current step within {SAVE_WITHIN_S:.0f} s; to resume it"
+            f" from its last checkpoint: --resume {run}"
+        ) from error
+
+
+def _end_ray() -> None:
+    """End a local Ray and its workers, because a worker that still trains would hold the lock of its run in MLflow."""
+    processes = psutil.Process().children(recursive=True)
+    ray.shutdown()
+    psutil.wait_procs(processes, timeout=EXIT_WITHIN_S)
+
+
+@contextmanager
+def _signal_handlers(handlers: Mapping[int, Callable[[int, object], None]]) -> Iterator[None]:
+    """Install handlers and restore the earlier ones. In other threads than the main thread, the caller handles them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _train_worker(loop_config: Mapping[str, Any]) -> None:

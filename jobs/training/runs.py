@@ -44,7 +44,7 @@ def begin_run(config: RunSettings, snapshot: Snapshot, run: str, parent: Tracked
     title = run_title(config, model, snapshot, run)
     tags = {"preset": config.preset, "run": run, "stage": "train", **provenance()}
     tracker = start_run(store, title, tags, parent=parent)
-    job = TrainingJob(config.train, model, snapshot, run, tracker)
+    job = TrainingJob(config.train, model, snapshot, run, tracker, title)
     # A resume relies on this record. Write it before the parameters, which MLflow may reject.
     store.write_json(RunFiles(run).record, job.describe())
     tracker.log_params({**run_params(config, model), "eval.coverage": str(plan.eval_coverage)})
@@ -108,7 +108,7 @@ def resume_run(run: str, store: Store, config: RunSettings, snapshot_id: str = "
         log.warning("run %s continues with a changed setting, %s", run, change)
     tracker = continue_run(store, record["tracking_run"])
     tracker.log_params(run_params(config, model))
-    return TrainingJob(config.train, model, snapshot, run, tracker)
+    return TrainingJob(config.train, model, snapshot, run, tracker, str(record.get("title", "")))
 
 
 def _describe_runs(store: Store) -> str:

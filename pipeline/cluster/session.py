@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -81,15 +82,16 @@ def _start_local_ray(num_cpus: int | None) -> None:
     # Ray logs its start and its generated token, which are of no use to users.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
-        ray.init(
-            address="local",
-            logging_level=logging.WARNING,
-            num_cpus=num_cpus,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            runtime_env={"worker_process_setup_hook": _silence_local_ray},
-            log_to_driver=True,
-        )
+        with _blocking_sigterm():
+            ray.init(
+                address="local",
+                logging_level=logging.WARNING,
+                num_cpus=num_cpus,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                runtime_env={"worker_process_setup_hook": _silence_local_ray},
+                log_to_driver=True,
+            )
     except OSError as error:
         if "AF_UNIX" not in str(error):
             raise
@@ -99,13 +101,27 @@ def _start_local_ray(num_cpus: int | None) -> None:
         ) from error
 
 
-def _silence_coordinator_client() -> None:
-    """Silence Ray Train's autoscaling client, which logs a traceback whenever a busy machine answers late.
+@contextmanager
+def _blocking_sigterm() -> Iterator[None]:
+    """Block SIGTERM in processes that start in this context.
 
-    The client waits 5 s, logs the GetTimeoutError and retries, so the warning never matters.
+    Batch systems send SIGTERM to all processes of a job. Ray's processes would end at once, before the driver, which
+    handles the signal, has saved the training. They end with the driver in any case.
     """
-    client = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
-    logging.getLogger(client).setLevel(logging.ERROR)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _silence_coordinator_client() -> None:
+    """Silence Ray Train's clients of the autoscaler, which warn with a traceback when a busy machine answers late.
+
+    A client waits 5 s, logs the GetTimeoutError and retries, so the warnings never matter.
+    """
+    for client in ("autoscaling_coordinator_client", "elastic"):
+        _drop_warnings(f"ray.train.v2._internal.execution.scaling_policy.{client}")
 
 
 def _silence_local_ray() -> None:
@@ -114,7 +130,7 @@ def _silence_local_ray() -> None:
     Only clusters that outlive a run need the cleaner. A local Ray ends with its run.
     """
     _silence_coordinator_client()
-    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
+    _drop_warnings("ray.train.v2._internal.execution.controller.placement_group_cleaner")
     default_hook = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -122,6 +138,11 @@ def _silence_local_ray() -> None:
             default_hook(args)
 
     threading.excepthook = hook
+
+
+def _drop_warnings(name: str) -> None:
+    """Drop a logger's messages below ERROR with a filter: Ray Train's own configuration resets the logger's level."""
+    logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def count_processors(use_gpu: bool) -> int:
