@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ast_model.evaluation.calibration import expected_calibration_error, reliability
@@ -14,12 +13,10 @@ from pipeline.labels import Labels
 
 MAX_CLASSES_IN_PLOT = 60
 NUM_CURVES = 8
-MAX_TITLE_WIDTH, MAX_LANE_WIDTH, MAX_CONFUSION_WIDTH = 80, 40, 40
-"""Maximum widths of names of recordings and classes, in Latin letters."""
+MAX_CONFUSION_WIDTH = 40
+"""Maximum width of a class name in a confusion matrix, in Latin letters."""
 INCHES_PER_COLUMN = 0.07
 """Width of a Latin letter in the labels of a confusion matrix, in inches."""
-NUM_LANES = 5
-"""Number of classes in the timeline below a recording's spectrogram."""
 Series = tuple[Sequence[float], Sequence[float]]
 """Steps and values of a curve."""
 
@@ -126,32 +123,6 @@ def plot_training(series: Mapping[str, Series]) -> Figure:
         label = name.rpartition("/")[2].replace("_", " ")
         axes.set(xlabel="epoch" if name.startswith("eval/") else "step", ylabel=label)
         axes.grid(alpha=0.3)
-    return figure
-
-
-def plot_tags(title: str, fbank_TM: np.ndarray, length_s: float, tags: pd.DataFrame) -> Figure:
-    """Plot the spectrogram of a recording above a timeline of its strongest classes, darker for higher scores."""
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
-    low, high = np.percentile(fbank_TM, [5, 99])
-    above.imshow(
-        fbank_TM.T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, length_s, 0, 128)
-    )
-    above.set(ylabel="mel bin")
-    title = fit_text(title, MAX_TITLE_WIDTH)
-    above.set_title(title, fontfamily=font_families([title]))
-    labels = list(tags.groupby("label", sort=False)["score"].max().nlargest(NUM_LANES).index)
-    for lane, label in enumerate(labels):
-        rows = tags[tags["label"] == label]
-        # Windows overlap, so each bar ends where the next window starts.
-        ends_s = np.minimum(rows["end_s"], rows["start_s"].shift(-1, fill_value=np.inf))
-        colours = colormaps["Blues"](0.1 + 0.9 * rows["score"].to_numpy())
-        below.broken_barh(
-            list(zip(rows["start_s"], ends_s - rows["start_s"], strict=True)), (lane - 0.4, 0.8), color=colours
-        )
-    names = [fit_text(label, MAX_LANE_WIDTH) for label in labels]
-    below.set_yticks(range(len(names)), names, fontsize=8, fontfamily=font_families(names))
-    below.set(xlim=(0, length_s), ylim=(len(labels) - 0.5, -0.5), xlabel="seconds")
     return figure
 
 

@@ -30,6 +30,8 @@ class ModelMetadata:
     """Standard deviation of the training fbanks."""
     loss: Loss = "bce"
     """Loss of the training. Scores are a sigmoid per class (`bce`) or a softmax over classes (`ce`)."""
+    title: str = dataclasses.field(default="", compare=False)
+    """Name of the training run for people, with size, start, method and data; empty if unknown."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
@@ -129,7 +131,9 @@ def read_stored_metadata(file: WeightFile) -> ModelMetadata | None:
             return ModelMetadata(**description[METADATA_KEY])
         if "labels" in description and "mean" in description:
             loss = description.get("train", {}).get("loss", "bce")
-            return ModelMetadata(tuple(description["labels"]["names"]), description["mean"], description["std"], loss)
+            title = description.get("title") or description.get("run", "")
+            names = tuple(description["labels"]["names"])
+            return ModelMetadata(names, description["mean"], description["std"], loss, title)
         if description.get("model_type") == MODEL_TYPE:
             return _hugging_face_metadata(description)
     except (KeyError, TypeError, ValueError) as error:

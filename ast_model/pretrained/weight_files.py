@@ -1,4 +1,4 @@
-"""Read the tensors of a checkpoint together with the JSON files next to them."""
+"""Weights with their description: the tensors of a checkpoint, and the JSON files next to them."""
 
 import json
 import tempfile

@@ -39,7 +39,7 @@ class ServedModel:
 
     tagger: Tagger
     name: str
-    """Name as requested: a folder, a hub name or models:/NAME@ALIAS."""
+    """Name for users, such as the title of its run; never a path of this machine."""
     version: str = ""
     """Version in the registry; empty for models from other places."""
 

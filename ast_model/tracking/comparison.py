@@ -1,4 +1,4 @@
-"""Compare the settings, data, metrics and classes of runs, as text and on an HTML page."""
+"""Comparison of runs: differences in settings, data, metrics and classes, as text and as one HTML page."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Trace the lineage of each model version: its training run, snapshot and preprocessing runs."""
+"""Lineage of models: the training run, the snapshot and the preprocessing runs behind each version."""
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient

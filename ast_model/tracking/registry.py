@@ -1,4 +1,4 @@
-"""Register, find and download versions of the model in MLflow's registry."""
+"""Versions of the model in MLflow's registry: register, find, download."""
 
 import tempfile
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Connect to the tracking server, open its experiments and convert its errors."""
+"""Connection to the tracking server: address, client, experiments, errors."""
 
 import logging
 import os

@@ -58,11 +58,14 @@ class TrainingJob(Generic[AnyTracker]):
     run: str
     """Unique name of the run. Its checkpoints are stored in `folder` of the snapshot's store."""
     tracker: AnyTracker = field(compare=False)
+    title: str = ""
+    """Name of the run for people, with size, start, method and data."""
 
     def __reduce__(self):
         # Pickle the snapshot by name. Its index of two million clips is immutable, so processes read it from the store.
         snapshot = self.snapshot
-        return _load_job, (self.config, self.model, snapshot.store, snapshot.snapshot_id, self.run, self.tracker)
+        job = self.config, self.model, snapshot.store, snapshot.snapshot_id, self.run, self.tracker, self.title
+        return _load_job, job
 
     @property
     def store(self) -> Store:
@@ -96,6 +99,7 @@ class TrainingJob(Generic[AnyTracker]):
             "std": norm.std,
             "snapshot": self.snapshot.snapshot_id,
             "run": self.run,
+            "title": self.title,
             "tracking_run": getattr(self.tracker, "run_id", None),
         }
 
@@ -108,6 +112,6 @@ def normalisation_of(config: TrainConfig, snapshot: Snapshot) -> Normalisation:
 
 
 def _load_job(
-    config: TrainConfig, model: ASTConfig, store: Store, snapshot_id: str, run: str, tracker: AnyTracker
+    config: TrainConfig, model: ASTConfig, store: Store, snapshot_id: str, run: str, tracker: AnyTracker, title: str
 ) -> TrainingJob[AnyTracker]:
-    return TrainingJob(config, model, load_snapshot(store, snapshot_id), run, tracker)
+    return TrainingJob(config, model, load_snapshot(store, snapshot_id), run, tracker, title)

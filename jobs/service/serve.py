@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.config import BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
+from ast_model.config.sizes import size_name
 from ast_model.inference import Tagger
 from ast_model.service.gate import RETRY_AFTER_S, Gate
 from ast_model.service.service import PendingWindow, Result, ServedModel, Service, run_batch
@@ -147,7 +148,7 @@ def load_model(config: ServeConfig, version: str) -> ServedModel:
     device = "cuda" if config.use_gpu else "cpu"
     if not version:
         tagger = Tagger.load(config.checkpoint, config.labels or None, device, config.calibrated)
-        return ServedModel(tagger, config.checkpoint)
+        return ServedModel(tagger, name_model(config.checkpoint, tagger))
     from ast_model.tracking.pyfunc import CHECKPOINT
     from ast_model.tracking.registry import download, find_version
     from ast_model.tracking.server import connect
@@ -157,7 +158,18 @@ def load_model(config: ServeConfig, version: str) -> ServedModel:
         folder = Path(scratch) / "model"
         download(client, find_version(client, version), folder)
         tagger = Tagger.load(folder / "artifacts" / CHECKPOINT, None, device, config.calibrated)
-    return ServedModel(tagger, config.checkpoint, version)
+    return ServedModel(tagger, name_model(config.checkpoint, tagger), version)
+
+
+def name_model(checkpoint: str, tagger: Tagger) -> str:
+    """Return a model's name for users: its run's title or its size, after a public address or a file's name.
+
+    Paths of this machine mean nothing to users and stay private.
+    """
+    title, path = tagger.metadata.title, Path(checkpoint).expanduser()
+    if title and path.exists():
+        return title
+    return f"{path.resolve().name if path.exists() else checkpoint} · {title or size_name(tagger.model.config)}"
 
 
 def read_token(file: str) -> str:

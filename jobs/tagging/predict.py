@@ -73,7 +73,7 @@ def _as_text(table: pd.DataFrame) -> str:
 
 def _draw(result: Tagged, folder: Path, drawn: Set[Path]) -> Path:
     """Draw a recording's tags to a new file; return the file."""
-    from ast_model.evaluation.plots import plot_tags  # importing matplotlib is slow
+    from ast_model.tagging.tag_plot import plot_tags  # importing matplotlib is slow
 
     folder.mkdir(parents=True, exist_ok=True)
     file = unused_path(folder, result.name, ".png", drawn)

@@ -1,4 +1,4 @@
-"""Determine the length of a file's audio from its header or its packets."""
+"""The length of a file's audio: stated in the header, or measured from the packets."""
 
 from contextlib import suppress
 from io import SEEK_END
@@ -16,18 +16,18 @@ from pipeline.audio.container import BrokenMediaError, open_file, open_media, re
 TIMESTAMP_FORMATS = ("mpeg", "mpegts")
 """Formats without a stated length. FFmpeg estimates it from timestamps near the end."""
 PLACEHOLDERS = ((0x7F000000, 0x80010000), (0xFFFF0000, 0xFFFFFFFF))
-"""Sizes that programs write into a header before they know the real size. They are close to the largest signed or
-unsigned 32-bit number; SoX uses the smallest."""
+"""Sizes that programs write into a header before they know the size: close to the largest 32-bit numbers, signed or
+unsigned. SoX's are the smallest."""
 MAX_LENGTH_S = 1_000_000
-"""Stated lengths above this mean that the length is unknown, such as AVI's 2³⁰ frames."""
+"""Longer lengths mean unknown, such as AVI's 2³⁰ frames."""
 ENLARGEMENT = 1.01
-"""Factor by which a file is made to look larger. This changes lengths that FFmpeg estimates from the size, but not
-stated lengths. MP3's demultiplexer ignores a stated length if the size differs by more than 6 %."""
+"""Factor of a file's size that changes lengths which FFmpeg estimates from the size, but not stated lengths. MP3's
+demultiplexer ignores a stated length if the size differs by more than 6 %."""
 
 
 def is_truncated_riff(content: bytes | Path) -> bool:
-    """Return True if a WAV or AVI file is shorter than its header states."""
-    # Check the size, because FFmpeg treats the last byte as the end of the audio.
+    """Return whether a WAV or AVI file is shorter than its header states."""
+    # FFmpeg treats the last byte as the end of the audio.
     with open_file(content) as file:
         head = file.read(8)
         num_stated = int.from_bytes(head[4:], "little")
@@ -35,12 +35,12 @@ def is_truncated_riff(content: bytes | Path) -> bool:
 
 
 def _is_placeholder(num_bytes: float) -> bool:
-    """Return True if a stated size is a placeholder for an unknown size."""
+    """Return whether a stated size means unknown."""
     return any(start <= num_bytes <= end for start, end in PLACEHOLDERS)
 
 
 def measure_length_ms(content: bytes | Path) -> int:
-    """Return the length of a file's audio, or 0 without audio. Raises OSError if the file can't be read."""
+    """Return the length of a file's audio; 0 without audio or for other files. Raises OSError if it can't be read."""
     try:
         return int(sum(map(measure_length_s, split_chain(content))) * 1000)
     except BrokenMediaError:
@@ -74,7 +74,7 @@ def stated_end_s(content: bytes | Path, container: InputContainer, stream: Strea
     end_s = _end_s(container, stream)
     if end_s is None or end_s > MAX_LENGTH_S:
         return None
-    if not stream.duration:  # FFmpeg stores estimates in streams
+    if not stream.duration:  # estimates belong to streams
         return end_s
     if container.format.name == "ogg":  # FFmpeg reads the last page
         return end_s

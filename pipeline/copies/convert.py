@@ -1,4 +1,4 @@
-"""Convert the due clips of a container to shards."""
+"""One container → the shards of its due clips."""
 
 import logging
 import time
@@ -29,16 +29,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class CopyConversion:
-    """The objects and settings that convert containers to shards. Tasks share them through Ray's object store."""
+    """Everything that turns a container into shards. Tasks share it through Ray's object store."""
 
     conversion: Conversion
     segments: SegmentIndex
     clips_per_shard: int
     id_pattern: str = ""
     limiter: RateLimiter = field(default_factory=LocalRateLimiter)
-    """Rate limiter for the copy's addresses, which cool down when throttled."""
+    """Limiter of the copy's addresses, which cool down when throttled."""
     search: str = field(init=False)
-    """Digest of the segments and names for which containers are searched."""
+    """Digest of the segments and names that containers are searched for."""
 
     def __post_init__(self) -> None:
         keys = self.segments.segments["key"].to_pylist()
@@ -53,16 +53,16 @@ class ContainerReport:
     shards: list[ShardReport] = field(default_factory=list)
     matches: Matches = field(default_factory=Matches)
     error: str = ""
-    """Reason why the container could not be read to its end; empty otherwise."""
+    """Why the container could not be read to its end."""
 
 
 @dataclass
 class Group:
-    """The clips of one unfinished shard. They belong to one split, in the container's order."""
+    """The clips of one shard in the making: those of one split, in the container's order."""
 
     journal: Journal
     segments: list[Segment]
-    """All segments so far, whether stored or pending."""
+    """All segments so far, stored or pending."""
     pending: list[ClipResult] = field(default_factory=list)
 
     def add(self, result: ClipResult) -> None:
@@ -79,9 +79,9 @@ class Group:
 
 
 def convert_container(container: Container, work: CopyConversion) -> ContainerReport | Wait:
-    """Read a container once, front to back, and publish its due clips as shards. Each shard has one split.
+    """Read a container once, front to back, and publish its due clips as shards of one split each.
 
-    A repeated task continues after the clips that the killed task stored. Returns a Wait, with finished clips in
+    A repeated task continues after the clips that the killed one stored. Returns a Wait, with finished clips in
     journals, if the source throttles. Other reading errors are retried; after the last attempt the clips so far are
     published, and the report names the error. Raises SourceError if the source refuses access, StoreError if the store
     refuses.
@@ -100,7 +100,7 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
         try:
             reader.read(turn)
             break
-        except InputError as error:  # another attempt would read the same bytes
+        except InputError as error:  # another attempt reads the same bytes
             reader.report.error = str(error)
             break
         except READ_ERRORS as error:
@@ -120,16 +120,16 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
 
 
 def shards_of(container: Container, work: CopyConversion, split: str) -> Iterator[Shard]:
-    """Yield an endless series of shards for a container's clips of one split, independent of scheduling."""
+    """Yield the shards for a container's clips of a split, without end. They don't depend on scheduling."""
     for number in count():
         plan = [container.address, container.version, work.segments.digest, split, number]
         yield Shard(split, digest_of(plan))
 
 
 def count_stored_parts(container: Container, work: CopyConversion) -> int:
-    """Count the stored parts of a container's clips. A published shard counts as full."""
+    """Return the number of stored parts of a container's clips, counting published shards as full."""
     store, num_parts = work.conversion.store, 0
-    with suppress(StoreError):  # the count only shows progress
+    with suppress(StoreError):  # the count only tells progress
         for split in work.segments.segments["split"].unique().to_pylist():
             for shard in shards_of(container, work, split):
                 if not store.exists(shard.sidecar):
@@ -154,7 +154,7 @@ class ContainerReader:
         """Keys of clips that this run has already stored."""
 
     def read(self, permit: Permit) -> None:
-        """Convert all due members that are not stored yet. Reports to the limiter once the source answers."""
+        """Convert every due member that is not stored yet; report to the limiter once the source answers."""
         self.report.error, self.report.matches, self.keys = "", Matches(), []
         fetch = self.work.conversion.fetch
         with self.work.conversion.store.scratch() as scratch:
@@ -184,7 +184,7 @@ class ContainerReader:
             self._publish(segment.split)
 
     def _group(self, split: str) -> Group:
-        """Return the split's unfinished group. Skips groups that a killed task finished."""
+        """Return the split's group in the making, after skipping groups that a killed task finished."""
         while split not in self.groups:
             if split not in self.shards:
                 self.shards[split] = shards_of(self.container, self.work, split)
@@ -205,7 +205,7 @@ class ContainerReader:
             group.flush()
 
     def publish_all(self) -> None:
-        """Publish the last shard of each split, which may be small."""
+        """Publish the last shard of each split, which may be short."""
         for split in list(self.groups):
             self._publish(split)
 

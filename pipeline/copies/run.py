@@ -1,7 +1,7 @@
-"""Convert all containers of a copy to shards in Ray tasks."""
+"""All containers of a copy → shards, as Ray tasks."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import, so pyright does not see them.
+# pyarrow creates its compute functions at import.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +28,7 @@ from pipeline.sources.archives import READ_ERRORS
 log = logging.getLogger(__name__)
 NUM_READERS = 16
 MIN_SHARE_MATCHED = 0.05
-"""Minimum share of the members, or of the segments if they are fewer, that must match. A lower share means misread
-names."""
+"""Lowest share of matches, of the members or of the segments, whichever are fewer. Below it names were misread."""
 
 
 def convert_copy(
@@ -39,11 +38,11 @@ def convert_copy(
     add_report: Callable[[ShardReport], None],
     check_lease: Callable[[], None],
 ) -> None:
-    """Convert the due clips of a copy. Reads each container with due clips once.
+    """Convert the due clips of a copy, reading each container with due clips once.
 
     Stops reading once every due segment is stored. Raises InputError if hardly any member matches a segment, or if
     containers could not be read, SourceError if the source refuses access or throttles for `--rate-limit.max-idle-s`.
-    The clips of all other containers are stored before the error.
+    Clips of the other containers are stored by then.
     """
     containers, known = find_due_containers(copy.containers, work)
     log.info("copy: %s; %d containers may hold due clips", copy.describe(), len(containers))
@@ -109,7 +108,7 @@ def warn_if_moved(copy: Copy) -> None:
 
 
 def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], errors: list[str]) -> int:
-    """Add a container's shards to the run's report. Returns the number of clips with a result."""
+    """Add a container's shards to the run's report; return how many clips they decided."""
     for shard in report.shards:
         add_report(shard)
     if report.error:
@@ -118,7 +117,7 @@ def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], e
 
 
 def find_due_containers(containers: Sequence[Container], work: CopyConversion) -> tuple[list[Container], int]:
-    """Return containers that may hold due clips, and the number of segments in all listings.
+    """Return the containers that may hold due clips, and the number of segments in all listings.
 
     A container that was never read to its end may hold any clip.
     """

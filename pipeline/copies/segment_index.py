@@ -1,7 +1,7 @@
-"""Find segments by the names of a copy's members."""
+"""Segments by the names of a copy's members."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import, so pyright does not see them.
+# pyarrow creates its compute functions at import.
 
 import re
 from dataclasses import dataclass, field
@@ -20,15 +20,14 @@ MAX_EXAMPLES = 10
 
 @dataclass(frozen=True, eq=False)
 class SegmentIndex:
-    """An index of segments by id, made of arrays that tasks share through Ray's object store without copies."""
+    """Segments by id, in arrays: tasks share them through Ray's object store without a copy."""
 
     segments: pa.Table
-    """Table with the schema `SEGMENT_SCHEMA`."""
+    """Of `SEGMENT_SCHEMA`."""
     is_due: np.ndarray
-    """Mask (N,) of segments that this run needs. Segments that are not due distinguish stored clips from unknown
-    members."""
+    """Mask (N,) of segments that this run needs. The others tell unknown members from clips that are stored already."""
     attempts: np.ndarray
-    """Number of attempts so far at each segment (N,)."""
+    """Attempts so far at each segment (N,)."""
     ids: np.ndarray = field(init=False)
     """Sorted ids (N,), as bytes."""
     order: np.ndarray = field(init=False)
@@ -45,13 +44,13 @@ class SegmentIndex:
 
     @property
     def digest(self) -> str:
-        """Digest of the due segments. It is part of shard names, so runs with other due segments use other names."""
+        """Digest of the due segments, so that runs with other due segments name their shards differently."""
         due = self.segments.filter(pa.array(self.is_due)).select(["key", "end_ms"])
         names = [f"{key} {end}" for key, end in zip(*due.to_pydict().values(), strict=True)]
         return digest_of([names, self.attempts[self.is_due].tolist()])
 
     def find(self, stem: str, pattern: re.Pattern[str] | None = None) -> int | None:
-        """Return the row of the segment that matches a member's name, or None if no due segment does."""
+        """Return the row of the segment that a member's name means, None if no due segment fits it."""
         for ytid, start, _ in readings_of(stem, pattern):
             first, end = (
                 np.searchsorted(self.ids, ytid.encode(), "left"),
@@ -69,7 +68,7 @@ class SegmentIndex:
 
 @dataclass
 class Matches:
-    """Number of members that match a segment, and number of members that match none."""
+    """Counts of members by whether a segment of the tables fits them."""
 
     num_matched: int = 0
     num_unmatched: int = 0

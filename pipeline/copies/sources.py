@@ -1,4 +1,4 @@
-"""Open the sources of a run."""
+"""The sources of a run: copies, then at most one source of single segments."""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from pipeline.sources.names import compile_pattern
 def open_sources(config: PreprocessConfig) -> list[Copy | Source]:
     """Open the sources in `config.media`: any number of copies, then at most one source of single segments.
 
-    Loose files in a folder form such a source, even beside the containers of a copy. Raises ConfigError or InputError.
+    A folder of loose files is such a source, also beside the containers of a copy. Raises ConfigError or InputError.
     """
     if not config.media:
         raise ConfigError(
@@ -31,7 +31,7 @@ def open_sources(config: PreprocessConfig) -> list[Copy | Source]:
             sources.append(open_source(media, config))
     if any(not isinstance(source, Copy) for source in sources[:-1]):
         raise ConfigError(
-            f"--media may contain only one source of single files, in the last place, found {' '.join(config.media)}"
+            f"expected at most one source of single files in --media, as the last one, found {' '.join(config.media)}"
         )
     return sources
 
@@ -44,12 +44,12 @@ def digest_of_sources(media: tuple[str, ...], sources: list[Copy | Source]) -> s
 
 @dataclass(frozen=True)
 class LastSource:
-    """The last source of a run. It marks clips that no source has."""
+    """The last source of a run, which marks clips that none of its sources has."""
 
     source: Source | None
-    """Source of single segments; None if all sources are copies."""
+    """None if copies are the only sources."""
     digest: str
-    """Result of `digest_of_sources`."""
+    """From `digest_of_sources`."""
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
         if self.source is None:

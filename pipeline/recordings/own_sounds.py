@@ -1,4 +1,4 @@
-"""Read the user's own sounds from a table of files or from one folder per class."""
+"""Read your own sounds from a table of files or from a folder per class."""
 
 import csv
 import hashlib
@@ -27,28 +27,27 @@ COLUMN_OF_NAME = {
     **dict.fromkeys(("filename", "file", "filepath", "file_name", "fname", "audio"), "path"),
     **dict.fromkeys(("label", "class", "category", "tags", "target"), "labels"),
 }
-"""Our columns by their common names in other programs' tables, for suggestions in error messages."""
+"""Common names of our columns in other programs' tables, for suggestions in error messages."""
 LABEL_SEPARATOR = ";"
 NUM_READERS = 8
 NO_END = 0
 MAX_S = 2**31 / 1000
-"""Limit of times, which are stored as milliseconds in 32 bits."""
+"""Times are stored as milliseconds in 32 bits."""
 
 
 @dataclass(frozen=True)
 class CutConfig:
-    """Settings for dividing files into clips and splits."""
+    """Division of files into clips and splits."""
 
     clip_s: float
-    """Length of clips in seconds. Files are cut into such clips. A remainder of at least half the length is also a
-    clip."""
+    """Length of the clips that files are cut into. A remainder of at least half this length is a clip as well."""
     eval_share: float = 0.2
-    """Share of files to hold out for evaluation if the table has no splits."""
+    """Share of files to hold out for evaluation if the table states no splits."""
     seed: int = 0
 
 
 def read_sounds(source: Path, config: CutConfig) -> tuple[list[LabelledClip], list[str]]:
-    """Read a table or one folder per class. Returns the clips with their splits, and the sorted classes.
+    """Read a table or a folder per class; return the clips with their splits, and the sorted classes.
 
     Raises InputError, with the line, for invalid rows, missing files and fewer than two classes.
     """
@@ -91,7 +90,7 @@ def _read_folder(folder: Path) -> list[LabelledClip]:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Return True if a path is UTF-8, as tables require. Python represents other bytes as surrogates."""
+    """Return whether tables can store a path. Python represents bytes that are not UTF-8 as surrogates."""
     try:
         return bool(str(path).encode())
     except UnicodeEncodeError:
@@ -123,7 +122,7 @@ def _read_table(table: Path) -> list[LabelledClip]:
 
 
 def _suggestion(columns: Sequence[str]) -> str:
-    """Suggest how to repair a header that looks like that of another program."""
+    """Suggest how to repair a header that looks like another program's."""
     if len(columns) == 1 and (separator := next((each for each in ";\t|" if each in columns[0]), "")):
         return f": its columns are separated by {separator!r}; save it with commas"
     missing = [name for name in REQUIRED_COLUMNS if name not in columns]
@@ -146,7 +145,7 @@ def _read_row(row: Mapping[str, str | None], where: str, base: Path) -> Labelled
         start_s, end_s = parse_seconds(cells["start"] or "0"), parse_seconds(cells["end"] or str(NO_END))
     except ValueError as error:
         raise InputError(f"{where}: expected start and end in seconds, found {times}") from error
-    # Comparisons with NaN are false, so this condition also rejects NaN.
+    # All comparisons with NaN are false, so this form rejects NaN.
     if not (0 <= start_s < MAX_S and (end_s == NO_END or start_s < end_s < MAX_S)):
         raise InputError(f"{where}: expected 0 ≤ start < end, found {times}")
     if cells["split"] and cells["split"] not in SPLITS:
@@ -155,7 +154,7 @@ def _read_row(row: Mapping[str, str | None], where: str, base: Path) -> Labelled
 
 
 def _check_contradictions(clips: Sequence[LabelledClip], source: Path) -> None:
-    """Raise InputError if two rows with the same file and start have different labels or ends."""
+    """Raise InputError if two rows give the same start of a file different labels or ends."""
     first_of: dict[tuple[Path, int], LabelledClip] = {}
     for clip in clips:
         first = first_of.setdefault((clip.path, clip.start_ms), clip)
@@ -170,7 +169,7 @@ def _check_contradictions(clips: Sequence[LabelledClip], source: Path) -> None:
 
 
 def _cut(rows: Sequence[LabelledClip], config: CutConfig) -> Iterator[LabelledClip]:
-    """Cut each row into clips of equal length. Skips rows shorter than one fbank frame, with a warning."""
+    """Cut each row into clips of equal length; skip rows shorter than one fbank frame, with a warning."""
     paths = list(dict.fromkeys(row.path for row in rows))
     with ThreadPoolExecutor(NUM_READERS) as pool:
         length_of = dict(zip(paths, pool.map(_length_ms, paths), strict=True))
@@ -200,10 +199,10 @@ def _length_ms(path: Path) -> int:
 
 
 def _find_copies(clips: Sequence[LabelledClip]) -> dict[Path, Path]:
-    """Map each file to the first file with the same content. Warns about copies with different labels.
+    """Map each file to the first file with the same content; warn about copies with different labels.
 
-    Copies count as one file when splits are assigned, so that evaluation never uses a copy of a training file. Only
-    files of equal size are read.
+    Copies count as one file when splits are assigned, so that no copy of a training file is evaluated on. Only files of
+    equal size are read.
     """
     labels_of: dict[Path, set[str]] = defaultdict(set)
     for clip in clips:

@@ -2,6 +2,7 @@
 
 const FORMATS = { csv: "CSV", "csv-excel": "CSV for Excel", jsonl: "JSON lines", parquet: "Parquet", raven: "Raven", audacity: "Audacity" };
 const NUM_TAGS = 10, NUM_LANES = 5, RECORD_S = 60;
+const LEGEND = [0, 0.01, 0.1, 0.5, 1];
 const $ = id => document.getElementById(id);
 let answer = null, address = null, stopAt = null, recorder = null, turn = 0;
 
@@ -59,11 +60,25 @@ function tagItem({ label, score }) {
   return item;
 }
 
-/* One lane for each of the strongest classes; opacity shows the score of a segment. */
+/* A score's colour: the ground at 0. Square root, because scores of rare classes are low. */
+const shade = score => `color-mix(in srgb, var(--accent) ${100 * Math.sqrt(score)}%, var(--card))`;
+
+/* All classes that lead in some window, and at least NUM_LANES, the strongest first. */
+function chooseLanes(timeline) {
+  const best = new Map(), leaders = new Map();
+  for (const tag of timeline) {
+    best.set(tag.label, Math.max(tag.score, best.get(tag.label) ?? 0));
+    if (tag.score > (leaders.get(tag.start_s)?.score ?? -1)) leaders.set(tag.start_s, tag);
+  }
+  const leading = new Set([...leaders.values()].map(tag => tag.label));
+  const ranked = [...best.keys()].sort((a, b) => best.get(b) - best.get(a));
+  const others = ranked.filter(label => !leading.has(label)).slice(0, Math.max(0, NUM_LANES - leading.size));
+  return ranked.filter(label => leading.has(label) || others.includes(label));
+}
+
+/* One lane for each class; the shade shows the score of a segment. */
 function drawTimeline() {
-  const best = new Map();
-  for (const { label, score } of answer.timeline) best.set(label, Math.max(score, best.get(label) ?? 0));
-  const classes = [...best].sort((a, b) => b[1] - a[1]).slice(0, NUM_LANES).map(([label]) => label);
+  const classes = chooseLanes(answer.timeline);
   const starts = [...new Set(answer.timeline.map(tag => tag.start_s))].sort((a, b) => a - b);
   const next = new Map(starts.map((start, at) => [start, starts[at + 1] ?? answer.length_s]));
   $("timeline").replaceChildren(...classes.map(label => {
@@ -79,7 +94,7 @@ function segment({ start_s, end_s, label, score }, next_s) {
   button.type = "button";
   button.style.left = `${100 * start_s / answer.length_s}%`;
   button.style.width = `${100 * (Math.min(end_s, next_s) - start_s) / answer.length_s}%`;
-  button.style.opacity = 0.15 + 0.85 * score;
+  button.style.backgroundColor = shade(score);
   const what = `${label}, ${start_s.toFixed(1)} to ${end_s.toFixed(1)} s, score ${score.toFixed(2)}`;
   button.setAttribute("aria-label", `Play ${what}`);
   button.title = what;
@@ -156,6 +171,11 @@ function element(name, className = "", text = "") {
   return made;
 }
 
+for (const score of LEGEND) {
+  const swatch = element("span", "swatch", String(score));
+  swatch.style.setProperty("--shade", shade(score));
+  $("legend").append(swatch);
+}
 for (const [format, title] of Object.entries(FORMATS)) {
   const button = element("button", "", title);
   button.type = "button";

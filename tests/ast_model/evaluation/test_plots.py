@@ -12,7 +12,6 @@ from ast_model.evaluation.plots import (
     plot_changes,
     plot_confusion,
     plot_precision_recall,
-    plot_tags,
 )
 from ast_model.metrics import tagging_metrics
 from pipeline.labels import Labels
@@ -52,14 +51,12 @@ def test_curves_of_classes_with_an_underscore_are_in_the_legend(evaluation: Eval
 def test_names_of_any_script_and_length_are_drawn_without_warnings(name: str, evaluation: Evaluation) -> None:
     names = (name, name[::-1] + "x", "up", "down")
     labels = Labels(names, names)
-    tags = pd.DataFrame({"label": names, "start_s": 0.0, "end_s": 1.0, "score": 0.5})
     changes = pd.Series([0.1, -0.1], index=names[:2])
     for figure in (
         plot_average_precision(class_table(evaluation, labels, np.arange(4))),
         plot_precision_recall(evaluation, labels),
         plot_confusion(evaluation, labels),
         plot_changes(changes, name, "second run"),
-        plot_tags(name, np.random.default_rng(0).random((98, 128)), 1.0, tags),
     ):
         figure.savefig(io.BytesIO(), format="png")
         axes = figure.axes[0]

@@ -113,6 +113,16 @@ def test_a_sound_is_tagged_played_and_downloaded(driver: Any, address: str, soun
     wait_for(lambda: find(driver, "#spectrogram").get_property("naturalWidth") > 100)
     picture(driver, "service")
 
+    assert [swatch.text for swatch in driver.find_elements("css selector", ".swatch")] == [
+        "0",
+        "0.01",
+        "0.1",
+        "0.5",
+        "1",
+    ]
+    ground, empty, faint, low = driver.execute_script(COLOURS, [0, 0.005, 0.08])
+    assert empty == ground == [255, 255, 255]
+    assert sum(faint) - sum(low) > 60
     # By keyboard: a segment has the focus and is chosen by Enter.
     segment = driver.find_elements("css selector", ".segment")[2]
     start_s, end_s = (float(segment.accessible_name.split(", ")[-2].split()[at]) for at in (0, 2))
@@ -139,6 +149,19 @@ def test_a_sound_is_tagged_played_and_downloaded(driver: Any, address: str, soun
     assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+COLOURS = """
+// Colours in sRGB from 0 to 255, as a canvas draws them.
+const pixel = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+const drawn = style => {
+  const probe = document.body.appendChild(document.createElement("i"));
+  probe.style.backgroundColor = style;
+  pixel.fillStyle = getComputedStyle(probe).backgroundColor;
+  pixel.fillRect(0, 0, 1, 1);
+  probe.remove();
+  return [...pixel.getImageData(0, 0, 1, 1).data].slice(0, 3);
+};
+return [drawn("var(--card)"), ...arguments[0].map(score => drawn(shade(score)))];
+"""
 DROP = """
 const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0));
 const data = new DataTransfer();
