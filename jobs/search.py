@@ -2,11 +2,10 @@
 
 python jobs/search.py --checkpoint data/own/SET/runs/RUN/checkpoints/EPOCH --like frog.wav --audio recordings/
 python jobs/search.py --checkpoint data/own/SET/runs/RUN/checkpoints/EPOCH --label frog --root data/own/SET
+python jobs/search.py --like frog.wav --root data/own/SET      compares spectral statistics, without a model
 """
 
 import sys
-
-import tyro
 
 from jobs.command_line.cli import CommandLine
 from jobs.own_sounds.settings import SearchConfig
@@ -14,7 +13,7 @@ from jobs.own_sounds.settings import SearchConfig
 
 def search() -> SearchConfig:
     """Write a table and an HTML page, with players, of the clips nearest to some sounds or to a class."""
-    return SearchConfig(checkpoint=tyro.MISSING)
+    return SearchConfig()
 
 
 COMMAND_LINE = CommandLine("jobs.own_sounds.search:search", {"search": search})

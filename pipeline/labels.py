@@ -14,6 +14,8 @@ import numpy as np
 from pipeline.errors import InputError, describe, describe_storage_error, quote
 
 HEADER = ["index", "mid", "display_name"]
+NO_LABEL = "/none"
+"""Label of a segment without any class: a negative example. AudioSet has none."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.config import PreprocessConfig
 from pipeline.errors import InputError, describe_storage_error
 from pipeline.keys import has_repeats, positions_of
-from pipeline.labels import Labels, read_labels
+from pipeline.labels import NO_LABEL, Labels, read_labels
 from pipeline.segments import join_tables, read_segment_table
 from pipeline.store.layout import CLASSES, CLASSES_FILE, METADATA, SEGMENTS_SUFFIX, name_in, segments_file
 from pipeline.store.storage import Store
@@ -129,7 +129,7 @@ def _add_split(segments: pa.Table, other: pa.Table, labels: Labels, name: str) -
 
 
 def _unknown_labels(texts: Sequence[str], labels: Labels) -> list[str]:
-    return sorted({mid for text in texts for mid in text.split(",")} - labels.index_of.keys())
+    return sorted({mid for text in texts for mid in text.split(",")} - labels.index_of.keys() - {NO_LABEL})
 
 
 def _check_labels(segments: pa.Table, labels: Labels, address: str) -> None:

@@ -1,4 +1,4 @@
-"""Show the progress of long work as a bar on terminals or as occasional lines in logs."""
+"""Progress of long work: a bar on terminals, occasional plain lines in logs."""
 
 import sys
 import time
@@ -16,10 +16,10 @@ LINE_EVERY_S = 10.0
 
 
 class Progress(Protocol):
-    """Interface for reporting progress."""
+    """A progress display."""
 
     def advance(self, amount: int, note: str = "") -> None:
-        """Count `amount` more finished units, and show `note` at the end of the line."""
+        """Add `amount` finished units and show `note` at the end of the line."""
         ...
 
     def reach(self, done: int, total: int) -> None:
@@ -34,7 +34,7 @@ def format_duration(seconds: float) -> str:
 
 @contextmanager
 def show_progress(what: str, total: int, unit: str, start: int = 0) -> Generator[Progress, None, None]:
-    """Show the progress of `total` units of work. start: number of units that are already finished."""
+    """Show the progress of `total` units of work, of which `start` are already finished."""
     bar = [BarColumn()] if sys.stderr.isatty() else []
     columns = [
         TextColumn(what),
@@ -45,24 +45,33 @@ def show_progress(what: str, total: int, unit: str, start: int = 0) -> Generator
         TextColumn("{task.fields[note]}"),
     ]
     with Display(*columns, console=Console(stderr=True), disable=not bar) as display:
-        display.add_task(what, total=total, completed=start, start_at=start, unit=unit, note="")
+        display.add_task(what, total=total, completed=start, start_at=start, unit=unit, note="", first=None)
         shown = _Shown(display)
         yield shown
         shown.write_line()
 
 
 class _Rate(ProgressColumn):
-    """Shows the average rate and the remaining time. If shards take hours, a moving average would be 0."""
+    """Shows the average rate and the remaining time. If shards take hours, a moving average would be 0.
+
+    The rate starts with the first finished units, because workers take seconds to start.
+    """
 
     def render(self, task: Task) -> Text:
         elapsed_s = task.elapsed or 0.0
-        rate = (task.completed - task.fields["start_at"]) / elapsed_s if elapsed_s else 0.0
-        left = timedelta(seconds=round((task.remaining or 0.0) / rate)) if rate else "?"
-        return Text(f"in {timedelta(seconds=round(elapsed_s))}, {rate:.1f} {task.fields['unit']}/s, {left} left")
+        shown = f"in {timedelta(seconds=round(elapsed_s))}"
+        first_done, first_s = task.fields["first"] or (task.completed, 0.0)
+        num_timed, timed_s = task.completed - first_done, time.monotonic() - first_s
+        if not num_timed and task.finished:  # reported at once
+            num_timed, timed_s = task.completed - task.fields["start_at"], elapsed_s
+        if num_timed <= 0 or timed_s <= 0:
+            return Text(shown)
+        left = timedelta(seconds=round((task.remaining or 0.0) * timed_s / num_timed))
+        return Text(f"{shown}, {num_timed / timed_s:.1f} {task.fields['unit']}/s, {left} left")
 
 
 class _Shown:
-    """Displays one task, as plain lines if there is no terminal."""
+    """The display of one task, as plain lines without a terminal."""
 
     def __init__(self, display: Display):
         self._display, self._task = display, display.tasks[0]
@@ -70,17 +79,23 @@ class _Shown:
 
     def advance(self, amount: int, note: str = "") -> None:
         self._display.update(self._task.id, advance=amount, note=note)
+        self._start_clock()
         self.write_line(LINE_EVERY_S)
 
     def reach(self, done: int, total: int) -> None:
         self._display.update(self._task.id, completed=done, total=total)
+        self._start_clock()
         self.write_line(LINE_EVERY_S)
 
+    def _start_clock(self) -> None:
+        if not self._task.fields["first"]:
+            self._task.fields["first"] = (self._task.completed, time.monotonic())
+
     def write_line(self, min_pause_s: float = 0.0) -> None:
-        """Write a line to the log if there is progress and the last line is at least `min_pause_s` old."""
+        """Write a line to the log, unless nothing changed or the last line is newer than `min_pause_s`."""
         is_new = self._task.completed != self._written
         if self._display.disable and is_new and time.monotonic() - self._written_s >= min_pause_s:
             self._written, self._written_s = self._task.completed, time.monotonic()
-            # Avoid print, which Ray Train wraps in its workers. It would show each line twice.
+            # Ray Train wraps print in its workers and would show each line twice.
             sys.stderr.write(" ".join(str(column(self._task)) for column in self._display.columns).rstrip() + "\n")  # type: ignore[operator]
             sys.stderr.flush()

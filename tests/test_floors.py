@@ -45,7 +45,10 @@ SATELLITES = {
 """Features around the core, as rooms and modules that can be deleted together. All other modules are the core."""
 
 CONNECTIONS = {
+    "jobs.own_sounds.cross_validation": "data_sets",
     "jobs.own_sounds.finetune": "data_sets",
+    "jobs.own_sounds.lengths": "data_sets",
+    "jobs.own_sounds.near_copies": "data_sets quality",
     "jobs.own_sounds.searchable_clips": "data_sets",
     "jobs.own_sounds.training_plan": "data_sets",
     "jobs.preprocessing.miniature_media": "miniature",
@@ -53,8 +56,9 @@ CONNECTIONS = {
     "jobs.training.runs": "quality teachers",
     "jobs.training.training_clips": "quality",
 }
-"""Modules of commands that use a satellite: own sounds are a data set; conversions serve the demo's media and end with
-the quality page; trainings offer `--data.exclude` and `--train.teachers`, and warn if their splits overlap."""
+"""Modules of commands that use a satellite: own sounds are a data set and are searched for near-identical clips;
+conversions serve the demo's media and end with the quality page; trainings offer `--data.exclude` and
+`--train.teachers`, and warn if their splits overlap."""
 
 OPEN_TO_AST_MODEL = """
     errors records config keys labels audio fbank_settings fbank store shards snapshots reading weights

@@ -1,83 +1,72 @@
-"""Compute the embeddings of a snapshot's clips once per model, and store them for heads and searches.
+"""Embeddings of clips: computed once per model and stored for heads and searches. Without a model, spectral statistics.
 
 embeddings/{name}/
-    model.safetensors       the embedding model with its config and normalisation
-    {first row}.npy         float32 (rows, views, D) of consecutive rows of the snapshot's index
+    model.safetensors    the embedding model with its config
+    {digest}.parquet     shard, offset and embedding of a chunk's clips
 
-`name` is a digest of the snapshot, weights, normalisation and views. A second head on the same sounds reads the stored
-values, and an interrupted run computes only missing chunks.
+`name` is a digest of the weights and the normalisation, or `statistics-` and a version. A clip is identified by its
+place in an immutable shard, so snapshots with different splits, labels or selections share the stored values, and an
+interrupted run computes only the missing clips.
 
-Axes: N clips, V views, B clips of a batch, T frames, M mel bins, D embedding size.
+Axes: N clips, B clips of a batch, T frames, M mel bins, D embedding size.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow creates its compute functions at import.
+
 import hashlib
-import io
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
-from ast_model.config import AugmentConfig, CacheConfig
-from ast_model.data.augment import Normalisation, augment, prepare
+from ast_model.config import CacheConfig
+from ast_model.data.augment import Normalisation, prepare
 from ast_model.data.loader import BatchReader, open_reader
-from ast_model.data.sampling import NO_PARTNER, NUM_UNIFORMS, Draws
 from ast_model.distributed import World
+from ast_model.embeddings.statistics import STATISTICS_VERSION, read_fbank, spectral_statistics
 from ast_model.evaluation.evaluate import evaluation_mode
 from ast_model.model import AST
 from ast_model.pretrained.load import fit_weights
 from ast_model.pretrained.weight_files import read_weights
 from pipeline.errors import CorruptError
+from pipeline.keys import positions_of
+from pipeline.reading.reader import ClipReader
 from pipeline.shards.format import digest_of
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.layout import EmbeddingFiles
 from pipeline.store.storage import Store
+from pipeline.store.tables import parquet_bytes
 
 NUM_CHUNKS = 64
-"""Target number of tasks per snapshot. `MIN_CHUNK_CLIPS` and `MAX_CHUNK_CLIPS` take precedence."""
+"""Tasks per snapshot, within the limits of their sizes."""
 MIN_CHUNK_CLIPS, MAX_CHUNK_CLIPS = 8, 1024
-"""Limits on the clips per task and file. A killed worker loses at most one task."""
+"""Clips per task and file: the most that a kill costs, and the unit of progress."""
 BATCH_CLIPS = {"cpu": 4, "cuda": 64}
-"""Batch size per device type. CPU cores are fastest with batches that fit in their cache."""
-VIEW_AUGMENT = AugmentConfig(
-    mixup_probability=0.0, max_freq_mask_bins=24, max_time_mask_frames=48, noise=True, max_roll_frames=10
-)
-"""Augmentation of all views after the first. Excludes mixup, because a view keeps the labels of its clip."""
+"""Batch size per device type. A core is fastest with batches that fit in its cache."""
+PLACE = ["shard", "offset"]
+"""Columns that identify a clip's fbank."""
 
 
 @dataclass(frozen=True)
 class EmbeddingPlan:
-    """Small, picklable description that allows a worker to embed any chunk."""
+    """Everything that a worker needs to embed clips of a snapshot; small and picklable."""
 
     store: Store
     snapshot_id: str
     name: str
-    num_clips: int
-    num_views: int
-    normalisation: Normalisation
+    normalisation: Normalisation | None
+    """None for spectral statistics."""
 
     @property
     def files(self) -> EmbeddingFiles:
         return EmbeddingFiles(self.name)
-
-    @property
-    def chunk_clips(self) -> int:
-        return min(MAX_CHUNK_CLIPS, max(MIN_CHUNK_CLIPS, self.num_clips // NUM_CHUNKS))
-
-    @property
-    def chunks(self) -> list[int]:
-        """First row of each chunk."""
-        return list(range(0, self.num_clips, self.chunk_clips))
-
-    def rows_of(self, first: int) -> np.ndarray:
-        """Rows of the chunk that starts at `first`."""
-        return np.arange(first, min(first + self.chunk_clips, self.num_clips))
-
-    def missing_chunks(self) -> list[int]:
-        there = set(self.store.list(self.files.folder, ".npy"))
-        return [first for first in self.chunks if self.files.chunk(first) not in there]
 
 
 def weights_digest(model: AST) -> str:
@@ -92,84 +81,104 @@ def weights_digest(model: AST) -> str:
     return digest.hexdigest()
 
 
-def plan_embeddings(snapshot: Snapshot, model: AST, normalisation: Normalisation, num_views: int = 1) -> EmbeddingPlan:
-    """Plan the embeddings of all clips of a snapshot.
-
-    num_views: views per clip. The first view is the unchanged clip; further views are augmented.
-    """
-    made_of = {
-        "snapshot": snapshot.snapshot_id,
-        "weights": weights_digest(model),
-        "normalisation": asdict(normalisation),
-        "num_views": num_views,
-        "views": asdict(VIEW_AUGMENT) if num_views > 1 else None,
-    }
-    num_clips = len(snapshot.index)
-    return EmbeddingPlan(snapshot.store, snapshot.snapshot_id, digest_of(made_of), num_clips, num_views, normalisation)
+def plan_embeddings(snapshot: Snapshot, model: AST, normalisation: Normalisation) -> EmbeddingPlan:
+    """Plan the embeddings of all clips of a snapshot."""
+    made_of = {"weights": weights_digest(model), "normalisation": asdict(normalisation)}
+    return EmbeddingPlan(snapshot.store, snapshot.snapshot_id, digest_of(made_of), normalisation)
 
 
-def embed_chunk(first: int, plan: EmbeddingPlan, device: torch.device | None = None) -> float:
-    """Embed the clips of a chunk and publish them; return the elapsed seconds. Idempotent."""
-    device = device or torch.device("cpu")
-    model, reader = _open(plan, device)
+def plan_statistics(snapshot: Snapshot) -> EmbeddingPlan:
+    """Plan the spectral statistics of all clips of a snapshot."""
+    return EmbeddingPlan(snapshot.store, snapshot.snapshot_id, f"statistics-{STATISTICS_VERSION}", None)
+
+
+def find_missing(plan: EmbeddingPlan, snapshot: Snapshot) -> list[np.ndarray]:
+    """Return the rows of the snapshot's clips without stored embeddings, in chunks."""
+    rows = np.flatnonzero(_positions(snapshot, _read_files(plan, PLACE)) < 0)
+    chunk_clips = min(MAX_CHUNK_CLIPS, max(MIN_CHUNK_CLIPS, len(rows) // NUM_CHUNKS))
+    return [rows[start : start + chunk_clips] for start in range(0, len(rows), chunk_clips)]
+
+
+def embed_chunk(rows: np.ndarray, plan: EmbeddingPlan, device: torch.device | None = None) -> float:
+    """Embed clips of the plan's snapshot and publish the values; return the elapsed seconds. Idempotent."""
+    snapshot = _open_snapshot(plan)
+    if plan.normalisation:
+        _open_model(plan, device or torch.device("cpu"))  # loading is not part of the time
     started_s = time.monotonic()
-    rows = plan.rows_of(first)
-    parts = []
-    # Use the precision of evaluations, which is float32 on a CPU.
-    with evaluation_mode(model), World(0, 1, device).autocast("auto"):
-        for start in range(0, len(rows), BATCH_CLIPS[device.type]):
-            positions = rows[start : start + BATCH_CLIPS[device.type]]
-            views = [model.embed(fbank_BTM) for fbank_BTM in _views(reader, positions, plan, device)]
-            parts.append(torch.stack(views, dim=1).float().cpu().numpy())
-    out = io.BytesIO()
-    np.save(out, np.concatenate(parts), allow_pickle=False)
-    plan.store.write_bytes(plan.files.chunk(first), out.getvalue())
+    if plan.normalisation:
+        values_ND = _embed(rows, plan, plan.normalisation, device or torch.device("cpu"))
+    else:
+        reader = ClipReader(snapshot)
+        values_ND = np.stack([spectral_statistics(read_fbank(reader, snapshot, row)) for row in rows.tolist()])
+    _write_file(plan, snapshot.index.select(PLACE).take(pa.array(rows)), values_ND.astype(np.float32))
     return time.monotonic() - started_s
 
 
-def _views(
-    reader: BatchReader, positions: np.ndarray, plan: EmbeddingPlan, device: torch.device
-) -> Iterator[torch.Tensor]:
-    """Yield batches of model inputs (B, T, M): unchanged clips first, then augmented views."""
-    norm = plan.normalisation
-    yield prepare(reader.read_clips(positions).to(device), norm.mean, norm.std)
-    nobody, whole = np.full(len(positions), NO_PARTNER), np.ones(len(positions), np.float32)
-    for view in range(1, plan.num_views):
-        # Seed each clip separately, so that recomputed chunks have the same bytes.
-        uniforms = [np.random.default_rng((view, position)).random(NUM_UNIFORMS) for position in positions.tolist()]
-        draws = Draws(positions, nobody, whole, np.asarray(uniforms, np.float32))
-        yield augment(reader.read_draws(draws).to(device), VIEW_AUGMENT, norm.mean, norm.std)
+def _embed(rows: np.ndarray, plan: EmbeddingPlan, norm: Normalisation, device: torch.device) -> np.ndarray:
+    model, reader = _open_model(plan, device)
+    parts = []
+    # In the precision of evaluations: full float32 on a CPU.
+    with evaluation_mode(model), World(0, 1, device).autocast("auto"):
+        for start in range(0, len(rows), BATCH_CLIPS[device.type]):
+            fbank_BTM = reader.read_clips(rows[start : start + BATCH_CLIPS[device.type]]).to(device)
+            parts.append(model.embed(prepare(fbank_BTM, norm.mean, norm.std)).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _write_file(plan: EmbeddingPlan, places: pa.Table, embeddings_ND: np.ndarray) -> None:
+    values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings_ND.ravel()), embeddings_ND.shape[1])
+    name = digest_of(places.to_pylist())
+    plan.store.write_bytes(plan.files.chunk(name), parquet_bytes(places.append_column("embedding", values)))
 
 
 @cache
-def _open(plan: EmbeddingPlan, device: torch.device) -> tuple[AST, BatchReader]:
+def _open_snapshot(plan: EmbeddingPlan) -> Snapshot:
+    return load_snapshot(plan.store, plan.snapshot_id)
+
+
+@cache
+def _open_model(plan: EmbeddingPlan, device: torch.device) -> tuple[AST, BatchReader]:
     """Load the model and open the clips, once per process."""
-    snapshot = load_snapshot(plan.store, plan.snapshot_id)
-    address = plan.store.url(plan.files.model)
+    snapshot, address = _open_snapshot(plan), plan.store.url(plan.files.model)
     model = fit_weights(read_weights(address), address).to(device)
-    rows = np.arange(plan.num_clips)
+    rows = np.arange(len(snapshot.index))
     reader = BatchReader(open_reader(snapshot, CacheConfig()), rows, snapshot.targets(rows), model.config.num_frames)
     return model, reader
 
 
-def read_embeddings(plan: EmbeddingPlan) -> np.ndarray:
-    """Read all embeddings (N, V, D). Raises CorruptError if chunks are missing or cut short."""
-    if missing := plan.missing_chunks():
+def read_embeddings(plan: EmbeddingPlan, snapshot: Snapshot) -> np.ndarray:
+    """Read the embeddings (N, D) of a snapshot's clips. Raises CorruptError if files are missing or damaged."""
+    stored = _read_files(plan, [*PLACE, "embedding"])
+    positions = _positions(snapshot, stored)
+    if num_missing := np.count_nonzero(positions < 0):
         raise CorruptError(
-            f"expected {len(plan.chunks)} chunks in {plan.store.url(plan.files.folder)}, but {len(missing)} are missing"
+            f"expected embeddings of {len(positions)} clips in {plan.store.url(plan.files.folder)}, {num_missing} are"
+            " missing; run again"
         )
-    parts = []
-    for first in plan.chunks:
-        name = plan.files.chunk(first)
+    values = stored["embedding"].combine_chunks()
+    return values.flatten().to_numpy().reshape(len(stored), -1)[positions]
+
+
+def _positions(snapshot: Snapshot, stored: pa.Table) -> np.ndarray:
+    """Return the stored row of each clip of a snapshot (N,); -1 where it is missing."""
+    return positions_of(_places(snapshot.index), _places(stored))
+
+
+def _places(table: pa.Table) -> pa.ChunkedArray:
+    shard, offset = (table[name].cast(pa.string()) for name in PLACE)
+    return pc.binary_join_element_wise(shard, offset, "@")
+
+
+def _read_files(plan: EmbeddingPlan, columns: Sequence[str]) -> pa.Table:
+    """Read columns of all stored embeddings."""
+    size = pa.list_(pa.float32(), 0)
+    empty = pa.schema([("shard", pa.string()), ("offset", pa.int64()), ("embedding", size)]).empty_table()
+    tables = []
+    for name in plan.store.list(plan.files.folder, ".parquet"):
         try:
-            part = np.load(io.BytesIO(plan.store.read_bytes(name)), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise CorruptError(f"{plan.store.url(name)} is damaged ({error}); remove it and run again") from error
-        parts.append(part)
-    found = np.concatenate(parts)
-    if found.shape[:2] != (plan.num_clips, plan.num_views):
-        raise CorruptError(
-            f"expected embeddings of {plan.num_clips} clips in {plan.num_views} views in"
-            f" {plan.store.url(plan.files.folder)}, found {found.shape}; remove the folder and run again"
-        )
-    return found
+            file = pa.BufferReader(plan.store.read_bytes(name))
+            tables.append(pq.read_table(file, columns=list(columns)))
+        except (pa.ArrowException, OSError, KeyError) as error:
+            address = plan.store.url(name)
+            raise CorruptError(f"{address} is damaged ({error}); remove it and run again") from error
+    return pa.concat_tables(tables) if tables else empty.select(columns)

@@ -2,22 +2,21 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 from ast_model.tracking.run import TrackedRun, continue_run, start_run
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
 from jobs.command_line.run_names import new_run_name
+from jobs.datasets.fold_results import INTRODUCTION, choose_epoch
 from jobs.datasets.local_clips import preprocess_local_clips
 from jobs.datasets.official import read_dataset
 from jobs.datasets.settings import FoldsConfig
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.provenance import provenance
 from jobs.training.runs import run_exists
-from jobs.training.start_or_resume import start_or_resume
+from jobs.training.start_or_resume import RayRunSettings, start_or_resume
 from jobs.training.titles import run_params, run_title
 from pipeline.cluster.session import ray_session
 from pipeline.errors import ConfigError, MismatchError, NoClipsError
@@ -25,7 +24,13 @@ from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.layout import FOLDS_RECORD, RUNS, RunFiles, name_in
 from pipeline.store.storage import Store
 
-INTRODUCTION = "Cross-validation with one child run per fold.\n\n"
+FOLD_SUFFIX = re.compile(r"-fold\w+$")
+
+
+class FoldSettings(RayRunSettings, Protocol):
+    """Settings of a training on some folds: a dataclass with the fields of `RayRunSettings`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 def train_folds(config: FoldsConfig) -> None:
@@ -41,11 +46,13 @@ def train_folds(config: FoldsConfig) -> None:
         check_folds(snapshot, config)
         run, parent = open_parent(config, snapshot)
         with parent.end_on_exit():
-            histories = [train_fold(config_of_fold(config, fold), snapshot, run, parent) for fold in config.folds]
-            result = {"folds": config.folds, **choose_epoch(histories, config.choose)}
-            store.write_json(f"{config.dataset.name}.json", result | {"run": run, "snapshot": snapshot.snapshot_id})
-            log_result(parent, result)
-    print("\n".join(describe_result(result)))
+            configs = [config_of_fold(config, fold) for fold in config.folds]
+            histories = {each.train.eval_split: train_fold(each, snapshot, run, parent) for each in configs}
+            results = choose_epoch(histories, config.choose)
+            made_by = {"run": run, "snapshot": snapshot.snapshot_id}
+            store.write_json(f"{config.dataset.name}.json", results.to_json() | made_by)
+            results.log(parent)
+    print("\n".join(results.lines()))
 
 
 def config_of_fold(config: FoldsConfig, fold: int) -> FoldsConfig:
@@ -69,16 +76,14 @@ def check_folds(snapshot: Snapshot, config: FoldsConfig) -> None:
             )
 
 
-def open_parent(config: FoldsConfig, snapshot: Snapshot) -> tuple[str, TrackedRun]:
-    """Start the parent run of all folds or resume `config.resume`. Returns its name and the run.
+def open_parent(config: RayRunSettings, snapshot: Snapshot) -> tuple[str, TrackedRun]:
+    """Start the parent run of all folds, or resume `config.resume`; return its name and the run.
 
     Raises ConfigError if the run to resume is missing, MismatchError if it trains on another snapshot.
     """
     store = snapshot.store
     if config.resume:
-        run = re.sub(
-            r"-fold\d+$", "", config.resume
-        )  # the message of a stopped fold suggests --resume with the fold's name
+        run = FOLD_SUFFIX.sub("", config.resume)  # a stopped fold suggests --resume with its own name
         if not store.exists(RunFiles(run).folds):
             found = ", ".join(name_in(RUNS, name) for name in store.list(RUNS, f"/{FOLDS_RECORD}")[-10:])
             raise ConfigError(f"expected a run of folds named {run} in {store.root}, found {found or 'none'}")
@@ -99,44 +104,16 @@ def open_parent(config: FoldsConfig, snapshot: Snapshot) -> tuple[str, TrackedRu
     return run, parent
 
 
-def train_fold(config: FoldsConfig, snapshot: Snapshot, parent_name: str, parent: TrackedRun) -> list[Metrics]:
-    """Return the metrics of a fold's epochs. Trains or resumes the fold unless it is finished."""
+def train_fold(
+    config: FoldSettings,
+    snapshot: Snapshot,
+    parent_name: str,
+    parent: TrackedRun,
+    initial_metrics: Mapping[str, float] | None = None,
+) -> list[Metrics]:
+    """Return the metrics of a fold's epochs: train it, resume it if it was started, or read them if it is finished."""
     run, store = f"{parent_name}-{config.train.eval_split}", snapshot.store
     if store.exists(RunFiles(run).history):
         return store.read_json(RunFiles(run).history)
     config = dataclasses.replace(config, resume=run if run_exists(run, store) else "")
-    return start_or_resume(config, snapshot, run, parent)[1]
-
-
-def choose_epoch(histories: Sequence[Sequence[Metrics]], choose: str) -> dict:
-    """Choose one epoch for all folds. Returns the folds' accuracies, their mean, and how the epoch was chosen."""
-    curves = np.array([[epoch["eval/accuracy"] for epoch in each if "eval/accuracy" in epoch] for each in histories])
-    last = curves.shape[1]
-    epoch = last if choose == "last" else int(curves.mean(axis=0).argmax()) + 1
-    how = f"epoch {epoch} of {last}, the last one"
-    if choose != "last":
-        how = f"epoch {epoch} of {last}, chosen by the mean accuracy on the test folds: optimistic"
-    accuracies = curves[:, epoch - 1]
-    return {
-        "accuracies": accuracies.tolist(),
-        "accuracy": float(accuracies.mean()),
-        "epoch": epoch,
-        "how": how,
-        "mean_after_epoch": curves.mean(axis=0).tolist(),
-    }
-
-
-def log_result(parent: TrackedRun, result: Mapping[str, Any]) -> None:
-    """Log the mean accuracy of each epoch and the accuracies of the chosen epoch to the parent run."""
-    for epoch, mean in enumerate(result["mean_after_epoch"], start=1):
-        parent.log_metrics({"eval/accuracy": mean}, epoch)
-    folds = {f"accuracy/fold{fold}": value for fold, value in zip(result["folds"], result["accuracies"], strict=True)}
-    parent.log_metrics({"accuracy": result["accuracy"], **folds}, result["epoch"])
-    parent.describe(INTRODUCTION + "\n".join(f"- {line}" for line in describe_result(result)))
-
-
-def describe_result(result: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"fold {fold}   accuracy {value:.4f}" for fold, value in zip(result["folds"], result["accuracies"], strict=True)
-    ]
-    return [*lines, f"mean     accuracy {result['accuracy']:.4f}   ({result['how']})"]
+    return start_or_resume(config, snapshot, run, parent, initial_metrics)[1]

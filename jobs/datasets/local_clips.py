@@ -9,8 +9,10 @@ from ast_model.tracking.server import connect
 from jobs.command_line.run_names import new_run_name
 from jobs.preprocessing.tracked import preprocess_tracked
 from pipeline.config import PreprocessConfig
+from pipeline.metadata import stored_splits
 from pipeline.recordings.tables import MEDIA_TABLE, LabelledClip, write_tables
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.layout import segments_file
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ def preprocess_local_clips(clips: Sequence[LabelledClip], classes: Sequence[str]
     connect(store)
     folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())
     splits = write_tables(clips, classes, folder)
+    for split in set(stored_splits(store)) - set(splits):  # a preprocessing would keep the clips of earlier splits
+        store.remove(segments_file(split))
     config = PreprocessConfig(
         metadata=str(folder), media=(str(folder / MEDIA_TABLE),), splits=splits, clips_per_shard=CLIPS_PER_SHARD
     )

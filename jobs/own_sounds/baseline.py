@@ -9,19 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.fft import dct
 from sklearn.ensemble import ExtraTreesClassifier
 
 from ast_model.config import TrainConfig
+from ast_model.embeddings.statistics import read_fbank, spectral_statistics
 from ast_model.metrics import tagging_metrics
-from pipeline.fbank_settings import NUM_MEL_BINS
 from pipeline.reading.reader import ClipReader
 from pipeline.snapshots.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-NUM_CEPSTRAL, NUM_BANDS = 40, 32
-QUANTILES = (0.1, 0.5, 0.9)
 NUM_TREES = 300
 MAX_CLIPS = 5_000
 """Maximum number of training clips and of evaluation clips, so that a baseline takes at most about a minute."""
@@ -51,15 +48,18 @@ class Baseline:
         return f"{line}, which learnt less than this simple baseline; start from a trained AST (--init)"
 
 
-def measure_baseline(snapshot: Snapshot, train: TrainConfig) -> Baseline:
-    """Fit decision trees to the training clips of a snapshot and score the evaluation split."""
+def measure_baseline(snapshot: Snapshot, train: TrainConfig, known: dict[str, np.ndarray] | None = None) -> Baseline:
+    """Fit decision trees to the training clips of a snapshot and score the evaluation split.
+
+    known: statistics by clip from earlier folds, to which the new statistics are added.
+    """
     started_s = time.monotonic()
     random = np.random.default_rng(train.seed)
     train_rows, eval_rows = (
         _sample(snapshot.rows_of(splits), random) for splits in (train.train_splits, (train.eval_split,))
     )
-    reader = ClipReader(snapshot)
-    features_NF, eval_features_NF = (_read_features(reader, snapshot, rows) for rows in (train_rows, eval_rows))
+    known = {} if known is None else known
+    features_NF, eval_features_NF = (_read_features(snapshot, rows, known) for rows in (train_rows, eval_rows))
     targets_NC, eval_targets_NC = (snapshot.targets(rows).toarray() for rows in (train_rows, eval_rows))
     scores_NC = fit_and_score(features_NF, targets_NC, eval_features_NF, train.seed)
     metrics = {"mAP": tagging_metrics(scores_NC, eval_targets_NC).mAP}
@@ -74,30 +74,12 @@ def _sample(rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return rows if len(rows) <= MAX_CLIPS else np.sort(random.choice(rows, MAX_CLIPS, replace=False))
 
 
-def _read_features(reader: ClipReader, snapshot: Snapshot, rows: np.ndarray) -> np.ndarray:
-    num_frames = snapshot.index["num_frames"].to_numpy()
-    features = []
-    for row in rows.tolist():
-        fbank_TM = np.empty((num_frames[row], NUM_MEL_BINS), np.float16)
-        reader.read_fbank(row, fbank_TM)
-        features.append(spectral_statistics(fbank_TM.astype(np.float32)))
-    return np.stack(features)
-
-
-def spectral_statistics(fbank_TM: np.ndarray) -> np.ndarray:
-    """Return statistics over time (F,) of cepstral coefficients and their changes, and quantiles of mel bands."""
-    cepstrum_TK = np.asarray(dct(fbank_TM, axis=1, norm="ortho"))[:, :NUM_CEPSTRAL]
-    changes_TK = np.diff(cepstrum_TK, axis=0, prepend=cepstrum_TK[:1])
-    bands_TB = fbank_TM.reshape(len(fbank_TM), NUM_BANDS, -1).mean(axis=2)
-    return np.concatenate(
-        [
-            cepstrum_TK.mean(axis=0),
-            cepstrum_TK.std(axis=0),
-            np.abs(changes_TK).mean(axis=0),
-            changes_TK.std(axis=0),
-            np.quantile(bands_TB, QUANTILES, axis=0).ravel(),
-        ]
-    )
+def _read_features(snapshot: Snapshot, rows: np.ndarray, known: dict[str, np.ndarray]) -> np.ndarray:
+    reader, keys = ClipReader(snapshot), snapshot.index["key"].take(rows).to_pylist()
+    for row, key in zip(rows.tolist(), keys, strict=True):
+        if key not in known:
+            known[key] = spectral_statistics(read_fbank(reader, snapshot, row))
+    return np.stack([known[key] for key in keys])
 
 
 def fit_and_score(

@@ -1,70 +1,56 @@
 """Fine-tune on own sounds. Reads and preprocesses them, trains all weights or a head, and prints the next commands."""
 
 import dataclasses
+import hashlib
 import logging
+import re
 import shlex
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.checkpoints.checkpoint import list_checkpoints
-from ast_model.config import ASTConfig, TrainConfig, flag_of
+from ast_model.config import flag_of
 from ast_model.pretrained.weight_files import read_weights
 from ast_model.pretrained.weight_sources import locate_weights
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
 from jobs.command_line.program import command_words
-from jobs.command_line.run_names import new_run_name
-from jobs.command_line.settings import RayConfig
 from jobs.datasets.local_clips import preprocess_local_clips
-from jobs.own_sounds.baseline import Baseline, measure_baseline
-from jobs.own_sounds.head_only import HeadReport, head_settings, train_head
+from jobs.own_sounds.baseline import measure_baseline
+from jobs.own_sounds.cross_validation import cross_validate
+from jobs.own_sounds.fitted_runs import FinetuneRun, HeadMethod, fit_head_in_run
+from jobs.own_sounds.lengths import warn_of_distinct_lengths
+from jobs.own_sounds.near_copies import describe_near_copies, find_near_copies
 from jobs.own_sounds.settings import FinetuneConfig
 from jobs.own_sounds.training_plan import (
     TARGET_SAMPLES,
     choose_head_only,
+    count_training_clips,
     faster_alternatives,
+    is_fitted_head,
+    list_folds,
+    normalise_like_head,
     plan_model,
     plan_training,
 )
 from jobs.training.initial_weights import open_initial_weights
 from jobs.training.ray_train import choose_gpu
-from jobs.training.runs import TrackedJob, begin_run, end_run_on_exit
+from jobs.training.runs import TrackedJob
 from jobs.training.start_or_resume import start_or_resume
 from jobs.training.training_clips import check_selection, select_training_clips
 from pipeline.cluster.session import ray_session
 from pipeline.errors import ConfigError
-from pipeline.recordings.own_sounds import SPLITS, CutConfig, read_sounds
-from pipeline.recordings.tables import LabelledClip, digest_of_tables, write_tables
+from pipeline.recordings.own_sounds import CutConfig, read_sounds
+from pipeline.recordings.sound_tables import SPLITS
+from pipeline.recordings.tables import LabelledClip
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 
-HEAD_PRESET = "finetune_head"
-"""Preset and name prefix of runs that fit only a head."""
-
 PUBLISHED_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
-
-
-@dataclass(frozen=True)
-class FinetuneRun:
-    """Settings of a fine-tuning run after its data was read."""
-
-    preset: str
-    data: str
-    model: ASTConfig
-    train: TrainConfig
-    resume: str
-    ray: RayConfig
-
-    @property
-    def data_name(self) -> str:
-        path = Path(self.data).resolve()
-        return path.name if path.is_dir() else path.stem
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -77,40 +63,67 @@ def finetune(config: FinetuneConfig) -> None:
     if config.init:
         config = dataclasses.replace(config, init=locate_weights(config.init))
         warn_if_head_on_random_weights(config.init)
-    clips, classes = read_sounds(Path(config.data), CutConfig(config.clip_s, config.eval_share, config.seed))
+    clips, classes = read_sounds(Path(config.data), _cut_config(config))
     log_class_counts(clips, classes)
-    if not config.init and (num_clips := sum(clip.split == "train" for clip in clips)) < TARGET_SAMPLES:
+    warn_of_distinct_lengths(clips)
+    if not config.init and (num_clips := count_training_clips(clips)) < TARGET_SAMPLES:
         advice = "%d clips are too few to train from random weights; start from a trained AST: --init %s"
         log.warning(advice, num_clips, PUBLISHED_AST)
     model = plan_model(config, clips, len(classes))
-    train = open_initial_weights(plan_training(config, clips), model, config.resume)
+    train = normalise_like_head(open_initial_weights(plan_training(config, clips), model, config.resume))
     run = FinetuneRun(config.preset, config.data, model, train, config.resume, config.ray)
-    store = Store(f"{resolve_root(config.root)}/{_digest(clips, classes)}")
+    store = Store(f"{resolve_root(config.root)}/{store_name(config.data)}")
     with ray_session():
         run = dataclasses.replace(run, ray=choose_gpu(config.ray))
-        is_head_only = choose_head_only(config, bool(run.ray.use_gpu), clips)
+        method = choose_method(config, run, clips)
         snapshot = preprocess_local_clips(clips, classes, store)
-        if not config.resume:  # a resumed run trains on its own snapshot
-            snapshot = select_training_clips(snapshot, config.selection, train)
-        baseline = measure_baseline(snapshot, train)
-        if is_head_only:
-            job, report = _train_head_only(run, snapshot, baseline)
-            lines, scores = report.lines(), [report.metrics]
+        leaks = describe_near_copies(snapshot, find_near_copies(snapshot), clips)
+        for line in leaks:
+            log.warning("%s", line)
+        if folds := list_folds(clips):
+            lines = cross_validate(run, snapshot, folds, config.selection, method)
         else:
-            log.info("faster: %s", "; ".join(faster_alternatives(config, model)))
-            job, scores = start_or_resume(run, snapshot, initial_metrics=baseline.tracked_metrics())
-            lines = [_format_epoch(metrics) for metrics in scores]
+            lines = _train_once(run, snapshot, config, method)
+    print("\n".join([*leaks, *lines]))
+
+
+def _cut_config(config: FinetuneConfig) -> CutConfig:
+    return CutConfig(config.clip_s, config.eval_share, config.seed, config.group_by, config.folds)
+
+
+def store_name(data: str) -> str:
+    """Return the name of the store for a table or folder: its own name and a digest of its path.
+
+    A changed table keeps its store, in which only new clips are converted and embedded.
+    """
+    path = Path(data).absolute()
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', path.stem)}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+def choose_method(config: FinetuneConfig, run: FinetuneRun, clips: Sequence[LabelledClip]) -> HeadMethod | None:
+    """Return the settings for fitting only a head, or None to train all weights."""
+    if not choose_head_only(config, bool(run.ray.use_gpu), clips):
+        log.info("faster: %s", "; ".join(faster_alternatives(config, run.model)))
+        return None
+    return HeadMethod(
+        group_of={clip.key: clip.group for clip in clips},
+        faster=faster_alternatives(config, run.model, with_head=False),
+    )
+
+
+def _train_once(run: FinetuneRun, snapshot: Snapshot, config: FinetuneConfig, method: HeadMethod | None) -> list[str]:
+    """Train on one split; return the lines to print."""
+    if not config.resume:  # a resumed run trains on its own snapshot
+        snapshot = select_training_clips(snapshot, config.selection, run.train)
+    baseline = measure_baseline(snapshot, run.train)
+    if method:
+        job, report = fit_head_in_run(run, snapshot, baseline, method)
+        lines, scores = report.lines(), [report.metrics]
+    else:
+        job, scores = start_or_resume(run, snapshot, initial_metrics=baseline.tracked_metrics())
+        lines = [_format_epoch(metrics) for metrics in scores]
     lines.append(f"{'baseline':12} {baseline.compare(scores)}")
-    print("\n".join([*lines, *_next_steps(job, config, scores, is_head_only)]))
-
-
-def _train_head_only(run: FinetuneRun, snapshot: Snapshot, baseline: Baseline) -> tuple[TrackedJob, HeadReport]:
-    """Fit a head as a separate run, and return the run and its report."""
-    run = dataclasses.replace(run, preset=HEAD_PRESET, train=head_settings(run.train))
-    job = begin_run(run, snapshot, new_run_name(run.preset))
-    with end_run_on_exit(job):
-        job.tracker.log_metrics(baseline.tracked_metrics(), step=0)
-        return job, train_head(job, bool(run.ray.use_gpu))
+    return [*lines, *_next_steps(job, config, scores, bool(method))]
 
 
 def warn_if_head_on_random_weights(init: str) -> None:
@@ -118,8 +131,8 @@ def warn_if_head_on_random_weights(init: str) -> None:
 
     Training all weights would first destroy the features to which such a head was fitted.
     """
-    description = read_weights(init).description
-    if str(description.get("run", "")).startswith(HEAD_PRESET) and not description.get("train", {}).get("init"):
+    file = read_weights(init)
+    if is_fitted_head(file) and not file.description.get("train", {}).get("init"):
         log.warning(
             "%s is a head fitted on random weights; training all weights destroys the features that it uses"
             " (docs/your-own-sounds.md): omit --init, or start from a trained AST: --init %s",
@@ -157,7 +170,7 @@ def is_average_better(history: Sequence[Metrics]) -> bool:
 def _flags_of_data(config: FinetuneConfig) -> list[str]:
     """Return the flags that select the same clips and store in another command."""
     default = FinetuneConfig(data=config.data)
-    names = ("data", "root", "clip_s", "eval_share", "seed")
+    names = ("data", "root", "clip_s", "eval_share", "group_by", "seed")
     changed = [name for name in names if name == "data" or getattr(config, name) != getattr(default, name)]
     return [word for name in changed for word in (flag_of(name), str(getattr(config, name)))]
 
@@ -169,12 +182,6 @@ def _format_epoch(metrics: Metrics) -> str:
 
 def log_class_counts(clips: Sequence[LabelledClip], classes: Sequence[str]) -> None:
     counts = Counter((clip.split, label) for clip in clips for label in clip.labels)
-    splits = [split for split in SPLITS if any(clip.split == split for clip in clips)]
+    splits = list_folds(clips) or [split for split in SPLITS if any(clip.split == split for clip in clips)]
     for name in classes:
         log.info("%-30s %s", name, ", ".join(f"{counts[split, name]} {split}" for split in splits))
-
-
-def _digest(clips: Sequence[LabelledClip], classes: Sequence[str]) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        write_tables(clips, classes, Path(folder))
-        return digest_of_tables(Path(folder))

@@ -6,6 +6,7 @@ The resulting run and checkpoint have the same form as after training all weight
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from ast_model.training.job import Launcher
 from ast_model.training.reporter import Reporter, eval_metrics
 from ast_model.training.trainer import initial_model
 from jobs.own_sounds.embedding import embed_snapshot
+from jobs.own_sounds.training_plan import embedding_normalisation
 from jobs.training.runs import TrackedJob
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.layout import RunFiles
@@ -64,16 +66,25 @@ def head_settings(train: TrainConfig) -> TrainConfig:
     return dataclasses.replace(train, num_epochs=1, average_last_epochs=0, augment=augment)
 
 
-def train_head(job: TrackedJob, use_gpu: bool) -> HeadReport:
-    """Embed all clips, fit a head to the training clips, evaluate it, and store the results."""
-    model = initial_model(job).eval()
-    job = dataclasses.replace(job, model=model.config)  # loaded weights define their own LayerNorm epsilons
+def train_head(
+    job: TrackedJob, use_gpu: bool, group_of: Mapping[str, str] | None = None, faster: Sequence[str] = ()
+) -> HeadReport:
+    """Embed all clips, fit a head to the training clips, evaluate it, and store checkpoint, history and predictions.
+
+    group_of: group of each clip by key, which cross-validation keeps together. Default: the clips of a file.
+    faster: alternatives that the estimate of the remaining time names.
+    """
+    model, norm = initial_model(job).eval(), embedding_normalisation(job.config.init)
+    # Loaded weights define their own LayerNorm epsilons.
+    job = dataclasses.replace(
+        job, model=model.config, config=dataclasses.replace(job.config, mean=norm.mean, std=norm.std)
+    )
     started_s = time.monotonic()
-    plan = embed_snapshot(job.snapshot, model, job.normalisation, use_gpu=use_gpu)
-    embeddings_ND, embed_s = read_embeddings(plan)[:, 0], time.monotonic() - started_s
+    plan = embed_snapshot(job.snapshot, model, norm, use_gpu, faster)
+    embeddings_ND, embed_s = read_embeddings(plan, job.snapshot), time.monotonic() - started_s
 
     started_s = time.monotonic()
-    head = _fit(job, model, embeddings_ND)
+    head = _fit(job, model, embeddings_ND, group_of)
     fit_s = time.monotonic() - started_s
     evaluation = _evaluate(job, model, embeddings_ND)
     metrics = eval_metrics(evaluation, "eval")
@@ -82,7 +93,7 @@ def train_head(job: TrackedJob, use_gpu: bool) -> HeadReport:
     return HeadReport(metrics, evaluation.main_metric, head, embed_s, fit_s)
 
 
-def _fit(job: TrackedJob, model: AST, embeddings_ND: np.ndarray) -> LinearHead:
+def _fit(job: TrackedJob, model: AST, embeddings_ND: np.ndarray, group_of: Mapping[str, str] | None) -> LinearHead:
     """Fit a head to the training clips and copy its weights into the model."""
     snapshot = job.snapshot
     rows = snapshot.rows_of(job.config.train_splits)
@@ -93,7 +104,7 @@ def _fit(job: TrackedJob, model: AST, embeddings_ND: np.ndarray) -> LinearHead:
         features_ND,
         snapshot.targets(rows).toarray(),
         job.config.loss,
-        groups_N=files_of_clips(snapshot, rows),
+        groups_N=groups_of_clips(snapshot, rows, group_of),
         seed=job.config.seed,
     )
     with torch.no_grad():
@@ -111,9 +122,10 @@ def _evaluate(job: TrackedJob, model: AST, embeddings_ND: np.ndarray) -> Evaluat
     return Evaluation(scores, targets.astype(bool), tagging_metrics(scores, targets), rows)
 
 
-def files_of_clips(snapshot: Snapshot, rows: np.ndarray) -> list[str]:
-    """Return the id of the file from which each clip was cut. A clip's key is this id with its start."""
-    return [key.rpartition("_")[0] for key in snapshot.index["key"].take(rows).to_pylist()]
+def groups_of_clips(snapshot: Snapshot, rows: np.ndarray, group_of: Mapping[str, str] | None = None) -> list[str]:
+    """Return the group of each clip. Default: its file, which is the clip's key without the start."""
+    keys = snapshot.index["key"].take(rows).to_pylist()
+    return [group_of[key] if group_of else key.rpartition("_")[0] for key in keys]
 
 
 def _save(job: TrackedJob, model: AST, evaluation: Evaluation, metrics: dict[str, float]) -> None:

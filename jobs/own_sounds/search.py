@@ -1,5 +1,6 @@
 """Search by sound for the clips with embeddings nearest to some examples."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,22 @@ import pandas as pd
 
 from ast_model.embeddings.search import find_nearest_rows, normalise_rows
 from ast_model.inference import Tagger
-from jobs.own_sounds.searchable_clips import SearchableClips, embed_files, embed_store, take_clips
+from jobs.own_sounds.searchable_clips import (
+    SearchableClips,
+    embed_files,
+    embed_store,
+    skip_files,
+    standardise,
+    take_clips,
+)
 from jobs.own_sounds.settings import SearchConfig
 from pipeline.audio.decode import encode_flac
 from pipeline.errors import ConfigError, InputError, quote
 from pipeline.fbank_settings import SAMPLE_RATE_HZ
 from pipeline.page import data_url, render_page
+from pipeline.sources.listing import find_audio
+
+log = logging.getLogger(__name__)
 
 MAX_EXAMPLES = 3
 """Maximum number of examples on the page."""
@@ -20,7 +31,7 @@ MAX_PLAYED_S = 30.0
 """Maximum seconds of audio per player, to limit the size of the page."""
 PAGE = """{% extends "page" %}
 {% block body %}
-<p>{{ rows | length }} nearest of {{ num_clips }} clips, by the cosine of their embeddings.</p>
+<p>{{ rows | length }} nearest of {{ num_clips }} clips, by the cosine of their {{ kind }}.</p>
 {% for heading, sounds in (("Examples", examples), ("Nearest", rows)) %}
 <h2>{{ heading }}</h2>
 <table>
@@ -50,25 +61,35 @@ def search(config: SearchConfig) -> None:
         raise ConfigError(f"--output: expected a name that ends with .html, found {quote(config.output)}")
     examples, searched = _load_clips(config)
     if not len(searched.table):
-        raise InputError(f"expected clips without the label {quote(config.label)} to search, found none")
+        without = f"the label {quote(config.label)}" if config.label else "the examples"
+        raise InputError(f"expected clips without {without} to search, found none")
     nearest = find_nearest(examples, searched, config.num_results)
     output.parent.mkdir(parents=True, exist_ok=True)
     nearest.to_csv(output.with_suffix(".csv"), index=False, float_format="%.4f")
     title = f"Clips like {f'those of {config.label}' if config.label else ', '.join(config.like)}"
-    output.write_text(_render(title, examples, searched, nearest), encoding="utf-8")
+    kind = "embeddings" if config.checkpoint else "spectral statistics"
+    output.write_text(_render(title, kind, examples, searched, nearest), encoding="utf-8")
     print(nearest.to_string(index=False, float_format="%.3f"))
     print(f"\n{output}\n{output.with_suffix('.csv')}")
 
 
 def _load_clips(config: SearchConfig) -> tuple[SearchableClips, SearchableClips]:
     """Return the examples and the clips to search."""
-    tagger = Tagger.load(config.checkpoint)
-    if not config.label:
-        searched = embed_files(tagger, config.audio) if config.audio else embed_store(tagger, config)
-        return embed_files(tagger, config.like), searched
+    tagger = Tagger.load(config.checkpoint) if config.checkpoint else None
+    if not tagger:
+        log.info("no --checkpoint: comparing spectral statistics; embeddings of a trained AST find more (--checkpoint)")
+    if config.label:
+        examples, searched = _load_label(tagger, config)
+    else:
+        found = embed_files(tagger, config.audio) if config.audio else embed_store(tagger, config)
+        examples, searched = embed_files(tagger, config.like), skip_files(found, find_audio(config.like))
+    return (examples, searched) if tagger else standardise(examples, searched)
+
+
+def _load_label(tagger: Tagger | None, config: SearchConfig) -> tuple[SearchableClips, SearchableClips]:
+    """Return the clips of a class, and the clips to search without them, since they would fill the list."""
     stored = embed_store(tagger, config)
     has_label = np.array([config.label in labels for labels in stored.table["labels"]], bool)
-    # Exclude the class's own clips, which would fill the list.
     searched = embed_files(tagger, config.audio) if config.audio else take_clips(stored, np.flatnonzero(~has_label))
     return take_clips(stored, np.flatnonzero(has_label)), searched
 
@@ -83,10 +104,11 @@ def find_nearest(examples: SearchableClips, searched: SearchableClips, num_resul
     return nearest
 
 
-def _render(title: str, examples: SearchableClips, searched: SearchableClips, nearest: pd.DataFrame) -> str:
+def _render(title: str, kind: str, examples: SearchableClips, searched: SearchableClips, nearest: pd.DataFrame) -> str:
     return render_page(
         PAGE,
         title=title,
+        kind=kind,
         num_clips=len(searched.table),
         examples=[_row_of_page(examples, row, None) for row in range(min(MAX_EXAMPLES, len(examples.table)))],
         rows=[_row_of_page(searched, row, nearest["cosine"][row]) for row in nearest.index],

@@ -1,5 +1,6 @@
 """Settings of the commands for own sounds, `finetune` and `search`."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -16,7 +17,8 @@ class FinetuneConfig:
 
     preset: tyro.conf.Suppress[str] = "finetune"
     data: Input = ""
-    """A table with the columns path,labels, or a folder with one folder of files per class."""
+    """A table with the columns path,labels, a folder with one folder of files per class, or annotations by Raven or
+    Audacity: a file, or a folder with such files beside the recordings."""
     init: str = ""
     """Initial weights: a checkpoint, a Hugging Face name, an official .pth, or DeiT's. Empty: random weights."""
     size: Literal["nano", "tiny", "small", "base", "eat", "audiomosaic", "audiomae"] | None = None
@@ -31,6 +33,11 @@ class FinetuneConfig:
     """Maximum clip length in seconds. Longer files are cut into several clips, all with the file's labels."""
     eval_share: float = 0.2
     """Share of the files to hold out for evaluation, if the data has no splits."""
+    group_by: str = ""
+    """Pattern that finds the group of a file in its name, such as the speaker: `^(\\w+)_`. A group is never in two
+    splits. Default: the column group of the table, or a group per file."""
+    folds: int = 0
+    """Number of folds of a cross-validation, instead of a held-out share. Default: the column fold, if there is one."""
     num_epochs: int | None = None
     """Number of epochs. Default: from 40 for few clips to 5 for many; from 100 to 20 for random weights."""
     batch_size: int | None = None
@@ -56,6 +63,12 @@ class FinetuneConfig:
             raise ConfigError(f"--clip-s must be between 0.1 and 600 s, found {self.clip_s}")
         if not 0 < self.eval_share < 1:
             raise ConfigError(f"--eval-share must be between 0 and 1, found {self.eval_share}")
+        if self.folds < 0 or self.folds == 1:
+            raise ConfigError(f"--folds must be 0 or at least 2, found {self.folds}")
+        try:
+            re.compile(self.group_by)
+        except re.error as error:
+            raise ConfigError(f"--group-by: expected a regular expression, found {self.group_by!r}: {error}") from error
         if self.head_only and self.resume:
             raise ConfigError("--head-only has nothing to resume: omit --resume; finished embeddings are stored")
 
@@ -64,10 +77,10 @@ class FinetuneConfig:
 class SearchConfig:
     """Settings of `search`."""
 
-    checkpoint: str
-    """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth."""
+    checkpoint: str = ""
+    """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth. Empty: compare spectral statistics."""
     like: tuple[str, ...] = ()
-    """Example files or folders of examples. The search uses the mean of their embeddings."""
+    """Example files, or folders of them; the search uses the mean of their embeddings and skips these files."""
     label: str = ""
     """Class of the store to use as examples instead of --like."""
     audio: tuple[str, ...] = ()

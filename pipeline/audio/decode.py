@@ -65,7 +65,7 @@ class Clip:
     waveform: np.ndarray
     """(S,) float32 in [-1, 1], mono, 16 kHz, without its mean, never padded."""
     is_short: bool
-    """The media ended before the segment."""
+    """The media ended at least a millisecond before the segment."""
     media: MediaAudio
     """Properties of the media at the segment."""
 
@@ -200,7 +200,8 @@ def _decode(content: bytes | Path, start_ms: int, end_ms: int) -> Clip:
         media_length_s=_media_length_s(content, track),
         media_start_s=start_ms / 1000,
     )
-    return Clip(waveform, len(waveform) < (end_ms - start_ms) * SAMPLES_PER_MS, media)
+    # Segments end at whole milliseconds, rounded up if the file ends within one.
+    return Clip(waveform, len(waveform) <= (end_ms - start_ms - 1) * SAMPLES_PER_MS, media)
 
 
 def _longest(tracks: Iterable[Track]) -> Track:

@@ -1,5 +1,6 @@
 """The length of a file's audio: stated in the header, or measured from the packets."""
 
+import math
 from contextlib import suppress
 from io import SEEK_END
 from pathlib import Path
@@ -40,9 +41,13 @@ def _is_placeholder(num_bytes: float) -> bool:
 
 
 def measure_length_ms(content: bytes | Path) -> int:
-    """Return the length of a file's audio; 0 without audio or for other files. Raises OSError if it can't be read."""
+    """Return the length of a file's audio, rounded up; 0 without audio or for other files.
+
+    Raises OSError if it can't be read.
+    """
     try:
-        return int(sum(map(measure_length_s, split_chain(content))) * 1000)
+        length_ms = sum(map(measure_length_s, split_chain(content))) * 1000
+        return math.ceil(round(length_ms, 6))  # the error of binary fractions must not add a millisecond
     except BrokenMediaError:
         return 0
 

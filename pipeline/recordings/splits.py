@@ -1,4 +1,4 @@
-"""Assign splits to recordings: stratified by class, and each file in exactly one split.
+"""Assign splits or folds to groups of clips: stratified by class, and each group in exactly one of them.
 
 The method is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): rare classes are distributed first.
 """
@@ -39,3 +39,24 @@ def split_groups(labels_of: Mapping[Group, Sequence[str]], eval_share: float, se
                 in_eval.add(group)
                 left_in_train.subtract(labels)
     return {group: EVAL if group in in_eval else TRAIN for group in labels_of}
+
+
+def fold_groups(labels_of: Mapping[Group, Sequence[str]], num_folds: int, seed: int = 0) -> dict[Group, int]:
+    """Distribute groups over the folds 1 to `num_folds`, with about equally many clips of each class.
+
+    labels_of: labels of all clips of each group.
+    """
+    order = sorted(labels_of, key=str)
+    random.Random(seed).shuffle(order)
+    counts_of = {group: Counter(labels_of[group]) for group in order}
+    total = sum(counts_of.values(), Counter[str]())
+    fold_of: dict[Group, int] = {}
+    loads = {fold: Counter[str]() for fold in range(1, num_folds + 1)}
+    # Negative groups have no label and come last.
+    for label in (*sorted(total, key=lambda name: (total[name], name)), None):
+        left = [group for group in order if group not in fold_of and (label is None or label in counts_of[group])]
+        for group in sorted(left, key=lambda group: -counts_of[group][label or ""]):
+            fold = min(loads, key=lambda fold: (loads[fold][label or ""], loads[fold].total()))
+            fold_of[group] = fold
+            loads[fold].update(counts_of[group] or {"": 1})
+    return fold_of

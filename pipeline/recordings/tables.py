@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.labels import Labels
+from pipeline.labels import NO_LABEL, Labels
 
 MEDIA_TABLE = "media.csv"
 MAX_STEM_CHARS = 40
@@ -27,10 +27,17 @@ class LabelledClip:
 
     path: Path
     labels: tuple[str, ...]
-    """Class names."""
+    """Class names; empty for a negative clip."""
     split: str
     start_ms: int
     end_ms: int
+    group: str = ""
+    """Name of the clips that a split keeps together, such as a recording or a speaker."""
+
+    @property
+    def key(self) -> str:
+        """Key of the clip in a snapshot."""
+        return f"{make_id(self.path)}_{self.start_ms}"
 
 
 def check_files(clips: Sequence[LabelledClip], table: Path, folder: Path) -> None:
@@ -58,7 +65,7 @@ def write_tables(clips: Sequence[LabelledClip], classes: Sequence[str], folder: 
         lines = []
         for each in clips:
             if each.split == split:
-                mids = ",".join(mid_of[label] for label in each.labels)
+                mids = ",".join(mid_of[label] for label in each.labels) or NO_LABEL
                 lines.append(f'{id_of[each.path]}, {each.start_ms / 1000:.3f}, {each.end_ms / 1000:.3f}, "{mids}"\n')
         (folder / f"{split}_segments.csv").write_text("".join(lines), encoding="utf-8")
     return splits

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from pipeline.errors import InputError, NoClipsError
 from pipeline.fbank_settings import NUM_MEL_BINS
-from pipeline.labels import Labels
+from pipeline.labels import NO_LABEL, Labels
 from pipeline.metadata import Metadata
 from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.shards.format import WRITTEN, digest_of, shard_settings
@@ -106,7 +106,7 @@ def _label_indices(column: pa.DictionaryArray, labels: Labels) -> pa.ListArray:
     """Return the class indices of each clip. Each distinct set of labels is looked up once."""
     codes = column.indices.to_numpy()
     sets = column.dictionary.to_pylist()
-    mids_of = {int(code): sets[code].split(",") for code in np.unique(codes)}
+    mids_of = {int(code): [mid for mid in sets[code].split(",") if mid != NO_LABEL] for code in np.unique(codes)}
     if unknown := sorted({mid for mids in mids_of.values() for mid in mids} - labels.index_of.keys()):
         raise InputError(
             f"{len(unknown)} labels of the clips are not among the {len(labels)} classes: {', '.join(unknown[:10])};"

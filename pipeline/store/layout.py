@@ -176,7 +176,7 @@ class TeacherFiles:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFiles:
-    """The files of a snapshot's embeddings by one model."""
+    """The files of all embeddings by one model."""
 
     name: str
 
@@ -188,9 +188,9 @@ class EmbeddingFiles:
     def model(self) -> str:
         return f"{self.folder}/model.safetensors"
 
-    def chunk(self, first: int) -> str:
-        """Return the embeddings of the clips from row `first` on."""
-        return f"{self.folder}/{first:09d}.npy"
+    def chunk(self, digest: str) -> str:
+        """Return the embeddings of some clips; the digest is that of their places in shards."""
+        return f"{self.folder}/{digest}.parquet"
 
 
 def name_in(folder: str, path: str) -> str:

@@ -149,7 +149,7 @@ def test_esc50_folds_are_children_of_one_run_even_after_a_stop(
     assert parent.data.metrics["accuracy/fold2"] == pytest.approx(folds[1].data.metrics["eval/accuracy"])
     assert result["accuracy"] > 0.6, "three pitches are easy to distinguish"
     printed = capsys.readouterr().out
-    assert f"mean     accuracy {result['accuracy']:.4f}   (epoch 40 of 40, the last one)" in printed
+    assert f"mean       accuracy {result['accuracy']:.4f} ± {result['deviation']:.4f}   (epoch 40 of 40" in printed
 
 
 def test_speech_commands_chooses_on_validation_and_scores_the_testing_list(

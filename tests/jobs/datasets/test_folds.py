@@ -1,9 +1,11 @@
 import dataclasses
+import statistics
 
 import pytest
 
 from jobs import esc50, urbansound8k
-from jobs.datasets.folds import check_folds, choose_epoch, config_of_fold
+from jobs.datasets.fold_results import choose_epoch
+from jobs.datasets.folds import check_folds, config_of_fold
 from pipeline.errors import ConfigError, NoClipsError
 from pipeline.snapshots.snapshot import Snapshot
 
@@ -38,9 +40,15 @@ def test_urbansound8k_trains_on_nine_folds_and_rejects_unknown_folds() -> None:
 def test_last_epoch_is_reported_unless_the_best_is_chosen() -> None:
     curves = [[0.5, 0.8, 0.7], [0.6, 0.9, 0.5]]
     averaged = {"eval/average/mAP": 1.0}
-    histories = [[{"epoch": 1.0, "eval/accuracy": each} for each in curve] + [averaged] for curve in curves]
-    last = choose_epoch(histories, "last")
-    assert (last["accuracies"], last["accuracy"], last["epoch"]) == ([0.7, 0.5], pytest.approx(0.6), 3)
+    histories = {
+        f"fold{fold}": [{"epoch": 1.0, "eval/accuracy": each} for each in curve] + [averaged]
+        for fold, curve in enumerate(curves, start=1)
+    }
+    last = choose_epoch(histories, "last", baselines={"fold1": 0.8, "fold2": 0.6})
+    assert (last.scores, last.epoch) == ({"fold1": 0.7, "fold2": 0.5}, 3)
+    assert (last.mean, last.deviation) == (pytest.approx(0.6), pytest.approx(statistics.stdev([0.7, 0.5])))
+    assert last.lines()[0] == "fold1      accuracy 0.7000   baseline 0.8000"
+    assert last.lines()[-1].startswith("mean       accuracy 0.6000 ± 0.1414   baseline 0.7000 ± 0.1414   (epoch 3 of 3")
     best = choose_epoch(histories, "best_on_test")
-    assert (best["accuracy"], best["epoch"]) == (pytest.approx(0.85), 2)
-    assert "chosen by the mean accuracy on the test folds" in best["how"]
+    assert (best.mean, best.epoch) == (pytest.approx(0.85), 2)
+    assert "chosen by the mean accuracy on the test folds" in best.how

@@ -3,7 +3,8 @@ import pytest
 from scipy.fft import dct
 
 from ast_model.config import TrainConfig
-from jobs.own_sounds.baseline import Baseline, fit_and_score, measure_baseline, spectral_statistics
+from ast_model.embeddings.statistics import spectral_statistics
+from jobs.own_sounds.baseline import Baseline, fit_and_score, measure_baseline
 from pipeline.snapshots.snapshot import Snapshot
 
 

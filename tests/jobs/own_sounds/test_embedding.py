@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from ast_model.config import ASTConfig
 from ast_model.data.augment import Normalisation
-from ast_model.embeddings.extract import embed_chunk, read_embeddings
+from ast_model.embeddings.extract import embed_chunk, find_missing, read_embeddings
 from ast_model.model import AST
 from jobs.own_sounds.embedding import embed_snapshot
 from pipeline.snapshots.snapshot import Snapshot
@@ -28,12 +29,14 @@ def test_missing_embeddings_are_computed_with_an_estimate_of_the_time(
     caplog.set_level(logging.INFO)
     torch.manual_seed(0)
     model, norm = AST(ASTConfig(freq_stride=16, time_stride=32, width=16, depth=1, num_heads=2)), Normalisation(-4, 4)
-    plan = embed_snapshot(own, model, norm)
-    expected = read_embeddings(plan)
-    assert f"embedded {len(snapshot.index)} clips" in caplog.text and "more clips to embed" in caplog.text
-    first = plan.chunks[-1]
-    plan.store.remove(plan.files.chunk(first))
-    embed_chunk(first, plan)  # in this process instead of a worker
-    np.testing.assert_array_equal(read_embeddings(plan), expected)
+    plan = embed_snapshot(own, model, norm, faster=["--size nano"])
+    expected = read_embeddings(plan, own)
+    assert f"embedded {len(snapshot.index)} clips" in caplog.text
+    assert re.search(r"more clips to embed, [\d.]+ ms each, .*; faster: --size nano", caplog.text)
+    name = plan.store.list(plan.files.folder, ".parquet")[-1]
+    plan.store.remove(name)
+    (rows,) = find_missing(plan, own)
+    embed_chunk(rows, plan)  # in this process instead of a worker
+    np.testing.assert_array_equal(read_embeddings(plan, own), expected)
     embed_snapshot(own, model, norm)
-    assert f"{len(snapshot.index)} embeddings are stored already" in caplog.text
+    assert f"{len(snapshot.index)} of {len(snapshot.index)} embeddings are stored already" in caplog.text

@@ -9,7 +9,7 @@ import torch
 
 from ast_model.checkpoints.async_writer import best_checkpoint
 from ast_model.config import ASTConfig, TrainConfig
-from ast_model.embeddings.extract import embed_chunk, plan_embeddings
+from ast_model.embeddings.extract import embed_chunk, find_missing, plan_embeddings
 from ast_model.evaluation.ensemble import score_checkpoints
 from ast_model.evaluation.predictions import load_predictions, predictions_name
 from ast_model.export import export_hugging_face
@@ -18,8 +18,10 @@ from ast_model.pretrained.load import load_pretrained
 from ast_model.training.trainer import initial_model
 from jobs.command_line.settings import RayConfig
 from jobs.own_sounds.embedding import publish_model
-from jobs.own_sounds.finetune import FinetuneRun, warn_if_head_on_random_weights
-from jobs.own_sounds.head_only import files_of_clips, head_settings, train_head
+from jobs.own_sounds.finetune import warn_if_head_on_random_weights
+from jobs.own_sounds.fitted_runs import FinetuneRun
+from jobs.own_sounds.head_only import groups_of_clips, head_settings, train_head
+from jobs.own_sounds.training_plan import embedding_normalisation
 from jobs.training.runs import begin_run, end_run_on_exit
 from pipeline.snapshots.snapshot import Snapshot
 
@@ -35,10 +37,10 @@ def test_checkpoint_is_a_plain_ast_with_the_reported_scores(
     run = FinetuneRun("finetune_head", "", SHAPE, head_settings(train), "", RayConfig("1"))
     job = begin_run(run, snapshot, "finetune_head-test")
     model = initial_model(job).eval()
-    plan = plan_embeddings(snapshot, model, job.normalisation)
+    plan = plan_embeddings(snapshot, model, embedding_normalisation(""))
     publish_model(model, plan)
-    for first in plan.missing_chunks():  # otherwise train_head would start Ray
-        embed_chunk(first, plan)
+    for rows in find_missing(plan, snapshot):  # otherwise train_head would start Ray
+        embed_chunk(rows, plan)
     with end_run_on_exit(job):
         report = train_head(job, use_gpu=False)
     store = snapshot.store
@@ -65,7 +67,8 @@ def test_checkpoint_is_a_plain_ast_with_the_reported_scores(
     assert record["train"]["num_epochs"] == 1
 
 
-def test_file_of_a_clip_is_its_key_without_the_start(snapshot: Snapshot) -> None:
+def test_group_of_a_clip_is_stated_or_its_key_without_the_start(snapshot: Snapshot) -> None:
     rows = np.arange(3)
     keys = snapshot.index["key"].to_pylist()[:3]
-    assert [key.startswith(f"{name}_") for key, name in zip(keys, files_of_clips(snapshot, rows), strict=True)]
+    assert [key.startswith(f"{name}_") for key, name in zip(keys, groups_of_clips(snapshot, rows), strict=True)]
+    assert groups_of_clips(snapshot, rows[:1], {keys[0]: "a"}) == ["a"]

@@ -1,5 +1,6 @@
 """The command `search`, on the small store and on files."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from ast_model.config import ASTConfig
 from ast_model.data.augment import Normalisation
-from ast_model.embeddings.extract import embed_chunk, plan_embeddings
+from ast_model.embeddings.extract import embed_chunk, find_missing, plan_embeddings, plan_statistics
 from ast_model.export import export_safetensors
 from ast_model.model import AST
 from ast_model.pretrained.metadata import ModelMetadata
@@ -19,6 +20,7 @@ from jobs.search import COMMAND_LINE
 from pipeline.audio.decode import encode_flac
 from pipeline.reading.reader import ClipReader
 from pipeline.snapshots.snapshot import Snapshot
+from pipeline.store.storage import Store
 
 NORM = Normalisation(-4.0, 4.0)
 
@@ -35,12 +37,12 @@ def checkpoint(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> 
     export_safetensors(model, file, ModelMetadata(snapshot.labels.names, NORM.mean, NORM.std))
     plan = plan_embeddings(snapshot, model, NORM)
     publish_model(model, plan)
-    for first in plan.missing_chunks():
-        embed_chunk(first, plan)
+    for rows in find_missing(plan, snapshot):
+        embed_chunk(rows, plan)
     return file
 
 
-def run_search(checkpoint: Path, output: Path, *argv: object) -> pd.DataFrame:
+def run_search(checkpoint: Path | str, output: Path, *argv: object) -> pd.DataFrame:
     words = ["--checkpoint", str(checkpoint), "--output", str(output), *map(str, argv)]
     assert COMMAND_LINE.main(words) == 0
     return pd.read_csv(output.with_suffix(".csv"), keep_default_na=False)
@@ -61,6 +63,31 @@ def test_clip_of_the_store_is_found_by_its_sound(checkpoint: Path, snapshot: Sna
     html = page.read_text(encoding="utf-8")
     assert len(re.findall(r'<audio controls preload="none" src="data:audio/flac;base64,\w', html)) == 5
     assert "sound <b>" not in html and "sound &lt;b&gt;.flac" in html
+
+
+def test_search_without_a_checkpoint_compares_statistics_and_skips_the_example(
+    snapshot: Snapshot, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    Path(store.root).mkdir()
+    for name in ("shards", "snapshots", "latest.json"):
+        Path(store.path(name)).symlink_to(snapshot.store.path(name))
+    own, plan = dataclasses.replace(snapshot, store=store), plan_statistics(dataclasses.replace(snapshot, store=store))
+    for rows in find_missing(plan, own):  # otherwise the search would start Ray
+        embed_chunk(rows, plan)
+    row, folder = 5, tmp_path / "sounds"
+    folder.mkdir()
+    for other in (row, row + 1, row + 2):
+        waveform = ClipReader(snapshot).read_audio(other).astype(np.float32) / 32768
+        (folder / f"{other}.flac").write_bytes(encode_flac(waveform))
+    like = ("--like", folder / f"{row}.flac")
+    table = run_search("", tmp_path / "page.html", *like, "--root", store.root)
+    clip, start_ms = snapshot.index["key"].to_pylist()[row].rsplit("_", 1)
+    assert (table["clip"][0], table["start_s"][0]) == (clip, int(start_ms) / 1000)
+    assert table["cosine"][0] > 0.99
+    assert "by the cosine of their spectral statistics" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    table = run_search("", tmp_path / "page.html", *like, "--audio", folder)
+    assert set(table["clip"].astype(str)) == {f"{row + 1}", f"{row + 2}"}, "no example is its own neighbour"
 
 
 def test_search_by_label_excludes_clips_with_the_label(checkpoint: Path, snapshot: Snapshot, tmp_path: Path) -> None:

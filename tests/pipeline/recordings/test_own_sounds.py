@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.audio.decode import Clip, decode_segment, encode_flac
-from pipeline.config import FetchConfig
+from pipeline.audio.decode import Clip, decode_file, decode_segment, encode_flac
+from pipeline.config import FetchConfig, PreprocessConfig
 from pipeline.errors import InputError
+from pipeline.labels import NO_LABEL
+from pipeline.metadata import load_metadata
 from pipeline.recordings.own_sounds import CutConfig, read_sounds
 from pipeline.recordings.tables import digest_of_tables, write_tables
 from pipeline.records import Media
@@ -113,7 +115,10 @@ def test_table_states_labels_times_and_splits(sounds: Path) -> None:
         ("filename,label\na.flac,dog\n", "found 'filename,label'; did you mean path for filename and labels for label"),
         ("Path,labels\na.flac,dog\n", "did you mean path for Path"),
         ("path;labels\na.flac;dog\n", "columns are separated by ';'; save it with commas"),
-        ("path\tlabels\na.flac\tdog\n", "columns are separated by '\\\\t'"),
+        ("path,labels\ndog/0.flac,dog,loud\n", "line 2: expected 2 cells, found more, such as 'loud'"),
+        ("path,labels,group\ndog/0.flac,dog,a\ndog/1.flac,cat,\n", "line 3: expected a group in each row or in none"),
+        ("path,labels,fold\ndog/0.flac,dog,\ndog/1.flac,cat,2\n", "line 3: .* in none, found one here"),
+        ("path,labels,split,fold\ndog/0.flac,dog,train,1\n", "line 2: expected a split or a fold, found both"),
         ("path,labels\nMüller.flac,dog\n".encode("latin-1"), "not UTF-8 .*iconv -f LATIN1"),
         ("path,labels\n" + "x" * 200_000 + ",dog\n", "field larger than field limit"),
         ("path,labels\n" + "x" * 100_000 + ",dog\n", "File name too long|expected an audio file at"),
@@ -127,15 +132,19 @@ def test_table_states_labels_times_and_splits(sounds: Path) -> None:
         ("path,labels\ndog/0.flac, ;\n", "line 2: expected labels"),
         ("path,labels,start,end\ndog/0.flac,dog,0.5,0.2\n", "line 2: expected 0 ≤ start < end"),
         ("path,labels,start,end\ndog/0.flac,dog,soon,\n", "line 2: expected start and end in seconds"),
-        ("path,labels,split\ndog/0.flac,dog,eval\ndog/1.flac,cat,\n", "a split in each row or in none"),
+        (
+            "path,labels,split\ndog/0.flac,dog,eval\ndog/1.flac,cat,\n",
+            "line 3: expected a split in each row or in none",
+        ),
         ("path,labels,split\ndog/0.flac,dog,train\ndog/1.flac,cat,dev\n", "line 3: expected a split of train"),
         ("path,labels,split\ndog/0.flac,dog,train\ndog/1.flac,cat,train\n", "expected clips to evaluate on"),
         ("path,labels\ndog/0.flac,dog\ndog/1.flac,dog\n", "at least two classes"),
-        ("path,labels\ndog/empty.wav,dog\ndog/empty.wav,cat\n", "none of 2 sounds has any audio"),
+        ("path,labels\ndog/empty.wav,dog\ndog/empty.wav,cat\n", "one row for .*empty.wav, found 'dog and cat'"),
+        ("path,labels\ndog/empty.wav,dog;cat\n", "none of the sounds has any audio"),
         ("path,labels\ndog/empty.wav,owl\ndog/0.flac,dog\n", "no sound of the class 'owl' has any audio"),
         (
             "path,labels\ndog/0.flac,dog\ndog/0.flac,cat\n",
-            "one row for .*0.flac .*found 'dog to 0.7 s and cat to 0.7 s'",
+            "one row for .*0.flac, found 'dog and cat'",
         ),
         ("path,labels\ndog/0.flac,dog\ndog/1.flac,cat\n", "a class with at least two different files"),
         ("path,labels\n", "expected sounds, found none"),
@@ -196,3 +205,52 @@ def test_unusual_names_and_lengths_are_handled(tmp_path: Path, caplog: pytest.Lo
     splits = write_tables(clips, classes, tmp_path / "tables")
     segments = [each for split in splits for each in read_segments(str(tmp_path / f"tables/{split}_segments.csv"))]
     assert {label for each in segments for label in each.labels} == {"/c/dog_bark", "/c/dog_bark_1"}
+
+
+def test_excel_tables_and_unicode_forms_are_accepted(tmp_path: Path) -> None:
+    for name in ("Z\u0065\u0301ro", "x"):  # decomposed, as macOS names files
+        write_sound(tmp_path / f"{name}.flac", 0.5)
+    rows = ["path\tlabels\t\t", "\t\t\t", "Z\u00e9ro.flac\te\u0301\t\t", "", "x.flac\tdog;\u00e9\t\t"]
+    table = tmp_path / "sounds.txt"
+    for encoding in ("utf-16", "utf-8-sig"):
+        table.write_text("\r\n".join(rows), encoding=encoding)
+        clips, classes = read_sounds(table, CutConfig(clip_s=1.0, eval_share=0.5))
+        assert classes == ["dog", "\u00e9"] and len(clips) == 2
+
+
+def test_skipped_files_and_folders_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("dog/0", "dog/1", "cat/0", "_old/0", "stray0", "stray1", "stray2", "stray3"):
+        write_sound(tmp_path / f"{name}.flac", 0.1)
+    (tmp_path / "dog" / "notes.doc").write_text("to do")
+    _, classes = read_sounds(tmp_path, CUT)
+    assert classes == ["cat", "dog"]
+    assert "4 files outside of class folders ('stray0.flac', 'stray1.flac', 'stray2.flac', …)" in caplog.text
+    assert "1 folders that start with _; rename them ('_old')" in caplog.text
+    assert "1 files that are not audio ('notes.doc')" in caplog.text
+
+
+def test_negative_clips_have_no_labels_but_a_split(tmp_path: Path) -> None:
+    for index in range(4):
+        write_sound(tmp_path / f"{index}.flac", 0.5)
+    table = tmp_path / "sounds.csv"
+    rows = ["0.flac,owl,train", "1.flac,,train", "2.flac,owl,eval", "3.flac,,eval"]
+    table.write_text("\n".join(["path,labels,split", *rows]))
+    clips, classes = read_sounds(table, CUT)
+    assert (classes, [clip.labels for clip in clips]) == (["owl"], [("owl",), (), ("owl",), ()])
+    write_tables(clips, classes, tmp_path / "tables")
+    metadata = load_metadata(PreprocessConfig(metadata=str(tmp_path / "tables"), splits=("train", "eval")))
+    assert metadata.segments["labels"].to_pylist() == ["/c/owl", NO_LABEL, "/c/owl", NO_LABEL]
+    table.write_text("path,labels\n0.flac,owl\n1.flac,\n2.flac,wren\n3.flac,wren\n")
+    with pytest.raises(InputError, match=r"line 3: expected labels .*a negative clip requires data with several"):
+        read_sounds(table, CUT)
+
+
+def test_clip_ends_with_the_file_to_the_sample(tmp_path: Path) -> None:
+    for index, num_samples in enumerate((8_001, 8_015, 8_000)):
+        write_sound(tmp_path / f"{index % 2}" / f"{index}.flac", num_samples / 16_000)
+        write_sound(tmp_path / f"{index % 2}" / f"{index}-other.flac", num_samples / 16_000)
+    clips, _ = read_sounds(tmp_path, CUT)
+    for clip in clips:
+        decoded = decode_segment(Media(clip.path, "", 0), clip.start_ms, clip.end_ms)
+        assert isinstance(decoded, Clip) and not decoded.is_short
+        assert len(decoded.waveform) == len(decode_file(clip.path))
