@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.cluster.limiter import start_rate_limiter
@@ -19,7 +18,7 @@ from pipeline.convert import Conversion, convert_shard, recover_partial_shard
 from pipeline.copies.containers import Copy
 from pipeline.copies.convert import CopyConversion
 from pipeline.copies.run import convert_copy
-from pipeline.copies.segment_index import SegmentIndex
+from pipeline.copies.segment_index import index_due
 from pipeline.copies.sources import LastSource, digest_of_sources, open_sources
 from pipeline.errors import (
     AudioTaggingError,
@@ -148,17 +147,14 @@ def convert_due_of_copy(
     lease: Holder,
 ) -> None:
     """Convert the planned segments that a copy holds, one container after the other."""
-    is_due = np.zeros(len(plan.segments), bool)
-    is_due[np.concatenate([*plan.shards, np.zeros(0, np.int64)])] = True
 
     def add_report(shard: ShardReport) -> None:
         report.num_planned += shard.num_planned
         report.add(shard)
 
-    index = SegmentIndex(plan.segments, is_due, plan.attempts)
     # Not the limiter of the last source: an hourly number of clips doesn't apply to containers.
     limiter = start_rate_limiter(config.rate_limit, clips_per_hour=0, proxies=())
-    work = CopyConversion(conversion, index, config.clips_per_shard, config.id_pattern, limiter)
+    work = CopyConversion(conversion, index_due(plan, config.id_pattern), config.clips_per_shard, limiter)
     convert_copy(copy, work, config, add_report, check_lease=lease.check)
 
 

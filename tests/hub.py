@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -119,11 +120,19 @@ class HubHandler(BaseHTTPRequestHandler):
         """Stay silent."""
 
 
+class HubServer(ThreadingHTTPServer):
+    """A server whose clients may leave in the middle of a file."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # pyright: ignore[reportArgumentType]
+
+
 @contextmanager
 def run_hub(folder: Path) -> Iterator[Hub]:
     """Serve a folder as the data set `owner/copy`."""
     hub = Hub({FIRST: folder})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": hub}))
+    server = HubServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": hub}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"

@@ -16,15 +16,18 @@ from jobs.preprocessing.tracked import check_all_made, preprocess_tracked, summa
 from pipeline.cluster.session import ray_session
 from pipeline.cluster.tasks import run_tasks
 from pipeline.copies.containers import Copy
-from pipeline.copies.sources import open_sources
+from pipeline.copies.coverage import describe_coverage, estimate_coverage, find_due_containers
+from pipeline.copies.run import check_heads
+from pipeline.copies.segment_index import index_due
+from pipeline.copies.sources import digest_of_sources, open_sources
 from pipeline.errors import CorruptError, NoClipsError
 from pipeline.measures.backfill import is_measured, measure_shard, shards_with_clips
 from pipeline.metadata import load_metadata, read_stored_metadata, stored_splits
-from pipeline.preprocess import PreprocessReport, clips_per_hour, preprocess
+from pipeline.preprocess import PreprocessReport, clips_per_hour, plan_due, preprocess
 from pipeline.progress import show_progress
 from pipeline.records import FailureCategory
 from pipeline.shards.format import shard_fingerprint
-from pipeline.shards.ledger import find_retries, match_segments, plan_shards, read_sidecar_table
+from pipeline.shards.ledger import find_retries, match_segments, read_sidecar_table
 from pipeline.shards.orphans import orphaned_tars
 from pipeline.shards.verify import remove_shard, verify_shard
 from pipeline.snapshots.snapshot import Snapshot
@@ -68,16 +71,27 @@ def print_summary(snapshot: Snapshot, report: PreprocessReport) -> None:
 def plan(command: PlanCommand) -> None:
     store, data = Store(resolve_root(command.root)), command.data
     with with_miniature_media(data, store) as data:
-        if data.media:
-            sources = open_sources(data)  # raises an error if a source is unusable
-            copies = [source for source in sources if isinstance(source, Copy)]
-            print("".join(f"copy     {copy.describe()}\n" for copy in copies), end="")
+        sources = open_sources(data) if data.media else []  # raises an error if a source is unusable
         segments = load_metadata(data).segments_of(data.splits, data.limit)
-    sidecar_table = read_sidecar_table(store, shard_fingerprint(data.keep_audio))
-    due = plan_shards(segments, sidecar_table, data.clips_per_shard, data.retry, data.fetch.max_total_attempts)
+    due = plan_due(segments, data, store, digest_of_sources(data.media, sources) if sources else "")
     print(f"{len(segments)} segments, {due.num_segments} due in {len(due)} shards")
+    num_single, num_bytes = due.num_segments, 0
+    for copy in (source for source in sources if isinstance(source, Copy)):
+        index = index_due(due, data.id_pattern)
+        containers = find_due_containers(copy.containers, index, store)
+        coverage = estimate_coverage(containers, index)
+        check_heads(coverage, index)
+        print("\n".join(f"copy     {line}" for line in describe_coverage(copy, containers, coverage, index)))
+        num_single = max(0, num_single - coverage.num_due)
+        num_bytes += sum(container.num_bytes for container in containers.containers)
+    if sources and isinstance(sources[-1], Copy):
+        print(f"missing  about {num_single} due clips are in none of the sources")
+        num_single = 0
     num_addresses = max(1, len(read_proxies(data.fetch)))
-    print("\n".join(estimate_lines(due.num_segments, clips_per_hour(data), num_addresses, data.keep_audio)))
+    lines = estimate_lines(
+        due.num_segments, num_single, num_bytes, clips_per_hour(data), num_addresses, data.keep_audio
+    )
+    print("\n".join(lines))
 
 
 def status(command: StatusCommand) -> None:

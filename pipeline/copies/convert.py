@@ -20,7 +20,6 @@ from pipeline.shards.format import digest_of, read_sidecar
 from pipeline.shards.journal import ClipResult, Journal
 from pipeline.sources.archives import READ_ERRORS
 from pipeline.sources.fetch import MAX_BACKOFF_S, SHORT_COOLDOWN_S
-from pipeline.sources.names import compile_pattern
 from pipeline.sources.rate_limit import LocalRateLimiter, Permit, RateLimiter, Wait
 from pipeline.store.layout import Shard
 
@@ -34,15 +33,8 @@ class CopyConversion:
     conversion: Conversion
     segments: SegmentIndex
     clips_per_shard: int
-    id_pattern: str = ""
     limiter: RateLimiter = field(default_factory=LocalRateLimiter)
     """Limiter of the copy's addresses, which cool down when throttled."""
-    search: str = field(init=False)
-    """Digest of the segments and names that containers are searched for."""
-
-    def __post_init__(self) -> None:
-        keys = self.segments.segments["key"].to_pylist()
-        object.__setattr__(self, "search", digest_of([keys, self.id_pattern]))
 
 
 @dataclass
@@ -115,7 +107,7 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
     reader.publish_all()
     if not reader.report.error:
         work.conversion.check_lease()
-        write_listing(work.conversion.store, container, work.search, reader.keys)
+        write_listing(work.conversion.store, container, work.segments.search, reader.keys)
     return reader.report
 
 
@@ -145,7 +137,6 @@ class ContainerReader:
     def __init__(self, container: Container, work: CopyConversion):
         self.container, self.work = container, work
         self.report = ContainerReport(container)
-        self.pattern = compile_pattern(work.id_pattern)
         self.groups: dict[str, Group] = {}
         self.shards: dict[str, Iterator[Shard]] = {}
         self.keys: list[str] = []
@@ -165,7 +156,7 @@ class ContainerReader:
 
     def _convert(self, member: Member) -> None:
         segments = self.work.segments
-        row = segments.find(member.stem, self.pattern)
+        row = segments.find(member.stem)
         segment = None if row is None else segments.segment(row)
         self.report.matches.add(member.name, is_match=segment is not None)
         if row is None or segment is None:

@@ -1,24 +1,19 @@
 """All containers of a copy → shards, as Ray tasks."""
 
-# pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import.
-
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.cluster.tasks import run_tasks
 from pipeline.config import PreprocessConfig
 from pipeline.copies.containers import Container, Copy
 from pipeline.copies.convert import ContainerReport, CopyConversion, convert_container, count_stored_parts
+from pipeline.copies.coverage import Coverage, describe_coverage, estimate_coverage, find_due_containers
 from pipeline.copies.hub import pin_commit
-from pipeline.copies.listings import read_listing
 from pipeline.copies.segment_index import MAX_EXAMPLES, Matches, SegmentIndex
 from pipeline.errors import AudioTaggingError, InputError, LeaseError, SourceError, quote
 from pipeline.progress import show_progress
@@ -26,9 +21,10 @@ from pipeline.records import ShardReport
 from pipeline.sources.archives import READ_ERRORS
 
 log = logging.getLogger(__name__)
-NUM_READERS = 16
 MIN_SHARE_MATCHED = 0.05
 """Lowest share of matches, of the members or of the segments, whichever are fewer. Below it names were misread."""
+MIN_EXPECTED = 20
+"""Fewest expected matches for a check of heads."""
 
 
 def convert_copy(
@@ -44,9 +40,12 @@ def convert_copy(
     containers could not be read, SourceError if the source refuses access or throttles for `--rate-limit.max-idle-s`.
     Clips of the other containers are stored by then.
     """
-    containers, known = find_due_containers(copy.containers, work)
-    log.info("copy: %s; %d containers may hold due clips", copy.describe(), len(containers))
-    num_due, matches, errors = int(work.segments.is_due.sum()), Matches(num_matched=known), list[str]()
+    due = find_due_containers(copy.containers, work.segments, work.conversion.store)
+    coverage = estimate_coverage(due, work.segments)
+    log.info("copy: %s", "; ".join(describe_coverage(copy, due, coverage, work.segments)))
+    check_heads(coverage, work.segments)
+    containers, num_due = due.containers, int(work.segments.is_due.sum())
+    matches, errors = Matches(num_matched=len(due.listed_rows)), list[str]()
     num_read = num_wanted = 0
 
     def iterate_wanted() -> Iterator[Container]:
@@ -87,7 +86,10 @@ def convert_copy(
             f"{num_wanted - num_read} containers were not read: the source throttled for"
             f" {work.limiter.status().idle_s:.0f} s. Finished clips are stored; run the same command again later"
         )
-    _check_matches(matches, work.segments)
+    num_members = matches.num_matched + matches.num_unmatched
+    if matches.num_unmatched:
+        log.info("%d members match no segment, such as %s", matches.num_unmatched, quote(matches.examples[0]))
+    check_matches(matches, work.segments, min(num_members, len(work.segments)))
     if errors:
         more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
         raise InputError(
@@ -116,31 +118,21 @@ def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], e
     return sum(shard.num_planned for shard in report.shards)
 
 
-def find_due_containers(containers: Sequence[Container], work: CopyConversion) -> tuple[list[Container], int]:
-    """Return the containers that may hold due clips, and the number of segments in all listings.
-
-    A container that was never read to its end may hold any clip.
-    """
-    store, segments = work.conversion.store, work.segments
-    due_keys = segments.segments["key"].filter(pa.array(segments.is_due)).combine_chunks()
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        listings = pool.map(lambda container: read_listing(store, container, work.search), containers)
-        due, num_known = [], 0
-        for container, keys in zip(containers, listings, strict=True):
-            num_known += 0 if keys is None else len(keys)
-            if keys is None or pc.any(pc.is_in(keys, value_set=due_keys)).as_py():
-                due.append(container)
-    return due, num_known
-
-
-def _check_matches(matches: Matches, segments: SegmentIndex) -> None:
+def check_heads(coverage: Coverage, segments: SegmentIndex) -> None:
+    """Raise InputError if hardly any name in the heads of containers matches, before anything is read."""
+    matches = coverage.matches
     num_members = matches.num_matched + matches.num_unmatched
-    if matches.num_unmatched:
-        log.info(
-            "%d members of the copy match no segment, such as %s", matches.num_unmatched, quote(matches.examples[0])
-        )
-    if matches.num_matched >= MIN_SHARE_MATCHED * min(num_members, len(segments)):
+    # A run of few segments finds few of them in a head.
+    num_expected = num_members * min(1.0, len(segments) / max(coverage.num_members, 1))
+    if num_expected >= MIN_EXPECTED:
+        check_matches(matches, segments, num_expected)
+
+
+def check_matches(matches: Matches, segments: SegmentIndex, num_expected: float) -> None:
+    """Raise InputError, with names that were found and expected, for a small share of the expected matches."""
+    if matches.num_matched >= MIN_SHARE_MATCHED * num_expected:
         return
+    num_members = matches.num_matched + matches.num_unmatched
     rows = np.linspace(0, len(segments) - 1, min(MAX_EXAMPLES, len(segments))).astype(int)
     expected = ", ".join(segments.segments["key"].take(pa.array(rows)).to_pylist())
     raise InputError(

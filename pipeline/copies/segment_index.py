@@ -3,7 +3,6 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow creates its compute functions at import.
 
-import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +12,8 @@ import pyarrow.compute as pc
 from pipeline.records import Segment
 from pipeline.segments import segments_of
 from pipeline.shards.format import digest_of
-from pipeline.sources.names import readings_of, start_matches
+from pipeline.shards.ledger import PreprocessPlan
+from pipeline.sources.names import compile_pattern, readings_of, start_matches
 
 MAX_EXAMPLES = 10
 
@@ -28,30 +28,34 @@ class SegmentIndex:
     """Mask (N,) of segments that this run needs. The others tell unknown members from clips that are stored already."""
     attempts: np.ndarray
     """Attempts so far at each segment (N,)."""
+    id_pattern: str = ""
+    """Regular expression of `--id-pattern` for other names than those of published copies."""
     ids: np.ndarray = field(init=False)
     """Sorted ids (N,), as bytes."""
     order: np.ndarray = field(init=False)
     """Row of each sorted id (N,)."""
+    digest: str = field(init=False)
+    """Digest of the due segments, so that runs with other due segments name their shards differently."""
+    search: str = field(init=False)
+    """Digest of the segments and names that containers are searched for."""
 
     def __post_init__(self) -> None:
-        ids = pc.replace_substring_regex(self.segments["key"], r"_\d+$", "").to_numpy().astype(np.bytes_)
+        keys = self.segments["key"]
+        ids = pc.replace_substring_regex(keys, r"_\d+$", "").to_numpy().astype(np.bytes_)
         order = np.argsort(ids, kind="stable")
+        due = self.segments.filter(pa.array(self.is_due)).select(["key", "end_ms"])
+        names = [f"{key} {end}" for key, end in zip(*due.to_pydict().values(), strict=True)]
         object.__setattr__(self, "ids", ids[order])
         object.__setattr__(self, "order", order)
+        object.__setattr__(self, "digest", digest_of([names, self.attempts[self.is_due].tolist()]))
+        object.__setattr__(self, "search", digest_of([keys.to_pylist(), self.id_pattern]))
 
     def __len__(self) -> int:
         return len(self.segments)
 
-    @property
-    def digest(self) -> str:
-        """Digest of the due segments, so that runs with other due segments name their shards differently."""
-        due = self.segments.filter(pa.array(self.is_due)).select(["key", "end_ms"])
-        names = [f"{key} {end}" for key, end in zip(*due.to_pydict().values(), strict=True)]
-        return digest_of([names, self.attempts[self.is_due].tolist()])
-
-    def find(self, stem: str, pattern: re.Pattern[str] | None = None) -> int | None:
-        """Return the row of the segment that a member's name means, None if no due segment fits it."""
-        for ytid, start, _ in readings_of(stem, pattern):
+    def find(self, stem: str) -> int | None:
+        """Return the row of the segment that a member's name means, None if no segment fits it."""
+        for ytid, start, _ in readings_of(stem, compile_pattern(self.id_pattern)):
             first, end = (
                 np.searchsorted(self.ids, ytid.encode(), "left"),
                 np.searchsorted(self.ids, ytid.encode(), "right"),
@@ -64,6 +68,13 @@ class SegmentIndex:
     def segment(self, row: int) -> Segment:
         """Return one segment as an object."""
         return next(iter(segments_of(self.segments.slice(row, 1))))
+
+
+def index_due(plan: PreprocessPlan, id_pattern: str = "") -> SegmentIndex:
+    """Index a plan's segments, with those of its shards as due."""
+    is_due = np.zeros(len(plan.segments), bool)
+    is_due[np.concatenate([*plan.shards, np.zeros(0, np.int64)])] = True
+    return SegmentIndex(plan.segments, is_due, plan.attempts, id_pattern)
 
 
 @dataclass

@@ -28,6 +28,7 @@ from pipeline.shards.format import read_sidecar
 from pipeline.snapshots.snapshot import load_snapshot
 from pipeline.store.layout import Shard
 from pipeline.store.storage import Store
+from tests.pipeline.copies.layouts import write_tar
 
 
 @pytest.fixture
@@ -77,6 +78,25 @@ def test_plan_and_status_count_retryable_segments_and_change_nothing(
     failed = sum(int(line[-1]) for line in table if line[-2] != "written")
     assert failed == sum(row["status"] == "failed" for row in rows)
     assert {name: Path(store.path(name)).stat().st_mtime_ns for name in store.list("")} == before
+
+
+def test_plan_of_a_copy_states_its_coverage_and_bytes(
+    miniature: Miniature, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(miniature.media_folder.iterdir())
+    write_tar(tmp_path / "copy.tar", {file.name: file.read_bytes() for file in files[:20]})
+    num_bytes = (tmp_path / "copy.tar").stat().st_size
+    root = ["--root", str(tmp_path / "store"), "--metadata", str(miniature.metadata_folder)]
+    assert COMMAND_LINE.main(["plan", *root, "--media", str(tmp_path / "copy.tar")]) == 0
+    printed = capsys.readouterr().out
+    covered = re.search(r"copy     covers about (.*) segments", printed)
+    assert covered
+    assert sum(int(count) for count in re.findall(r"(\d+) of", covered[1])) == 20
+    assert "reads 1 of 1 containers" in printed
+    num_segments = int(printed.split()[0])
+    assert f"about {num_segments - 20} due clips are in none of the sources" in printed
+    assert f"at most {num_bytes / 1e6:.1f} MB fetched" in printed
+    assert not (tmp_path / "store").exists()
 
 
 def test_status_of_an_empty_store_names_the_missing_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def test_container_becomes_shards_of_one_split_each(tmp_path: Path, clips: dict[
     assert not report.error
     assert (report.matches.num_matched, report.matches.num_unmatched) == (20, 1)
     assert report.matches.examples == ["sample-000000020.wav"]
-    listing = read_listing(store, the_container(tmp_path / "copy"), work_on(store).search)
+    listing = read_listing(store, the_container(tmp_path / "copy"), work_on(store).segments.search)
     assert listing is not None and sorted(listing.to_pylist()) == [f"{ytid}_30000" for ytid in IDS]
     assert sorted((shard.shard.split, shard.num_written) for shard in report.shards) == [
         *(("eval", count) for count in (2, 4, 4)),

@@ -98,7 +98,6 @@ def test_throttled_address_cools_down_without_costing_an_attempt(hub: Hub, work:
     before = hub.requests["resolve"]
     assert isinstance(convert_container(container, work), Wait)
     assert hub.requests["resolve"] == before
-    hub.refusals[TAR] = (status, {"Retry-After": "0"})
     assert not convert(container, replace(work, limiter=LocalRateLimiter(RateLimitConfig(), 0))).error
     assert sorted(row["ytid"] for row in rows_of(work.conversion.store)) == IDS
 
