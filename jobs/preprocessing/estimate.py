@@ -10,8 +10,6 @@ STORED_BYTES_PER_CLIP = 258e3
 """Size of a float16 fbank of 10 s and its JSON."""
 AUDIO_BYTES_PER_CLIP = 214e3
 """Size of the FLAC that `keep_audio` adds."""
-
-
 READ_BYTES_PER_S = 100e6
 """Rate at which containers arrive: that of a good connection, or of a hard disk."""
 
