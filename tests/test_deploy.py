@@ -12,6 +12,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from deploy.check_node import MIN_DRIVER_OF_CUDA
 from jobs.audioset import COMMAND_LINE
+from pipeline.cluster.placement import POOL
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = ["cluster.yaml", "cluster-gcp.yaml"]
@@ -55,7 +56,21 @@ def test_workers_are_spot_machines_that_scale_from_zero(cluster: dict[str, Any])
         assert is_spot(types[name]["node_config"])
         assert types[name]["min_workers"] == 0 < types[name]["max_workers"]
         assert all(isinstance(count, int) for count in types[name]["resources"].values())
-    assert types["fetch"]["resources"]["GPU"] == 0 < types["train"]["resources"]["GPU"]
+    assert "GPU" not in types["fetch"]["resources"]
+    assert types["train"]["resources"]["GPU"] > 0
+
+
+def test_labels_choose_the_nodes_and_the_autoscaler_obeys_them(cluster: dict[str, Any]) -> None:
+    types = cluster["available_node_types"]
+    assert {name: kind["labels"] for name, kind in types.items()} == {name: {POOL: name} for name in types}
+    (start,) = [command for command in cluster["head_start_ray_commands"] if "ray start" in command]
+    assert "RAY_enable_autoscaler_v2=1" in start
+    spec = read("deploy/raycluster.yaml")["spec"]
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    groups = {"head": spec["headGroupSpec"]} | {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+    assert {name: group["rayStartParams"]["labels"] for name, group in groups.items()} == {
+        name: f"{POOL}={name}" for name in types
+    }
 
 
 def test_nodes_require_the_token_and_use_the_pinned_image(cluster: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from jobs.command_line.cli import configure_logging
 from jobs.command_line.settings import RayConfig
 from jobs.training.ray_launcher import DriverMailbox, RayLauncher
 from jobs.training.runs import TrackedJob, train_rank
+from pipeline.cluster.placement import ON_TRAIN_NODES, POOL
 from pipeline.cluster.session import has_dashboard
 from pipeline.errors import AudioTaggingError, ConfigError, StoppedError, StoreError, TrainingError, WorkerError
 from pipeline.store.layout import RUNS, RunFiles
@@ -51,7 +52,7 @@ SAVE_WITHIN_S = 12.0
 EXIT_WITHIN_S = 3.0
 """Seconds for workers to exit after Ray's end."""
 
-GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
+GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1, "label_selector": ON_TRAIN_NODES}
 """Resources of the task that checks whether torch can use a GPU."""
 
 
@@ -164,6 +165,7 @@ def _trainer(job: TrackedJob, config: RayConfig, mailbox: Any) -> TorchTrainer:
             num_workers=fewest if fewest == most else (fewest, most),
             use_gpu=bool(config.use_gpu),
             resources_per_worker=config.worker_resources,
+            label_selector=ON_TRAIN_NODES,
             elastic_resize_monitor_interval_s=GROW_EVERY_S,
         ),
         run_config=RunConfig(
@@ -188,7 +190,7 @@ def _forget_earlier_reports(job: TrackedJob) -> None:
 def _wait_for_workers(config: RayConfig) -> None:
     """Request the minimum number of workers, so that the cluster can scale up. Raises TrainingError on timeout."""
     fewest, _ = config.num_workers
-    group = placement_group([config.worker_resources] * fewest)
+    group = placement_group([config.worker_resources] * fewest, bundle_label_selector=[ON_TRAIN_NODES] * fewest)
     wait_s = config.start_timeout_s
     try:
         if group.wait(min(QUICK_START_S, wait_s)):
@@ -213,8 +215,10 @@ def _demand(config: RayConfig) -> str:
 def _cluster() -> str:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     resources, free = ray.cluster_resources(), ray.available_resources()
+    pools = sorted({node["Labels"].get(POOL, "") for node in nodes} - {""})
     have = ", ".join(f"{resources.get(name, 0):.0f} {name} ({free.get(name, 0):.0f} free)" for name in ("CPU", "GPU"))
-    return f"a cluster of {len(nodes)} nodes with {have}"
+    where = f", in the pools {' and '.join(pools)}" if pools else ""
+    return f"a cluster of {len(nodes)} nodes with {have}{where}"
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.backoff import backoff
 from pipeline.cluster.metrics import show_tasks
+from pipeline.cluster.placement import ON_FETCH_NODES, ON_TRAIN_NODES
 from pipeline.cluster.session import this_node
 from pipeline.errors import LeaseError, StoreError, WorkerError, describe
 from pipeline.sources.rate_limit import Wait
@@ -111,6 +112,8 @@ def run_tasks(
     remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(_on_one_thread(function))
     if on_this_node:  # the driver may run on a cluster's head, where Ray has no CPUs
         remote = remote.options(num_cpus=0, scheduling_strategy=this_node())
+    else:
+        remote = remote.options(label_selector=ON_TRAIN_NODES if num_gpus else ON_FETCH_NODES)
     shared_ref = ray.put(shared)  # sent once, not with each task
     # Use a generator, so that two million segments are never planned at once.
     fresh = (_Task(0.0, order, item) for order, item in enumerate(items))
