@@ -30,6 +30,7 @@ from pipeline.shards.format import shard_fingerprint
 from pipeline.shards.ledger import find_retries, match_segments, read_sidecar_table
 from pipeline.shards.orphans import orphaned_tars
 from pipeline.shards.verify import remove_shard, verify_shard
+from pipeline.snapshots.origins import count_origins
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import count_classes, count_reasons, segment_statuses
 from pipeline.sources import read_proxies
@@ -118,6 +119,11 @@ def status(command: StatusCommand) -> None:
     num_due, num_more = count_due(data.retry), count_due(tuple(FailureCategory))
     more = f", with --retry {' '.join(FailureCategory)} {num_more}" if num_more > num_due else ""
     print(f"\n{num_due} of {len(statuses)} segments are due in a rerun{more}")
+    if origins := count_origins(store):
+        num_written = sum(origins.values())
+        print("\nwritten clips by source")
+        for origin, count in origins.items():
+            print(f"{count:>10,} {count / num_written:>6.1%}  {origin}")
 
 
 def verify(command: VerifyCommand) -> None:

@@ -13,13 +13,14 @@ from pipeline.metadata import read_stored_metadata, stored_splits
 from pipeline.records import Reason
 from pipeline.shards.format import WRITTEN
 from pipeline.shards.ledger import SIDECAR_COLUMNS, match_segments, read_sidecar_table
+from pipeline.snapshots.origins import count_origins
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.snapshots.status import NOT_ATTEMPTED, count_classes, segment_statuses
 from pipeline.store.layout import SHARDS, SIDECAR, Shard
 
 
 def describe_store(snapshot: Snapshot) -> dict[str, Any]:
-    """Count the segments of the snapshot's store by status, month and class.
+    """Count the segments of the snapshot's store by status, month, source and class.
 
     The month of a segment is the month in which its sidecar was last written. This is the month of its run, unless the
     file was copied. Classes are null in a store without metadata.
@@ -37,6 +38,7 @@ def describe_store(snapshot: Snapshot) -> dict[str, Any]:
     counts = pd.crosstab(month, category.to_numpy()) if len(month) else pd.DataFrame()
     described: dict[str, Any] = {
         "months": {str(name): {str(k): int(v) for k, v in row.items()} for name, row in counts.iterrows()},
+        "sources": count_origins(store),
         "classes": None,
         "not_attempted": 0,
     }

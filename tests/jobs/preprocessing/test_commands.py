@@ -71,6 +71,8 @@ def test_plan_and_status_count_retryable_segments_and_change_nothing(
         assert COMMAND_LINE.main(["status", *flags(store, miniature, *limit)]) == 0
         printed = capsys.readouterr().out
         assert f"{num_left} of {len(rows)} segments are due in a rerun" in printed
+        num_written = sum(row["status"] == "written" for row in rows)
+        assert f"{num_written:>10,} 100.0%  http://127.0.0.1:" in printed
     table = [line.split() for line in printed.split("\n\n")[0].splitlines()[1:]]
     written = {line[0]: int(line[-1]) for line in table if line[-2] == "written"}
     for split in ("balanced_train", "unbalanced_train", "eval"):
