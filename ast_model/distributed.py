@@ -103,7 +103,7 @@ class World:
         return values[0]
 
     def gather_texts(self, name: str, text: str, timeout_s: float) -> list[str]:
-        """Return the texts of all ranks in rank order. Raises WorkerError that names the ranks without one in time.
+        """Return the texts of all ranks in rank order. Raises WorkerError naming the ranks that don't answer in time.
 
         name: unique within the process group. Collectives would only report that some rank is missing.
         """
@@ -184,11 +184,11 @@ class AnyRankFlag:
 
 @contextmanager
 def join_world(device_type: DeviceType) -> Iterator[World]:
-    """Join the ranks that torchrun or Ray Train describe by environment variables. By default there is one rank.
+    """Join the ranks that torchrun or Ray Train describe in environment variables. Without them there is one rank.
 
-    The device follows the setting instead of the visible devices: Ray shows workers GPUs that they did not request, and
-    several ranks would then share one. An existing process group is reused and left open. Raises ConfigError if there
-    is no GPU for this rank.
+    The setting chooses the device, not the list of visible devices: Ray exposes GPUs to workers that did not request
+    any, and several ranks would then share one. An existing process group is reused and left open. Raises ConfigError
+    if there is no GPU for this rank.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Compute the operations and parameters of a model from its shape, and list peak rates of GPUs."""
+"""Count a model's operations and parameters from its shape, and list the peak throughput of GPUs."""
 
 from ast_model.config import ASTConfig
 

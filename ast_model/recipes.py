@@ -23,7 +23,7 @@ from ast_model.config import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a model and its training."""
+    """Settings for a model and its training."""
 
     model: ASTConfig
     train: TrainConfig

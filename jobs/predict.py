@@ -15,7 +15,7 @@ from jobs.tagging.settings import PredictConfig
 
 
 def tag_files() -> PredictConfig:
-    """Write a table of the best classes of each file. Accepts files, folders, tars and lists, also by the million."""
+    """Write a table of each file's best classes. Accepts files, folders, tars and lists, up to millions of files."""
     return PredictConfig(checkpoint=tyro.MISSING, audio=tyro.MISSING)
 
 

@@ -14,7 +14,7 @@ from jobs.command_line.cli import CommandLine
 
 
 def import_teacher() -> ImportTeacher:
-    """Match published scores to a snapshot's clips, grade them by the labels, and store them."""
+    """Match published scores to a snapshot's clips, grade them against the labels, and store them."""
     return ImportTeacher(name=tyro.MISSING, scores=tyro.MISSING)
 
 

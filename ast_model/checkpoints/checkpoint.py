@@ -59,7 +59,7 @@ class LoopState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights and state for resuming a training or tagging."""
+    """Weights and state to resume a training run or to tag with."""
 
     loop: LoopState
     model: Tensors

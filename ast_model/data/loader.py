@@ -40,7 +40,7 @@ class Batch:
     targets_BC: Tensor
     """Float32 targets, already mixed."""
     mixed: Tensor
-    """Positions (Q,) in the batch of the clips with a partner."""
+    """Indices (Q,) into the batch of the clips that have a partner."""
     partners: Tensor
     """Partners (Q, …), in the format of `clips`."""
     partner_lengths_Q: Tensor

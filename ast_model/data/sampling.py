@@ -23,9 +23,9 @@ class Draws:
     """Consecutive draws of an epoch."""
 
     clip: np.ndarray
-    """Positions (N,) int64 among the training clips."""
+    """Indices (N,) int64 into the training clips."""
     partner: np.ndarray
-    """Positions (N,) int64 of the clips to mix with, or `NO_PARTNER`."""
+    """Indices (N,) int64 of the clips to mix with, or `NO_PARTNER`."""
     mixup_lambda: np.ndarray
     """Share (N,) float32 of the clip in the mixture; 1 without a partner."""
     uniforms: np.ndarray

@@ -175,7 +175,7 @@ class _Problem:
         return weight_CD.astype(np.float32), (self.bias_C.numpy() - weight_CD @ self.mean_D).astype(np.float32)
 
     def _mean_loss(self, weight_CD: Tensor, bias_C: Tensor) -> tuple[float, Tensor]:
-        """Return the loss and its gradient by the logits (N, C)."""
+        """Return the loss and its gradient (N, C) with respect to the logits."""
         logits_NC = torch.addmm(bias_C, self.features_ND, weight_CD.T)
         if self.loss == "ce":
             log_probs_NC = logits_NC.log_softmax(dim=1)

@@ -123,7 +123,7 @@ def convert_to_float(weights: Weights, names: Mapping[str, Names]) -> Weights:
 
 
 def check_shapes(weights: Weights, model: AST, names: Mapping[str, Names]) -> None:
-    """Raise WeightsError, with the layout's name of the tensor, for a missing tensor or a wrong shape."""
+    """Raise WeightsError if a tensor is missing or has the wrong shape, naming it as in the layout."""
     expected = model.state_dict()
     if missing := [name for name in expected if name not in weights and not name.startswith("head.")]:
         raise WeightsError(f"expected a tensor {missing[0]}, found none ({len(missing)} tensors are missing)")

@@ -27,7 +27,7 @@ _FIXED_SETTINGS = {
     "norm_layer_type": "layernorm",
     "act_type": "gelu",
 }
-"""Settings of AudioMosaic's `config.json` with a single supported value."""
+"""Settings in AudioMosaic's `config.json` that have a single supported value."""
 _SHAPE_SETTINGS = ("embed_dim", "depth", "num_heads", "patch_size", "pre_norm", "num_classes")
 
 
@@ -86,7 +86,7 @@ def _num_frames(positions_1ND: Tensor, num_mel_bins: int, patch_freq: int, patch
 
 
 def _settings(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of AudioMosaic's or timm's `config.json` under AudioMosaic's names, with the input's size."""
+    """Read the settings in AudioMosaic's or timm's `config.json`, with the input's size, under AudioMosaic's names."""
     known = {*_FIXED_SETTINGS, *_SHAPE_SETTINGS}
     if "architecture" not in description:
         settings = {name: value for name, value in description.items() if name in known}

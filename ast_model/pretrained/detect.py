@@ -114,7 +114,7 @@ def find_source_config(weights: Weights, depth: int, described: ASTConfig | None
 
 
 def raise_unknown_shape(weights: Weights) -> NoReturn:
-    """Raise ConfigError for weights of an unknown shape, with the steps to load them."""
+    """Raise ConfigError that explains how to load weights of an unknown shape."""
     if "head.linear.weight" not in weights:
         raise ConfigError("these weights have no head of an AST, so the model's config must be given")
     num_patches = weights["positions"].shape[1] - ASTConfig.num_extra_tokens

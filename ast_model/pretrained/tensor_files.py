@@ -53,7 +53,7 @@ def _read_file(file: Path) -> tuple[Any, Mapping[str, str]]:
 
 
 class _Placeholder:
-    """Replaces objects of foreign classes in a checkpoint, such as fairseq's config. Ignores all arguments."""
+    """Replaces objects of external classes in a checkpoint, such as fairseq's config. Ignores all arguments."""
 
     def __new__(cls, *values: Any) -> "_Placeholder":
         return super().__new__(cls)
@@ -66,12 +66,12 @@ class _Placeholder:
 
 
 def _placeholder_dict(*values: Any) -> dict[Any, Any]:
-    """Replace a foreign dict; torch's restricted reader sets items only on Python's own dicts."""
+    """Replace an external dict type, because torch's restricted reader sets items only on Python's own dicts."""
     return {}
 
 
 def _read_pytorch(file: Path) -> Any:
-    """Load a PyTorch file with torch's restricted reader. Objects of a foreign config become placeholders.
+    """Load a PyTorch file with torch's restricted reader. Objects of external config classes become placeholders.
 
     Raises UnpicklingError for types of the standard library other than `_CONFIG_TYPES`.
     """

@@ -31,7 +31,7 @@ SECURITY_HEADERS = {
 
 
 class RefusedError(Exception):
-    """Refuses a request with a status and a message."""
+    """Raised to refuse a request with a status and a message."""
 
     def __init__(self, status: int, sentence: str, **headers: str):
         super().__init__(sentence)
@@ -42,7 +42,7 @@ class Gate:
     """Checks and reads each request before passing it to the application.
 
     token: required in the header `Authorization: Bearer`. Without a token, only requests to localhost pass, because
-    foreign pages can reach a loopback address under their own host name.
+    other web pages can reach a loopback address under their own host name.
     """
 
     def __init__(self, app: App, limits: Limits, token: str = ""):

@@ -19,7 +19,7 @@ MIN_SECTION = 50
 MIN_TIMES_CHANCE = 2.0
 """Minimum mAP as a multiple of the mAP for shuffled labels."""
 MIN_SHARE_OF_STATED = 0.5
-"""Minimum mAP as a share of the publisher's mAP. Generous, because the publisher graded other clips."""
+"""Minimum mAP as a share of the publisher's mAP. Lenient, because the publisher evaluated on other clips."""
 
 
 @dataclass(frozen=True)

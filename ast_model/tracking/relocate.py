@@ -1,7 +1,7 @@
 """Rewrite the paths in a store's MLflow database after its folder was moved or copied.
 
 MLflow records the location of artifacts as absolute paths. After a move they point to a missing folder. After a copy
-they point to the original, and new trainings would write into it.
+they point to the original, and new runs would write into it.
 """
 
 import json
@@ -18,7 +18,7 @@ from pipeline.store.layout import MLFLOW_ARTIFACTS, MLFLOW_DATABASE
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 30.0
-"""Longest wait for another process that writes to the database, for example a training that ends."""
+"""Longest wait for another process that writes to the database, for example a training run that ends."""
 ADDRESS_COLUMNS = (
     ("experiments", "artifact_location", "TRUE"),
     ("runs", "artifact_uri", "TRUE"),
@@ -44,7 +44,7 @@ def rewrite_store_paths(root: Path) -> None:
     try:
         with closing(sqlite3.connect(file, timeout=LOCK_TIMEOUT_S)) as database:
             if not _former_roots(database, root):
-                return  # the usual case, without a lock: a training may be writing
+                return  # the usual case, without a lock: a training run may be writing
             purpose = f"expected to update the paths in {file}, because the store was moved or copied"
             with database:
                 database.execute("BEGIN IMMEDIATE")

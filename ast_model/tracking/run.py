@@ -29,7 +29,7 @@ END_TIMEOUT_S = 120.0
 class TrackedRun:
     """A run on a tracking server. Picklable: all processes that hold a copy log to the same run.
 
-    Events of a training go through a queue on this machine, so that training never waits for the server and no step
+    Events of a training run go through a queue on this machine, so that training never waits for the server and no step
     is logged twice.
     """
 
@@ -63,12 +63,12 @@ class TrackedRun:
         """Queue the finite metrics. Steps that the server has from before a resume remain unchanged."""
         self._post({"type": "metrics", "step": step, "values": _finite(metrics)})
 
-    def log_facts(self, facts: Mapping[str, str]) -> None:
+    def log_late_params(self, facts: Mapping[str, str]) -> None:
         """Queue parameters that are known only once the training runs; otherwise like `log_params`."""
         self._post({"type": "params", "values": dict(facts)})
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
-        """Queue a saved checkpoint as a logged model with its address and its metrics. The step is the epoch."""
+        """Queue an event that logs a saved checkpoint as a model, with address and metrics. The epoch is the step."""
         values = {key: value for key, value in _finite(metrics).items() if key != "epoch"}
         event = {"type": "checkpoint", "name": name, "address": address, "snapshot": self.snapshot_id}
         self._post({**event, "step": int(metrics["epoch"]), "values": values})
@@ -162,7 +162,8 @@ def start_run(
 
 
 def continue_run(store: Store, run_id: str, experiment: str = EXPERIMENT) -> TrackedRun:
-    """Continue a run. Raises TrackingError if it is missing, owned by a live process, or of another experiment."""
+    """Continue a run. Raises TrackingError if it is missing, is owned by a live process, or belongs to another
+    experiment."""
     client = connect(store)
     uri = client.tracking_uri
     try:

@@ -15,7 +15,7 @@ from pipeline.errors import TrackingError
 from pipeline.store.layout import EVALUATIONS
 
 BASELINE = "baseline/"
-"""Start of the metrics of a run's baseline."""
+"""Prefix of the names of a run's baseline metrics."""
 
 
 def find_run(client: MlflowClient, text: str) -> Run:

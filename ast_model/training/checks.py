@@ -1,4 +1,4 @@
-"""Check settings and data before a training does anything costly."""
+"""Check settings and data before a training run does anything costly."""
 
 import logging
 from collections.abc import Mapping
@@ -140,7 +140,7 @@ def check_same_job(run: str, settings: Mapping[str, Any], record: Mapping[str, A
 
 
 def check_average(config: TrainConfig, loop: LoopState) -> None:
-    """Raise MismatchError if, with a changed number of epochs, the average would not cover the last epochs."""
+    """Raise MismatchError if the number of epochs has changed and the average would miss some of the last ones."""
     expected = max(0, loop.epoch - config.first_averaged_epoch)
     if loop.num_averaged != expected:
         raise MismatchError(

@@ -1,4 +1,4 @@
-"""Estimate the end of a training from its first steps."""
+"""Estimate when a training run will finish, from its first steps."""
 
 import logging
 import time
@@ -49,7 +49,7 @@ class EndEstimate:
         num_samples = (plan.total_steps - loop.epoch * plan.num_steps - loop.step) * config.global_batch_size
         num_evals = config.num_epochs - loop.epoch + (config.average_last_epochs > 1)
         num_eval = len(plan.eval_rows)
-        # An evaluation runs only forward passes, a training step also backward passes.
+        # An evaluation runs only forward passes, while a training step also runs backward passes.
         work = num_samples + num_evals * num_eval / FORWARDS_PER_STEP
         sample_s = step_s / config.global_batch_size
         seconds, where = work * sample_s, "GPU" if world.device.type == "cuda" else "CPU"

@@ -1,4 +1,4 @@
-"""The description of a training, and interfaces for its tracker and its stop requests."""
+"""The description of a training run, and interfaces for its tracker and its stop requests."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ class Tracker(Protocol):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def log_facts(self, facts: Mapping[str, str]) -> None: ...
+    def log_late_params(self, facts: Mapping[str, str]) -> None: ...
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None: ...
 
@@ -47,7 +47,7 @@ class Launcher:
 
 @dataclass(frozen=True)
 class TrainingJob(Generic[AnyTracker]):
-    """A training: model, settings, data and destination of the results.
+    """A training run: model, settings, data and destination of the results.
 
     Its pickle is small enough to send to each rank.
     """

@@ -109,7 +109,7 @@ def _peak_of_trial(
 
 
 def blank_batch(model: ASTConfig, features: Features, num_clips: int) -> Batch:
-    """Return a silent micro-batch of the training's shapes, with every other clip mixed."""
+    """Return a silent micro-batch with the shapes used in training. Every other clip is mixed."""
     num_frames = model.num_frames
     if features == "fbank":
         clips = torch.zeros(num_clips, num_frames, model.num_mel_bins, dtype=torch.float16)

@@ -1,4 +1,4 @@
-"""The clips, draws and steps of a training, derived from its snapshot and settings."""
+"""The clips, draws and steps of a training run, derived from its snapshot and settings."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ from pipeline.weights import class_balanced_weights
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Rows, targets and steps of a training. Each is computed on first use.
+    """Rows, targets and steps of a training run. Each is computed on first use.
 
     The plan depends only on the snapshot and the settings, so it is the same on every rank and for any number of ranks.
     """
@@ -65,7 +65,7 @@ class TrainingPlan:
 
     @property
     def total_steps(self) -> int:
-        """Number of steps in the whole training."""
+        """Number of steps in the whole run."""
         return self.config.num_epochs * self.num_steps
 
     def draw_epoch(self, epoch: int, shard_of_clip: np.ndarray) -> Draws:

@@ -50,7 +50,7 @@ def _log_exchange(job: TrainingJob, ranks: str, num_mb: float, found: float, req
         *(num_mb, found, required, effect),
     )
     facts = {"gradient_mb": f"{num_mb:.1f}", "exchange_gb_per_s": f"{found:.3g}", "needed_gb_per_s": f"{required:.3g}"}
-    job.tracker.log_facts(
+    job.tracker.log_late_params(
         {"ranks.devices": ranks[:MAX_CHARS]} | {f"ranks.{name}": value for name, value in facts.items()}
     )
 

@@ -1,4 +1,4 @@
-"""Reports the progress of a training to the tracker, the log and the store."""
+"""Report the progress of a training run to the tracker, the log and the store."""
 
 import logging
 import math
@@ -53,7 +53,7 @@ class Reporter:
         """Log facts about the device."""
         if self.world.is_main:
             log.info("%s", ", ".join(f"{name.removeprefix('device.')} {value}" for name, value in facts.items()))
-            self.job.tracker.log_facts(facts)
+            self.job.tracker.log_late_params(facts)
 
     def log_skipped(self, result: StepResult, epoch: int) -> None:
         """Log the keys of this rank's samples in a skipped step."""

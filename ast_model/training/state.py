@@ -1,4 +1,4 @@
-"""Mutable state of a training: weights, optimizer, averaged weights and loop state."""
+"""Mutable state of a training run: weights, optimizer, averaged weights and loop state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from ast_model.training.optimizer import (
 
 
 class TrainingState:
-    """Mutable state of a training on one rank's device. A checkpoint holds all of it."""
+    """Mutable state of a training run on one rank's device. Checkpoints store all of it."""
 
     def __init__(self, model: AST, config: TrainConfig, world: World):
         self.config, self.world = config, world

@@ -106,7 +106,7 @@ class StepMetrics:
             yield batch
 
     def add(self, result: StepResult) -> None:
-        """Add a step, and log the previous window, which the device has sent in the meantime."""
+        """Add a step, and log the previous window, whose values have arrived from the device by now."""
         self._results.append(result)
         self.flush()
 

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One rank of a training."""
+    """One rank of a training run."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class Trainer:
             )
 
     def _check_attention(self, step: int) -> None:
-        """Switch to the next attention kernels if only these give a finite gradient for a skipped step."""
+        """After a skipped step, switch to the next attention kernels if their gradient is finite."""
         attention, epoch = self.stepper.attention, self.state.loop.epoch
         if attention.next_best is None:
             return

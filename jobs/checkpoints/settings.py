@@ -1,4 +1,4 @@
-"""Settings of the commands on checkpoints and models."""
+"""Settings for the commands on checkpoints and models."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Settings of `evaluate`."""
+    """Settings for `evaluate`."""
 
     checkpoints: tuple[str, ...]
     """Folders, files or hub names, with any strides and lengths. The scores of several checkpoints are averaged."""
@@ -43,7 +43,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """Settings of `calibrate`."""
+    """Settings for `calibrate`."""
 
     checkpoint: str
     """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth."""
@@ -76,7 +76,7 @@ MAX_COMPARED_RUNS = 26
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Settings of `compare`."""
+    """Settings for `compare`."""
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN RUN…")]]
     """Runs to compare with the first run: MLflow ids, names, folders, or folders written by jobs/evaluate.py."""
@@ -94,7 +94,7 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Settings of `export`."""
+    """Settings for `export`."""
 
     format: tyro.conf.Suppress[str]
     checkpoint: str

@@ -1,4 +1,4 @@
-"""Settings of the commands on teachers."""
+"""Settings for the commands on teachers."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class ImportTeacher:
     labels: Input = ""
     """class_labels_indices.csv of the columns. Default: the snapshot's classes."""
     stated_map: float | None = None
-    """mAP that the publisher states. Scores with less than half of this mAP are rejected."""
+    """The publisher's mAP. Scores with less than half of this mAP are rejected."""
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""
     snapshot: str = ""

@@ -1,7 +1,7 @@
 """The command line of all entry points. Parses presets, commands and flags, and handles logging and exit codes.
 
 Each file of `jobs/` declares its presets or commands as `COMMAND_LINE`. Settings are defined in the `settings` module
-of the room that uses them. A string `module:function` names the function to run, which is imported only after the
+of the package that uses them. A string `module:function` names the function to run, which is imported only after the
 command line has been checked. `--help` and errors about misspelt flags therefore appear at once, without importing
 PyTorch and Ray.
 """
@@ -25,8 +25,8 @@ from jobs.command_line.flags import (
     expand_optional_switches,
     fields_of,
     flags_of,
-    hide_rare_flags,
     list_rare_flags,
+    with_help,
 )
 from jobs.command_line.program import ENTRY_POINTS, program_name
 from jobs.command_line.settings import Exists
@@ -59,9 +59,9 @@ class CommandLine:
         rare_flags = ""
         if not {"-h", "--help"}.isdisjoint(argv):
             rare_flags = list_rare_flags(type(config))
-            config, argv = hide_rare_flags(config), ["--help"]
+            config, argv = with_help(config, only_common=True), ["--help"]
         elif "--help-all" in argv:
-            argv = ["--help"]
+            config, argv = with_help(config, only_common=False), ["--help"]
         else:
             check_flags(argv, type(config))
             argv = list(expand_optional_switches(argv, type(config)))
@@ -168,7 +168,7 @@ def _exit_on_closed_pipe() -> Iterator[None]:
 def _forget_script_folder() -> None:
     """Remove `jobs/` from the import path, where Python puts the folder of a script.
 
-    Otherwise its rooms would hide libraries of the same name, such as Hugging Face's `datasets`, here and in Ray's
+    Otherwise its packages would hide libraries of the same name, such as Hugging Face's `datasets`, here and in Ray's
     workers.
     """
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != ENTRY_POINTS]

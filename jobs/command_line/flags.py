@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, get_args, get_type_hints
 
+import docstring_parser
 import tyro
 
 from jobs.command_line.settings import NO_PREFIX
@@ -89,20 +90,35 @@ def _is_common(flag: str) -> bool:
     return "." not in flag or flag in COMMON_FLAGS
 
 
-def hide_rare_flags(config: Any, prefix: str = "--") -> Any:
-    """Return the same settings as an instance of a subclass for which tyro's help hides uncommon flags."""
+def with_help(config: Any, *, only_common: bool, prefix: str = "--") -> Any:
+    """Return the same settings as an instance of a subclass that tyro shows well in help.
+
+    Joins the lines of each docstring, which tyro would break twice. only_common: hide uncommon flags.
+    """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     overrides = []
     for name, kind, marks in fields_of(type(config)):
         flag = prefix + _flag_name(name, marks)
         if dataclasses.is_dataclass(kind):
-            values[name] = hide_rare_flags(values[name], prefix if NO_PREFIX in marks else f"{flag}.")
-            group: Any = type(values[name])
-            overrides.append((name, Annotated[(group, *marks)] if marks else group, dataclasses.field()))
-        elif not _is_common(flag):
-            overrides.append((name, tyro.conf.Suppress[kind], dataclasses.field()))
+            group = prefix if NO_PREFIX in marks else f"{flag}."
+            values[name] = with_help(values[name], only_common=only_common, prefix=group)
+            shown: Any = Annotated[(type(values[name]), *marks)] if marks else type(values[name])
+        elif only_common and not _is_common(flag):
+            shown = tyro.conf.Suppress[kind]
+        else:
+            shown = Annotated[(kind, *marks, tyro.conf.arg(help=_help_of(type(config), name)))]
+        overrides.append((name, shown, dataclasses.field()))
     bases = (type(config),)
     return dataclasses.make_dataclass(bases[0].__name__, overrides, bases=bases, frozen=True, kw_only=True)(**values)
+
+
+def _help_of(config: type, name: str) -> str:
+    """Return the docstring of a field on one line."""
+    for kind in config.__mro__[:-1]:
+        for field in docstring_parser.parse_from_object(kind).params:
+            if field.arg_name == name:
+                return " ".join((field.description or "").split())
+    return ""
 
 
 def list_rare_flags(config: type) -> str:

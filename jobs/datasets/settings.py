@@ -1,4 +1,4 @@
-"""Settings of the commands for published data sets."""
+"""Settings for the commands for published data sets."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -29,7 +29,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Settings of commands that train on a published data set."""
+    """Settings for commands that train on a published data set."""
 
     dataset: tyro.conf.Suppress[Dataset]
     data: Input = ""
@@ -57,7 +57,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldsConfig(DatasetConfig):
-    """Settings of commands that cross-validate over official folds."""
+    """Settings for commands that cross-validate over official folds."""
 
     folds: tuple[int, ...]
     """Folds to test on, each after training on all other folds."""
@@ -73,7 +73,7 @@ class FoldsConfig(DatasetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialSplitsConfig(DatasetConfig):
-    """Settings of commands for data sets with official training, validation and test splits."""
+    """Settings for commands for data sets with official training, validation and test splits."""
 
     choose: Literal["best_on_valid", "last"] = "best_on_valid"
     """Epoch to score on the official test split."""
@@ -81,7 +81,7 @@ class OfficialSplitsConfig(DatasetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FSD50KConfig(OfficialSplitsConfig):
-    """Settings of the FSD50K command. It needs no --digest, because its reader knows the digest of each archive."""
+    """Settings for the FSD50K command. It needs no --digest, because its reader knows the digest of each archive."""
 
     archive: str = "https://zenodo.org/records/4060432/files"
     """Address of the folder that contains the official archives."""
@@ -90,7 +90,7 @@ class FSD50KConfig(OfficialSplitsConfig):
 
 @dataclass(frozen=True)
 class VGGSoundConfig:
-    """Settings of the VGGSound command: the main job's, with VGGSound's table instead of AudioSet's metadata."""
+    """Settings for the VGGSound command: the main job's, with VGGSound's table instead of AudioSet's metadata."""
 
     preset: tyro.conf.Suppress[str] = "vggsound"
     table: Annotated[str, Exists("download the official vggsound.csv, or omit --table to fetch it")] = ""

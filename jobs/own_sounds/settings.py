@@ -1,4 +1,4 @@
-"""Settings of the commands for own sounds, `finetune` and `search`."""
+"""Settings for the commands for own sounds, `finetune` and `search`."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Settings of `finetune`. The data determine unset values."""
+    """Settings for `finetune`. Unset values are chosen from the data."""
 
     preset: tyro.conf.Suppress[str] = "finetune"
     data: Input = ""
@@ -75,7 +75,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Settings of `search`."""
+    """Settings for `search`."""
 
     checkpoint: str = ""
     """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth. Empty: compare spectral statistics."""

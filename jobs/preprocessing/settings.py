@@ -1,4 +1,4 @@
-"""Settings of the preprocessing commands."""
+"""Settings for the preprocessing commands."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

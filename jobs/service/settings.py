@@ -1,4 +1,4 @@
-"""Settings of the service."""
+"""Settings for the service."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Settings of the service."""
+    """Settings for the service."""
 
     checkpoint: str
     """A checkpoint's folder, a Hugging Face folder or hub name, an official .pth, or models:/audioset-ast@champion. The

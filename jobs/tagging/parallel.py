@@ -157,7 +157,7 @@ def _describe_options(options: TaggingOptions) -> dict[str, Any]:
 
 
 def _digest_of_model(tagger: Tagger) -> str:
-    """Digest weights and metadata instead of the file, because safetensors writes its header in any order."""
+    """Digest weights and metadata instead of the file, because the order of a safetensors header is not fixed."""
     digest = hashlib.sha256(repr((tagger.model.config, tagger.metadata)).encode())
     for name, value in sorted(tagger.model.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Settings of `predict`."""
+"""Settings for `predict`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class PredictConfig(TaggingOptions):
-    """Settings of tagging."""
+    """Settings for tagging."""
 
     checkpoint: str
     """A checkpoint's folder, a Hugging Face folder or hub name, or an official .pth."""

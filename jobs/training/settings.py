@@ -1,4 +1,4 @@
-"""Settings of the commands that train on AudioSet."""
+"""Settings for the commands that train on AudioSet."""
 
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -13,7 +13,7 @@ from pipeline.config import PreprocessConfig, SelectionConfig
 
 @dataclass(frozen=True)
 class AudioSetConfig:
-    """Settings of the main job."""
+    """Settings for the main job."""
 
     preset: tyro.conf.Suppress[str] = "audioset_full"
     root: str = "data/audioset"
@@ -36,7 +36,7 @@ class AudioSetConfig:
 
 @dataclass(frozen=True)
 class TrainJobConfig:
-    """Settings of `train`."""
+    """Settings for `train`."""
 
     preset: tyro.conf.Suppress[str] = "demo"
     root: StoreRoot = "data/demo"

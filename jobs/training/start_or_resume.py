@@ -13,7 +13,7 @@ from pipeline.snapshots.snapshot import Snapshot
 
 
 class RayRunSettings(RunSettings, Protocol):
-    """Settings of a command that trains on Ray."""
+    """Settings for a command that trains on Ray."""
 
     @property
     def resume(self) -> str: ...

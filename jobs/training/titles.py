@@ -36,7 +36,7 @@ SHORT_NAMES = {
 
 
 class RunSettings(Protocol):
-    """Settings of a command that trains."""
+    """Settings for a command that trains."""
 
     @property
     def preset(self) -> str: ...

@@ -26,7 +26,7 @@ class Notes:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.append((step, dict(metrics)))
 
-    def log_facts(self, facts: Mapping[str, str]) -> None:
+    def log_late_params(self, facts: Mapping[str, str]) -> None:
         self.facts.append(dict(facts))
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:

@@ -181,8 +181,8 @@ def test_changed_parameters_become_tags_on_resume(store: Store) -> None:
     run = start_run(store, "x", {})
     run.log_params({"train.num_epochs": "5"})
     run.log_params({"train.num_epochs": "8", "train.seed": "0"})
-    run.log_facts({"device.attention": "cudnn"})
-    run.log_facts({"device.attention": "flash"})
+    run.log_late_params({"device.attention": "cudnn"})
+    run.log_late_params({"device.attention": "flash"})
     run.close()
     data = run.client.get_run(run.run_id).data
     assert data.params == {"train.num_epochs": "5", "train.seed": "0", "device.attention": "cudnn"}

@@ -29,7 +29,7 @@ class Recorder:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.steps.append({"step": step, **metrics})
 
-    def log_facts(self, facts: Mapping[str, str]) -> None:
+    def log_late_params(self, facts: Mapping[str, str]) -> None:
         self.facts |= facts
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:

@@ -68,7 +68,7 @@ class Recorder:
         assert step not in self.steps, "a step is logged once"
         self.steps[step] = dict(metrics)
 
-    def log_facts(self, facts: Mapping[str, str]) -> None:
+    def log_late_params(self, facts: Mapping[str, str]) -> None:
         pass
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:

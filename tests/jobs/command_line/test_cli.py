@@ -144,7 +144,7 @@ def test_missing_folder_is_reported_before_the_job_is_imported(
     assert preprocess.COMMAND_LINE.main(["status", "--root", str(tmp_path)]) == 1
     assert f"--root: {tmp_path}/metadata does not exist; run" in capsys.readouterr().err
     assert finetune.COMMAND_LINE.main(["--data", str(tmp_path / "sounds.csv")]) == 1
-    assert f"--data: expected {tmp_path}/sounds.csv" in capsys.readouterr().err
+    assert f"--data: {tmp_path}/sounds.csv does not exist" in capsys.readouterr().err
 
 
 JOBS = sorted(file.stem for file in (Path(__file__).parents[3] / "jobs").glob("*.py") if file.stem != "__init__")
