@@ -1,4 +1,4 @@
-"""Compute results ahead in threads."""
+"""Compute results ahead of their use, in threads."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -16,9 +16,9 @@ def map_ahead(
     num_threads: int,
     initializer: Callable[[], object] | None = None,
 ) -> Generator[Result, None, None]:
-    """Yield `function(item)` for each item in order, with a bounded number of results in memory.
+    """Yield `function(item)` for each item in order, and keep a bounded number of results in memory.
 
-    The caller's thread iterates over the items. Each thread of the pool calls `initializer` first.
+    The items are iterated in the caller's thread. Each thread of the pool calls `initializer` first.
     """
     with ThreadPoolExecutor(num_threads, initializer=initializer) as pool:
         window: deque[Future[Result]] = deque()

@@ -7,10 +7,10 @@ JITTER = 0.3
 
 
 def backoff(first_s: float, max_s: float, rng: random.Random | None = None) -> Iterator[float]:
-    """Yield pauses without end that double up to `max_s`. Jitter lengthens each pause by up to 30 %.
+    """Yield an endless sequence of pauses that double up to `max_s`. Jitter lengthens each pause by up to 30 %.
 
-    Jitter keeps clients that failed together from retrying together, even at the maximum. It never shortens a pause,
-    because a server may have requested its length.
+    Jitter prevents clients that failed together from retrying together, even once they have reached the maximum. It
+    never shortens a pause, because the server may have requested this length.
     """
     uniform = (rng or random).uniform
     pause_s = first_s

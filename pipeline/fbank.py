@@ -1,7 +1,7 @@
 """AST's log-mel filterbank, shared by conversion, training and inference.
 
-Gives the features of `torchaudio.compliance.kaldi.fbank` with AST's settings. It is faster because it caches the window
-and the mel bank, and skips the many zeros of the mel bank.
+The features are the same as those of `torchaudio.compliance.kaldi.fbank` with AST's settings. This implementation is
+faster because it caches the window and the mel bank, and skips most zeros of the mel bank.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,25 +27,28 @@ from pipeline.fbank_settings import (
 )
 
 NUM_MEL_BLOCKS = 8
-"""Number of blocks of neighbouring mel bins. Each block is multiplied by its own narrow range of frequencies."""
+"""Number of blocks of neighbouring mel bins. Each block is multiplied only with the narrow range of frequencies that it
+covers."""
 CHUNK_FRAMES = 256
-"""Frames per chunk on a CPU. Their buffers fit in its cache, and the allocator can reuse them."""
+"""Number of frames per chunk on a CPU. The buffers of one chunk fit in the CPU cache, and the allocator can reuse
+them."""
 
 
 def compute_fbank(waveform: Tensor) -> Tensor:
     """Compute log-mel features without padding or normalisation.
 
-    (S,) or (B, S) float32 in [-1, 1] at 16 kHz → (T, 128) or (B, T, 128) float32 on the same device,
-    with T = `num_frames_of(S)`. Removes the mean of each frame; removing the clip's mean is up to the caller. Raises
-    InputError for other shapes and dtypes, and for waveforms shorter than a frame.
+    Converts float32 waveforms (S,) or (B, S) in [-1, 1] at 16 kHz to float32 features (T, 128) or (B, T, 128) on the
+    same device, where T is `num_frames_of(S)`. The mean of each frame is removed. If the mean of the whole clip should
+    be removed as well, the caller has to do this. Raises InputError if the waveform has another shape or dtype, or is
+    shorter than one frame.
 
     >>> compute_fbank(torch.zeros(16_000)).shape
     torch.Size([98, 128])
     """
     _check(waveform)
-    # Lower precision inside `torch.autocast` would cost two digits of the features.
+    # In lower precision, as inside `torch.autocast`, the features would lose two digits.
     with torch.autocast(waveform.device.type, enabled=False):
-        # A GPU is fastest with all frames in one launch, a CPU with buffers that fit in its cache.
+        # A GPU is fastest if it processes all frames in one launch. A CPU is fastest if the buffers fit in its cache.
         if waveform.device.type != "cpu":
             return _log_mel(waveform.unfold(-1, FRAME_LENGTH, FRAME_SHIFT))
         if waveform.dim() == 2:
@@ -54,7 +57,8 @@ def compute_fbank(waveform: Tensor) -> Tensor:
 
 
 def stream_fbank(blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
-    """Compute the features (t, 128) of each block (S,) of a waveform. They add up to the whole waveform's features."""
+    """Yield the features (t, 128) for each block (S,) of a waveform. Concatenated, they equal the features of the whole
+    waveform."""
     rest_S = torch.zeros(0)
     for block_S in blocks:
         waveform_S = torch.cat([rest_S, torch.from_numpy(block_S)])
@@ -87,11 +91,11 @@ def _log_mel(frames: Tensor) -> Tensor:
     window, mel_blocks = _tables(frames.device)
     frames = frames - frames.mean(-1, keepdim=True)
     padded = frames.new_zeros(*frames.shape[:-1], FFT_SIZE)
-    # Pre-emphasis in place: x[i] - 0.97 x[i - 1]. Kaldi uses the first sample as its own predecessor. This makes no
-    # difference, because the window starts with 0.
+    # Apply pre-emphasis in place: x[i] - 0.97 x[i - 1]. Kaldi uses the first sample as its own predecessor. This makes
+    # no difference here, because the window starts with 0.
     padded[..., 1:FRAME_LENGTH] = frames[..., :-1]
     padded[..., :FRAME_LENGTH].mul_(-PREEMPHASIS).add_(frames).mul_(window)
-    # This is twice as fast as `abs().square()`, which computes a square root in between.
+    # This is twice as fast as `abs().square()`, which computes a square root first.
     squares = torch.view_as_real(torch.fft.rfft(padded)).square_()
     power = squares[..., 0] + squares[..., 1]
     energies = [power[..., low:high].to(block.dtype) @ block for low, high, block in mel_blocks]
@@ -100,13 +104,13 @@ def _log_mel(frames: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _tables(device: torch.device) -> tuple[Tensor, list[tuple[int, int, Tensor]]]:
-    """Return the window, and the mel bank as blocks of bins (first row, last row + 1, weights).
+    """Return the window and the mel bank. The bank is a list of blocks (first row, last row + 1, weights).
 
-    A mel bin covers only a few neighbouring frequencies, so a product with the whole bank would spend three quarters of
-    its time on zeros. On CUDA the weights are float64, because training may enable TF32, which would reduce the
+    Each mel bin covers only a few neighbouring frequencies. Multiplying with the whole bank would spend three quarters
+    of the time on zeros. On CUDA the weights are float64, because training may enable TF32, which would reduce the
     precision of float32 products.
     """
-    # Leave inference mode, because its tensors could never be used in a gradient.
+    # Leave inference mode, because tensors created in it can never be used to compute gradients.
     with torch.inference_mode(False):
         window = torch.hann_window(FRAME_LENGTH, periodic=False)
         bank, _ = get_mel_banks(NUM_MEL_BINS, FFT_SIZE, SAMPLE_RATE_HZ, LOW_FREQ_HZ, 0.0, 100.0, -500.0, 1.0)

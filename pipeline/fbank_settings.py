@@ -1,4 +1,4 @@
-"""Settings of the fbank, in a module without PyTorch for code that only counts frames."""
+"""Settings of the filterbank. This module does not import PyTorch, because some code only counts frames."""
 
 SAMPLE_RATE_HZ = 16_000
 FRAME_LENGTH_MS = 25
@@ -8,7 +8,7 @@ NUM_MEL_BINS = 128
 LOW_FREQ_HZ = 20.0
 PREEMPHASIS = 0.97
 LOG_FLOOR = 2.0**-23
-"""Lower bound of the power before the logarithm, the machine epsilon of float32 as in Kaldi."""
+"""Lower bound of the power before taking the logarithm. This is the machine epsilon of float32, as in Kaldi."""
 
 FRAME_LENGTH = SAMPLE_RATE_HZ * FRAME_LENGTH_MS // 1000
 FRAME_SHIFT = SAMPLE_RATE_HZ * FRAME_SHIFT_MS // 1000
@@ -26,11 +26,11 @@ FBANK_SETTINGS: dict[str, int | float | str] = {
     "window": "hann",
     "log": "natural",
 }
-"""All settings that affect the features, for the fingerprint of shards."""
+"""All settings that affect the features. They are part of the shards' fingerprint."""
 
 
 def num_frames_of(num_samples: int) -> int:
-    """Return the number of full frames in a waveform. Remaining samples at the end are ignored."""
+    """Return the number of full frames in a waveform. Samples after the last full frame are ignored."""
     if num_samples < FRAME_LENGTH:
         return 0
     return 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT

@@ -15,12 +15,12 @@ from pipeline.errors import InputError, describe, describe_storage_error, quote
 
 HEADER = ["index", "mid", "display_name"]
 NO_LABEL = "/none"
-"""Label of a segment without any class: a negative example. AudioSet has none."""
+"""Label of a segment that belongs to no class and is a negative example. AudioSet has no such segments."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes in the order of the model's outputs."""
+    """The classes, in the order of the model's outputs."""
 
     mids: tuple[str, ...]
     names: tuple[str, ...]
@@ -33,7 +33,7 @@ class Labels:
         return {mid: index for index, mid in enumerate(self.mids)}
 
     def multi_hot(self, indices: Sequence[Sequence[int]]) -> np.ndarray:
-        """Convert class indices per clip to targets (N, C), bool."""
+        """Convert each clip's class indices to bool targets (N, C)."""
         targets = np.zeros((len(indices), len(self)), dtype=bool)
         for row, classes in enumerate(indices):
             targets[row, np.asarray(classes, dtype=np.int64)] = True
@@ -60,7 +60,7 @@ def read_labels(path: str) -> Labels:
 
 
 def parse_labels(text: str, where: str) -> Labels:
-    """Parse the text of a `class_labels_indices.csv`; `where` names it in errors."""
+    """Parse the text of a `class_labels_indices.csv`. Errors refer to the file as `where`."""
     try:
         rows = [row for row in csv.reader(io.StringIO(text)) if row]
     except csv.Error as error:  # for example, an unclosed quote makes a field exceed csv's limit

@@ -1,7 +1,7 @@
-"""Render self-contained HTML pages from a base template, with embedded images.
+"""Render self-contained HTML pages with embedded images from a base template.
 
-Pages show text from foreign tables and files. Jinja escapes every value, and the content security policy forbids
-scripts and external resources.
+Pages show text from untrusted tables and files. Jinja therefore escapes every value, and the content security policy
+forbids scripts and external resources.
 """
 
 import base64
@@ -47,7 +47,7 @@ img { max-width: 100% } .spectrogram { height: 7em }
 
 
 def render_page(template: str, **values: object) -> str:
-    """Render a template that extends `page` and fills its block `body`. `values` must contain `title`."""
+    """Render a template that extends `page` and fills its block `body`. `values` must include `title`."""
     environment = Environment(
         loader=DictLoader({"page": PAGE, "body": template}),
         autoescape=True,
@@ -59,12 +59,12 @@ def render_page(template: str, **values: object) -> str:
 
 
 def spectrogram_url(fbank_TM: np.ndarray, frames_per_pixel: int = FRAMES_PER_PIXEL) -> str:
-    """Draw an fbank (T, M) as a PNG data URL, with time to the right and high bins at the top."""
+    """Draw an fbank (T, M) as a PNG data URL. Time runs to the right, and high bins are at the top."""
     whole = len(fbank_TM) // frames_per_pixel * frames_per_pixel or len(fbank_TM)
     columns = fbank_TM[:whole].astype(np.float32).reshape(-1, min(frames_per_pixel, whole), NUM_MEL_BINS).mean(axis=1)
     low, high = np.percentile(columns, [5, 99])
     levels = np.clip((columns.T[::-1] - low) / max(high - low, 1e-3), 0, 1)
-    # A palette keeps a page of twelve clips small.
+    # With a palette, a page with twelve clips stays small.
     image = Image.fromarray((levels * (NUM_COLOURS - 1)).astype(np.uint8)).convert("P")
     image.putpalette((colormaps["magma"](np.linspace(0, 1, NUM_COLOURS))[:, :3] * 255).astype(np.uint8).tobytes())
     out = io.BytesIO()
@@ -80,5 +80,4 @@ def figure_url(figure: Figure) -> str:
 
 
 def data_url(content: bytes, media_type: str) -> str:
-    """Encode content as a data URL."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

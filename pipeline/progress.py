@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on terminals, occasional plain lines in logs."""
+"""Show the progress of long work, with a bar in terminals and occasional plain lines in logs."""
 
 import sys
 import time
@@ -16,10 +16,8 @@ LINE_EVERY_S = 10.0
 
 
 class Progress(Protocol):
-    """A progress display."""
-
     def advance(self, amount: int, note: str = "") -> None:
-        """Add `amount` finished units and show `note` at the end of the line."""
+        """Add `amount` finished units, and show `note` at the end of the line."""
         ...
 
     def reach(self, done: int, total: int) -> None:
@@ -28,13 +26,13 @@ class Progress(Protocol):
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration as h:mm:ss, or as `0.3 s` below one second."""
+    """Format a duration as h:mm:ss, or as `0.3 s` if it is below one second."""
     return str(timedelta(seconds=round(seconds))) if seconds >= 1 else f"{seconds:.1f} s"
 
 
 @contextmanager
 def show_progress(what: str, total: int, unit: str, start: int = 0) -> Generator[Progress, None, None]:
-    """Show the progress of `total` units of work, of which `start` are already finished."""
+    """Show the progress of `total` units of work, `start` of which are already finished."""
     bar = [BarColumn()] if sys.stderr.isatty() else []
     columns = [
         TextColumn(what),
@@ -52,9 +50,9 @@ def show_progress(what: str, total: int, unit: str, start: int = 0) -> Generator
 
 
 class _Rate(ProgressColumn):
-    """Shows the average rate and the remaining time. If shards take hours, a moving average would be 0.
+    """Shows the average rate and the remaining time. A moving average would drop to 0 if shards take hours.
 
-    The rate starts with the first finished units, because workers take seconds to start.
+    The rate is measured from the first finished units, because workers take seconds to start.
     """
 
     def render(self, task: Task) -> Text:
@@ -62,7 +60,7 @@ class _Rate(ProgressColumn):
         shown = f"in {timedelta(seconds=round(elapsed_s))}"
         first_done, first_s = task.fields["first"] or (task.completed, 0.0)
         num_timed, timed_s = task.completed - first_done, time.monotonic() - first_s
-        if not num_timed and task.finished:  # reported at once
+        if not num_timed and task.finished:  # all units were reported at once
             num_timed, timed_s = task.completed - task.fields["start_at"], elapsed_s
         if num_timed <= 0 or timed_s <= 0:
             return Text(shown)
@@ -71,7 +69,7 @@ class _Rate(ProgressColumn):
 
 
 class _Shown:
-    """The display of one task, as plain lines without a terminal."""
+    """Displays one task. If the output is not a terminal, it writes plain lines instead."""
 
     def __init__(self, display: Display):
         self._display, self._task = display, display.tasks[0]
@@ -92,10 +90,10 @@ class _Shown:
             self._task.fields["first"] = (self._task.completed, time.monotonic())
 
     def write_line(self, min_pause_s: float = 0.0) -> None:
-        """Write a line to the log, unless nothing changed or the last line is newer than `min_pause_s`."""
+        """Write a line to the log, unless nothing changed or the last line is less than `min_pause_s` old."""
         is_new = self._task.completed != self._written
         if self._display.disable and is_new and time.monotonic() - self._written_s >= min_pause_s:
             self._written, self._written_s = self._task.completed, time.monotonic()
-            # Ray Train wraps print in its workers and would show each line twice.
+            # Don't use print: Ray Train wraps it in its workers, which would show each line twice.
             sys.stderr.write(" ".join(str(column(self._task)) for column in self._display.columns).rstrip() + "\n")  # type: ignore[operator]
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Values that travel between the steps of the pipeline."""
+"""Values that are passed between the steps of the pipeline."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,13 +12,13 @@ CLIPS_PER_PART = 8
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A row of AudioSet's CSV: an interval of a video."""
+    """A row of AudioSet's CSV files: a labelled interval of a video."""
 
     ytid: str
     start_ms: int
     end_ms: int
     labels: tuple[str, ...]
-    """AudioSet class ids (mids) such as `/m/09x0r`."""
+    """AudioSet class ids (mids), such as `/m/09x0r`."""
     split: str
 
     @property
@@ -27,20 +27,20 @@ class Segment:
 
 
 class FailureCategory(StrEnum):
-    """Kind of failure, which decides whether the next run retries the clip."""
+    """The kind of a failure. It decides whether the next run retries the clip."""
 
     PERMANENT = "permanent"
-    """The clip will not come back."""
+    """The clip is gone for good."""
     POLICY = "policy"
-    """The media exist, but this account, address or country has no access."""
+    """The media exist, but are not accessible to this account, address or country."""
     THROTTLED = "throttled"
-    """The address sent too many requests. The clip itself may be available."""
+    """This address sent too many requests. The clip itself may be available."""
     TRANSIENT = "transient"
-    """The next attempt may succeed."""
+    """The failure is temporary, so another attempt may succeed."""
 
 
 class Reason(StrEnum):
-    """Reason for an unavailable clip, with its category."""
+    """The reason why a clip is unavailable, and its category."""
 
     category: FailureCategory
 
@@ -52,7 +52,8 @@ class Reason(StrEnum):
 
     NOT_FOUND = "not_found", FailureCategory.PERMANENT
     MISSING_IN_SOURCE = "missing_in_source", FailureCategory.PERMANENT
-    """None of the copies or folders in `--media` has the clip. Due again once their content or `--media` changes."""
+    """None of the copies or folders in `--media` has the clip. It is due again after their content or `--media`
+    changes."""
     REMOVED = "removed", FailureCategory.PERMANENT
     PRIVATE = "private", FailureCategory.PERMANENT
     ACCOUNT_TERMINATED = "account_terminated", FailureCategory.PERMANENT
@@ -60,7 +61,7 @@ class Reason(StrEnum):
     NOT_MEDIA = "not_media", FailureCategory.PERMANENT
     NO_AUDIO = "no_audio", FailureCategory.PERMANENT
     OUT_OF_RANGE = "out_of_range", FailureCategory.PERMANENT
-    """The media end before the segment starts, or contain less than one fbank frame of it."""
+    """The media end before the segment starts, or contain less than one fbank frame of the segment."""
     TOO_LARGE = "too_large", FailureCategory.PERMANENT
 
     AGE_RESTRICTED = "age_restricted", FailureCategory.POLICY
@@ -73,50 +74,50 @@ class Reason(StrEnum):
     RATE_LIMITED = "rate_limited", FailureCategory.THROTTLED
     BOT_CHECK = "bot_check", FailureCategory.THROTTLED
     BLOCKED = "blocked", FailureCategory.THROTTLED
-    """YouTube temporarily refuses this address without giving a reason, mostly with status 403."""
+    """YouTube temporarily refuses this address without giving a reason, usually with status 403."""
 
     TIMED_OUT = "timed_out", FailureCategory.TRANSIENT
     CONNECTION = "connection", FailureCategory.TRANSIENT
     SERVER_ERROR = "server_error", FailureCategory.TRANSIENT
     TRUNCATED = "truncated", FailureCategory.TRANSIENT
-    """Fewer bytes arrived than announced, or the media end before the length in their header."""
+    """Fewer bytes arrived than the server announced, or the media are shorter than their header says."""
     NOT_READY = "not_ready", FailureCategory.TRANSIENT
-    """A premiere, an upcoming live event, or an upload that YouTube is still processing."""
+    """The video is a premiere, an upcoming live event, or an upload that YouTube is still processing."""
     EXTRACTION_FAILED = "extraction_failed", FailureCategory.TRANSIENT
-    """yt-dlp did not understand the answer. If this happens often, update yt-dlp."""
+    """yt-dlp did not understand YouTube's response. If this happens often, update yt-dlp."""
     UNKNOWN = "unknown", FailureCategory.TRANSIENT
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An unavailable clip and the reason."""
+    """The reason why a clip is unavailable, with the original message."""
 
     reason: Reason
     detail: str
-    """The original message, at most 200 characters."""
+    """The original message, shortened to 200 characters."""
     retry_after_s: float | None = None
-    """Seconds until the next request, if the server requested a pause."""
+    """Seconds to wait before the next request, if the server asked for a pause."""
     source: str = ""
-    """Digest of the sources that lack the clip, for `missing_in_source`."""
+    """Digest of the sources that lack the clip. Only set for `missing_in_source`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """An encoded media file with a segment, as delivered by a source."""
+    """An encoded media file that contains a segment, as delivered by a source."""
 
     content: bytes | Path
-    """Bytes, or a local file chosen by the source. Text is not accepted, because a name in a foreign table must not
-    become a path."""
+    """Encoded bytes, or a local file chosen by the source. Strings are not accepted, so that a name from an untrusted
+    table can never become a path."""
     source: str
-    """Origin of the media, for the sidecar."""
+    """Where the media came from, for the sidecar."""
     offset_ms: int = 0
-    """Position in the video at which the file starts. It is 0 for a whole video and the segment's start for a cut
-    file."""
+    """Position in the video at which the file starts: 0 for a whole video, or the segment's start for a file that
+    contains only the segment."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """The segments of one shard, which are a unit of work."""
+    """The segments of one shard, which are converted together as one task."""
 
     shard: Shard
     segments: tuple[Segment, ...]
@@ -126,13 +127,13 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """Result of one shard plan."""
+    """The result of converting one shard plan."""
 
     shard: Shard
     num_planned: int
     num_written: int
     failures: dict[Reason, int]
     num_bytes: int
-    """Size of the tar."""
+    """Size of the shard's tar."""
     is_new: bool
-    """False for a shard that already existed."""
+    """False if the shard already existed."""

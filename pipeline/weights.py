@@ -7,11 +7,13 @@ from pipeline.errors import InputError
 
 
 def class_balanced_weights(targets: np.ndarray | sparse.csr_array, count_offset: float = 0.01) -> np.ndarray:
-    """Return each clip's sampling weight, as in AST.
+    """Return each clip's sampling weight as defined by AST.
 
-    targets: dense or sparse multi-hot labels (N, C). Returns float64 weights (N,). A class has the weight 1000 / (count
-    + count_offset), and a clip the sum over its classes. PaSST uses an offset of 100. Raises InputError if no clip has
-    any label.
+    A class has the weight 1000 / (count + count_offset), and a clip has the sum of its classes' weights. PaSST uses an
+    offset of 100.
+
+    targets: dense or sparse multi-hot labels (N, C).
+    Returns float64 weights (N,). Raises InputError if no clip has any label.
     Source: https://github.com/YuanGongND/ast, `egs/audioset/gen_weight_file.py`.
 
     >>> class_balanced_weights(np.array([[1, 0], [1, 0], [1, 1]])).round()
