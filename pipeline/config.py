@@ -55,8 +55,8 @@ class RateLimitConfig:
     """Initial cooldown of a throttled address, in seconds. It doubles each time the address is throttled again, until a
     clip arrives."""
     outage_cooldown_s: float = 30.0
-    """Initial cooldown in seconds after several different clips in a row failed with outage errors (no connection, timeout,
-    server error, access denied). These clips are fetched again, and the failed attempts do not count."""
+    """Initial cooldown in seconds after several different clips in a row failed with outage errors (no connection,
+    timeout, server error, access denied). These clips are fetched again, and the failed attempts do not count."""
     max_cooldown_s: float = 3600.0
     """Longest cooldown in seconds, even if the source requests a longer one."""
     max_idle_s: float = 7200.0

@@ -1,4 +1,4 @@
-"""Convert a shard plan to a shard with its measures and its sidecar."""
+"""Convert a shard plan to a shard with measures and a sidecar."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,12 +37,12 @@ from pipeline.store.lock import LeaseGuard
 from pipeline.store.storage import Store
 
 SHORT = "short"
-"""Detail of a written clip if its media ended before its segment."""
+"""Detail of a written clip whose media ended before its segment."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """The objects and settings that convert shard plans to shards. Workers share them."""
+    """The objects and settings that workers need to convert shard plans to shards."""
 
     store: Store
     source: Source
@@ -64,35 +64,38 @@ class Conversion:
         return Journal(self.store, self.fingerprint, shard, self.lease)
 
     def check_lease(self) -> None:
-        """Raise LeaseError if another run took over the store."""
+        """Raise LeaseError if another run has taken over the store."""
         if self.lease:
             self.lease.check()
 
 
 def convert_shard(plan: ShardPlan, conversion: Conversion) -> ShardReport | Wait:
-    """Fetch and convert a plan's segments and publish the shard, unless it is finished already.
+    """Fetch and convert a plan's segments and publish the shard, unless it already exists.
 
-    An unavailable clip becomes a failed row, and a shard without clips consists of its sidecar. Resumes from the
-    journal of a killed attempt. Returns a Wait if all addresses cool down. Finished clips then stay in the journal.
-    Raises StoreError if the shard can't be written, LeaseError if another run took over the store.
+    An unavailable clip becomes a failed row. If no clip is available, the shard consists of its sidecar only. If an
+    earlier attempt was killed, the conversion resumes from its journal. Returns a Wait if all addresses are cooling
+    down; the finished clips are then in the journal. Raises StoreError if the shard can't be written, and LeaseError if
+    another run has taken over the store.
     """
     journal = conversion.journal(plan.shard)
     report = report_of_existing(conversion.store, plan.shard)
     if report is None:
         report = write_shard(plan, conversion, _convert_clips(plan, conversion, journal))
     if isinstance(report, ShardReport):
-        # Clear the journal last. Until the sidecar exists, it is all that a killed task leaves behind.
+        # Clear the journal last. Until the sidecar exists, the journal is all that a killed task leaves behind.
         journal.clear()
     return report
 
 
 def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardReport | None:
-    """Publish the clips in a killed run's journal as a separate shard. Returns None if there is nothing to publish.
+    """Publish the clips in a killed run's journal as a separate shard. Returns None if the journal has no clips to
+    publish.
 
-    The run's plan is lost, and a new plan may distribute the same clips differently.
+    The clips need a separate shard because the killed run's plan is lost and a new plan may group the clips
+    differently.
     """
     results = [] if conversion.store.exists(journal.shard.sidecar) else list(journal.read())
-    if not results:  # the run died while clearing the journal, or its first part was lost
+    if not results:  # the run was killed while it cleared the journal, or the first part is missing
         journal.clear()
         return None
     segments = tuple(result.segment for result in results)
@@ -105,7 +108,10 @@ def recover_partial_shard(journal: Journal, conversion: Conversion) -> ShardRepo
 
 
 def write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipResult | Wait]) -> ShardReport | Wait:
-    """Write results to a tar as they arrive, then publish it with measures and sidecar. A Wait is returned at once."""
+    """Write results to a tar as they arrive, then publish the tar, its measures and its sidecar.
+
+    If one of the results is a Wait, it is returned immediately and nothing is published.
+    """
     store, shard = conversion.store, plan.shard
     rows, measures = list[SidecarRow](), dict[str, Measures]()
     with store.scratch() as folder:
@@ -135,7 +141,7 @@ def write_shard(plan: ShardPlan, conversion: Conversion, results: Iterator[ClipR
 
 
 def _sidecar_row(result: ClipResult, members: dict[str, Any]) -> SidecarRow:
-    """Describe a result. `members`: fields from `ShardWriter.write`, none for a failure."""
+    """Create the sidecar row of a result. members: fields from `ShardWriter.write`, or empty for a failure."""
     return SidecarRow(
         key=result.segment.key,
         **asdict(result.segment),
@@ -149,7 +155,8 @@ def _sidecar_row(result: ClipResult, members: dict[str, Any]) -> SidecarRow:
 
 
 def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) -> Iterator[ClipResult | Wait]:
-    """Yield the journal's results, then fetch, convert and journal the remaining clips. Ends after a Wait."""
+    """Yield the results in the journal, then fetch, convert and journal the remaining clips. Stops after yielding a
+    Wait."""
     num_stored = 0
     for result in journal.read():
         yield result
@@ -166,9 +173,9 @@ def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) ->
         attempts = earlier_attempts + fetched.num_attempts
         pending.append(convert_clip(segment, fetched.media, attempts, conversion.keep_audio))
         yield pending[-1]
-        # Store several clips per part. With one part per clip, each clip would cost a request to the store. With one
-        # part per shard, a kill would lose the whole shard. Hold failures back a little longer if they may turn out to
-        # be an outage.
+        # Store several clips per part. With one clip per part, every clip would cost a request to the store. With one
+        # part per shard, a killed task would lose the whole shard. Delay a part a little if its last failures may turn
+        # out to be an outage.
         may_be_outage = pending[-1].reason in OUTAGE_REASONS and len(pending) < CLIPS_PER_PART + MAX_FAILURES_IN_A_ROW
         if len(pending) >= CLIPS_PER_PART and not may_be_outage:
             journal.append(num_stored, pending)
@@ -177,7 +184,7 @@ def _convert_clips(plan: ShardPlan, conversion: Conversion, journal: Journal) ->
 
 
 def _without_outage(results: Sequence[ClipResult]) -> Sequence[ClipResult]:
-    """Drop the failures that led to the detection of an outage, so that their clips are fetched again."""
+    """Drop the trailing failures that revealed an outage, so that their clips are fetched again."""
     end = len(results)
     while end and results[end - 1].reason in OUTAGE_REASONS:
         end -= 1
@@ -193,11 +200,12 @@ def _measures_of(result: ClipResult, fbank_TM: np.ndarray) -> Measures:
 
 
 def convert_clip(segment: Segment, media: Media | Failure, attempts: int, keep_audio: bool) -> ClipResult:
-    """Decode a segment and compute its fbank and measures. Failures are passed through.
+    """Decode a segment and compute its fbank and measures. If `media` is a Failure, the result has this failure.
 
-    attempts: attempts at this clip in all runs. Raises RuntimeError, with the clip's key, for bugs.
+    attempts: number of attempts at this clip in all runs. Raises RuntimeError, which names the clip's key, if the
+    conversion hits a bug.
     """
-    # Import late, because drivers only submit shards and need neither PyTorch nor its 600 MB of memory.
+    # Import PyTorch late, because drivers only submit shards and should not spend 600 MB of memory on it.
     import torch
 
     from pipeline.fbank import compute_fbank
@@ -220,7 +228,7 @@ def convert_clip(segment: Segment, media: Media | Failure, attempts: int, keep_a
 
 
 def report_of_existing(store: Store, shard: Shard) -> ShardReport | None:
-    """Return the report of a shard that is in the store, None if it isn't."""
+    """Return the report of a shard if the store has this shard, or None otherwise."""
     if not store.exists(shard.sidecar):
         return None
     rows = read_sidecar(store, shard.sidecar, ["status", "reason"]).to_pylist()

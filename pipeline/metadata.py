@@ -1,4 +1,4 @@
-"""Load the classes and segments of a data set from its current CSV files."""
+"""Load the classes and segments of a data set from its CSV files."""
 
 import filecmp
 import hashlib
@@ -27,16 +27,17 @@ NUM_NAMED = 10
 
 @dataclass(frozen=True, eq=False)
 class Metadata:
-    """Classes and the segments of all splits, with unique keys."""
+    """The classes and the segments of all splits. Keys of segments are unique."""
 
     labels: Labels
     segments: pa.Table
-    """Segments of all splits, with the schema `SEGMENT_SCHEMA`."""
+    """Segments of all splits, as a table of `SEGMENT_SCHEMA`."""
     digest: str
     """SHA-256 of the CSV files."""
 
     def segments_of(self, splits: Sequence[str], limit: int | None = None) -> pa.Table:
-        """Return the segments of the given splits in order, limited to the first `limit` of each split."""
+        """Return the segments of the given splits, in order. If `limit` is given, each split contributes only its first
+        `limit` segments."""
         column = self.segments["split"].combine_chunks()
         code_of = {name: code for code, name in enumerate(column.dictionary.to_pylist())}
         codes = column.indices.to_numpy()
@@ -47,12 +48,13 @@ class Metadata:
 def load_metadata(
     config: PreprocessConfig, store: Store | None = None, check_lease: Callable[[], None] | None = None
 ) -> Metadata:
-    """Read the classes and the segments of `config.splits`, and copy their files to a store.
+    """Read the classes and the segments of `config.splits`, and copy their files to the store if one is given.
 
-    Splits that earlier runs added to the store are included. A segment in several files belongs to a split in
-    `config.splits`, else to the first split by name. Raises InputError for labels that are not classes.
+    Splits that earlier runs added to the store are included. If a segment occurs in several files, it belongs to its
+    split in `config.splits` or, if it has none there, to its first stored split by name. Raises InputError if a
+    segment in `config.splits` has a label that is not among the classes.
 
-    check_lease: called right before a file is published; raises LeaseError if another run took over the store.
+    check_lease: called right before a file is published. It raises LeaseError if another run has taken over the store.
     """
     address = config.metadata.rstrip("/")
     names = [CLASSES_FILE, *(split + SEGMENTS_SUFFIX for split in config.splits)]
@@ -66,7 +68,7 @@ def load_metadata(
         if store:
             for name, file in files.items():
                 _publish_if_new(file, f"{METADATA}/{name}", store, check_lease)
-            # Names are sorted. Their order decides the split of a segment that is in two files.
+            # The names are sorted. If a segment is in two of these files, it belongs to the first.
             for name in stored_splits(store):
                 if name not in config.splits:
                     file = Path(folder) / "other.csv"
@@ -77,7 +79,7 @@ def load_metadata(
 
 
 def read_stored_metadata(store: Store, splits: Sequence[str]) -> Metadata:
-    """Read the classes and the segments of splits from a store."""
+    """Read the classes and the segments of the given splits from the store's own copies."""
     labels = read_labels(store.url(CLASSES))
     tables = [read_segment_table(store.url(segments_file(split))) for split in splits]
     return Metadata(labels, join_tables(tables), digest="")
@@ -98,7 +100,7 @@ def _copy(address: str, file: Path) -> Path:
 
 
 def _publish_if_new(file: Path, name: str, store: Store, check_lease: Callable[[], None] | None) -> None:
-    """Publish a file unless the store already has the same content."""
+    """Publish a file unless the store already has a file with the same content."""
     if store.exists(name):
         stored = file.with_suffix(".stored")
         store.fetch(name, stored)
@@ -113,7 +115,7 @@ def _digest_of(file: Path) -> str:
 
 
 def _add_split(segments: pa.Table, other: pa.Table, labels: Labels, name: str) -> pa.Table:
-    """Add a split from an earlier run, except segments that now belong to another split."""
+    """Add a split from an earlier run, without the segments that now belong to another split."""
     other = other.filter(pa.array(positions_of(other["key"], segments["key"]) < 0))
     column = other["labels"].combine_chunks()
     unknown = [code for code, text in enumerate(column.dictionary.to_pylist()) if _unknown_labels([text], labels)]

@@ -1,4 +1,4 @@
-"""Preprocess AudioSet. Plans from its CSV files, fetches and converts clips on Ray, and publishes a snapshot."""
+"""Preprocess AudioSet: plan shards from its CSV files, fetch and convert clips on Ray, and publish a snapshot."""
 
 import logging
 import time
@@ -46,26 +46,26 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 YOUTUBE_CLIPS_PER_HOUR = 300
 MAX_REFUSED_SHARDS = 3
-"""Number of shards that may fail with StoreErrors, after their retries, before the run ends."""
+"""The run ends once this many shards have failed with StoreErrors despite retries."""
 
 
 @dataclass
 class PreprocessReport:
-    """Counts and errors of one preprocessing run."""
+    """Counts and errors of a preprocessing run."""
 
     num_planned: int = 0
     num_written: int = 0
     num_bytes: int = 0
     failures: Counter[Reason] = field(default_factory=Counter)
     errors: dict[str, Exception] = field(default_factory=dict)
-    """Errors of the shards that failed, by shard."""
+    """The error of each failed shard, by shard id."""
     num_throttled: int = 0
     """Number of throttled requests."""
     is_complete: bool = True
     """False if the run stopped because all addresses were throttled."""
     seconds: float = 0.0
     changes: Changes = field(default_factory=Changes)
-    """Changes from the previous snapshot."""
+    """Differences from the previous snapshot."""
 
     def add(self, report: ShardReport) -> None:
         self.num_written += report.num_written
@@ -79,10 +79,10 @@ class PreprocessReport:
 
 
 def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, PreprocessReport]:
-    """Fetch and convert all segments that are new or due for a retry, and build a snapshot.
+    """Fetch and convert all segments that are new or due for a retry, then build a snapshot.
 
-    Uses Ray only if segments are due. Raises InputError for invalid tables, LeaseError if another run holds the store,
-    StoreError if shards can't be written.
+    Starts Ray only if segments are due. Raises InputError if a table is invalid, LeaseError if another run holds the
+    store, and StoreError if shards can't be written.
     """
     with hold_lease(store) as lease:
         remove_orphaned_files(store)
@@ -105,7 +105,7 @@ def preprocess(config: PreprocessConfig, store: Store) -> tuple[Snapshot, Prepro
 def convert_due(
     segments: pa.Table, config: PreprocessConfig, store: Store, report: PreprocessReport, lease: Holder
 ) -> None:
-    """Recover the clips that earlier runs left in journals, then convert the due segments to shards."""
+    """Recover the clips that earlier runs left in journals, then convert the segments that are due."""
     fingerprint = shard_fingerprint(config.keep_audio)
     unfinished = partial_shards(store, fingerprint)
     if not unfinished and not len(plan_due(segments, config, store)):
@@ -115,7 +115,7 @@ def convert_due(
     with ray_session():
         conversion = open_conversion(config, store, sources, digest, lease.guard)
         if unfinished:
-            # Recover before planning, so that these clips are not fetched again.
+            # Recover these clips before planning, so that they are not fetched again.
             recover_partial_shards(unfinished, conversion, config.max_in_flight, report)
             report.num_planned = report.num_decided
         for source in sources:
@@ -132,7 +132,8 @@ def convert_due(
 
 
 def plan_due(segments: pa.Table, config: PreprocessConfig, store: Store, sources_digest: str = "") -> PreprocessPlan:
-    """Plan the segments to attempt. Without a digest, all clips that earlier sources lacked are due."""
+    """Plan the segments that are due. Without a digest of the sources, all clips that earlier sources lacked are
+    due."""
     table = read_sidecar_table(store, shard_fingerprint(config.keep_audio))
     max_attempts = config.fetch.max_total_attempts
     return plan_shards(segments, table, config.clips_per_shard, config.retry, max_attempts, sources_digest)
@@ -146,13 +147,13 @@ def convert_due_of_copy(
     report: PreprocessReport,
     lease: Holder,
 ) -> None:
-    """Convert the planned segments that a copy holds, one container after the other."""
+    """Convert the planned segments that a copy contains, one container after another."""
 
     def add_report(shard: ShardReport) -> None:
         report.num_planned += shard.num_planned
         report.add(shard)
 
-    # Not the limiter of the last source: an hourly number of clips doesn't apply to containers.
+    # Don't use the limiter of the last source: its hourly limit counts clips and does not apply to whole containers.
     limiter = start_rate_limiter(config.rate_limit, clips_per_hour=0, proxies=())
     work = CopyConversion(conversion, index_due(plan, config.id_pattern), config.clips_per_shard, limiter)
     convert_copy(copy, work, config, add_report, check_lease=lease.check)
@@ -165,14 +166,14 @@ def open_conversion(
     sources_digest: str,
     lease: LeaseGuard | None = None,
 ) -> Conversion:
-    """Start the rate limiter for the last source and collect everything that tasks need. Ray must be running."""
+    """Start the rate limiter of the last source, and collect everything that tasks need. Ray must be running."""
     limiter = start_rate_limiter(config.rate_limit, clips_per_hour(config), read_proxies(config.fetch))
     last = None if isinstance(sources[-1], Copy) else sources[-1]
     return Conversion(store, LastSource(last, sources_digest), config.fetch, config.keep_audio, limiter, lease)
 
 
 def clips_per_hour(config: PreprocessConfig) -> int:
-    """Return the hourly limit per address; 0 means no limit."""
+    """Return the hourly limit of clips per address. 0 means that there is no limit."""
     default = YOUTUBE_CLIPS_PER_HOUR if YOUTUBE in config.media else 0
     return default if config.rate_limit.clips_per_hour is None else config.rate_limit.clips_per_hour
 
@@ -198,10 +199,10 @@ def convert_all(
     report: PreprocessReport,
     lease: Holder | None,
 ) -> None:
-    """Convert shards as Ray tasks. Failed shards are due again in the next run.
+    """Convert shards as Ray tasks. If a shard fails, its segments are due again in the next run.
 
     Raises StoreError if several shards can't be stored or every shard fails, WorkerError if workers die at every shard,
-    SourceError if the source is down for `--rate-limit.max-idle-s`, LeaseError if another run takes over.
+    SourceError if the source is unreachable for `--rate-limit.max-idle-s`, and LeaseError if another run takes over.
     """
     num_done = 0
 
@@ -224,7 +225,7 @@ def convert_all(
         for plan, outcome in tasks:
             if lease:
                 lease.check()
-            if isinstance(outcome, ConfigError | LeaseError):  # all shards would fail
+            if isinstance(outcome, ConfigError | LeaseError):  # every other shard would fail as well
                 raise outcome
             num_done += 1
             _count(plan, outcome, report, progress)

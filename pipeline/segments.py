@@ -22,11 +22,11 @@ from pipeline.records import Segment
 log = logging.getLogger(__name__)
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""Pattern of accepted ids, which become names of files and members. YouTube's ids have 11 characters."""
+"""Pattern of valid ids, which are used in names of files and members. YouTube's ids have 11 characters."""
 
 
 HELD_OUT_SPLITS = ("eval", "valid", "test")
-"""Splits for evaluation. Statistics of the training data exclude them."""
+"""Splits for evaluation. They are excluded from the statistics of the training data."""
 SEGMENT_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -36,29 +36,30 @@ SEGMENT_SCHEMA = pa.schema(
         ("split", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
-"""Columns of a table of segments. Labels are joined by commas. Two million rows take 80 MB, where objects would take a
-gigabyte."""
+"""Columns of a table of segments. Each label field joins the labels with commas. Two million rows take 80 MB; as Python
+objects, they would take a gigabyte."""
 BATCH_ROWS = 2**14
 BLOCK_BYTES = 2**24
 MAX_ROW_BYTES = 2**16
-"""Maximum length of a row. Official rows are shorter than 1 KB, and parsing a row of 100 MB would take gigabytes."""
+"""Maximum length of a row in bytes. Official rows are shorter than 1 KB, and parsing a row of 100 MB would take
+gigabytes of memory."""
 EXCEL_ERROR = re.compile(r"#(NAME\?|VALUE!|REF!|N/A|NUM!|NULL!|DIV/0!)")
 SECONDS = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
-"""Pattern of times in tables. `float` would also accept `1_0` and digits of any alphabet."""
+"""Pattern of times in tables. `float` would also accept `1_0` and digits of other alphabets."""
 MAX_MS = 2**31 - 1
 OFFICIAL_ROW = r'^[A-Za-z0-9_-]{1,64}, [0-9]{1,6}\.[0-9]{3}, [0-9]{1,6}\.[0-9]{3}, "[^"]+" *\n?$'
 
 Row = tuple[int, str, int, int, str]
-"""Line number, key, start and end in ms, labels joined by commas."""
+"""Line number, key, start and end in ms, and the labels joined with commas."""
 
 
 def read_segments(path: str, split: str | None = None) -> list[Segment]:
-    """Read an official segments CSV from a path or address.
+    """Read an official CSV file of segments from a path or address.
 
-    `split` defaults to the file's name (`{split}_segments.csv`). Also accepts copies without comment lines, quotes
-    around labels or decimals, and copies with empty columns, additional blanks, CRLF or a byte-order mark. Repeated
-    rows count once.
-    Raises InputError, with the line, for an invalid row.
+    `split` defaults to the split in the file's name (`{split}_segments.csv`). Common variants of the official files are
+    also accepted: files without comment lines, without quotes around labels or without decimals, and files with empty
+    columns, extra blanks, CRLF or a byte-order mark. Repeated rows count once. Raises InputError, which names the line,
+    if a row is invalid.
 
     >>> import fsspec
     >>> with fsspec.open("memory://eval_segments.csv", "w") as file:
@@ -70,10 +71,10 @@ def read_segments(path: str, split: str | None = None) -> list[Segment]:
 
 
 def read_segment_table(path: str, split: str | None = None, where: str = "") -> pa.Table:
-    """Read a segments CSV into a table of `SEGMENT_SCHEMA`. where: name of the file in errors."""
+    """Read a CSV file of segments into a table of `SEGMENT_SCHEMA`. Errors refer to the file as `where`."""
     where = where or str(path)
     split = split or PurePosixPath(where).name.removesuffix(".csv").removesuffix("_segments")
-    # Encode block by block, so that the labels of two million rows are never all in memory as text.
+    # Encode the labels block by block, so that the text of two million rows is never in memory at once.
     blocks = [_encode(block, "labels") for block in _parse(_read_blocks(str(path), where), where)]
     table = _without_repeats(join_tables(blocks), where)
     return _encode(table.append_column("split", pa.repeat(pa.scalar(split), len(table))), "split").select(
@@ -82,7 +83,7 @@ def read_segment_table(path: str, split: str | None = None, where: str = "") -> 
 
 
 def join_tables(tables: Iterable[pa.Table]) -> pa.Table:
-    """Join tables of `SEGMENT_SCHEMA` into one."""
+    """Join several tables of `SEGMENT_SCHEMA` into one."""
     joined = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     pa.default_memory_pool().release_unused()
     return joined
@@ -93,7 +94,7 @@ def _encode(table: pa.Table, name: str) -> pa.Table:
 
 
 def segments_of(table: pa.Table) -> Iterator[Segment]:
-    """Yield the segments of a table of `SEGMENT_SCHEMA`."""
+    """Yield the segments in a table of `SEGMENT_SCHEMA`."""
     labels_of: dict[str, tuple[str, ...]] = {}
     for batch in table.to_batches(BATCH_ROWS):
         for key, start_ms, end_ms, labels, split in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -115,7 +116,7 @@ def table_of(segments: Sequence[Segment]) -> pa.Table:
 
 
 def _read_blocks(path: str, where: str) -> Iterator[bytes]:
-    """Yield a UTF-8 file in blocks of whole lines, without the byte-order mark."""
+    """Yield a UTF-8 file in blocks of whole lines, and skip its byte-order mark."""
     try:
         with fsspec.open(path, "rb") as file:
             source = cast(BinaryIO, file)
@@ -123,10 +124,10 @@ def _read_blocks(path: str, where: str) -> Iterator[bytes]:
             rest = b""
             while chunk := source.read(BLOCK_BYTES):
                 chunk = rest + chunk
-                # A carriage return at the end may be half of a line break.
+                # A carriage return at the end of the chunk may be the first half of a line break.
                 end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r", 0, -1)) + 1
                 if not end and len(chunk) > MAX_ROW_BYTES:
-                    end = len(chunk)  # `_parse` rejects it and reports the line
+                    end = len(chunk)  # `_parse` rejects this block and reports the line
                 block, rest = chunk[:end], chunk[end:]
                 if block:
                     yield _checked_utf8(block.removeprefix(mark))
@@ -143,9 +144,9 @@ def _checked_utf8(text: bytes) -> bytes:
 
 
 def _parse(blocks: Iterable[bytes], where: str) -> Iterator[pa.Table]:
-    """Yield the rows of each block, with the line number and all columns of `SEGMENT_SCHEMA` except the split.
+    """Yield a table of rows for each block, with the line number and all columns of `SEGMENT_SCHEMA` except the split.
 
-    Arrow parses whole blocks of rows in the official form. Python parses only the remaining rows.
+    Arrow parses all rows in the official format at once. Python only parses the remaining rows.
     """
     num_lines = num_rows = 0
     num_segs = None
@@ -191,7 +192,8 @@ def _check_lengths(lines: pa.LargeStringArray, first: int, where: str) -> None:
 
 
 def _split_lines(block: bytes) -> pa.LargeStringArray:
-    """Split UTF-8 text into lines (L,), including line feeds, without copying it."""
+    """Split UTF-8 text into lines (L,) that keep their line feeds. The text is not copied unless it contains carriage
+    returns."""
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
@@ -202,14 +204,15 @@ def _split_lines(block: bytes) -> pa.LargeStringArray:
 
 
 def _parse_official(lines: pa.LargeStringArray, first: int, joined_of: dict[str, str]) -> pa.Table:
-    """Parse valid rows in the official form.
+    """Parse the valid rows in the official format.
 
     first: number of the first line.
-    joined_of: cache of parsed labels by their quoted text. There are far fewer distinct texts than rows.
+    joined_of: cache that maps the quoted text of labels to the parsed labels. There are far fewer distinct texts than
+    rows.
     """
-    # Match and then split, which takes a third of the time of one expression with captured fields.
+    # Match first and split afterwards. This takes a third of the time of a single expression that captures the fields.
     is_official = pc.match_substring_regex(lines, OFFICIAL_ROW)
-    # Avoid the copy by the filter for AudioSet's own files, which contain only official rows.
+    # AudioSet's own files contain only official rows. Don't filter them, because that would copy them.
     official = lines if pc.all(is_official).as_py() else lines.filter(is_official)
     fields = pc.split_pattern(official, ", ", max_splits=3)
     ytid, start, end, labels = (pc.list_element(fields, place).cast(pa.string()) for place in range(4))
@@ -233,7 +236,7 @@ def _parse_official(lines: pa.LargeStringArray, first: int, joined_of: dict[str,
 
 
 def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, str]:
-    """Return the key, start and end in ms, and the joined labels. Raises InputError for an invalid row."""
+    """Return a row's key, its start and end in ms, and its joined labels. Raises InputError if the row is invalid."""
 
     def refuse(what: str) -> NoReturn:
         raise InputError(f'{where}: expected `YTID, start, end, "mid,mid,…"`, found {what} in {quote(line.strip())}')
@@ -258,7 +261,7 @@ def _parse_row(line: str, cells: list[str], where: str) -> tuple[str, int, int, 
 
 
 def parse_seconds(text: str) -> float:
-    """Parse a decimal number in ASCII digits. Raises ValueError for other text, such as `1_0` or `nan`."""
+    """Parse a decimal number with ASCII digits. Raises ValueError for any other text, such as `1_0` or `nan`."""
     if not SECONDS.fullmatch(text):
         raise ValueError(f"not a number: {quote(text)}")
     return float(text)
@@ -269,7 +272,7 @@ def _join_labels(cells: Iterable[str]) -> str:
 
 
 def _without_repeats(table: pa.Table, where: str) -> pa.Table:
-    """Drop repeated rows. Raises InputError, with the line, if two rows of one key differ."""
+    """Drop repeated rows. Raises InputError, which names the line, if two rows with the same key differ."""
     if not has_repeats(table["key"]):
         return table
     keys = table["key"].to_pandas()

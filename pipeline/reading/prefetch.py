@@ -1,4 +1,4 @@
-"""Prefetch shards of a remote store to the node in the order of use."""
+"""Prefetch the shards of a remote store to a node, in the order in which they will be used."""
 
 import logging
 import threading
@@ -11,13 +11,13 @@ from pipeline.reading.cache import ShardCache
 
 log = logging.getLogger(__name__)
 SHARE_AHEAD = 0.5
-"""Share of the cache for prefetched shards. The rest holds shards in use."""
+"""Share of the cache that prefetched shards may occupy. The rest is for shards that are in use."""
 
 
 class ShardPrefetcher:
-    """Fills a cache from background threads. Thread-safe.
+    """Fills a cache from background threads. It is thread-safe.
 
-    Readers wait for shards that are being fetched. Clips of evicted shards and of shards outside the order are read
+    If a shard is being fetched, its readers wait. If a shard was evicted or is not in the order, its clips are read
     from the store.
     """
 
@@ -33,10 +33,10 @@ class ShardPrefetcher:
         self._has_warned = False
 
     def set_order(self, order: Sequence[str], is_paced: bool) -> None:
-        """Fetch shards in this order from now on. Replaces the previous order.
+        """Fetch shards in this order from now on, instead of the previous order.
 
-        is_paced: fetch each shard when `advance_to` approaches it. The order may then repeat shards. Otherwise,
-        immediately fetch as many shards as the cache can hold.
+        is_paced: fetch each shard when `advance_to` comes close to it. In this mode, the order may contain a shard
+        several times. Otherwise, start fetching as many shards as the cache can hold.
         """
         with self._lock:
             for future in self._fetching.values():
@@ -46,7 +46,7 @@ class ShardPrefetcher:
             self._submit()
 
     def advance_to(self, names: Iterable[str]) -> None:
-        """Record that these shards are read next. Calls must follow the order."""
+        """Record that these shards are read next. Successive calls must follow the order."""
         with self._lock:
             if self._is_paced:
                 for name in names:
@@ -54,7 +54,7 @@ class ShardPrefetcher:
                 self._submit()
 
     def find(self, name: str) -> Path | None:
-        """Return the path of a cached shard, after a fetch in progress. None: read from the store."""
+        """Return the path of a cached shard, after waiting for a fetch in progress. None means: read from the store."""
         if found := self.cache.find(name):
             return found
         with self._lock:
@@ -65,7 +65,7 @@ class ShardPrefetcher:
             return coming.result()
         except CorruptError:
             raise
-        except CancelledError:  # a new order replaced this one
+        except CancelledError:  # a new order has replaced the old order
             return None
         except StoreError as error:
             if not self._has_warned:
@@ -77,7 +77,7 @@ class ShardPrefetcher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self) -> None:
-        """Submit as many fetches as fit into the cache's share for prefetching."""
+        """Submit as many fetches as fit into the part of the cache that is reserved for prefetching."""
         room = self.cache.max_bytes * (SHARE_AHEAD if self._is_paced else 1)
         ahead = sum(self._size(name) for name in self._order[self._reached : self._num_submitted])
         while self._num_submitted < len(self._order):

@@ -1,4 +1,4 @@
-"""Read single clips of a snapshot by (shard, offset, length) from the local disk, the node's cache or the store."""
+"""Read single clips of a snapshot by shard, offset and length, from the local disk, the node's cache or the store."""
 
 import os
 import tarfile
@@ -15,16 +15,16 @@ from pipeline.shards.format import FRAME_BYTES
 from pipeline.snapshots.snapshot import Snapshot
 
 MAX_OPEN_SHARDS = 256
-"""Maximum number of open tars of a local store. Cached tars are opened for each clip, because open files would occupy
-space after eviction."""
+"""Maximum number of tars of a local store that are kept open. Cached tars are opened for each clip instead, because an
+evicted tar would occupy space as long as it is open."""
 NPY_MAGIC = b"\x93NUMPY"
 
 
 class ClipReader:
-    """Reads members of shards. Thread-safe.
+    """Reads members of shards. It is thread-safe.
 
-    Each read includes the member's tar header and compares its name with the clip's key, so a replaced shard is
-    detected at its first clip.
+    Each read includes the member's tar header and checks that the header contains the clip's key. If a shard was
+    replaced, reading its first clip therefore reveals this.
     """
 
     def __init__(self, snapshot: Snapshot, prefetcher: ShardPrefetcher | None = None):
@@ -41,23 +41,24 @@ class ClipReader:
         self._open = lru_cache(MAX_OPEN_SHARDS)(_OpenShard)
 
     def shards_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the index of each row's shard in `shard_names`."""
+        """For each row, return the index of its shard in `shard_names`."""
         return self._shard[rows]
 
     def key_of(self, row: int) -> str:
-        """Return the key of the clip in this row."""
+        """Return the key of the clip in a row."""
         return self._keys[row].as_py()
 
     def read_fbank(self, row: int, out_TM: np.ndarray, start: int = 0) -> int:
-        """Read a clip's fbank from frame `start` into a float16 buffer (T, 128). Returns the number of frames read.
+        """Read a clip's fbank, starting at frame `start`, into a float16 buffer (T, 128). Returns the number of frames
+        read.
 
         Raises CorruptError if the shard differs from the index.
         """
         num_frames = int(self.num_frames[row])
         num_read = min(num_frames - start, len(out_TM))
         npy_header_bytes = int(self._length[row]) - num_frames * FRAME_BYTES
-        # Read the frames before `start` as well. One read then covers the header, which is checked, and the requested
-        # frames.
+        # Also read the frames before `start`. A single read then covers both the header, which is checked, and the
+        # requested frames.
         head = bytearray(tarfile.BLOCKSIZE + max(npy_header_bytes, 0) + start * FRAME_BYTES)
         self._read(row, int(self._offset[row]), "fbank.npy", head, out_TM[:num_read])
         if head[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + len(NPY_MAGIC)] != NPY_MAGIC:
@@ -68,12 +69,12 @@ class ClipReader:
         return num_read
 
     def read_audio(self, row: int) -> np.ndarray:
-        """Read a clip's waveform (S,), int16.
+        """Read a clip's waveform (S,) as int16.
 
-        Raises InputError if the store has no audio, CorruptError like `read_fbank`.
+        Raises InputError if the store has no audio, and CorruptError in the same cases as `read_fbank`.
         """
         flac = self.read_flac(row)
-        from pipeline.audio.decode import decode_flac  # reading fbanks does not need PyAV
+        from pipeline.audio.decode import decode_flac  # import PyAV only to read audio
 
         try:
             return decode_flac(flac)
@@ -81,7 +82,7 @@ class ClipReader:
             raise CorruptError(f"{self._where(row)}: {error}") from error
 
     def read_flac(self, row: int) -> bytes:
-        """Read a clip's FLAC bytes. Raises the errors of `read_audio`."""
+        """Read the bytes of a clip's FLAC. Raises the same errors as `read_audio`."""
         if not self._audio_length[row]:
             raise InputError(
                 f"clip {self._keys[row]} has no audio in {self._where(row)}; preprocess with --keep-audio, or train"
@@ -92,7 +93,8 @@ class ClipReader:
         return flac.tobytes()
 
     def _read(self, row: int, offset: int, extension: str, head: bytearray, out: np.ndarray) -> None:
-        """Read a member's tar header and first bytes into `head`, and the remaining bytes into `out`."""
+        """Read a member's tar header and the bytes after it into `head` until it is full, and the following bytes into
+        `out`."""
         member = f"{self._keys[row]}.{extension}"
         found, num_read = b"", 0
         for read in self._readers_of(self.shard_names[self._shard[row]]):
@@ -112,7 +114,7 @@ class ClipReader:
             yield self._open(self.store.path(name)).read_into
             return
         if self.prefetcher and (file := self.prefetcher.find(name)):
-            with suppress(CorruptError):  # evicted in the meantime
+            with suppress(CorruptError):  # the shard was evicted in the meantime
                 yield _OpenShard(str(file)).read_into
                 self.prefetcher.cache.drop(name)
         yield partial(self._read_from_store, name)
@@ -129,7 +131,7 @@ class ClipReader:
 
 
 class _OpenShard:
-    """An open tar, closed together with its last reader."""
+    """An open tar. It is closed when its last reader has finished."""
 
     def __init__(self, path: str):
         try:

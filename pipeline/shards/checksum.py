@@ -24,7 +24,7 @@ def checksum_of(tar: Path) -> Checksum:
 
 
 def verify_checksum(found: Checksum, expected: Checksum, store: Store, name: str) -> None:
-    """Raise CorruptError, with the shard's name, if a tar's checksum differs from the expected checksum."""
+    """Raise CorruptError, which names the tar, if its checksum differs from the expected checksum."""
     if found.num_bytes != expected.num_bytes:
         raise CorruptError(
             f"{describe_wrong_size(store.url(name), expected.num_bytes, found.num_bytes)}; {remedy(store)}"

@@ -1,6 +1,6 @@
 """The shard format: a WebDataset tar of clips, and a sidecar with one row per planned segment.
 
-The sidecar is published after the tar, so a shard with a sidecar is complete. Shards are named by a digest of their
+The sidecar is published after the tar, so a shard with a sidecar is complete. Each shard is named after a digest of its
 plan. Runs with the same plan therefore write the same files, and different plans never collide.
 """
 
@@ -35,12 +35,12 @@ FAILED = "failed"
 
 
 def digest_of(value: Any) -> str:
-    """Return a digest of a JSON value as 16 hexadecimal digits."""
+    """Return a digest of a JSON value, as 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def shard_settings(keep_audio: bool) -> dict[str, Any]:
-    """Return all settings that change a shard's bytes."""
+    """Return all settings that affect a shard's bytes."""
     return {"format": FORMAT_VERSION, "fbank": FBANK_SETTINGS, "keep_audio": keep_audio}
 
 
@@ -50,7 +50,7 @@ def shard_fingerprint(keep_audio: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SidecarRow:
-    """A row of the sidecar, with the result of one planned segment."""
+    """The result of one planned segment, as a row of the sidecar."""
 
     key: str
     ytid: str
@@ -62,13 +62,13 @@ class SidecarRow:
     """`written` or `failed`."""
     reason: str = ""
     detail: str = ""
-    """Original message of a failure. For a written clip, a remark such as `short`, or empty."""
+    """The original message of a failure. For a written clip, it is empty or a remark such as `short`."""
     attempts: int = 0
-    """Number of attempts in all runs so far."""
+    """Number of attempts at this clip in all runs so far."""
     source: str = ""
     num_frames: int = 0
     fbank_offset: int = 0
-    """Byte offset of the member's content in the tar."""
+    """Byte offset in the tar at which the member's content starts."""
     fbank_bytes: int = 0
     json_offset: int = 0
     json_bytes: int = 0
@@ -77,7 +77,7 @@ class SidecarRow:
     digest: str = ""
     """SHA-256 of the fbank member."""
     fbank_sum: float = 0.0
-    """Sum over all frames and bins, for the snapshot's mean and standard deviation."""
+    """Sum over all frames and bins, from which a snapshot computes its mean and standard deviation."""
     fbank_sum_squares: float = 0.0
 
 
@@ -92,22 +92,23 @@ SIDECAR_SCHEMA = pa.schema([(field.name, ARROW_TYPES[field.type]) for field in d
 
 
 class ShardWriter:
-    """Writes a shard's clips to a local tar and records the offset of each member."""
+    """Writes a shard's clips to a local tar, and records the offset of each member."""
 
     def __init__(self, file: Path, tar_writer: Callable[..., Any] | None = None):
         """Create the tar `file`.
 
-        tar_writer: replacement for webdataset's `TarWriter`, for machines without that package.
+        tar_writer: replacement for webdataset's `TarWriter` on machines without this package.
         """
         if tar_writer is None:
-            from webdataset.writer import TarWriter  # only conversions need webdataset
+            from webdataset.writer import TarWriter  # only conversions need this package
 
             tar_writer = TarWriter
         self._stream = file.open("wb")
         self._tar = tar_writer(self._stream, mtime=0)
 
     def write(self, segment: Segment, fbank_TM: np.ndarray, audio: bytes | None, source: str) -> dict[str, Any]:
-        """Add a clip with its fbank (T, 128) and optional FLAC. Returns the sidecar's fields about the content."""
+        """Add a clip with its fbank (T, 128) and, optionally, its FLAC. Returns the sidecar fields that describe the
+        content."""
         fbank_TM = np.ascontiguousarray(fbank_TM, dtype=FBANK_DTYPE)
         description = {
             "key": segment.key,
@@ -115,7 +116,7 @@ class ShardWriter:
             "start_ms": segment.start_ms,
             "end_ms": segment.end_ms,
             "labels": list(segment.labels),
-            "source": PurePosixPath(source).name,  # equal bytes from any host
+            "source": PurePosixPath(source).name,  # the bytes must not depend on the host
             "num_frames": len(fbank_TM),
         }
         members = {
@@ -160,7 +161,7 @@ def _npy_bytes(array: np.ndarray) -> bytes:
 
 @contextmanager
 def map_tar(tar: Path) -> Iterator[mmap.mmap | bytes]:
-    """Memory-map a tar; yield `b""` for an empty file, which mmap rejects."""
+    """Memory-map a tar. For an empty file, which mmap rejects, yield `b""`."""
     with tar.open("rb") as stream:
         if not tar.stat().st_size:
             yield b""
@@ -170,9 +171,10 @@ def map_tar(tar: Path) -> Iterator[mmap.mmap | bytes]:
 
 
 def parse_fbank(member: bytes | memoryview, num_frames: int) -> np.ndarray:
-    """View a clip's `.fbank.npy` member as float16 (T, 128) without copying it.
+    """Return a view of a clip's `.fbank.npy` member as float16 (T, 128), without copying it.
 
-    Takes the last `num_frames` rows of the bytes, so the length of the header does not matter.
+    The view covers the last `num_frames` rows, so the length of the header does not matter. Raises CorruptError if the
+    member is too short or has no .npy header.
     """
     expected = num_frames * FRAME_BYTES
     if len(member) < expected or bytes(member[:6]) != b"\x93NUMPY":
@@ -192,18 +194,18 @@ def write_sidecar(store: Store, name: str, rows: list[SidecarRow], fingerprint: 
 
 
 def sidecar_checksum(sidecar: pa.Table) -> Checksum:
-    """Return the checksum of the tar beside a sidecar from `read_sidecar`."""
+    """Return the checksum of the tar that belongs to a sidecar from `read_sidecar`."""
     metadata = sidecar.schema.metadata
     return Checksum(int(metadata[b"tar_bytes"]), metadata[b"tar_digest"].decode())
 
 
 def read_sidecar(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a sidecar. The schema's metadata hold the fingerprint and the tar's checksum."""
+    """Read a sidecar. The metadata of the table's schema contain the fingerprint and the tar's checksum."""
     try:
-        # This is four times as fast as `pq.read_table`, which prepares for many files and threads.
+        # This is four times as fast as `pq.read_table`, which sets up for many files and threads.
         with pq.ParquetFile(pa.BufferReader(store.read_bytes(name))) as file:
             table = file.read(columns, use_threads=False)
-        table.validate(full=True)  # otherwise invalid UTF-8 would raise later, when a row is read
+        table.validate(full=True)  # without this, invalid UTF-8 only raises when a row is read
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise CorruptError(f"{store.url(name)} is not a valid sidecar: {error}; remove it and run again") from error
     missing = set(columns or SIDECAR_SCHEMA.names) - set(table.column_names)

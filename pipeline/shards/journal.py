@@ -1,8 +1,9 @@
-"""The journal of an unfinished shard stores finished clips in small parts, so that a kill loses little work.
+"""The journal of an unfinished shard. It stores finished clips in small parts, so that little work is lost if a run is
+killed.
 
 At 300 clips an hour, a shard of 1,000 clips takes hours, and its tar can only be published after the last clip. Each
-part is published atomically and named by the number of clips before it. The journal is removed once the shard is
-published.
+part is published atomically, and its name is the number of clips before it. The journal is removed once the shard has
+been published.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from pipeline.store.storage import Store
 
 @dataclass(frozen=True, slots=True)
 class ClipResult:
-    """The result of a segment, including the content of a written clip."""
+    """The result of one segment. It includes the content of a written clip."""
 
     segment: Segment
     status: str
@@ -30,10 +31,10 @@ class ClipResult:
     detail: str = ""
     source: str = ""
     fbank: bytes = b""
-    """Features as float16 (T, 128); empty for a failure."""
+    """Features as float16 (T, 128). Empty for a failure."""
     audio: bytes = b""
     measures: dict[str, Any] | None = None
-    """Fields of the clip's `Measures`; None for a failure, and in journals of older versions."""
+    """Fields of the clip's `Measures`. None for a failure or if an older version wrote the journal."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ class Journal:
     fingerprint: str
     shard: Shard
     lease: LeaseGuard | None = field(default=None, compare=False)
-    """Checked before each write."""
+    """The run's lease, which is checked before each write."""
 
     @property
     def folder(self) -> str:
         return self.shard.journal(self.fingerprint)
 
     def append(self, first: int, results: Sequence[ClipResult]) -> None:
-        """Publish results as a part. first: number of clips before it. Raises LeaseError if the lease was lost."""
+        """Publish results as a part. first: number of clips in earlier parts. Raises LeaseError if the lease was
+        lost."""
         table = pa.Table.from_pylist([_to_row(result) for result in results])
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
@@ -61,10 +63,10 @@ class Journal:
         self.store.write_bytes(f"{self.folder}/{first:06d}.arrow", sink.getvalue().to_pybytes())
 
     def read(self) -> Iterator[ClipResult]:
-        """Yield the stored results in order, up to a missing part.
+        """Yield the stored results in order, up to the first missing part.
 
-        Clips are stored in the order of the plan, so fetching resumes after the stored clips. Clips after a missing
-        part are fetched again, and their parts are replaced.
+        Clips are stored in the order of the plan, so fetching can resume after the stored clips. If a part is missing,
+        all clips from this part on are fetched again, and the later parts are replaced.
         """
         num_read = 0
         for name in self.store.list(self.folder, ".arrow"):
@@ -103,14 +105,14 @@ def _from_row(row: dict[str, Any]) -> ClipResult:
         labels=tuple(row.pop("labels")),
         split=row.pop("split"),
     )
-    if not isinstance(row.get("measures"), dict):  # missing or encoded in earlier versions; measured again
+    if not isinstance(row.get("measures"), dict):  # older versions omit or encode the measures: measure again
         row["measures"] = None
     reason = Reason(row["reason"]) if row["reason"] else None
     return ClipResult(segment, **{**row, "reason": reason})
 
 
 def partial_shards(store: Store, fingerprint: str) -> list[Journal]:
-    """List the journals that killed runs left behind for shards with these settings."""
+    """List the journals that killed runs with the same fingerprint left behind."""
     parts = store.list(f"{JOURNALS}/{fingerprint}", ".arrow")
     shards = sorted({Shard(*name.split("/")[2:4]) for name in parts})
     return [Journal(store, fingerprint, shard) for shard in shards]

@@ -23,23 +23,22 @@ from pipeline.store.layout import SHARDS, SIDECAR, Shard
 from pipeline.store.storage import Store
 
 NUM_READERS = 16
-"""Number of concurrent readers of a remote store, to hide its latency. For local stores, the GIL makes four readers the
-fastest."""
+"""Number of threads that read from a remote store, to hide its latency. Local stores are read fastest with four
+threads, because of the GIL."""
 NUM_LOCAL_READERS = 4
 SIDECAR_COLUMNS = ["key", "end_ms", "status", "reason", "attempts"]
 TRANSIENT_REASONS = pa.array([reason.value for reason in Reason if reason.category is FailureCategory.TRANSIENT])
 LACKING_SOURCE = pa.field("lacking_source", pa.string())
-"""Column with a digest of the sources that lack a clip; null unless the clip is `missing_in_source`."""
+"""Column with a digest of the sources that lack a clip. It is null unless the clip is `missing_in_source`."""
 REPETITIVE = ("split", "status", "reason", "lacking_source")
 
 
 def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = SIDECAR_COLUMNS) -> pa.Table:
     """Read all sidecars into one table with a row per key and end.
 
-    Adds the columns `shard`, the path of the tar, and `lacking_source`.
-
-    If a clip has several rows, the written row counts, else the last attempt. Raises MismatchError if a shard's
-    fingerprint differs.
+    Adds two columns: `shard` is the path of the tar, and `lacking_source` is the digest of the sources that lack the
+    clip. If a clip has several rows, the table contains the row of the written clip or, if it was never written, the
+    row of its last attempt. Raises MismatchError if a shard has another fingerprint.
     """
     names = store.list(SHARDS, SIDECAR)
 
@@ -55,7 +54,8 @@ def read_sidecar_table(store: Store, fingerprint: str, columns: Sequence[str] = 
         tables = list(pool.map(read, names))
     empty = pa.schema([*(SIDECAR_SCHEMA.field(name) for name in columns), LACKING_SOURCE]).empty_table()
     sidecar_table = pa.concat_tables([empty, *tables], promote_options="default").combine_chunks()
-    # Encode columns after joining them. Encoding the small columns of each sidecar would take longer than reading them.
+    # Encode the columns after joining them. Encoding the small columns of each sidecar would take longer than reading
+    # them.
     for place, name in enumerate([*columns, LACKING_SOURCE.name]):
         if name in REPETITIVE:
             sidecar_table = sidecar_table.set_column(place, name, sidecar_table[name].dictionary_encode())
@@ -75,7 +75,7 @@ def num_readers(store: Store) -> int:
 
 
 def _latest_attempts(sidecar_table: pa.Table) -> pa.Table:
-    # Return early for most stores, which have no repeats. The sort below is slow.
+    # Most stores have no repeats. Return early, because the sort below is slow.
     identities = identities_of(sidecar_table)
     if not has_repeats(identities):
         return sidecar_table
@@ -90,12 +90,13 @@ def _latest_attempts(sidecar_table: pa.Table) -> pa.Table:
 
 
 def match_segments(segments: pa.Table, sidecar_table: pa.Table) -> np.ndarray:
-    """Return the sidecar row of each segment (N,), or -1 if its current start and end were never attempted."""
+    """Return the sidecar row of each segment (N,), or -1 if the segment was never attempted with its current start and
+    end."""
     return positions_of(identities_of(segments), identities_of(sidecar_table))
 
 
 def read_checksums(store: Store, tars: Sequence[str]) -> dict[str, Checksum]:
-    """Read the checksums of some tars from their sidecars."""
+    """Read the checksums of the given tars from their sidecars."""
     sidecars = [Shard.of(tar).sidecar for tar in tars]
     with ThreadPoolExecutor(num_readers(store)) as pool:
         checksums = pool.map(lambda name: sidecar_checksum(read_sidecar(store, name, ["key"])), sidecars)
@@ -113,13 +114,13 @@ def _check_fingerprint(table: pa.Table, fingerprint: str, where: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class PreprocessPlan:
-    """The segments that are due, grouped into shards. Iteration creates one shard plan at a time."""
+    """The segments that are due, grouped into shards. Iterating over the plan creates one shard plan at a time."""
 
     segments: pa.Table
     attempts: np.ndarray
-    """Number of attempts so far at each segment (N,)."""
+    """Number of attempts at each segment so far (N,)."""
     shards: Sequence[np.ndarray]
-    """Rows of `segments` that form each shard."""
+    """The rows of `segments` that form each shard."""
 
     @property
     def num_segments(self) -> int:
@@ -132,7 +133,7 @@ class PreprocessPlan:
         for rows in self.shards:
             segments = tuple(segments_of(self.segments.take(pa.array(rows))))
             attempts = tuple(int(count) for count in self.attempts[rows])
-            # The name includes the attempts, so that each retry of a clip goes into a new shard.
+            # Include the attempts in the shard's name, so that each retry of a clip goes into a new shard.
             planned = [[segment.key, segment.end_ms, count] for segment, count in zip(segments, attempts, strict=True)]
             yield ShardPlan(Shard(segments[0].split, digest_of(planned)), segments, attempts)
 
@@ -145,15 +146,16 @@ def plan_shards(
     max_attempts: int = FetchConfig.max_total_attempts,
     sources_digest: str = "",
 ) -> PreprocessPlan:
-    """Plan shards for new segments and for failures with a category in `retry`.
+    """Plan shards for new segments and for failed segments with a category in `retry`.
 
-    New segments come first, in their order. Segments with a corrected end count as new. Retries follow and start with
-    the rarest classes, because a run may be stopped early and each clip of a rare class matters. Transient failures
-    with `max_attempts` attempts are not retried.
+    New segments come first, in their original order. A segment whose end was corrected counts as new. Retries come
+    afterwards and start with the rarest classes: a run may be stopped early, and each clip of a rare class matters.
+    Transient failures are not retried after `max_attempts` attempts.
 
     segments: a table of `SEGMENT_SCHEMA`.
     sidecar_table: from `read_sidecar_table`, with `SIDECAR_COLUMNS`.
-    sources_digest: digest of the current sources. Clips that earlier, different sources lacked are due again.
+    sources_digest: digest of the current sources. If a clip was missing in sources with another digest, it is due
+    again.
     """
     rows = match_segments(segments, sidecar_table)
     is_known = rows >= 0
@@ -165,7 +167,7 @@ def plan_shards(
     split = segments["split"].combine_chunks().indices.to_numpy() if len(segments) else np.zeros(0, np.int32)
     shards = []
     for code in dict.fromkeys(split.tolist()):
-        # Never mix new and failed segments in a shard. The remaining shards of an interrupted run then keep their
+        # Never mix new and failed segments in one shard. If a run is interrupted, its remaining shards then keep their
         # names, and the next run finds their journals.
         for is_due in (~is_known, is_due_again):
             due = np.flatnonzero(is_due & (split == code))
@@ -178,14 +180,14 @@ def plan_shards(
 def find_retries(
     rows: np.ndarray, sidecar_table: pa.Table, retry: Collection[FailureCategory], max_attempts: int
 ) -> np.ndarray:
-    """Return a mask (N,) of segments that failed with a category in `retry` and have attempts left.
+    """Return a mask (N,) of the segments that failed with a category in `retry` and have attempts left.
 
     rows: sidecar rows of the segments (N,), from `match_segments`.
     """
     status, reason = sidecar_table["status"].cast(pa.string()), sidecar_table["reason"].cast(pa.string())
     retryable = pa.array([reason.value for reason in Reason if reason.category in retry], pa.string())
-    # Limit only transient failures. Throttling is not the clip's fault, and other categories are retried only on
-    # request.
+    # Limit only transient failures. Throttling is not the clip's fault, and the other categories are only retried if
+    # the user requests it.
     is_used_up = pc.and_(
         pc.is_in(reason, value_set=TRANSIENT_REASONS), pc.greater_equal(sidecar_table["attempts"], max_attempts)
     )
@@ -196,7 +198,7 @@ def find_retries(
 
 
 def _is_missing_elsewhere(rows: np.ndarray, sidecar_table: pa.Table, sources_digest: str) -> np.ndarray:
-    """Return a mask (N,) of segments that were missing in sources with another digest."""
+    """Return a mask (N,) of the segments that were missing in sources with another digest."""
     is_due = rows >= 0
     lacking = sidecar_table["lacking_source"].cast(pa.string())
     is_elsewhere = pc.fill_null(pc.not_equal(lacking, sources_digest), False).to_numpy()
@@ -205,7 +207,7 @@ def _is_missing_elsewhere(rows: np.ndarray, sidecar_table: pa.Table, sources_dig
 
 
 def _count_rarest_class(segments: pa.Table) -> np.ndarray:
-    """Return how many segments have the rarest class of each segment (N,)."""
+    """For each segment (N,), return the number of segments that have its rarest class."""
     labels = segments["labels"].combine_chunks()
     codes = labels.indices.to_numpy()
     class_sets = [text.split(",") for text in labels.dictionary.to_pylist()]

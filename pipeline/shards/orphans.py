@@ -1,4 +1,4 @@
-"""Remove leftovers of killed runs. Only the run with the lease does so, once no live process needs them."""
+"""Remove files that killed runs left behind. Only the run that holds the lease does this."""
 
 from contextlib import suppress
 
@@ -9,7 +9,7 @@ from pipeline.store.storage import Store
 
 
 def remove_orphaned_files(store: Store) -> None:
-    """Remove the scratch folders of dead processes, and unfinished files that were not written for a day.
+    """Remove the scratch folders of dead processes, and unfinished files that have not been written for a day.
 
     Unfinished files are S3 uploads, tars and measures without a sidecar, and snapshots without a manifest. Files that
     can't be removed are ignored.
@@ -22,7 +22,7 @@ def remove_orphaned_files(store: Store) -> None:
 
 
 def orphaned_tars(store: Store) -> list[str]:
-    """List tars without a sidecar. They come from runs that were killed before publishing it."""
+    """List tars without a sidecar. They were left by runs that were killed before they published the sidecar."""
     done = {Shard.of(name) for name in store.list(SHARDS, SIDECAR)}
     return [name for name in store.list(SHARDS, TAR) if Shard.of(name) not in done]
 

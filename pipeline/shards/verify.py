@@ -1,4 +1,4 @@
-"""Reread shards and compare their checksums, offsets and metadata with their sidecars."""
+"""Read shards again and compare their checksums, offsets and metadata with their sidecars."""
 
 import hashlib
 import json
@@ -13,9 +13,10 @@ from pipeline.store.storage import Store
 
 
 def verify_shard(shard: Shard, store: Store) -> list[str]:
-    """Return the defects of a shard, or an empty list if it is intact.
+    """Return a list of a shard's defects, which is empty if the shard is intact.
 
-    Tar and sidecar contain the labels at the time of conversion. Later corrections appear only in snapshots.
+    The tar and the sidecar both contain the labels at the time of the conversion. Later corrections appear only in
+    snapshots.
     """
     try:
         sidecar = read_sidecar(store, shard.sidecar)
@@ -57,7 +58,7 @@ def _verify_clips(tar: Path, shard: Shard, rows: list[dict]) -> list[str]:
 
 
 def _agrees(text: bytes, row: dict) -> bool:
-    """Return True if a clip's JSON in the tar agrees with its sidecar row."""
+    """Return True if a clip's JSON in the tar matches its row in the sidecar."""
     try:
         description = json.loads(text)
     except ValueError:
@@ -67,7 +68,8 @@ def _agrees(text: bytes, row: dict) -> bool:
 
 
 def remove_shard(shard: Shard, store: Store) -> None:
-    """Remove a shard, so that the next run rebuilds it. Removes its sidecar, the mark of a finished shard, first."""
+    """Remove a shard, so that the next run converts it again. The sidecar is removed first, because it marks the shard
+    as finished."""
     for name in (shard.sidecar, shard.tar, shard.measures):
         if store.exists(name):
             store.remove(name)

@@ -45,12 +45,12 @@ CLIP_COLUMNS = [
 def build_snapshot(
     store: Store, metadata: Metadata, keep_audio: bool, check_lease: Callable[[], None] = lambda: None
 ) -> Snapshot:
-    """Build a snapshot of the written clips in the metadata and publish it as the latest.
+    """Build a snapshot of the written clips in the metadata, and publish it as the latest snapshot.
 
-    Labels and splits come from the metadata, even if they changed after the conversion. Clips without a matching
-    segment and end are excluded. Raises NoClipsError if no clips are left.
+    Labels and splits come from the metadata, even if they changed after the conversion. A clip is excluded if the
+    metadata have no segment with the same key and end. Raises NoClipsError if no clips are left.
 
-    check_lease: called before each write. Raises LeaseError if another run took over the store.
+    check_lease: called before each write. It raises LeaseError if another run has taken over the store.
     """
     settings = shard_settings(keep_audio)
     made_of = _made_of(store, metadata, settings)
@@ -81,7 +81,7 @@ def build_snapshot(
 
 
 def _made_of(store: Store, metadata: Metadata, settings: Mapping[str, Any]) -> str:
-    """Return a digest of all inputs from which a snapshot is built."""
+    """Return a digest of everything that a snapshot is built from."""
     return digest_of([store.list(SHARDS, SIDECAR), metadata.digest, settings])
 
 
@@ -90,7 +90,7 @@ def is_current(snapshot: Snapshot, metadata: Metadata, keep_audio: bool) -> bool
     store = snapshot.store
     if read_latest(store).get("made_of") != _made_of(store, metadata, shard_settings(keep_audio)):
         return False
-    # Compare checksums, because a rebuilt shard keeps its name while its bytes may differ.
+    # Also compare the checksums: a rebuilt shard keeps its name, but its bytes may differ.
     return read_checksums(store, list(snapshot.checksums)) == snapshot.checksums
 
 
@@ -103,7 +103,7 @@ def _describe_failures(counts: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _label_indices(column: pa.DictionaryArray, labels: Labels) -> pa.ListArray:
-    """Return the class indices of each clip. Each distinct set of labels is looked up once."""
+    """Return the class indices of each clip. Each distinct set of labels is converted only once."""
     codes = column.indices.to_numpy()
     sets = column.dictionary.to_pylist()
     mids_of = {int(code): [mid for mid in sets[code].split(",") if mid != NO_LABEL] for code in np.unique(codes)}
@@ -117,7 +117,8 @@ def _label_indices(column: pa.DictionaryArray, labels: Labels) -> pa.ListArray:
 
 
 def _index_table(segments: pa.Table, results: pa.Table, label_lists: pa.ListArray) -> pa.Table:
-    # Encode again, so that the dictionary depends only on these clips and not on other shards in the store.
+    # Encode the columns again, so that the dictionaries depend only on these clips and not on other shards in the
+    # store.
     columns = {
         "key": segments["key"],
         "split": segments["split"].cast(pa.string()).combine_chunks().dictionary_encode(),
@@ -133,7 +134,8 @@ def _index_table(segments: pa.Table, results: pa.Table, label_lists: pa.ListArra
 
 
 def _statistics(index: pa.Table, results: pa.Table, targets: sparse.csr_array) -> dict[str, Any]:
-    """Return counts, and the mean and standard deviation over all frames and bins of the training clips."""
+    """Return the numbers of clips, and the mean and standard deviation over all frames and bins of the training
+    clips."""
     split = np.asarray(index["split"].cast(pa.string()).to_pylist())
     measured = ~np.isin(split, HELD_OUT_SPLITS)
     if not measured.any():
@@ -152,7 +154,7 @@ def _statistics(index: pa.Table, results: pa.Table, targets: sparse.csr_array) -
 
 
 def split_counts(segments: pa.Table, results: pa.Table) -> dict[str, dict[str, Any]]:
-    """Count planned and written segments per split, and failed segments per reason."""
+    """Count the planned and the written segments of each split, and the failed segments by reason."""
     table = pd.DataFrame(
         {
             "split": segments["split"].cast(pa.string()).to_pandas().astype("category"),

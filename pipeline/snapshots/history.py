@@ -25,18 +25,18 @@ from pipeline.store.storage import Store
 
 @dataclass(frozen=True)
 class SnapshotEntry:
-    """A row in the list of snapshots."""
+    """A snapshot, as shown in the list of snapshots."""
 
     snapshot_id: str
     num_clips: dict[str, int]
     split_counts: dict[str, Any]
     is_latest: bool
     runs: tuple[str, ...]
-    """Training runs in the store that use the snapshot."""
+    """The training runs in the store that use this snapshot."""
 
 
 def list_snapshots(store: Store) -> list[SnapshotEntry]:
-    """List all complete snapshots, smaller ones first and the latest last."""
+    """List all complete snapshots, ordered by size, with the latest snapshot last."""
     names = store.list(SNAPSHOTS, f"/{MANIFEST}")
     latest = latest_snapshot_id(store)
     runs = runs_by_snapshot(store)
@@ -51,10 +51,10 @@ def list_snapshots(store: Store) -> list[SnapshotEntry]:
 
 
 def runs_by_snapshot(store: Store) -> dict[str, set[str]]:
-    """Return the runs that use each snapshot, according to the JSON files under `runs/`."""
+    """Return the runs that use each snapshot, according to the JSON files in `runs/`."""
     found: dict[str, set[str]] = {}
     for name in store.list(RUNS, ".json"):
-        # A hyphen separates the name of a selection.
+        # In the id of a selection, a hyphen follows the snapshot's id.
         for snapshot_id in re.findall(r'"snapshot(?:_id)?": ?"(\w+)[-\w]*"', json.dumps(store.read_json(name))):
             found.setdefault(snapshot_id, set()).add(name_in(RUNS, name))
     return found
@@ -62,15 +62,15 @@ def runs_by_snapshot(store: Store) -> dict[str, set[str]]:
 
 @dataclass(frozen=True)
 class Changes:
-    """Numbers of clips that differ between two snapshots."""
+    """The numbers of clips that differ between two snapshots."""
 
     num_added: int = 0
     num_removed: int = 0
     num_relabelled: int = 0
     num_moved: int = 0
-    """Clips that moved to another split."""
+    """Number of clips that moved to another split."""
     num_replaced: int = 0
-    """Clips that were fetched again because their segment's end changed or their shard was repaired."""
+    """Number of clips that were fetched again because the end of their segment changed or their shard was repaired."""
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -87,7 +87,7 @@ class Changes:
 
 
 def count_changes(old: Snapshot, new: Snapshot) -> Changes:
-    """Count added, removed and changed clips between two snapshots."""
+    """Count the clips that were added, removed or changed between two snapshots."""
     rows = positions_of(new.index["key"], old.index["key"])
     kept = np.flatnonzero(rows >= 0)
     before, after = old.index.take(pa.array(rows[kept])), new.index.take(pa.array(kept))
@@ -107,13 +107,14 @@ def count_changes(old: Snapshot, new: Snapshot) -> Changes:
 
 
 def _label_hashes(snapshot: Snapshot, rows: np.ndarray) -> np.ndarray:
-    """Return a hash of each clip's labels (N,), independent of the order of classes."""
+    """Return a hash of each clip's labels (N,) that does not depend on the order of the classes."""
     digests = [hashlib.sha256(mid.encode()).digest() for mid in snapshot.labels.mids]
     return snapshot.targets(rows) @ np.array([int.from_bytes(digest[:8]) for digest in digests], np.uint64)
 
 
 def diff_snapshots(old: Snapshot, new: Snapshot) -> pd.DataFrame:
-    """Return a table with the columns before, came, went and after, and a row per split and changed class."""
+    """Return a table with a row for each split and each class that changed. It counts clips in the columns before,
+    came, went and after."""
     before, after = _clips_of_classes(old), _clips_of_classes(new)
     both = before.merge(after, how="outer", on=["split", "key", "mid"], indicator="where")
     counts = both.groupby(["split", "mid"], observed=True)["where"].value_counts().unstack(fill_value=0)
@@ -148,9 +149,9 @@ def _clips_of_classes(snapshot: Snapshot) -> pd.DataFrame:
 
 
 def prune_snapshots(store: Store, keep: Collection[str], in_use: Collection[str], *, dry_run: bool) -> list[str]:
-    """Remove snapshots except the latest, all snapshots of runs in the store, and all in `keep` and `in_use`.
+    """Remove all snapshots except the latest, those used by runs in the store, and those in `keep` and `in_use`.
 
-    Returns the removed ids. Does not remove shards, because newer snapshots share them.
+    Returns the removed ids. Shards are not removed, because newer snapshots share them.
     """
     entries = list_snapshots(store)
     if unknown := set(keep) - {entry.snapshot_id for entry in entries}:
@@ -158,7 +159,8 @@ def prune_snapshots(store: Store, keep: Collection[str], in_use: Collection[str]
     kept = {entry.snapshot_id for entry in entries if entry.is_latest or entry.runs} | {*keep, *in_use}
     gone = [entry.snapshot_id for entry in entries if entry.snapshot_id not in kept]
     for snapshot_id in gone if not dry_run else ():
-        # Remove the manifest first. If a kill interrupts the removal, the folder no longer counts as a snapshot.
+        # Remove the manifest first. If the process is killed before it removes the rest, the folder no longer counts as
+        # a snapshot.
         store.remove(SnapshotFiles(snapshot_id).manifest)
         store.remove(SnapshotFiles(snapshot_id).folder)
     return gone

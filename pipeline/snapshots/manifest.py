@@ -1,7 +1,7 @@
 """The JSON files of a snapshot: its build manifest, and `latest.json`, which names the latest snapshot.
 
-The id of a snapshot is a digest of its clips. It excludes the manifest, so a rerun that only fails differently keeps
-the id. Therefore the manifest contains its own digest.
+A snapshot's id is a digest of its clips. It does not cover the manifest, so the id stays the same if a rerun only fails
+in different ways. The manifest therefore contains a digest of its own.
 """
 
 from collections.abc import Mapping
@@ -16,21 +16,21 @@ DIGEST = "digest"
 
 
 def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
-    """Encode a manifest with its digest."""
+    """Encode a manifest together with its digest."""
     return json_bytes({**manifest, DIGEST: digest_of(dict(manifest))})
 
 
 def read_manifest(store: Store, name: str) -> dict[str, Any]:
-    """Read a manifest. Raises CorruptError if it has another shape or was changed.
+    """Read a manifest. Raises CorruptError if its structure is invalid or its content was changed.
 
-    Manifests of earlier versions have no digest. Only their shape is checked.
+    Manifests of earlier versions have no digest, so only their structure is checked.
     """
     manifest, where = store.read_json(name), store.url(name)
     if not _is_manifest(manifest):
         raise CorruptError(f"{where}: expected the manifest of a snapshot, found {str(manifest)[:100]!r}")
     digest = manifest.pop(DIGEST, None)
     if digest not in (None, found := digest_of(manifest)):
-        raise CorruptError(f"{where}: expected content with the digest {digest}, found {found}: edited?")
+        raise CorruptError(f"{where}: expected content with the digest {digest}, found {found}. Was it edited?")
     return manifest
 
 
@@ -52,15 +52,15 @@ def _is_split(value: Any) -> bool:
 
 
 def read_latest(store: Store) -> dict[str, str]:
-    """Read the id of the latest snapshot and `made_of`, the digest of its inputs.
+    """Read the id of the latest snapshot, and `made_of`, the digest of its inputs.
 
-    Raises CorruptError for another shape.
+    Raises CorruptError if the structure of the file is invalid.
     """
     latest = store.read_json(LATEST)
     if (
         not isinstance(latest, dict)
         or not isinstance(latest.get("snapshot"), str)
-        or not isinstance(latest.get("made_of", ""), str)  # missing in stores of early versions
+        or not isinstance(latest.get("made_of", ""), str)  # early versions did not write it
     ):
         raise CorruptError(
             f"{store.url(LATEST)}: expected the id of the latest snapshot, found {str(latest)[:100]!r}; preprocess"

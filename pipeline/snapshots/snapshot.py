@@ -1,4 +1,4 @@
-"""Immutable training sets with an index, labels, statistics and a build manifest."""
+"""Snapshots: immutable training sets with an index, labels, statistics and a build manifest."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ INDEX_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int16())),
     ]
 )
-"""Columns of the index. Sampling weights are not stored, because they depend on the splits to train on."""
+"""Columns of the index. It does not store sampling weights, because they depend on the splits to train on."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Snapshot:
     stats: Mapping[str, Any]
     manifest: Mapping[str, Any]
     checksums: Mapping[str, Checksum]
-    """Checksum of each shard, by file name."""
+    """The checksum of each shard, by file name."""
 
     @property
     def whole_id(self) -> str:
-        """Id of the whole snapshot from which a selection was taken, or the snapshot's own id."""
+        """For a selection, the id of the whole snapshot that it was taken from. Otherwise, the snapshot's own id."""
         return self.snapshot_id.partition("-")[0]
 
     @property
     def mean(self) -> float:
-        """Mean of the fbanks of the training splits, in natural-log units."""
+        """Mean of the fbanks of the training splits, in units of the natural logarithm."""
         return self.stats["fbank_mean"]
 
     @property
@@ -70,12 +70,13 @@ class Snapshot:
 
     @cached_property
     def splits(self) -> np.ndarray:
-        """Split of each clip (N,)."""
+        """The split of each clip (N,)."""
         column = self.index["split"].combine_chunks()
         return np.asarray(column.dictionary.to_pylist())[column.indices.to_numpy()]
 
     def rows_of(self, splits: tuple[str, ...]) -> np.ndarray:
-        """Return the ascending rows of the clips in the given splits."""
+        """Return the rows of all clips in the given splits, in ascending order. Raises NoClipsError if there are
+        none."""
         rows = np.flatnonzero(np.isin(self.splits, splits))
         if not len(rows):
             known = ", ".join(sorted(set(self.splits)))
@@ -86,27 +87,28 @@ class Snapshot:
         return rows
 
     def targets(self, rows: np.ndarray) -> sparse.csr_array:
-        """Return multi-hot targets (len(rows), C), uint8."""
+        """Return the uint8 multi-hot targets (len(rows), C) of the given rows."""
         labels = self.index["labels"].combine_chunks().take(pa.array(rows))
         return multi_hot(labels, len(self.labels))
 
     def class_counts(self, splits: tuple[str, ...]) -> np.ndarray:
-        """Return the number of clips per class (C,) in the given splits."""
+        """Return the number of clips of each class (C,) in the given splits."""
         counts = self.stats["class_counts"]
         return sum((np.asarray(counts[split]) for split in splits if split in counts), np.zeros(len(self.labels), int))
 
 
 def multi_hot(labels: pa.ListArray, num_classes: int) -> sparse.csr_array:
-    """Convert class indices per clip to targets (N, C), uint8."""
+    """Convert each clip's class indices to uint8 targets (N, C)."""
     columns = labels.flatten().to_numpy().astype(np.int32)
     ends = np.concatenate([[0], np.cumsum(labels.value_lengths().to_numpy())])
     return sparse.csr_array((np.ones(len(columns), np.uint8), columns, ends), shape=(len(labels), num_classes))
 
 
 def publish_snapshot(unnamed: Snapshot, made_of: str, check_lease: Callable[[], None] = lambda: None) -> Snapshot:
-    """Name a snapshot by its content, write its files, the manifest last, and update `latest.json`.
+    """Name a snapshot after its content, write its files, and make it the latest in `latest.json`.
 
-    check_lease: called before each write. Raises LeaseError if another run took over the store.
+    The manifest is written last. check_lease: called before each write. It raises LeaseError if another run has taken
+    over the store.
     """
     shards = [{"shard": name, **dataclasses.asdict(checksum)} for name, checksum in unnamed.checksums.items()]
     index, labels = parquet_bytes(unnamed.index), unnamed.labels.to_csv().encode()
@@ -114,7 +116,7 @@ def publish_snapshot(unnamed: Snapshot, made_of: str, check_lease: Callable[[], 
     snapshot = dataclasses.replace(unnamed, snapshot_id=_id_of(index, labels, shard_table, unnamed.stats))
     store, files = snapshot.store, SnapshotFiles(snapshot.snapshot_id)
     try:
-        load_snapshot(store, snapshot.snapshot_id)  # do not rewrite an intact snapshot with this name
+        load_snapshot(store, snapshot.snapshot_id)  # an intact snapshot with this id is not written again
     except (NoClipsError, StoreError):
         contents = {
             files.index: index,
@@ -138,12 +140,12 @@ def _id_of(index: bytes, labels: bytes, shards: bytes, stats: Mapping[str, Any])
 
 
 def publish_selection(snapshot: Snapshot, rows: np.ndarray, made_by: Mapping[str, Any]) -> Snapshot:
-    """Publish a selection of clips. `load_snapshot` loads it by its id `{snapshot}-{digest}`.
+    """Publish a selection of a snapshot's clips. `load_snapshot` accepts its id, `{snapshot}-{digest}`.
 
-    A selection of a selection refers to the whole snapshot. The mean and standard deviation of the whole snapshot
-    apply, so that models see the same features with and without the selection.
+    A selection from another selection refers to the whole snapshot. It also keeps the mean and standard deviation of
+    the whole snapshot, so that models see the same features with and without the selection.
 
-    rows: ascending rows of the selected clips.
+    rows: rows of the selected clips, in ascending order.
     made_by: the criteria of the selection, as a JSON value.
     """
     whole = snapshot
@@ -204,9 +206,9 @@ def latest_snapshot_id(store: Store) -> str | None:
 
 
 def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
-    """Load a snapshot or selection by id. Default: the latest snapshot.
+    """Load a snapshot or a selection by its id. Without an id, load the latest snapshot.
 
-    Raises NoClipsError if it does not exist, CorruptError if its content was changed.
+    Raises NoClipsError if it does not exist, and CorruptError if its content was changed.
     """
     snapshot_id, _, selection = (snapshot_id or latest_snapshot_id(store) or "").partition("-")
     files = SnapshotFiles(snapshot_id)
@@ -233,7 +235,7 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
 
 
 def check_fingerprint(snapshot: Snapshot) -> None:
-    """Raise MismatchError, with the differences, unless the snapshot has this version's shard settings."""
+    """Raise MismatchError, which lists the differences, unless the snapshot has this version's shard settings."""
     expected = shard_settings(snapshot.manifest["settings"]["keep_audio"])
     found = snapshot.manifest["settings"]
     differing = sorted(key for key in expected if found.get(key) != expected[key])

@@ -1,4 +1,4 @@
-"""Count planned, written and failed segments per split, reason and class."""
+"""Count the planned, written and failed segments of each split, reason and class."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow creates its compute functions at import, so pyright does not see them.
@@ -19,7 +19,8 @@ NOT_ATTEMPTED = "not attempted"
 
 
 def segment_statuses(segments: pa.Table, sidecar_table: pa.Table, rows: np.ndarray) -> pd.DataFrame:
-    """Return the split and status of each segment. A status is `written`, `not attempted` or a failure's reason.
+    """Return the split and the status of each segment. The status is `written`, `not attempted` or the reason of the
+    failure.
 
     rows: sidecar rows of the segments (N,), from `match_segments`.
     """
@@ -34,7 +35,7 @@ def segment_statuses(segments: pa.Table, sidecar_table: pa.Table, rows: np.ndarr
 
 
 def count_reasons(table: pd.DataFrame) -> pd.DataFrame:
-    """Count segments per split, failure category and reason."""
+    """Count the segments of each split, failure category and reason."""
     counts = table.value_counts(["split", "status"], sort=False).rename("segments").reset_index()
     counts = counts[counts["segments"] > 0]
     category_of = {reason.value: reason.category.value for reason in Reason}
@@ -43,10 +44,10 @@ def count_reasons(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_classes(table: pd.DataFrame, segments: pa.Table, labels: Labels) -> pd.DataFrame:
-    """Return the planned and written segments and the yield of each class, lowest yield first."""
+    """Return the planned segments, the written segments and the yield of each class, with the lowest yield first."""
     combined = segments["labels"].combine_chunks()
     codes, is_written = combined.indices.to_numpy(), table["status"].eq(WRITTEN).to_numpy()
-    # Count sets of labels first. There are far fewer sets than segments.
+    # Count the distinct sets of labels first, because there are far fewer sets than segments.
     sets = combined.dictionary.to_pylist()
     planned_of_set = np.bincount(codes, minlength=len(sets))
     written_of_set = np.bincount(codes[is_written], minlength=len(sets))
@@ -66,7 +67,7 @@ def count_classes(table: pd.DataFrame, segments: pa.Table, labels: Labels) -> pd
 
 
 def plot_failures(failed: Mapping[Reason, int], num_written: int) -> Figure:
-    """Plot the number of failed segments per reason, most frequent first."""
+    """Plot the number of segments that failed for each reason, with the most frequent reason at the top."""
     counts = pd.Series(failed, dtype=int).sort_values()
     figure = Figure(figsize=(8, 1.4 + 0.25 * len(counts)), layout="constrained")
     axes = figure.subplots()

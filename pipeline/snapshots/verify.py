@@ -1,4 +1,4 @@
-"""Compare the sizes of tars with a snapshot without reading the tars."""
+"""Check that the sizes of tars match a snapshot, without reading the tars."""
 
 from pipeline.errors import CorruptError
 from pipeline.shards.checksum import describe_wrong_size, remedy
@@ -6,11 +6,12 @@ from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.layout import SHARDS, TAR
 
 NUM_NAMED = 5
-"""Maximum number of bad shards to name in a message."""
+"""Maximum number of bad shards that a message names."""
 
 
 def verify_sizes(snapshot: Snapshot) -> None:
-    """Raise CorruptError, with names, if shards are missing or have wrong sizes. Lists the store once."""
+    """Raise CorruptError, which names the shards, if shards are missing or have the wrong size. Lists the store only
+    once."""
     store = snapshot.store
     found = store.sizes(SHARDS, TAR)
     wrong = [

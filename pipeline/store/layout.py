@@ -1,6 +1,6 @@
-"""The map of a store: every path below its root.
+"""All paths in a store, relative to its root.
 
-No other module spells such a path. ARCHITECTURE.md describes the same tree.
+No other module spells out these paths. ARCHITECTURE.md describes the same tree.
 """
 
 from dataclasses import dataclass
@@ -48,14 +48,14 @@ def lease(number: int) -> str:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Shard:
-    """The files of one shard, which holds clips of one split."""
+    """The files of one shard, which contains clips of one split."""
 
     split: str
     shard_id: str
 
     @classmethod
     def of(cls, path: str) -> "Shard":
-        """Return the shard of a tar or a sidecar."""
+        """Return the shard that a tar or a sidecar belongs to."""
         split, _, file = path.removeprefix(f"{SHARDS}/").rpartition("/")
         return cls(split, file.removesuffix(TAR).removesuffix(SIDECAR))
 
@@ -75,7 +75,7 @@ class Shard:
         return f"{MEASURES}/{self.split}/{self.shard_id}.parquet"
 
     def journal(self, fingerprint: str) -> str:
-        """Return the folder of the unfinished shard's journal."""
+        """Return the folder of the shard's journal, which exists until the shard is finished."""
         return f"{JOURNALS}/{fingerprint}/{self.split}/{self.shard_id}"
 
 
@@ -176,7 +176,7 @@ class TeacherFiles:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFiles:
-    """The files of all embeddings by one model."""
+    """The files of all embeddings that one model computed."""
 
     name: str
 
@@ -189,10 +189,10 @@ class EmbeddingFiles:
         return f"{self.folder}/model.safetensors"
 
     def chunk(self, digest: str) -> str:
-        """Return the embeddings of some clips; the digest is that of their places in shards."""
+        """Return the path of the embeddings of some clips. `digest` is the digest of the clips' places in shards."""
         return f"{self.folder}/{digest}.parquet"
 
 
 def name_in(folder: str, path: str) -> str:
-    """Return the first part of a path below a folder, such as a run or a snapshot id."""
+    """Return the first component of a path below a folder, such as the name of a run or a snapshot id."""
     return path.removeprefix(f"{folder}/").split("/")[0]

@@ -1,11 +1,12 @@
-"""The lease of a store: at most one run preprocesses into it.
+"""The lease of a store, which ensures that only one run at a time preprocesses into it.
 
-Leases are numbered files, and the highest number is valid. A run creates the next number with a conditional write, so
-only one of several competing runs wins. The holder renews its lease by rewriting the file. Other runs may create the
-next number once the lease was released or not renewed for `DURATION_S`, or its process is dead.
+Leases are numbered files, and the lease with the highest number is valid. A run creates the next number with a
+conditional write, so if several runs compete, only one of them wins. The holder renews its lease by rewriting the file.
+Another run may create the next number once the lease has been released, has not been renewed for `DURATION_S`, or
+belongs to a dead process.
 
-Clocks of different machines are never compared. The age of a lease is the difference between two modification times
-reported by the store: the lease's, and that of a file written now.
+The clocks of different machines are never compared. The age of a lease is computed from two modification times that the
+store reports: that of the lease, and that of a file written just now.
 """
 
 import secrets
@@ -28,15 +29,16 @@ RENEW_EVERY_S = 20.0
 
 @dataclass(frozen=True)
 class Lease:
-    """Holder and expiry of the lease."""
+    """A lease, with its holder and its expiry."""
 
     token: str
     host: str
     pid: int
     process_started: float
-    """Start time of the process. Together with host and pid, it identifies an `Owner`."""
+    """Start time of the process. Together with the host and the pid, it identifies an `Owner`."""
     expires: float
-    """Seconds since 1970 by the holder's clock; 0 after the release. Other machines only compare it with 0."""
+    """Expiry in seconds since 1970 by the holder's clock, or 0 once the lease has been released. Other machines only
+    check whether it is 0."""
 
     @property
     def holder(self) -> str:
@@ -44,19 +46,19 @@ class Lease:
 
     @property
     def is_free(self) -> bool:
-        """True if the lease was released, or if its process ran on this host and is dead."""
+        """True if the lease has been released, or if its process ran on this host and is dead."""
         return self.expires == 0 or Owner(self.host, self.pid, self.process_started).is_dead
 
 
 @dataclass(frozen=True)
 class LeaseGuard:
-    """Identity of a held lease. Tasks in other processes check it before they write."""
+    """The number of a held lease. Tasks in other processes use it to check the lease before they write."""
 
     store: Store
     number: int
 
     def check(self) -> None:
-        """Raise LeaseError if the store has another run's lease. Costs one listing."""
+        """Raise LeaseError if another run has taken over the store. This costs one listing."""
         names = self.store.list(LEASES)
         if names and _number_of(names[-1]) > self.number:
             raise LeaseError(_loss(self.store, names[-1]))
@@ -64,15 +66,15 @@ class LeaseGuard:
 
 @dataclass
 class Holder:
-    """The holder's view of its lease."""
+    """The state of a lease in the process that holds it."""
 
     store: Store
     lease: Lease
     number: int
     lost: str = ""
-    """Reason why the lease was lost; empty while it is held."""
+    """The reason why the lease was lost, or empty while it is held."""
     renewed_s: float = field(default_factory=time.time)
-    """Time of the last renewal by this machine's clock."""
+    """Time of the last renewal, by this machine's clock."""
 
     @property
     def name(self) -> str:
@@ -83,7 +85,7 @@ class Holder:
         return LeaseGuard(self.store, self.number)
 
     def check(self) -> None:
-        """Ask the store and raise LeaseError if another run took over."""
+        """Check the lease in the store, and raise LeaseError if another run has taken over."""
         if not self.lost:
             try:
                 self.guard.check()
@@ -96,7 +98,7 @@ class Holder:
         self.lost = f"{reason}. This run's last renewal was at {_clock(self.renewed_s)} by this machine's clock"
 
     def renew(self) -> None:
-        """Extend the expiry, unless another run took over."""
+        """Extend the lease, unless another run has taken over."""
         number, lease = _newest(self.store)
         if lease and (number != self.number or lease.token != self.lease.token):
             self._lose(_loss(self.store, _name(number)))
@@ -109,7 +111,7 @@ class Holder:
 
 @contextmanager
 def hold_lease(store: Store) -> Generator[Holder, None, None]:
-    """Hold the store's lease within the context. Raises LeaseError if a live run holds it."""
+    """Hold the store's lease within the context. Raises LeaseError if another live run holds it."""
     owner = this_process()
     lease = Lease(secrets.token_hex(8), owner.machine, owner.pid, owner.started, time.time() + DURATION_S)
     holder = Holder(store, lease, _take(store, lease))
@@ -121,7 +123,7 @@ def hold_lease(store: Store) -> Generator[Holder, None, None]:
     finally:
         done.set()
         thread.join()
-        # Keep the file: the next lease continues its numbering.
+        # Keep the file, because the next lease continues its numbering.
         with suppress(StoreError):
             holder.check()
             store.write_json(holder.name, asdict(lease) | {"expires": 0.0})
@@ -129,7 +131,7 @@ def hold_lease(store: Store) -> Generator[Holder, None, None]:
 
 def _keep(holder: Holder, done: threading.Event) -> None:
     while not done.wait(RENEW_EVERY_S) and not holder.lost:
-        # The next holder detects a lease that was not renewed in time.
+        # Ignore failed renewals. If the lease expires, another run may take over, and `check` reports the loss.
         with suppress(StoreError):
             holder.renew()
 
@@ -142,7 +144,7 @@ def _take(store: Store, lease: Lease) -> int:
             raise _refusal(store, current, renewed_s, now_s)
     if not store.create_json(_name(number + 1), asdict(lease)):
         winner_number, winner = _newest(store)
-        # If the first answer was lost, the repeated request finds the run's own lease.
+        # If the response to the first request was lost, the repeated request finds this run's own lease.
         if winner and winner.token != lease.token:
             raise _refusal(store, winner, store.modified_s(_name(winner_number)), store.now_s())
     with suppress(StoreError):
@@ -161,9 +163,9 @@ def _refusal(store: Store, lease: Lease, renewed_s: float, now_s: float) -> Leas
 
 
 def _loss(store: Store, name: str) -> str:
-    """Explain that the lease was lost to the lease with this name."""
+    """Explain that the lease was lost to the lease in file `name`."""
     holder, written = "another run", ""
-    with suppress(StoreError, TypeError):  # the other run may remove or replace its file concurrently
+    with suppress(StoreError, TypeError):  # the other run may be removing or replacing its file
         holder = Lease(**store.read_json(name)).holder
         written = f", whose lease was written at {_clock(store.modified_s(name))} by the store's clock"
     return (

@@ -1,4 +1,4 @@
-"""Identify the process that owns files on disk, to tell leftovers from files in use."""
+"""Identify the process that owns files on disk, to tell leftovers from files that are in use."""
 
 import os
 import socket
@@ -13,18 +13,18 @@ TOLERANCE_S = 2.0
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, identified across machines and restarts."""
+    """A process, identified uniquely across machines and restarts."""
 
     machine: str
-    """Scope in which process ids are valid."""
+    """The machine or container in which the process id is valid."""
     pid: int
     started: float
-    """Start of the process in seconds since boot, independent of the clock. It distinguishes the process from later
-    processes with the same id."""
+    """Start of the process in seconds since boot, so that changes of the clock don't matter. It distinguishes the
+    process from later processes with the same id."""
 
     @property
     def is_dead(self) -> bool:
-        """True if the process has certainly ended. Processes of other machines never count as dead."""
+        """True if the process has certainly ended. Processes on other machines never count as dead."""
         if self.machine != machine():
             return False
         try:
@@ -40,7 +40,7 @@ def this_process() -> Owner:
 
 @cache
 def machine() -> str:
-    namespace = Path("/proc/self/ns/pid")  # containers may share a host name and reuse low process ids
+    namespace = Path("/proc/self/ns/pid")  # containers may share a host name and use the same low process ids
     return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}".strip()
 
 

@@ -1,4 +1,5 @@
-"""Scratch folders, named after their process so that folders of dead processes can be removed."""
+"""Scratch folders. Their names identify the process that owns them, so that folders of dead processes can be
+removed."""
 
 import hashlib
 import shutil
@@ -12,12 +13,12 @@ from pipeline.store.process import Owner, machine, this_process
 
 PREFIX = "audioset"
 ABANDONED_S = 24 * 3600.0
-"""Seconds without a write after which another machine's scratch folder counts as abandoned."""
+"""Seconds without a write after which a scratch folder of another machine counts as abandoned."""
 
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Create a scratch folder and remove it at the end."""
+    """Create a scratch folder, and remove it when the context exits."""
     folder = make_scratch(parent)
     try:
         yield folder
@@ -34,7 +35,8 @@ def make_scratch(parent: Path) -> Path:
 
 
 def clear_scratch(parent: Path) -> int:
-    """Remove the folders of dead processes, and abandoned folders of other machines. Returns their number."""
+    """Remove the folders of dead processes and the abandoned folders of other machines. Returns the number of
+    folders."""
     folders = [folder for folder in parent.glob(f"{PREFIX}-*") if _is_left_behind(folder)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -48,7 +50,7 @@ def _is_left_behind(folder: Path) -> bool:
             return Owner(machine(), int(pid), float(started)).is_dead
     except ValueError:
         return False  # not a scratch folder of this project
-    with suppress(FileNotFoundError):  # removed concurrently
+    with suppress(FileNotFoundError):  # another process removed it
         return time.time() - max(file.stat().st_mtime for file in (folder, *folder.rglob("*"))) > ABANDONED_S
     return False
 

@@ -22,15 +22,16 @@ from pipeline.store.layout import SCRATCH
 from pipeline.store.scratch import ABANDONED_S, clear_scratch, scratch_folder
 
 PIECE_BYTES = 32 * 2**20
-"""Bytes per request when reading large files, a compromise between requests and memory."""
+"""Number of bytes per request when reading large files. It balances the number of requests against memory."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A root folder or address. Names are relative to it, with `/`.
+    """A root folder or address. Names of files are relative to it and use `/`.
 
-    A file is either absent or complete. Local files are written elsewhere and renamed; objects are written by a single
-    request or a completed upload. All storage errors become StoreError.
+    A file is either missing or complete. Local files are written to a temporary folder and then renamed. Objects are
+    written with a single request or a multipart upload that becomes visible when it completes. All errors of the
+    storage libraries are converted to StoreError.
     """
 
     root: str
@@ -52,11 +53,11 @@ class Store:
         return isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """Return the full path of a name, without the protocol."""
+        """Return the full path of a file, without the protocol."""
         return f"{self.base}/{name}" if name else self.base
 
     def url(self, name: str) -> str:
-        """Return the full address of a name, with the protocol unless it is local."""
+        """Return the full address of a file, including the protocol if the store is remote."""
         return self.fs.unstrip_protocol(self.path(name)) if not self.is_local else self.path(name)
 
     def exists(self, name: str) -> bool:
@@ -68,15 +69,15 @@ class Store:
             return int(self.fs.size(self.path(name)) or 0)
 
     def list(self, folder: str, suffix: str = "") -> list[str]:
-        """List all visible files under a folder, at any depth and sorted. Empty for a missing folder."""
+        """List all visible files below a folder, at any depth and in sorted order. A missing folder has no files."""
         return list(self.sizes(folder, suffix))
 
     def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
-        """Return the size in bytes of each file in `list`, from one listing."""
+        """Return the size in bytes of each file that `list` returns, using a single listing."""
         return {name: int(entry["size"]) for name, entry in self._find(folder, suffix).items()}
 
     def months(self, folder: str, suffix: str = "") -> dict[str, str]:
-        """Return the month of the last write of each file in `list`, such as `2026-11`, from one listing."""
+        """Return the month in which each file was last written, such as `2026-11`, using a single listing."""
         found = {}
         for name, entry in self._find(folder, suffix).items():
             time_or_s = entry.get("mtime", entry.get("LastModified"))  # local files; S3
@@ -100,7 +101,7 @@ class Store:
             return self._whole(self.fs.cat_file(self.path(name), start=offset, end=offset + length))
 
     def read_pieces(self, name: str, num_bytes: int) -> Iterator[bytes]:
-        """Yield up to `num_bytes` from the start of a file in pieces, with one request per piece."""
+        """Yield the first `num_bytes` of a file in pieces, with one request per piece."""
         for start in range(0, num_bytes, PIECE_BYTES):
             expected = min(PIECE_BYTES, num_bytes - start)
             piece = self.read_range(name, start, expected)
@@ -109,7 +110,8 @@ class Store:
                 return
 
     def open(self, name: str, block_bytes: int) -> BinaryIO:
-        """Open a file for reading in blocks. Later reads raise the storage library's own errors."""
+        """Open a file for reading in blocks. Later reads raise the storage library's own errors instead of
+        StoreError."""
         with self._errors("read", name):
             return cast(BinaryIO, self.fs.open(self.path(name), "rb", block_size=block_bytes))
 
@@ -120,7 +122,7 @@ class Store:
             raise CorruptError(f"expected JSON in {self.url(name)}, found: {error}") from error
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a whole file atomically, replacing an older version."""
+        """Write a whole file atomically. An existing file is replaced."""
         if not self.is_local:
             with self._errors("write", name):
                 self.fs.pipe_file(self.path(name), data)
@@ -132,10 +134,10 @@ class Store:
             self.publish(file, name)
 
     def write_checked(self, name: str, data: bytes, check: Callable[[], None]) -> None:
-        """Replace a file right after `check` returned.
+        """Replace a file immediately after `check` has returned.
 
-        S3 also refuses the write, with a LeaseError, if another run replaced the file since the call began. Stores
-        without conditional writes rely on `check`.
+        On S3, the write also fails with a LeaseError if another run has replaced the file since this call began. Stores
+        without conditional writes rely on `check` alone.
         """
         if self.is_local:
             with self.scratch() as folder:
@@ -149,14 +151,14 @@ class Store:
             try:
                 self.fs.pipe_file(self.path(name), data, **self._condition(version))
             except OSError:
-                if self._version(name) == version:  # no conflict; the store may lack conditional writes
+                if self._version(name) == version:  # no other run wrote; the store may lack conditional writes
                     check()
                     self.fs.pipe_file(self.path(name), data)
-                elif self.read_bytes(name) != data:  # after a lost answer, the repeated request finds its own file
+                elif self.read_bytes(name) != data:  # equal if a response was lost and the request repeated
                     raise LeaseError(f"{self.url(name)} was replaced by another run; it stays unchanged") from None
 
     def _version(self, name: str) -> str:
-        """Return the ETag of an object, or "" if it is missing or the store has no ETags."""
+        """Return the ETag of an object, or "" if the object is missing or the store has no ETags."""
         try:
             return str(self.fs.info(self.path(name)).get("ETag", ""))
         except FileNotFoundError:
@@ -171,7 +173,8 @@ class Store:
         self.write_bytes(name, json_bytes(value))
 
     def create_json(self, name: str, value: Any) -> bool:
-        """Write a file unless it exists. Of several concurrent writers, exactly one gets True."""
+        """Write a file unless it exists, and return True if it was written. If several processes try this concurrently,
+        exactly one of them gets True."""
         data = json_bytes(value)
         with self._errors("write", name):
             if not self.is_local:
@@ -196,7 +199,7 @@ class Store:
         return True
 
     def publish(self, file: Path, name: str, check: Callable[[], None] | None = None) -> None:
-        """Move a complete local file to its final name, right after `check` returned."""
+        """Move a complete local file to its final name, immediately after `check` has returned."""
         with self._errors("write", name):
             if not self.is_local:
                 if check:
@@ -212,13 +215,13 @@ class Store:
             file.replace(target)
 
     def fetch(self, name: str, file: Path) -> None:
-        """Copy a file from the store to a local path, in bounded memory."""
+        """Copy a file from the store to a local path without loading it into memory."""
         with self._errors("read", name):
             self.fs.get_file(self.path(name), str(file))
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
-        """Yield a local path of a file. Remote files are copied temporarily."""
+        """Yield a local path of a file. A remote file is copied to a temporary folder first."""
         if self.is_local:
             yield Path(self.path(name))
             return
@@ -232,7 +235,8 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Yield a temporary local folder. For a local store it is on the same disk, so that publishing is a rename."""
+        """Yield a temporary local folder. If the store is local, the folder is on the same disk, so that publishing a
+        file only renames it."""
         if not self.is_local:
             clear_scratch(self.scratch_home)
         with ExitStack() as stack:
@@ -245,13 +249,13 @@ class Store:
         return Path(self.base) / SCRATCH if self.is_local else Path(tempfile.gettempdir())
 
     def remove_orphaned_files(self) -> None:
-        """Remove scratch folders of dead processes, and unfinished S3 uploads that are older than a day."""
+        """Remove scratch folders of dead processes and unfinished S3 uploads that are more than a day old."""
         if self.is_local:
             clear_scratch(self.scratch_home)
         elif "s3" in self.fs.protocol:
-            from botocore.exceptions import BotoCoreError  # local stores don't import an S3 client
+            from botocore.exceptions import BotoCoreError  # local stores should not import an S3 client
 
-            with suppress(OSError, BotoCoreError):  # write permission does not imply permission to list uploads
+            with suppress(OSError, BotoCoreError):  # a user who may write may not be allowed to list uploads
                 self._abort_uploads()
 
     def _abort_uploads(self) -> None:
@@ -263,16 +267,17 @@ class Store:
                 fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def age_s(self, name: str) -> float:
-        """Return the seconds since a file's last write."""
+        """Return the number of seconds since a file was last written."""
         return time.time() - self.modified_s(name)
 
     def modified_s(self, name: str) -> float:
-        """Return the time of a file's last write by the store's clock, in seconds since 1970."""
+        """Return when a file was last written, by the store's clock, in seconds since 1970."""
         with self._errors("look for", name):
             return self.fs.modified(self.path(name)).timestamp()
 
     def now_s(self) -> float:
-        """Return the current time by the store's clock, in seconds since 1970, from a file written now."""
+        """Return the current time by the store's clock, in seconds since 1970. Writes a temporary file to find it
+        out."""
         name = f".clock-{uuid.uuid4().hex}"
         self.write_bytes(name, b"")
         try:
@@ -286,7 +291,7 @@ class Store:
         return content
 
     def check_writable(self) -> None:
-        """Raise StoreError if the store is read-only, to fail before hours of work."""
+        """Raise StoreError if the store is not writable, so that a run fails early instead of after hours of work."""
         name = f".probe-{uuid.uuid4().hex}"
         self.write_bytes(name, b"")
         self.remove(name)
@@ -307,7 +312,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def replace_non_finite(value: Any) -> Any:
-    """Replace NaN and infinite numbers by None, because JSON has no notation for them."""
+    """Replace NaN and infinite numbers with None, because JSON can't represent them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
