@@ -29,6 +29,8 @@ FAR_FROM_DATA = 0.25
 """Difference in standard deviations above which a warning says that a recipe's normalisation does not fit the data."""
 SHORT_SHARE = 0.5
 """Share of the model's window below which a warning calls typical clips short."""
+CLEARLY_SHORTER = 0.9
+"""Largest share of the model's window that a warning suggests as a shorter window."""
 
 
 def check_ranks(config: TrainConfig, num_ranks: int) -> None:
@@ -106,15 +108,22 @@ def _warn_of_normalisation(plan: TrainingPlan) -> None:
 
 
 def _warn_of_padding(snapshot: Snapshot, model: ASTConfig) -> None:
-    """Warn if most clips are far shorter than the model's window, since padding costs as much time as sound."""
-    typical = float(np.median(snapshot.index["num_frames"].to_numpy()))
-    if typical < SHORT_SHARE * model.num_frames:
-        typical_s, window_s = typical / FRAMES_PER_S, model.num_frames / FRAMES_PER_S
-        log.warning(
-            "half of the clips last at most %.1f s, but the model's window is %.1f s: the rest is padding. A shorter"
-            " window trains faster: --clip-s %.1f for your own sounds, else --model.num-frames",
-            *(typical_s, window_s, max(0.1, typical_s)),
+    """Warn if most clips are far shorter than the model's window, since padding costs as much time as sound.
+
+    The advice is a window that cuts at most a tenth of the clips, if it is clearly shorter.
+    """
+    median_s, long_s = np.quantile(snapshot.index["num_frames"].to_numpy(), (0.5, 0.9)) / FRAMES_PER_S
+    window_s = model.num_frames / FRAMES_PER_S
+    if median_s >= SHORT_SHARE * window_s:
+        return
+    advice = ""
+    if long_s < CLEARLY_SHORTER * window_s:
+        advice = (
+            f". A shorter window trains faster and cuts a tenth of the clips: --clip-s {max(0.1, long_s):.1f} for your"
+            " own sounds, else --model.num-frames"
         )
+    message = "half of the clips last at most %.1f s, but the model's window is %.1f s: the rest is padding%s"
+    log.warning(message, median_s, window_s, advice)
 
 
 def changed_settings(settings: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from jobs.command_line.cli import resolve_root
 from jobs.command_line.run_names import new_run_name
 from jobs.datasets.fold_results import INTRODUCTION, choose_epoch
 from jobs.datasets.local_clips import preprocess_local_clips
+from jobs.datasets.model_shape import adopt_initial_shape, log_classes
 from jobs.datasets.official import read_dataset
 from jobs.datasets.settings import FoldsConfig
 from jobs.training.initial_weights import open_initial_weights
@@ -38,9 +39,11 @@ def train_folds(config: FoldsConfig) -> None:
 
     Fold 1 is the split `fold1`, and so on.
     """
+    config = adopt_initial_shape(config)
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store = Store(resolve_root(config.root))
     clips, classes = read_dataset(config, store)
+    log_classes(config, classes)
     with ray_session():
         snapshot = preprocess_local_clips(clips, classes, store)
         check_folds(snapshot, config)

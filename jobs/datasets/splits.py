@@ -10,6 +10,7 @@ from ast_model.evaluation.ensemble import score_checkpoints
 from ast_model.training.step_metrics import Metrics
 from jobs.command_line.cli import resolve_root
 from jobs.datasets.local_clips import preprocess_local_clips
+from jobs.datasets.model_shape import adopt_initial_shape, log_classes
 from jobs.datasets.official import read_dataset
 from jobs.datasets.settings import OfficialSplitsConfig
 from jobs.training.initial_weights import open_initial_weights
@@ -21,9 +22,11 @@ from pipeline.store.storage import Store
 
 def train_and_test(config: OfficialSplitsConfig) -> None:
     """Train, then print the validation and test scores of the chosen epoch and store them as {name}.json."""
+    config = adopt_initial_shape(config)
     config = dataclasses.replace(config, train=open_initial_weights(config.train, config.model, config.resume))
     store, metric = Store(resolve_root(config.root)), config.dataset.metric
     clips, classes = read_dataset(config, store)
+    log_classes(config, classes)
     with ray_session():
         job, history = start_or_resume(config, preprocess_local_clips(clips, classes, store))
     result = _score_test_split(config, job, history)

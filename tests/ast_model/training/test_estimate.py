@@ -1,6 +1,9 @@
+import dataclasses
 import logging
 import re
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from ast_model.config import ASTConfig
@@ -33,6 +36,15 @@ def test_training_of_seconds_logs_no_estimate(make_job: MakeJob, caplog: pytest.
 
 def test_mostly_padded_window_is_reported(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
     _warn_of_padding(snapshot, ASTConfig(num_frames=1024))
-    assert "--clip-s" not in caplog.text
+    assert "is padding" not in caplog.text
     _warn_of_padding(snapshot, ASTConfig(num_frames=3000))
-    assert "--clip-s" in caplog.text
+    assert "--clip-s 10.0" in caplog.text
+
+
+def test_advice_never_cuts_most_clips(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+    frames = np.full(len(snapshot.index), 100, np.int32)
+    frames[: len(frames) // 3] = 1000
+    place = snapshot.index.column_names.index("num_frames")
+    index = snapshot.index.set_column(place, "num_frames", pa.array(frames))
+    _warn_of_padding(dataclasses.replace(snapshot, index=index), ASTConfig(num_frames=1008))
+    assert "half of the clips last at most 1.0 s" in caplog.text and "--clip-s" not in caplog.text

@@ -74,7 +74,7 @@ def test_figures_count_what_the_snapshot_holds(measured: Snapshot) -> None:
     for pair in figures["pairs_of_classes"]:
         first, second = (measured.labels.names.index(pair[name]) for name in ("first", "second"))
         assert pair["clips"] == np.count_nonzero(targets[:, first] & targets[:, second])
-    assert '--data.exclude "silence > 0.9"' in [each["do"] for each in report["advice"]]
+    assert '--data.exclude "silence > 0.99"' in [each["do"] for each in report["advice"]]
 
 
 def test_a_page_shows_and_plays_the_worst_clips_and_loads_nothing(measured: Snapshot) -> None:
