@@ -45,11 +45,11 @@ from pipeline.store.storage import Store
 from pipeline.store.tables import parquet_bytes
 
 NUM_CHUNKS = 64
-"""Tasks per snapshot, within the limits of their sizes."""
+"""Target number of tasks per snapshot. `MIN_CHUNK_CLIPS` and `MAX_CHUNK_CLIPS` take precedence."""
 MIN_CHUNK_CLIPS, MAX_CHUNK_CLIPS = 8, 1024
-"""Clips per task and file: the most that a kill costs, and the unit of progress."""
+"""Limits on the clips per task and file. A killed worker loses at most one task."""
 BATCH_CLIPS = {"cpu": 4, "cuda": 64}
-"""Batch size per device type. A core is fastest with batches that fit in its cache."""
+"""Batch size per device type. CPU cores are fastest with batches that fit in their cache."""
 PLACE = ["shard", "offset"]
 """Columns that identify a clip's fbank."""
 
@@ -117,7 +117,7 @@ def embed_chunk(rows: np.ndarray, plan: EmbeddingPlan, device: torch.device | No
 def _embed(rows: np.ndarray, plan: EmbeddingPlan, norm: Normalisation, device: torch.device) -> np.ndarray:
     model, reader = _open_model(plan, device)
     parts = []
-    # In the precision of evaluations: full float32 on a CPU.
+    # Use the precision of evaluations, which is float32 on a CPU.
     with evaluation_mode(model), World(0, 1, device).autocast("auto"):
         for start in range(0, len(rows), BATCH_CLIPS[device.type]):
             fbank_BTM = reader.read_clips(rows[start : start + BATCH_CLIPS[device.type]]).to(device)

@@ -1,6 +1,6 @@
 """Detect AudioMosaic and AudioMAE: audio transformers with one class token, in timm's layout.
 
-Both read (frames, bins): their patches are time-major and their kernels have time first. Sources:
+Both models read (frames, bins), so their patches are time-major and time is the first axis of their kernels. Sources:
 github.com/HanxunH/AudioMosaic, commit 67a86a8, and timm's `VisionTransformer`, version 1.0.22.
 """
 

@@ -1,4 +1,4 @@
-"""Weights with their description: the tensors of a checkpoint, and the JSON files next to them."""
+"""Read the tensors of a checkpoint together with the JSON files next to them."""
 
 import json
 import tempfile

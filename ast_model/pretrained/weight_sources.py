@@ -1,4 +1,4 @@
-"""Locate weights: a file, a folder, an address in a store, or a model on the Hugging Face hub."""
+"""Locate weights in a file, a folder, a store, or on the Hugging Face hub."""
 
 import re
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Comparison of runs: differences in settings, data, metrics and classes, as text and as one HTML page."""
+"""Compare the settings, data, metrics and classes of runs, as text and on an HTML page."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Delivery of queued events to the MLflow server, each step of a metric at most once."""
+"""Deliver queued events to the MLflow server, with each step of a metric at most once."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Heartbeats of runs: the owning process of each run, so that runs of killed processes do not stay RUNNING."""
+"""Record the owning process of each run with heartbeats, so that runs of killed processes do not stay RUNNING."""
 
 import json
 import logging

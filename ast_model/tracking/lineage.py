@@ -1,4 +1,4 @@
-"""Lineage of models: the training run, the snapshot and the preprocessing runs behind each version."""
+"""Trace the lineage of each model version: its training run, snapshot and preprocessing runs."""
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient

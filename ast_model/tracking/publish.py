@@ -1,4 +1,4 @@
-"""Publish the results of a finished training to MLflow: plots, tables, a page of clips, and servable models."""
+"""Publish plots, tables, a page of clips and servable models of a finished training run to MLflow."""
 
 import logging
 import tempfile

@@ -1,4 +1,4 @@
-"""The served model: MLflow runs this file when it loads a model, so nothing is pickled.
+"""The served model. MLflow runs this file when it loads a model, so nothing is pickled.
 
 Each input row holds one of `audio` (bytes of a media file; base64 in JSON), `path` (a file or address that the server
 can read) and `fbank` (frames of 128 values, as `compute_fbank` returns them). Each output row holds the `tags` and

@@ -1,4 +1,4 @@
-"""Versions of the model in MLflow's registry: register, find, download."""
+"""Register, find and download versions of the model in MLflow's registry."""
 
 import tempfile
 from collections.abc import Mapping

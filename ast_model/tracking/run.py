@@ -1,4 +1,4 @@
-"""MLflow runs that survive restarts: one run per training, however often its processes die."""
+"""MLflow runs that survive restarts. A training is a single run, even if its processes die repeatedly."""
 
 import json
 import math

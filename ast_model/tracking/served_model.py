@@ -1,4 +1,4 @@
-"""Servable models: a checkpoint as a logged model that MLflow can load, serve and register."""
+"""Log checkpoints as models that MLflow can load, serve and register."""
 
 import importlib.metadata
 import io
@@ -38,7 +38,7 @@ REQUIRED = (
 ).split()
 """Packages that a served model imports."""
 SERVED_FILES = ("checkpoint.json", "model.safetensors")
-"""Files of a checkpoint that tagging needs; the optimizer's state is left out."""
+"""Files of a checkpoint that tagging needs, without the optimizer's state."""
 
 
 def signature() -> ModelSignature:

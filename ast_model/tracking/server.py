@@ -1,4 +1,4 @@
-"""Connection to the tracking server: address, client, experiments, errors."""
+"""Connect to the tracking server, open its experiments and convert its errors."""
 
 import logging
 import os

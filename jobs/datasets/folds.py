@@ -80,7 +80,7 @@ def check_folds(snapshot: Snapshot, config: FoldsConfig) -> None:
 
 
 def open_parent(config: RayRunSettings, snapshot: Snapshot) -> tuple[str, TrackedRun]:
-    """Start the parent run of all folds, or resume `config.resume`; return its name and the run.
+    """Start the parent run of all folds or resume `config.resume`. Returns its name and the run.
 
     Raises ConfigError if the run to resume is missing, MismatchError if it trains on another snapshot.
     """
@@ -114,7 +114,7 @@ def train_fold(
     parent: TrackedRun,
     initial_metrics: Mapping[str, float] | None = None,
 ) -> list[Metrics]:
-    """Return the metrics of a fold's epochs: train it, resume it if it was started, or read them if it is finished."""
+    """Return the metrics of a fold's epochs. Trains or resumes the fold unless it is finished."""
     run, store = f"{parent_name}-{config.train.eval_split}", snapshot.store
     if store.exists(RunFiles(run).history):
         return store.read_json(RunFiles(run).history)

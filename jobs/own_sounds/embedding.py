@@ -28,7 +28,7 @@ def embed_snapshot(
     use_gpu: bool = False,
     faster: Sequence[str] = (),
 ) -> EmbeddingPlan:
-    """Embed the clips without stored embeddings and return the plan, which locates all. Starts Ray if necessary.
+    """Embed clips without stored embeddings. Returns the plan, which locates all. Starts Ray if necessary.
 
     faster: alternatives that the estimate of the remaining time names.
     """

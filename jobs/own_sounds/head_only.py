@@ -69,7 +69,7 @@ def head_settings(train: TrainConfig) -> TrainConfig:
 def train_head(
     job: TrackedJob, use_gpu: bool, group_of: Mapping[str, str] | None = None, faster: Sequence[str] = ()
 ) -> HeadReport:
-    """Embed all clips, fit a head to the training clips, evaluate it, and store checkpoint, history and predictions.
+    """Embed all clips, fit a head to the training clips, evaluate it, and store the results.
 
     group_of: group of each clip by key, which cross-validation keeps together. Default: the clips of a file.
     faster: alternatives that the estimate of the remaining time names.

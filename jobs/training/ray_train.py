@@ -223,7 +223,7 @@ def _cluster() -> str:
 
 @contextmanager
 def _stopping_on_sigterm(mailbox: Any, run: str) -> Iterator[None]:
-    """Turn SIGTERM, which `ray job stop` also sends, into a stop request to the workers.
+    """Convert SIGTERM, which `ray job stop` also sends, to a stop request for the workers.
 
     Raises StoppedError if they don't save in time: batch systems kill a job some 30 s after SIGTERM.
     """

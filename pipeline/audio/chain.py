@@ -1,7 +1,7 @@
 """Split chained Ogg files, such as recordings of internet radio, into their links.
 
-The links follow each other in time. Each has its own clock, and possibly another sample rate, so FFmpeg reads only the
-first one reliably.
+The links follow each other in time. Each link has its own clock and possibly another sample rate, so FFmpeg reads only
+the first link reliably.
 """
 
 import re
@@ -13,13 +13,13 @@ from pathlib import Path
 from pipeline.audio.container import open_file
 
 FIRST_PAGE = re.compile(rb"OggS\0\x02\0{8}.{4}\0{4}", re.DOTALL)
-"""Start of a stream's first page: version, flag, time 0, any serial number, sequence number 0."""
+"""Pattern of a stream's first page, with version, flag, time 0, any serial number and sequence number 0."""
 HEADER_BYTES = 27
 """Size of a page's header before its table of sizes. The last byte is the table's length."""
 
 
 def split_chain(content: bytes | Path) -> Iterator[bytes | Path]:
-    """Yield the links of a chained Ogg file as files of their own, and any other file as it is."""
+    """Yield each link of a chained Ogg file as a separate file. Other files are yielded unchanged."""
     with open_file(content) as file:
         is_ogg = file.read(4) == b"OggS"
     if not is_ogg:
@@ -34,7 +34,7 @@ def split_chain(content: bytes | Path) -> Iterator[bytes | Path]:
 
 
 def _link_starts(view: bytes | mmap) -> Iterator[int]:
-    """Yield where the second and later links start. The streams of one link have their first pages in a row."""
+    """Yield the starts of all links after the first. The first pages of a link's streams follow each other."""
     end_of_first_pages = 0
     for found in FIRST_PAGE.finditer(view):
         start = found.start()

@@ -23,7 +23,7 @@ EXTENSIONS = frozenset(
     "3g2 3gp aac ac3 aif aifc aiff amr ape au avi caf eac3 flac flv m4a m4b m4v mka mkv mov mp2 mp3 mp4 mpeg mpg oga"
     " ogg ogv opus snd spx ts tta voc w64 wav weba webm wma wmv wv".split()
 )
-"""Extensions of the files in `FORMATS`."""
+"""File extensions of the formats in `FORMATS`."""
 MAX_RETRIES = 1_000
 """Damaged places that reading skips before it ends."""
 MAGICS = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"RIFF", b"ID3")
@@ -39,7 +39,7 @@ class BrokenMediaError(Exception):
 
 
 class _Seekable:
-    """A file for FFmpeg, which expects −1 instead of an exception for an invalid position."""
+    """A file for FFmpeg, which expects −1 instead of an exception after seeking to an invalid position."""
 
     def __init__(self, file: BinaryIO, size_factor: float) -> None:
         self.read, self.tell, self._seek = file.read, file.tell, file.seek
@@ -58,15 +58,15 @@ class _Seekable:
 def open_media(content: bytes | Path, size_factor: float = 1.0) -> Iterator[InputContainer]:
     """Open bytes or a local file. Raises BrokenMediaError if it is not media, OSError if the file can't be read.
 
-    size_factor: factor of the file's size that FFmpeg sees.
+    size_factor: factor by which FFmpeg sees the size of the file enlarged.
     """
-    # Always pass a file object: FFmpeg would interpret a string as an address of any protocol.
+    # Always pass a file object, because FFmpeg would interpret a string as an address of any protocol.
     with open_file(content) as file:
         head = file.read(12)
-        if not head:  # FFmpeg reports an empty file on a disk as a disk error
+        if not head:  # FFmpeg reports an empty local file as a disk error
             raise BrokenMediaError(Reason.NOT_MEDIA, "the file is empty")
         file.seek(0)
-        # Without protocols, playlists and references inside of a container can't open anything.
+        # Without protocols, playlists and references inside a container can't open anything.
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
         if head[8:] == b"WAVE":
             # Otherwise FFmpeg searches 5 MB of PCM for embedded codecs, which takes longer than decoding.
@@ -106,5 +106,5 @@ def open_file(content: bytes | Path) -> BinaryIO:
 
 
 def _reason_of(head: bytes) -> Reason:
-    """Distinguish truncated media, which the next fetch may complete, from files that are no media."""
+    """Distinguish truncated media, which the next fetch may complete, from files that are not media."""
     return Reason.TRUNCATED if head.startswith(MAGICS) or head[4:8] == b"ftyp" else Reason.NOT_MEDIA

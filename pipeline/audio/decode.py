@@ -1,8 +1,8 @@
-"""Decode media into waveforms: mono, 16 kHz, cut to the sample, the clip's mean removed.
+"""Decode media to mono waveforms at 16 kHz, cut to the sample and without their mean.
 
 Channels are averaged. The resampler is libswresample's windowed sinc (Kaiser, beta 9) with 128 taps per phase at the
-lower rate. Measured from 48, 44.1, 32 and 22.05 kHz: flat within 0.1 dB to 7.4 kHz, −0.7 dB at 7.6 kHz, below −79 dB
-from 8.1 kHz on, no delay.
+lower rate. For sources at 48, 44.1, 32 and 22.05 kHz, its measured response is flat within 0.1 dB up to 7.4 kHz, −0.7
+dB at 7.6 kHz, and below −79 dB from 8.1 kHz. It has no delay.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,24 +31,25 @@ SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000
 RESAMPLER_OPTIONS = {"filter_size": "128", "cutoff": "0.97", "filter_type": "kaiser", "kaiser_beta": "9"}
 
 SEEK_MARGIN_MS = 1_000
-"""Decoding starts this long before the segment, because decoders need a pre-roll and containers round times."""
+"""Milliseconds before the segment at which decoding starts, because decoders need a pre-roll and containers round
+times."""
 CUT_MARGIN_MS = 20
 """Margin on both sides of the segment for the resampling filter."""
 CUT_GRID_MS = 40
-"""Grid of times on whole samples at all common rates, such as 11,025 Hz. Cuts start on the grid."""
+"""Grid for cuts. Its times fall on whole samples at all common rates, such as 11,025 Hz."""
 MAX_FLOAT_LEVEL = 16.0
-"""Highest level of uncompressed float samples, 24 dB above full scale. Programs that write integers as floats without
-scaling them exceed it."""
+"""Maximum level of uncompressed float samples, 24 dB above full scale. Higher levels come from programs that write
+integers as floats without scaling them."""
 END_TOLERANCE_S = 0.5
-"""Files that end less than this before their stated end count as complete."""
+"""Files that end less than this long before their stated end count as complete."""
 MAX_FILE_MS = 3_600_000
-"""Longest file decoded into memory."""
+"""Maximum length of a file to decode into memory."""
 MAX_STREAM_MS = 48 * 3_600_000
-"""Longest file decoded as a stream. A few bytes may claim years of silence."""
+"""Maximum length of a file to decode as a stream, since a few bytes may claim years of silence."""
 
 
 class DecodeError(InputError):
-    """A file without usable audio and the reason."""
+    """Raised for a file without usable audio, with the reason."""
 
     def __init__(self, message: str, reason: Reason):
         super().__init__(message)
@@ -63,7 +64,7 @@ class Clip:
     """The audio of a segment."""
 
     waveform: np.ndarray
-    """(S,) float32 in [-1, 1], mono, 16 kHz, without its mean, never padded."""
+    """Mono waveform (S,) float32 in [-1, 1] at 16 kHz, without its mean and never padded."""
     is_short: bool
     """The media ended at least a millisecond before the segment."""
     media: MediaAudio
@@ -74,8 +75,8 @@ def decode_segment(media: Media, start_ms: int, end_ms: int) -> Clip | Failure:
     """Decode a segment of the video, `start_ms` to `end_ms`.
 
     The clip has exactly 16 samples per millisecond unless the media end early. Times are relative to the container's
-    start plus `media.offset_ms`. Undecodable packets and gaps in the stream become silence, as long as at least half of
-    the clip is real. An unreadable file is a failure as well: one clip's permissions must not end a shard.
+    start plus `media.offset_ms`. Undecodable packets and gaps in the stream become silence, provided that at least half
+    of the clip is real. An unreadable file is also a failure, because the permissions of one file must not end a shard.
     """
     start_ms, end_ms = start_ms - media.offset_ms, end_ms - media.offset_ms
     try:
@@ -104,7 +105,7 @@ def stream_file(content: bytes | Path) -> Iterator[np.ndarray]:
     """Decode a file of any length in blocks (S,) float32 in [-1, 1] of about half a minute.
 
     Keeps the mean, which is unknown before the end and does not change the features. Raises DecodeError like
-    `decode_file`, for a truncated file after its last block.
+    `decode_file`; for a truncated file, after its last block.
     """
     num_samples, tracks = 0, list[Track]()
     with _explaining(content):
@@ -150,7 +151,7 @@ def encode_flac(waveform: np.ndarray) -> bytes:
     """Encode (S,) float32 at 16 kHz as 16-bit FLAC. Equal samples give equal bytes."""
     pcm = np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
     file = BytesIO()
-    # Bit-exact, because FFmpeg otherwise writes its version into each file and shards of two machines differ.
+    # Use bit-exact mode. Otherwise FFmpeg writes its version into each file, and shards from two machines differ.
     with av.open(file, "w", format="flac", container_options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono", options={"flags": "+bitexact"})
         frame = AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
@@ -205,19 +206,19 @@ def _decode(content: bytes | Path, start_ms: int, end_ms: int) -> Clip:
 
 
 def _longest(tracks: Iterable[Track]) -> Track:
-    """Return the track with most of the audio, which represents all links of a chain."""
+    """Return the track with the most audio, which represents all links of a chain."""
     return max(tracks, key=lambda track: track.num_decoded)
 
 
 def _media_length_s(content: bytes | Path, track: Track) -> float | None:
-    """Return the length of a file, or None if nothing states it and its end was not read."""
+    """Return the length of a file, or None if its header states none and its end was not read."""
     if track.content is not content:  # a link of a chain
         return measure_length_ms(content) / 1000
     return track.end_s if track.stated_end_s is None and track.reached_eof else track.stated_end_s
 
 
 def _read_links(content: bytes | Path, start_ms: float, end_ms: int) -> Iterator[tuple[np.ndarray, Track]]:
-    """Decode an interval from each link of a chained file that contains a part of it; other files are one link."""
+    """Decode the part of an interval that each link of a chained file contains. Other files have one link."""
     num_wanted = round((end_ms - start_ms) * SAMPLES_PER_MS)
     for link, next_link in pairwise(chain(split_chain(content), [None])):
         assert link is not None
@@ -236,10 +237,10 @@ def _read_links(content: bytes | Path, start_ms: float, end_ms: int) -> Iterator
 
 
 def _read(content: bytes | Path, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:
-    """Decode, resample and cut to (S,) float32, possibly empty; also return the track with its findings."""
+    """Decode, resample and cut to a waveform (S,) float32, possibly empty. Also returns the decoded track."""
     window_start_ms = max(start_ms - CUT_MARGIN_MS, 0) // CUT_GRID_MS * CUT_GRID_MS
     window_ms = (window_start_ms, end_ms + CUT_MARGIN_MS)
-    # The second attempt reads from the file's start, because some files have a wrong index or none.
+    # Try again from the file's start, because some files have a wrong index or none.
     for first_ms in (start_ms - SEEK_MARGIN_MS, 0):
         with open_media(content) as container:
             track = Track(content, container, window_ms, (start_ms, end_ms))
@@ -258,7 +259,7 @@ def _resample(track: Track, first_ms: int) -> Iterator[np.ndarray]:
         if track.is_lossless and (peak := np.abs(block).max(initial=0)) > MAX_FLOAT_LEVEL:
             detail = f"float samples reach {peak:.0f} instead of 1; divide them by 32768 or convert them to integers"
             raise BrokenMediaError(Reason.NOT_MEDIA, detail)
-        # Lossy codecs overshoot, although the encoder's input was within the range.
+        # Lossy codecs overshoot, even if the encoder's input was within range.
         block.clip(-1, 1, out=block)
         if track.rate_hz == SAMPLE_RATE_HZ:
             yield block

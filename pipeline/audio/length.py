@@ -1,4 +1,4 @@
-"""The length of a file's audio: stated in the header, or measured from the packets."""
+"""Determine the length of a file's audio from its header or its packets."""
 
 import math
 from contextlib import suppress
@@ -17,18 +17,18 @@ from pipeline.audio.container import BrokenMediaError, open_file, open_media, re
 TIMESTAMP_FORMATS = ("mpeg", "mpegts")
 """Formats without a stated length. FFmpeg estimates it from timestamps near the end."""
 PLACEHOLDERS = ((0x7F000000, 0x80010000), (0xFFFF0000, 0xFFFFFFFF))
-"""Sizes that programs write into a header before they know the size: close to the largest 32-bit numbers, signed or
-unsigned. SoX's are the smallest."""
+"""Sizes that programs write into a header before they know the real size. They are close to the largest signed or
+unsigned 32-bit number; SoX uses the smallest."""
 MAX_LENGTH_S = 1_000_000
-"""Longer lengths mean unknown, such as AVI's 2³⁰ frames."""
+"""Stated lengths above this mean that the length is unknown, such as AVI's 2³⁰ frames."""
 ENLARGEMENT = 1.01
-"""Factor of a file's size that changes lengths which FFmpeg estimates from the size, but not stated lengths. MP3's
-demultiplexer ignores a stated length if the size differs by more than 6 %."""
+"""Factor by which a file is made to look larger. This changes lengths that FFmpeg estimates from the size, but not
+stated lengths. MP3's demultiplexer ignores a stated length if the size differs by more than 6 %."""
 
 
 def is_truncated_riff(content: bytes | Path) -> bool:
-    """Return whether a WAV or AVI file is shorter than its header states."""
-    # FFmpeg treats the last byte as the end of the audio.
+    """Return True if a WAV or AVI file is shorter than its header states."""
+    # Check the size, because FFmpeg treats the last byte as the end of the audio.
     with open_file(content) as file:
         head = file.read(8)
         num_stated = int.from_bytes(head[4:], "little")
@@ -36,7 +36,7 @@ def is_truncated_riff(content: bytes | Path) -> bool:
 
 
 def _is_placeholder(num_bytes: float) -> bool:
-    """Return whether a stated size means unknown."""
+    """Return True if a stated size is a placeholder for an unknown size."""
     return any(start <= num_bytes <= end for start, end in PLACEHOLDERS)
 
 
@@ -79,7 +79,7 @@ def stated_end_s(content: bytes | Path, container: InputContainer, stream: Strea
     end_s = _end_s(container, stream)
     if end_s is None or end_s > MAX_LENGTH_S:
         return None
-    if not stream.duration:  # estimates belong to streams
+    if not stream.duration:  # FFmpeg stores estimates in streams
         return end_s
     if container.format.name == "ogg":  # FFmpeg reads the last page
         return end_s

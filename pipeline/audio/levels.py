@@ -1,4 +1,4 @@
-"""Properties of the original media: levels of their samples, codec, rate, channels."""
+"""Measure levels, codec, rate and channels of the original media."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -6,13 +6,13 @@ from math import ceil
 import numpy as np
 
 CLIPPED_FROM = 0.95
-"""Lowest level of clipping. Telephone codes end at 0.98, 8-bit samples at 0.99."""
+"""Minimum level of clipping. Telephone codecs reach only 0.98, and 8-bit samples 0.99."""
 LEVEL_TOLERANCE = 2**-12
-"""Samples within this share of the highest level count as equal to it."""
+"""Relative tolerance within which samples count as equal to the highest level."""
 MAX_BIT_RATE = 2**31 - 1
-"""Largest plausible bit rate. Some Vorbis files state −1 for unknown, which FFmpeg reads as 4,294,967,295."""
+"""Maximum plausible bit rate. Some Vorbis files state −1 for unknown, which FFmpeg reads as 4,294,967,295."""
 MIN_RUN = 2
-"""Shortest run of samples at the highest level that counts as clipping. Every sound has one such sample, its peak."""
+"""Minimum run of samples at the highest level that counts as clipping. A single such sample may just be the peak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class MediaAudio:
     """Properties of a segment in the original media."""
 
     peak: float
-    """Largest absolute sample over all channels; 1 is full scale. Lossy codecs overshoot."""
+    """Largest absolute sample over all channels, relative to full scale. Lossy codecs may exceed 1."""
     clipping: float
     """Share of clipped samples over all channels, by the definition of `Levels`."""
     dc: float
@@ -65,14 +65,14 @@ class Levels:
             samples_CS = samples_CS.astype(np.int16) - 128
         peak = max(float(samples_CS.max()), -float(samples_CS.min())) / full_scale
         if min(peak, 1) > min(self.peak, 1) * (1 + LEVEL_TOLERANCE):
-            self._num_clipped = 0  # earlier runs are below the new highest level
+            self._num_clipped = 0  # runs so far are below the new highest level
         self.peak = max(self.peak, peak)
         self._num_samples += samples_CS.size
         if peak >= CLIPPED_FROM:
             level = min(self.peak * full_scale, highest) * (1 - LEVEL_TOLERANCE)
             if full_scale > 1:
-                level = ceil(level)  # NumPy compares integers with a float as float64, ten times as slowly
-            # Few samples are that loud, so examine only their positions.
+                level = ceil(level)  # comparing integers with a float is ten times as slow
+            # Examine only the positions of loud samples, which are few.
             places = [np.flatnonzero((channel >= level) | (channel <= -level)) for channel in samples_CS]
             self._num_clipped += sum(_count_in_runs(each) for each in places)
 

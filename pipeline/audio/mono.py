@@ -1,12 +1,12 @@
-"""Mix channels down to one."""
+"""Mix channels to mono."""
 
 from math import log10
 
 import numpy as np
 
 CANCELLED_DB = -20.0
-"""Channels cancel each other if their average is this much quieter than they are. Unrelated channels stay above
-−18 dB, however many there are."""
+"""Level of the average relative to the channels below which they cancel each other. Unrelated channels stay above −18
+dB for any number of channels."""
 MIN_SHARE = 1e-12
 QUIET_SHARE = 0.25
 """A channel with less than this share of the loudest channel's power counts as quiet."""
@@ -15,8 +15,8 @@ QUIET_SHARE = 0.25
 class ChannelMixer:
     """Averages the channels of consecutive blocks.
 
-    Where the channels cancel each other, as those of a stereo recording with an inverted channel do, the average would
-    be silence, so the mix is the first channel that is not quiet.
+    If channels cancel each other, as in a stereo recording with one inverted channel, the average would be silent. The
+    mix is then the first channel that is not quiet.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class ChannelMixer:
 
     def mix(self, samples_CS: np.ndarray) -> np.ndarray:
         """Mix samples (C, S) of any type down to (S,) float32 in [-1, 1]."""
-        # Floats may be NaN or infinite, which `decode` refuses.
+        # Floats may be NaN or infinite, which `decode` rejects.
         with np.errstate(over="ignore", invalid="ignore"):
             mono = self._mix(samples_CS)
         if samples_CS.dtype.kind == "u":
@@ -57,7 +57,7 @@ class ChannelMixer:
 
 
 def _energy(samples_S: np.ndarray) -> float:
-    """Return the sum of squares without the mean."""
+    """Return the sum of squares after removing the mean."""
     samples_S = samples_S.astype(np.float32, copy=False)
     return max(float(np.dot(samples_S, samples_S)) - len(samples_S) * float(samples_S.mean()) ** 2, 0.0)
 

@@ -1,7 +1,7 @@
 """Decode a time window of an audio stream.
 
-Memory and time are bounded for any content: only the window is decoded, in blocks, and reading stops in files that make
-no progress. Only FFmpeg's own errors are caught.
+Memory and time are bounded for any content. Only the window is decoded, in blocks, and reading stops if timestamps do
+not advance. Only FFmpeg's own errors are caught.
 """
 
 from collections.abc import Iterator
@@ -24,19 +24,19 @@ from pipeline.audio.mono import ChannelMixer
 from pipeline.records import Reason
 
 GAP_S = 0.1
-"""Timestamps ahead of the sample count by more than this mark a gap, which becomes silence. Smaller differences are
-rounding errors of containers with millisecond timestamps or of Vorbis's varying blocks."""
+"""Difference between timestamp and sample count above which there is a gap, which becomes silence. Smaller differences
+are rounding errors of containers with millisecond timestamps or come from Vorbis's varying block sizes."""
 OVERRUN_S = 1.0
-"""Reading continues this far beyond an incomplete window, because timestamps may be inaccurate."""
+"""Seconds to read beyond the end of an incomplete window, because timestamps may be inaccurate."""
 BLOCK_SAMPLES = 1 << 19
-"""Samples per block: half a minute at 16 kHz, so that ten hours of silence never fill the memory."""
+"""Samples per block, half a minute at 16 kHz. Ten hours of silence thus never fill the memory."""
 MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1_000, 768_000, 64
 MAX_FRAME_SAMPLES = 1 << 24
 """Maximum decoded samples per packet, over all channels."""
 MAX_STALLED_PACKETS = 10_000
 """Maximum consecutive packets without samples or progress in time."""
 MAX_RUN_UP_S = 3_600
-"""Maximum seconds decoded outside of the window if timestamps are missing or wrong."""
+"""Maximum seconds to decode outside the window if timestamps are missing or wrong."""
 
 
 class Track:
@@ -56,13 +56,13 @@ class Track:
 
         container: the opened content.
         window_ms: start and end of the window in the file.
-        measured_ms: start and end of the interval of the file whose levels are measured.
+        measured_ms: start and end of the interval in which levels are measured.
         """
         stream = container.streams.best("audio")
         # FFmpeg has no context for unknown codecs.
         if not isinstance(stream, AudioStream) or stream.codec_context is None or stream.time_base is None:
             raise BrokenMediaError(Reason.NO_AUDIO, "the file has no audio stream that can be decoded")
-        # Each core already decodes its own clip; further threads would wait for each other.
+        # Use one thread. Each core already decodes its own clip, and more threads would wait for each other.
         stream.codec_context.thread_count = 1
         # In some codecs a packet of a few bytes can claim minutes of audio.
         stream.codec_context.options = {"max_samples": str(MAX_FRAME_SAMPLES)}
@@ -93,25 +93,26 @@ class Track:
         self.levels = Levels()
         """Levels of the measured interval."""
         self.mixer = ChannelMixer()
-        """Mixes the window's channels and measures whether they cancel each other."""
+        """Mixes the window's channels and detects whether they cancel each other."""
         self.position: int | None = None
-        """Position of the next samples: samples since the window's start including gaps; None before the first."""
+        """Samples since the window's start, including gaps, up to the next samples; None before the first samples."""
         self.num_decoded = 0
-        """Samples within the window, without gaps."""
+        """Number of decoded samples within the window, without gaps."""
         self.missed_start = True
-        """All frames so far started after the window: a seek landed too late, or the audio starts late."""
+        """True while all frames started after the window's start, because a seek went too far or the audio starts
+        late."""
         self.stated_end_s = stated_end_s(content, container, stream)
         """End of the audio according to the header, if stated."""
         self.error = ""
-        """The latest message of the demultiplexer or the decoder."""
+        """Latest error message of the demultiplexer or the decoder."""
         self.reached_eof = False
-        """All packets were read, so `end_s` is the end of the file."""
+        """True if all packets were read, so `end_s` is the end of the file."""
         self.is_truncated = False
-        """The demultiplexer failed early, so `end_s` is not the file's original end."""
+        """True if the demultiplexer failed early, so `end_s` is not the file's original end."""
 
     @property
     def end_s(self) -> float:
-        """Latest time reached by any stream."""
+        """Latest time that any stream has reached."""
         return max(self._ends_s.values(), default=0.0)
 
     def blocks(self, first_ms: int) -> Iterator[np.ndarray]:
@@ -124,7 +125,8 @@ class Track:
 
     def _samples(self, first_s: float) -> Iterator[np.ndarray]:
         """Yield the window's samples (C, S) in the decoder's type, in blocks."""
-        # Codecs return about 20 ms per frame. Larger blocks save calls of NumPy and the resampler.
+        # Collect frames into larger blocks, because codecs return only about 20 ms per frame. This saves calls of NumPy
+        # and the resampler.
         pieces: list[np.ndarray] = []
         num_pending = 0
         for frame in self._frames(first_s):
@@ -139,10 +141,10 @@ class Track:
             yield np.concatenate(pieces, axis=1)
 
     def _measure(self, samples_CS: np.ndarray, position: int) -> None:
-        """Measure the samples within the measured interval. `position` is the first sample's position in the window."""
+        """Measure the samples that are in the measured interval. position: first sample's position in the window."""
         if self._measured_s:
             first, last = (max(round(time_s * self.rate_hz) - position, 0) for time_s in self._measured_s)
-            # Floats may be NaN or infinite, which `decode` refuses.
+            # Floats may be NaN or infinite, which `decode` rejects.
             with np.errstate(over="ignore", invalid="ignore"):
                 self.levels.add(samples_CS[:, first:last])
 
@@ -162,7 +164,7 @@ class Track:
                 return
 
     def _has_wrong_times(self) -> bool:
-        """Return whether a seek leads to wrong timestamps, as in the last page of FLAC and Speex in Ogg."""
+        """Return True if seeking gives wrong timestamps, as in the last page of FLAC and Speex in Ogg."""
         return self._container.format.name == "ogg" and self.codec not in ("opus", "vorbis")
 
     def _seek(self, first_s: float) -> bool:
@@ -188,7 +190,7 @@ class Track:
             self._num_stalled += 1
             if self._num_stalled > MAX_STALLED_PACKETS:
                 raise BrokenMediaError(Reason.NOT_MEDIA, f"timestamps do not advance for {MAX_STALLED_PACKETS} packets")
-            # Read other streams as well: if the audio is shorter than the video, their times reveal the file's end.
+            # Read other streams as well. If the audio is shorter than the video, their times reveal the file's end.
             is_ours = packet.stream_index == self._stream.index
             start_s = end_s = None
             if packet.pts is not None:
@@ -201,7 +203,7 @@ class Track:
             if not is_ours or (end_s is not None and end_s < first_s):
                 continue
             yield packet
-            # For packets without samples. Otherwise `_frames` stops at the end of the window.
+            # Stop here for packets without samples. Otherwise `_frames` stops at the end of the window.
             if start_s is not None and start_s > self._window_end_s + OVERRUN_S:
                 return
 
@@ -239,14 +241,15 @@ class Track:
             self._drifts = []
             return stamped
         if self.position <= 0:
-            # Single timestamps are inaccurate, especially after a seek, so use the median of those before the window.
+            # Single timestamps are inaccurate, especially after a seek, so use the median of the drifts before the
+            # window.
             self._drifts.append(stamped - self.position)
             if self.position + frame.samples > 0:
                 return self.position + round(median(self._drifts))
         return self.position
 
     def _is_readable(self, frame: AudioFrame) -> bool:
-        """Return whether a frame fits the previous ones. Raises BrokenMediaError for impossible rates and channels."""
+        """Return True if a frame fits earlier frames. Raises BrokenMediaError for impossible rates and channels."""
         num_channels = frame.layout.nb_channels
         if not (MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ and num_channels <= MAX_CHANNELS):
             detail = f"{num_channels} channels at {frame.sample_rate} Hz are beyond usual audio"
@@ -263,18 +266,18 @@ class Track:
 
 
 def _bit_rate(container: InputContainer, stream: AudioStream) -> int | None:
-    """Return the bit rate from the header, or from the size of a file with audio only."""
+    """Return the bit rate from the header or, for a file with audio only, from its size."""
     of_file = container.bit_rate if len(container.streams) == 1 else None
     return next((rate for rate in (stream.bit_rate, of_file) if rate and 0 < rate <= MAX_BIT_RATE), None)
 
 
 def _block_samples(num_channels: int) -> int:
-    """Return the samples per channel and block, so that many channels take no more memory."""
+    """Return the samples per channel and block. With many channels, blocks get shorter to save memory."""
     return BLOCK_SAMPLES // max(num_channels // 2, 1)
 
 
 def _silence(num_samples: int, like: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield silence (C, S) with the channels and type of given samples."""
+    """Yield silence (C, S) with the same channels and type as other samples."""
     zero = 128 if like.dtype.kind == "u" else 0
     while num_samples > 0:
         num_next = min(num_samples, _block_samples(len(like)))

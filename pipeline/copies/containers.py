@@ -1,4 +1,4 @@
-"""A copy of AudioSet → the containers that it consists of: tars, zips and parquet files."""
+"""List the containers (tars, zips and parquet files) of a copy of AudioSet."""
 
 import logging
 import stat
@@ -35,9 +35,9 @@ UNFINISHED = (".incomplete", ".part", ".crdownload", ".tmp")
 VERSION_KEYS: Sequence[str] = ("ETag", "etag", "blob_id", "mtime", "LastModified")
 NUM_LISTERS = 16
 MAX_WAITS = 5
-"""Throttled attempts at a listing before it fails."""
+"""Number of throttled attempts after which listing fails."""
 LIST_PAUSE_S, MAX_LIST_PAUSE_S = 5.0, 300.0
-"""First and longest pause after a throttled attempt; the hub's limits apply to five minutes."""
+"""First and longest pause after a throttled attempt. The hub's limits apply per five minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +48,22 @@ class Container:
     kind: str
     num_bytes: int
     version: str
-    """ETag, blob id, or modification time: another version may hold other clips."""
+    """ETag, blob id or modification time. Another version may hold other clips."""
     location: str
-    """Address to read from: on the hub at one commit, elsewhere the address itself."""
+    """Address to read from. On the hub, it includes the commit; elsewhere it is `address`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The content of a folder, prefix, repository or list of files."""
+    """The containers and loose files of a folder, prefix, repository or list of files."""
 
     containers: tuple[Container, ...]
     num_loose: int
-    """Media files beside the containers."""
+    """Number of media files beside the containers."""
     unfinished: tuple[str, ...]
     """Interrupted downloads, which are not read."""
     commits: tuple[tuple[str, str], ...] = ()
-    """Roots of the repositories on the hub, with the same roots at the commits that are read."""
+    """Roots of repositories on the hub, each with the same root at the commit to read."""
 
     @property
     def digest(self) -> str:
@@ -71,7 +71,7 @@ class Copy:
         return digest_of([[each.address, each.num_bytes, each.version] for each in self.containers])
 
     def describe(self) -> str:
-        """Return one line: `24 parquet, 2 tar (67.2 GB), 3 loose files`."""
+        """Describe the copy in one line: `24 parquet, 2 tar (67.2 GB), 3 loose files`."""
         kinds = Counter(container.kind for container in self.containers)
         total = sum(container.num_bytes for container in self.containers)
         parts = [f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())} ({total / 1e9:.1f} GB)"]
@@ -81,7 +81,7 @@ class Copy:
 
 
 def kind_of(name: str) -> str | None:
-    """Return a file's kind of container by its extension, None for any other file."""
+    """Return the kind of a container by its extension, or None for other files."""
     lower = PurePosixPath(name).name.lower()
     return next((kind for extension, kind in KINDS.items() if lower.endswith(extension)), None)
 
@@ -89,7 +89,7 @@ def kind_of(name: str) -> str | None:
 def list_copy(media: str) -> Copy:
     """List the containers of a folder, a prefix or repository (`s3://`, `hf://`), a file, or a pattern of files.
 
-    `{000..123}` expands anywhere; `*` and `**` where files can be listed. Waits if the source throttles. Raises
+    `{000..123}` works anywhere, `*` and `**` only where files can be listed. Waits if the source throttles. Raises
     InputError if listing fails, SourceError if the source refuses access.
     """
     pauses = backoff(LIST_PAUSE_S, MAX_LIST_PAUSE_S)
@@ -102,7 +102,7 @@ def list_copy(media: str) -> Copy:
             if throttling is None or not num_left:
                 raise InputError(f"can't list {media}: {describe(error)}") from error
             pause_s = min(throttling.retry_after_s or next(pauses), MAX_LIST_PAUSE_S)
-            log.warning("%s asks to wait: listing it again in %.0f s", media, pause_s)
+            log.warning("%s throttles requests; listing it again in %.0f s", media, pause_s)
             time.sleep(pause_s)
     raise AssertionError("the last attempt returns or raises")
 
@@ -142,7 +142,7 @@ def _find_files(path: str) -> dict[str, dict]:
 
 
 def _find_local(fs: LocalFileSystem, path: str) -> dict[str, dict]:
-    """Find local files, also through links: the hub's cache consists of links, and people link disks into folders."""
+    """Find local files, also through links, which the hub's cache uses and users use to combine disks."""
     if "*" in path:
         found = [str(name) for name in fs.glob(path)]
     else:
@@ -161,7 +161,8 @@ def _container(location: str, info: dict, commits: Sequence[tuple[str, str]]) ->
     kind = kind_of(location)
     assert kind, "the caller passes containers only"
     version = next((str(info[key]) for key in VERSION_KEYS if info.get(key)), "")
-    # Names of listings and shards contain the address, so a new commit leaves those of unchanged files valid.
+    # The names of listings and shards depend on the address. Without the commit in it, a new commit does not invalidate
+    # the listings and shards of unchanged files.
     address = location
     for root, pinned in commits:
         address = address.replace(pinned, root, 1)

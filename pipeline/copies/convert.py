@@ -1,4 +1,4 @@
-"""One container → the shards of its due clips."""
+"""Convert the due clips of a container to shards."""
 
 import logging
 import time
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class CopyConversion:
-    """Everything that turns a container into shards. Tasks share it through Ray's object store."""
+    """The objects and settings that convert containers to shards. Tasks share them through Ray's object store."""
 
     conversion: Conversion
     segments: SegmentIndex
     clips_per_shard: int
     limiter: RateLimiter = field(default_factory=LocalRateLimiter)
-    """Limiter of the copy's addresses, which cool down when throttled."""
+    """Rate limiter for the copy's addresses, which cool down when throttled."""
 
 
 @dataclass
@@ -45,16 +45,16 @@ class ContainerReport:
     shards: list[ShardReport] = field(default_factory=list)
     matches: Matches = field(default_factory=Matches)
     error: str = ""
-    """Why the container could not be read to its end."""
+    """Reason why the container could not be read to its end; empty otherwise."""
 
 
 @dataclass
 class Group:
-    """The clips of one shard in the making: those of one split, in the container's order."""
+    """The clips of one unfinished shard. They belong to one split, in the container's order."""
 
     journal: Journal
     segments: list[Segment]
-    """All segments so far, stored or pending."""
+    """All segments so far, whether stored or pending."""
     pending: list[ClipResult] = field(default_factory=list)
 
     def add(self, result: ClipResult) -> None:
@@ -71,9 +71,9 @@ class Group:
 
 
 def convert_container(container: Container, work: CopyConversion) -> ContainerReport | Wait:
-    """Read a container once, front to back, and publish its due clips as shards of one split each.
+    """Read a container once, front to back, and publish its due clips as shards. Each shard has one split.
 
-    A repeated task continues after the clips that the killed one stored. Returns a Wait, with finished clips in
+    A repeated task continues after the clips that the killed task stored. Returns a Wait, with finished clips in
     journals, if the source throttles. Other reading errors are retried; after the last attempt the clips so far are
     published, and the report names the error. Raises SourceError if the source refuses access, StoreError if the store
     refuses.
@@ -92,7 +92,7 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
         try:
             reader.read(turn)
             break
-        except InputError as error:  # another attempt reads the same bytes
+        except InputError as error:  # another attempt would read the same bytes
             reader.report.error = str(error)
             break
         except READ_ERRORS as error:
@@ -112,16 +112,16 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
 
 
 def shards_of(container: Container, work: CopyConversion, split: str) -> Iterator[Shard]:
-    """Yield the shards for a container's clips of a split, without end. They don't depend on scheduling."""
+    """Yield an endless series of shards for a container's clips of one split, independent of scheduling."""
     for number in count():
         plan = [container.address, container.version, work.segments.digest, split, number]
         yield Shard(split, digest_of(plan))
 
 
 def count_stored_parts(container: Container, work: CopyConversion) -> int:
-    """Return the number of stored parts of a container's clips, counting published shards as full."""
+    """Count the stored parts of a container's clips. A published shard counts as full."""
     store, num_parts = work.conversion.store, 0
-    with suppress(StoreError):  # the count only tells progress
+    with suppress(StoreError):  # the count only shows progress
         for split in work.segments.segments["split"].unique().to_pylist():
             for shard in shards_of(container, work, split):
                 if not store.exists(shard.sidecar):
@@ -145,7 +145,7 @@ class ContainerReader:
         """Keys of clips that this run has already stored."""
 
     def read(self, permit: Permit) -> None:
-        """Convert every due member that is not stored yet; report to the limiter once the source answers."""
+        """Convert all due members that are not stored yet. Reports to the limiter once the source answers."""
         self.report.error, self.report.matches, self.keys = "", Matches(), []
         fetch = self.work.conversion.fetch
         with self.work.conversion.store.scratch() as scratch:
@@ -175,7 +175,7 @@ class ContainerReader:
             self._publish(segment.split)
 
     def _group(self, split: str) -> Group:
-        """Return the split's group in the making, after skipping groups that a killed task finished."""
+        """Return the split's unfinished group. Skips groups that a killed task finished."""
         while split not in self.groups:
             if split not in self.shards:
                 self.shards[split] = shards_of(self.container, self.work, split)
@@ -196,7 +196,7 @@ class ContainerReader:
             group.flush()
 
     def publish_all(self) -> None:
-        """Publish the last shard of each split, which may be short."""
+        """Publish the last shard of each split, which may be small."""
         for split in list(self.groups):
             self._publish(split)
 

@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face hub: the commit that a run reads, and how to log in."""
+"""Pin repositories on the Hugging Face hub to a commit, and advise users how to log in."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ HUB = "hf://"
 def pin_commit(address: str) -> tuple[str, str]:
     """Return the root of a repository's address, and the same root at its current commit.
 
-    All files of a run come from one commit, also if the repository changes meanwhile. Storage buckets have no commits
-    and keep their root. Raises the errors of the hub's client.
+    All files of a run thus come from one commit, even if the repository changes meanwhile. Storage buckets have no
+    commits and keep their root. Raises the errors of the hub's client.
     """
     from huggingface_hub import HfApi  # takes 0.3 s to import
 

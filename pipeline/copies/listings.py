@@ -1,4 +1,4 @@
-"""Listings of containers, stored so that a rerun reads only containers with due clips."""
+"""Store listings of containers, so that a rerun reads only containers with due clips."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +14,7 @@ from pipeline.store.tables import parquet_bytes
 def listing_name(container: Container, search: str) -> str:
     """Return the path of a container's listing.
 
-    search: digest of the segments and the names that were searched for. Other segments need another listing.
+    search: digest of the segments and names that were searched. Other segments need another listing.
     """
     return listing(digest_of([container.address, container.num_bytes, container.version, search]))
 
@@ -25,7 +25,7 @@ def write_listing(store: Store, container: Container, search: str, keys: list[st
 
 
 def read_listing(store: Store, container: Container, search: str) -> pa.Array | None:
-    """Return the keys of the segments in a container, None if it was never read to its end."""
+    """Return the keys of the segments in a container, or None if it was never read to its end."""
     name = listing_name(container, search)
     if not store.exists(name):
         return None

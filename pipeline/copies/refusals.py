@@ -1,4 +1,4 @@
-"""Refusals of remote storage: throttling, and access that needs a login."""
+"""Recognise refusals of remote storage, which are throttling and access that needs a login."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ UNAUTHORIZED, FORBIDDEN, TOO_MANY_REQUESTS, UNAVAILABLE = 401, 403, 429, 503
 
 @dataclass(frozen=True, slots=True)
 class Throttling:
-    """An answer that asks to wait."""
+    """An answer that requests a pause."""
 
     retry_after_s: float | None
-    """None if the server states no time."""
+    """Seconds to wait; None if the server gives no time."""
 
 
 def throttling_of(error: BaseException) -> Throttling | None:
-    """Return the throttling behind a library's error; None for any other error.
+    """Return the throttling that caused a library's error, or None for other errors.
 
-    As for single clips, a 503 counts only with `Retry-After`.
+    A 503 counts only with `Retry-After`, as for single clips.
     """
     for status, headers in _answers(error):
         wait_s = parse_retry_after(headers.get("Retry-After") or "")
@@ -36,7 +36,7 @@ def check_access(address: str, error: BaseException) -> None:
     for status, headers in _answers(error):
         if status not in (UNAUTHORIZED, FORBIDDEN):
             continue
-        # Only the hub explains itself in this header. Messages of libraries would add signed addresses.
+        # Quote only this header, which the hub sets. Messages of libraries would reveal signed addresses.
         stated = f" ({headers['X-Error-Message'][:200]})" if headers.get("X-Error-Message") else ""
         advice = login_advice(address) if address.startswith(HUB) else "check the credentials of this storage"
         raise SourceError(
@@ -45,7 +45,7 @@ def check_access(address: str, error: BaseException) -> None:
 
 
 def _answers(error: BaseException) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Yield status and headers of the HTTP answers behind an error, which fsspec often reports as a missing file."""
+    """Yield status and headers of HTTP answers that caused an error. fsspec often reports them as missing files."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -62,5 +62,5 @@ def _answers(error: BaseException) -> Iterator[tuple[int, Mapping[str, str]]]:
 
 
 def _titled(headers: Mapping[str, str]) -> dict[str, str]:
-    """Restore the usual case of names such as `Retry-After`, which botocore lowers."""
+    """Restore the usual case of names such as `Retry-After`, which botocore converts to lower case."""
     return {name.title(): value for name, value in headers.items()}

@@ -1,4 +1,4 @@
-"""All containers of a copy → shards, as Ray tasks."""
+"""Convert all containers of a copy to shards in Ray tasks."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -22,7 +22,8 @@ from pipeline.sources.archives import READ_ERRORS
 
 log = logging.getLogger(__name__)
 MIN_SHARE_MATCHED = 0.05
-"""Lowest share of matches, of the members or of the segments, whichever are fewer. Below it names were misread."""
+"""Minimum share of the members, or of the segments if they are fewer, that must match. A lower share means misread
+names."""
 MIN_EXPECTED = 20
 """Fewest expected matches for a check of heads."""
 
@@ -34,11 +35,11 @@ def convert_copy(
     add_report: Callable[[ShardReport], None],
     check_lease: Callable[[], None],
 ) -> None:
-    """Convert the due clips of a copy, reading each container with due clips once.
+    """Convert the due clips of a copy. Reads each container with due clips once.
 
     Stops reading once every due segment is stored. Raises InputError if hardly any member matches a segment, or if
     containers could not be read, SourceError if the source refuses access or throttles for `--rate-limit.max-idle-s`.
-    Clips of the other containers are stored by then.
+    The clips of all other containers are stored before the error.
     """
     due = find_due_containers(copy.containers, work.segments, work.conversion.store)
     coverage = estimate_coverage(due, work.segments)
@@ -110,7 +111,7 @@ def warn_if_moved(copy: Copy) -> None:
 
 
 def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], errors: list[str]) -> int:
-    """Add a container's shards to the run's report; return how many clips they decided."""
+    """Add a container's shards to the run's report. Returns the number of clips with a result."""
     for shard in report.shards:
         add_report(shard)
     if report.error:

@@ -1,7 +1,7 @@
-"""Segments by the names of a copy's members."""
+"""Find segments by the names of a copy's members."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow creates its compute functions at import.
+# pyarrow creates its compute functions at import, so pyright does not see them.
 
 from dataclasses import dataclass, field
 
@@ -20,14 +20,15 @@ MAX_EXAMPLES = 10
 
 @dataclass(frozen=True, eq=False)
 class SegmentIndex:
-    """Segments by id, in arrays: tasks share them through Ray's object store without a copy."""
+    """An index of segments by id, made of arrays that tasks share through Ray's object store without copies."""
 
     segments: pa.Table
-    """Of `SEGMENT_SCHEMA`."""
+    """Table with the schema `SEGMENT_SCHEMA`."""
     is_due: np.ndarray
-    """Mask (N,) of segments that this run needs. The others tell unknown members from clips that are stored already."""
+    """Mask (N,) of segments that this run needs. Segments that are not due distinguish stored clips from unknown
+    members."""
     attempts: np.ndarray
-    """Attempts so far at each segment (N,)."""
+    """Number of attempts so far at each segment (N,)."""
     id_pattern: str = ""
     """Regular expression of `--id-pattern` for other names than those of published copies."""
     ids: np.ndarray = field(init=False)
@@ -35,7 +36,7 @@ class SegmentIndex:
     order: np.ndarray = field(init=False)
     """Row of each sorted id (N,)."""
     digest: str = field(init=False)
-    """Digest of the due segments, so that runs with other due segments name their shards differently."""
+    """Digest of the due segments. It is part of shard names, so runs with other due segments use other names."""
     search: str = field(init=False)
     """Digest of the segments and names that containers are searched for."""
 
@@ -79,7 +80,7 @@ def index_due(plan: PreprocessPlan, id_pattern: str = "") -> SegmentIndex:
 
 @dataclass
 class Matches:
-    """Counts of members by whether a segment of the tables fits them."""
+    """Number of members that match a segment, and number of members that match none."""
 
     num_matched: int = 0
     num_unmatched: int = 0

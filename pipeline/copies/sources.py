@@ -1,4 +1,4 @@
-"""The sources of a run: copies, then at most one source of single segments."""
+"""Open the sources of a run."""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from pipeline.sources.names import compile_pattern
 def open_sources(config: PreprocessConfig) -> list[Copy | Source]:
     """Open the sources in `config.media`: any number of copies, then at most one source of single segments.
 
-    A folder of loose files is such a source, also beside the containers of a copy. Raises ConfigError or InputError.
+    Loose files in a folder form such a source, even beside the containers of a copy. Raises ConfigError or InputError.
     """
     if not config.media:
         raise ConfigError(
@@ -31,7 +31,7 @@ def open_sources(config: PreprocessConfig) -> list[Copy | Source]:
             sources.append(open_source(media, config))
     if any(not isinstance(source, Copy) for source in sources[:-1]):
         raise ConfigError(
-            f"expected at most one source of single files in --media, as the last one, found {' '.join(config.media)}"
+            f"--media may contain only one source of single files, in the last place, found {' '.join(config.media)}"
         )
     return sources
 
@@ -44,12 +44,12 @@ def digest_of_sources(media: tuple[str, ...], sources: list[Copy | Source]) -> s
 
 @dataclass(frozen=True)
 class LastSource:
-    """The last source of a run, which marks clips that none of its sources has."""
+    """The last source of a run. It marks clips that no source has."""
 
     source: Source | None
-    """None if copies are the only sources."""
+    """Source of single segments; None if all sources are copies."""
     digest: str
-    """From `digest_of_sources`."""
+    """Result of `digest_of_sources`."""
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
         if self.source is None:

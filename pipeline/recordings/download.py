@@ -1,6 +1,6 @@
-"""Download large archives with resumption, verify and unpack them.
+"""Download, verify and unpack large archives. Interrupted downloads resume.
 
-Pooch restarts interrupted downloads, and huggingface_hub's resumption is not public, so neither is used.
+Uses neither pooch, which restarts interrupted downloads, nor huggingface_hub, whose resumption is not public.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 2**16
 TIMEOUT_S = 30.0
 MAX_FRUITLESS_ATTEMPTS = 5
-"""Attempts in a row without a byte before a download fails."""
+"""Number of consecutive attempts without any bytes after which a download fails."""
 PAUSE_S = 1.0
 RANGE_NOT_SATISFIABLE, PARTIAL_CONTENT, TOO_MANY_REQUESTS = 416, 206, 429
 
 
 def fetch_archive(address: str, file: Path, digest: str = "") -> Path:
-    """Download to `file` unless it exists, and resume an interrupted download.
+    """Download to `file` unless it exists. Resumes an interrupted download.
 
-    digest: sha256 (64 digits) or md5 (32 digits); without it, only the length is checked. Raises InputError if the
+    digest: sha256 (64 digits) or md5 (32 digits). Without it, only the length is checked. Raises InputError if the
     server refuses the address, StoreError if it sends nothing more, CorruptError for another digest.
     """
     if not file.exists():
@@ -64,7 +64,7 @@ def _download(address: str, part: Path, progress: Progress) -> None:
 
 
 def _request_rest(address: str, part: Path, progress: Progress) -> bool:
-    """Make one request for the missing bytes; return whether the file is complete. Without ranges, start over."""
+    """Request the missing bytes once. Returns True if the file is complete. Without ranges, starts over."""
     start = _size(part)
     # Compressed bodies support no ranges.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})

@@ -1,4 +1,4 @@
-"""Reader of ESC-50's official folder."""
+"""Read ESC-50's official folder."""
 
 import csv
 from pathlib import Path
@@ -11,7 +11,7 @@ TABLE = "meta/esc50.csv"
 
 
 def read_esc50(folder: Path) -> tuple[list[LabelledClip], list[str]]:
-    """Return the clips, with each fold as a split, and the classes by target. Raises InputError for other folders."""
+    """Return the clips and the classes by target. Each fold is a split. Raises InputError for other folders."""
     try:
         with (folder / TABLE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

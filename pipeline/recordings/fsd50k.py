@@ -1,4 +1,4 @@
-"""Reader of FSD50K's official folder, and the download of its split archives."""
+"""Download FSD50K's split archives, and read its official folder."""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from pipeline.recordings.tables import LabelledClip
 LONGEST_MS = 30_000
 VOCABULARY = "FSD50K.ground_truth/vocabulary.csv"
 SPLIT_OF = {"train": "train", "val": "valid"}
-"""Our splits by the values of the column `split` in dev.csv."""
+"""Names of our splits for the values of the column `split` in dev.csv."""
 ARCHIVES = {
     "FSD50K.ground_truth": {"zip": "ca27382c195e37d2269c4c866dd73485"},
     "FSD50K.dev_audio": {
@@ -28,7 +28,7 @@ ARCHIVES = {
 
 
 def fetch_fsd50k(address: str, home: Path) -> Path:
-    """Download, join and unpack all parts into `home`; return the official folder. Completed steps are skipped."""
+    """Download, join and unpack all parts into `home`. Skips completed steps. Returns the official folder."""
     folder = home / "fsd50k"
     for name, digests in ARCHIVES.items():
         for ending, digest in digests.items():
@@ -39,7 +39,7 @@ def fetch_fsd50k(address: str, home: Path) -> Path:
 
 
 def read_fsd50k(folder: Path) -> tuple[list[LabelledClip], list[str]]:
-    """Return the clips, in the splits train, valid and test, and the classes in the vocabulary's order.
+    """Return the clips of the splits train, valid and test, and the classes in the order of the vocabulary.
 
     Raises InputError for another folder, for missing audio, and, with the line, for tables that contradict each other.
     """
@@ -59,7 +59,7 @@ def read_fsd50k(folder: Path) -> tuple[list[LabelledClip], list[str]]:
 
 
 def read_vocabulary(table: Path) -> dict[str, str]:
-    """Return the mid of each class, ordered by index. Raises InputError for another order."""
+    """Return the mid of each class in the order of the indices. Raises InputError for another order."""
     mid_of: dict[str, str] = {}
     try:
         with table.open(encoding="utf-8", newline="") as file:
@@ -76,7 +76,7 @@ def read_vocabulary(table: Path) -> dict[str, str]:
 
 
 def _read_table(table: Path, audio: Path, mid_of: Mapping[str, str]) -> Iterator[LabelledClip]:
-    """Yield the clips of dev.csv, in the splits train and valid, or of eval.csv, in the split test."""
+    """Yield the clips of dev.csv (splits train and valid) or of eval.csv (split test)."""
     is_dev = table.name == "dev.csv"
     try:
         with table.open(encoding="utf-8", newline="") as file:

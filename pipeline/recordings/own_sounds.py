@@ -28,9 +28,10 @@ class CutConfig:
     """Division of files into clips, groups and splits."""
 
     clip_s: float
-    """Length of the clips that files are cut into. A remainder of at least half this length is a clip as well."""
+    """Length of clips in seconds. Files are cut into such clips. A remainder of at least half the length is also a
+    clip."""
     eval_share: float = 0.2
-    """Share of files to hold out for evaluation if the table states no splits."""
+    """Share of files to hold out for evaluation if the table has no splits."""
     seed: int = 0
     group_by: str = ""
     """Pattern that finds a group in file names."""

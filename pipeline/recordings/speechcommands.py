@@ -1,4 +1,4 @@
-"""Reader of Speech Commands' official folder."""
+"""Read Speech Commands' official folder."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ NOISE_FOLDER = "_background_noise_"
 
 
 def read_speech_commands(folder: Path) -> tuple[list[LabelledClip], list[str]]:
-    """Return the clips and the words; files in neither list are training clips. Raises InputError for other folders."""
+    """Return the clips and the words. Files in neither list are for training. Raises InputError for other folders."""
     split_of: dict[str, str] = {}
     for name, split in LISTS.items():
         try:

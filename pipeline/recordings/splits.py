@@ -1,6 +1,6 @@
 """Assign splits or folds to groups of clips: stratified by class, and each group in exactly one of them.
 
-The method is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): rare classes are distributed first.
+Uses iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011), which distributes rare classes first.
 """
 
 import random
@@ -19,7 +19,7 @@ def split_groups(labels_of: Mapping[Group, Sequence[str]], eval_share: float, se
     Every class keeps at least one group in train. A class with two or more groups gets at least one in eval, unless
     this would take the last training group of a class.
 
-    labels_of: labels of each group; repeats don't count.
+    labels_of: labels of each group; repeated labels count once.
     """
     groups_of: dict[str, list[Group]] = defaultdict(list)
     order = sorted(labels_of, key=str)  # the result must not depend on the order of a folder's listing

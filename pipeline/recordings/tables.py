@@ -56,7 +56,7 @@ def write_tables(clips: Sequence[LabelledClip], classes: Sequence[str], folder: 
     labels = make_labels(classes)
     mid_of = dict(zip(labels.names, labels.mids, strict=True))
     id_of = {path: make_id(path) for path in dict.fromkeys(clip.path for clip in clips)}
-    # Absolute, because workers may run in another folder.
+    # Write absolute paths, because workers may run in another folder.
     paths = [(name, str(path.absolute())) for path, name in id_of.items()]
     (folder / "class_labels_indices.csv").write_text(labels.to_csv(), encoding="utf-8")
     _write_rows(folder / MEDIA_TABLE, [("id", "path"), *paths])
@@ -72,7 +72,7 @@ def write_tables(clips: Sequence[LabelledClip], classes: Sequence[str], folder: 
 
 
 def make_labels(classes: Sequence[str]) -> Labels:
-    """Give each class a mid that is safe in tables: `/c/` and its name, with special characters replaced."""
+    """Give each class a mid that is safe in tables, made of `/c/` and its name without special characters."""
     mids: dict[str, str] = {}
     for index, name in enumerate(classes):
         mid = "/c/" + re.sub(r"[^\w-]+", "_", name)

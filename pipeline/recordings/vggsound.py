@@ -1,4 +1,4 @@
-"""Reader of VGGSound's table, and its conversion to AudioSet's tables."""
+"""Read VGGSound's table, and convert it to AudioSet's tables."""
 
 import csv
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def read_vggsound(table: Path) -> list[Row]:
     first_of: dict[tuple[str, int], Row] = {}
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            # Strict, because otherwise an unclosed quote swallows all following rows.
+            # Use strict mode, because otherwise an unclosed quote would swallow all following rows.
             reader = csv.reader(file, strict=True)
             for cells in reader:
                 row = _read_row(cells, f"{table}, line {reader.line_num}")
@@ -65,7 +65,7 @@ def _read_row(cells: Sequence[str], where: str) -> Row:
 
 
 def write_audioset_tables(rows: Sequence[Row], folder: Path) -> None:
-    """Write `class_labels_indices.csv`, with the classes sorted by name, and a segments CSV per split."""
+    """Write `class_labels_indices.csv`, with the classes sorted by name, and one segments CSV per split."""
     labels = make_labels(sorted({row.label for row in rows}))
     mid_of = dict(zip(labels.names, labels.mids, strict=True))
     folder.mkdir(parents=True, exist_ok=True)

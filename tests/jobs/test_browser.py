@@ -109,7 +109,9 @@ def browser(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     browser.quit()
 
 
-def test_the_pages_show_what_a_person_looks_for(trainings: list[TrackedJob], server: Server, browser: Browser) -> None:
+def test_pages_show_runs_metrics_artifacts_and_models(
+    trainings: list[TrackedJob], server: Server, browser: Browser
+) -> None:
     client = open_client(server.address)
     first, second = (find_run(client, job.run) for job in trainings)
     experiment = f"experiments/{first.info.experiment_id}"
@@ -141,7 +143,7 @@ def test_the_pages_show_what_a_person_looks_for(trainings: list[TrackedJob], ser
     browser.picture("mlflow-comparison")
 
 
-def test_the_registry_shows_the_champion_and_where_it_comes_from(
+def test_registry_shows_the_champion_and_its_origin(
     trainings: list[TrackedJob], server: Server, browser: Browser
 ) -> None:
     client = open_client(server.address)
@@ -161,7 +163,7 @@ def test_the_registry_shows_the_champion_and_where_it_comes_from(
     assert describe_versions(client, "another") == []
 
 
-def test_two_trainings_are_compared_in_one_file(
+def test_comparison_of_two_runs_is_one_file(
     trainings: list[TrackedJob], browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [job.run for job in trainings]
@@ -175,9 +177,7 @@ def test_two_trainings_are_compared_in_one_file(
     browser.picture("comparison")
 
 
-def test_a_server_that_is_away_for_a_while_misses_nothing(
-    server: Server, data: Snapshot, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_server_outage_loses_no_metrics(server: Server, data: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
     run = start_run(data.store, "through an outage", {})
     run.log_metrics({"train/loss": 1.0}, 1)
     assert run._queue is not None and run._queue.flush(30)

@@ -53,7 +53,7 @@ def test_calibration_is_stored_with_the_weights_and_used_by_the_tagger(
         plain.present(sound)
 
 
-def test_invalid_settings_are_refused(checkpoint: Path, snapshot: Snapshot) -> None:
+def test_invalid_settings_are_rejected(checkpoint: Path, snapshot: Snapshot) -> None:
     wanted = ["--checkpoint", str(checkpoint), "--root", snapshot.store.root]
     assert COMMAND_LINE.main([*wanted, "--precision", "1.5"]) == 2
     assert COMMAND_LINE.main(["--checkpoint", "MIT/none", "--root", snapshot.store.root]) == 2

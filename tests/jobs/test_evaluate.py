@@ -80,7 +80,7 @@ def test_perfect_scores_are_written_as_valid_json(snapshot: Snapshot) -> None:
         assert written["mAP"] == 1
 
 
-def test_unknown_class_is_refused_before_scoring(snapshot: Snapshot, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_class_is_rejected_before_scoring(snapshot: Snapshot, capsys: pytest.CaptureFixture[str]) -> None:
     name = snapshot.labels.names[0]
     assert run_evaluate("--checkpoints", "none", "--root", snapshot.store.root, "--classes", name, name[:-1]) == 2
     assert f"found {name[:-1]!r}" in (shown := capsys.readouterr().err) and repr(name) in shown
@@ -98,7 +98,7 @@ def test_out_of_memory_suggests_a_smaller_batch(
     assert "out of memory with --batch-size 6; try --batch-size 3" in capsys.readouterr().err
 
 
-def test_classes_are_matched_by_name_and_other_classes_refused(
+def test_classes_are_matched_by_name_and_other_classes_rejected(
     snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     turned = Labels(snapshot.labels.mids[::-1], snapshot.labels.names[::-1])

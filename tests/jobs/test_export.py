@@ -14,7 +14,7 @@ SHAPE = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, d
 
 
 @pytest.mark.parametrize(("name", "target"), [("hugging_face", "ast"), ("safetensors", "ast.safetensors")])
-def test_an_export_tags_as_its_source(tmp_path: Path, name: str, target: str) -> None:
+def test_export_gives_the_same_tags_as_its_source(tmp_path: Path, name: str, target: str) -> None:
     export_hugging_face(AST(SHAPE), ModelMetadata(("Speech", "Dog, barking", "Rain"), -5, 4, "ce"), tmp_path / "source")
     flags = ["--checkpoint", str(tmp_path / "source"), "--output", str(tmp_path / target)]
     assert COMMAND_LINE.main([name, *flags]) == 0

@@ -165,7 +165,7 @@ def test_comparison_of_two_runs_is_one_self_contained_page(
     assert COMPARE.main(["noise 2.0", "--root", store.root]) == 2
 
 
-def test_refusal_of_the_registry_names_the_checkpoint(
+def test_registry_error_names_the_checkpoint(
     store: Store, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking_delivery, "QUEUES", tmp_path / "queues")

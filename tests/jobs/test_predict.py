@@ -67,7 +67,7 @@ def run_predict(*argv: object) -> int:
     return COMMAND_LINE.main([str(word) for word in argv])
 
 
-def test_a_folder_becomes_a_table(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+def test_folder_is_tagged_into_a_table(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     wanted = ("--checkpoint", checkpoint, "--audio", sounds, "--device", "cpu", "--top-k", 2)
     assert run_predict(*wanted, "--format", "csv", "--output", tmp_path / "tags.csv") == 0
     table = pd.read_csv(tmp_path / "tags.csv")
@@ -82,14 +82,14 @@ def test_a_folder_becomes_a_table(checkpoint: Path, sounds: Path, tmp_path: Path
     assert windows == {(0, 1.28), (1, 2.28), (2, 2.5)}
 
 
-def test_review_tools_get_a_file_for_each_sound(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+def test_review_formats_write_a_file_per_sound(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     wanted = ("--checkpoint", checkpoint, "--audio", sounds, "--device", "cpu", "--timeline")
     assert run_predict(*wanted, "--format", "raven", "--output", tmp_path) == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.flac.selections.txt", "b.flac.selections.txt"]
     assert run_predict(*wanted, "--format", "raven") == 2
 
 
-def test_bad_files_are_named_after_the_good(
+def test_bad_files_are_listed_after_the_good_files_are_tagged(
     checkpoint: Path, sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.wav").write_bytes(b"no sound")
@@ -117,7 +117,7 @@ def test_weights_that_overflow_end_the_run_with_an_error(
 
 
 @pytest.mark.slow
-def test_a_picture_is_drawn_of_each_file(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+def test_each_file_gets_a_plot(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     wanted = ("--checkpoint", checkpoint, "--audio", sounds, "--device", "cpu", "--timeline", "--plot", tmp_path)
     for _ in range(2):
         assert run_predict(*wanted, "--output", tmp_path / "tags.txt") == 0
@@ -151,7 +151,7 @@ FAILURES |= {"more.tar/y/a.flac": "not_media", "\\udcfe.flac": "no_audio"}
 
 
 @pytest.mark.usefixtures("ray")
-def test_many_files_are_tagged_on_ray_as_in_one_process(
+def test_tags_on_ray_equal_tags_in_one_process(
     checkpoint: Path, mixed: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = ("--checkpoint", checkpoint, "--device", "cpu", "--timeline", "--hop-s", 1, "--format", "parquet")
@@ -186,7 +186,7 @@ def config_of(*argv: object) -> PredictConfig:
     return COMMAND_LINE.parse([str(word) for word in argv])
 
 
-def test_what_a_killed_group_left_is_made_again(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+def test_killed_group_is_tagged_again(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     config = config_of("--checkpoint", checkpoint, "--audio", sounds, "--format", "parquet", "--output", tmp_path)
     job = open_job(store, config)
@@ -199,7 +199,7 @@ def test_what_a_killed_group_left_is_made_again(checkpoint: Path, sounds: Path, 
 
 
 @pytest.mark.slow
-def test_a_prefix_on_s3_is_listed_and_read(s3_store: Store, checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+def test_s3_prefix_is_listed_and_read(s3_store: Store, checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     for name in ("deep/b.flac", "a.flac"):
         boto3.client("s3").put_object(Bucket="bucket", Key=f"field/{name}", Body=(sounds / name).read_bytes())
     boto3.client("s3").put_object(Bucket="bucket", Key="field/readme.md", Body=b"text")
@@ -228,7 +228,7 @@ class Deadly(MediaFile):
 
 @pytest.mark.rehearsal
 @pytest.mark.usefixtures("ray")
-def test_a_file_that_kills_its_process_fails_alone(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+def test_file_that_kills_its_process_fails_alone(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     config = config_of("--checkpoint", checkpoint, "--audio", sounds, "--format", "parquet", "--output", tmp_path)
     files = [Deadly("deadly", "deadly"), *list_media_files(config.audio)]
@@ -240,7 +240,7 @@ def test_a_file_that_kills_its_process_fails_alone(checkpoint: Path, sounds: Pat
 
 @pytest.mark.rehearsal
 @pytest.mark.process
-def test_a_run_that_is_killed_goes_on_with_the_rest(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_with_the_remaining_files(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
     content = (sounds / "a.flac").read_bytes()
     for number in range(2_000):

@@ -168,7 +168,7 @@ def test_sigterm_ends_the_service_cleanly(tmp_path: Path) -> None:
     socket.create_server(("127.0.0.1", port)).close()
 
 
-def test_other_addresses_than_loopback_need_a_token(tmp_path: Path) -> None:
+def test_addresses_other_than_loopback_need_a_token(tmp_path: Path) -> None:
     words = ["--checkpoint", "a-model", "--host", "0.0.0.0"]
     with pytest.raises(ConfigError, match=r"--host 0.* needs --token-file"):
         COMMAND_LINE.parse(words)
@@ -181,7 +181,7 @@ def test_other_addresses_than_loopback_need_a_token(tmp_path: Path) -> None:
     assert read_token(str(file)) == "x" * 20
 
 
-def test_only_our_own_model_is_followed(tmp_path: Path) -> None:
+def test_only_the_projects_registered_model_is_followed(tmp_path: Path) -> None:
     for name in ("models:/other@champion", f"models:/{REGISTERED}"):
         with pytest.raises(ConfigError, match=f"expected models:/{REGISTERED}@ALIAS"):
             current_version(ServeConfig(name, root=str(tmp_path)))

@@ -148,7 +148,7 @@ def test_ids_of_videos_with_several_segments_need_the_start() -> None:
     assert matches.num_ambiguous == 1
 
 
-def test_shifted_index_is_refused_with_both_maps(
+def test_shifted_index_is_rejected_with_both_maps(
     own: Snapshot, logits: Logits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shifted = write_pair(tmp_path, np.roll(logits, 1, axis=0), ytids_of(own))
@@ -158,7 +158,7 @@ def test_shifted_index_is_refused_with_both_maps(
     assert not own.store.exists("teachers/t/teacher.json")
 
 
-def test_partly_shifted_index_is_refused_with_its_position(tmp_path: Path) -> None:
+def test_partly_shifted_index_is_rejected_with_its_position(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     targets = (random.random((1000, 8)) < 0.1).astype(np.uint8)
     targets[:, 0] |= targets.sum(axis=1) == 0
@@ -197,7 +197,7 @@ class Harmful:
         (lambda folder, n: (folder / "scores.npy").write_text("version https://git-lfs.github.com"), "Git LFS"),
     ],
 )
-def test_invalid_files_are_refused(
+def test_invalid_files_are_rejected(
     spoil: Callable[[Path, int], object],
     message: str,
     own: Snapshot,

@@ -50,7 +50,7 @@ async def ask(port: int, *pieces: bytes) -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_headers_that_drip_in_are_refused_and_all_else_is_served() -> None:
+def test_slow_headers_are_refused_and_other_requests_served() -> None:
     async def run() -> None:
         server = uvicorn.Server(uvicorn.Config(application, port=0, http=Impatient, lifespan="off", log_level="error"))
         serving = asyncio.create_task(server.serve())

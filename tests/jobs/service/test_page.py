@@ -104,7 +104,7 @@ def picture(driver: Any, name: str) -> None:
             image.convert("RGB").quantize(96).save(file, optimize=True)
 
 
-def test_a_sound_is_tagged_played_and_downloaded(driver: Any, address: str, sound: Path, tmp_path: Path) -> None:
+def test_sound_is_tagged_played_and_downloaded(driver: Any, address: str, sound: Path, tmp_path: Path) -> None:
     enter(driver, address)
     find(driver, "#file").send_keys(str(sound))
     wait_for(lambda: find(driver, "#result").is_displayed())
@@ -173,14 +173,14 @@ return area.classList.contains("over");
 """
 
 
-def test_a_sound_is_dropped(driver: Any, address: str, sound: Path) -> None:
+def test_dropped_sound_is_tagged(driver: Any, address: str, sound: Path) -> None:
     enter(driver, address)
     assert driver.execute_script(DROP, base64.b64encode(sound.read_bytes()).decode()) is False
     wait_for(lambda: find(driver, "#result").is_displayed())
     assert find(driver, "#name").text == "dropped.flac" and "6.0 s" in find(driver, "#status").text
 
 
-def test_the_microphone_is_recorded(driver: Any, address: str) -> None:
+def test_microphone_is_recorded(driver: Any, address: str) -> None:
     enter(driver, address)
     find(driver, "#record").click()
     wait_for(lambda: find(driver, "#record").text == "Stop")
@@ -191,7 +191,7 @@ def test_the_microphone_is_recorded(driver: Any, address: str) -> None:
     assert find(driver, "#name").text == "recording"
 
 
-def test_a_refused_sound_says_why_and_a_missing_token_is_asked_for(driver: Any, address: str, tmp_path: Path) -> None:
+def test_page_explains_refusals_and_requests_a_missing_token(driver: Any, address: str, tmp_path: Path) -> None:
     file = tmp_path / "notes.wav"
     file.write_text("no sound")
     driver.get(address)
@@ -204,7 +204,7 @@ def test_a_refused_sound_says_why_and_a_missing_token_is_asked_for(driver: Any, 
     assert not find(driver, "#result").is_displayed()
 
 
-def test_on_a_phone_in_the_dark(driver: Any, address: str, sound: Path) -> None:
+def test_page_fits_a_phone_in_dark_mode(driver: Any, address: str, sound: Path) -> None:
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 780, "deviceScaleFactor": 2, "mobile": True}
     )

@@ -127,7 +127,7 @@ def client(service: Service) -> Iterator[TestClient]:
         yield client
 
 
-def test_a_sound_is_tagged_as_the_tagger_does(client: TestClient, tagger: Tagger) -> None:
+def test_tags_equal_the_taggers(client: TestClient, tagger: Tagger) -> None:
     sound = noise(40_000)
     answer = client.post("/v1/tag", params={"top_k": 2, "name": "../a/dog.flac"}, content=sound).json()
     expected = tagger.tag(sound, 2)
@@ -140,7 +140,7 @@ def test_a_sound_is_tagged_as_the_tagger_does(client: TestClient, tagger: Tagger
     assert client.get("/healthz").json() == {"status": "ok", "version": ""}
 
 
-def test_a_timeline_has_the_taggers_windows(client: TestClient, tagger: Tagger) -> None:
+def test_timeline_equals_the_taggers(client: TestClient, tagger: Tagger) -> None:
     sound = noise(40_000)
     asked = {"timeline": True, "window_s": 1, "hop_s": 0.5, "classes": ["Rain", "Dog, barking"], "spectrogram": True}
     answer = client.post("/v1/tag", params=asked, content=sound).json()
@@ -154,7 +154,7 @@ def test_a_timeline_has_the_taggers_windows(client: TestClient, tagger: Tagger) 
 
 
 @pytest.mark.parametrize("format", ["csv", "csv-excel", "jsonl", "parquet", "raven", "audacity"])
-def test_files_for_review_come_with_the_tags_or_after_them(client: TestClient, format: str) -> None:
+def test_review_files_are_returned_by_tagging_or_made_from_tags(client: TestClient, format: str) -> None:
     sound, asked = noise(40_000), {"timeline": True, "name": "dog \u2014 1\n.flac"}
     at_once = client.post("/v1/tag", params={**asked, "format": format}, content=sound)
     answer = client.post("/v1/tag", params=asked, content=sound).json()
@@ -171,7 +171,7 @@ def test_files_for_review_come_with_the_tags_or_after_them(client: TestClient, f
         assert at_once.content == later.content and b"Rain" in later.content
 
 
-def test_sounds_of_all_kinds_are_taken(client: TestClient) -> None:
+def test_all_kinds_of_sounds_are_accepted(client: TestClient) -> None:
     many_channels = wav(np.random.default_rng(0).integers(-9_000, 9_000, (19_200, 8)), 192_000)
     assert client.post("/v1/tag", content=many_channels).json()["length_s"] == pytest.approx(0.1, abs=0.02)
 
@@ -196,7 +196,7 @@ CONCAT = b"ffconcat version 1.0\nfile /etc/passwd\n"
     ],
     ids="empty text truncated-flac truncated-wav video encrypted nan playlist concat an-hour".split(),
 )
-def test_what_is_no_sound_gets_a_sentence(client: TestClient, content: bytes, sentence: str) -> None:
+def test_invalid_sound_is_refused_with_a_message(client: TestClient, content: bytes, sentence: str) -> None:
     for path in ("/v1/tag", "/v1/embed"):
         response = client.post(path, content=content)
         assert response.status_code == 422 and sentence in response.json()["error"]
@@ -213,17 +213,17 @@ def test_what_is_no_sound_gets_a_sentence(client: TestClient, content: bytes, se
         ({"threshold": 1, "format": "csv"}, "lower the threshold"),
     ],
 )
-def test_impossible_wishes_get_a_sentence(client: TestClient, asked: Any, sentence: str) -> None:
+def test_invalid_parameters_are_refused_with_a_message(client: TestClient, asked: Any, sentence: str) -> None:
     response = client.post("/v1/tag", params=asked, content=noise(40_000))
     assert response.status_code == 422 and sentence in response.json()["error"]
 
 
-def test_unknown_paths_and_methods_get_a_sentence(client: TestClient) -> None:
+def test_unknown_paths_and_methods_are_refused_with_a_message(client: TestClient) -> None:
     assert client.get("/v1/nothing").status_code == 404 and client.get("/v1/nothing").json()["error"]
     assert client.get("/v1/tag").status_code == 405 and client.get("/v1/tag").json()["error"]
 
 
-def test_uploads_end_at_the_limit_whatever_they_say(client: TestClient) -> None:
+def test_uploads_are_cut_off_at_the_limit_regardless_of_headers(client: TestClient) -> None:
     num_read = 0
 
     def endless() -> Iterator[bytes]:
@@ -243,7 +243,7 @@ async def post(service: Service, content: AsyncIterator[bytes] | bytes, token: s
         return await client.post("/v1/tag", content=content, headers=headers)
 
 
-def test_an_upload_that_trickles_is_given_up(service: Service) -> None:
+def test_slow_upload_is_abandoned(service: Service) -> None:
     async def trickle(receive_forever: asyncio.Event) -> tuple[int, str]:
         gate, sent = make_app(service, LIMITS, "", Figures()), []
 
@@ -262,7 +262,7 @@ def test_an_upload_that_trickles_is_given_up(service: Service) -> None:
     assert asyncio.run(trickle(asyncio.Event())) == (408, "expected the whole upload within 0.5 s")
 
 
-def test_what_is_too_much_is_sent_away_and_asked_to_come_again(tagger: Tagger) -> None:
+def test_excess_uploads_get_429_with_retry_after(tagger: Tagger) -> None:
     async def main() -> list[int]:
         may_go_on = asyncio.Event()
 
@@ -293,7 +293,7 @@ def test_what_is_too_much_is_sent_away_and_asked_to_come_again(tagger: Tagger) -
     assert asyncio.run(main()) == [200, 200]
 
 
-def test_only_bearers_of_the_token_come_in(service: Service) -> None:
+def test_requests_without_the_token_are_refused(service: Service) -> None:
     sound, token = noise(16_000), "a token of some length"
     for header in ("", "Bearer wrong", b"Bearer \xc4\xd6", token, f"Basic {token}"):
         response = asyncio.run(post(service, sound, token, authorization=header))
@@ -319,14 +319,14 @@ def test_websocket_is_rejected_during_its_handshake(client: TestClient) -> None:
     assert closed.value.code == 1008
 
 
-def test_damaged_weights_are_an_error_of_the_server(tagger: Tagger) -> None:
+def test_damaged_weights_give_status_500(tagger: Tagger) -> None:
     broken = make_tagger()
     torch.nn.init.constant_(broken.model.head.linear.bias, torch.nan)
     response = asyncio.run(post(Service(ServedModel(broken, "a folder"), LIMITS, run), noise(16_000)))
     assert response.status_code == 500 and "expected finite scores" in response.json()["error"]
 
 
-def test_without_a_token_pages_of_others_are_kept_out(client: TestClient) -> None:
+def test_without_a_token_foreign_pages_are_refused(client: TestClient) -> None:
     sound = noise(16_000)
     assert client.post("/v1/tag", content=sound, headers={"host": "rebound.example:8000"}).status_code == 403
     assert client.post("/v1/tag", content=sound, headers={"origin": "https://other.example"}).status_code == 403
@@ -334,7 +334,7 @@ def test_without_a_token_pages_of_others_are_kept_out(client: TestClient) -> Non
     assert client.get("/", headers={"host": "[::1"}).status_code == 403
 
 
-def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
+def test_page_loads_nothing_from_other_servers(client: TestClient) -> None:
     for path, media_type in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")):
         response = client.get(path)
         assert response.headers["content-type"].startswith(media_type)
@@ -342,7 +342,7 @@ def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
         assert "http:" not in response.text and "https:" not in response.text and "style=" not in response.text
 
 
-def test_figures_are_prometheus_text(client: TestClient) -> None:
+def test_metrics_are_prometheus_text(client: TestClient) -> None:
     client.post("/v1/tag", content=noise(16_000))
     client.get("/of/a/stranger")
     families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
@@ -351,7 +351,7 @@ def test_figures_are_prometheus_text(client: TestClient) -> None:
     assert families["ast_requests_waiting"].samples[0].value == 0
 
 
-def test_a_request_keeps_the_model_that_it_began_with(tagger: Tagger) -> None:
+def test_request_keeps_the_model_with_which_it_started(tagger: Tagger) -> None:
     """Exchanging the model between two requests, and in the middle of one, drops none of them."""
 
     async def main() -> None:
@@ -373,7 +373,7 @@ def test_a_request_keeps_the_model_that_it_began_with(tagger: Tagger) -> None:
     asyncio.run(main())
 
 
-def test_a_batch_may_hold_windows_of_two_models(tagger: Tagger) -> None:
+def test_batch_may_contain_windows_of_two_models(tagger: Tagger) -> None:
     old, new = ServedModel(tagger, "m", "1"), ServedModel(make_tagger(1), "m", "2")
     fbank_TM = tagger.fbank(np.random.default_rng(0).uniform(-0.3, 0.3, 16_000))
     results = run_batch([PendingWindow(model, fbank_TM) for model in (old, new, old)])
@@ -384,7 +384,7 @@ def test_a_batch_may_hold_windows_of_two_models(tagger: Tagger) -> None:
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_request_by_its_own_description_is_an_error_of_ours(client: TestClient, data: st.DataObject) -> None:
+def test_fuzzed_requests_never_cause_a_server_error(client: TestClient, data: st.DataObject) -> None:
     """Uploads are damaged sounds and noise; parameters are drawn from the description, some within its bounds."""
     paths = client.get("/openapi.json").json()["paths"]
     path = data.draw(st.sampled_from(["/v1/tag", "/v1/embed"]))
@@ -415,12 +415,12 @@ def test_no_request_by_its_own_description_is_an_error_of_ours(client: TestClien
     ),
     format=st.sampled_from(["csv", "jsonl", "parquet", "raven", "audacity"]),
 )
-def test_no_table_is_an_error_of_ours(client: TestClient, body: object, format: str) -> None:
+def test_fuzzed_tables_never_cause_a_server_error(client: TestClient, body: object, format: str) -> None:
     response = client.post("/v1/file", params={"format": format}, content=json.dumps(body))
     assert response.status_code in (200, 422), response.text
 
 
-def test_a_sound_is_read_from_the_request_only(client: TestClient, tmp_path: Path) -> None:
+def test_paths_and_addresses_in_requests_are_never_opened(client: TestClient, tmp_path: Path) -> None:
     """A path or an address in place of a sound is text: nothing is opened."""
     (tmp_path / "sound.flac").write_bytes(noise(16_000))
     for content in (f"{tmp_path}/sound.flac", f"file://{tmp_path}/sound.flac", "http://127.0.0.1:1/a.wav"):
@@ -428,7 +428,7 @@ def test_a_sound_is_read_from_the_request_only(client: TestClient, tmp_path: Pat
 
 
 @pytest.mark.rehearsal
-def test_every_answer_is_one_of_the_description(service: Service) -> None:
+def test_every_answer_matches_the_api_description(service: Service) -> None:
     """Fuzz each route by schemathesis, with requests that fit the description and such that don't."""
     schemathesis = pytest.importorskip("schemathesis")
     from schemathesis.checks import not_a_server_error

@@ -35,7 +35,7 @@ def held(cache: ShardCache) -> set[str]:
     return {name for name in NAMES if (cache.folder / f"{cache.checksums[name].digest}.tar").exists()}
 
 
-def test_what_was_used_longest_ago_makes_room(store: Store) -> None:
+def test_least_recently_used_shard_is_evicted_first(store: Store) -> None:
     cache = make_cache(store, num_shards=3.5)
     for age, name in enumerate(NAMES[:3]):
         os.utime(cache.fetch(name), (age, age))
@@ -46,7 +46,7 @@ def test_what_was_used_longest_ago_makes_room(store: Store) -> None:
         assert cache.fetch(name).read_bytes() == store.read_bytes(name)
 
 
-def test_readers_of_one_folder_fetch_a_shard_once_and_keep_to_the_limit(store: Store) -> None:
+def test_readers_sharing_a_folder_fetch_a_shard_once_and_respect_the_limit(store: Store) -> None:
     caches = [make_cache(store, num_shards=4) for _ in range(4)]
     with ThreadPoolExecutor(8) as pool:
         files = list(pool.map(lambda cache: cache.fetch(NAMES[0]).stat(), caches * 4))
@@ -58,7 +58,7 @@ def test_readers_of_one_folder_fetch_a_shard_once_and_keep_to_the_limit(store: S
     assert 1 <= len(held(small)) <= 2
 
 
-def test_the_limit_holds_at_every_moment(store: Store) -> None:
+def test_cache_never_exceeds_its_limit(store: Store) -> None:
     cache = make_cache(store, num_shards=2)
 
     def fetch(name: str) -> int:
@@ -70,7 +70,7 @@ def test_the_limit_holds_at_every_moment(store: Store) -> None:
         assert max(pool.map(fetch, NAMES * 50)) <= cache.max_bytes
 
 
-def test_what_a_killed_reader_left_is_never_read(store: Store) -> None:
+def test_leftovers_of_a_killed_reader_are_never_read(store: Store) -> None:
     cache = make_cache(store, num_shards=2)
     part = cache.folder / f"{cache.checksums[NAMES[0]].digest}.part"
     part.write_bytes(b"half")
@@ -80,7 +80,7 @@ def test_what_a_killed_reader_left_is_never_read(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "edited", "swapped"])
-def test_a_shard_that_is_not_the_indexed_one_is_refused_and_not_kept(store: Store, damage: str) -> None:
+def test_shard_that_differs_from_the_index_is_rejected_and_not_cached(store: Store, damage: str) -> None:
     cache = make_cache(store, num_shards=2)
     file = Path(store.path(NAMES[0]))
     content = file.read_bytes()
@@ -104,7 +104,7 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_folder_that_cannot_be_used_is_said_before_anything_is_read(store: Store, tmp_path: Path) -> None:
+def test_unusable_folder_is_reported_before_reading(store: Store, tmp_path: Path) -> None:
     with full_disk(), pytest.raises(ConfigError, match=r"can't write to the cache folder .*cache.folder"):
         make_cache(store, num_shards=2)
     (tmp_path / "file").touch()
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_used_is_said_before_anything_is_read(store: Sto
         make_cache(store, num_shards=0.5)
 
 
-def test_a_disk_that_fills_up_later_is_an_error_of_the_store(store: Store) -> None:
+def test_disk_that_fills_up_later_raises_a_store_error(store: Store) -> None:
     cache = make_cache(store, num_shards=2)
     with full_disk(), pytest.raises(StoreError, match=r"can't store shards/train/0\.tar in the cache folder"):
         cache.fetch(NAMES[0])
@@ -123,7 +123,7 @@ def test_a_disk_that_fills_up_later_is_an_error_of_the_store(store: Store) -> No
     assert cache.fetch(NAMES[0]).stat().st_size == SHARD_BYTES
 
 
-def test_many_shards_come_at_once_without_a_hitch(tmp_path: Path) -> None:
+def test_many_shards_can_be_fetched_concurrently(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     names = [f"shards/train/{number}.tar" for number in range(150)]
     for name in names:

@@ -34,7 +34,7 @@ def written_rows(store: Store, tar: str) -> list[dict]:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open
-def test_plain_webdataset_and_the_sidecars_offsets_read_the_same(small_store: Store) -> None:
+def test_webdataset_and_the_offsets_in_the_sidecar_read_the_same_clips(small_store: Store) -> None:
     tars = small_store.list("shards", ".tar")
     assert len(tars) == 6
     for tar in tars:
@@ -52,7 +52,7 @@ def test_plain_webdataset_and_the_sidecars_offsets_read_the_same(small_store: St
             assert sample["flac"].startswith(b"fLaC")
 
 
-def test_a_sidecar_describes_its_clips(small_store: Store) -> None:
+def test_sidecar_describes_its_clips(small_store: Store) -> None:
     tar = small_store.list("shards/eval", ".tar")[0]
     for row in written_rows(small_store, tar):
         member = small_store.read_range(tar, row["fbank_offset"], row["fbank_bytes"])
@@ -66,7 +66,7 @@ def test_a_sidecar_describes_its_clips(small_store: Store) -> None:
         assert row["key"] == f"{row['ytid']}_{row['start_ms']}"
 
 
-def test_the_same_clips_give_the_same_bytes(tmp_path: Path) -> None:
+def test_same_clips_give_identical_bytes(tmp_path: Path) -> None:
     segments = [Segment("-a_b", 0, 10_000, ("/m/1",), "eval"), Segment("__c", 30_500, 40_500, ("/m/1", "/m/2"), "eval")]
     fbank_TM = np.random.default_rng(0).normal(size=(998, 128)).astype(np.float32)
     for name, host in (("one", "http://a.example"), ("other", "http://b.example")):
@@ -101,7 +101,7 @@ def npy(array: np.ndarray) -> bytes:
         (b"x" * 3000, "start with b'xxxxxx'"),
     ],
 )
-def test_bytes_that_are_no_fbank_of_that_length_are_named(member: bytes, found: str) -> None:
+def test_bytes_that_are_not_an_fbank_of_the_expected_length_are_rejected(member: bytes, found: str) -> None:
     with pytest.raises(CorruptError, match=f"expected an .npy of 10 frames .*{found}"):
         parse_fbank(member, 10)
 
@@ -116,7 +116,7 @@ def sidecar(small_store: Store, tmp_path: Path) -> tuple[Store, str]:
     return store, name
 
 
-def test_a_sidecar_that_was_cut_is_named(sidecar: tuple[Store, str]) -> None:
+def test_truncated_sidecar_is_named(sidecar: tuple[Store, str]) -> None:
     store, name = sidecar
     for data in (store.read_bytes(name)[:-100], b"", b"PAR1"):
         store.write_bytes(name, data)
@@ -124,7 +124,7 @@ def test_a_sidecar_that_was_cut_is_named(sidecar: tuple[Store, str]) -> None:
             read_sidecar(store, name)
 
 
-def test_a_sidecar_of_another_form_is_named(sidecar: tuple[Store, str]) -> None:
+def test_sidecar_with_missing_columns_is_named(sidecar: tuple[Store, str]) -> None:
     store, name = sidecar
     table = read_sidecar(store, name)
     without_metadata = table.replace_schema_metadata(None)
@@ -136,7 +136,7 @@ def test_a_sidecar_of_another_form_is_named(sidecar: tuple[Store, str]) -> None:
             read_sidecar(store, name)
 
 
-def test_a_shard_without_rows_reads_back_empty(tmp_path: Path) -> None:
+def test_shard_without_rows_is_read_as_empty(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     write_sidecar(store, Shard("eval", "abc").sidecar, [], "print", Checksum(0, "digest"))
     sidecar = read_sidecar(store, "shards/eval/abc.parquet")

@@ -53,7 +53,7 @@ def segments_of(plans: list[ShardPlan]) -> list[Segment]:
     return [segment for plan in plans for segment in plan.segments]
 
 
-def test_all_segments_are_planned_once_in_their_order(store: Store) -> None:
+def test_new_segments_are_planned_once_in_order(store: Store) -> None:
     plans = plan(store)
     assert segments_of(plans) == SEGMENTS
     assert [(plan.shard.split, len(plan.segments)) for plan in plans] == [
@@ -69,21 +69,21 @@ def test_all_segments_are_planned_once_in_their_order(store: Store) -> None:
     assert plan(store) == plans
 
 
-def test_a_run_that_was_cut_off_goes_on_with_the_blocks_that_are_left(store: Store) -> None:
+def test_interrupted_run_resumes_with_its_remaining_shards(store: Store) -> None:
     plans = plan(store)
     for done in (plans[1], plans[4]):
         attempt(store, done)
     assert plan(store) == [plans[0], plans[2], plans[3], plans[5]]
 
 
-def test_nothing_is_due_when_all_is_written(store: Store) -> None:
+def test_nothing_is_due_once_all_clips_are_written(store: Store) -> None:
     for each in plan(store):
         attempt(store, each)
     assert plan(store) == []
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_only_what_may_work_the_next_time_is_attempted_again(store: Store, reason: Reason) -> None:
+def test_only_retryable_failures_are_due_again(store: Store, reason: Reason) -> None:
     plans = plan(store)
     attempt(store, plans[0], {plans[0].segments[1].ytid: reason})
     again = [plan for plan in plan(store) if plan.attempts != (0,) * len(plan.segments)]
@@ -94,7 +94,7 @@ def test_only_what_may_work_the_next_time_is_attempted_again(store: Store, reaso
     assert plans[0].segments[1] in segments_of(plan(store, retry=[reason.category]))
 
 
-def test_fresh_blocks_are_planned_as_before_beside_clips_to_try_again(store: Store) -> None:
+def test_retries_do_not_change_the_shards_of_new_segments(store: Store) -> None:
     plans = plan(store)
     attempt(store, plans[0], {plans[0].segments[0].ytid: Reason.TIMED_OUT})
     attempt(store, plans[2], {plans[2].segments[2].ytid: Reason.SERVER_ERROR})
@@ -104,7 +104,7 @@ def test_fresh_blocks_are_planned_as_before_beside_clips_to_try_again(store: Sto
     assert found[3:] == plans[4:]
 
 
-def test_each_try_of_the_same_clips_is_another_shard(store: Store) -> None:
+def test_each_retry_of_the_same_clips_is_a_new_shard(store: Store) -> None:
     # The clip fails over and over; its shards must not be taken for one that is there.
     seen: set[str] = set()
     for _ in range(4):
@@ -116,7 +116,7 @@ def test_each_try_of_the_same_clips_is_another_shard(store: Store) -> None:
     assert rows.loc[SEGMENTS[0].key, "attempts"] == 4
 
 
-def test_the_last_attempt_counts_unless_an_earlier_one_wrote_the_clip(store: Store) -> None:
+def test_last_attempt_counts_unless_an_earlier_attempt_wrote_the_clip(store: Store) -> None:
     first = ShardPlan(Shard("train", "f"), tuple(SEGMENTS[:2]), (0, 0))
     later = ShardPlan(Shard("train", "a"), tuple(SEGMENTS[:2]), (1, 1))
     attempt(store, first, {SEGMENTS[0].ytid: Reason.TIMED_OUT})
@@ -128,13 +128,13 @@ def test_the_last_attempt_counts_unless_an_earlier_one_wrote_the_clip(store: Sto
     assert len(rows) == 2
 
 
-def test_an_empty_store_has_an_empty_table(store: Store) -> None:
+def test_empty_store_has_an_empty_table(store: Store) -> None:
     rows = read_rows(store)
     assert len(rows) == 0
     assert set(rows) == {field.name for field in dataclasses.fields(SidecarRow)} | {"shard", "lacking_source"}
 
 
-def test_shards_of_other_settings_are_refused(store: Store) -> None:
+def test_shards_with_other_settings_are_rejected(store: Store) -> None:
     attempt(store, plan(store)[0])
     with pytest.raises(
         MismatchError, match=r"train/\w+.parquet to have the settings .*fingerprint other\), found print"
@@ -142,7 +142,7 @@ def test_shards_of_other_settings_are_refused(store: Store) -> None:
         read_sidecar_table(store, "other")
 
 
-def test_transient_failures_are_tried_again_so_often_only_and_from_the_rarest_class_on(store: Store) -> None:
+def test_transient_failures_have_limited_retries_rarest_class_first(store: Store) -> None:
     classes = {0: ("/m/common",), 1: ("/m/common", "/m/rare"), 2: ("/m/common",), 3: ("/m/common", "/m/rarest")}
     labels = [classes.get(number, ("/m/rare",) if number == 4 else ("/m/common",)) for number in range(6)]
     segments = [Segment(f"{number:011d}", 0, 10_000, labels[number], "eval") for number in range(6)]
@@ -155,7 +155,7 @@ def test_transient_failures_are_tried_again_so_often_only_and_from_the_rarest_cl
     assert again.attempts == (1, 1, 1, 1, 10)
 
 
-def test_a_segment_whose_end_was_corrected_is_due_and_its_other_rows_stay(store: Store) -> None:
+def test_segment_with_a_corrected_end_is_due_again(store: Store) -> None:
     for each in plan(store):
         attempt(store, each)
     shorter = dataclasses.replace(SEGMENTS[0], end_ms=5000)

@@ -27,7 +27,7 @@ def age(path: Path, seconds: float) -> None:
 
 
 @pytest.mark.process
-def test_folders_of_dead_processes_go_and_those_of_others_stay(tmp_path: Path) -> None:
+def test_only_scratch_folders_of_dead_processes_are_removed(tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=make_and_die, args=(tmp_path,))
     process.start()
     process.join()
@@ -46,7 +46,7 @@ def test_folders_of_dead_processes_go_and_those_of_others_stay(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_what_was_never_finished_goes_after_a_day(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_files_are_removed_after_a_day(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["quality/eval/a.parquet", "shards/eval/a.tar", "snapshots/b/index.parquet"]
     done = [
         "quality/eval/c.parquet",
@@ -65,7 +65,7 @@ def test_what_was_never_finished_goes_after_a_day(store: Store, monkeypatch: pyt
     assert store.list("") == done
 
 
-def test_uploads_that_broke_off_go_after_a_day(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_uploads_are_removed_after_a_day(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     client = boto3.client("s3")
     for key in ("store/shards/eval/a.tar", "elsewhere/b"):
         upload = client.create_multipart_upload(Bucket="bucket", Key=key)

@@ -6,7 +6,7 @@ from pipeline.shards.verify import verify_shard
 from pipeline.store.storage import Store
 
 
-def test_an_empty_tar_is_named_like_other_damage(small_store: Store, tmp_path: Path) -> None:
+def test_empty_tar_is_reported_like_other_damage(small_store: Store, tmp_path: Path) -> None:
     shutil.copytree(small_store.path("shards"), tmp_path / "shards")
     store = Store(str(tmp_path))
     shard = shards_with_clips(store)[0]

@@ -57,7 +57,7 @@ def num_due(store: Store, metadata: Metadata) -> int:
     return plan_shards(metadata.segments, sidecar_table, clips_per_shard=7, retry=()).num_segments
 
 
-def test_labels_splits_and_rows_are_what_the_metadata_say_now_without_a_fetch(
+def test_corrected_labels_splits_and_rows_apply_without_a_fetch(
     snapshot: Snapshot, store: Store, segments: list[Segment]
 ) -> None:
     relabelled, moved, gone = segments[0], segments[1], segments[2]
@@ -90,7 +90,7 @@ def test_labels_splits_and_rows_are_what_the_metadata_say_now_without_a_fetch(
         assert verify_shard(Shard.of(name), store) == []
 
 
-def test_another_end_is_another_clip_and_the_old_one_is_found_again(
+def test_changed_end_is_a_new_clip_and_the_old_end_is_found_again(
     snapshot: Snapshot, store: Store, segments: list[Segment]
 ) -> None:
     shorter = replace(segments[0], end_ms=segments[0].start_ms + 5000)
@@ -104,7 +104,7 @@ def test_another_end_is_another_clip_and_the_old_one_is_found_again(
     assert build_snapshot(store, before, keep_audio=True).snapshot_id == snapshot.snapshot_id
 
 
-def test_a_class_that_no_row_uses_any_more_may_leave_the_class_list(
+def test_unused_class_may_be_removed_from_the_class_list(
     snapshot: Snapshot, store: Store, segments: list[Segment]
 ) -> None:
     gone = snapshot.labels.mids[0]
@@ -122,7 +122,7 @@ def test_a_class_that_no_row_uses_any_more_may_leave_the_class_list(
     )
 
 
-def test_the_order_of_the_classes_is_no_change_of_labels(
+def test_reordered_classes_do_not_count_as_changed_labels(
     snapshot: Snapshot, store: Store, segments: list[Segment]
 ) -> None:
     turned = Labels(snapshot.labels.mids[::-1], snapshot.labels.names[::-1])

@@ -34,7 +34,7 @@ def count_text(manifest: Any) -> None:
 
 @pytest.mark.parametrize("content", OTHER_SHAPES)
 @pytest.mark.parametrize("file", ["latest.json", "manifest.json"])
-def test_json_of_another_shape_is_corrupt_and_restored_by_the_next_preprocessing(
+def test_unexpected_json_is_corrupt_and_restored_by_the_next_preprocessing(
     snapshot: Snapshot, copy: Store, miniature: Miniature, file: str, content: str
 ) -> None:
     name = file if file == "latest.json" else f"snapshots/{snapshot.snapshot_id}/{file}"

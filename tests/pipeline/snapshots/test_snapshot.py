@@ -31,9 +31,7 @@ def copy(snapshot: Snapshot, tmp_path: Path) -> Store:
     return Store(str(tmp_path / "copy"))
 
 
-def test_the_same_shards_give_the_same_snapshot_wherever_they_lie(
-    snapshot: Snapshot, copy: Store, metadata: Metadata
-) -> None:
+def test_same_shards_give_the_same_snapshot_in_any_store(snapshot: Snapshot, copy: Store, metadata: Metadata) -> None:
     files = {file: file.stat().st_mtime_ns for file in Path(copy.root).rglob("*")}
     assert build_snapshot(copy, metadata, keep_audio=True).snapshot_id == snapshot.snapshot_id
     assert {file: file.stat().st_mtime_ns for file in Path(copy.root).rglob("*")} == files
@@ -44,7 +42,7 @@ def test_the_same_shards_give_the_same_snapshot_wherever_they_lie(
     assert loaded == dataclasses.replace(snapshot, store=copy)
 
 
-def test_it_holds_the_clips_that_were_written(
+def test_snapshot_contains_exactly_the_written_clips(
     snapshot: Snapshot, miniature: Miniature, reports: list[ShardReport]
 ) -> None:
     written = [clip.segment for clip in miniature.clips if not (clip.fault and clip.fault.reason)]
@@ -65,7 +63,7 @@ def test_it_holds_the_clips_that_were_written(
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open
-def test_statistics_are_numpys_over_all_training_fbanks(snapshot: Snapshot) -> None:
+def test_statistics_equal_numpys_over_all_training_fbanks(snapshot: Snapshot) -> None:
     tars = [
         snapshot.store.path(tar) for split in TRAIN_SPLITS for tar in snapshot.store.list(f"shards/{split}", ".tar")
     ]
@@ -75,7 +73,7 @@ def test_statistics_are_numpys_over_all_training_fbanks(snapshot: Snapshot) -> N
     assert snapshot.std == pytest.approx(values.std(), abs=1e-9)
 
 
-def test_targets_and_counts_are_those_of_the_label_lists(snapshot: Snapshot) -> None:
+def test_targets_and_counts_match_the_label_lists(snapshot: Snapshot) -> None:
     rows = snapshot.rows_of(TRAIN_SPLITS)
     label_lists = snapshot.index["labels"].to_pylist()
     counts = np.bincount(np.concatenate([label_lists[row] for row in rows]), minlength=len(snapshot.labels))
@@ -85,13 +83,13 @@ def test_targets_and_counts_are_those_of_the_label_lists(snapshot: Snapshot) -> 
     )
 
 
-def test_a_split_without_clips_is_said(snapshot: Snapshot) -> None:
+def test_split_without_clips_is_reported(snapshot: Snapshot) -> None:
     with pytest.raises(NoClipsError, match="no clips in mine; its splits are balanced_train, eval, unbalanced_train"):
         snapshot.rows_of(("mine",))
 
 
 @pytest.mark.parametrize("file", ["index.parquet", "labels.csv", "stats.json", "shards.parquet"])
-def test_an_edited_file_is_noticed(snapshot: Snapshot, copy: Store, file: str) -> None:
+def test_edited_file_is_detected(snapshot: Snapshot, copy: Store, file: str) -> None:
     path = Path(copy.path(f"snapshots/{snapshot.snapshot_id}/{file}"))
     content = path.read_bytes()
     changes = {"labels.csv": (b"Siren", b"Sired"), "stats.json": (b'"fbank_std": ', b'"fbank_std": 1')}
@@ -103,7 +101,7 @@ def test_an_edited_file_is_noticed(snapshot: Snapshot, copy: Store, file: str) -
 
 @pytest.mark.parametrize("name", ["index.parquet", "labels.csv", "manifest.json", "latest.json"])
 @pytest.mark.parametrize("content", [b"", None], ids=["emptied", "removed"])
-def test_a_damaged_snapshot_is_made_whole_by_the_next_preprocessing(
+def test_next_preprocessing_repairs_a_damaged_snapshot(
     snapshot: Snapshot, copy: Store, miniature: Miniature, name: str, content: bytes | None
 ) -> None:
     config = PreprocessConfig(str(miniature.metadata_folder), (str(miniature.media_folder),), keep_audio=True, retry=())
@@ -115,7 +113,7 @@ def test_a_damaged_snapshot_is_made_whole_by_the_next_preprocessing(
     assert load_snapshot(copy) == dataclasses.replace(snapshot, store=copy)
 
 
-def test_a_whole_snapshot_of_the_same_clips_stays_as_it_was_written(
+def test_intact_snapshot_of_the_same_clips_is_not_rewritten(
     snapshot: Snapshot, copy: Store, metadata: Metadata
 ) -> None:
     name = f"snapshots/{snapshot.snapshot_id}/manifest.json"
@@ -126,9 +124,7 @@ def test_a_whole_snapshot_of_the_same_clips_stays_as_it_was_written(
     assert copy.read_json(name) == before
 
 
-def test_new_clips_make_a_new_snapshot_and_leave_the_old_one(
-    snapshot: Snapshot, copy: Store, metadata: Metadata
-) -> None:
+def test_new_clips_give_a_new_snapshot_beside_the_old_one(snapshot: Snapshot, copy: Store, metadata: Metadata) -> None:
     sidecar = copy.list("shards/eval", ".parquet")[0]
     removed = copy.read_bytes(sidecar)
     copy.remove(sidecar)
@@ -141,13 +137,13 @@ def test_new_clips_make_a_new_snapshot_and_leave_the_old_one(
     assert load_snapshot(copy).snapshot_id == snapshot.snapshot_id
 
 
-def test_labels_that_are_no_class_are_named(snapshot: Snapshot, copy: Store, metadata: Metadata) -> None:
+def test_labels_that_are_not_classes_are_named(snapshot: Snapshot, copy: Store, metadata: Metadata) -> None:
     fewer = dataclasses.replace(metadata, labels=Labels(snapshot.labels.mids[1:], snapshot.labels.names[1:]))
     with pytest.raises(InputError, match=f"1 labels .* not among the 14 classes: {snapshot.labels.mids[0]}"):
         build_snapshot(copy, fewer, keep_audio=True)
 
 
-def test_a_store_without_any_clip_is_refused_with_the_reasons(tmp_path: Path, metadata: Metadata) -> None:
+def test_store_without_clips_is_rejected_with_the_reasons(tmp_path: Path, metadata: Metadata) -> None:
     store = Store(str(tmp_path))
     with pytest.raises(NoClipsError, match="no segment was attempted"):
         build_snapshot(store, metadata, keep_audio=False)
@@ -164,7 +160,7 @@ def test_a_store_without_any_clip_is_refused_with_the_reasons(tmp_path: Path, me
         load_snapshot(store)
 
 
-def test_a_snapshot_of_another_fbank_is_refused(snapshot: Snapshot) -> None:
+def test_snapshot_with_other_fbank_settings_is_rejected(snapshot: Snapshot) -> None:
     check_fingerprint(snapshot)
     settings = {**snapshot.manifest["settings"], "fbank": {"num_mel_bins": 64}}
     other = dataclasses.replace(snapshot, manifest={**snapshot.manifest, "settings": settings})

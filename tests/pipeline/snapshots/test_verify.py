@@ -26,7 +26,7 @@ def copy(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
 
 
 @pytest.mark.slow
-def test_whole_shards_pass_on_disk_and_on_s3(snapshot: Snapshot, s3_store: Store) -> None:
+def test_intact_shards_pass_on_disk_and_on_s3(snapshot: Snapshot, s3_store: Store) -> None:
     verify_sizes(snapshot)
     for name in [*snapshot.checksums, *snapshot.store.list("snapshots"), "latest.json"]:
         s3_store.write_bytes(name, snapshot.store.read_bytes(name))
@@ -46,7 +46,7 @@ def test_whole_shards_pass_on_disk_and_on_s3(snapshot: Snapshot, s3_store: Store
     ],
     ids=["cut", "missing", "swapped"],
 )
-def test_a_bad_shard_is_named(copy: Snapshot, damage: Damage, found: str) -> None:
+def test_bad_shard_is_named(copy: Snapshot, damage: Damage, found: str) -> None:
     small, large = sorted(copy.checksums, key=lambda name: copy.checksums[name].num_bytes)[:: len(copy.checksums) - 1]
     file = Path(copy.store.path(small))
     damage(file, Path(copy.store.path(large)))

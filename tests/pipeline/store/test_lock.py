@@ -18,7 +18,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return request.getfixturevalue("s3_store") if request.param == "s3" else Store(str(tmp_path / "store"))
 
 
-def test_one_works_and_the_other_is_told_who(store: Store) -> None:
+def test_second_run_is_refused_and_names_the_holder(store: Store) -> None:
     with hold_lease(store) as holder:
         with (
             pytest.raises(LeaseError, match=rf"is locked by .*process {os.getpid()}.* Wait") as error,
@@ -40,7 +40,7 @@ def hold(store: Store, held) -> None:
 
 
 @pytest.mark.process
-def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
+def test_lease_of_a_killed_process_is_taken_over_immediately(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     context = multiprocessing.get_context("spawn")
     held = context.Event()
@@ -84,7 +84,7 @@ def compete(root: str, wins, all_tried) -> None:
 
 
 @pytest.mark.process
-def test_of_many_that_start_at_once_one_wins(tmp_path: Path) -> None:
+def test_exactly_one_of_many_concurrent_runs_gets_the_lease(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     wins = context.SimpleQueue()
     arguments = (str(tmp_path), wins, context.Barrier(8))
@@ -97,7 +97,7 @@ def test_of_many_that_start_at_once_one_wins(tmp_path: Path) -> None:
     assert wins.empty()
 
 
-def test_a_lease_that_is_none_is_named(store: Store) -> None:
+def test_invalid_lease_is_named(store: Store) -> None:
     store.write_json(lease(1), {"who": "me"})
     with pytest.raises(CorruptError, match=r"00000001.json is not a valid lease"), hold_lease(store):
         pass
@@ -114,7 +114,7 @@ def test_clock_of_the_holder_does_not_matter(store: Store, offset_s: float) -> N
         first.check()
 
 
-def test_lease_with_an_old_modification_time_is_taken_over_whatever_it_says(tmp_path: Path) -> None:
+def test_lease_with_an_old_modification_time_is_taken_over_regardless_of_its_content(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     with hold_lease(store) as first:
         store.write_json(first.name, asdict(replace(first.lease, host="elsewhere", expires=time.time() + 600)))
@@ -124,7 +124,7 @@ def test_lease_with_an_old_modification_time_is_taken_over_whatever_it_says(tmp_
             second.check()
 
 
-def test_check_asks_the_store_before_the_next_renewal(store: Store) -> None:
+def test_check_reads_the_store_before_the_next_renewal(store: Store) -> None:
     with hold_lease(store) as first:
         guard = pickle.loads(pickle.dumps(first.guard))
         first.check()

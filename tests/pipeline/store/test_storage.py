@@ -17,7 +17,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return request.getfixturevalue("s3_store") if request.param == "s3" else Store(str(tmp_path / "new" / "store"))
 
 
-def test_what_is_written_is_read_listed_and_removed(store: Store) -> None:
+def test_files_are_written_read_listed_and_removed(store: Store) -> None:
     store.write_bytes("shards/eval/-a_b.tar", b"0123456789")
     store.write_json("shards/eval/c.json", {"b": [1, 2], "a": "é"})
     assert store.read_bytes("shards/eval/-a_b.tar") == b"0123456789"
@@ -32,19 +32,19 @@ def test_what_is_written_is_read_listed_and_removed(store: Store) -> None:
     assert store.exists("shards/eval/-a_b.tar")
 
 
-def test_a_copy_sent_to_another_process_is_the_same_store(store: Store) -> None:
+def test_pickled_store_reads_the_same_files(store: Store) -> None:
     store.write_bytes("a", b"1")
     copy = pickle.loads(pickle.dumps(store))
     assert copy == store
     assert copy.read_bytes("a") == b"1"
 
 
-def test_addresses_are_full(s3_store: Store, tmp_path: Path) -> None:
+def test_urls_are_absolute(s3_store: Store, tmp_path: Path) -> None:
     assert s3_store.url("a/b.tar") == "s3://bucket/store/a/b.tar"
     assert Store(str(tmp_path)).url("a/b.tar") == str(tmp_path / "a/b.tar")
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+def test_readers_never_see_incomplete_files(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     contents = [event * 2**22 for event in (b"a", b"b")]
     store.write_bytes("latest", contents[0])
@@ -69,7 +69,7 @@ def full_disk(free_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_write_that_fails_leaves_what_was_there_and_no_rest(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.write_bytes("latest.json", b"old")
     with full_disk(free_bytes=1000), pytest.raises(StoreError, match=r"can't write .*latest.json: OSError"):
@@ -78,7 +78,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_no_rest(tmp_path: Path) ->
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["latest.json"]
 
 
-def test_a_killed_write_leaves_nothing_under_its_name(store: Store, tmp_path: Path) -> None:
+def test_killed_write_leaves_no_file_with_the_final_name(store: Store, tmp_path: Path) -> None:
     with store.scratch() as folder:
         (folder / "shard.tar").write_bytes(b"half")
         assert store.list("") == []
@@ -88,14 +88,14 @@ def test_a_killed_write_leaves_nothing_under_its_name(store: Store, tmp_path: Pa
     assert not store.exists("shards/eval/x.tar")
 
 
-def test_publishing_moves_the_whole_file(store: Store) -> None:
+def test_publishing_moves_the_file(store: Store) -> None:
     with store.scratch() as folder:
         (folder / "shard.tar").write_bytes(b"whole")
         store.publish(folder / "shard.tar", "shards/eval/x.tar")
     assert store.read_bytes("shards/eval/x.tar") == b"whole"
 
 
-def test_what_is_missing_is_named(store: Store) -> None:
+def test_missing_file_is_named(store: Store) -> None:
     for read in (
         store.read_bytes,
         store.size,
@@ -108,21 +108,21 @@ def test_what_is_missing_is_named(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_json_that_was_cut_is_corrupt(store: Store) -> None:
+def test_truncated_json_is_corrupt(store: Store) -> None:
     store.write_bytes("latest.json", b'{"snapshot": "ab')
     with pytest.raises(CorruptError, match=r"expected JSON in .*latest.json"):
         store.read_json("latest.json")
 
 
 @pytest.mark.parametrize("root", ["{file}/store", "/proc/store", "nosuch://bucket/store", "s3://nosuchbucket/store"])
-def test_a_root_that_cannot_be_written_is_named(root: str, s3_store: Store, tmp_path: Path) -> None:
+def test_read_only_root_is_named(root: str, s3_store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     root = root.format(file=tmp_path / "file")
     with pytest.raises(StoreError, match=f"can't (write|open) {root}"):
         Store(root).write_bytes("a", b"")
 
 
-def test_missing_credentials_are_said(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_reported(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -132,12 +132,12 @@ def test_missing_credentials_are_said(s3_store: Store, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_s3_holds_the_same_bytes_for_other_clients(s3_store: Store) -> None:
+def test_other_s3_clients_read_the_same_bytes(s3_store: Store) -> None:
     s3_store.write_bytes("shards/x.tar", b"bytes")
     assert boto3.client("s3").get_object(Bucket="bucket", Key="store/shards/x.tar")["Body"].read() == b"bytes"
 
 
-def test_checked_write_fails_if_the_check_does(store: Store) -> None:
+def test_checked_write_fails_if_its_check_fails(store: Store) -> None:
     def fail() -> None:
         raise LeaseError("lost")
 
