@@ -24,6 +24,7 @@ from ast_model.training.optimizer import set_learning_rate
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.reporter import Reporter, eval_metrics, finite_metrics
 from ast_model.training.schedule import learning_rate_factor
+from ast_model.training.stalled_loss import StalledLoss
 from ast_model.training.state import TrainingState
 from ast_model.training.step import Stepper, explain_out_of_memory
 from ast_model.training.step_metrics import Metrics, StepMetrics, WindowMetrics
@@ -56,6 +57,7 @@ class Trainer:
         # Loaded weights may have other LayerNorm epsilons, so adopt the settings of the loaded model.
         self.job = job = dataclasses.replace(job, model=self.state.model.config, config=self.config)
         self.plan = TrainingPlan(job.snapshot, job.config)
+        self.stalled_loss = StalledLoss(self.plan, job.model.num_classes)
         self.data = TrainingData(self.plan, job.model.num_frames, teachers)
         self._resume()
         self.stepper = Stepper(self.state, job.config, job.normalisation, world)
@@ -159,7 +161,10 @@ class Trainer:
         for result in window.skipped:
             self.reporter.log_skipped(result, loop.epoch)
         num_steps = window.last_step + 1
-        self.reporter.log_steps(metrics, loop.epoch * self.plan.num_steps + num_steps)
+        num_steps_done = loop.epoch * self.plan.num_steps + num_steps
+        self.reporter.log_steps(metrics, num_steps_done)
+        if self.world.is_main:
+            self.stalled_loss.add(metrics["train/loss"], window.num_taken, num_steps_done)
         self.reporter.log_checkpoints(self.saver.completed())
         rate = metrics["system/samples_per_s"]
         self.note = f"epoch {loop.epoch + 1}, loss {metrics['train/loss']:.4f}, {rate:.1f} samples/s"
