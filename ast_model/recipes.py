@@ -219,11 +219,11 @@ def audioset_distilled() -> Recipe:
 
 
 def audioset_balanced_modern() -> Recipe:
-    r"""AudioMosaic on the balanced training set, from its self-supervised weights, by its own recipe.
+    r"""AudioMosaic from its self-supervised weights, on the balanced training set.
 
-    The learning rate follows the linear rule, 5e-4 for a batch of 256. Differences from AudioMosaic's code: mixup adds
-    powers instead of waveforms; the roll in time follows the masks, and clips keep their level; the new head starts
-    with deviation 0.02 instead of 2.5e-5.
+    The settings are AudioMosaic's. The learning rate follows the linear rule, 5e-4 for a batch of 256. Differences from
+    its code: mixup adds powers instead of waveforms, the roll in time follows the masks, clips keep their level, and
+    the new head starts with deviation 0.02 instead of 2.5e-5.
 
     Command: python jobs/audioset.py audioset_balanced_modern --media MEDIA_FOLDER \
         --train.init hanxunh/AudioMosaic-vit-b16-pretrained
@@ -235,9 +235,9 @@ def audioset_balanced_modern() -> Recipe:
 
 
 def audioset_modern() -> Recipe:
-    r"""AudioMosaic on all training clips with class-balanced draws, from self-supervised weights, by its own recipe.
+    r"""AudioMosaic from its self-supervised weights, on all training clips.
 
-    Differences from AudioMosaic's code as in audioset_balanced_modern.
+    The settings are AudioMosaic's, with class-balanced draws. Its code differs as in audioset_balanced_modern.
 
     Command: python jobs/audioset.py audioset_modern --media MEDIA_FOLDER \
         --train.init hanxunh/AudioMosaic-vit-b16-pretrained

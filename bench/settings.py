@@ -6,8 +6,8 @@
 
 Trains the demo's model for each seed and setting on one thread, with equal numbers of samples and a learning-rate decay
 in the last third, and prints a JSON line per training: mAP after the last epoch, and training samples per processor
-second, which is robust to other work on the machine. A table follows. The teacher is an ensemble of plain trainings
-with two further seeds; 30 % of the training clips have no scores. With `--label-errors`, teachers and students learn
+second, which is robust to other work on the machine. A table follows. The teacher is the mean of two models of
+different shapes, which jobs/teachers.py make scores. With `--label-errors`, teachers and students learn
 from the same damaged labels, and only the evaluation has the true labels.
 
 The miniature has 387 training clips in 15 classes, and the model has 64 patches in one row. Settings that help here may
@@ -20,33 +20,33 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import tyro
 
 from ast_model import recipes
-from ast_model.config import RegulariseConfig, ScheduleConfig, TrainConfig
-from ast_model.data.loader import BatchReader
+from ast_model.config import ASTConfig, RegulariseConfig, ScheduleConfig, TrainConfig
 from ast_model.distributed import World
-from ast_model.evaluation.evaluate import evaluate
+from ast_model.export import export_safetensors
 from ast_model.model import AST
+from ast_model.pretrained.metadata import ModelMetadata
 from ast_model.training.job import TrainingJob
 from ast_model.training.plan import TrainingPlan
 from ast_model.training.trainer import Trainer
 from bench.lines import print_line
-from jobs.checkpoints.teacher_settings import ImportTeacher
-from jobs.checkpoints.teachers import import_teacher
+from jobs.checkpoints.teacher_settings import MakeTeacher
+from jobs.checkpoints.teachers import make_teacher
 from jobs.training.teacher_scores import open_teachers
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.storage import Store
 
 ALONE = World(0, 1, torch.device("cpu"))
-TEACHER_SEEDS = (100, 101)
-SHARE_UNSCORED = 0.3
+TEACHERS = {100: {}, 101: {"width": 64, "depth": 4, "patch_time": 32, "time_stride": 32}}
+"""Differences from the shape of the demo's model, by seed."""
 SHORT = 160
 """Draws of a short epoch, 40 % of the clips."""
 
@@ -92,9 +92,11 @@ def settings(plain: TrainConfig, teacher: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def train(snapshot: Snapshot, run: str, config: TrainConfig) -> tuple[Trainer, float, float]:
+def train(
+    snapshot: Snapshot, run: str, config: TrainConfig, model: ASTConfig | None = None
+) -> tuple[Trainer, float, float]:
     """Train. Returns the trainer, the last mAP, and samples per processor second without evaluations."""
-    model = dataclasses.replace(recipes.demo().model, num_classes=len(snapshot.labels))
+    model = dataclasses.replace(model or recipes.demo().model, num_classes=len(snapshot.labels))
     trainer = Trainer(
         TrainingJob(config, model, snapshot, run, Silence()),
         ALONE,
@@ -129,22 +131,21 @@ def with_label_errors(snapshot: Snapshot, splits: tuple[str, ...], share: float)
     return dataclasses.replace(snapshot, index=snapshot.index.set_column(place, "labels", labels))
 
 
-def make_teacher(snapshot: Snapshot, plain: TrainConfig, teacher: str, work: str) -> None:
-    """Train an ensemble, score the training clips and import the mean scores for some of them."""
-    rows = snapshot.rows_of(plain.train_splits)
-    scores = np.zeros((len(rows), len(snapshot.labels)))
-    for seed in TEACHER_SEEDS:
-        trainer, score, _ = train(snapshot, f"{work}-teacher-{seed}", dataclasses.replace(plain, seed=seed))
-        clips = BatchReader(trainer.data.clips.reader, rows, snapshot.targets(rows), trainer.data.clips.num_frames)
-        evaluation = evaluate(trainer.state.model, clips, ALONE, trainer.job.normalisation, batch_size=16)
-        scores += evaluation.scores / len(TEACHER_SEEDS)
-        print_line("teacher", "mAP", score, seed=seed)
-    is_scored = np.random.default_rng(0).random(len(rows)) >= SHARE_UNSCORED
-    ids = snapshot.index["key"].take(pa.array(rows[is_scored]))
+def train_teacher(snapshot: Snapshot, plain: TrainConfig, teacher: str, work: str) -> None:
+    """Train models of two shapes, and make a teacher of them with jobs/teachers.py."""
     with tempfile.TemporaryDirectory() as folder:
-        table = pa.table({"id": ids, "scores": list(scores[is_scored])})
-        pq.write_table(table, f"{folder}/scores.parquet")
-        import_teacher(ImportTeacher(teacher, (f"{folder}/scores.parquet",), root=snapshot.store.root))
+        checkpoints = []
+        for seed, shape in TEACHERS.items():
+            model = dataclasses.replace(recipes.demo().model, **shape)
+            config = dataclasses.replace(plain, seed=seed)
+            trainer, score, _ = train(snapshot, f"{work}-teacher-{seed}", config, model)
+            norm = trainer.job.normalisation
+            checkpoints.append(f"{folder}/{seed}.safetensors")
+            metadata = ModelMetadata(snapshot.labels.names, norm.mean, norm.std)
+            export_safetensors(trainer.state.model, Path(checkpoints[-1]), metadata)
+            print_line("teacher", "mAP", score, seed=seed)
+        root = snapshot.store.root
+        make_teacher(MakeTeacher(teacher, tuple(checkpoints), split=plain.train_splits, root=root))
 
 
 def describe(values: list[float]) -> str:
@@ -165,7 +166,7 @@ def main(
     teacher = f"settings-teacher-{num_epochs}-{round(100 * label_errors)}"
     chosen = {name: changes for name, changes in settings(plain, teacher).items() if name in names or not names}
     if "teachers" in chosen and not snapshot.store.exists(f"teachers/{teacher}/teacher.json"):
-        make_teacher(snapshot, plain, teacher, work)
+        train_teacher(snapshot, plain, teacher, work)
     scores: dict[str, list[float]] = {name: [] for name in chosen}
     rates: dict[str, list[float]] = {name: [] for name in chosen}
     for seed in seeds:

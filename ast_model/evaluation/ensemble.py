@@ -49,7 +49,7 @@ def score_checkpoints(
     mean = None
     with join_world("cuda" if torch.cuda.is_available() else "cpu") as world:
         for number, source in enumerate(checkpoints, start=1):
-            model, metadata = _load_for_classes(source, snapshot.labels)
+            model, metadata = load_for_classes(source, snapshot.labels)
             clips = BatchReader(reader, rows, targets, model.config.num_frames)
             norm = Normalisation(metadata.mean, metadata.std)
             with _suggest_smaller_batch(batch_size):
@@ -70,7 +70,7 @@ def _suggest_smaller_batch(batch_size: int) -> Iterator[None]:
         raise TrainingError(f"out of memory with --batch-size {batch_size}; {advice}") from error
 
 
-def _load_for_classes(source: str, labels: Labels) -> tuple[AST, ModelMetadata]:
+def load_for_classes(source: str, labels: Labels) -> tuple[AST, ModelMetadata]:
     """Load a checkpoint with its classes in the order of `labels`, which also stand in for missing names."""
     file = read_weights(source)
     model = fit_weights(file, source)

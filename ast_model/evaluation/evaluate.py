@@ -66,6 +66,27 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def score_clips(
+    model: nn.Module,
+    clips: BatchReader,
+    world: World,
+    normalisation: Normalisation,
+    batch_size: int,
+    loss: Loss = "bce",
+) -> np.ndarray:
+    """Return the scores (N, C) of all clips of `clips`, which may be non-finite. Arguments as in `evaluate`."""
+    clips.set_order(without_augmentation(np.arange(len(clips.rows))), is_grouped=False)
+    batches = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
+    parts = []
+    # Use the device's default precision instead of the training's, so that metrics do not depend on training settings.
+    with evaluation_mode(model), world.autocast("auto"):
+        for batch in map_ahead(clips.read_clips, batches, num_threads=1):
+            fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)
+            parts.append(scores_from_logits(model(fbank_BTM), loss))
+        own = torch.cat(parts) if parts else torch.empty(clips.targets[:0].toarray().shape, device=world.device)
+        return world.gather_rows(own).numpy()
+
+
 def evaluate(
     model: nn.Module,
     clips: BatchReader,
@@ -79,17 +100,8 @@ def evaluate(
     loss: loss with which the model was trained. It determines the activation.
     Clips with non-finite scores are excluded with a warning. Raises TrainingError if no finite scores remain.
     """
-    clips.set_order(without_augmentation(np.arange(len(clips.rows))), is_grouped=False)
     targets = clips.targets.toarray().astype(bool)
-    batches = split_evenly(len(clips.rows), world.rank, world.size, batch_size)
-    parts = []
-    # Use the device's default precision instead of the training's, so that metrics do not depend on training settings.
-    with evaluation_mode(model), world.autocast("auto"):
-        for batch in map_ahead(clips.read_clips, batches, num_threads=1):
-            fbank_BTM = prepare(batch.to(world.device), normalisation.mean, normalisation.std)
-            parts.append(scores_from_logits(model(fbank_BTM), loss))
-        own = torch.cat(parts) if parts else torch.empty((0, targets.shape[1]), device=world.device)
-        scores = world.gather_rows(own).numpy()
+    scores = score_clips(model, clips, world, normalisation, batch_size, loss)
     is_finite = np.asarray(np.isfinite(scores).all(axis=1))
     if not is_finite.all():
         _report_excluded(clips, is_finite, world)

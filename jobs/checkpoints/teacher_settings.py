@@ -35,6 +35,30 @@ class ImportTeacher:
 
 
 @dataclass(frozen=True)
+class MakeTeacher:
+    """Score clips with one or several models, grade the mean of their scores by the labels, and store it."""
+
+    name: str
+    """Name of the teacher for --train.teachers."""
+    checkpoints: tuple[str, ...]
+    """Models: folders, files or hub names, of any shape and length. Their scores count equally."""
+    split: tuple[str, ...] = ("balanced_train", "unbalanced_train")
+    """Splits to score."""
+    root: StoreRoot = "data/audioset"
+    """Folder or s3:// address of the store."""
+    snapshot: str = ""
+    """Id of the snapshot that provides clips and labels. Default: the latest."""
+    use_gpu: bool = False
+    """Score on GPUs, one task per GPU."""
+    batch_size: int = 16
+    """Clips per forward pass."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size must be at least 1, found {self.batch_size}")
+
+
+@dataclass(frozen=True)
 class ListTeachers:
     """List the teachers of a store."""
 

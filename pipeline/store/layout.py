@@ -173,6 +173,17 @@ class TeacherFiles:
     def record(self) -> str:
         return f"{self.folder}/{TEACHER_RECORD}"
 
+    def member(self, plan: str, number: int) -> str:
+        """Return the weights of a model that scores clips for the teacher."""
+        return f"{self.parts(plan)}/model-{number}.safetensors"
+
+    def part(self, plan: str, first: int) -> str:
+        """Return the scores of the clips from number `first` on, until the teacher is complete."""
+        return f"{self.parts(plan)}/{first:09d}.npy"
+
+    def parts(self, plan: str) -> str:
+        return f"{self.folder}/parts/{plan}"
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFiles:
