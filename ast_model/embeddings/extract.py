@@ -23,7 +23,6 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from ast_model.config import CacheConfig
@@ -42,7 +41,7 @@ from pipeline.shards.format import digest_of
 from pipeline.snapshots.snapshot import Snapshot, load_snapshot
 from pipeline.store.layout import EmbeddingFiles
 from pipeline.store.storage import Store
-from pipeline.store.tables import parquet_bytes
+from pipeline.store.tables import parquet_bytes, read_parquet
 
 NUM_CHUNKS = 64
 """Target number of tasks per snapshot. `MIN_CHUNK_CLIPS` and `MAX_CHUNK_CLIPS` take precedence."""
@@ -176,8 +175,7 @@ def _read_files(plan: EmbeddingPlan, columns: Sequence[str]) -> pa.Table:
     tables = []
     for name in plan.store.list(plan.files.folder, ".parquet"):
         try:
-            file = pa.BufferReader(plan.store.read_bytes(name))
-            tables.append(pq.read_table(file, columns=list(columns)))
+            tables.append(read_parquet(plan.store.read_bytes(name), columns))
         except (pa.ArrowException, OSError, KeyError) as error:
             address = plan.store.url(name)
             raise CorruptError(f"{address} is damaged ({error}); remove it and run again") from error

@@ -5,7 +5,6 @@ teachers/{name}/scores.npy      (N, C) float16
 teachers/{name}/teacher.json    classes, grade and sources; written last
 """
 
-import io
 import os
 import weakref
 from collections.abc import Iterable
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ast_model.config import CacheConfig
 from pipeline.errors import ConfigError, CorruptError, MismatchError
@@ -27,7 +25,7 @@ from pipeline.shards.checksum import Checksum, checksum_of
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.layout import TEACHER_RECORD, TEACHERS, TeacherFiles
 from pipeline.store.storage import Store
-from pipeline.store.tables import parquet_bytes
+from pipeline.store.tables import parquet_bytes, read_parquet
 
 
 class ScoreRows:
@@ -176,7 +174,7 @@ class Teachers:
         self._store, self._num_classes = store, len(snapshot.labels)
         self._row_of_clip = []
         for teacher in self.members:
-            theirs = pq.read_table(io.BytesIO(store.read_bytes(teacher.files.keys)))["key"]
+            theirs = read_parquet(store.read_bytes(teacher.files.keys))["key"]
             self._row_of_clip.append(positions_of(keys, theirs).astype(np.int32))
         self._files: list[ScoreRows] = []
 

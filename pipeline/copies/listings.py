@@ -1,14 +1,13 @@
 """Store listings of containers, so that a rerun reads only containers with due clips."""
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.copies.containers import Container
 from pipeline.errors import CorruptError, describe
 from pipeline.shards.format import digest_of
 from pipeline.store.layout import listing
 from pipeline.store.storage import Store
-from pipeline.store.tables import parquet_bytes
+from pipeline.store.tables import parquet_bytes, read_parquet
 
 
 def listing_name(container: Container, search: str) -> str:
@@ -30,7 +29,7 @@ def read_listing(store: Store, container: Container, search: str) -> pa.Array | 
     if not store.exists(name):
         return None
     try:
-        return pq.read_table(pa.BufferReader(store.read_bytes(name)))["key"].combine_chunks()
+        return read_parquet(store.read_bytes(name))["key"].combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise CorruptError(
             f"{store.url(name)} is not a valid listing: {describe(error)}; remove it and retry"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy import sparse
 
 from pipeline.errors import CorruptError, MismatchError, NoClipsError, StoreError
@@ -22,7 +20,7 @@ from pipeline.shards.format import digest_of, shard_settings
 from pipeline.snapshots.manifest import encode_manifest, read_latest, read_manifest
 from pipeline.store.layout import LATEST, SnapshotFiles
 from pipeline.store.storage import Store, json_bytes
-from pipeline.store.tables import parquet_bytes
+from pipeline.store.tables import parquet_bytes, read_parquet
 
 SELECTION_KEY = b"selection"
 INDEX_SCHEMA = pa.schema(
@@ -167,7 +165,7 @@ def _load_selection(whole: Snapshot, digest: str) -> Snapshot:
             f"expected the selection {digest} of snapshot {whole.snapshot_id} in {store.root}, found none; pass"
             " --data.exclude again"
         )
-    table = pq.read_table(io.BytesIO(store.read_bytes(name)))
+    table = read_parquet(store.read_bytes(name))
     rows = table["row"].to_numpy()
     made_by = json.loads((table.schema.metadata or {}).get(SELECTION_KEY, b"{}"))
     if (found := _digest_of_selection(rows, made_by)) != digest:
@@ -225,9 +223,9 @@ def load_snapshot(store: Store, snapshot_id: str | None = None) -> Snapshot:
         raise CorruptError(
             f"{store.url(files.folder)}: expected content with the digest in its name, found {found}. Was it edited?"
         )
-    index = pq.read_table(io.BytesIO(index_bytes))
+    index = read_parquet(index_bytes)
     labels = parse_labels(labels_bytes.decode(), files.labels)
-    shards = pq.read_table(io.BytesIO(shards_bytes)).to_pylist()
+    shards = read_parquet(shards_bytes).to_pylist()
     checksums = {row["shard"]: Checksum(row["num_bytes"], row["digest"]) for row in shards}
     manifest = read_manifest(store, files.manifest)
     snapshot = Snapshot(store, snapshot_id, index, labels, stats, manifest, checksums)

@@ -6,7 +6,6 @@ added later.
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy import sparse
 from scipy.sparse import csgraph
 
@@ -14,7 +13,7 @@ from pipeline.errors import CorruptError
 from pipeline.keys import positions_of
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.layout import SnapshotFiles
-from pipeline.store.tables import parquet_bytes
+from pipeline.store.tables import parquet_bytes, read_parquet
 
 DUPLICATES_VERSION = 1
 """Version of the search and its fingerprints. Tables of other versions are ignored."""
@@ -53,7 +52,7 @@ def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
     if not store.exists(name):
         return None
     try:
-        table = pq.read_table(pa.BufferReader(store.read_bytes(name)))
+        table = read_parquet(store.read_bytes(name))
         if (table.schema.metadata or {}).get(VERSION_KEY) != str(DUPLICATES_VERSION).encode():
             return None
         return table.select(PAIRS_SCHEMA.names).cast(PAIRS_SCHEMA.with_metadata(table.schema.metadata))

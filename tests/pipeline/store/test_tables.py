@@ -1,0 +1,32 @@
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.store.storage import Store
+
+COUNT_NEW_THREADS = """
+import sys
+from pathlib import Path
+
+from pipeline.snapshots.snapshot import load_snapshot
+from pipeline.store.storage import Store
+
+
+def threads():
+    return {task.name for task in Path("/proc/self/task").iterdir() if "jemalloc" not in (task / "comm").read_text()}
+
+
+before = threads()
+snapshot = load_snapshot(Store(sys.argv[1]))
+print(len(snapshot.index), len(threads() - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads of libraries are listed in /proc")
+def test_loading_a_snapshot_starts_no_thread(small_store: Store) -> None:
+    """A thread of Arrow that releases memory while the interpreter exits aborts the process."""
+    command = [sys.executable, "-c", COUNT_NEW_THREADS, small_store.root]
+    num_clips, num_threads = subprocess.check_output(command, text=True).split()
+    assert int(num_clips) > 0
+    assert int(num_threads) == 0
