@@ -83,7 +83,9 @@ def _log_estimate(num_left: int, clip_s: float, num_processors: int, faster: Seq
 
 def format_time(seconds: float) -> str:
     """Format a short time in s or ms, with two digits: `4.2 s`, `35 ms`, `0.25 ms`."""
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2g} ms"
 
 
 def publish_model(model: AST, plan: EmbeddingPlan) -> None:

@@ -13,7 +13,7 @@ from ast_model.config import ASTConfig
 from ast_model.data.augment import Normalisation
 from ast_model.embeddings.extract import embed_chunk, find_missing, read_embeddings
 from ast_model.model import AST
-from jobs.own_sounds.embedding import embed_snapshot
+from jobs.own_sounds.embedding import embed_snapshot, format_time
 from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.storage import Store
 
@@ -40,3 +40,10 @@ def test_missing_embeddings_are_computed_with_an_estimate_of_the_time(
     np.testing.assert_array_equal(read_embeddings(plan, own), expected)
     embed_snapshot(own, model, norm)
     assert f"{len(snapshot.index)} of {len(snapshot.index)} embeddings are stored already" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.24, "4.2 s"), (0.0346, "35 ms"), (0.00025, "0.25 ms"), (0.9, "900 ms")]
+)
+def test_times_are_formatted_without_exponents(seconds: float, text: str) -> None:
+    assert format_time(seconds) == text

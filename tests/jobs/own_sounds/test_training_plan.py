@@ -8,7 +8,14 @@ from ast_model.export import export_safetensors
 from ast_model.model import AST
 from jobs.finetune import COMMAND_LINE
 from jobs.own_sounds.settings import FinetuneConfig
-from jobs.own_sounds.training_plan import choose_head_only, plan_model, plan_training
+from jobs.own_sounds.training_plan import (
+    choose_head_only,
+    count_training_clips,
+    list_folds,
+    plan_fold,
+    plan_model,
+    plan_training,
+)
 from pipeline.recordings.tables import LabelledClip
 
 
@@ -58,6 +65,23 @@ def test_model_has_the_length_of_the_clips_and_the_shape_of_its_weights(tmp_path
     export_safetensors(AST(shape), tmp_path / "ast.safetensors")
     found = plan_model(FinetuneConfig(init=str(tmp_path / "ast.safetensors")), clips, 7)
     assert (found.num_classes, found.num_frames, found.width, found.freq_stride) == (7, 112, 24, 16)
+
+
+def test_settings_of_folds_are_the_same_for_all_folds() -> None:
+    clips = [LabelledClip(Path(str(index)), ("dog",), f"fold{1 + index % 10}", 0, 1_000) for index in range(109)]
+    folds = list_folds(clips)
+    assert folds == [f"fold{number}" for number in range(1, 11)]
+    assert count_training_clips(clips) == 98
+    train = plan_training(FinetuneConfig(), clips)
+    assert (train.eval_split, train.train_splits) == ("fold1", tuple(folds[1:]))
+    last = plan_fold(train, folds, "fold10")
+    assert (last.eval_split, last.train_splits, last.num_epochs) == ("fold10", tuple(folds[:9]), train.num_epochs)
+
+
+def test_negative_clips_are_drawn() -> None:
+    clips = [*make_clips(10), LabelledClip(Path("quiet"), (), "train", 0, 10_000)]
+    train = plan_training(FinetuneConfig(), clips)
+    assert (train.sampler, train.loss) == ("uniform", "bce")
 
 
 @pytest.mark.parametrize(
