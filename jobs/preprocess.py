@@ -3,6 +3,7 @@
 python jobs/preprocess.py run --media youtube --root /data/audioset
 python jobs/preprocess.py plan|status|verify|measure|duplicates --root /data/audioset …
 python jobs/preprocess.py report --root /data/audioset --output report.html
+python jobs/preprocess.py compare --first /data/copy --second /data/other
 python jobs/preprocess.py snapshots list|diff|prune --root /data/audioset …
 """
 
@@ -10,6 +11,7 @@ import sys
 
 from jobs.command_line.cli import CommandLine
 from jobs.preprocessing.settings import (
+    CompareCommand,
     DiffSnapshots,
     DuplicatesCommand,
     ListSnapshots,
@@ -30,6 +32,7 @@ COMMAND_LINE = CommandLine(
         VerifyCommand: "jobs.preprocessing.commands:verify",
         MeasureCommand: "jobs.preprocessing.commands:measure",
         ReportCommand: "jobs.preprocessing.report:write_report",
+        CompareCommand: "jobs.preprocessing.compare:compare",
         DuplicatesCommand: "jobs.preprocessing.duplicates:find_duplicates",
         ListSnapshots: "jobs.preprocessing.snapshots:print_snapshots",
         DiffSnapshots: "jobs.preprocessing.snapshots:print_difference",
@@ -42,6 +45,7 @@ COMMAND_LINE = CommandLine(
         "verify": VerifyCommand,
         "measure": MeasureCommand,
         "report": ReportCommand,
+        "compare": CompareCommand,
         "duplicates": DuplicatesCommand,
         "snapshots list": ListSnapshots,
         "snapshots diff": DiffSnapshots,

@@ -29,7 +29,7 @@ ROOMS = """
 """Folders and top-level modules, from the lowest floor up. A room imports only rooms listed before it."""
 
 SATELLITES = {
-    "quality": "pipeline.quality jobs.preprocessing.report jobs.preprocessing.duplicates",
+    "quality": "pipeline.quality jobs.preprocessing.report jobs.preprocessing.duplicates jobs.preprocessing.compare",
     "miniature": "pipeline.miniature",
     "data_sets": """
         pipeline.recordings jobs.datasets

@@ -84,6 +84,28 @@ class ReportCommand:
 
 
 @dataclass(frozen=True)
+class CompareCommand:
+    """Compare the clips that two copies have in common, by their stored measures and fingerprints.
+
+    Finds other offsets, levels, bandwidths and codecs, and different recordings under one id. Convert each copy to a
+    store of its own first; `--limit 500` takes a sample of each split.
+    """
+
+    first: StoreRoot = ""
+    """Store of the first copy."""
+    second: StoreRoot = ""
+    """Store of the second copy; snapshots of one store can be compared as well."""
+    first_snapshot: str = ""
+    """Snapshot in the first store. Default: the latest."""
+    second_snapshot: str = ""
+    """Snapshot in the second store. Default: the latest."""
+    output: Path = Path("compare.html")
+    """HTML file to write, with counts and players for the worst clips."""
+    table: Path = Path("compare.parquet")
+    """Table to write (`.parquet` or `.csv`), with a row per clip."""
+
+
+@dataclass(frozen=True)
 class DuplicatesCommand:
     """List near-identical clips of a snapshot, within and across splits, and store the list next to the snapshot.
 

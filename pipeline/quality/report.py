@@ -162,7 +162,7 @@ def show_worst(
         for row in (rows[place] for rows in rows_of.values() if place < len(rows)):
             if row not in players and 0 < audio_lengths[row] <= min(room, MAX_CLIP_AUDIO_BYTES):
                 room -= int(audio_lengths[row])
-                players[row] = _player_of(reader, row)
+                players[row] = player_of(reader, row)
     axis_of = {flaw.label: (flaw.worst, AXES[flaw.worst].unit) for flaw in FLAWS}
     label_lists = snapshot.index["labels"]
 
@@ -173,14 +173,15 @@ def show_worst(
             split=str(snapshot.splits[row]),
             value=format_with_unit(values[column][row].as_py(), unit),
             labels=[snapshot.labels.names[c] for c in label_lists[row].as_py()],
-            spectrogram_url=_spectrogram_of(reader, row),
+            spectrogram_url=spectrogram_of(reader, row),
             player_url=players.get(row, ""),
         )
 
     return {label: [show(label, row) for row in rows] for label, rows in rows_of.items()}
 
 
-def _spectrogram_of(reader: ClipReader, row: int) -> str:
+def spectrogram_of(reader: ClipReader, row: int) -> str:
+    """Draw a clip as a data URL; empty if its shard is unreadable."""
     fbank_TM = np.zeros((min(int(reader.num_frames[row]), MAX_FRAMES), NUM_MEL_BINS), np.float16)
     try:
         reader.read_fbank(row, fbank_TM)
@@ -189,7 +190,8 @@ def _spectrogram_of(reader: ClipReader, row: int) -> str:
     return spectrogram_url(fbank_TM)
 
 
-def _player_of(reader: ClipReader, row: int) -> str:
+def player_of(reader: ClipReader, row: int) -> str:
+    """Return a clip's FLAC as a data URL; empty if its shard is unreadable."""
     try:
         return data_url(reader.read_flac(row), "audio/flac")
     except (CorruptError, StoreError):
