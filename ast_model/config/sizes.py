@@ -11,7 +11,7 @@ SIZES = {
     "audiomosaic": ASTConfig.audiomosaic,
     "audiomae": ASTConfig.audiomae,
 }
-"""Named sizes, the smallest first."""
+"""Named sizes, smallest first."""
 
 
 def size_name(model: ASTConfig) -> str:

@@ -1,4 +1,4 @@
-"""Embeddings of clips: computed once per model and stored for heads and searches. Without a model, spectral statistics.
+"""Compute the embeddings of clips, or spectral statistics without a model, and store them for heads and searches.
 
 embeddings/{name}/
     model.safetensors    the embedding model with its config
@@ -55,13 +55,13 @@ PLACE = ["shard", "offset"]
 
 @dataclass(frozen=True)
 class EmbeddingPlan:
-    """Everything that a worker needs to embed clips of a snapshot; small and picklable."""
+    """Small, picklable description that allows a worker to embed clips of a snapshot."""
 
     store: Store
     snapshot_id: str
     name: str
     normalisation: Normalisation | None
-    """None for spectral statistics."""
+    """Normalisation of the model's input; None for spectral statistics."""
 
     @property
     def files(self) -> EmbeddingFiles:
@@ -99,10 +99,10 @@ def find_missing(plan: EmbeddingPlan, snapshot: Snapshot) -> list[np.ndarray]:
 
 
 def embed_chunk(rows: np.ndarray, plan: EmbeddingPlan, device: torch.device | None = None) -> float:
-    """Embed clips of the plan's snapshot and publish the values; return the elapsed seconds. Idempotent."""
+    """Embed clips of the plan's snapshot and publish the values. Returns the elapsed seconds. Idempotent."""
     snapshot = _open_snapshot(plan)
     if plan.normalisation:
-        _open_model(plan, device or torch.device("cpu"))  # loading is not part of the time
+        _open_model(plan, device or torch.device("cpu"))  # load first, so that loading does not count
     started_s = time.monotonic()
     if plan.normalisation:
         values_ND = _embed(rows, plan, plan.normalisation, device or torch.device("cpu"))
@@ -159,7 +159,7 @@ def read_embeddings(plan: EmbeddingPlan, snapshot: Snapshot) -> np.ndarray:
 
 
 def _positions(snapshot: Snapshot, stored: pa.Table) -> np.ndarray:
-    """Return the stored row of each clip of a snapshot (N,); -1 where it is missing."""
+    """Return the stored row of each clip of a snapshot (N,), or -1 if it is missing."""
     return positions_of(_places(snapshot.index), _places(stored))
 
 

@@ -1,4 +1,4 @@
-"""Spectral statistics of clips: a simple description of their sound that needs no model.
+"""Spectral statistics of clips, a simple description of their sound that needs no model.
 
 Axes: T frames, M mel bins, K cepstral coefficients, B bands, F features.
 """
@@ -17,7 +17,7 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 
 def spectral_statistics(fbank_TM: np.ndarray) -> np.ndarray:
-    """Return statistics over time (F,): of cepstral coefficients and their changes, and quantiles of mel bands."""
+    """Return statistics over time (F,) of cepstral coefficients and their changes, and quantiles of mel bands."""
     cepstrum_TK = np.asarray(dct(fbank_TM, axis=1, norm="ortho"))[:, :NUM_CEPSTRAL]
     changes_TK = np.diff(cepstrum_TK, axis=0, prepend=cepstrum_TK[:1])
     bands_TB = fbank_TM.reshape(len(fbank_TM), NUM_BANDS, -1).mean(axis=2)

@@ -1,4 +1,4 @@
-"""Picture of a tagged recording: its spectrogram above a timeline of its classes."""
+"""Plot a tagged recording, with its spectrogram above a timeline of its classes."""
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,12 @@ from pipeline.fbank_settings import LOW_FREQ_HZ, NUM_MEL_BINS, SAMPLE_RATE_HZ
 MAX_TITLE_WIDTH, MAX_LANE_WIDTH = 80, 40
 """Longest names of recordings and classes, in columns of Latin letters."""
 MIN_LANES = 5
-"""Number of classes below the spectrogram, unless more of them lead in some window."""
+"""Minimum number of classes below the spectrogram. More are shown if more classes lead in some window."""
 LANE_INCHES = 0.3
 TICKS_HZ = (250, 500, 1000, 2000, 4000)
 SHADES = LinearSegmentedColormap.from_list("shades", ["white", *colormaps["Blues"](np.linspace(0.1, 1, 10))])
 SCALE = PowerNorm(0.5, 0, 1)
-"""Square root, because scores of rare classes are low: 0.08 is clearly darker than 0.005."""
+"""Colour scale with a square root, because scores of rare classes are low. 0.08 is clearly darker than 0.005."""
 
 
 def plot_tags(title: str, fbank_TM: np.ndarray, length_s: float, tags: pd.DataFrame) -> Figure:
@@ -39,7 +39,7 @@ def plot_tags(title: str, fbank_TM: np.ndarray, length_s: float, tags: pd.DataFr
 
 
 def choose_lanes(tags: pd.DataFrame) -> list[str]:
-    """Return the classes to show, strongest first: all that lead in some window, and at least `MIN_LANES`."""
+    """Return the classes to show, strongest first. Includes all that lead in some window, and at least `MIN_LANES`."""
     best = tags.groupby("label", sort=False)["score"].max().sort_values(ascending=False, kind="stable")
     leaders = set(tags.sort_values("score", ascending=False, kind="stable").drop_duplicates("start_s")["label"])
     rest = [label for label in best.index if label not in leaders]
@@ -56,7 +56,7 @@ def _draw_spectrogram(axes: Axes, fbank_TM: np.ndarray, length_s: float) -> None
 
 
 def _mel_bin(hz: np.ndarray) -> np.ndarray:
-    """Return the place of frequencies on an axis of mel bins. Bins are evenly spaced on Kaldi's mel scale."""
+    """Return the positions of frequencies on an axis of mel bins, which are evenly spaced on Kaldi's mel scale."""
     low, high, mel = (1127 * np.log1p(each / 700) for each in (LOW_FREQ_HZ, SAMPLE_RATE_HZ / 2, hz))
     # The triangle of bin n peaks at step n + 1, and its row of pixels has its centre at n + 0.5.
     return (mel - low) / (high - low) * (NUM_MEL_BINS + 1) - 0.5

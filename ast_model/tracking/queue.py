@@ -1,4 +1,4 @@
-"""A queue of events for a server: written to disk first, then sent by a thread, so that training never waits.
+"""A queue of events for a server. Events are written to disk and sent by a thread, so training never waits.
 
 {folder}/{name}.jsonl     undelivered events, one JSON object per line
 {folder}/{name}.refused   events that the server refused for good, with the reason

@@ -30,7 +30,7 @@ FAR_FROM_DATA = 0.25
 SHORT_SHARE = 0.5
 """Share of the model's window below which a warning calls typical clips short."""
 CLEARLY_SHORTER = 0.9
-"""Largest share of the model's window that a warning suggests as a shorter window."""
+"""Maximum length of a suggested window, as a share of the model's window."""
 
 
 def check_ranks(config: TrainConfig, num_ranks: int) -> None:

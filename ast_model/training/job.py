@@ -25,7 +25,7 @@ AnyTracker = TypeVar("AnyTracker", bound=Tracker)
 
 
 class Launcher:
-    """The program that started the ranks: it requests stops and receives progress. This default does neither."""
+    """The program that started the ranks. It requests stops and receives progress. This default does neither."""
 
     def is_stopping(self) -> bool:
         """Return True to save and stop. Polled on each rank at each step. A request on one rank stops all ranks."""
@@ -39,9 +39,9 @@ class Launcher:
         """Receive the metrics of a window of steps, on the main rank."""
 
     def report_epoch(self, metrics: Mapping[str, float], checkpoint: str) -> None:
-        """Receive an entry of the history and the store's folder of its checkpoint. Called on all ranks together.
+        """Receive an entry of the history and the folder of its checkpoint in the store. All ranks call this together.
 
-        The checkpoint may still be on its way to the store.
+        The checkpoint may not be completely written yet.
         """
 
 
@@ -59,7 +59,7 @@ class TrainingJob(Generic[AnyTracker]):
     """Unique name of the run. Its checkpoints are stored in `folder` of the snapshot's store."""
     tracker: AnyTracker = field(compare=False)
     title: str = ""
-    """Name of the run for people, with size, start, method and data."""
+    """Readable name of the run, with size, initial weights, method and data."""
 
     def __reduce__(self):
         # Pickle the snapshot by name. Its index of two million clips is immutable, so processes read it from the store.

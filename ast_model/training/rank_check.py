@@ -1,4 +1,4 @@
-"""Check of all ranks before the first step: hosts, devices, drivers, and the speed of exchanging gradients."""
+"""Check all ranks before the first step, and measure the speed of exchanging gradients."""
 
 import logging
 import platform
@@ -19,16 +19,16 @@ GRADIENT_BYTES = 4
 BACKWARD_SHARE = 2 / 3
 """Share of a step's operations in the backward pass, during which gradients are exchanged."""
 PRODUCT_SHARE = 0.5
-"""Typical speed of a whole training step relative to a single large matrix product."""
+"""Typical speed of a whole training step relative to that of a single large matrix product."""
 MAX_CHARS = 500
-"""Longest description in MLflow."""
+"""Maximum length of a description in MLflow."""
 PRODUCT_SIZES = {"cpu": 1024, "cuda": 8192}
 
 
 def check_exchange(job: TrainingJob, world: World) -> None:
-    """Exchange as much as one step does, and log the speed and the ranks. Called on all ranks together.
+    """Exchange as many bytes as one step, and log the speed and the ranks. All ranks call this together.
 
-    Raises WorkerError within a minute, with the numbers of silent ranks, or if the ranks can't reach each other.
+    Raises WorkerError if ranks can't reach each other or, within a minute, if ranks do not answer.
     """
     if world.size == 1:
         return
@@ -82,7 +82,7 @@ def _product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     size = PRODUCT_SIZES[device.type]
     factor = torch.ones(size, size, device=device, dtype=dtype)
     seconds = float("inf")
-    for _ in range(3):  # the first one includes the start of the library
+    for _ in range(3):  # the first product includes the start of the library
         started = time.perf_counter()
         (factor @ factor)[0, 0].item()
         seconds = min(seconds, time.perf_counter() - started)

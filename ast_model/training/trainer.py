@@ -176,7 +176,7 @@ class Trainer:
             )
 
     def _check_attention(self, step: int) -> None:
-        """After a skipped step, switch to the next attention kernels if their gradient is finite."""
+        """After a skipped step, switch to the next attention kernels if only these give a finite gradient."""
         attention, epoch = self.stepper.attention, self.state.loop.epoch
         if attention.next_best is None:
             return

@@ -91,9 +91,9 @@ def _is_common(flag: str) -> bool:
 
 
 def with_help(config: Any, *, only_common: bool, prefix: str = "--") -> Any:
-    """Return the same settings as an instance of a subclass that tyro shows well in help.
+    """Return the same settings as an instance of a subclass with docstrings for tyro's help.
 
-    Joins the lines of each docstring, which tyro would break twice. only_common: hide uncommon flags.
+    Joins the lines of each docstring, because tyro breaks lines itself. only_common: hide uncommon flags.
     """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     overrides = []
@@ -113,7 +113,7 @@ def with_help(config: Any, *, only_common: bool, prefix: str = "--") -> Any:
 
 
 def _help_of(config: type, name: str) -> str:
-    """Return the docstring of a field on one line."""
+    """Return the docstring of a field as one line."""
     for kind in config.__mro__[:-1]:
         for field in docstring_parser.parse_from_object(kind).params:
             if field.arg_name == name:

@@ -1,4 +1,4 @@
-"""Results of a cross-validation: scores per fold, mean and deviation."""
+"""Summarise the results of a cross-validation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ INTRODUCTION = "Cross-validation with one child run per fold.\n\n"
 
 @dataclass(frozen=True)
 class FoldResults:
-    """Scores of all folds at one epoch, the same for all."""
+    """Scores of all folds at the same epoch."""
 
     scores: Mapping[str, float]
-    """Score of each fold, by split."""
+    """Score of each fold, by the name of its split."""
     metric: str
     epoch: int
     how: str
-    """How the epoch was chosen."""
+    """Explanation of how the epoch was chosen."""
     mean_after_epoch: Sequence[float]
     baselines: Mapping[str, float]
-    """Score of the baseline for each fold; empty without a baseline."""
+    """Baseline score of each fold; empty without a baseline."""
 
     @property
     def mean(self) -> float:
@@ -46,7 +46,7 @@ class FoldResults:
         }
 
     def lines(self) -> list[str]:
-        """Return a line per fold, and one with mean and deviation."""
+        """Return one line per fold, and a line with the mean and the deviation."""
         lines = [f"{name:10} {self.metric} {score:.4f}{self._baseline(name)}" for name, score in self.scores.items()]
         baseline = ""
         if self.baselines:
@@ -59,7 +59,7 @@ class FoldResults:
         return f"   baseline {self.baselines[name]:.4f}" if name in self.baselines else ""
 
     def log(self, parent: TrackedRun) -> None:
-        """Log to the parent run the mean after each epoch, and the scores of the chosen epoch."""
+        """Log the mean of each epoch and the scores of the chosen epoch to the parent run."""
         for epoch, mean in enumerate(self.mean_after_epoch, start=1):
             parent.log_metrics({f"eval/{self.metric}": mean}, epoch)
         values = {self.metric: self.mean, f"{self.metric}/deviation": self.deviation}
@@ -71,7 +71,7 @@ class FoldResults:
 
 
 def deviation(scores: Mapping[str, float]) -> float:
-    """Return the standard deviation of a sample; 0 for a single score."""
+    """Return the standard deviation of a sample, or 0 for a single score."""
     return float(np.std(list(scores.values()), ddof=1)) if len(scores) > 1 else 0.0
 
 
@@ -81,7 +81,7 @@ def choose_epoch(
     metric: str = "accuracy",
     baselines: Mapping[str, float] | None = None,
 ) -> FoldResults:
-    """Return the folds' scores at one epoch, the same for all folds."""
+    """Choose one epoch for all folds, and return their scores."""
     name = f"eval/{metric}"
     curves = np.array([[epoch[name] for epoch in each if name in epoch] for each in histories.values()])
     last = curves.shape[1]

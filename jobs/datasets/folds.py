@@ -29,7 +29,7 @@ FOLD_SUFFIX = re.compile(r"-fold\w+$")
 
 
 class FoldSettings(RayRunSettings, Protocol):
-    """Settings of a training on some folds: a dataclass with the fields of `RayRunSettings`."""
+    """Settings for training on some folds, as a dataclass with the fields of `RayRunSettings`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

@@ -26,7 +26,7 @@ def preprocess_local_clips(clips: Sequence[LabelledClip], classes: Sequence[str]
     connect(store)
     folder = Path(store.path("tables") if store.is_local else tempfile.mkdtemp())
     splits = write_tables(clips, classes, folder)
-    for split in set(stored_splits(store)) - set(splits):  # a preprocessing would keep the clips of earlier splits
+    for split in set(stored_splits(store)) - set(splits):  # preprocessing keeps the clips of earlier splits
         store.remove(segments_file(split))
     config = PreprocessConfig(
         metadata=str(folder), media=(str(folder / MEDIA_TABLE),), splits=splits, clips_per_shard=CLIPS_PER_SHARD

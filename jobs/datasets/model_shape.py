@@ -1,4 +1,4 @@
-"""The shape of the model for a published data set."""
+"""Choose the shape of the model for a published data set."""
 
 import dataclasses
 import logging
@@ -17,16 +17,16 @@ AnyDatasetConfig = TypeVar("AnyDatasetConfig", bound=DatasetConfig)
 
 
 def adopt_initial_shape(config: AnyDatasetConfig) -> AnyDatasetConfig:
-    """Return the settings with the shape of the initial weights, except for the number of frames and changed settings.
+    """Return the settings with the initial weights' shape, except the number of frames and changed settings.
 
-    DeiT's weights have no shape of an AST, and a resumed run no longer needs its initial weights.
+    Does nothing for DeiT's weights, which have no AST's shape, and for resumed runs, which need no initial weights.
     """
     if not config.train.init:
         return config
     try:
         shape = load_pretrained(config.train.init).config
     except (ConfigError, WeightsError):
-        return config  # `open_initial_weights` reports unusable weights
+        return config  # `open_initial_weights` will report unusable weights
     usual = getattr(recipes, config.preset)().model
     changed = {name: value for name, value in vars(config.model).items() if value != getattr(usual, name)}
     kept = {"num_classes": config.model.num_classes, "num_frames": config.model.num_frames}

@@ -1,4 +1,4 @@
-"""Cross-validation on own sounds: one child run per fold, on one store and one set of embeddings."""
+"""Cross-validate on own sounds, with one child run per fold and shared embeddings."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def cross_validate(
     selection: SelectionConfig,
     method: HeadMethod | None,
 ) -> list[str]:
-    """Train and test on each fold, and measure the baseline; return the lines to print.
+    """Train and test on each fold, and measure the baseline. Returns the lines to print.
 
     method: settings for fitting only heads; None trains all weights.
     """

@@ -46,7 +46,7 @@ def compute_embeddings(
     use_gpu: bool = False,
     faster: Sequence[str] = (),
 ) -> None:
-    """Embed the missing rows of a snapshot on Ray. `faster` names alternatives to the estimated time."""
+    """Embed the missing rows of a snapshot on Ray. faster: alternatives to log with the estimated time."""
     num_clips, num_missing = len(snapshot.index), sum(map(len, missing))
     if num_clips > num_missing:
         log.info("%d of %d embeddings are stored already: %s", num_clips - num_missing, num_clips, plan.files.folder)

@@ -92,9 +92,9 @@ def _cut_config(config: FinetuneConfig) -> CutConfig:
 
 
 def store_name(data: str) -> str:
-    """Return the name of the store for a table or folder: its own name and a digest of its path.
+    """Return the name of the store for a table or folder, made of its name and a digest of its path.
 
-    A changed table keeps its store, in which only new clips are converted and embedded.
+    A changed table keeps its store, so only new clips are converted and embedded.
     """
     path = Path(data).absolute()
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', path.stem)}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
@@ -112,7 +112,7 @@ def choose_method(config: FinetuneConfig, run: FinetuneRun, clips: Sequence[Labe
 
 
 def _train_once(run: FinetuneRun, snapshot: Snapshot, config: FinetuneConfig, method: HeadMethod | None) -> list[str]:
-    """Train on one split; return the lines to print."""
+    """Train on the training split, and return the lines to print."""
     if not config.resume:  # a resumed run trains on its own snapshot
         snapshot = select_training_clips(snapshot, config.selection, run.train)
     baseline = measure_baseline(snapshot, run.train)

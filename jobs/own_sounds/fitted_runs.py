@@ -1,4 +1,4 @@
-"""Runs of a fine-tuning on own sounds, and runs that fit only a head."""
+"""Settings of runs on own sounds, and runs that fit only a head."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -34,18 +34,18 @@ class FinetuneRun:
 
 @dataclass(frozen=True)
 class HeadMethod:
-    """Fit only a head."""
+    """Settings for fitting only a head."""
 
     group_of: Mapping[str, str]
-    """Group of each clip by key, which cross-validation keeps together."""
+    """Group of each clip, by key. Cross-validation keeps groups together."""
     faster: Sequence[str]
-    """Alternatives that the estimate of the embedding time names."""
+    """Alternatives to log with the estimated time of embedding."""
 
 
 def fit_head_in_run(
     run: FinetuneRun, snapshot: Snapshot, baseline: Baseline, method: HeadMethod
 ) -> tuple[TrackedJob, HeadReport]:
-    """Fit a head as a run of its own; publish it, and return the run and its report."""
+    """Fit a head as a separate run and publish it. Returns the run and its report."""
     run = dataclasses.replace(run, preset=HEAD_PRESET, train=head_settings(run.train))
     job = begin_run(run, snapshot, new_run_name(run.preset))
     with end_run_on_exit(job):
@@ -56,7 +56,7 @@ def fit_head_in_run(
 def fit_head_of_fold(
     run: FinetuneRun, snapshot: Snapshot, baseline: Baseline, method: HeadMethod, name: str, parent: TrackedRun
 ) -> HeadReport:
-    """Fit a head as a child run. It is not published: models of different folds can't be compared."""
+    """Fit a head as a child run. It is not published, because models of different folds can't be compared."""
     run = dataclasses.replace(run, preset=HEAD_PRESET, train=head_settings(run.train))
     job = begin_run(run, snapshot, name, parent)
     with job.tracker.end_on_exit():

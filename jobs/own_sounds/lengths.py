@@ -1,4 +1,4 @@
-"""The model's window for clips of different lengths, and warnings about lengths that distort a result."""
+"""Choose the model's window for the lengths of clips, and warn of lengths that distort results."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ FRAME_GRID = 16
 MIN_FRAMES = 32
 WINDOW_QUANTILE = 0.98
 NUM_NAMED = 5
-"""Longer clips that the log names."""
+"""Maximum number of longer clips to name in the log."""
 INNER_QUANTILES = (0.1, 0.9)
 """Lengths of two classes barely overlap if these quantiles do not."""
 
@@ -38,7 +38,7 @@ def plan_window(clips: Sequence[LabelledClip]) -> int:
 
 
 def warn_of_distinct_lengths(clips: Sequence[LabelledClip]) -> None:
-    """Warn if the lengths of two classes barely overlap: a model can tell them apart by the padding."""
+    """Warn if the lengths of two classes barely overlap, since a model could tell them apart by the padding."""
     lengths_of: dict[str, list[int]] = defaultdict(list)
     for clip in clips:
         for label in clip.labels:

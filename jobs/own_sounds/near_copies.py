@@ -1,4 +1,4 @@
-"""Near-identical clips in different splits, which make a result too good."""
+"""Find near-identical clips in different splits, which make results too good."""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ NUM_NAMED = 5
 
 
 def find_near_copies(snapshot: Snapshot) -> pa.Table:
-    """Return the pairs of near-identical clips; search them unless they are stored. Needs a running Ray."""
+    """Return the pairs of near-identical clips. Searches for them unless they are stored. Ray must be running."""
     pairs = load_duplicates(snapshot)
     if pairs is None:
         with snapshot.store.scratch() as folder:
@@ -28,7 +28,7 @@ def find_near_copies(snapshot: Snapshot) -> pa.Table:
 
 
 def describe_near_copies(snapshot: Snapshot, pairs: pa.Table, clips: Sequence[LabelledClip]) -> list[str]:
-    """Return a line that names groups of near-identical clips in different splits; none without such groups."""
+    """Return a line about groups of near-identical clips in different splits, or no lines without such groups."""
     groups = duplicate_groups(snapshot, pairs)
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)

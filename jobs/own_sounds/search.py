@@ -87,7 +87,7 @@ def _load_clips(config: SearchConfig) -> tuple[SearchableClips, SearchableClips]
 
 
 def _load_label(tagger: Tagger | None, config: SearchConfig) -> tuple[SearchableClips, SearchableClips]:
-    """Return the clips of a class, and the clips to search without them, since they would fill the list."""
+    """Return the clips of a class, and all other clips to search."""
     stored = embed_store(tagger, config)
     has_label = np.array([config.label in labels for labels in stored.table["labels"]], bool)
     searched = embed_files(tagger, config.audio) if config.audio else take_clips(stored, np.flatnonzero(~has_label))

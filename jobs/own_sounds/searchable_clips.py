@@ -33,7 +33,7 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 
 STATISTICS_FRAMES = 1_024
-"""Window of spectral statistics of files, about ten seconds."""
+"""Window length in frames for spectral statistics of files, about ten seconds."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class SearchableClips:
 
 @dataclass(frozen=True)
 class FileEmbedder:
-    """Embeds files in windows: by a model, or by spectral statistics."""
+    """Embeds windows of files with a model or with spectral statistics."""
 
     read_fbank: Callable[[str], np.ndarray]
     grid: WindowGrid
@@ -60,7 +60,7 @@ class FileEmbedder:
 
     @classmethod
     def of(cls, tagger: Tagger | None) -> "FileEmbedder":
-        """Create an embedder for a model; for None, spectral statistics of ten seconds."""
+        """Create an embedder for a model or, for None, for spectral statistics of ten seconds."""
         if tagger:
             scorer = tagger.scorer
             return cls(tagger.fbank, scorer.whole_grid, lambda fbank, windows: scorer.score_windows(fbank, windows)[1])
@@ -76,7 +76,7 @@ def _statistics_of_windows(fbank_TM: np.ndarray, windows: list[Window]) -> np.nd
 
 
 def embed_store(tagger: Tagger | None, config: SearchConfig) -> SearchableClips:
-    """Return the clips of a snapshot, embedded, without a model by spectral statistics.
+    """Return the clips of a snapshot with embeddings or, without a model, spectral statistics.
 
     Raises InputError if `--label` names a class without clips.
     """
@@ -136,7 +136,7 @@ def _files_of_clips(store: Store) -> dict[str, str]:
 
 
 def _seconds_of(num_frames: np.ndarray) -> np.ndarray:
-    """Return the length of the audio of complete frames."""
+    """Return the seconds of audio that these complete frames cover."""
     return ((num_frames - 1) * FRAME_SHIFT_MS + FRAME_LENGTH_MS) / 1000
 
 
@@ -176,14 +176,14 @@ def take_clips(clips: SearchableClips, rows: np.ndarray) -> SearchableClips:
 
 
 def skip_files(clips: SearchableClips, paths: Iterable[str]) -> SearchableClips:
-    """Return the clips without those of some files, so that no example is its own neighbour."""
+    """Drop the clips of some files, so that no example is its own neighbour."""
     skipped = {str(Path(path).resolve()) for path in paths}
     is_skipped = np.array([str(Path(file).resolve()) in skipped for file in clips.table["file"]], bool)
     return take_clips(clips, np.flatnonzero(~is_skipped)) if is_skipped.any() else clips
 
 
 def standardise(examples: SearchableClips, searched: SearchableClips) -> tuple[SearchableClips, SearchableClips]:
-    """Scale each feature to mean 0 and deviation 1 over all clips: statistics have different units."""
+    """Scale each feature to mean 0 and deviation 1 over all clips, because statistics have different units."""
     values_ND = np.concatenate([examples.embeddings_ND, searched.embeddings_ND])
     mean_D, std_D = values_ND.mean(axis=0), values_ND.std(axis=0)
     scale_D = np.where(std_D > 0, std_D, 1.0)

@@ -34,10 +34,10 @@ class FinetuneConfig:
     eval_share: float = 0.2
     """Share of the files to hold out for evaluation, if the data has no splits."""
     group_by: str = ""
-    """Pattern that finds the group of a file in its name, such as the speaker: `^(\\w+)_`. A group is never in two
-    splits. Default: the column group of the table, or a group per file."""
+    """Regular expression that finds a file's group in its name, such as the speaker: `^(\\w+)_`. A group is never in
+    two splits. Default: the column group of the table, or a group per file."""
     folds: int = 0
-    """Number of folds of a cross-validation, instead of a held-out share. Default: the column fold, if there is one."""
+    """Number of folds for cross-validation, instead of a held-out share. Default: the column fold, if there is one."""
     num_epochs: int | None = None
     """Number of epochs. Default: from 40 for few clips to 5 for many; from 100 to 20 for random weights."""
     batch_size: int | None = None
@@ -80,7 +80,7 @@ class SearchConfig:
     checkpoint: str = ""
     """Folder of a checkpoint, Hugging Face folder or hub name, or official .pth. Empty: compare spectral statistics."""
     like: tuple[str, ...] = ()
-    """Example files, or folders of them; the search uses the mean of their embeddings and skips these files."""
+    """Example files or folders of examples. The search uses the mean of their embeddings and skips these files."""
     label: str = ""
     """Class of the store to use as examples instead of --like."""
     audio: tuple[str, ...] = ()

@@ -54,13 +54,13 @@ def plan_model(config: FinetuneConfig, clips: Sequence[LabelledClip], num_classe
 
 
 def list_folds(clips: Sequence[LabelledClip]) -> list[str]:
-    """Return the splits that are folds, in the order of their numbers; empty for other splits."""
+    """Return the splits that are folds, in numerical order."""
     folds = {clip.split for clip in clips if clip.split.startswith(FOLD)}
     return sorted(folds, key=lambda name: (len(name), name))
 
 
 def count_training_clips(clips: Sequence[LabelledClip]) -> int:
-    """Return the number of training clips; for folds the smallest number."""
+    """Return the number of training clips. With folds, this is the smallest number over all folds."""
     counts = Counter(clip.split for clip in clips)
     return len(clips) - max(counts.values()) if list_folds(clips) else counts["train"]
 
@@ -85,7 +85,7 @@ def plan_training(config: FinetuneConfig, clips: Sequence[LabelledClip]) -> Trai
         eval_split=next((split for split in SPLITS[1:] if any(clip.split == split for clip in clips)), ""),
         init=config.init,
         num_epochs=num_epochs,
-        # Negative clips have no class to balance.
+        # Negative clips have no class, so they can't be balanced.
         sampler="uniform" if 0 in num_labels else "balanced",
         global_batch_size=batch_size,
         micro_batch_size=batch_size,
@@ -113,19 +113,19 @@ def plan_training(config: FinetuneConfig, clips: Sequence[LabelledClip]) -> Trai
 
 
 def normalise_like_head(train: TrainConfig) -> TrainConfig:
-    """Return the settings with the normalisation of a head given by --init, so that training starts from its scores."""
+    """Adopt the normalisation of a head given by --init, so that training starts with its scores."""
     file = read_weights(train.init) if train.init else None
     metadata = read_stored_metadata(file) if file and is_fitted_head(file) else None
     return dataclasses.replace(train, mean=metadata.mean, std=metadata.std) if metadata else train
 
 
 def is_fitted_head(file: WeightFile) -> bool:
-    """Return whether weights come from a run that fitted only a head."""
+    """Return True if the weights come from a run that fitted only a head."""
     return str(file.description.get("run", "")).startswith(HEAD_PRESET)
 
 
 def embedding_normalisation(init: str) -> Normalisation:
-    """Return the normalisation of frozen embeddings: that of the initial weights, or AudioSet's if it is unknown.
+    """Return the normalisation for frozen embeddings, from the initial weights or else from AudioSet.
 
     It does not depend on the data, so all splits and selections share the stored embeddings.
     """

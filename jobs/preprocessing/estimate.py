@@ -11,7 +11,7 @@ STORED_BYTES_PER_CLIP = 258e3
 AUDIO_BYTES_PER_CLIP = 214e3
 """Size of the FLAC that `keep_audio` adds."""
 READ_BYTES_PER_S = 100e6
-"""Rate at which containers arrive: that of a good connection, or of a hard disk."""
+"""Speed of reading containers over a good connection or from a hard disk."""
 
 
 def estimate_lines(

@@ -91,7 +91,7 @@ def log_report(tracker: TrackedRun, snapshot: Snapshot) -> None:
         except (
             CorruptError,
             StoreError,
-        ) as error:  # the snapshot is published: don't fail its run
+        ) as error:  # the snapshot is published, so don't fail its run
             log.warning("no report of snapshot %s: %s", snapshot.snapshot_id, error)
             return
         tracker.log_files(Path(folder), "report")

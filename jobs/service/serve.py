@@ -162,9 +162,9 @@ def load_model(config: ServeConfig, version: str) -> ServedModel:
 
 
 def name_model(checkpoint: str, tagger: Tagger) -> str:
-    """Return a model's name for users: its run's title or its size, after a public address or a file's name.
+    """Return a readable name: the public address or file name, then the run's title or the model's size.
 
-    Paths of this machine mean nothing to users and stay private.
+    The name never contains paths of this machine, which mean nothing to users and are private.
     """
     title, path = tagger.metadata.title, Path(checkpoint).expanduser()
     if title and path.exists():

@@ -77,7 +77,7 @@ class RayLauncher(Launcher):
         self._show(metrics)
 
     def _show(self, metrics: Mapping[str, float]) -> None:
-        """Show metrics on Ray's Prometheus endpoint: `train/loss` as `ray_audioset_train_loss`."""
+        """Publish metrics on Ray's Prometheus endpoint. `train/loss` becomes `ray_audioset_train_loss`."""
         run = ray.train.get_context().get_experiment_name()
         for name, value in metrics.items():
             gauges.set(name.replace("/", "_"), value, run=run)

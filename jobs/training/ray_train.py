@@ -47,10 +47,10 @@ POLL_S = "0.5"
 Ray's default of 2 s would slow down shorter epochs."""
 
 SAVE_WITHIN_S = 12.0
-"""Seconds after SIGTERM for the workers to save. The end of Ray and of the run in MLflow takes some seconds more."""
+"""Seconds after SIGTERM within which workers must save. Ending Ray and the run in MLflow takes some seconds more."""
 
 EXIT_WITHIN_S = 3.0
-"""Seconds for workers to exit after Ray's end."""
+"""Seconds within which workers must exit after the end of Ray."""
 
 GPU_CHECK: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1, "label_selector": ON_TRAIN_NODES}
 """Resources of the task that checks whether torch can use a GPU."""
@@ -71,7 +71,7 @@ class NodeTorchConfig(TorchConfig):
 
 
 def _select_interfaces(worker_group: Any) -> None:
-    """Select the interface of each worker. Raises WorkerError that names the workers without an answer in time."""
+    """Select each worker's network interface. Raises WorkerError with the workers that do not answer in time."""
     answers = worker_group.execute_async(_select_interface)
     ready, silent = ray.wait(answers, num_returns=len(answers), timeout=ANSWER_TIMEOUT_S)
     if silent:
@@ -225,7 +225,7 @@ def _cluster() -> str:
 def _stopping_on_sigterm(mailbox: Any, run: str) -> Iterator[None]:
     """Convert SIGTERM, which `ray job stop` also sends, to a stop request for the workers.
 
-    Raises StoppedError if they don't save in time: batch systems kill a job some 30 s after SIGTERM.
+    Raises StoppedError if they do not save in time, because batch systems kill a job about 30 s after SIGTERM.
     """
     is_late = threading.Event()
 
@@ -252,7 +252,7 @@ def _stopping_on_sigterm(mailbox: Any, run: str) -> Iterator[None]:
 
 
 def _end_ray() -> None:
-    """End a local Ray and its workers, because a worker that still trains would hold the lock of its run in MLflow."""
+    """End a local Ray and its workers. A worker that still trained would hold the lock of its run in MLflow."""
     processes = psutil.Process().children(recursive=True)
     ray.shutdown()
     psutil.wait_procs(processes, timeout=EXIT_WITHIN_S)
@@ -260,7 +260,7 @@ def _end_ray() -> None:
 
 @contextmanager
 def _signal_handlers(handlers: Mapping[int, Callable[[int, object], None]]) -> Iterator[None]:
-    """Install handlers and restore the earlier ones. In other threads than the main thread, the caller handles them."""
+    """Install signal handlers, and restore the earlier handlers on exit. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -25,7 +25,7 @@ EXTENSIONS = frozenset(
 )
 """File extensions of the formats in `FORMATS`."""
 MAX_RETRIES = 1_000
-"""Damaged places that reading skips before it ends."""
+"""Maximum number of damaged places that reading skips before it stops."""
 MAGICS = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"RIFF", b"ID3")
 """First bytes of the most common formats. MP4 has `ftyp` at byte 4."""
 
@@ -83,13 +83,13 @@ def open_media(content: bytes | Path, size_factor: float = 1.0) -> Iterator[Inpu
 
 
 def read_packets(container: InputContainer, *streams: Stream) -> Iterator[Packet]:
-    """Yield the packets of all or some streams. Raises FFmpegError if the file is damaged beyond reading."""
+    """Yield the packets of all or some streams. Raises FFmpegError if the file is too damaged to read."""
     for _ in range(MAX_RETRIES):
         try:
             yield from container.demux(*streams)
-        except BlockingIOError:  # FFmpeg skipped damaged MPEG-TS and wants to be called again
+        except BlockingIOError:  # FFmpeg skipped damaged MPEG-TS and must be called again
             continue
-        except IndexError:  # PyAV's end of a file with a late stream
+        except IndexError:  # PyAV raises this at the end of a file with a late stream
             return
         return
 

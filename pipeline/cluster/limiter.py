@@ -66,7 +66,7 @@ class RayRateLimiter:
 
 
 class MeasuredRateLimiter(LocalRateLimiter):
-    """A rate limiter that shows its state as metrics, at most once a second and after each throttled request."""
+    """A rate limiter that publishes its state as metrics, at most once a second and after each throttled request."""
 
     _shown_s = 0.0
 

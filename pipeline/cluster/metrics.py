@@ -1,4 +1,4 @@
-"""Metrics on Ray's Prometheus endpoints, as listed in docs/monitoring.md and shown by deploy/grafana.json.
+"""Publish metrics on Ray's Prometheus endpoints. docs/monitoring.md lists them, and deploy/grafana.json shows them.
 
 Counters of clips, bytes and shards come from the driver, so their sums equal the run's report.
 """
@@ -22,11 +22,11 @@ GAUGES = {
     "throttled_requests": "Throttled requests of the run",
     "idle_s": "Seconds without an answer from the source",
 }
-"""Descriptions. Trainings use MLflow's names without one."""
+"""Descriptions of the gauges. Training metrics have MLflow's names and no description."""
 
 
 class Gauges:
-    """Gauges of this process, sent again every second until the process ends.
+    """Gauges of this process. They are sent again every second until the process ends.
 
     Ray exports a gauge once per update and forgets it after two report intervals (20 s), but shards may take hours.
     """
@@ -62,7 +62,7 @@ def _counter(name: str, description: str, tags: tuple[str, ...] = ()) -> Counter
 
 
 def count_shard(report: ShardReport) -> None:
-    """Count a finished shard, its clips by outcome, and its bytes."""
+    """Count a finished shard with its bytes, and its clips by outcome."""
     split = report.shard.split
     clips = _counter("clips", "Decided clips; the reason is empty for written clips", ("split", "status", "reason"))
     if report.num_written:
@@ -80,13 +80,13 @@ def count_shards(status: str) -> None:
 
 
 def show_tasks(name: str, num_running: int, num_waiting: int) -> None:
-    """Show a run's submitted tasks, and the tasks that wait for a retry or a cooldown."""
+    """Publish the numbers of a run's submitted tasks and of tasks that wait for a retry or a cooldown."""
     gauges.set("tasks", num_running, task=name, state="running")
     gauges.set("tasks", num_waiting, task=name, state="waiting")
 
 
 def show_limiter(status: LimiterStatus) -> None:
-    """Show the state of a run's addresses."""
+    """Publish the state of a run's addresses."""
     gauges.set("addresses", status.num_addresses)
     gauges.set("cooling_addresses", status.num_cooling)
     gauges.set("throttled_requests", status.num_throttled)

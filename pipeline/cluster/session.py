@@ -116,7 +116,7 @@ def _blocking_sigterm() -> Iterator[None]:
 
 
 def _silence_coordinator_client() -> None:
-    """Silence Ray Train's clients of the autoscaler, which warn with a traceback when a busy machine answers late.
+    """Silence Ray Train's autoscaler clients, which log a traceback when a busy machine answers late.
 
     A client waits 5 s, logs the GetTimeoutError and retries, so the warnings never matter.
     """
@@ -141,7 +141,7 @@ def _silence_local_ray() -> None:
 
 
 def _drop_warnings(name: str) -> None:
-    """Drop a logger's messages below ERROR with a filter: Ray Train's own configuration resets the logger's level."""
+    """Drop a logger's messages below ERROR with a filter, because Ray Train resets the logger's level."""
     logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
 
 

@@ -1,4 +1,4 @@
-"""The segments that a copy holds, estimated from its listings and from the heads of a few containers."""
+"""Estimate which segments a copy contains from its listings and from the heads of a few containers."""
 
 import logging
 import re
@@ -24,7 +24,8 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 NUM_READERS = 16
 MIN_HEADS, MAX_GROUPS = 2, 16
-"""Heads per group of similar containers. More groups count as one."""
+"""Number of heads to read per group of similar containers, and maximum number of groups. Beyond it, all containers form
+one group."""
 T = TypeVar("T")
 
 
@@ -34,31 +35,31 @@ class DueContainers:
 
     containers: list[Container]
     unread: list[Container]
-    """Containers without a listing. They were never read to their end and may hold any clip."""
+    """Containers without a listing, which were never read to their end and may hold any clip."""
     listed_rows: np.ndarray
-    """Rows of the segments in all listings (N,)."""
+    """Rows (N,) of the segments in all listings."""
 
 
 @dataclass
 class Coverage:
-    """Estimated segments of a copy. Containers without a listing are estimated from the heads of a few."""
+    """Estimated segments of a copy. The heads of a few containers stand for all containers without a listing."""
 
     clips: Counter[str] = field(default_factory=Counter)
     """Segments by split."""
     num_due: int = 0
     """Due segments among them."""
     matches: Matches = field(default_factory=Matches)
-    """Members in the heads."""
+    """Matches of the members in the heads."""
     num_members: int = 0
-    """Members in containers without a listing."""
+    """Number of members in containers without a listing."""
 
 
 def find_due_containers(containers: Sequence[Container], segments: SegmentIndex, store: Store) -> DueContainers:
-    """Find the containers that may hold due clips, by their listings."""
+    """Use the listings to find the containers that may hold due clips."""
     with ThreadPoolExecutor(NUM_READERS) as pool:
         listings = list(pool.map(lambda container: read_listing(store, container, segments.search), containers))
     keys = pa.chunked_array([each for each in listings if each is not None], pa.string())
-    # One look-up for all listings: a table of two million due keys for each container would take minutes.
+    # Use one lookup for all listings. Building a table of two million due keys per container would take minutes.
     rows = positions_of(keys, segments.segments["key"])
     is_due = (rows >= 0) & segments.is_due[rows]
     number = np.repeat(np.arange(len(listings)), [0 if each is None else len(each) for each in listings])
@@ -73,7 +74,7 @@ def find_due_containers(containers: Sequence[Container], segments: SegmentIndex,
 
 
 def estimate_coverage(due: DueContainers, segments: SegmentIndex) -> Coverage:
-    """Count the segments in listings, and estimate the rest from the first members of a few containers.
+    """Count the segments in listings, and estimate further segments from the first members of a few containers.
 
     Logs unreadable heads. Raises SourceError if the source refuses access.
     """
@@ -105,7 +106,7 @@ def estimate_coverage(due: DueContainers, segments: SegmentIndex) -> Coverage:
 
 
 def group_alike(containers: Sequence[Container]) -> list[list[Container]]:
-    """Group containers by their address without digits, since publishers number the parts of a split."""
+    """Group containers by their addresses without digits, since publishers number the parts of a split."""
     groups: dict[str, list[Container]] = defaultdict(list)
     for container in containers:
         groups[re.sub(r"\d+", "", container.address)].append(container)
@@ -113,7 +114,7 @@ def group_alike(containers: Sequence[Container]) -> list[list[Container]]:
 
 
 def read_heads(containers: Sequence[Container]) -> list[tuple[Container, Head]]:
-    """Read the heads of containers concurrently, except unreadable ones."""
+    """Read the heads of containers concurrently. Skips unreadable containers."""
     with ThreadPoolExecutor(NUM_READERS) as pool:
         heads = pool.map(_try_head, containers)
         return [(container, head) for container, head in zip(containers, heads, strict=True) if head]
@@ -129,7 +130,7 @@ def _try_head(container: Container) -> Head | None:
 
 
 def describe_coverage(copy: Copy, due: DueContainers, coverage: Coverage, segments: SegmentIndex) -> list[str]:
-    """Return printable lines: the copy, its clips by split, and the bytes to read."""
+    """Describe the copy, its clips by split, and the bytes to read, as lines of text."""
     splits = segments.segments["split"].combine_chunks()
     planned = Counter(splits.cast(pa.string()).to_pylist())
     about = "about " if due.unread else ""
@@ -145,6 +146,6 @@ def describe_coverage(copy: Copy, due: DueContainers, coverage: Coverage, segmen
 
 
 def _spread(items: list[T], num: int) -> list[T]:
-    """Choose at most `num` items, evenly spread."""
+    """Choose at most `num` evenly spaced items."""
     places = np.unique(np.linspace(0, len(items) - 1, min(num, len(items))).astype(int))
     return [items[place] for place in places]

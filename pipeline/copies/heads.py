@@ -1,4 +1,4 @@
-"""The first members of a container, read with a few requests."""
+"""Read the first members of a container with a few requests."""
 
 import tarfile
 import zipfile
@@ -19,7 +19,7 @@ from pipeline.sources.names import stem_of
 
 MAX_MEMBERS = 1000
 MAX_TAR_MEMBERS, MAX_TAR_BYTES = 32, 2**23
-"""Limits for tars, whose names are spread over their content."""
+"""Limits on the head of a tar, since its names are spread over the whole file."""
 READ_BYTES = 2**18
 
 
@@ -28,13 +28,13 @@ class Head:
     """The first members of a container."""
 
     stems: list[str]
-    """Names without folders and extensions, or ids that a column or JSON states."""
+    """Names without folders and extensions, or ids from a column or from JSON."""
     num_members: int
-    """Members in the whole container, estimated for tars."""
+    """Number of members in the whole container; an estimate for tars."""
 
 
 def read_head(container: Container) -> Head:
-    """Read the names of a container's first members: of tars the first megabytes, else directory or footer.
+    """Read the names of a container's first members from a tar's first megabytes, a zip's directory or a footer.
 
     Raises InputError for another format, and `READ_ERRORS`.
     """

@@ -25,7 +25,7 @@ MIN_SHARE_MATCHED = 0.05
 """Minimum share of the members, or of the segments if they are fewer, that must match. A lower share means misread
 names."""
 MIN_EXPECTED = 20
-"""Fewest expected matches for a check of heads."""
+"""Minimum number of expected matches for a check of heads."""
 
 
 def convert_copy(
@@ -120,17 +120,17 @@ def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], e
 
 
 def check_heads(coverage: Coverage, segments: SegmentIndex) -> None:
-    """Raise InputError if hardly any name in the heads of containers matches, before anything is read."""
+    """Raise InputError before reading containers if hardly any name in their heads matches."""
     matches = coverage.matches
     num_members = matches.num_matched + matches.num_unmatched
-    # A run of few segments finds few of them in a head.
+    # If a run has few segments, a head contains few of them.
     num_expected = num_members * min(1.0, len(segments) / max(coverage.num_members, 1))
     if num_expected >= MIN_EXPECTED:
         check_matches(matches, segments, num_expected)
 
 
 def check_matches(matches: Matches, segments: SegmentIndex, num_expected: float) -> None:
-    """Raise InputError, with names that were found and expected, for a small share of the expected matches."""
+    """Raise InputError, with the names found and expected, if there are far fewer matches than expected."""
     if matches.num_matched >= MIN_SHARE_MATCHED * num_expected:
         return
     num_members = matches.num_matched + matches.num_unmatched

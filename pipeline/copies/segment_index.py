@@ -30,7 +30,7 @@ class SegmentIndex:
     attempts: np.ndarray
     """Number of attempts so far at each segment (N,)."""
     id_pattern: str = ""
-    """Regular expression of `--id-pattern` for other names than those of published copies."""
+    """Regular expression from `--id-pattern`, for names that differ from those in published copies."""
     ids: np.ndarray = field(init=False)
     """Sorted ids (N,), as bytes."""
     order: np.ndarray = field(init=False)
@@ -55,7 +55,7 @@ class SegmentIndex:
         return len(self.segments)
 
     def find(self, stem: str) -> int | None:
-        """Return the row of the segment that a member's name means, None if no segment fits it."""
+        """Return the row of the segment that matches a member's name, or None."""
         for ytid, start, _ in readings_of(stem, compile_pattern(self.id_pattern)):
             first, end = (
                 np.searchsorted(self.ids, ytid.encode(), "left"),
@@ -72,7 +72,7 @@ class SegmentIndex:
 
 
 def index_due(plan: PreprocessPlan, id_pattern: str = "") -> SegmentIndex:
-    """Index a plan's segments, with those of its shards as due."""
+    """Index all segments of a plan. The segments of its shards are due."""
     is_due = np.zeros(len(plan.segments), bool)
     is_due[np.concatenate([*plan.shards, np.zeros(0, np.int64)])] = True
     return SegmentIndex(plan.segments, is_due, plan.attempts, id_pattern)

@@ -9,7 +9,8 @@ import pyarrow as pa
 from pipeline.quality.selection import find_matches, parse_expression
 
 SILENT_SHARE = 0.99
-"""Many data sets pad short sounds with zeros: a bark of half a second in a clip of five seconds has 0.9."""
+"""Share of silence above which a clip counts as silent. Many data sets pad short sounds with zeros. A bark of half a
+second in a clip of five seconds has a share of 0.9."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Read annotations of recordings: Raven's selection tables and Audacity's label files.
+"""Read annotations of recordings from Raven's selection tables and Audacity's label files.
 
-A file of annotations is stored beside its recording, under the recording's name (`dawn.wav`, `dawn.txt` or
-`dawn.Table.1.selections.txt`). A selection table may name recordings instead, in the column `Begin File`.
+A file of annotations is stored beside its recording and has the recording's name (`dawn.txt` or
+`dawn.Table.1.selections.txt` for `dawn.wav`). A selection table may name recordings instead, in the column `Begin
+File`.
 """
 
 import csv
@@ -25,7 +26,7 @@ BEGIN, END, BEGIN_FILE, FILE_OFFSET = "begin time (s)", "end time (s)", "begin f
 LABEL_COLUMNS = ("annotation", "annotations", "labels", "label", "species", "species code", "tags", "tag", "class")
 AUDACITY_LINE = re.compile(r"\d+([.,]\d+)?\t\d+([.,]\d+)?(\t|$)")
 FREQUENCIES = "\\"
-"""Start of a line with the frequency range of the label above."""
+"""Start of a line that gives the frequency range of the label above it."""
 
 
 def find_annotations(folder: Path) -> list[Path]:
@@ -34,7 +35,7 @@ def find_annotations(folder: Path) -> list[Path]:
 
 
 def is_annotation(file: Path) -> bool:
-    """Return whether a file starts like a selection table or like a label file."""
+    """Return True if a file starts like a selection table or a label file."""
     if file.suffix != SUFFIX or not file.is_file():
         return False
     with file.open("rb") as stream:
@@ -43,7 +44,7 @@ def is_annotation(file: Path) -> bool:
 
 
 def read_annotations(files: list[Path], folder: Path | None = None) -> list[LabelledClip]:
-    """Return a clip per annotation, uncut. Log the recordings of a folder that have none.
+    """Return one uncut clip per annotation. Logs recordings of the folder without annotations.
 
     Raises InputError, with the line, for invalid annotations and missing recordings.
     """
@@ -67,7 +68,7 @@ def _read_file(file: Path) -> Iterator[LabelledClip]:
 
 
 def _read_labels(text: str, file: Path) -> Iterator[LabelledClip]:
-    """Yield the labels of an Audacity file: start, end and label, separated by tabs."""
+    """Yield the labels of an Audacity file, which has the start, the end and the label separated by tabs."""
     recording = _recording_of(file)
     for line, content in enumerate(text.splitlines(), start=1):
         if content.strip() and not content.startswith(FREQUENCIES):
@@ -98,7 +99,7 @@ def _read_selections(text: str, file: Path) -> Iterator[LabelledClip]:
 
 
 def _in_file(cells: Mapping[str, str], times: tuple[int, int], where: str) -> tuple[int, int]:
-    """Return times relative to the recording. In a series of recordings, Raven counts from the first."""
+    """Return times relative to the recording. For a series of recordings, Raven counts from the start of the first."""
     offset = cells.get(FILE_OFFSET, "")
     if not offset:
         return times
@@ -120,7 +121,7 @@ def _begin_file(cells: Mapping[str, str], file: Path, where: str) -> Path:
 
 
 def _recording_of(file: Path) -> Path:
-    """Return the recording beside a file of annotations: the longest name that the file's name starts with."""
+    """Return the recording beside a file of annotations, which has the longest matching name."""
     beside = [path for path in file.parent.iterdir() if is_media(path.name) and path.is_file()]
     found = [path for path in beside if f"{clean(file.name)}.".startswith((f"{clean(path.stem)}.", clean(path.name)))]
     if not found:

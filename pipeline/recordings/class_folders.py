@@ -12,11 +12,11 @@ from pipeline.sources.walk import walk_files
 log = logging.getLogger(__name__)
 
 NUM_NAMED = 3
-"""Skipped names per log line."""
+"""Maximum number of skipped names per log line."""
 
 
 def read_class_folders(folder: Path) -> list[LabelledClip]:
-    """Return a clip per file, uncut, and log the skipped files and folders."""
+    """Return one uncut clip per file. Logs skipped files and folders."""
     visible = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
     folders = [child for child in visible if child.is_dir()]
     _log_skipped(folder, [child for child in visible if not child.is_dir()], "files outside of class folders")

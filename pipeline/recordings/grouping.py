@@ -1,4 +1,4 @@
-"""Groups of clips that a split keeps together: recordings, their copies, and groups stated by the user."""
+"""Group clips that must stay in the same split: recordings, their copies, and groups defined by the user."""
 
 import hashlib
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def group_by_name(clips: Sequence[LabelledClip], pattern: str) -> list[LabelledClip]:
-    """Return the clips with the group that a pattern finds in their file names; a file without a match is a group.
+    """Return the clips with groups that a pattern finds in their file names. A file without a match is a group.
 
     Raises ConfigError if no name matches, or if the clips have groups already.
     """
@@ -41,9 +41,9 @@ def group_by_name(clips: Sequence[LabelledClip], pattern: str) -> list[LabelledC
 
 
 def join_groups(clips: Sequence[LabelledClip], original_of: Mapping[Path, Path]) -> list[LabelledClip]:
-    """Return the clips with the final groups: stated groups, joined if they share a file or copies of one.
+    """Return the clips with their final groups. Stated groups are joined if they share a file or copies of a file.
 
-    Clips without a stated group have their file as the group.
+    The group of all other clips is their file.
     """
     files = [str(original_of[clip.path]) for clip in clips]
     names = list(dict.fromkeys(clip.group for clip in clips if clip.group))

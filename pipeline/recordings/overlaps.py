@@ -15,11 +15,12 @@ from pipeline.recordings.tables import LabelledClip
 log = logging.getLogger(__name__)
 
 MIN_SHARE = 0.1
-"""Share of the shorter of a clip and an annotation that must overlap. Bounds drawn by hand are inexact."""
+"""Minimum overlap of a clip and an annotation, as a share of the shorter one, because bounds drawn by hand are
+inexact."""
 
 
 def check_whole_files(rows: Sequence[LabelledClip], source: Path) -> None:
-    """Raise InputError for two rows that give a whole file different labels, which is more likely a mistake."""
+    """Raise InputError if two rows give a whole file different labels, which is probably a mistake."""
     first_of: dict[Path, LabelledClip] = {}
     for row in rows:
         if (row.start_ms, row.end_ms) == (0, NO_END):
@@ -33,7 +34,7 @@ def check_whole_files(rows: Sequence[LabelledClip], source: Path) -> None:
 
 
 def merge_overlaps(clips: Sequence[LabelledClip], rows: Sequence[LabelledClip]) -> list[LabelledClip]:
-    """Return the clips with the labels of all rows that overlap them, and one clip per file and start.
+    """Return the clips with the labels of all overlapping rows, and with one clip per file and start.
 
     rows: annotations with their ends. Of several clips with the same start the longest remains.
     """

@@ -1,4 +1,4 @@
-"""Read your own sounds from a table of files, a folder per class, or annotations beside recordings."""
+"""Read the user's own sounds from a table of files, one folder per class, or annotations beside recordings."""
 
 import logging
 from collections import Counter, defaultdict
@@ -25,7 +25,7 @@ NUM_READERS = 8
 
 @dataclass(frozen=True)
 class CutConfig:
-    """Division of files into clips, groups and splits."""
+    """Settings for dividing files into clips, groups and splits."""
 
     clip_s: float
     """Length of clips in seconds. Files are cut into such clips. A remainder of at least half the length is also a
@@ -34,13 +34,13 @@ class CutConfig:
     """Share of files to hold out for evaluation if the table has no splits."""
     seed: int = 0
     group_by: str = ""
-    """Pattern that finds a group in file names."""
+    """Regular expression that finds the group in a file's name."""
     num_folds: int = 0
     """Number of folds to assign instead of splits; 0 for splits."""
 
 
 def read_sounds(source: Path, config: CutConfig) -> tuple[list[LabelledClip], list[str]]:
-    """Read sounds; return the clips with their splits and groups, and the sorted classes.
+    """Read sounds. Returns the clips with their splits and groups, and the sorted classes.
 
     A fold is a split with a name such as `fold1`. Raises InputError, with the line, for invalid rows, missing files and
     fewer than two classes.
@@ -64,7 +64,7 @@ def read_sounds(source: Path, config: CutConfig) -> tuple[list[LabelledClip], li
 
 
 def _read_rows(source: Path) -> list[LabelledClip]:
-    """Return a clip per row, file or annotation, uncut."""
+    """Return one uncut clip per row, file or annotation."""
     if source.is_dir():
         annotations = find_annotations(source)
         return read_annotations(annotations, source) if annotations else read_class_folders(source)
@@ -72,7 +72,7 @@ def _read_rows(source: Path) -> list[LabelledClip]:
 
 
 def _measure(rows: Sequence[LabelledClip]) -> Iterator[LabelledClip]:
-    """Limit the rows to the audio of their files; skip rows shorter than one fbank frame, with a warning."""
+    """Limit the rows to the audio of their files. Skips rows shorter than one fbank frame, with a warning."""
     paths = list(dict.fromkeys(row.path for row in rows))
     with ThreadPoolExecutor(NUM_READERS) as pool:
         length_of = dict(zip(paths, pool.map(_length_ms, paths), strict=True))
@@ -107,7 +107,7 @@ def _length_ms(path: Path) -> int:
 
 
 def _split(clips: Sequence[LabelledClip], config: CutConfig, source: Path) -> list[LabelledClip]:
-    """Return the clips with their groups and with the stated splits or, if the source states none, assigned ones."""
+    """Return the clips with their groups and splits. Splits are assigned if the source has none."""
     if config.group_by:
         clips = group_by_name(clips, config.group_by)
     check_groups(clips, source)
@@ -157,7 +157,7 @@ def _name_some(names: Sequence[str] | dict[str, list[str]]) -> str:
 
 
 def _check_leaks(clips: Sequence[LabelledClip]) -> None:
-    """Warn about files, copies and groups in more than one stated split."""
+    """Warn about files, copies and groups that are in more than one of the stated splits."""
     splits_of: dict[str, set[str]] = defaultdict(set)
     for clip in clips:
         splits_of[clip.group].add(clip.split)
@@ -179,7 +179,7 @@ def _check_uses(clips: Sequence[LabelledClip], source: Path) -> None:
 
 
 def _check_folds(clips: Sequence[LabelledClip], source: Path) -> None:
-    """Raise InputError for a single fold and for a class in only one fold; warn about folds of one clip."""
+    """Raise InputError for a single fold or a class in only one fold. Warns about folds with a single clip."""
     counts = Counter(clip.split for clip in clips)
     if len(counts) < 2:
         raise InputError(f"{source}: expected at least two folds, found only {_name_some(list(counts))}")

@@ -1,4 +1,4 @@
-"""Read a table of own sounds: CSV in UTF-8, or Excel's Unicode text in UTF-16 with tabs."""
+"""Read a table of own sounds as CSV in UTF-8, or as Excel's Unicode text, which is UTF-16 with tabs."""
 
 import codecs
 import csv
@@ -15,11 +15,11 @@ from pipeline.segments import parse_seconds
 
 SPLITS = ("train", "valid", "eval", "test")
 FOLD = "fold"
-"""Start of the names of splits that are folds."""
+"""Prefix of the names of splits that are folds."""
 COLUMNS = ("path", "labels", "start", "end", "split", "group", "fold")
 REQUIRED_COLUMNS = COLUMNS[:2]
 COMPLETE_COLUMNS = ("split", "group", "fold")
-"""Columns with a value in each row or in none."""
+"""Columns that need a value in all rows or in none."""
 COLUMN_OF_NAME = {
     **dict.fromkeys(("filename", "file", "filepath", "file_name", "fname", "audio"), "path"),
     **dict.fromkeys(("label", "class", "category", "tags", "target"), "labels"),
@@ -34,7 +34,7 @@ UNCLEAN = re.compile(r"[^\w-]+")
 
 
 def read_sound_table(table: Path) -> list[LabelledClip]:
-    """Return a clip per row, uncut, with the end `NO_END` for a whole file, and `fold…` as the split of a fold.
+    """Return one uncut clip per row. The end of a whole file is `NO_END`, and the split of a fold is `fold…`.
 
     Raises InputError, with the line, for an invalid row.
     """
@@ -84,14 +84,14 @@ def read_text(table: Path) -> str:
 
 
 def clean(text: str) -> str:
-    """Strip and compose a name: macOS decomposes `é` into two characters in names of files."""
+    """Strip and compose a name, because macOS decomposes `é` in file names into two characters."""
     return unicodedata.normalize("NFC", text).strip()
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """Return a file of a folder under the given, the composed or the decomposed form of its name."""
+    """Find a file in a folder by the given, the composed or the decomposed form of its name."""
     forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-    with suppress(OSError):  # for names that are too long
+    with suppress(OSError):  # raised for names that are too long
         return next((folder / form for form in forms if form and (folder / form).is_file()), None)
     return None
 
@@ -116,7 +116,7 @@ def _suggestion(columns: Sequence[str]) -> str:
 
 
 def _check_complete(cells: Mapping[str, str], is_filled: dict[str, bool], where: str) -> None:
-    """Raise InputError for a row whose columns are blank, unlike in the first row, or the reverse."""
+    """Raise InputError if a column is blank in this row but not in the first row, or the reverse."""
     for name in COMPLETE_COLUMNS:
         filled = bool(cells.get(name))
         if is_filled.setdefault(name, filled) != filled:
@@ -140,7 +140,7 @@ def _read_row(cells: Mapping[str, str], extra: Sequence[str], where: str, base: 
 
 
 def parse_times(start: str, end: str, where: str) -> tuple[int, int]:
-    """Parse start and end in seconds, rounded to ms; blanks mean the file's start and end."""
+    """Parse start and end in seconds and round them to ms. Blanks mean the file's start and end."""
     times = f"{quote(start)} and {quote(end)}"
     try:
         start_s, end_s = parse_seconds(start or "0"), parse_seconds(end or str(NO_END))

@@ -1,4 +1,4 @@
-"""Assign splits or folds to groups of clips: stratified by class, and each group in exactly one of them.
+"""Assign splits or folds to groups of clips, stratified by class. Each group is in exactly one of them.
 
 Uses iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011), which distributes rare classes first.
 """
@@ -42,7 +42,7 @@ def split_groups(labels_of: Mapping[Group, Sequence[str]], eval_share: float, se
 
 
 def fold_groups(labels_of: Mapping[Group, Sequence[str]], num_folds: int, seed: int = 0) -> dict[Group, int]:
-    """Distribute groups over the folds 1 to `num_folds`, with about equally many clips of each class.
+    """Distribute groups over the folds 1 to `num_folds`. Each class has about equally many clips per fold.
 
     labels_of: labels of all clips of each group.
     """
@@ -52,7 +52,7 @@ def fold_groups(labels_of: Mapping[Group, Sequence[str]], num_folds: int, seed: 
     total = sum(counts_of.values(), Counter[str]())
     fold_of: dict[Group, int] = {}
     loads = {fold: Counter[str]() for fold in range(1, num_folds + 1)}
-    # Negative groups have no label and come last.
+    # Groups of negative clips have no label and come last.
     for label in (*sorted(total, key=lambda name: (total[name], name)), None):
         left = [group for group in order if group not in fold_of and (label is None or label in counts_of[group])]
         for group in sorted(left, key=lambda group: -counts_of[group][label or ""]):

@@ -32,11 +32,11 @@ class LabelledClip:
     start_ms: int
     end_ms: int
     group: str = ""
-    """Name of the clips that a split keeps together, such as a recording or a speaker."""
+    """Name of a group of clips, such as a recording or a speaker. All clips of a group are in the same split."""
 
     @property
     def key(self) -> str:
-        """Key of the clip in a snapshot."""
+        """Key by which snapshots identify the clip."""
         return f"{make_id(self.path)}_{self.start_ms}"
 
 

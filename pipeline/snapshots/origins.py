@@ -1,4 +1,4 @@
-"""Counts of written clips by the source that they came from."""
+"""Count written clips by their source."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ REPOSITORY = re.compile(r"(hf://(?:datasets/|spaces/)?[^/@]+/[^/@]+)")
 HOST = re.compile(r"(https?://[^/]+)/")
 CONTAINER = re.compile(r"(.*?)/[^/]*\.(?:tar|tar\.gz|tgz|zip|parquet)/")
 MAX_FOLDERS = 8
-"""Rows for folders. More folders are counted under their parents."""
+"""Maximum number of rows for folders. More folders are counted under their parents."""
 
 
 def count_origins(store: Store) -> dict[str, int]:
