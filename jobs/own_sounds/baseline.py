@@ -13,6 +13,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 
 from ast_model.config import TrainConfig
 from ast_model.embeddings.statistics import read_fbank, spectral_statistics
+from ast_model.evaluation.predictions import AVERAGE
 from ast_model.metrics import tagging_metrics
 from pipeline.reading.reader import ClipReader
 from pipeline.snapshots.snapshot import Snapshot
@@ -39,13 +40,25 @@ class Baseline:
         return {f"baseline/{name}": value for name, value in self.metrics.items()}
 
     def compare(self, history: Sequence[Mapping[str, float]]) -> str:
-        """Return a sentence that compares the model's best epoch with the baseline, by accuracy if both have it."""
-        metric = "accuracy" if "accuracy" in self.metrics and "eval/accuracy" in history[-1] else "mAP"
-        best = max(epoch.get(f"eval/{metric}", 0.0) for epoch in history)
-        line = f"{metric} {self.metrics[metric]:.4f} by decision trees on spectral statistics, {best:.4f} by the model"
-        if self.metrics[metric] <= best:
+        """Return a sentence that compares the model's best weights with the baseline, by accuracy if both have it."""
+        scores = {
+            metric: [epoch[name] for epoch in history for name in _names_of(metric) if name in epoch]
+            for metric in ("accuracy", "mAP")
+        }
+        metric = "accuracy" if "accuracy" in self.metrics and scores["accuracy"] else "mAP"
+        baseline, best = self.metrics[metric], max(scores[metric])
+        line = f"{metric} {baseline:.4f} by decision trees on spectral statistics, {best:.4f} by the model"
+        if baseline <= best:
             return line
-        return f"{line}, which learnt less than this simple baseline; start from a trained AST (--init)"
+        return (
+            f"{line}: {baseline - best:.4f} below this simple baseline. More epochs or clips, or a start from a trained"
+            " AST (--init), help"
+        )
+
+
+def _names_of(metric: str) -> tuple[str, str]:
+    """Return the names of a metric in a history: of an epoch and of the averaged weights."""
+    return f"eval/{metric}", f"eval/{AVERAGE}/{metric}"
 
 
 def measure_baseline(snapshot: Snapshot, train: TrainConfig, known: dict[str, np.ndarray] | None = None) -> Baseline:

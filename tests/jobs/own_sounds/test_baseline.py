@@ -46,6 +46,8 @@ def test_baseline_of_a_snapshot_has_the_models_metrics(snapshot: Snapshot) -> No
 def test_comparison_advises_only_if_the_baseline_is_better() -> None:
     baseline = Baseline({"mAP": 0.8, "accuracy": 0.84}, 2.0)
     worse = [{"eval/mAP": 0.9, "eval/accuracy": 0.3}, {"eval/mAP": 0.9, "eval/accuracy": 0.7}]
-    expected = "accuracy 0.8400 by decision trees on spectral statistics, 0.7000 by the model, which learnt less"
+    expected = "accuracy 0.8400 by decision trees on spectral statistics, 0.7000 by the model: 0.1400 below this"
     assert baseline.compare(worse).startswith(expected)
+    average = {"eval/average/mAP": 0.9, "eval/average/accuracy": 0.9}
+    assert baseline.compare([*worse, average]).endswith("0.9000 by the model")
     assert "--init" not in baseline.compare([{"eval/mAP": 0.8}])
