@@ -1,4 +1,4 @@
-"""Score clips with several models, chunk by chunk, for a teacher that is their mean.
+"""Score clips with several models, chunk by chunk. The teacher is the mean of their scores.
 
 teachers/{name}/parts/{plan}/model-{number}.safetensors    a model with its classes in the snapshot's order
 teachers/{name}/parts/{plan}/{first}.npy                   mean scores of a chunk (n, C) float32; NaN if not finite
@@ -32,7 +32,7 @@ from pipeline.store.layout import TeacherFiles
 from pipeline.store.storage import Store
 
 NUM_CHUNKS, MIN_CHUNK_CLIPS, MAX_CHUNK_CLIPS = 64, 8, 1024
-"""Target number of tasks, and the limits on the clips of one. A killed worker loses at most one task."""
+"""Target number of tasks, and limits on the clips per task. A killed worker loses at most one task."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def plan_scoring(
     models: Sequence[tuple[AST, ModelMetadata]],
     batch_size: int,
 ) -> ScoringPlan:
-    """Plan the scores of all clips of the splits. models: with their classes in the snapshot's order."""
+    """Plan to score all clips of the splits. models: models with their classes in the snapshot's order."""
     digest = digest_of([snapshot.snapshot_id, list(splits), [_digest_of_model(*each) for each in models]])
     num_clips = len(snapshot.rows_of(splits))
     place = (snapshot.store, snapshot.snapshot_id, splits, teacher, digest)
@@ -92,7 +92,7 @@ def _digest_of_model(model: AST, metadata: ModelMetadata) -> str:
 
 
 def score_chunk(first: int, plan: ScoringPlan, device: torch.device | None = None) -> int:
-    """Score the clips of a chunk with all models and publish their mean. Return their number. Idempotent."""
+    """Score the clips of a chunk with all models, and publish the mean. Returns the number of clips. Idempotent."""
     device = device or torch.device("cpu")
     mean = np.zeros((plan.size_of(first), 0), np.float32)
     for number in range(plan.num_models):

@@ -19,7 +19,7 @@ BEAT_EVERY_S = 20.0
 DEAD_AFTER_S = 120.0
 """Age of the last heartbeat at which a process on another machine counts as dead.
 
-Six heartbeats, so that neither a restarting server nor a clock that is a minute off ends a live run.
+This is six heartbeats. A restarting server or a clock that is a minute off therefore does not end a live run.
 """
 
 

@@ -178,7 +178,7 @@ class TeacherFiles:
         return f"{self.parts(plan)}/model-{number}.safetensors"
 
     def part(self, plan: str, first: int) -> str:
-        """Return the scores of the clips from number `first` on, until the teacher is complete."""
+        """Return the path of a chunk of scores, which exists until the teacher is complete. first: its first clip."""
         return f"{self.parts(plan)}/{first:09d}.npy"
 
     def parts(self, plan: str) -> str:

@@ -1,4 +1,4 @@
-"""MLflow's own pages, in a real browser, of two small real trainings on a real server."""
+"""Open MLflow's pages of two small training runs on a real server in a real browser."""
 
 import dataclasses
 import os
@@ -69,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def data(server: Server) -> Snapshot:
-    """A third of the demo's data, and the run that made them."""
+    """A third of the demo's data, and the run that preprocessed them."""
     store, total = Store(str(server.folder / "miniature")), PreprocessReport()
     tracker = start_run(store, "preprocess-miniature", {ROOT_TAG: store.root}, PREPROCESSING)
     miniature = make_miniature(server.folder / "made", num_train=140, num_eval=60)

@@ -1,4 +1,4 @@
-"""Runs killed at random moments, against a server that counts requests; part of `make rehearsal`."""
+"""Kill runs at random moments while a server counts their requests. Part of `make rehearsal`."""
 
 import os
 import random
@@ -72,7 +72,7 @@ def workers_of(run: subprocess.Popen) -> list[psutil.Process]:
 
 
 def digests_in(store: Store) -> list[tuple[str, str]]:
-    """Return key and digest of all sidecar rows."""
+    """Return the keys and digests of all sidecar rows."""
     names = store.list("shards", ".parquet")
     return sorted((row["key"], row["digest"]) for name in names for row in read_sidecar(store, name).to_pylist())
 

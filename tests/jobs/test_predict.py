@@ -129,7 +129,7 @@ def test_each_file_gets_a_plot(checkpoint: Path, sounds: Path, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def mixed(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Broken files between sounds, some of them in a tar, and a list that names both."""
+    """A list of sounds and broken files, some of them in a tar."""
     folder = tmp_path_factory.mktemp("mixed")
     content = (sounds / "deep" / "b.flac").read_bytes()
     for number in range(7):

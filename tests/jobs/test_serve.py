@@ -1,4 +1,4 @@
-"""The service on Ray Serve, under load and while its model is exchanged."""
+"""Run the service on Ray Serve, under load and while its model is exchanged."""
 
 import contextlib
 import dataclasses
@@ -56,7 +56,7 @@ def free_port() -> int:
 
 
 def register(store: Store, seed: int) -> tuple[TrackedRun, Tagger]:
-    """Bring a model to the registry, from a run of its own."""
+    """Register a model from a separate run."""
     run = start_run(store, f"training {seed}", {})
     torch.manual_seed(seed)
     shape = ASTConfig(len(NAMES), num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)

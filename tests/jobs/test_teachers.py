@@ -1,4 +1,4 @@
-"""Import published scores of every format as a teacher, and refuse invalid files."""
+"""Import published scores in every format as a teacher, and reject invalid files."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def run(own: Snapshot, *flags: str) -> int:
 
 
 def stored(own: Snapshot) -> tuple[np.ndarray, np.ndarray]:
-    """Return the imported probabilities of all clips, and the mask of untaught clips."""
+    """Return the imported probabilities of all clips, and a mask of clips without scores."""
     rows = np.arange(len(own.index))
     return Teachers(own, rows, ["t"]).open(CacheConfig()).read(rows)
 
@@ -87,7 +87,7 @@ def test_every_format_gives_the_same_probabilities(
 
 
 def test_several_files_of_one_teacher_are_joined(own: Snapshot, logits: Logits, tmp_path: Path) -> None:
-    """An evaluation per split, with the store's keys as ids."""
+    """Each split has a file, with the store's keys as ids."""
     keys, half = own.index["key"].to_pylist(), len(logits) // 2
     flags = ["--scores"]
     for number, rows in enumerate((slice(half), slice(half, None))):

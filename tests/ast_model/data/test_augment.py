@@ -30,7 +30,7 @@ AS_IT_IS = (0.0, 0.5)
 
 
 def clips(num_frames: list[int], seed: int) -> Tensor:
-    """Return fbanks as in the store, down to the floor, padded with 0."""
+    """Return fbanks with values down to the floor and padded with 0, as in the store."""
     random = np.random.default_rng(seed)
     fbank_BTM = random.uniform(np.log(LOG_FLOOR) - 3, 5, (len(num_frames), NUM_FRAMES, 128))
     fbank_BTM = np.maximum(fbank_BTM, np.log(LOG_FLOOR))

@@ -97,7 +97,7 @@ def test_all_attention_kernels_give_the_same_losses(make_job: Callable[..., Trai
 
 
 def attend_badly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention with a backward that overflows."""
+    """Attention with a backward pass that overflows."""
     mixed = nnf.scaled_dot_product_attention(query, key, value)
     mixed.register_hook(lambda gradient: gradient * math.inf)
     return mixed

@@ -1,4 +1,4 @@
-"""Kills at random moments, part of `make rehearsal`."""
+"""Kill trainings at random moments. Part of `make rehearsal`."""
 
 import os
 import pickle

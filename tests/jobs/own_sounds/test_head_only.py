@@ -1,4 +1,4 @@
-"""A head fitted to stored embeddings leaves the files of a training: run, checkpoint, predictions, history."""
+"""A head fitted to stored embeddings gives the same files as training: run, checkpoint, predictions, history."""
 
 import json
 from pathlib import Path

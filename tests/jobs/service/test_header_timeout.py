@@ -1,4 +1,4 @@
-"""Slow headers, sent to a real server: they are refused, and all else is served."""
+"""A real server refuses slow headers and serves all other requests."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ async def read_to_the_end(reader: asyncio.StreamReader) -> bytes:
 
 
 async def ask(port: int, *pieces: bytes) -> list[bytes]:
-    """Send a request piece by piece, two for each timeout, and return the first and the last line of the answer."""
+    """Send a request in pieces, two per timeout, and return the first and the last line of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = asyncio.create_task(read_to_the_end(reader))
     for piece in pieces:

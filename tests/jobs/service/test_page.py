@@ -1,4 +1,4 @@
-"""The page of the service in a real browser: a sound is chosen, looked at, played and written to files."""
+"""Use the service's page in a real browser."""
 
 import base64
 import os
@@ -46,7 +46,7 @@ async def run(work: PendingWindow) -> Result:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The application with a token, on loopback."""
+    """Address of the application on loopback, with a token."""
     torch.manual_seed(0)
     shape = ASTConfig(3, num_frames=128, freq_stride=16, time_stride=16, width=48, depth=1, num_heads=3)
     tagger = Tagger(AST(shape), ModelMetadata(LABELS, -5, 4), "cpu")
@@ -65,7 +65,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tones that rise, and noise in between."""
+    """Rising tones with noise in between."""
     times = np.arange(6 * 16_000) / 16_000
     tones = 0.3 * np.sin(2 * np.pi * (300 + 250 * times) * times) * (np.sin(3 * times) > 0)
     waveform = tones + np.random.default_rng(0).normal(0, 0.02, len(times))

@@ -1,4 +1,4 @@
-"""The service's application, called without a server: what it answers, and what it refuses."""
+"""Call the service's application without a server."""
 
 import asyncio
 import gzip
@@ -78,7 +78,7 @@ def silent_video() -> bytes:
 
 
 def encrypted() -> bytes:
-    """Return AAC in MP4 as shops sell it: its header is plain, its samples are encrypted."""
+    """Return AAC in MP4 with a plain header and encrypted samples, as sold by some shops."""
     file = io.BytesIO()
     key = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "0" * 31 + "1", "encryption_kid": "0" * 31 + "2"}
     key["fflags"] = "+bitexact"  # or the samples are others each time, and now and then some of them can be decoded
@@ -94,7 +94,7 @@ def encrypted() -> bytes:
 
 
 def long_sound(hours: float) -> bytes:
-    """Return silence at a low rate: hours of audio in few bytes."""
+    """Return silence at a low rate, hours of audio in few bytes."""
     file = io.BytesIO()
     with av.open(file, "w", format="flac") as container:
         stream = container.add_stream("flac", rate=1_000, layout="mono")
@@ -352,7 +352,7 @@ def test_metrics_are_prometheus_text(client: TestClient) -> None:
 
 
 def test_request_keeps_the_model_with_which_it_started(tagger: Tagger) -> None:
-    """Exchanging the model between two requests, and in the middle of one, drops none of them."""
+    """Exchanging the model between two requests or during a request drops none of them."""
 
     async def main() -> None:
         old, new = ServedModel(tagger, "m", "1"), ServedModel(make_tagger(1), "m", "2")
@@ -385,7 +385,7 @@ def test_batch_may_contain_windows_of_two_models(tagger: Tagger) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_fuzzed_requests_never_cause_a_server_error(client: TestClient, data: st.DataObject) -> None:
-    """Uploads are damaged sounds and noise; parameters are drawn from the description, some within its bounds."""
+    """Uploads are damaged sounds and noise. Parameters are drawn from the API description, partly within its bounds."""
     paths = client.get("/openapi.json").json()["paths"]
     path = data.draw(st.sampled_from(["/v1/tag", "/v1/embed"]))
     params = {}
@@ -421,7 +421,7 @@ def test_fuzzed_tables_never_cause_a_server_error(client: TestClient, body: obje
 
 
 def test_paths_and_addresses_in_requests_are_never_opened(client: TestClient, tmp_path: Path) -> None:
-    """A path or an address in place of a sound is text: nothing is opened."""
+    """A path or an address instead of a sound is treated as text, and nothing is opened."""
     (tmp_path / "sound.flac").write_bytes(noise(16_000))
     for content in (f"{tmp_path}/sound.flac", f"file://{tmp_path}/sound.flac", "http://127.0.0.1:1/a.wav"):
         assert client.post("/v1/tag", content=content.encode()).status_code == 422
@@ -429,7 +429,7 @@ def test_paths_and_addresses_in_requests_are_never_opened(client: TestClient, tm
 
 @pytest.mark.rehearsal
 def test_every_answer_matches_the_api_description(service: Service) -> None:
-    """Fuzz each route by schemathesis, with requests that fit the description and such that don't."""
+    """Fuzz each route with schemathesis, with valid and invalid requests."""
     schemathesis = pytest.importorskip("schemathesis")
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance

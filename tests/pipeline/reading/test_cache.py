@@ -95,7 +95,7 @@ def test_shard_that_differs_from_the_index_is_rejected_and_not_cached(store: Sto
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Make the system refuse to write far into any file."""
+    """Limit the size of files, so that large writes fail as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:

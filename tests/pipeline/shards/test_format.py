@@ -108,7 +108,7 @@ def test_bytes_that_are_not_an_fbank_of_the_expected_length_are_rejected(member:
 
 @pytest.fixture
 def sidecar(small_store: Store, tmp_path: Path) -> tuple[Store, str]:
-    """A copy of a sidecar in a store of its own."""
+    """A copy of a sidecar in a separate store."""
     store = Store(str(tmp_path))
     name = small_store.list("shards/eval", ".parquet")[0]
     store.write_bytes(name, small_store.read_bytes(name))

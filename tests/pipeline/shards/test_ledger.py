@@ -31,7 +31,7 @@ def plan(store: Store, **options) -> list[ShardPlan]:
 
 
 def attempt(store: Store, plan: ShardPlan, failures: dict[str, Reason] | None = None) -> None:
-    """Make the sidecar of a shard whose clips were written, save those in `failures`, by id."""
+    """Write the sidecar of a shard. failures: failed clips by id; all other clips are written."""
     rows = []
     for segment, attempts in zip(plan.segments, plan.attempts, strict=True):
         reason = (failures or {}).get(segment.ytid)

@@ -25,14 +25,14 @@ Edit = Callable[[list[Segment]], list[Segment]]
 
 @pytest.fixture
 def store(snapshot: Snapshot, tmp_path: Path) -> Store:
-    """The small store again, to be changed."""
+    """A copy of the small store, which tests may change."""
     shutil.copytree(snapshot.store.root, tmp_path / "copy")
     return Store(str(tmp_path / "copy"))
 
 
 @pytest.fixture
 def segments(snapshot: Snapshot, metadata: Metadata) -> list[Segment]:
-    """The segments of the clips that the small store has."""
+    """The segments of the clips in the small store."""
     written = set(snapshot.index["key"].to_pylist())
     return [segment for segment in segments_of(metadata.segments) if segment.key in written]
 
@@ -42,7 +42,7 @@ def make_metadata(segments: list[Segment], labels: Labels) -> Metadata:
 
 
 def check_says(snapshot: Snapshot, segments: list[Segment]) -> None:
-    """Check that a snapshot holds exactly these segments, with their splits and labels."""
+    """Check that a snapshot contains exactly these segments, with their splits and labels."""
     expected = {segment.key: (segment.split, set(segment.labels)) for segment in segments}
     columns = (snapshot.index[name].to_pylist() for name in ("key", "split", "labels"))
     found = {

@@ -26,7 +26,7 @@ TRAIN_SPLITS = ("balanced_train", "unbalanced_train")
 
 @pytest.fixture
 def copy(snapshot: Snapshot, tmp_path: Path) -> Store:
-    """The small store again, to be changed."""
+    """A copy of the small store, which tests may change."""
     shutil.copytree(snapshot.store.root, tmp_path / "copy")
     return Store(str(tmp_path / "copy"))
 

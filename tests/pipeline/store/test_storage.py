@@ -60,7 +60,7 @@ def test_readers_never_see_incomplete_files(tmp_path: Path) -> None:
 
 @contextmanager
 def full_disk(free_bytes: int) -> Iterator[None]:
-    """Make the system refuse to write further than so many bytes into any file."""
+    """Limit the size of files, so that writing beyond it fails as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, limits[1]))
     try:
