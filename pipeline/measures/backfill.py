@@ -1,4 +1,4 @@
-"""Measure the clips of existing shards whose measures are missing or were written by an older version."""
+"""Measure the clips of existing shards if their measures are missing or were written by an older version."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,25 +14,25 @@ PLACES = ["num_frames", "fbank_offset", "fbank_bytes", "audio_offset", "audio_by
 
 
 def shards_with_clips(store: Store) -> list[Shard]:
-    """List the finished shards with a tar."""
+    """List the finished shards that have a tar."""
     names = set(store.list(SHARDS))
     shards = [Shard.of(name) for name in sorted(names) if name.endswith(TAR)]
     return [shard for shard in shards if shard.sidecar in names]
 
 
 def is_measured(shard: Shard, store: Store) -> bool:
-    """Return True if a shard has measures of this version for exactly its written clips."""
+    """Return True if a shard has measures of the current version for exactly its written clips."""
     keys = [row["key"] for row in _written_rows(shard, store, ["key"])]
     return not keys or _are_current(shard, store, keys)
 
 
 def measure_shard(shard: Shard, store: Store) -> int:
-    """Measure a shard's clips from their fbanks and stored audio. Skips shards with complete measures.
+    """Measure a shard's clips from their fbanks and stored audio, unless their measures are complete.
 
-    Measures of the original media are copied from an older table. Returns the number of measured clips. Raises
-    CorruptError if the shard differs from its sidecar.
+    Measures of the original media are copied from an older table if there is one. Returns the number of measured clips.
+    Raises CorruptError if the shard differs from its sidecar.
     """
-    from pipeline.measures.measure import measure_stored  # needs PyTorch, so only workers import it
+    from pipeline.measures.measure import measure_stored  # only workers import this, because it needs PyTorch
 
     rows = _written_rows(shard, store, ["key", *PLACES])
     keys = [row["key"] for row in rows]
@@ -70,7 +70,7 @@ def _are_current(shard: Shard, store: Store, keys: list[str]) -> bool:
 
 
 def _measures_of_media(shard: Shard, store: Store) -> dict[str, dict[str, Any]]:
-    """Read the measures of the original media from a table of any version, by key."""
+    """Read the measures of the original media from an existing table of any version. Returns them by key."""
     if not store.exists(shard.measures):
         return {}
     try:

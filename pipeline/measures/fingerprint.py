@@ -1,10 +1,10 @@
-"""Acoustic fingerprints that match near-identical clips despite different codecs, rates, levels or starts.
+"""Acoustic fingerprints that match near-identical clips even if their codecs, rates, levels or start times differ.
 
-A fingerprint covers `NUM_BANDS` pairs of neighbouring frequency bands. 25 times a second, it records whether the
-balance of each pair is above, below or close to its moving average over two seconds. Changes of level and filters, such
-as a telephone's, do not affect these signs. Fingerprints ignore content above `HIGH_BIN` or far below the clip's peaks,
-since codecs may remove it. Steady sounds and silence have constant balances, so their fingerprints are empty and match
-nothing, not even each other.
+A fingerprint covers `NUM_BANDS` pairs of neighbouring frequency bands. 25 times a second, it records for each pair
+whether the balance of its two bands is above, below or close to a moving average over two seconds. These signs do not
+change if a clip is amplified or filtered, for example by a telephone line. Content above `HIGH_BIN` or far below the
+clip's peaks is ignored, because codecs may remove it. The balances of steady sounds and silence are constant, so their
+fingerprints are empty and match nothing, not even each other.
 """
 
 # Letters: N clips, T frames, M mel bins, P steps, B bands or pairs of them.
@@ -17,34 +17,37 @@ import numpy as np
 from pipeline.fbank_settings import FRAME_SHIFT_MS
 
 LOW_BIN, HIGH_BIN = 16, 84
-"""Range of mel bins, 280 Hz to 2.9 kHz, which telephones also transmit."""
+"""Range of mel bins, from 280 Hz to 2.9 kHz. Telephones transmit this range as well."""
 NUM_BANDS = 16
 BANDS_MB = np.kron(np.eye(NUM_BANDS + 1), np.full((4, 1), 1 / 4)).astype(np.float32)
-"""Matrix that averages groups of 4 mel bins."""
+"""Matrix that averages each group of 4 mel bins."""
 STEP_FRAMES = 4
 STEP_S = STEP_FRAMES * FRAME_SHIFT_MS / 1000
 NUM_STEPS = 250
-"""Number of steps in a fingerprint, which covers the first 10 s of a clip."""
+"""Number of steps in a fingerprint. They cover the first 10 s of a clip."""
 WINDOW_FRAMES = 16
-"""Frames to average per step. Four times the length of a step, so that a start between two steps matters little."""
+"""Number of frames that are averaged for each step. This is four times the length of a step, so it hardly matters if a
+copy starts between two steps."""
 RANGE_NATS = 10.0
-"""Levels to consider below the loudest band (43 dB). Codecs differ in softer content."""
+"""Range of levels below the loudest band that is used (43 dB). Softer content differs between codecs."""
 AROUND_STEPS = 25
-"""Half-width in steps of the moving average with which a balance is compared."""
+"""Half-width, in steps, of the moving average that each balance is compared with."""
 IS_AROUND_PP = np.triu(np.tri(NUM_STEPS, k=AROUND_STEPS, dtype=np.float32), -AROUND_STEPS)
 MIN_NATS, MIN_SHARE = 0.1, 0.5
-"""Largest distance from the average that counts as close, in nats and as a share of the clip's standard deviation."""
+"""Largest distance from the average that counts as close, in nats and as a share of the clip's standard deviation. The
+larger of the two limits applies."""
 
 MAX_SHIFT_STEPS = 15
-"""Largest shift between two clips in a comparison, 0.6 s."""
+"""Largest shift at which two clips are compared, in steps (0.6 s)."""
 CHANCE = 7.0
-"""Highest similarity by chance in a trillion comparisons, times the square root of the number of cells."""
+"""Highest similarity that occurs by chance in a trillion comparisons, multiplied by the square root of the number of
+cells."""
 MIN_CELLS = 200
-"""Minimum number of cells above or below their average, of `NUM_STEPS` × `NUM_BANDS`, for a comparison."""
+"""Minimum number of cells (of `NUM_STEPS` × `NUM_BANDS`) that must be above or below their average for a comparison."""
 
 
 def fingerprint_of(fbank_TM: np.ndarray) -> bytes:
-    """Return the fingerprint of a stored fbank (T, 128), with 4 bytes per step and at most 1,000 bytes."""
+    """Return the fingerprint of a stored fbank (T, 128). It has 4 bytes per step and at most 1,000 bytes."""
     num_steps = min((len(fbank_TM) - WINDOW_FRAMES) // STEP_FRAMES + 1, NUM_STEPS)
     if num_steps < 1:
         return b""
@@ -60,13 +63,13 @@ def fingerprint_of(fbank_TM: np.ndarray) -> bytes:
 
 @lru_cache(maxsize=16)
 def _num_around(num_steps: int) -> np.ndarray:
-    """Return the number of steps in the moving average of each step (P, 1)."""
+    """Return the number of steps that the moving average of each step covers (P, 1)."""
     return IS_AROUND_PP[:num_steps, :num_steps].sum(1, keepdims=True)
 
 
 def _window_averages(bands_TB: np.ndarray) -> np.ndarray:
-    """Average the frames (T, B) in the window of each step → (P, B)."""
-    # Adding slices is several times as fast as a sum over an axis of four or over a sliding window view.
+    """Average the frames (T, B) in each step's window. Returns averages (P, B)."""
+    # Adding slices is several times as fast as summing over an axis of length four or over a sliding window view.
     steps_PB = reduce(np.add, (bands_TB[place::STEP_FRAMES] for place in range(STEP_FRAMES)))
     per_window = WINDOW_FRAMES // STEP_FRAMES
     num_windows = len(steps_PB) - per_window + 1
@@ -74,39 +77,41 @@ def _window_averages(bands_TB: np.ndarray) -> np.ndarray:
 
 
 def unpack(fingerprints: Sequence[bytes | None]) -> np.ndarray:
-    """Decode fingerprints to words (N, NUM_STEPS), uint32; None becomes an empty fingerprint.
+    """Decode fingerprints to uint32 words (N, NUM_STEPS). None becomes an empty fingerprint.
 
-    The lower 16 bits mark pairs of bands above their average, the upper 16 bits pairs below.
+    The lower 16 bits mark the pairs of bands that are above their average, and the upper 16 bits mark the pairs below.
     """
     content = b"".join((each or b"").ljust(NUM_STEPS * 4, b"\0") for each in fingerprints)
     return np.frombuffer(content, "<u4").reshape(len(fingerprints), NUM_STEPS)
 
 
 def count_cells(words: np.ndarray) -> np.ndarray:
-    """Count the cells above or below their average: (N, P) → (N,)."""
+    """Count the cells of each fingerprint (N, P) that are above or below their average. Returns counts (N,)."""
     return np.bitwise_count(words).sum(1, dtype=np.int32)
 
 
 def count_agreement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count the cells with equal signs (N,) and with opposite signs (N,) in words (N, P)."""
-    # Exchanging the halves of a word turns opposite signs into equal signs.
+    """Count the cells with equal signs (N,) and the cells with opposite signs (N,) in two arrays of words (N, P)."""
+    # If the two halves of a word are swapped, opposite signs become equal signs.
     exchanged = second << np.uint32(NUM_BANDS) | second >> np.uint32(NUM_BANDS)
     return count_cells(first & second), count_cells(first & exchanged)
 
 
 def distances(first: np.ndarray, second: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
-    """Return the distances (N,) in [0, 2] between pairs of fingerprints (N, NUM_STEPS) at a shift.
+    """Return the distances (N,) between pairs of fingerprints (N, NUM_STEPS), shifted against each other.
 
-    0 means identical and 1 unrelated. Clips that share few cells may agree by chance.
+    A distance of 0 means identical. If the distance is 1 or more, the clips may be this similar by chance, which is
+    more likely if they have few cells.
 
-    shift: start of the second clip within the first, in steps; (N,) or a scalar of at most ±(`MAX_SHIFT_STEPS` + 1).
+    shift: start of the second clip within the first, in steps. An array (N,) or a scalar, at most ±(`MAX_SHIFT_STEPS` +
+    1).
     """
     num_first, num_second = count_cells(first), count_cells(second)
     room = MAX_SHIFT_STEPS + 1
     steps = np.arange(room, room + NUM_STEPS) - np.reshape(shift, (-1, 1))
     aligned = np.take_along_axis(np.pad(second, ((0, 0), (room, room))), steps, axis=1)
     num_agreeing, num_opposed = count_agreement(first, aligned)
-    # Cells outside of the overlap count as disagreement.
+    # Cells outside the overlap count as disagreement.
     similarity = (num_agreeing - num_opposed) / np.sqrt(np.maximum(num_first * num_second.astype(float), 1))
     num_cells = np.minimum(num_first, num_second)
     chance = CHANCE / np.sqrt(np.maximum(num_cells, MIN_CELLS))
@@ -114,8 +119,8 @@ def distances(first: np.ndarray, second: np.ndarray, shift: np.ndarray | int) ->
 
 
 def closest(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances (N,) of pairs of fingerprints at their best shift, and these shifts in seconds."""
-    # Try the smallest shifts first, because they win ties.
+    """Return the distances (N,) between pairs of fingerprints at their best shifts, and these shifts in seconds."""
+    # Try the smallest shifts first, so that they win ties.
     shifts = np.array(sorted(range(-MAX_SHIFT_STEPS, MAX_SHIFT_STEPS + 1), key=abs))
     found = np.stack([distances(first, second, shift) for shift in shifts])
     best = found.argmin(0)

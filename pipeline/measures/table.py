@@ -1,7 +1,7 @@
-"""Write and read tables with the measures of a shard's written clips.
+"""Write and read the tables that contain the measures of a shard's written clips.
 
-Conversion writes `quality/{split}/{shard_id}.parquet` before the shard's sidecar. `preprocess.py measure` adds missing
-tables. Shards and snapshots do not depend on them.
+Conversion writes `quality/{split}/{shard_id}.parquet` before the shard's sidecar, and `preprocess.py measure` adds
+missing tables. Shards and snapshots do not depend on these tables.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -46,16 +46,17 @@ MEASURES_SCHEMA = pa.schema(
 )
 NUMERIC_AND_TEXT = tuple(name for name in MEASURES_SCHEMA.names if name not in ("key", "fingerprint"))
 FROM_MEDIA = tuple(MEDIA_NAMES)
-"""Columns about the original media. Measuring them again would need another fetch."""
+"""Columns about the original media. To measure them again, the media would have to be fetched again."""
 ADDED_COLUMNS = ("mix_db",)
-"""Columns that tables of this version may lack, because they were added later. Their values are null."""
+"""Columns that were added without a new version. Older tables lack them, and their values are then null."""
 VERSION_KEY = b"measures"
 BLOCK_BYTES = 2**16
-"""Bytes per read. Fingerprints make up nine tenths of a table and are its last column, so most reads skip them."""
+"""Number of bytes per read. Fingerprints are the last column and take nine tenths of a table, so most reads skip
+them."""
 
 
 def write_measures(store: Store, shard: Shard, keys: Sequence[str], measures: Sequence[Measures]) -> None:
-    """Publish the measures of a shard's written clips in the order of the shard."""
+    """Publish the measures of a shard's written clips, in the order of the shard."""
     names = MEASURES_SCHEMA.names[1:]
     columns = {name: [getattr(each, name) for each in measures] for name in names}
     schema = MEASURES_SCHEMA.with_metadata({VERSION_KEY: str(MEASURES_VERSION)})
@@ -65,16 +66,17 @@ def write_measures(store: Store, shard: Shard, keys: Sequence[str], measures: Se
 def read_shard_measures(
     store: Store, shard: Shard, columns: Sequence[str] = NUMERIC_AND_TEXT, *, any_version: bool = False
 ) -> pa.Table | None:
-    """Read the key and the given columns of a shard's measures. Returns None for another version unless `any_version`.
+    """Read the key and the given columns of a shard's measures.
 
-    Raises StoreError for a missing table, CorruptError for an invalid one.
+    Returns None if the table has another version, unless `any_version` is set. Raises StoreError if the table is
+    missing, and CorruptError if it is invalid.
     """
     name, columns = shard.measures, ["key", *columns]
     try:
         try:
             with store.open(name, BLOCK_BYTES) as stream:
                 return _read_table(stream, columns, any_version)
-        except OSError:  # the connection or the file is broken; the next line finds out which
+        except OSError:  # either the connection or the file is broken: read it again to find out
             return _read_table(pa.BufferReader(store.read_bytes(name)), columns, any_version)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise CorruptError(
@@ -92,7 +94,7 @@ def _read_table(stream: BinaryIO | pa.NativeFile, columns: list[str], any_versio
             raise ValueError(f"it lacks {', '.join(sorted(lost))}")
         stored = [name for name in columns if name not in missing]
         table = file.read(stored, use_threads=False).replace_schema_metadata(None)
-    table.validate(full=True)  # otherwise invalid UTF-8 would raise later, when a row is read
+    table.validate(full=True)  # without this, invalid UTF-8 only raises when a row is read
     for name in missing:
         field = MEASURES_SCHEMA.field(name)
         table = table.append_column(field, pa.nulls(len(table), field.type))
@@ -100,13 +102,14 @@ def _read_table(stream: BinaryIO | pa.NativeFile, columns: list[str], any_versio
 
 
 def read_measures(snapshot: Snapshot, columns: Sequence[str] = NUMERIC_AND_TEXT) -> pa.Table:
-    """Read columns of `MEASURES_SCHEMA` in the order of a snapshot's index. Unmeasured clips have nulls."""
+    """Read columns of `MEASURES_SCHEMA` for all clips, in the order of a snapshot's index. Clips without measures have
+    nulls."""
     store, index = snapshot.store, snapshot.index
     present = set(store.list(MEASURES, ".parquet"))
     schema = pa.schema([MEASURES_SCHEMA.field(name) for name in columns])
     keys, shards = index["key"].combine_chunks(), index["shard"].combine_chunks()
     codes, names = shards.indices.to_numpy(), shards.dictionary.to_pylist()
-    # Group rows by shard, so that each lookup covers only the thousand clips of a shard.
+    # Group the rows by shard, so that each lookup only covers the thousand clips of one shard.
     order = np.argsort(codes, kind="stable")
     ends = np.searchsorted(codes[order], np.arange(len(names) + 1))
 

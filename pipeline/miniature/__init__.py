@@ -1,7 +1,7 @@
-"""Make and serve a miniature AudioSet with real class names, synthetic sounds, real encodings and faults.
+"""Create and serve a miniature AudioSet with real class names, synthetic sounds, real encodings and faults.
 
-`make_miniature` writes tables in AudioSet's form to `metadata/`, the media to `media/`, and the sounds, times and fault
-of each clip to `plan.json`. `serve_miniature` serves the media on loopback.
+`make_miniature` writes tables in AudioSet's format to `metadata/`, the media to `media/`, and a plan with the sounds,
+times and fault of each clip to `plan.json`. `serve_miniature` serves the media on the loopback interface.
 """
 
 import shutil
@@ -49,11 +49,12 @@ def make_miniature(
     num_workers: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Miniature:
-    """Make a miniature in a folder, unless the same miniature exists there.
+    """Create a miniature in a folder, unless the folder already contains the same miniature.
 
-    Raises ConfigError for sizes that are too small, StoreError if the folder contains other files or can't be written.
+    Raises ConfigError if the requested sizes are too small, and StoreError if the folder contains other files or can't
+    be written.
 
-    on_progress: called with the number of finished clips and the total number.
+    on_progress: called with the number of finished clips and the total number of clips.
     """
     clips = plan_clips(num_train, num_eval, seed)
     miniature = Miniature(folder.absolute(), clips)
@@ -75,9 +76,9 @@ def make_miniature(
 
 @contextmanager
 def serve_miniature(folder: Path, port: int = 0) -> Iterator[MiniatureServer]:
-    """Serve a miniature's media on 127.0.0.1 within the context. Port 0 chooses a free port.
+    """Serve a miniature's media on 127.0.0.1 within the context. Port 0 selects a free port.
 
-    Raises InputError if the folder contains no miniature, ConfigError if the port is in use.
+    Raises InputError if the folder contains no miniature, and ConfigError if the port is in use.
     """
     path = folder / PLAN_NAME
     if not path.is_file():
@@ -91,7 +92,8 @@ def serve_miniature(folder: Path, port: int = 0) -> Iterator[MiniatureServer]:
 
 
 def _is_made(miniature: Miniature) -> bool:
-    # Compare only the plans. The plan determines the media, and a folder gets its final name only when it is complete.
+    # Only compare the plans. The plan determines the media, and the folder only gets its final name once it is
+    # complete.
     plan = miniature.folder / PLAN_NAME
     if not plan.is_file() or plan.read_bytes() != to_json(miniature.clips).encode():
         return False
@@ -108,7 +110,7 @@ def _refuse_other_content(folder: Path) -> None:
 
 
 def _clear_sibling(folder: Path, suffix: str) -> Path:
-    """Return the folder's path with a suffix, and remove leftovers of a killed call there."""
+    """Return the folder's path with a suffix added. If a killed call has left a folder there, it is removed."""
     sibling = folder.with_name(f"{folder.name}.{suffix}")
     if sibling.exists():
         shutil.rmtree(sibling)
@@ -127,7 +129,7 @@ def _write_media(
     clips: tuple[PlannedClip, ...], folder: Path, num_workers: int, on_progress: Callable[[int, int], None]
 ) -> None:
     folder.mkdir()
-    # Threads suffice, because NumPy and the encoders release the GIL. Unlike processes, they end when this process is
+    # Use threads, because NumPy and the encoders release the GIL. Unlike processes, threads end if this process is
     # killed.
     with ThreadPoolExecutor(num_workers) as pool:
         for num_made, _ in enumerate(pool.map(partial(make_media, folder=folder), clips), start=1):

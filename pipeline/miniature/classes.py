@@ -1,4 +1,4 @@
-"""The miniature's classes, with AudioSet's names and mids in the official order."""
+"""The classes of the miniature, with AudioSet's names and mids in the official order."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +10,15 @@ from pipeline.miniature import sounds
 
 @dataclass(frozen=True)
 class SoundClass:
-    """A class of AudioSet with its synthesizer."""
+    """One of AudioSet's classes and its synthesizer."""
 
     mid: str
     name: str
     make: Callable[[np.random.Generator, int, int], np.ndarray]
-    """Synthesizer, a function (random generator, number of samples, rate in Hz) → waveform (S,) float32."""
+    """The synthesizer. It takes a random generator, the number of samples and the rate in Hz, and returns a float32
+    waveform (S,)."""
     train_share: float
-    """Share of the training segments with this label. The shares follow AudioSet's long tail."""
+    """Share of the training segments that have this label. The shares follow AudioSet's long tail."""
     level_db: tuple[float, float] = (-13.0, -3.0)
     """Range of the peak level. Noises have low levels, so that they do not mask other sounds."""
 

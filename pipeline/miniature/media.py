@@ -1,4 +1,4 @@
-"""Mix and encode a clip's sounds, and damage the file if planned."""
+"""Mix and encode the sounds of a clip, and damage the file if its plan has a fault."""
 
 import zlib
 from pathlib import Path
@@ -21,11 +21,11 @@ QUICK = {
     "aac": {"aac_coder": "fast"},
     "libmp3lame": {"compression_level": "9"},
 }
-"""Fastest setting of each encoder."""
+"""The fastest settings of each encoder."""
 
 
 def make_media(clip: PlannedClip, folder: Path) -> None:
-    """Write the clip's media file, if it has one. Equal clips give equal bytes."""
+    """Write the clip's media file, if it has one. The same clip always gives the same bytes."""
     if clip.file_name is None:
         return
     path = folder / clip.file_name
@@ -39,7 +39,7 @@ def make_media(clip: PlannedClip, folder: Path) -> None:
 
 
 def mix(clip: PlannedClip) -> np.ndarray:
-    """Return the clip's waveform (num_channels, S) as float32 in [-1, 1]."""
+    """Return the clip's float32 waveform (num_channels, S) in [-1, 1]."""
     rng = np.random.default_rng(zlib.crc32(clip.segment.ytid.encode()))
     num_samples = clip.duration_ms * clip.rate_hz // 1000
     out = rng.standard_normal((clip.num_channels, num_samples), dtype=np.float32)
@@ -51,7 +51,7 @@ def mix(clip: PlannedClip) -> np.ndarray:
         if peak > 0:
             wave *= np.float32(10 ** (sound.level_db / 20)) / peak
         _fade(wave, FADE_MS * clip.rate_hz // 1000)
-        # The gains add up to two, so that the mono mix keeps the level.
+        # The gains of the two channels add up to two, so that the mono mix keeps its level.
         gains = [1.0] if clip.num_channels == 1 else [2 - 2 * sound.pan, 2 * sound.pan]
         out[:, start:end] += np.outer(np.array(gains, np.float32), wave)
     return out * min(1.0, HEADROOM / np.abs(out).max())
@@ -67,16 +67,17 @@ def _encode(clip: PlannedClip, waveform: np.ndarray, path: Path) -> None:
     codec = CODECS[clip.format]
     options = QUICK.get(codec, {}) | {"b": str((24_000 + clip.rate_hz) * (1 + clip.num_channels) // 2)}
     layout = "mono" if clip.num_channels == 1 else "stereo"
-    # `bitexact` omits metadata that differs between runs; `faststart` puts the index first, as on the web.
+    # `bitexact` omits metadata that differ between runs. `faststart` puts the index first, as is usual on the web.
     muxing = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if clip.format == "m4a" else {})
     with av.open(path, "w", format=MUXERS[clip.format], options=muxing) as container:
         stream = container.add_stream(codec, rate=clip.rate_hz, layout=layout, options=options)
         assert isinstance(stream, av.AudioStream)
         stream.codec_context.thread_count = 1
         packed = (waveform.T * FULL_SCALE).astype(np.int16).reshape(1, -1)
-        # Encode a single frame. The encoder then runs without the GIL, and threads run concurrently.
+        # Encode everything as a single frame. The encoder then runs without the GIL, so threads can encode
+        # concurrently.
         frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
-        # Set a timestamp, because otherwise the encoder's delay would count as sound.
+        # Set a timestamp. Without it, the encoder's delay would count as sound.
         frame.sample_rate, frame.pts = clip.rate_hz, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -94,7 +95,7 @@ def _encode_silent_video(path: Path) -> None:
 
 
 def _truncate(path: Path, time_s: float) -> None:
-    """Truncate the file before its first packet at or after the given time."""
+    """Truncate the file before the first packet that starts at or after the given time."""
     with av.open(path) as container:
         positions = (p.pos for p in container.demux(audio=0) if p.pts is not None and p.pts * p.time_base >= time_s)
         length = next(positions)

@@ -1,4 +1,4 @@
-"""Plan the segments, sounds, encodings and faults of a miniature from a seed."""
+"""Plan a miniature's segments, sounds, encodings and faults from a seed."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,13 +13,13 @@ from pipeline.miniature.tail import Labels, assign_labels, choose_faulty
 from pipeline.records import Reason, Segment
 
 RECIPE = 2
-"""Version of the media. Increase it if the same plan gives different media, so that old miniatures are rebuilt."""
+"""Version of the media. Increase it if the same plan now gives different media, so that old miniatures are rebuilt."""
 MIN_TRAIN, MIN_EVAL = 24, 8
-"""Minimum numbers of segments that contain every class and every fault."""
+"""The smallest numbers of segments that can contain every class and every fault."""
 FAULTY_SHARE = 0.04
 MIN_DURATION_MS, MAX_DURATION_MS = 12_000, 60_000
 GUARD_MS = 100
-"""Silence before and after a segment, because codecs smear sounds in time."""
+"""Length of the silence before and after a segment. It is needed because codecs smear sounds in time."""
 ID_LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 FORMATS = {"webm": 0.38, "m4a": 0.3, "mp3": 0.12, "wav": 0.12, "flac": 0.08}
@@ -34,7 +34,7 @@ LEVELS_DB = {sound.mid: sound.level_db for sound in CLASSES}
 
 
 class Fault(StrEnum):
-    """A planned fault, with the expected failure reason or None if the clip remains available."""
+    """A planned fault. Its reason is the expected reason of the failure, or None if the clip remains available."""
 
     reason: Reason | None
 
@@ -45,38 +45,38 @@ class Fault(StrEnum):
         return fault
 
     MISSING = "missing", Reason.NOT_FOUND
-    """The server answers with status 404."""
+    """The server responds with status 404."""
     BUSY_TWICE = "busy_twice", None
-    """The server answers the first two requests with status 503."""
+    """The server responds to the first two requests with status 503."""
     SHORT = "short", None
-    """The media end before the segment."""
+    """The media end before the segment ends."""
     TRUNCATED = "truncated", Reason.TRUNCATED
-    """The file ends before the segment, although its header states a greater length."""
+    """The file ends before the segment ends, although its header gives a greater length."""
     CUT_OFF = "cut_off", Reason.TRUNCATED
-    """The connection ends after half of the stated length."""
+    """The connection is closed after half of the announced length."""
     NO_AUDIO = "no_audio", Reason.NO_AUDIO
-    """A video without sound."""
+    """The file is a video without sound."""
     WEB_PAGE = "web_page", Reason.NOT_MEDIA
-    """The server answers with status 200 and an HTML page."""
+    """The server responds with status 200 and an HTML page."""
     STALL = "stall", Reason.TIMED_OUT
-    """The server sends a few bytes and then nothing more."""
+    """The server sends a few bytes and then stops sending."""
 
 
 @dataclass(frozen=True)
 class SoundEvent:
-    """A sound of one class on the timeline of the media."""
+    """A sound of one class, at a certain time in the media."""
 
     mid: str
     start_ms: int
     end_ms: int
     level_db: float
     pan: float
-    """Position between left (0) and right (1)."""
+    """Position between the left (0) and the right (1) channel."""
 
 
 @dataclass(frozen=True)
 class PlannedClip:
-    """A segment with the settings for making and serving its media."""
+    """A segment, and the settings for creating and serving its media."""
 
     segment: Segment
     format: str
@@ -90,16 +90,16 @@ class PlannedClip:
 
     @property
     def file_name(self) -> str | None:
-        """Name of the media file; None if the clip has no media."""
+        """Name of the media file, or None if the clip has no media file."""
         if self.fault in (Fault.MISSING, Fault.WEB_PAGE):
             return None
         return f"{self.segment.ytid}.{'mp4' if self.fault == Fault.NO_AUDIO else self.format}"
 
 
 def plan_clips(num_train: int, num_eval: int, seed: int) -> tuple[PlannedClip, ...]:
-    """Plan all clips of a miniature. Equal arguments give equal plans.
+    """Plan all clips of a miniature. The same arguments always give the same plan.
 
-    Raises ConfigError for sizes too small for every class and every fault.
+    Raises ConfigError if the sizes are too small to include every class and every fault.
     """
     if num_train < MIN_TRAIN or num_eval < MIN_EVAL:
         raise ConfigError(
@@ -139,7 +139,7 @@ def _plan_faults(rng: Generator, assigned: list[tuple[str, Labels]]) -> dict[int
     num_faulty = max(len(faults), round(FAULTY_SHARE * len(assigned)))
     groups = [("eval" if split == "eval" else "train", labels) for split, labels in assigned]
     faulty = choose_faulty(rng, groups, num_faulty)
-    # Plan a single stall, because each stall costs the client a whole deadline.
+    # Plan only one stall, because each stall makes the client wait until its deadline.
     repeated = [fault for fault in faults if fault != Fault.STALL]
     faults += [repeated[i % len(repeated)] for i in range(num_faulty - len(faults))]
     return dict(zip(faulty, faults, strict=True))
@@ -147,8 +147,8 @@ def _plan_faults(rng: Generator, assigned: list[tuple[str, Labels]]) -> dict[int
 
 def _make_ids(rng: Generator, num_ids: int) -> list[str]:
     ids = ["".join(rng.choice(ID_LETTERS, 11)) for _ in range(num_ids)]
-    # Include ids that start with `-` or `_`, like one in thirty real ids, since code may mistake them for options or
-    # separators.
+    # Include ids that start with `-` or `_`, because code may mistake them for options or separators. One in thirty
+    # real ids starts like this.
     for first, i in zip("-_", rng.choice(num_ids, 2, replace=False), strict=True):
         ids[i] = first + ids[i][1:]
     return ids
@@ -170,7 +170,7 @@ def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> PlannedCl
     inside = [_plan_sound(rng, mid, start_ms, min(end_ms, duration_ms)) for mid in labels]
     before = _plan_others(rng, labels, 0, start_ms - GUARD_MS)
     after = _plan_others(rng, labels, end_ms + GUARD_MS, duration_ms)
-    # Don't truncate WAVs. FFmpeg derives their length from the file size, so readers can't detect the damage.
+    # Never truncate a WAV file. FFmpeg derives its length from the file size, so a reader can't detect the damage.
     formats = [name for name in FORMATS if not (fault == Fault.TRUNCATED and name == "wav")]
     weights = np.array([FORMATS[name] for name in formats])
     form = str(rng.choice(formats, p=weights / weights.sum()))
@@ -187,7 +187,7 @@ def _plan_clip(rng: Generator, blank: Segment, fault: Fault | None) -> PlannedCl
 
 
 def _plan_sound(rng: Generator, mid: str, from_ms: int, to_ms: int) -> SoundEvent:
-    """Plan a sound that fills at least half of an interval."""
+    """Plan a sound that fills at least half of the interval."""
     available_ms = to_ms - from_ms
     length_ms = round(available_ms * rng.uniform(0.5, 1.0))
     start_ms = from_ms + round(float(rng.uniform(0, available_ms - length_ms)))
@@ -196,7 +196,8 @@ def _plan_sound(rng: Generator, mid: str, from_ms: int, to_ms: int) -> SoundEven
 
 
 def _plan_others(rng: Generator, labels: Labels, from_ms: int, to_ms: int) -> list[SoundEvent]:
-    """Fill an interval outside the segment with sounds of one or two classes that the segment does not have."""
+    """Fill an interval outside the segment with sounds of one or two classes that are not among the segment's
+    labels."""
     if to_ms - from_ms < 500:
         return []
     others = [sound.mid for sound in CLASSES if sound.mid not in (*labels, SILENCE)]

@@ -1,4 +1,4 @@
-"""Serve a miniature's media over HTTP on loopback, with the planned faults."""
+"""Serve the media of a miniature over HTTP on the loopback interface, with the planned faults."""
 
 import re
 import socket
@@ -34,14 +34,14 @@ class MiniatureServer:
     """A running server."""
 
     media_address: str
-    """Address template with `{ytid}`."""
+    """Template of the media's addresses, which contains `{ytid}`."""
 
 
 @contextmanager
 def serve_clips(clips: tuple[PlannedClip, ...], media_folder: Path, port: int) -> Iterator[MiniatureServer]:
-    """Serve media within the context. At its end, close all connections and join all threads.
+    """Serve media within the context. When the context ends, all connections are closed and all threads are joined.
 
-    Port 0 chooses a free port. Raises ConfigError if the port is in use.
+    Port 0 selects a free port. Raises ConfigError if the port is in use.
     """
     try:
         server = _Server((HOST, port), _Handler)
@@ -66,7 +66,7 @@ def serve_clips(clips: tuple[PlannedClip, ...], media_folder: Path, port: int) -
 class _Server(socketserver.ThreadingTCPServer):
     """A TCP server that can disconnect its clients, so that its threads end.
 
-    `http.server.HTTPServer` would look up this machine's name, which can take seconds.
+    `http.server.HTTPServer` is not used because it looks up this machine's name, which can take seconds.
     """
 
     allow_reuse_address = True
@@ -100,11 +100,11 @@ class _Server(socketserver.ThreadingTCPServer):
     def hang_up(self) -> None:
         with self._lock:
             for request in self._open:
-                with suppress(OSError):  # the client disconnected first
+                with suppress(OSError):  # the client has already disconnected
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address) -> None:
-        """Ignore disconnecting clients."""
+        """Ignore errors caused by clients that disconnect."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(path.read_bytes(), CONTENT_TYPES[path.suffix], clip.fault)
 
     def _send(self, content: bytes, content_type: str, fault: Fault | None = None) -> None:
-        """Send the content or the requested range until the fault, if any, stops the transfer."""
+        """Send the content or the requested range. If a fault is planned, it stops the transfer."""
         wanted = self._wanted_range(len(content))
         if wanted is None:
             self.send_error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Connection", "close")
         self.end_headers()
-        # Never send bytes beyond the limit, so that resuming does not help.
+        # Never send any bytes beyond the limit, so that resuming the transfer does not help.
         limits: dict[Fault | None, int] = {Fault.CUT_OFF: len(content) // 2, Fault.STALL: STALL_BYTES}
         last = limits.get(fault, len(content))
         self.wfile.write(content[start : min(end, last)])
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.recv(1)  # wait until the client or the server closes the connection
 
     def _wanted_range(self, num_bytes: int) -> tuple[int, int] | None:
-        """Return the first byte and the end of the requested range, or None for an invalid range."""
+        """Return the first byte and the end of the requested range, or None if the range is invalid."""
         match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "bytes=0-"))
         if match is None or match.groups() == ("", ""):
             return None
@@ -163,4 +163,4 @@ class _Handler(BaseHTTPRequestHandler):
         return (int(first), end) if int(first) < end else None
 
     def log_message(self, format: str, *args) -> None:
-        """Print nothing, because the demo shows its progress on the same terminal."""
+        """Don't log requests, because the demo shows its progress in the same terminal."""

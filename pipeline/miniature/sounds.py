@@ -1,7 +1,7 @@
-"""Synthesize random sounds that resemble AudioSet classes.
+"""Synthesize random sounds that resemble some of AudioSet's classes.
 
-Each function takes a random generator, a number of samples and a sample rate in Hz, and returns a waveform (S,) float32
-with a peak of about 1. Most energy is below 4 kHz, so that media with a rate of 8 kHz preserve it.
+Each function takes a random generator, the number of samples and the sample rate in Hz, and returns a float32 waveform
+(S,) with a peak of about 1. Most of the energy is below 4 kHz, so that media with a sample rate of 8 kHz preserve it.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,20 +24,20 @@ def log_uniform(rng: Generator, low: float, high: float) -> float:
 
 
 def tone(frequency_hz: float, num_samples: int, rate: int) -> Wave:
-    # Wrap the phase in double precision, because float32 would detune long tones.
+    # Wrap the phase in double precision. With float32, long tones would be out of tune.
     turns = np.arange(num_samples) * (frequency_hz / rate)
     return np.sin(TAU * (turns % 1.0).astype(np.float32))
 
 
 def swept_tone(frequency_hz: Wave, rate: int) -> Wave:
-    """Return a tone with the given frequency at each sample."""
+    """Return a tone, given its frequency at each sample."""
     turns = np.cumsum(frequency_hz, dtype=np.float64) / rate
     return np.sin(TAU * (turns % 1.0).astype(np.float32))
 
 
 def filtered_noise(rng: Generator, num_samples: int, rate: int, gain: Callable[[Wave], Wave]) -> Wave:
-    """Return noise with a shaped spectrum. gain: function from frequencies in Hz to factors."""
-    # Pad to a power of two, because FFTs are many times slower for lengths with large prime factors.
+    """Return noise with a shaped spectrum. gain: function that maps frequencies in Hz to factors."""
+    # Pad to a power of two, because an FFT is many times slower if its length has large prime factors.
     padded = 1 << (num_samples - 1).bit_length()
     white = rng.standard_normal(padded, dtype=np.float32)
     frequencies_hz = np.fft.rfftfreq(padded, 1 / rate).astype(np.float32)
@@ -45,7 +45,7 @@ def filtered_noise(rng: Generator, num_samples: int, rate: int, gain: Callable[[
 
 
 def placed(bursts: list[tuple[float, Wave]], num_samples: int, rate: int) -> Wave:
-    """Return silence with bursts added at their times in seconds."""
+    """Return silence to which the bursts are added at their start times in seconds."""
     out = np.zeros(num_samples, np.float32)
     for start_s, burst in bursts:
         start = round(start_s * rate)
@@ -55,7 +55,7 @@ def placed(bursts: list[tuple[float, Wave]], num_samples: int, rate: int) -> Wav
 
 
 def onsets(num_samples: int, rate: int, period_s: Callable[[], float]) -> list[float]:
-    """Return start times in seconds, one period apart."""
+    """Return start times in seconds. Successive times are one period apart."""
     starts, now_s = [], 0.0
     while now_s < num_samples / rate:
         starts.append(now_s)
@@ -64,7 +64,7 @@ def onsets(num_samples: int, rate: int, period_s: Callable[[], float]) -> list[f
 
 
 def gate(wave: Wave, rate: int, ramp_s: float = 0.005) -> Wave:
-    """Fade a wave in and out."""
+    """Fade a waveform in and out, in place."""
     ramp = min(round(ramp_s * rate), len(wave) // 2)
     if ramp:
         slope = np.linspace(0, 1, ramp, dtype=np.float32)
@@ -152,14 +152,14 @@ def chirp_tone(rng: Generator, num_samples: int, rate: int) -> Wave:
 def pulse(rng: Generator, num_samples: int, rate: int) -> Wave:
     period_s, decay_s = log_uniform(rng, 0.35, 1.1), rng.uniform(0.05, 0.12)
     length = round(6 * decay_s * rate)
-    # The pitch falls as the thump decays.
+    # The pitch falls while the thump decays.
     pitch_hz = rng.uniform(60, 110) * (1 + 3 * np.exp(-times(length, rate) / 0.015))
     thump = swept_tone(pitch_hz, rate) * np.exp(-times(length, rate) / decay_s)
     return placed([(at, thump) for at in onsets(num_samples, rate, lambda: period_s)], num_samples, rate)
 
 
 def static(rng: Generator, num_samples: int, rate: int) -> Wave:
-    # Crackle consists of sparse impulses with heavy tails over an intermittent hiss.
+    # Crackle consists of sparse impulses with varying, sometimes large heights, on top of an intermittent hiss.
     crackle = rng.standard_normal(num_samples, dtype=np.float32) ** 3
     crackle[rng.random(num_samples, dtype=np.float32) > rng.uniform(60, 250) / rate] = 0
     hiss = rng.standard_normal(num_samples, dtype=np.float32) * 0.15

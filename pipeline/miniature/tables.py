@@ -1,4 +1,4 @@
-"""Write the miniature's tables in AudioSet's form."""
+"""Write the miniature's tables in AudioSet's format."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Count clips, flawed clips and co-occurrences of a snapshot's classes.
+"""Count the clips, the flawed clips and the co-occurrences of a snapshot's classes.
 
 Letters: N clips, C classes.
 """
@@ -11,12 +11,12 @@ from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.snapshots.snapshot import Snapshot
 
 NUM_COMMON_CLASSES = 24
-"""Number of classes in the table of co-occurrences."""
+"""Number of classes that the table of co-occurrences shows."""
 NUM_PAIRS = 20
 
 
 def describe_classes(snapshot: Snapshot, is_flawed: np.ndarray) -> dict[str, Any]:
-    """Count clips and flawed clips per class, and co-occurrences of classes."""
+    """Count the clips and the flawed clips of each class, and how often pairs of classes occur together."""
     labels = snapshot.labels
     targets = snapshot.targets(np.arange(len(snapshot.index))).astype(np.int64)
     is_held_out = np.isin(snapshot.splits, HELD_OUT_SPLITS)

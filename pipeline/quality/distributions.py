@@ -1,4 +1,4 @@
-"""Compute histograms and value counts of measures."""
+"""Compute histograms of measures, and count values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import pandas as pd
 import pyarrow as pa
 
 SHARE = "of the clip"
-"""Unit of measures that are shares. The report shows them as percentages."""
+"""Unit of measures that are a share of the clip. The report shows them as percentages."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The histogram axis of a measure. Values outside of it count in the first or last bin."""
+    """The histogram axis of a measure. Values outside its range are counted in the first or last bin."""
 
     label: str
     unit: str
@@ -22,7 +22,7 @@ class Axis:
     high: float
     num_bins: int = 40
     is_logarithmic: bool = False
-    """Show counts on a logarithmic scale, so that rare bins remain visible beside a dominant bin."""
+    """Show the counts on a logarithmic scale, so that rare bins remain visible next to a dominant bin."""
 
 
 AXES = {
@@ -41,9 +41,9 @@ AXES = {
 
 
 def compute_histogram(column: pa.ChunkedArray, axis: Axis, rows_of: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the counts of known values per bin and the median per split as a JSON value.
+    """Return the number of known values in each bin and the median of each split, as a JSON value.
 
-    rows_of: rows of each split.
+    rows_of: the rows of each split.
     """
     values = column.cast(pa.float64()).to_numpy()  # null becomes NaN
     is_known = np.isfinite(values)
@@ -59,6 +59,6 @@ def compute_histogram(column: pa.ChunkedArray, axis: Axis, rows_of: Mapping[str,
 
 
 def count_values(column: pa.ChunkedArray) -> dict[str, int]:
-    """Count how often each known value of a column occurs, most frequent first."""
+    """Count how often each known value of a column occurs, with the most frequent value first."""
     counts = pd.Series(column.drop_null().to_pandas()).value_counts()
     return {str(value): int(count) for value, count in counts.items()}

@@ -1,4 +1,4 @@
-"""Find clips with possible defects by conditions on their measures."""
+"""Find clips that may be defective, using conditions on their measures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ second in a clip of five seconds has a share of 0.9."""
 
 @dataclass(frozen=True)
 class Flaw:
-    """A possible defect of clips, defined by a condition."""
+    """A possible defect of a clip, defined by a condition."""
 
     label: str
     expression: str
-    """Condition for `--data.exclude`."""
+    """The condition, as `--data.exclude` accepts it."""
     worst: str
-    """Column by which the worst clips are ranked."""
+    """The column that ranks the clips from worst to best."""
     sign: int
     """1 if high values are bad, −1 if low values are bad."""
 
@@ -39,5 +39,5 @@ FLAWS = (
 
 
 def find_flaws(values: Mapping[str, pa.ChunkedArray]) -> dict[str, np.ndarray]:
-    """Return a mask (N,) of affected clips per flaw label."""
+    """Return a mask (N,) of the affected clips for each flaw, by the flaw's label."""
     return {flaw.label: find_matches(parse_expression(flaw.expression), values) for flaw in FLAWS}

@@ -1,4 +1,4 @@
-"""Make the quality report of a snapshot, as figures in JSON and as a self-contained page."""
+"""Create the quality report of a snapshot, as figures in JSON and as a self-contained page."""
 
 import math
 from collections import Counter
@@ -23,10 +23,10 @@ from pipeline.segments import HELD_OUT_SPLITS
 from pipeline.snapshots.snapshot import Snapshot
 
 NUM_WORST = 4
-"""Number of clips shown per flaw."""
+"""Number of clips to show for each flaw."""
 MAX_FRAMES = 2000
 MAX_AUDIO_BYTES = 2_000_000
-"""Maximum bytes of audio in a page's players, before base64 adds a third."""
+"""Maximum total size of the audio in a page's players, in bytes. Base64 adds another third."""
 MAX_CLIP_AUDIO_BYTES = 500_000
 NUM_CLASSES_SHOWN = 20
 CATEGORY_OF = {reason.value: reason.category.value for reason in Reason}
@@ -35,23 +35,23 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 @dataclass(frozen=True)
 class ShownClip:
-    """A flawed clip on the page."""
+    """A flawed clip, as the page shows it."""
 
     key: str
     split: str
     value: str
-    """Value of the measure that the flaw refers to."""
+    """The clip's value of the measure that the flaw refers to."""
     labels: list[str]
     spectrogram_url: str
-    """Spectrogram as a data URL; empty if the shard is unreadable."""
+    """Spectrogram as a data URL, or empty if the shard is unreadable."""
     player_url: str
-    """Audio as a data URL; empty without stored audio or beyond `MAX_AUDIO_BYTES`."""
+    """Audio as a data URL, or empty if the store has no audio or the page would exceed `MAX_AUDIO_BYTES`."""
 
 
 def make_report(snapshot: Snapshot, against: Snapshot | None = None) -> tuple[dict[str, Any], str]:
     """Return the figures of a snapshot as a JSON value, and the page that shows them.
 
-    against: snapshot to compare with, from any store.
+    against: another snapshot to compare with, from any store.
     """
     values = read_values(snapshot)
     flaws = find_flaws(values)
@@ -88,7 +88,8 @@ def make_report(snapshot: Snapshot, against: Snapshot | None = None) -> tuple[di
 
 
 def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) -> list[dict[str, str]]:
-    """Return recommendations with text and command or setting, most important first."""
+    """Return recommendations, each with a text and a command or setting. The most important recommendation comes
+    first."""
     command = "python jobs/preprocess.py"
     num_clips, duplicates = figures["num_clips"], figures["duplicates"]
     trained = [name for name in figures["splits"] if name not in HELD_OUT_SPLITS]
@@ -114,29 +115,29 @@ def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) 
         ),
         (
             0 if duplicates["is_known"] else num_clips,
-            "Clips that were not searched for near-identical ones yet",
+            "Clips that have not been searched for near-identical clips yet",
             f"{command} duplicates --root {root}",
         ),
         (
             duplicates["num_of_eval"],
-            "Training clips near-identical to a held-out one",
+            "Training clips that are near-identical to a held-out clip",
             "--data.exclude duplicate_of_eval",
         ),
         (
             sum(duplicates["same_media"].values()),
-            "Held-out clips cut from media of which training clips are cut, too, which flatters results",
+            "Held-out clips from media that also contain training clips, which makes results look too good",
             "",
         ),
-        (duplicates["num_duplicates"], "Training clips that repeat another one", "--data.exclude duplicate"),
+        (duplicates["num_duplicates"], "Training clips that repeat another training clip", "--data.exclude duplicate"),
         *flaws,
         (
             failed["throttled"] + failed["transient"] + in_store["not_attempted"],
-            "Segments not attempted yet, or failed for the time being",
+            "Segments that were not attempted yet or failed temporarily",
             f"{command} run --root {root}",
         ),
         (
             failed["policy"],
-            "Segments that exist, but not for this account, address or country",
+            "Segments that exist but are not accessible to this account, address or country",
             "--youtube.cookies FILE --fetch.proxies FILE",
         ),
         (len(without), f"Classes of {len(figures['classes'])} without a training clip ({named})", ""),
@@ -147,7 +148,7 @@ def suggest(figures: Mapping[str, Any], in_store: Mapping[str, Any], root: str) 
 def show_worst(
     snapshot: Snapshot, values: Mapping[str, pa.ChunkedArray], flaws: Mapping[str, np.ndarray]
 ) -> dict[str, list[ShownClip]]:
-    """Return the worst clips per flaw. The first clips get players, up to `MAX_AUDIO_BYTES` of audio."""
+    """Return the worst clips for each flaw. The first clips get players, until the audio reaches `MAX_AUDIO_BYTES`."""
     reader = ClipReader(snapshot)
     rows_of = {}
     for flaw in FLAWS:
@@ -185,7 +186,7 @@ def spectrogram_of(reader: ClipReader, row: int) -> str:
     fbank_TM = np.zeros((min(int(reader.num_frames[row]), MAX_FRAMES), NUM_MEL_BINS), np.float16)
     try:
         reader.read_fbank(row, fbank_TM)
-    except (CorruptError, StoreError):  # the page reports unreadable clips
+    except (CorruptError, StoreError):  # the page says that the clip is unreadable
         return ""
     return spectrogram_url(fbank_TM)
 
@@ -199,13 +200,13 @@ def player_of(reader: ClipReader, row: int) -> str:
 
 
 def _most_flawed(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the classes with the largest shares of flawed clips."""
+    """Return the classes in which the largest shares of clips are flawed."""
     shares = [row | {"share": row["flawed"] / (row["train"] + row["held_out"])} for row in classes if row["flawed"]]
     return sorted(shares, key=lambda row: -row["share"])[:NUM_CLASSES_SHOWN]
 
 
 def bars(histogram: Mapping[str, Any], axis: Axis) -> list[dict[str, Any]]:
-    """Return the bars of a histogram, with their heights in [0, 1] and texts with range and count."""
+    """Return the bars of a histogram. Each has a height in [0, 1] and a text with its range and count."""
     counts, edges = histogram["counts"], histogram["edges"]
     heights = [math.log1p(count) if axis.is_logarithmic else count for count in counts]
     highest = max(heights) or 1
@@ -219,11 +220,11 @@ def bars(histogram: Mapping[str, Any], axis: Axis) -> list[dict[str, Any]]:
 
 
 def format_number(value: float) -> str:
-    """Format a number for people: `12,345`, `0.125`, `−23.1`."""
+    """Format a number for display, such as `12,345`, `0.125` or `−23.1`."""
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 4) + 0.0:.3g}"
     return text.replace("-", "−")
 
 
 def format_with_unit(value: float, unit: str) -> str:
-    """Format a number with its unit. Shares become percentages."""
+    """Format a number with its unit. Shares are shown as percentages."""
     return f"{format_number(100 * value)} % {unit}" if unit == SHARE else f"{format_number(value)} {unit}"

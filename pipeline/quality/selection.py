@@ -1,7 +1,7 @@
 """Exclude training clips by expressions such as `silence > 0.9` or `codec == mp3 and bit_rate < 32000`.
 
-A clip is excluded if any expression is true for it. An expression is true if all its conditions are true. Conditions on
-unknown measures are false.
+A clip is excluded if any of the expressions is true for it. An expression is true if all its conditions are true. A
+condition on an unknown measure is false.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -38,13 +38,13 @@ COMPARISONS = {
 }
 CONDITION = re.compile(r"(\w+)\s*(?:(>=|<=|==|!=|>|<)\s*(\S+))?")
 FLAGS = ("duplicate", "duplicate_of_eval")
-"""Boolean columns, which need no comparison."""
+"""Boolean columns. Conditions on them need no comparison."""
 COLUMNS = (*NUMERIC_AND_TEXT, "duration_s", *FLAGS)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A comparison of a column with a value, or a boolean column."""
+    """A condition that compares a column with a value, or that tests a boolean column."""
 
     column: str
     comparison: str = ""
@@ -52,7 +52,8 @@ class Condition:
 
 
 def parse_expression(expression: str) -> tuple[Condition, ...]:
-    """Parse conditions joined by `and`. Raises ConfigError, with suggestions, for malformed conditions."""
+    """Parse conditions joined by `and`. Raises ConfigError, which suggests a correction, if a condition is
+    malformed."""
     return tuple(_parse_condition(part.strip(), expression) for part in re.split(r"\band\b", expression))
 
 
@@ -85,13 +86,13 @@ def _parse_condition(text: str, expression: str) -> Condition:
 
 
 def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collection[str], eval_split: str) -> Snapshot:
-    """Publish a selection of a snapshot that excludes training clips for which any expression is true.
+    """Publish a selection of a snapshot without the training clips for which any expression is true.
 
-    Raises ConfigError for a malformed expression, InputError for a column without measures, NoClipsError if no training
-    clip is left.
+    Raises ConfigError if an expression is malformed, InputError if a column has no measures, and NoClipsError if no
+    training clip is left.
 
     train: training splits. Clips of other splits are never excluded, so that metrics remain comparable.
-    eval_split: split for `duplicate_of_eval`, in addition to `HELD_OUT_SPLITS`.
+    eval_split: split that `duplicate_of_eval` considers, in addition to `HELD_OUT_SPLITS`.
     """
     parsed = [parse_expression(expression) for expression in expressions]
     is_trained_on = np.isin(snapshot.splits, list(train))
@@ -121,9 +122,9 @@ def exclude_clips(snapshot: Snapshot, expressions: Sequence[str], train: Collect
 def read_columns(
     snapshot: Snapshot, columns: Collection[str], is_trained_on: np.ndarray, eval_split: str
 ) -> dict[str, pa.ChunkedArray]:
-    """Read columns for expressions, with one value per clip.
+    """Read the columns that expressions need, with one value per clip.
 
-    Raises InputError, with the command that adds the column, if it is missing.
+    Raises InputError, which names the command that adds the column, if a column is missing.
     """
     values: dict[str, pa.ChunkedArray] = {}
     if measured := [name for name in columns if name in NUMERIC_AND_TEXT]:
@@ -152,14 +153,14 @@ def read_columns(
 
 
 def durations_of(snapshot: Snapshot) -> pa.ChunkedArray:
-    """Return the length of each clip (N,) in seconds."""
+    """Return the duration of each clip (N,) in seconds."""
     return pa.chunked_array([snapshot.index["num_frames"].to_numpy() * FRAME_SHIFT_MS / 1000])
 
 
 def mark_duplicates(groups: np.ndarray, is_trained_on: np.ndarray, is_held_out: np.ndarray) -> dict[str, np.ndarray]:
-    """Return masks (N,) `duplicate` and `duplicate_of_eval` from groups of near-identical clips.
+    """Return the masks (N,) `duplicate` and `duplicate_of_eval`, given groups of near-identical clips.
 
-    Of several near-identical training clips, all but the first are duplicates.
+    If several training clips are near-identical, all except the first are duplicates.
     """
     is_first = np.zeros(len(groups), bool)
     rows = np.flatnonzero(is_trained_on)
@@ -171,7 +172,8 @@ def mark_duplicates(groups: np.ndarray, is_trained_on: np.ndarray, is_held_out: 
 
 
 def count_leaks(snapshot: Snapshot, train: Collection[str], eval_split: str) -> int:
-    """Count evaluation clips with an identical or, after a search, near-identical training clip."""
+    """Count the evaluation clips that have an identical training clip or, if duplicates were searched, a near-identical
+    one."""
     is_trained_on, is_evaluated = np.isin(snapshot.splits, list(train)), snapshot.splits == eval_split
     keys = snapshot.index["key"]
     trained_keys = keys.filter(pa.array(is_trained_on)).combine_chunks()
@@ -184,7 +186,7 @@ def count_leaks(snapshot: Snapshot, train: Collection[str], eval_split: str) -> 
 
 
 def find_matches(conditions: Sequence[Condition], values: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
-    """Return a mask (N,) of clips that meet all conditions. values: one column per condition."""
+    """Return a mask (N,) of the clips that meet all conditions. values: the columns that the conditions refer to."""
     return np.logical_and.reduce([_evaluate(condition, values) for condition in conditions])
 
 

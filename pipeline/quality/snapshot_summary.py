@@ -1,4 +1,4 @@
-"""Summarise a snapshot's clips per split, distributions of measures, flaws, duplicates and classes."""
+"""Summarise a snapshot: its clips per split, distributions of measures, flaws, duplicates and classes."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow creates its compute functions at import, so pyright does not see them.
@@ -19,7 +19,7 @@ from pipeline.snapshots.snapshot import Snapshot
 
 
 def read_values(snapshot: Snapshot) -> dict[str, pa.ChunkedArray]:
-    """Read the measures and `duration_s` of each clip (N,). Unmeasured clips have nulls."""
+    """Read the measures and `duration_s` of each clip (N,). Clips without measures have nulls."""
     table = read_measures(snapshot, NUMERIC_AND_TEXT)
     return {name: table[name] for name in table.column_names} | {"duration_s": durations_of(snapshot)}
 

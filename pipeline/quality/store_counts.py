@@ -1,4 +1,4 @@
-"""Count a store's planned, written and failed segments."""
+"""Count the planned, written and failed segments of a store."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow creates its compute functions at import, so pyright does not see them.
@@ -22,8 +22,8 @@ from pipeline.store.layout import SHARDS, SIDECAR, Shard
 def describe_store(snapshot: Snapshot) -> dict[str, Any]:
     """Count the segments of the snapshot's store by status, month, source and class.
 
-    The month of a segment is the month in which its sidecar was last written. This is the month of its run, unless the
-    file was copied. Classes are null in a store without metadata.
+    The month of a segment is the month in which its sidecar was last written. Unless the file was copied, this is the
+    month in which it was preprocessed. The classes are null if the store has no metadata.
     """
     store = snapshot.store
     sidecar_table = read_sidecar_table(store, snapshot.manifest["fingerprint"], SIDECAR_COLUMNS)

@@ -1,7 +1,7 @@
-"""Write and read the table of near-identical pairs beside a snapshot's index.
+"""Write and read the table of near-identical pairs, which is stored next to a snapshot's index.
 
-`snapshots/{id}/duplicates.parquet` is not part of the snapshot's digest, because it follows from the clips and may be
-added later.
+`snapshots/{id}/duplicates.parquet` is not part of the snapshot's digest, because it only depends on the clips and may
+be added later.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from pipeline.store.layout import SnapshotFiles
 from pipeline.store.tables import parquet_bytes, read_parquet
 
 DUPLICATES_VERSION = 1
-"""Version of the search and its fingerprints. Tables of other versions are ignored."""
+"""Version of the search and of its fingerprints. Tables of other versions are ignored."""
 PAIRS_SCHEMA = pa.schema(
     [
         ("first", pa.string()),
@@ -25,16 +25,16 @@ PAIRS_SCHEMA = pa.schema(
         ("offset_s", pa.float32()),
     ]
 )
-"""Columns of a table of pairs. `first` precedes `second` in the index. Each clip of a group is paired only with the
-group's first clip (see `duplicate_groups`). `distance` is 0 for identical clips. `offset_s` is the start of `second`
-within `first`."""
+"""Columns of a table of pairs. `first` precedes `second` in the index. Each clip of a group is only paired with the
+first clip of the group (see `duplicate_groups`). `distance` is 0 for identical clips. `offset_s` is the start of
+`second` within `first`."""
 MAX_DISTANCE = 0.5
-"""Largest distance between near-identical clips. `pipeline.measures.fingerprint` defines distances."""
+"""Largest distance between near-identical clips. Distances are defined in `pipeline.measures.fingerprint`."""
 VERSION_KEY, THRESHOLD_KEY = b"duplicates", b"threshold"
 
 
 def write_duplicates(snapshot: Snapshot, pairs: pa.Table, threshold: float) -> None:
-    """Store a snapshot's pairs, sorted by clip, and the distance limit of the search."""
+    """Store a snapshot's pairs, sorted by clip, together with the distance threshold of the search."""
     ordered = pairs.cast(PAIRS_SCHEMA).sort_by([("first", "ascending"), ("second", "ascending")])
     metadata = {
         VERSION_KEY: str(DUPLICATES_VERSION).encode(),
@@ -44,9 +44,9 @@ def write_duplicates(snapshot: Snapshot, pairs: pa.Table, threshold: float) -> N
 
 
 def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
-    """Return a snapshot's near-identical pairs (`PAIRS_SCHEMA`), or None before the first search.
+    """Return a snapshot's near-identical pairs (`PAIRS_SCHEMA`), or None if no search has been made.
 
-    Raises CorruptError for another file.
+    Raises CorruptError if the file is not a valid table.
     """
     store, name = snapshot.store, _name_of(snapshot)
     if not store.exists(name):
@@ -64,14 +64,15 @@ def load_duplicates(snapshot: Snapshot) -> pa.Table | None:
 
 
 def duplicate_groups(snapshot: Snapshot, pairs: pa.Table) -> np.ndarray:
-    """Return group numbers (N,), which are equal for clips that pairs connect directly or indirectly.
+    """Return a group number for each clip (N,). Clips have the same number if pairs connect them directly or
+    indirectly.
 
-    A clip without near-identical clips forms its own group.
+    A clip without near-identical clips forms a group of its own.
     """
     keys, size = snapshot.index["key"], len(snapshot.index)
     named = pa.chunked_array([*pairs["first"].chunks, *pairs["second"].chunks], pa.string())
     nodes = positions_of(named, keys)
-    # Include clips outside of a selection, because they may be the first clip that connects a group.
+    # Include clips outside a selection, because the first clip of a group, which connects it, may be one of them.
     is_absent = nodes < 0
     absent = named.filter(pa.array(is_absent)).combine_chunks().dictionary_encode()
     nodes[is_absent] = size + absent.indices.to_numpy()

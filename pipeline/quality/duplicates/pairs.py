@@ -1,10 +1,11 @@
-"""Find pairs of near-identical clips among millions of fingerprints, in little memory.
+"""Find pairs of near-identical clips among millions of fingerprints, using little memory.
 
-1. Write all fingerprints to a local disk, and a vector for each anchor. Anchors are steps where a fixed pattern fits
-   best or worst, so copies have anchors at the same sounds.
-2. Sort anchors into cells of similar vectors. Two copies share a cell, and their anchors give the shift between them.
-3. Within each cell, compare whitened vectors, then the fingerprints of the few similar clips.
-4. Join pairs into groups, and pair each clip of a group with the group's first clip.
+1. Write all fingerprints to a local disk, together with a vector for each anchor. Anchors are the steps at which a
+   fixed pattern fits best or worst, so copies have anchors at the same sounds.
+2. Sort the anchors into cells of similar vectors. Two copies share a cell, and their anchors give the shift between
+   them.
+3. Within each cell, compare the whitened vectors, and then the fingerprints of the few clips with similar vectors.
+4. Join the pairs into groups, and pair each clip of a group with the group's first clip.
 
 Tasks exchange local files, so all of them run on one machine.
 """
@@ -39,23 +40,24 @@ MIN_TASK_CELLS, MAX_TASKS = 16, 512
 """Minimum number of cells per task, and maximum number of tasks. Each task opens the files of all parts, so many small
 tasks would be slow."""
 WHITENING_RIDGE = 0.01
-"""Share of the mean variance that is added to each value's variance, to limit the weight of nearly constant values."""
+"""Share of the mean variance that is added to each variance, so that nearly constant values do not get too much
+weight."""
 SIMILARITY_OF_2M, SIMILARITY_PER_DECADE, LOWEST_SIMILARITY = 0.6, 0.05, 0.5
-"""Cosine threshold of whitened vectors for two million clips, its increase for ten times as many clips, and its
-minimum. See `similarity_needed`."""
+"""Minimum cosine between whitened vectors for two million clips, its increase if there are ten times as many clips, and
+its lowest value. See `similarity_needed`."""
 
 
 class RunTasks(Protocol):
     def __call__(
         self, function: Callable[[Any, Any], Any], items: Iterable[Any], shared: Any, num_items: int
     ) -> Iterator[tuple[Any, Any]]:
-        """Run `function(item, shared)` for each item on this machine. Yields items and results in any order."""
+        """Run `function(item, shared)` for each item on this machine. Yields items and results in no fixed order."""
         ...
 
 
 @dataclass(frozen=True)
 class SnapshotPart:
-    """The clips of some shards, with consecutive numbers."""
+    """The clips of some shards. Their numbers are consecutive."""
 
     number: int
     start: int
@@ -64,10 +66,10 @@ class SnapshotPart:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """Summary of a part's fingerprints, returned to the driver."""
+    """A summary of a part's fingerprints, which is returned to the driver."""
 
     hashes: np.ndarray
-    """Hash of each clip (N,), uint64; 0 for clips with too little content."""
+    """The uint64 hash of each clip's fingerprint (N,), or 0 if the clip has too little content."""
     num_missing: int
     sample: np.ndarray
     """A sample of the part's vectors (A, V)."""
@@ -75,7 +77,7 @@ class PartSummary:
 
 @dataclass(frozen=True)
 class SearchFiles:
-    """Files of a search. From step 2, also its cells."""
+    """The files of a search. From step 2 on, it also has the cells."""
 
     folder: Path
     num_parts: int
@@ -91,7 +93,8 @@ class SearchFiles:
     def read_words(self) -> np.ndarray:
         """Memory-map the fingerprints of all clips (N, P)."""
         words = np.load(self.words, mmap_mode="r")
-        # Disable read-ahead. Accesses are few and random, and megabytes of read-ahead for each would fill the memory.
+        # Disable read-ahead. The accesses are few and random, and reading ahead megabytes for each would fill the
+        # memory.
         assert isinstance(words.base, mmap.mmap)
         words.base.madvise(mmap.MADV_RANDOM)
         return words
@@ -103,16 +106,18 @@ class SearchFiles:
         return self.folder / f"sorted-{part}.bin"
 
     def starts(self, part: int) -> Path:
-        """File with the start of each cell in `sorted_anchors` and the end of the last cell (C + 1), int64."""
+        """File (C + 1) of int64 with the start of each cell in `sorted_anchors`, followed by the end of the last
+        cell."""
         return self.folder / f"starts-{part}.bin"
 
 
 def find_pairs(snapshot: Snapshot, folder: Path, run: RunTasks) -> tuple[pa.Table, int]:
-    """Return a snapshot's near-identical pairs and the number of clips without a fingerprint.
+    """Return a snapshot's near-identical pairs, and the number of clips without a fingerprint.
 
     folder: a folder on a local disk with 3.2 kB of free space per clip.
     """
-    # Number clips by shard, because parts consist of shards. `order` maps numbers to rows of the index.
+    # Number the clips in the order of their shards, because parts consist of shards. `order` gives the index row of
+    # each number.
     order = np.argsort(snapshot.index["shard"].combine_chunks().indices.to_numpy(), kind="stable")
     starts = range(0, len(order), PART_CLIPS)
     space = SearchFiles(folder, len(starts))
@@ -123,7 +128,7 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: RunTasks) -> tuple[pa.Tabl
         prepared[part.number] = result
 
     hashes = np.concatenate([each.hashes for each in prepared])
-    # Treat clips with identical fingerprints as one clip until the end.
+    # Treat clips with identical fingerprints as one clip until the end of the search.
     _, first_of_hash, same = np.unique(hashes, return_index=True, return_inverse=True)
     representative = first_of_hash[same]
     is_searched = (representative == np.arange(len(hashes))) & (hashes != 0)
@@ -133,7 +138,7 @@ def find_pairs(snapshot: Snapshot, folder: Path, run: RunTasks) -> tuple[pa.Tabl
     num_cells = len(space.cells.centres_CV)
     masks = [(number, is_searched[start : start + PART_CLIPS]) for number, start in enumerate(starts)]
     for (number, _), _ in run(sort_into_cells, masks, space, len(masks)):
-        space.anchors(number).unlink()  # not in the task, which may be repeated
+        space.anchors(number).unlink()  # tasks may be repeated, so they can't remove it
     task_cells = max(MIN_TASK_CELLS, num_cells // MAX_TASKS)
     cells = [range(start, min(start + task_cells, num_cells)) for start in range(0, num_cells, task_cells)]
     found = [pairs for _, pairs in run(compare_in_cells, cells, space, len(cells))]
@@ -155,7 +160,8 @@ def _take_part(snapshot: Snapshot, order: np.ndarray, number: int) -> SnapshotPa
 
 
 def _choose_cells(space: SearchFiles, sample_AV: np.ndarray, num_clips: int) -> SearchFiles:
-    """Choose cells, whitening and threshold from a sample of vectors. num_clips: number of clips in the search."""
+    """Choose the cells, the whitening and the threshold, given a sample of vectors. num_clips: number of clips to
+    search."""
     num_cells = min(MAX_CELLS, -(-num_clips // CELL_CLIPS), len(sample_AV))
     cells = Cells.around(np.random.default_rng(0).permutation(sample_AV)[:num_cells])
     whitening, min_similarity = find_whitening(sample_AV), similarity_needed(num_clips)
@@ -163,7 +169,7 @@ def _choose_cells(space: SearchFiles, sample_AV: np.ndarray, num_clips: int) -> 
 
 
 def read_fingerprints(part: SnapshotPart, space: SearchFiles) -> PartSummary:
-    """Write the fingerprints and anchors of a part's clips to shared files."""
+    """Write the fingerprints and the anchors of a part's clips to shared files."""
     fingerprints = read_measures(part.clips, ["fingerprint"])["fingerprint"]
     words = np.load(space.words, mmap_mode="r+")
     hashes, anchors = [], []
@@ -196,10 +202,10 @@ def find_whitening(vectors_AV: np.ndarray) -> np.ndarray:
 
 
 def similarity_needed(num_clips: int) -> float:
-    """Return the cosine threshold of anchors that keeps the number of chance matches per clip constant.
+    """Return the minimum cosine between anchors that keeps the number of chance matches per clip constant.
 
-    In tests with noise, 98 % of the anchors of noisy copies and three in ten million unrelated pairs exceeded 0.6. For
-    0.65, it was 94 % of the anchors and a sixth of the unrelated pairs.
+    In tests with noise, 98 % of the anchors of noisy copies exceeded 0.6, and so did three in ten million unrelated
+    pairs. 94 % of the anchors exceeded 0.65, but only a sixth of these unrelated pairs did.
     """
     similarity = SIMILARITY_OF_2M + SIMILARITY_PER_DECADE * float(np.log10(max(num_clips, 1) / 2e6))
     return max(similarity, LOWEST_SIMILARITY)
@@ -211,7 +217,7 @@ def sort_into_cells(part: tuple[int, np.ndarray], space: SearchFiles) -> None:
     anchors = np.load(space.anchors(number))
     anchors = anchors[is_searched[anchors["clip"] - number * PART_CLIPS]]
     assert space.cells is not None and space.whitening is not None, "chosen before"
-    # Choose cells before whitening, because high-variance components are the most stable across copies.
+    # Choose the cells before whitening, because components with high variance are the most stable across copies.
     cells = space.cells.closest(anchors["vector"])
     for start in range(0, len(anchors), BLOCK_CLIPS):
         vectors_AV = anchors["vector"][start : start + BLOCK_CLIPS]
@@ -227,7 +233,7 @@ def compare_in_cells(cells: range, space: SearchFiles) -> np.ndarray:
     """Return the near-identical pairs (`PAIR_DTYPE`) within the given cells."""
     words = space.read_words()
     anchors, counts = [], []
-    # Read all cells of the task together, because a single cell has few anchors in each of hundreds of parts.
+    # Read all cells of the task together, because each of hundreds of parts has only a few anchors in a single cell.
     for part in range(space.num_parts):
         starts = np.fromfile(space.starts(part), np.int64, len(cells) + 1, offset=8 * cells.start)
         offset = ANCHOR_DTYPE.itemsize * int(starts[0])
@@ -240,9 +246,9 @@ def compare_in_cells(cells: range, space: SearchFiles) -> np.ndarray:
 
 
 def list_against_first(pairs: np.ndarray, words: np.ndarray, row_of: np.ndarray) -> np.ndarray:
-    """Pair each group's clips with its first clip in the order of `row_of`, at the best shift.
+    """Pair the clips of each group with its first clip in the order of `row_of`, at the best shift.
 
-    A clip that is only indirectly similar to its group's first clip keeps its original pair.
+    If a clip is only indirectly similar to the first clip of its group, it keeps its original pair.
     """
     size = len(words)
     edges = sparse.coo_array((np.ones(len(pairs), bool), (pairs["first"], pairs["second"])), shape=(size, size))

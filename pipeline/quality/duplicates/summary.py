@@ -1,4 +1,4 @@
-"""Count duplicates and leaks, and list the nearest pairs, for the report.
+"""Count duplicates and leaks for the report, and list the nearest pairs.
 
 Letters: N clips, P pairs.
 """
@@ -22,7 +22,7 @@ NUM_PAIRS = 20
 
 
 def describe_duplicates(snapshot: Snapshot) -> dict[str, Any]:
-    """Count repeated training clips, and held-out clips that share sound or media with training clips."""
+    """Count repeated training clips, and held-out clips that share sounds or media with training clips."""
     splits = snapshot.splits
     is_held_out = np.isin(splits, HELD_OUT_SPLITS)
     media = pc.replace_substring_regex(snapshot.index["key"], r"_\d+$", "").combine_chunks()
@@ -45,7 +45,7 @@ def describe_duplicates(snapshot: Snapshot) -> dict[str, Any]:
     is_leaked = is_held_out & np.isin(groups, groups[~is_held_out])
     rows_P2 = np.stack([positions_of(pairs[name], snapshot.index["key"]) for name in ("first", "second")], -1)
     here = np.flatnonzero((rows_P2 >= 0).all(-1))  # clips outside the selection have no row
-    # Sort pairs across splits first, then by distance.
+    # Show pairs of a training clip and a held-out clip first. Sort both groups by distance.
     is_within = is_held_out[rows_P2[here]].sum(-1) != 1
     shown = here[np.lexsort([pairs["distance"].to_numpy()[here], is_within])][:NUM_PAIRS]
     listed = [
