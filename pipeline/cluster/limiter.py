@@ -13,15 +13,16 @@ from pipeline.config import RateLimitConfig
 from pipeline.sources.rate_limit import LOCAL_ADDRESS, LimiterStatus, LocalRateLimiter, Permit, Wait
 
 FRESH_S = 1.0
-"""Seconds for which a worker reuses a permit if there is no hourly limit, and between its reports of success."""
+"""If there is no hourly limit, a worker reuses a permit for this many seconds. It also waits this long between two
+reports of success."""
 
 
 @dataclass
 class RayRateLimiter:
-    """A client of the limiter actor, used by each worker.
+    """A client of the limiter actor. Each worker has its own client.
 
-    Each call is a message to one actor. Without an hourly limit, workers reuse permits and report successes at most
-    once a second, so that the actor keeps up with thousands of clips per second.
+    Each call sends a message to the same actor. If there is no hourly limit, workers reuse their permits and report
+    successes at most once a second, so that the actor keeps up with thousands of clips per second.
     """
 
     actor: Any
@@ -38,7 +39,7 @@ class RayRateLimiter:
             return self._permit
         addresses = self.proxies or (ray.get_runtime_context().get_node_id(),)
         turn: Any = ray.get(self.actor.acquire.remote(addresses))
-        # Proxies take turns, so each request needs its own permit.
+        # Proxies take turns, so each request needs a permit of its own.
         is_reusable = isinstance(turn, Permit) and not self.is_limited and not self.proxies
         self._permit, self._acquired_s = (turn if is_reusable else None), now_s
         return turn
@@ -54,8 +55,8 @@ class RayRateLimiter:
         return ray.get(self.actor.report_throttled.remote(permit, key, retry_after_s))
 
     def report_outage(self, permit: Permit, key: str, detail: str) -> bool:
-        # The actor does not see most successes, so it can't count failures in a row. A recent success of this worker
-        # refutes an outage.
+        # The actor does not see most successes, so it can't tell whether failures occurred in a row. If this worker
+        # succeeded recently, there is no outage.
         if not self.proxies and time.monotonic() - self._succeeded_s < FRESH_S:
             return False
         self._permit, self._reported_s = None, 0.0
@@ -87,9 +88,9 @@ class MeasuredRateLimiter(LocalRateLimiter):
 
 
 def start_rate_limiter(config: RateLimitConfig, clips_per_hour: int, proxies: tuple[str, ...]) -> RayRateLimiter:
-    """Start the run's limiter actor. It ends with the run.
+    """Start the limiter actor of a run. It ends together with the run.
 
-    The actor runs on the driver's node, because other nodes may be lost.
+    The actor runs on the driver's node, because any other node may be lost.
     """
     remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MeasuredRateLimiter)
     actor = remote.options(scheduling_strategy=this_node()).remote(config, clips_per_hour)

@@ -1,6 +1,6 @@
 """Publish metrics on Ray's Prometheus endpoints. docs/monitoring.md lists them, and deploy/grafana.json shows them.
 
-Counters of clips, bytes and shards come from the driver, so their sums equal the run's report.
+The driver counts clips, bytes and shards, so the sums of these counters equal the run's report.
 """
 
 import threading
@@ -28,7 +28,8 @@ GAUGES = {
 class Gauges:
     """Gauges of this process. They are sent again every second until the process ends.
 
-    Ray exports a gauge once per update and forgets it after two report intervals (20 s), but shards may take hours.
+    Ray exports a gauge once after each update and forgets it after two report intervals (20 s), but a shard may take
+    hours.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Place tasks on nodes by their label `audioset-ast/pool`, which is `head`, `fetch` or `train`.
 
-The cluster files set the labels. Selectors only exclude pools, so nodes without the label, such as a single machine,
-run everything.
+The cluster files set the label. The selectors only exclude pools, so a node without the label, such as a single
+machine, runs all tasks.
 """
 
 POOL = "audioset-ast/pool"

@@ -1,4 +1,4 @@
-"""Ray sessions: join a running cluster or start a local one."""
+"""Join a running Ray cluster, or start a local one."""
 
 import logging
 import os
@@ -19,15 +19,16 @@ from pipeline.errors import ConfigError, describe
 LOOPBACK = "127.0.0.1"
 ANSWER_TIMEOUT_S = 8.0
 LOCAL_OBJECT_STORE_BYTES = 200 * 2**20
-"""Size of a local object store, which holds only plans, paths and reports, but no audio."""
+"""Size of a local object store in bytes. It is small because the store only holds plans, paths and reports, and no
+audio."""
 
 
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     """Join the cluster in `RAY_ADDRESS`, which Ray Jobs sets, or run a local cluster within the context.
 
-    Raises ConfigError if no cluster answers or it can't be joined, or if the path of the temporary folder is too long
-    for Ray.
+    Raises ConfigError if no cluster responds at the address, if the cluster can't be joined, or if the path of the
+    temporary folder is too long for Ray.
     """
     if ray.is_initialized():
         yield
@@ -44,11 +45,12 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def check_cluster_answers(address: str, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
-    """Raise ConfigError if no gRPC server answers at the address. `ray.init` would retry silently for minutes.
+    """Raise ConfigError if no gRPC server responds at the address. Without this check, `ray.init` would silently retry
+    for minutes.
 
-    `auto` means the cluster that was last started on this machine. Clusters with TLS are not checked.
+    `auto` means the cluster that was started last on this machine. Clusters with TLS are not checked.
     """
-    current = _temporary_folder() / "ray" / "ray_current_cluster"  # written by `ray start`, and left behind by crashes
+    current = _temporary_folder() / "ray" / "ray_current_cluster"  # `ray start` writes it, and a crash leaves it behind
     if address == "auto" and current.is_file():
         address = current.read_text(encoding="utf-8").strip()
     target = address.removeprefix("ray://")
@@ -79,7 +81,7 @@ def _join_cluster(address: str) -> None:
 
 
 def _start_local_ray(num_cpus: int | None) -> None:
-    # Ray logs its start and its generated token, which are of no use to users.
+    # Hide Ray's messages about its start and its generated token, because users do not need them.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         with _blocking_sigterm():
@@ -103,10 +105,10 @@ def _start_local_ray(num_cpus: int | None) -> None:
 
 @contextmanager
 def _blocking_sigterm() -> Iterator[None]:
-    """Block SIGTERM in processes that start in this context.
+    """Block SIGTERM in the processes that are started within the context.
 
-    Batch systems send SIGTERM to all processes of a job. Ray's processes would end at once, before the driver, which
-    handles the signal, has saved the training. They end with the driver in any case.
+    Batch systems send SIGTERM to all processes of a job. Without this, Ray's processes would end immediately, before
+    the driver, which handles the signal, has saved the training run. They still end together with the driver.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -118,16 +120,16 @@ def _blocking_sigterm() -> Iterator[None]:
 def _silence_coordinator_client() -> None:
     """Silence Ray Train's autoscaler clients, which log a traceback when a busy machine answers late.
 
-    A client waits 5 s, logs the GetTimeoutError and retries, so the warnings never matter.
+    A client waits for 5 s, logs the GetTimeoutError and retries, so these warnings never matter.
     """
     for client in ("autoscaling_coordinator_client", "elastic"):
         _drop_warnings(f"ray.train.v2._internal.execution.scaling_policy.{client}")
 
 
 def _silence_local_ray() -> None:
-    """Also silence Ray Train's cleaner, which complains about a missing dashboard or another Ray on this machine.
+    """Also silence Ray Train's cleaner, which complains if there is no dashboard or another Ray on this machine.
 
-    Only clusters that outlive a run need the cleaner. A local Ray ends with its run.
+    Only a cluster that outlives its runs needs the cleaner. A local Ray cluster ends together with its run.
     """
     _silence_coordinator_client()
     _drop_warnings("ray.train.v2._internal.execution.controller.placement_group_cleaner")
@@ -146,12 +148,13 @@ def _drop_warnings(name: str) -> None:
 
 
 def count_processors(use_gpu: bool) -> int:
-    """Return the number of concurrent tasks with one GPU, or one CPU, that the cluster can run."""
+    """Return how many tasks with one GPU, or with one CPU, the cluster can run concurrently."""
     return max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)))
 
 
 def spans_hosts() -> bool:
-    """Return True if tasks may run on other hosts, now or after the cluster grows. Checks for loopback addresses."""
+    """Return True if tasks may run on other hosts, now or after the cluster has grown. This is the case unless all
+    nodes use the loopback address."""
     return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} != {LOOPBACK}
 
 
@@ -161,5 +164,5 @@ def has_dashboard() -> bool:
 
 
 def this_node() -> NodeAffinitySchedulingStrategy:
-    """Return the strategy that keeps a task or actor on the driver's node."""
+    """Return the scheduling strategy that keeps a task or an actor on the driver's node."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

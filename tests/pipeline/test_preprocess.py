@@ -159,7 +159,7 @@ def test_task_killed_for_lack_of_memory_is_named(ray: None, tmp_path: Path, monk
     monkeypatch.setattr("pipeline.cluster.tasks._result_of", lambda ref: OutOfMemoryError("the node ran out of memory"))
     ((_, result),) = run_tasks(lambda item, shared: item, [1], None, max_in_flight=1)
     assert isinstance(result, WorkerError)
-    assert "Ray killed the last one for lack of memory" in str(result)
+    assert "Ray killed the last worker because memory ran out" in str(result)
 
 
 @pytest.mark.ray
