@@ -19,6 +19,7 @@ from ast_model.data.sampling import rank_slice
 from ast_model.distributed import World
 from ast_model.losses import clip_losses
 from ast_model.model import AST, DropMasks
+from ast_model.training.compile_cache import CompileCache
 from ast_model.training.device import AttentionKernels, choose_attention, choose_compile
 from ast_model.training.regularise import DropMaskSampler
 from ast_model.training.state import TrainingState
@@ -64,15 +65,19 @@ class Stepper:
         normalisation: Normalisation,
         world: World,
         attention: AttentionKernels | None = None,
+        compile_cache: CompileCache | None = None,
     ):
-        """attention: kernels to use. By default, the config chooses."""
+        """attention: kernels to use. By default, the config chooses.
+
+        compile_cache: cache to save in after the first step.
+        """
         self.state, self.config, self.world = state, config, world
         model = state.model
         self.drop_masks = DropMaskSampler(config.regularise, model.config, config.global_batch_size, config.seed)
         self.num_bad_in_row = torch.zeros((), device=world.device)
         self.attention = attention or choose_attention(config, model.config, world)
         model.activation_checkpointing = config.activation_checkpointing
-        self.compile = choose_compile(config, world)
+        self.compile, self.compile_cache = choose_compile(config, world), compile_cache
         self._must_warm_up = self.compile != "none"
         # Compile for static shapes. A smaller last micro-batch is compiled separately, because code for all sizes would
         # be slower.
@@ -90,6 +95,8 @@ class Stepper:
             result.loss.item()  # wait for the device, or this would measure only the launch of kernels
             log.info("compiled the %s: the first step took %.1f s", self.compile, time.perf_counter() - started)
             self._must_warm_up = False
+            if self.compile_cache and self.world.is_main:
+                self.compile_cache.save()
         return result
 
     def _train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> StepResult:

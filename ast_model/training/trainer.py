@@ -15,6 +15,7 @@ from ast_model.evaluation.predictions import AVERAGE
 from ast_model.model import AST
 from ast_model.pretrained.load import load_pretrained
 from ast_model.training.checks import check_average, check_ranks, check_same_job
+from ast_model.training.compile_cache import open_compile_cache
 from ast_model.training.data import TeacherScores, TrainingData
 from ast_model.training.device import describe_device, set_matmul_precision
 from ast_model.training.estimate import EndEstimate
@@ -60,7 +61,8 @@ class Trainer:
         self.stalled_loss = StalledLoss(self.plan, job.model.num_classes)
         self.data = TrainingData(self.plan, job.model.num_frames, teachers)
         self._resume()
-        self.stepper = Stepper(self.state, job.config, job.normalisation, world)
+        compile_cache = open_compile_cache(job, world)
+        self.stepper = Stepper(self.state, job.config, job.normalisation, world, compile_cache=compile_cache)
         self.saver = CheckpointWriter(job.store, job.folder, job.config.checkpoints, self.num_steps_done)
         self.reporter = Reporter(job, world, self.launcher)
         self.reporter.log_history(self.state.loop.history)

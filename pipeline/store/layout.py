@@ -17,6 +17,7 @@ EMBEDDINGS = "embeddings"
 TEACHERS = "teachers"
 RUNS = "runs"
 EVALUATIONS = "evaluations"
+COMPILED = "compiled"
 MINIATURE = "miniature"
 MINIATURE_MEDIA = f"{MINIATURE}/media"
 MLFLOW_DATABASE = "mlflow.db"
@@ -40,6 +41,10 @@ def segments_file(split: str) -> str:
 
 def listing(digest: str) -> str:
     return f"{LISTINGS}/{digest}.parquet"
+
+
+def compiled_code(key: str) -> str:
+    return f"{COMPILED}/{key}.tar.gz"
 
 
 def lease(number: int) -> str:
