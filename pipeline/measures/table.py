@@ -85,7 +85,7 @@ def read_shard_measures(
 
 
 def _read_table(stream: BinaryIO | pa.NativeFile, columns: list[str], any_version: bool) -> pa.Table | None:
-    with pq.ParquetFile(stream) as file:
+    with pq.ParquetFile(stream, pre_buffer=False) as file:  # see `read_parquet`; buffering starts threads
         version = (file.schema_arrow.metadata or {}).get(VERSION_KEY)
         if version != str(MEASURES_VERSION).encode() and not any_version:
             return None

@@ -81,18 +81,18 @@ def test_cut_is_exact(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    # MP2's encoder delays by 481 samples, and MPEG-TS can't tell.
+    # MP2's encoder delays by 481 samples, which MPEG-TS can't state.
     ("container", "codec", "start_s", "delay_ms"),
     [("matroska", "flac", 100, 0), ("mpegts", "mp2", 1000, 10)],
 )
-def test_time_counts_from_the_start_of_the_container(container: str, codec: str, start_s: float, delay_ms: int) -> None:
+def test_times_count_from_the_start_of_the_container(container: str, codec: str, start_s: float, delay_ms: int) -> None:
     content = encode(with_marker(48_000), 48_000, container, codec, start_s)
     for start_ms in (0, 20_000):
         waveform = clip_of(content, start_ms, 29_000).waveform
         assert abs(marker_error_ms(waveform, start_ms) - delay_ms) < 1
 
 
-def test_a_cut_file_starts_at_its_offset(tmp_path: Path) -> None:
+def test_cut_file_starts_at_its_offset(tmp_path: Path) -> None:
     path = tmp_path / "cut.flac"
     path.write_bytes(encode(with_marker(16_000)[20 * 16_000 :], 16_000, "flac", "flac"))
     clip = clip_of(path, 20_000, 30_000, offset_ms=20_000)
@@ -104,12 +104,12 @@ def test_a_cut_file_starts_at_its_offset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", [48_000, 44_100, 32_000, 22_050, 16_000, 11_025, 8_000])
 @pytest.mark.parametrize("freq_hz", [100, 3_000, 7_400])
-def test_resampling_keeps_tones_as_they_are(rate: int, freq_hz: int) -> None:
+def test_resampling_preserves_tones(rate: int, freq_hz: int) -> None:
     if freq_hz > 0.45 * rate:
         pytest.skip("not in this source")
     waveform = clip_of(encode(tone(freq_hz, rate, 3), rate), 1_000, 2_000).waveform
     expected = tone(freq_hz, 16_000, 3)[16_000:32_000]
-    # Up to the ends: there the filter looks beyond the cut.
+    # Compare up to the ends, where the filter needs samples outside of the cut.
     assert np.abs(waveform - expected).max() < 0.002
 
 
@@ -119,7 +119,7 @@ def test_resampling_has_no_seams() -> None:
 
 
 @pytest.mark.parametrize("rate", [48_000, 44_100, 32_000, 22_050])
-def test_resampling_lets_no_tone_above_its_nyquist_through(rate: int) -> None:
+def test_resampling_removes_tones_above_nyquist(rate: int) -> None:
     for freq_hz in (8_100, 9_000, 10_800):
         waveform = clip_of(encode(tone(freq_hz, rate, 3), rate), 1_000, 2_000).waveform
         assert 20 * np.log10(np.abs(waveform).max() / 0.5) < -60
@@ -139,13 +139,13 @@ def test_mean_is_removed() -> None:
     assert np.abs(waveform - tone(440, 16_000, 2, 0.1)).max() < 1e-4
 
 
-def test_a_clip_that_ends_early_keeps_its_length_and_is_marked() -> None:
+def test_clip_that_ends_early_is_marked_as_short_and_not_padded() -> None:
     clip = clip_of(encode(tone(440, 44_100, 14), 44_100, "flac", "flac"), 10_000, 20_000)
     assert len(clip.waveform) == 4 * 16_000
     assert clip.is_short
 
 
-def test_holes_and_broken_packets_do_not_move_what_follows() -> None:
+def test_gaps_and_broken_packets_do_not_shift_later_audio() -> None:
     content = encode(with_marker(44_100), 44_100, "flac", "flac")
     middle = len(content) * 22 // 30
     broken = content[:middle] + os.urandom(8_000) + content[middle + 8_000 :]
@@ -165,7 +165,7 @@ def _two_parts() -> list[tuple[np.ndarray, float]]:
 
 
 def _joined(*contents: bytes) -> bytes:
-    """Put the packets of files behind each other as they are."""
+    """Concatenate the packets of files without changes."""
     file = BytesIO()
     with av.open(file, "w", format="matroska") as output:
         stream = None
@@ -195,7 +195,7 @@ def _truncated(container: str, codec: str) -> bytes:
 
 
 def _with_number(number: float) -> bytes:
-    """A file of 30 s with one impossible sample in the middle."""
+    """A file of 30 s with an invalid sample in the middle."""
     content = bytearray(encode(tone(440, 16_000, 30), 16_000, "wav", "pcm_f64le"))
     at = len(content) - 8 * 15 * 16_000
     content[at : at + 8] = np.float64(number).tobytes()
@@ -229,7 +229,7 @@ def test_each_failure_has_a_reason(make: Callable[[], bytes], reason: Reason) ->
     assert reason_of(make()) is reason
 
 
-def test_an_empty_file_is_no_media_whether_in_memory_or_on_a_disk(tmp_path: Path) -> None:
+def test_empty_file_is_reported_as_not_media_in_memory_and_on_disk(tmp_path: Path) -> None:
     (tmp_path / "empty.mp3").touch()
     for content in (b"", tmp_path / "empty.mp3"):
         with pytest.raises(DecodeError, match=r"not_media\): the file is empty") as caught:
@@ -237,12 +237,12 @@ def test_an_empty_file_is_no_media_whether_in_memory_or_on_a_disk(tmp_path: Path
         assert caught.value.reason is Reason.NOT_MEDIA
 
 
-def test_a_truncated_file_still_gives_what_lies_before_its_end() -> None:
+def test_truncated_file_yields_segments_before_its_end() -> None:
     assert not clip_of(_truncated("webm", "libopus"), 1_000, 5_000).is_short
 
 
-def test_text_is_never_taken_for_a_name(tmp_path: Path) -> None:
-    """A cell of a foreign table that reached the decoder would name a file of this machine, or an address."""
+def test_text_is_never_opened_as_a_file(tmp_path: Path) -> None:
+    """Text from a foreign table could name a local file or an address."""
     path = tmp_path / "secret.wav"
     path.write_bytes(encode(tone(440, 16_000, 30), 16_000))
     for name in (str(path), path.as_uri(), "http://127.0.0.1:9/a.wav"):
@@ -255,8 +255,8 @@ def test_text_is_never_taken_for_a_name(tmp_path: Path) -> None:
                 function(name)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_file_that_can_not_be_read_is_a_failure(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.wav")  # opening it would wait for a writer, for ever
+def test_unreadable_file_is_a_failure_with_a_reason(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")  # opening it would block without a writer
     for path, reason in {
         tmp_path / "pipe.wav": Reason.NOT_MEDIA,
         Path("/dev/zero"): Reason.NOT_MEDIA,
@@ -267,7 +267,7 @@ def test_a_file_that_can_not_be_read_is_a_failure(tmp_path: Path) -> None:
         assert reason_of(path) is reason
 
 
-def test_playlists_open_no_other_file(tmp_path: Path) -> None:
+def test_playlists_open_no_other_files(tmp_path: Path) -> None:
     target = tmp_path / "secret.wav"
     target.write_bytes(encode(tone(440, 16_000, 30), 16_000))
     hls = f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:30\n#EXTINF:30,\n{target}\n#EXT-X-ENDLIST\n"
@@ -278,7 +278,7 @@ def test_playlists_open_no_other_file(tmp_path: Path) -> None:
         assert measure_length_ms(tmp_path / name) == 0
 
 
-def test_ten_hours_of_silence_cost_no_more_than_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_of_ten_hours_of_silence_takes_bounded_memory_and_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
     place = tracks.Track._place
 
@@ -293,14 +293,14 @@ def test_ten_hours_of_silence_cost_no_more_than_the_clip(monkeypatch: pytest.Mon
     clip = clip_of(bomb, 35_000_000, 35_010_000)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
-    assert sum(lengths) <= 2 * 60_000, "decoded more than the one or two FLAC frames that the segment lies in"
+    assert sum(lengths) <= 2 * 60_000, "decoded more than the one or two FLAC frames that contain the segment"
     assert len(clip.waveform) == 160_000
     with pytest.raises(InputError, match="longer than 2 minutes"):
         decode_file(bomb, max_ms=120_000)
 
 
 def _same_packets(num_packets: int, ticks: int) -> bytes:
-    """A file of one MP3 packet again and again, each `ticks` ms after the one before."""
+    """A file that repeats one MP3 packet every `ticks` ms."""
     source = encode(tone(440, 16_000, 1), 16_000, "matroska", "libmp3lame")
     file = BytesIO()
     with av.open(BytesIO(source), "r") as template, av.open(file, "w", format="matroska") as output:
@@ -314,7 +314,7 @@ def _same_packets(num_packets: int, ticks: int) -> bytes:
     return file.getvalue()
 
 
-def test_reading_ends_where_a_file_never_advances(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_stops_in_files_without_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracks, "MAX_STALLED_PACKETS", 100)
     assert reason_of(_same_packets(500, ticks=0)) is Reason.NOT_MEDIA
     monkeypatch.setattr(tracks, "MAX_STALLED_PACKETS", 10_000)
@@ -322,8 +322,8 @@ def test_reading_ends_where_a_file_never_advances(monkeypatch: pytest.MonkeyPatc
     assert reason_of(_same_packets(500, ticks=0)) is Reason.NOT_MEDIA
 
 
-def test_a_seek_that_lands_late_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with a wrong index: whatever time is asked for, reading goes on from 26 s."""
+def test_late_seek_is_retried_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a wrong index, every seek leads to 26 s."""
     content = encode(with_marker(48_000), 48_000, "matroska", "flac")
     seek = tracks.Track._seek
     monkeypatch.setattr(tracks.Track, "_seek", lambda track, _: seek(track, 26))
@@ -332,7 +332,7 @@ def test_a_seek_that_lands_late_is_repaired(monkeypatch: pytest.MonkeyPatch) -> 
     assert abs(marker_error_ms(clip.waveform, 20_000)) < 1
 
 
-def test_tags_may_be_in_any_encoding() -> None:
+def test_tags_in_any_encoding_are_accepted() -> None:
     content = encode(tone(440, 16_000, 2), 16_000)
     name = b"INAM" + (6).to_bytes(4, "little") + "Müller".encode("latin-1")
     tags = b"LIST" + (4 + len(name)).to_bytes(4, "little") + b"INFO" + name
@@ -372,7 +372,7 @@ def test_flac_round_trip() -> None:
     assert np.abs(clip_of(loud, 0, 50).waveform).max() <= 1
 
 
-def test_decode_file(tmp_path: Path) -> None:
+def test_whole_file_is_decoded_up_to_a_maximum_length(tmp_path: Path) -> None:
     path = tmp_path / "whole.webm"
     path.write_bytes(encode(tone(440, 48_000, 3.5), 48_000, "webm", "libopus"))
     assert abs(len(decode_file(path)) - 56_000) < 16 * 20

@@ -1,4 +1,4 @@
-"""Measuring the shards of a store afterwards: as nearly what conversion measured as what they hold allows."""
+"""Measures of existing shards, compared with the measures from their conversion."""
 
 import dataclasses
 import shutil
@@ -20,18 +20,18 @@ FROM_CLIP = [name for name in COLUMNS if name not in FROM_MEDIA]
 
 @pytest.fixture
 def copied(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
-    """The small snapshot with a copy of its shards, whose measures may be changed."""
+    """The small snapshot with a copy of its shards and measures that tests may change."""
     for folder in ("shards", "quality"):
         shutil.copytree(snapshot.store.path(folder), tmp_path / folder)
     return dataclasses.replace(snapshot, store=Store(str(tmp_path)))
 
 
-def test_a_store_without_measures_gets_them_from_its_shards(snapshot: Snapshot, copied: Snapshot) -> None:
+def test_clips_of_a_store_without_measures_are_measured_from_its_shards(snapshot: Snapshot, copied: Snapshot) -> None:
     store = copied.store
     shutil.rmtree(store.path("quality"))
     shards = shards_with_clips(store)
     assert not any(is_measured(shard, store) for shard in shards)
-    # A store can also be measured in two goes.
+    # The second pass skips the shards of the first.
     assert (
         sum(measure_shard(shard, store) for shard in [*shards[:2], *shards])
         == len(read_measures(copied, ["rms_db"])["rms_db"].drop_null())
@@ -43,11 +43,11 @@ def test_a_store_without_measures_gets_them_from_its_shards(snapshot: Snapshot, 
     assert all(found[name].null_count == len(found) for name in FROM_MEDIA)
     for name in ("silence", "bandwidth_hz", "fingerprint"):
         assert found[name].equals(expected[name])
-    for name in ("rms_db", "loudness_lufs"):  # of 16-bit FLAC
+    for name in ("rms_db", "loudness_lufs"):  # measured from 16-bit FLAC
         assert found[name].to_pylist() == pytest.approx(expected[name].to_pylist(), abs=0.2)
 
 
-def test_what_only_the_media_had_survives_a_new_version(snapshot: Snapshot, copied: Snapshot) -> None:
+def test_measures_of_the_media_survive_a_new_version(snapshot: Snapshot, copied: Snapshot) -> None:
     store = copied.store
     for shard in shards_with_clips(store):
         path = store.path(shard.measures)
@@ -59,7 +59,7 @@ def test_what_only_the_media_had_survives_a_new_version(snapshot: Snapshot, copi
     assert found["codec"].null_count == 0
 
 
-def test_damaged_tables_and_those_of_other_clips_are_made_again(copied: Snapshot) -> None:
+def test_damaged_and_mismatched_tables_are_replaced(copied: Snapshot) -> None:
     store = copied.store
     first, second, third, *_ = shards_with_clips(store)
     store.write_bytes(first.measures, store.read_bytes(first.measures)[:-50])
@@ -71,7 +71,7 @@ def test_damaged_tables_and_those_of_other_clips_are_made_again(copied: Snapshot
 
 
 @pytest.mark.parametrize("share_left", [0.5, 0.0])
-def test_a_damaged_shard_is_named(copied: Snapshot, share_left: float) -> None:
+def test_damaged_shard_is_reported_by_name(copied: Snapshot, share_left: float) -> None:
     store = copied.store
     shard = shards_with_clips(store)[0]
     store.remove(shard.measures)
@@ -82,7 +82,7 @@ def test_a_damaged_shard_is_named(copied: Snapshot, share_left: float) -> None:
     assert not store.exists(shard.measures)
 
 
-def test_the_measures_of_a_removed_shard_go_with_it(copied: Snapshot) -> None:
+def test_measures_are_removed_with_their_shard(copied: Snapshot) -> None:
     store = copied.store
     shard = shards_with_clips(store)[0]
     remove_shard(shard, store)
@@ -91,7 +91,7 @@ def test_the_measures_of_a_removed_shard_go_with_it(copied: Snapshot) -> None:
 
 
 @pytest.mark.slow
-def test_a_store_on_s3_is_measured_as_a_folder_is(snapshot: Snapshot, s3_store: Store) -> None:
+def test_stores_on_s3_and_disk_get_equal_measures(snapshot: Snapshot, s3_store: Store) -> None:
     shard = shards_with_clips(snapshot.store)[0]
     for name in (shard.tar, shard.sidecar):
         s3_store.write_bytes(name, snapshot.store.read_bytes(name))

@@ -1,4 +1,4 @@
-"""Measures of clips with planted defects, held against FFmpeg's own `astats`, `ebur128` and `silencedetect`."""
+"""Measures of clips with known defects, compared with FFmpeg's filters `astats`, `ebur128` and `silencedetect`."""
 
 import io
 from fractions import Fraction
@@ -22,7 +22,7 @@ RATE_HZ = 16_000
 
 
 def filtered(samples: np.ndarray, rate_hz: int, *filters: tuple[str, str]) -> list[dict[str, str]]:
-    """Send (C, S) floats through some of FFmpeg's filters; return the metadata of each frame that comes out."""
+    """Filter (C, S) floats with FFmpeg; return the metadata of each output frame."""
     samples = np.atleast_2d(samples).astype(np.float32)
     graph, layout = Graph(), "mono" if len(samples) == 1 else "stereo"
     time_base = Fraction(1, rate_hz)
@@ -54,7 +54,7 @@ def measure(content: bytes, start_ms: int = 0, end_ms: int = 10_000) -> Measures
 
 
 def sounds(rate_hz: int = RATE_HZ, seconds: float = 10, seed: int = 0) -> np.ndarray:
-    """Bursts of coloured noise with pauses between, of levels 40 dB apart (S,) in [-1, 1]."""
+    """Bursts of coloured noise (S,) in [-1, 1] with pauses and levels up to 40 dB apart."""
     random = np.random.default_rng(seed)
     num_samples = round(rate_hz * seconds)
     spectrum = np.fft.rfft(random.standard_normal(num_samples))
@@ -65,7 +65,7 @@ def sounds(rate_hz: int = RATE_HZ, seconds: float = 10, seed: int = 0) -> np.nda
 
 
 @pytest.mark.parametrize("codec", [("wav", "pcm_s16le"), ("wav", "pcm_f32le"), ("flac", "flac"), ("wav", "pcm_s24le")])
-def test_peak_and_dc_are_those_of_astats(codec: tuple[str, str]) -> None:
+def test_peak_and_dc_equal_astats(codec: tuple[str, str]) -> None:
     media = np.stack([sounds(44_100, 12) - 0.05, 0.3 * sounds(44_100, 12, seed=1) - 0.02])
     measures = measure(encode(media, 44_100, *codec), 1000, 11_000)
     expected = filtered(media[:, 44_100 : 11 * 44_100], 44_100, ("astats", "metadata=1:reset=0"))[-1]
@@ -76,17 +76,17 @@ def test_peak_and_dc_are_those_of_astats(codec: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_rms_and_loudness_are_those_of_ffmpeg(seed: int) -> None:
+def test_rms_and_loudness_equal_ffmpeg(seed: int) -> None:
     waveform = sounds(seed=seed).astype(np.float32)
     waveform -= waveform.mean()
     fbank_TM = fbank_of(waveform)
     measures = measure_clip(waveform, fbank_TM)
     (stats,) = filtered(waveform, RATE_HZ, ("astats", "metadata=1"))
     assert measures.rms_db == pytest.approx(float(stats["lavfi.astats.Overall.RMS_level"]), abs=0.01)
-    # At 48 kHz, for which the filters are defined.
+    # EBU R128 defines its filters at 48 kHz.
     loudness = filtered(waveform, RATE_HZ, ("aresample", "48000:filter_size=256"), ("ebur128", "metadata=1"))
     assert measures.loudness_lufs == pytest.approx(float(loudness[-1]["lavfi.r128.I"]), abs=0.1)
-    # What a store holds says the same, from audio exactly and from the fbank nearly.
+    # Stored audio gives the same measures, an fbank nearly the same.
     kept, estimated = measure_stored(fbank_TM, encode_flac(waveform)), measure_stored(fbank_TM, b"")
     assert kept.loudness_lufs == pytest.approx(measures.loudness_lufs, abs=0.01)
     assert estimated.loudness_lufs == pytest.approx(measures.loudness_lufs, abs=0.5)
@@ -96,7 +96,7 @@ def test_rms_and_loudness_are_those_of_ffmpeg(seed: int) -> None:
     assert estimated.peak is estimated.codec is kept.media_start_s is None
 
 
-def test_muted_stretches_are_those_of_silencedetect() -> None:
+def test_silence_equals_silencedetect() -> None:
     media = sounds(48_000) + np.random.default_rng(0).normal(0, 1e-3, 480_000)
     media[100_000:220_000] = 0
     media[300_000:390_000] = np.random.default_rng(1).normal(0, 1e-5, 90_000).round(5)  # dither
@@ -108,7 +108,7 @@ def test_muted_stretches_are_those_of_silencedetect() -> None:
 
 
 @pytest.mark.parametrize("codec", [("wav", "pcm_s16le"), ("webm", "libopus"), ("wav", "pcm_mulaw")])
-def test_silent_clips_have_the_lowest_of_everything(codec: tuple[str, str]) -> None:
+def test_silent_clips_have_the_lowest_levels(codec: tuple[str, str]) -> None:
     measures = measure(encode(np.zeros(480_000), 48_000, *codec))
     assert (measures.rms_db, measures.loudness_lufs) == (MIN_RMS_DB, MIN_LUFS)
     assert (measures.silence, measures.bandwidth_hz, measures.clipping) == (1, None, 0)
@@ -116,24 +116,24 @@ def test_silent_clips_have_the_lowest_of_everything(codec: tuple[str, str]) -> N
 
 
 def count_clipped(samples: np.ndarray) -> int:
-    """Count what stands in runs of two or more at ±1, one sample after the other."""
+    """Count the samples in runs of two or more at ±1."""
     runs = [(at_end, len(list(run))) for at_end, run in groupby(np.abs(samples) >= 1)]
     return sum(length for at_end, length in runs if at_end and length > 1)
 
 
 @pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s24le", "pcm_f32le", "pcm_f64le", "pcm_u8", "pcm_mulaw"])
-def test_clipping_is_counted_to_the_sample(codec: str) -> None:
+def test_clipping_counts_exact_samples(codec: str) -> None:
     clipped = np.stack([(6 * sounds(48_000, 12)).clip(-1, 1), 0.3 * sounds(48_000, 12)])
     expected = count_clipped(clipped[0, 48_000 : 11 * 48_000]) / (2 * 480_000)
     assert expected > 0.01
-    # Eight bits count what comes close to full scale, too.
+    # With eight bits, samples close to full scale count as well.
     tolerance = 0.15 if codec in ("pcm_u8", "pcm_mulaw") else 0.01
     measures = measure(encode(clipped, 48_000, "wav", codec), 1000, 11_000)
     assert measures.clipping == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.parametrize("codec", [("webm", "libopus"), ("ipod", "aac"), ("mp3", "libmp3lame")])
-def test_clipping_shows_through_lossy_codecs(codec: tuple[str, str]) -> None:
+def test_clipping_is_detected_after_lossy_coding(codec: tuple[str, str]) -> None:
     clipped = (6 * sounds(48_000)).clip(-1, 1)
     measures = measure(encode(clipped, 48_000, *codec))
     assert measures.clipping and measures.peak
@@ -142,7 +142,7 @@ def test_clipping_shows_through_lossy_codecs(codec: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("level", [1.0, 0.8])
-def test_what_is_only_loud_is_not_clipped(level: float) -> None:
+def test_loud_sounds_are_not_clipped(level: float) -> None:
     loud = np.concatenate([tone(440, 48_000, 5, level), 2 * level * sounds(48_000, 5)])
     assert measure(encode(loud, 48_000)).clipping == 0
 
@@ -156,7 +156,7 @@ def test_what_is_only_loud_is_not_clipped(level: float) -> None:
         (11_025, "wav", "pcm_s16le", 5512),
     ],
 )
-def test_bandwidth_is_where_the_spectrum_ends(rate_hz: int, container: str, codec: str, expected: float) -> None:
+def test_bandwidth_is_the_end_of_the_spectrum(rate_hz: int, container: str, codec: str, expected: float) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 10 * rate_hz)
     measures = measure(encode(noise, rate_hz, container, codec))
     assert measures.bandwidth_hz == pytest.approx(expected, rel=0.06)
@@ -168,7 +168,7 @@ def test_bandwidth_is_where_the_spectrum_ends(rate_hz: int, container: str, code
     ("container", "codec", "name", "channels"),
     [("webm", "libopus", "opus", 2), ("mp3", "libmp3lame", "mp3", 1), ("ipod", "aac", "aac", 2)],
 )
-def test_what_the_media_were(container: str, codec: str, name: str, channels: int) -> None:
+def test_properties_of_the_media_are_measured(container: str, codec: str, name: str, channels: int) -> None:
     content = encode(np.stack([sounds(48_000, 15)] * channels), 48_000, container, codec)
     measures = measure(content, 2000, 12_000)
     assert (measures.codec, measures.channels, measures.rate_hz) == (name, channels, 48_000)
@@ -177,7 +177,7 @@ def test_what_the_media_were(container: str, codec: str, name: str, channels: in
     assert measures.media_start_s == 2
 
 
-def test_a_bit_rate_of_minus_one_is_that_of_the_file() -> None:
+def test_bit_rate_of_minus_one_is_replaced_by_the_file_average() -> None:
     content = encode(np.stack([sounds(48_000)] * 2), 48_000, "ogg", "vorbis")
     nominal = content.index(b"\x01vorbis") + 20
     first_page = content[:22] + bytes(4) + content[26:nominal] + b"\xff" * 4 + content[nominal + 4 : 58]
@@ -188,7 +188,7 @@ def test_a_bit_rate_of_minus_one_is_that_of_the_file() -> None:
 
 
 def ogg_checksum(page: bytes) -> int:
-    """CRC-32 with the polynomial 0x04c11db7, of bits in their order."""
+    """CRC-32 with the polynomial 0x04c11db7, without bit reversal."""
     checksum = 0
     for byte in page:
         checksum ^= byte << 24
@@ -197,14 +197,14 @@ def ogg_checksum(page: bytes) -> int:
     return checksum
 
 
-def test_media_that_end_early_show_it() -> None:
+def test_media_that_end_early_state_their_length() -> None:
     content = encode(sounds(48_000, 7), 48_000, "flac", "flac")
     measures = measure(content, 3000, 13_000)
     assert (measures.media_length_s, measures.media_start_s) == (7, 3)
     assert measures.rms_db and measures.rms_db > -60
 
 
-def test_stretches_beside_the_segment_are_not_measured() -> None:
+def test_audio_outside_the_segment_is_not_measured() -> None:
     media = 0.1 * sounds(48_000, 12)
     media[[40, 47_990, 480_010 + 48_000]] = 0.9
     measures = measure(encode(media, 48_000), 1000, 11_000)

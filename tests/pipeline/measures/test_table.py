@@ -1,4 +1,4 @@
-"""Tables of measures: aligned with the index, null where nothing was measured."""
+"""Tables of measures."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.store.storage import Store
 
 @pytest.fixture
 def elsewhere(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
-    """The small snapshot as one of a store without any measures."""
+    """The small snapshot with a store that has no measures."""
     return dataclasses.replace(snapshot, store=Store(str(tmp_path)))
 
 
@@ -28,7 +28,7 @@ def clips_by_shard(snapshot: Snapshot) -> dict[Shard, list[str]]:
     return clips
 
 
-def test_measures_lie_row_by_row_as_the_index(elsewhere: Snapshot) -> None:
+def test_measures_are_aligned_with_the_index(elsewhere: Snapshot) -> None:
     store, clips = elsewhere.store, clips_by_shard(elsewhere)
     unmeasured, outdated, *measured = clips
     for number, shard in enumerate([*measured, outdated]):
@@ -46,14 +46,14 @@ def test_measures_lie_row_by_row_as_the_index(elsewhere: Snapshot) -> None:
     assert list(zip(table["codec"].to_pylist(), table["rate_hz"].to_pylist(), strict=True)) == expected
 
 
-def test_a_store_without_measures_has_nulls(elsewhere: Snapshot) -> None:
+def test_clips_without_measures_are_null(elsewhere: Snapshot) -> None:
     table = read_measures(elsewhere)
     assert table.column_names == list(NUMERIC_AND_TEXT)
     assert len(table) == len(elsewhere.index)
     assert all(column.null_count == len(table) for column in table.columns)
 
 
-def test_a_damaged_table_is_named_with_its_remedy(elsewhere: Snapshot) -> None:
+def test_damaged_table_is_reported_with_its_remedy(elsewhere: Snapshot) -> None:
     shard = next(iter(clips_by_shard(elsewhere)))
     elsewhere.store.write_bytes(shard.measures, b"PAR1 and nothing else")
     with pytest.raises(CorruptError, match=rf"{shard.measures} is not a valid table .*preprocess.py measure"):

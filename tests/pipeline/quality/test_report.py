@@ -1,4 +1,4 @@
-"""The report of a snapshot: figures that can be counted by hand, and a page that is safe to open."""
+"""The report of a snapshot: correct counts and a page that is safe to open."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ TRAIN = ("balanced_train", "unbalanced_train")
 
 @pytest.fixture
 def copy(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
-    """The small snapshot in a store of its own, without measures."""
+    """A copy of the small snapshot in another store, without measures."""
     for folder in ("shards", "snapshots"):
         shutil.copytree(Path(snapshot.store.root) / folder, tmp_path / "store" / folder)
     shutil.copy(Path(snapshot.store.root) / "latest.json", tmp_path / "store")
@@ -42,7 +42,7 @@ def copy(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
 
 @pytest.fixture
 def measured(copy: Snapshot) -> Snapshot:
-    """With made-up measures: each fourth clip is silent, each third is an MP3 with clipped samples."""
+    """The copy with invented measures: every fourth clip is silent, every third a clipped MP3."""
     rows = copy.index.select(["key", "shard"]).to_pylist()
     for shard in {row["shard"] for row in rows}:
         places = [place for place, row in enumerate(rows) if row["shard"] == shard]
@@ -54,7 +54,7 @@ def measured(copy: Snapshot) -> Snapshot:
     return copy
 
 
-def test_figures_count_what_the_snapshot_holds(measured: Snapshot) -> None:
+def test_figures_count_the_clips_of_the_snapshot(measured: Snapshot) -> None:
     report, page = make_report(measured)
     figures, size = report["snapshot"], len(measured.index)
     assert (figures["num_clips"], figures["num_measured"]) == (size, size)
@@ -77,7 +77,7 @@ def test_figures_count_what_the_snapshot_holds(measured: Snapshot) -> None:
     assert '--data.exclude "silence > 0.99"' in [each["do"] for each in report["advice"]]
 
 
-def test_a_page_shows_and_plays_the_worst_clips_and_loads_nothing(measured: Snapshot) -> None:
+def test_page_shows_and_plays_the_worst_clips_and_loads_nothing(measured: Snapshot) -> None:
     _, page = make_report(measured)
     assert "default-src 'none'" in page and "<script" not in page
     assert page.count('<img class="spectrogram"') == 8  # four silent clips and four clipped ones
@@ -86,7 +86,7 @@ def test_a_page_shows_and_plays_the_worst_clips_and_loads_nothing(measured: Snap
     assert len(page) < 5e6
 
 
-def test_a_clip_whose_shard_is_gone_is_named_without_a_picture(measured: Snapshot) -> None:
+def test_clip_of_a_missing_shard_is_listed_without_spectrogram(measured: Snapshot) -> None:
     for name in measured.store.list("shards", ".tar"):
         measured.store.remove(name)
     _, page = make_report(measured)
@@ -94,7 +94,7 @@ def test_a_clip_whose_shard_is_gone_is_named_without_a_picture(measured: Snapsho
     assert '<img class="spectrogram"' not in page
 
 
-def test_a_store_that_is_not_measured_says_how_it_becomes_so(copy: Snapshot) -> None:
+def test_report_without_measures_names_the_command_that_adds_them(copy: Snapshot) -> None:
     report, page = make_report(copy)
     assert report["snapshot"]["num_measured"] == 0
     assert f"python jobs/preprocess.py measure --root {copy.store.root}" in report["advice"][0]["do"]
@@ -102,13 +102,13 @@ def test_a_store_that_is_not_measured_says_how_it_becomes_so(copy: Snapshot) -> 
     json.dumps(report, allow_nan=False)
 
 
-def test_hostile_names_are_text(measured: Snapshot) -> None:
+def test_hostile_names_are_escaped(measured: Snapshot) -> None:
     labels = Labels(measured.labels.mids, tuple(HOSTILE for _ in measured.labels.names))
     _, page = make_report(dataclasses.replace(measured, labels=labels))
     assert "<script" not in page and "&lt;script&gt;alert" in page and "{{ 7 * 7 }}{0.__class__}" in page
 
 
-def test_months_are_those_in_which_shards_were_written(copy: Snapshot) -> None:
+def test_clips_are_counted_by_the_month_of_their_shard(copy: Snapshot) -> None:
     names = copy.store.list("shards", ".parquet")
     for name in names:
         os.utime(copy.store.path(name), (1.6e9, 1.6e9 if name == names[0] else 1.7e9))
@@ -118,13 +118,13 @@ def test_months_are_those_in_which_shards_were_written(copy: Snapshot) -> None:
     assert sum(counts.get("written", 0) for counts in months.values()) == written
 
 
-def test_months_are_known_on_s3(s3_store: Store) -> None:
+def test_months_are_read_from_s3(s3_store: Store) -> None:
     s3_store.write_bytes("shards/eval/some.parquet", b"")
     (month,) = s3_store.months("shards", ".parquet").values()
     assert re.fullmatch(r"\d{4}-\d\d", month)
 
 
-def test_duplicates_are_counted_and_those_across_splits_come_first(measured: Snapshot) -> None:
+def test_duplicates_are_counted_and_listed_across_splits_first(measured: Snapshot) -> None:
     train, held_out = measured.rows_of(TRAIN), measured.rows_of(("eval",))
     keys = measured.index["key"].to_pylist()
     rows = [(train[0], train[1], 0.1), (train[2], held_out[0], 0.3)]
@@ -141,14 +141,14 @@ def test_duplicates_are_counted_and_those_across_splits_come_first(measured: Sna
     assert "--data.exclude duplicate_of_eval" in page
 
 
-def test_two_snapshots_stand_side_by_side(measured: Snapshot) -> None:
+def test_two_snapshots_are_compared_side_by_side(measured: Snapshot) -> None:
     selected = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
     report, page = make_report(selected, measured)
     assert report["against"]["num_clips"] > report["snapshot"]["num_clips"]
     assert selected.snapshot_id in page and measured.snapshot_id in page and "<polyline" in page
 
 
-def test_the_command_writes_a_page_and_its_json(
+def test_command_writes_page_and_json(
     measured: Snapshot, miniature: Miniature, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(miniature.metadata_folder, tmp_path / "store" / "metadata")
@@ -162,7 +162,7 @@ def test_the_command_writes_a_page_and_its_json(
 
 
 @pytest.mark.parametrize(("num_planned", "files"), [(1, ["report/report.html", "report/report.json"]), (0, [])])
-def test_a_run_that_had_something_to_do_keeps_its_report(
+def test_run_with_new_shards_stores_its_report(
     copy: Snapshot, empty_database: Path, num_planned: int, files: list[str]
 ) -> None:
     shutil.copy(empty_database, copy.store.path("mlflow.db"))

@@ -1,4 +1,4 @@
-"""Training clips left out by what is known of them, as a snapshot of their own."""
+"""Selections: training clips excluded by their measures."""
 
 import dataclasses
 import logging
@@ -25,7 +25,7 @@ TRAIN = ("balanced_train", "unbalanced_train")
 
 @pytest.fixture
 def measured(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
-    """The small snapshot with made-up measures: each fourth clip is silent, each third an MP3; no bandwidth."""
+    """The small snapshot with invented measures: every fourth clip is silent, every third an MP3; no bandwidth."""
     shutil.copytree(Path(snapshot.store.root) / "snapshots", tmp_path / "snapshots")
     store = Store(str(tmp_path))
     rows = snapshot.index.select(["key", "shard"]).to_pylist()
@@ -53,14 +53,12 @@ def rows_left_out(snapshot: Snapshot, expressions: Sequence[str]) -> list[int]:
         (["duration_s > 100"], lambda row: False),
     ],
 )
-def test_training_clips_are_left_out_and_others_stay(measured: Snapshot, expressions: list[str], is_out) -> None:
+def test_matching_training_clips_are_excluded(measured: Snapshot, expressions: list[str], is_out) -> None:
     trained = np.flatnonzero(np.isin(measured.splits, TRAIN))
     assert rows_left_out(measured, expressions) == [row for row in trained.tolist() if is_out(row)]
 
 
-def test_a_selection_is_a_snapshot_that_is_known_by_its_name(
-    measured: Snapshot, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_selection_is_a_snapshot_with_its_own_name(measured: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pipeline")
     selected = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
     assert "by silence > 0.9" in caplog.text
@@ -75,7 +73,7 @@ def test_a_selection_is_a_snapshot_that_is_known_by_its_name(
     assert exclude_clips(measured, ["silence > 0.8"], TRAIN, "eval").snapshot_id != selected.snapshot_id
 
 
-def test_a_selection_of_a_selection_lacks_what_either_leaves_out(measured: Snapshot) -> None:
+def test_selection_of_a_selection_excludes_the_clips_of_both(measured: Snapshot) -> None:
     loud = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
     fewer = exclude_clips(loud, ["codec == mp3"], TRAIN, "eval")
     both = exclude_clips(measured, ["silence > 0.9", "codec == mp3"], TRAIN, "eval")
@@ -85,14 +83,14 @@ def test_a_selection_of_a_selection_lacks_what_either_leaves_out(measured: Snaps
     assert again.manifest["selection"]["among"] == loud.snapshot_id
 
 
-def test_a_run_on_a_selection_keeps_its_snapshot(measured: Snapshot) -> None:
+def test_run_on_a_selection_keeps_its_snapshot(measured: Snapshot) -> None:
     selected = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval")
     measured.store.write_json("runs/some/run.json", {"snapshot": selected.snapshot_id})
     assert runs_by_snapshot(measured.store) == {measured.snapshot_id: {"some"}}
     assert prune_snapshots(measured.store, (), (), dry_run=True) == []
 
 
-def test_an_edited_or_missing_selection_is_named(measured: Snapshot) -> None:
+def test_edited_or_missing_selection_is_reported_by_name(measured: Snapshot) -> None:
     name = exclude_clips(measured, ["silence > 0.9"], TRAIN, "eval").snapshot_id
     other = exclude_clips(measured, ["codec == mp3"], TRAIN, "eval").snapshot_id
     folder = Path(measured.store.root) / f"snapshots/{measured.snapshot_id}/selections"
@@ -118,24 +116,24 @@ def test_an_edited_or_missing_selection_is_named(measured: Snapshot) -> None:
         ("__import__('os')", "expected conditions such as"),
     ],
 )
-def test_what_is_no_expression_gets_a_sentence(expression: str, sentence: str) -> None:
+def test_malformed_expression_is_explained(expression: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         parse_expression(expression)
 
 
-def test_what_was_never_measured_names_the_command(measured: Snapshot) -> None:
+def test_column_without_measures_names_the_command_that_adds_it(measured: Snapshot) -> None:
     with pytest.raises(InputError, match=r"has the measure bandwidth_hz.*preprocess\.py measure"):
         exclude_clips(measured, ["bandwidth_hz < 4500"], TRAIN, "eval")
     with pytest.raises(InputError, match=r"preprocess\.py duplicates"):
         exclude_clips(measured, ["duplicate"], TRAIN, "eval")
 
 
-def test_a_selection_of_nothing_is_refused_with_counts(measured: Snapshot) -> None:
+def test_empty_selection_is_refused_with_counts(measured: Snapshot) -> None:
     with pytest.raises(NoClipsError, match=r"leaves none of the \d+ clips of .*: \d+ by silence >= 0;"):
         exclude_clips(measured, ["silence >= 0"], TRAIN, "eval")
 
 
-def test_doubles_are_left_out_and_leaks_counted(measured: Snapshot) -> None:
+def test_duplicates_are_excluded_and_leaks_counted(measured: Snapshot) -> None:
     keys, trained = measured.index["key"].to_pylist(), measured.rows_of(TRAIN).tolist()
     evaluated = measured.rows_of(("eval",)).tolist()
     assert count_leaks(measured, TRAIN, "eval") == 0
@@ -149,7 +147,7 @@ def test_doubles_are_left_out_and_leaks_counted(measured: Snapshot) -> None:
     assert count_leaks(measured, (*TRAIN, "eval"), "eval") == len(evaluated)
 
 
-def test_of_near_identical_clips_one_stays_that_nothing_else_leaves_out(measured: Snapshot) -> None:
+def test_one_clip_of_each_group_stays_unless_another_expression_excludes_it(measured: Snapshot) -> None:
     keys, trained = measured.index["key"].to_pylist(), measured.rows_of(TRAIN).tolist()
     silent, other = next(row for row in trained if row % 4 == 0), next(row for row in reversed(trained) if row % 4)
     write_duplicates(measured, pa.table([[keys[silent]], [keys[other]], [0.0], [0.0]], PAIRS_SCHEMA), 0.3)
@@ -158,7 +156,7 @@ def test_of_near_identical_clips_one_stays_that_nothing_else_leaves_out(measured
         assert rows_left_out(measured, expressions) == [row for row in trained if row % 4 == 0]
 
 
-def test_a_leak_is_counted_though_the_clip_that_it_was_listed_against_is_left_out(measured: Snapshot) -> None:
+def test_leaks_are_counted_through_excluded_clips(measured: Snapshot) -> None:
     keys, trained = measured.index["key"].to_pylist(), measured.rows_of(TRAIN).tolist()
     silent, other = next(row for row in trained if row % 4 == 0), next(row for row in trained if row % 4)
     doubles = [keys[other], keys[measured.rows_of(("eval",))[0]]]

@@ -5,7 +5,7 @@ from pipeline.quality.duplicates import cells
 from pipeline.quality.duplicates.cells import NUM_CELLS_OF_ANCHOR, Cells
 
 
-def test_of_many_cells_nearly_the_closest_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_finds_most_of_the_closest_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     vectors, centres = (rng.standard_normal((count, 8)).astype(np.float32) for count in (2_000, 512))
     exact = np.argsort(-(vectors @ centres.T), axis=1)[:, :NUM_CELLS_OF_ANCHOR]
@@ -17,7 +17,7 @@ def test_of_many_cells_nearly_the_closest_are_found(monkeypatch: pytest.MonkeyPa
     assert by_groups.closest(vectors[:0]).shape == (0, NUM_CELLS_OF_ANCHOR)
 
 
-def test_cells_of_equal_centres_take_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_centres_yield_distinct_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "NUM_GROUPS", 32)
     monkeypatch.setattr(cells, "GROUP_CELLS", 64)
     vectors = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)

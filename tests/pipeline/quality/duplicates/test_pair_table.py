@@ -19,12 +19,12 @@ from pipeline.store.storage import Store
 
 @pytest.fixture
 def own_snapshot(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
-    """The small store's snapshot, to be added to."""
+    """A copy of the small snapshot to which tests may add files."""
     shutil.copytree(Path(snapshot.store.root) / "snapshots", tmp_path / "snapshots")
     return replace(snapshot, store=Store(str(tmp_path)))
 
 
-def test_pairs_are_kept_beside_the_snapshot_and_change_nothing_of_it(own_snapshot: Snapshot) -> None:
+def test_pairs_are_stored_beside_an_unchanged_snapshot(own_snapshot: Snapshot) -> None:
     assert load_duplicates(own_snapshot) is None
     pairs = pa.table([["b", "a"], ["c", "d"], [0.1, 0.0], [0.5, -0.04]], PAIRS_SCHEMA)
     write_duplicates(own_snapshot, pairs, threshold=0.3)
@@ -36,7 +36,7 @@ def test_pairs_are_kept_beside_the_snapshot_and_change_nothing_of_it(own_snapsho
     assert again.index.equals(own_snapshot.index)
 
 
-def test_a_table_of_another_version_counts_as_not_there_and_a_broken_one_is_named(own_snapshot: Snapshot) -> None:
+def test_outdated_table_is_ignored_and_broken_table_is_reported(own_snapshot: Snapshot) -> None:
     name = f"snapshots/{own_snapshot.snapshot_id}/duplicates.parquet"
     own_snapshot.store.write_bytes(name, b"PAR1 no table")
     with pytest.raises(CorruptError, match=r"duplicates\.parquet is not a valid table of duplicates"):
@@ -47,7 +47,7 @@ def test_a_table_of_another_version_counts_as_not_there_and_a_broken_one_is_name
     assert load_duplicates(own_snapshot) is None
 
 
-def test_pairs_join_clips_into_groups_also_through_others(snapshot: Snapshot) -> None:
+def test_pairs_connect_clips_into_groups_directly_and_indirectly(snapshot: Snapshot) -> None:
     keys = snapshot.index["key"].to_pylist()
     pairs = pa.table([[keys[0], keys[3], "gone"], [keys[3], keys[5], keys[1]], [0.0] * 3, [0.0] * 3], PAIRS_SCHEMA)
     groups = duplicate_groups(snapshot, pairs)

@@ -30,7 +30,7 @@ def run_here(
 
 
 def search(fingerprints: Sequence[bytes | None], snapshot: Snapshot, tmp_path: Path) -> tuple[pa.Table, np.ndarray]:
-    """Search clips named by their numbers, in two shards; return the pairs and the clips' groups."""
+    """Search clips with numbers as keys in two shards; return the pairs and the group of each clip."""
     store, keys = Store(str(tmp_path)), [f"{number:06}" for number in range(len(fingerprints))]
     shards = [Shard("train", str(number % 2)) for number in range(len(keys))]
     for place in range(2):
@@ -48,7 +48,7 @@ def pack(fields: np.ndarray) -> list[bytes]:
     return [each.tobytes() for each in np.packbits(np.stack([fields > 0.5, fields < -0.5], axis=2), axis=-1)]
 
 
-def test_copies_are_found_wherever_they_are_and_however_the_clips_are_cut_into_parts(
+def test_copies_are_found_at_any_position_and_for_any_batch_size(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pairs, "PART_CLIPS", 70)
@@ -66,7 +66,7 @@ def test_copies_are_found_wherever_they_are_and_however_the_clips_are_cut_into_p
     assert all(0 < row["distance"] <= MAX_DISTANCE for row in found.to_pylist())
 
 
-def test_a_crowd_of_copies_is_one_group_and_costs_no_comparison_of_each_with_each(
+def test_many_copies_form_one_group_without_quadratic_comparisons(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
@@ -88,7 +88,7 @@ def test_a_crowd_of_copies_is_one_group_and_costs_no_comparison_of_each_with_eac
     assert sum(compared) < 100 * len(fingerprints)
 
 
-def test_silence_is_no_copy_of_silence_and_what_is_not_measured_is_left_out(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_silence_and_unmeasured_clips_have_no_duplicates(snapshot: Snapshot, tmp_path: Path) -> None:
     silent = fingerprint_of(np.full((998, 128), -15.94, np.float16))
     found, groups = search([silent, silent, b"", b"", None, None], snapshot, tmp_path)
     assert len(found) == 0
@@ -96,15 +96,15 @@ def test_silence_is_no_copy_of_silence_and_what_is_not_measured_is_left_out(snap
 
 
 @pytest.mark.slow
-def test_the_miniatures_clips_are_found_again_in_other_codecs(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_clips_of_the_miniature_are_found_in_other_codecs(snapshot: Snapshot, tmp_path: Path) -> None:
     reader, chance = ClipReader(snapshot), np.random.default_rng(0)
     clips = [reader.read_audio(row).astype(np.float32) / 2**15 for row in range(8)]
-    # Some are so steady that little but a codec's noise moves in them.
+    # Some are so steady that only the noise of the codec changes.
     check_planted(clips, snapshot, tmp_path, chance, min_recall=0.8)
 
 
 @pytest.mark.slow
-def test_recorded_sounds_are_found_again_in_other_codecs(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_recorded_sounds_are_found_in_other_codecs(snapshot: Snapshot, tmp_path: Path) -> None:
     sounds = recorded_sounds(max_per_package=6)
     if len(sounds) < 10:
         pytest.skip("no packages of recorded sounds are installed: see scripts/recorded_sounds.py")
@@ -114,7 +114,7 @@ def test_recorded_sounds_are_found_again_in_other_codecs(snapshot: Snapshot, tmp
 def check_planted(
     clips: list[np.ndarray], snapshot: Snapshot, tmp_path: Path, chance: np.random.Generator, min_recall: float
 ) -> None:
-    """Check that clips, where they have enough content, are pairs with their copies, and with nothing else."""
+    """Check that most clips with enough content are paired with their copies, and no other clips are paired."""
     copies = [vary(clip_S, number, chance) for number, clip_S in enumerate(clips)]
     fingerprints = [fingerprint_of(fbank_of(clip_S)) for clip_S in [*clips, *copies]]
     has_content = (count_cells(unpack(fingerprints)) >= MIN_CELLS).reshape(2, -1).all(0)
@@ -126,7 +126,7 @@ def check_planted(
     assert len(pairs_found) >= min_recall * len(expected)
 
 
-def test_vectors_are_whitened_as_by_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whitening_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.isfinite(pairs.find_whitening(np.ones((1, 6), np.float32))).all()
     assert np.isfinite(pairs.find_whitening(np.empty((0, 6), np.float32))).all()
     monkeypatch.setattr(pairs, "WHITENING_RIDGE", 0)
@@ -137,6 +137,6 @@ def test_vectors_are_whitened_as_by_scikit_learn(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_allclose(ours[:50] @ ours[:50].T, theirs[:50] @ theirs[:50].T, atol=0.01)
 
 
-def test_the_more_clips_are_searched_the_more_similar_must_they_be() -> None:
+def test_required_similarity_grows_with_the_number_of_clips() -> None:
     needed = [pairs.similarity_needed(num_clips) for num_clips in (0, 1_000, 2_000_000, 20_000_000)]
     assert needed == pytest.approx([0.5, 0.5, 0.6, 0.65])
