@@ -1,7 +1,7 @@
 """Fetch clips ahead of decoding, with deadlines, retries and rate limits.
 
-No retry library fits, because an answer may concern the clip, the address or the whole source. Only answers about the
-clip count as attempts at it.
+General retry libraries don't fit, because a response may concern the clip, the address or the whole source. Only
+responses that concern the clip count as attempts.
 """
 
 import threading
@@ -19,10 +19,11 @@ from pipeline.sources.rate_limit import LocalRateLimiter, RateLimiter, Wait
 from pipeline.sources.source import Source
 
 GRACE_S = 5.0
-"""Seconds from the deadline until an attempt is abandoned. Most sources enforce the deadline themselves."""
+"""Seconds after the deadline until an attempt is abandoned. Most sources enforce the deadline themselves."""
 MAX_BACKOFF_S = 60.0
 SHORT_COOLDOWN_S = 5.0
-"""Longest cooldown to sleep through. For a longer cooldown, the task returns its shard and frees its CPU."""
+"""Longest cooldown, in seconds, that a task waits for. If the cooldown is longer, the task returns its shard and frees
+its CPU."""
 OUTAGE_REASONS = {
     Reason.CONNECTION,
     Reason.TIMED_OUT,
@@ -32,12 +33,12 @@ OUTAGE_REASONS = {
     Reason.LOGIN_REQUIRED,
     Reason.FORBIDDEN,
 }
-"""Reasons that suggest an outage of the source if clip after clip fails with them."""
+"""Reasons that suggest an outage of the source if one clip after another fails with them."""
 
 
 @dataclass(frozen=True)
 class Fetcher:
-    """A source of media, with the fetch settings and the rate limiter."""
+    """A source of media, together with the fetch settings and the rate limiter."""
 
     source: Source
     config: FetchConfig
@@ -46,7 +47,7 @@ class Fetcher:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Result of fetching a clip."""
+    """The result of fetching a clip."""
 
     media: Media | Failure
     num_attempts: int
@@ -55,10 +56,10 @@ class Fetched:
 def fetch_ahead(
     segments: Iterable[tuple[Segment, int]], fetcher: Fetcher
 ) -> Iterator[tuple[Segment, int, Future[Fetched | Wait]]]:
-    """Yield each segment in order, with its number of earlier attempts and the future of its fetch.
+    """Yield each segment in order, with the number of earlier attempts and a future for the fetched media.
 
-    Fetching waits for the network while decoding needs the CPU, so `num_threads` clips are fetched ahead. More clips
-    would need more memory for their media.
+    `num_threads` clips are fetched ahead, so that fetching can wait for the network while decoding uses the CPU.
+    Fetching more clips would need more memory for their media.
     """
     pool = ThreadPoolExecutor(fetcher.config.num_threads)
     window: deque[tuple[Segment, int, Future[Fetched | Wait]]] = deque()
@@ -70,17 +71,18 @@ def fetch_ahead(
                 yield window.popleft()
         yield from window
     finally:
-        # Don't join the threads, because a running attempt may take until its deadline.
+        # Don't join the threads, because a running attempt may last until its deadline.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def fetch_clip(segment: Segment, fetcher: Fetcher, *, is_retry: bool = False) -> Fetched | Wait:
-    """Fetch a clip when an address has a permit, and retry transient failures.
+    """Fetch a clip once an address has a permit, and retry transient failures.
 
-    Throttling and outages of the source do not count as attempts, but after `max_attempts` throttled answers throttling
-    becomes the clip's result. Returns a Wait if every address cools down for longer than `SHORT_COOLDOWN_S`.
+    Throttled requests and outages of the source do not count as attempts. However, if a clip was throttled
+    `max_attempts` times, this failure becomes its result. Returns a Wait if every address is cooling down for longer
+    than `SHORT_COOLDOWN_S`.
 
-    is_retry: the clip failed in an earlier run.
+    is_retry: True if the clip failed in an earlier run.
     """
     config, limiter = fetcher.config, fetcher.limiter
     pauses = backoff(config.backoff_s, MAX_BACKOFF_S)
@@ -100,7 +102,7 @@ def fetch_clip(segment: Segment, fetcher: Fetcher, *, is_retry: bool = False) ->
                 return Fetched(media, num_attempts)
             continue
         if isinstance(media, Failure) and media.reason in OUTAGE_REASONS:
-            # A rerun may consist only of clips that will always fail. Their failures do not suggest an outage, unless
+            # A rerun may consist of nothing but clips that always fail. Their failures do not suggest an outage, unless
             # the source could not be reached at all.
             may_be_outage = media.reason is Reason.CONNECTION or not is_retry
             if may_be_outage and limiter.report_outage(turn, segment.key, media.detail):
@@ -114,10 +116,10 @@ def fetch_clip(segment: Segment, fetcher: Fetcher, *, is_retry: bool = False) ->
 
 
 def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s: float) -> Media | Failure:
-    """Make one attempt, and abandon it after the deadline.
+    """Make one attempt to fetch a clip, and abandon it after the deadline.
 
-    Exceptions of a source become failures of the clip. Our own errors, a lack of memory and a full disk (StoreError)
-    are raised instead, because they are not the clip's fault.
+    If the source raises an exception, the result is a failure of the clip. This project's own errors, a lack of memory
+    and a full disk (StoreError) are raised instead, because the clip is not to blame.
     """
     outcome: list[Media | Failure | BaseException] = []
 
@@ -127,7 +129,7 @@ def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s
         except BaseException as error:
             outcome.append(error)
 
-    # Use a daemon thread, because an attempt that hangs forever must not keep the process alive.
+    # Use a daemon thread, so that an attempt that hangs forever does not keep the process alive.
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(deadline_s + GRACE_S)
@@ -140,5 +142,5 @@ def fetch_within(source: Source, segment: Segment, proxy: str | None, deadline_s
         raise StoreError(f"no space to fetch {segment.key}: {result}; free some space on that disk") from result
     if isinstance(result, AudioTaggingError | MemoryError) or not isinstance(result, Exception):
         raise result
-    # Foreign servers can trigger unforeseen errors in any library, and one clip must not end a shard.
+    # Servers can trigger unforeseen errors in any library, but a single clip must not end the shard.
     return Failure(Reason.UNKNOWN, f"{segment.key}: {describe(result)}")

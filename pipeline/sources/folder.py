@@ -13,16 +13,16 @@ from pipeline.store.storage import Store
 
 
 class FolderSource:
-    """A source of media files that are named by id, at any depth of a folder.
+    """A source of media files in a folder, at any depth. The files are named by id.
 
-    `{ytid}.*` contains the whole video unless `already_cut` is set. Files with a prefix or a start in their names
-    contain only the segment.
+    `{ytid}.*` contains the whole video unless `already_cut` is set. Files with a prefix or a start in their name only
+    contain the segment.
     """
 
     def __init__(self, folder: str, config: FetchConfig, *, already_cut: bool = False, id_pattern: str = ""):
         try:
             folder.encode()
-        except UnicodeEncodeError as error:  # sidecars store file names
+        except UnicodeEncodeError as error:  # sidecars store the name as UTF-8
             raise InputError(f"expected a folder whose name is UTF-8, found {describe(error)}; rename it") from error
         self.store = Store(folder)
         self.config = config
@@ -39,7 +39,7 @@ class FolderSource:
 
     @property
     def digest(self) -> str:
-        """Digest of all file names, which changes with the content of the folder."""
+        """Digest of all file names. It changes if files are added, removed or renamed."""
         return hashlib.sha256("\n".join(self.index.table["file"].to_pylist()).encode()).hexdigest()
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:

@@ -1,4 +1,4 @@
-"""Fetch media over HTTP from addresses built from a template."""
+"""Fetch media over HTTP, from addresses that are built from a template."""
 
 import queue
 import string
@@ -20,7 +20,7 @@ from pipeline.sources.reasons import excerpt, reason_of_status
 FIELDS = ("ytid", "start_ms", "end_ms", "split")
 CHUNK_BYTES = 2**16
 READ_TIMEOUT_S = 20.0
-"""Longest silence between two bytes, usually below the deadline of an attempt."""
+"""Longest time in seconds to wait for the next byte. It is usually shorter than the deadline of an attempt."""
 MAX_RETRY_AFTER_S = 24 * 3600.0
 MAX_LENGTH_DIGITS = 18
 PARTIAL_CONTENT = 206
@@ -28,9 +28,9 @@ PROXY_AUTHENTICATION_REQUIRED = 407
 
 
 class HttpSource:
-    """A source of media at HTTP addresses. The template has the fields {ytid}, {start_ms}, {end_ms} and {split}.
+    """A source of media at HTTP addresses. The template can contain {ytid}, {start_ms}, {end_ms} and {split}.
 
-    An interrupted body is resumed if the server supports ranges.
+    If a transfer is interrupted, it is resumed, provided that the server supports ranges.
     """
 
     def __init__(self, template: str, config: FetchConfig, *, already_cut: bool = False):
@@ -49,7 +49,8 @@ class HttpSource:
 
     @contextmanager
     def _session(self) -> Iterator[requests.Session]:
-        """Borrow a session for one thread, because requests does not guarantee that sessions are thread-safe."""
+        """Borrow a session for the calling thread, because requests does not guarantee that sessions are
+        thread-safe."""
         try:
             session = self._idle.get_nowait()
         except queue.Empty:
@@ -60,7 +61,8 @@ class HttpSource:
             self._idle.put(session)
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
-        """Fetch a file. Raises ConfigError if a proxy refuses the login or a certificate is invalid."""
+        """Fetch a file. Raises ConfigError if a proxy rejects the credentials or the server's certificate is
+        invalid."""
         address = self.template.format(**{field: getattr(segment, field) for field in FIELDS})
         content = bytearray()
         deadline = time.monotonic() + self.config.deadline_s
@@ -76,8 +78,9 @@ class HttpSource:
     def _read(
         self, address: str, content: bytearray, deadline: float, proxy: str | None
     ) -> tuple[Failure | None, bool]:
-        """Append the body or its missing rest. Returns a failure, if any, and whether another request can resume."""
-        # Request no compression, because compressed bodies support no ranges and hide their size.
+        """Append the body, or the part of it that is missing. Returns a failure or None, and whether another request
+        can resume."""
+        # Ask for an uncompressed body, because compressed bodies do not support ranges and hide their size.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={len(content)}-"} if content else {})
         proxies = {"http": proxy, "https": proxy} if proxy else None
         timeout_s = max(0.01, min(READ_TIMEOUT_S, deadline - time.monotonic()))
@@ -105,7 +108,7 @@ class HttpSource:
             return Failure(reason, f"{address}: {_describe(error)}"), can_resume
 
     def _read_body(self, response: requests.Response, content: bytearray, deadline: float) -> Failure | None:
-        """Read the body in chunks, so that slow and endless responses end at the deadline or the size limit."""
+        """Read the body in chunks, so that slow or endless responses end at the deadline or at the size limit."""
         expected = len(content) + parse_content_length(response.headers.get("Content-Length", ""))
         limit = self.config.max_media_bytes
         while max(expected, len(content)) <= limit:
@@ -122,13 +125,14 @@ class HttpSource:
 
 def parse_content_length(value: str) -> int:
     """Return the value of a `Content-Length` header, or 0 if it is missing or invalid."""
-    # Python refuses to parse thousands of digits.
+    # Limit the number of digits, because Python refuses to parse thousands of them.
     digits = value.strip()[:MAX_LENGTH_DIGITS]
     return int(digits) if digits.isascii() and digits.isdecimal() else 0
 
 
 def parse_retry_after(value: str) -> float | None:
-    """Return the seconds that a `Retry-After` header requests as a number or a date, or None for other values."""
+    """Return the seconds that a `Retry-After` header asks to wait. It may be a number or a date; other values give
+    None."""
     value = value.strip()
     if value.isascii() and value.isdecimal():
         return min(float(value), MAX_RETRY_AFTER_S)
@@ -140,7 +144,7 @@ def parse_retry_after(value: str) -> float | None:
 
 
 def _refusal(address: str, response: requests.Response) -> Failure:
-    """Classify an unsuccessful response. A 503 with `Retry-After` counts as throttling, like a 429."""
+    """Classify an unsuccessful response. A 503 with `Retry-After` counts as throttling, just like a 429."""
     status = response.status_code
     wait_s = parse_retry_after(response.headers.get("Retry-After", "")) if status in (429, 503) else None
     reason = reason_of_status(status) if wait_s is None else Reason.RATE_LIMITED
@@ -154,7 +158,7 @@ def _proxy_refusal(proxy: str) -> ConfigError:
 
 
 def _is_about_host_of(address: str, error: Exception) -> bool:
-    """Return True if an error concerns the host of the address itself and not the host of a redirect."""
+    """Return True if an error concerns the host of the address itself, and not a host that it redirected to."""
     request = getattr(error, "request", None)
     return request is not None and urlsplit(request.url).netloc == urlsplit(address).netloc
 
@@ -167,7 +171,7 @@ def _describe(error: Exception) -> str:
 
 def _reason_of_exception(error: Exception) -> Reason:
     match error:
-        case ValueError():  # raised by Python's URL parser for a redirect to an invalid address
+        case ValueError():  # Python's URL parser raises this for a redirect to an invalid address
             return Reason.UNKNOWN
         case requests.Timeout() | urllib3.exceptions.TimeoutError():
             return Reason.TIMED_OUT
@@ -181,10 +185,10 @@ def _reason_of_exception(error: Exception) -> Reason:
 
 
 def _is_template(text: str) -> bool:
-    """Return True for a template with {ytid} and without unknown fields."""
+    """Return True if a template contains {ytid} and no unknown fields."""
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
-        text.format(ytid="", start_ms=0, end_ms=0, split="")  # raises for invalid formats such as {ytid:d}
+        text.format(ytid="", start_ms=0, end_ms=0, split="")  # raises if a format is invalid, such as {ytid:d}
     except (ValueError, LookupError, AttributeError):
         return False
     return fields <= set(FIELDS) and "ytid" in fields

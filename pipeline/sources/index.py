@@ -1,4 +1,4 @@
-"""Index media files by id in an Arrow table, which the workers of a node share without copies."""
+"""Index media files by id in an Arrow table, which the workers of a node can share without copying it."""
 
 import logging
 import re
@@ -25,19 +25,19 @@ MEDIA_SCHEMA = pa.schema(
 
 
 def is_media(name: str) -> bool:
-    """Return True if a file name has the extension of a media file."""
+    """Return True if the extension of a file name is that of a media file."""
     return PurePosixPath(name).suffix[1:].lower() in EXTENSIONS
 
 
 def is_hidden(name: str) -> bool:
-    """Return True for hidden files, such as the `._` files that macOS adds to tars and copied folders."""
+    """Return True for hidden files, such as the `._` files that macOS adds to tars and to copied folders."""
     return PurePosixPath(name).name.startswith(".")
 
 
 class MediaIndex:
-    """An index of media files by id. Understands the naming schemes of `pipeline.sources.names`.
+    """An index of media files by id. It supports the naming schemes of `pipeline.sources.names`.
 
-    Skips names that are not UTF-8, with a warning, because sidecars can't store them.
+    Names that are not UTF-8 are skipped with a warning, because sidecars can't store them.
     """
 
     def __init__(self, files: Iterable[str], pattern: re.Pattern[str] | None = None):
@@ -61,9 +61,11 @@ class MediaIndex:
         return len(self.table)
 
     def find(self, segment: Segment) -> tuple[str, bool] | None:
-        """Return a segment's file, and whether its name marks it as cut. Returns None if there is no file.
+        """Return the file of a segment, and whether its name says that it only contains the segment. None if there is
+        no file.
 
-        Files with the segment's start in their names win over files with a prefix. Both win over whole videos.
+        A file with the segment's start in its name is preferred to a file with a prefix, and both are preferred to a
+        whole video.
         """
         ytid = segment.ytid.encode()
         first, end = int(np.searchsorted(self.ids, ytid, "left")), int(np.searchsorted(self.ids, ytid, "right"))

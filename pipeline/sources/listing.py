@@ -1,4 +1,4 @@
-"""Find recordings in files, folders, S3 prefixes, tars and lists, and open them one by one."""
+"""Find recordings in files, folders, S3 prefixes, tars and lists, and open them one at a time."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,23 +20,25 @@ LIST, TAR = ".txt", ".tar"
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
-    """A media file on its own or in a tar."""
+    """A media file, either on its own or in a tar."""
 
     name: str
-    """Name of the recording in results."""
+    """Name of the recording in the results."""
     file: str
-    """Path or address of the file or its tar."""
+    """Path or address of the file, or of the tar that contains it."""
     offset: int = 0
     size: int | None = None
-    """Size of a tar's member in bytes; None for a whole file."""
+    """Size in bytes of a member of a tar. None for a file on its own."""
     blocks: tuple[tuple[int, int], ...] = ()
-    """Stored blocks of a sparse tar member, as in `Member`."""
+    """Stored blocks of a sparse member of a tar, as in `Member`."""
 
     @contextmanager
     def open(self) -> Iterator[Path]:
-        """Provide the recording as a local file. Recordings in tars and in other storage are copied temporarily.
+        """Provide the recording as a local file. If it is in a tar or in remote storage, it is copied to a temporary
+        folder.
 
-        Copies in small pieces, because a recording can exceed the memory. Raises StoreError for read errors.
+        The recording is copied in small pieces, because it may be larger than the memory. Raises StoreError if it can't
+        be read.
         """
         if "://" not in self.file and self.size is None:
             yield Path(self.file)
@@ -71,10 +73,10 @@ class MediaFile:
 
 
 def list_media_files(paths: Iterable[str]) -> Iterator[MediaFile]:
-    """Yield the recordings at paths and addresses. Raises InputError for a path without audio.
+    """Yield the recordings at paths and addresses. Raises InputError if there is no audio at one of them.
 
-    Searches folders and s3:// prefixes recursively, and lists tars without unpacking. A `.txt` file contains one path
-    or address per line, relative to its own folder.
+    Folders and s3:// prefixes are searched recursively, and tars are listed without unpacking them. A `.txt` file
+    contains one path or address per line. Its paths are relative to the folder of the file.
     """
     for path in paths:
         if path.endswith(LIST):
@@ -99,7 +101,8 @@ def _storable(name: str) -> str:
 
 
 def find_audio(paths: Iterable[str]) -> Iterator[str]:
-    """Yield files unchanged, and the sorted media files of folders. Raises InputError for folders without audio."""
+    """Yield files unchanged, and the media files in folders in sorted order. Raises InputError if a folder has no
+    audio."""
     for path in paths:
         if not Path(path).is_dir():
             yield path

@@ -1,4 +1,4 @@
-"""Parse the names of media files in published copies and downloads of AudioSet."""
+"""Parse the names of media files in published copies of AudioSet and in downloads."""
 
 import re
 from pathlib import PurePosixPath
@@ -10,26 +10,27 @@ from pipeline.errors import ConfigError
 PREFIXES = ("", "Y", "id_")
 """Known prefixes of ids. PANNs' archives and DCASE's downloader use `Y`, and some scripts use `id_`."""
 NAME = re.compile(r"(?P<ytid>[A-Za-z0-9_-]{11})(?:[_-](?P<start>\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?", re.ASCII)
-"""Pattern for `{ytid}`, `{ytid}_{start}` and `{ytid}_{start}_{end}`, with `_` or `-` as separator."""
+"""Pattern of `{ytid}`, `{ytid}_{start}` and `{ytid}_{start}_{end}`, with `_` or `-` as the separator."""
 
 
 class Reading(NamedTuple):
-    """One possible interpretation of a name."""
+    """One possible way to read a name."""
 
     ytid: str
     start: str = ""
-    """Start as written, in seconds or milliseconds; empty if the name contains no start."""
+    """The start as written in the name, in seconds or milliseconds. Empty if the name contains no start."""
     is_cut: bool = False
-    """True if the name has a prefix or a start, which means that the file contains only the segment."""
+    """True if the name has a prefix or a start, which means that the file only contains the segment."""
 
 
 def readings_of(name: str, pattern: re.Pattern[str] | None = None) -> list[Reading]:
-    """Return all readings of a name. Folders and extensions are ignored.
+    """Return all possible readings of a name. Folders and extensions are ignored.
 
-    A name can have several readings, because ids may contain `_` and `-`. For example, `id_abcdefgh_30_40` is the
-    segment at 30 of the id `id_abcdefgh`, or the segment at 40 of `abcdefgh_30`. Only the list of segments can decide.
+    There can be several readings, because ids may contain `_` and `-`. For example, `id_abcdefgh_30_40` may be the
+    segment at 30 of the id `id_abcdefgh`, or the segment at 40 of the id `abcdefgh_30`. Only the list of segments can
+    tell which reading is right.
 
-    pattern: result of `compile_pattern`, used instead of the known schemes.
+    pattern: a pattern from `compile_pattern`, which replaces the known naming schemes.
     """
     if pattern:
         found = pattern.search(name)
@@ -40,17 +41,18 @@ def readings_of(name: str, pattern: re.Pattern[str] | None = None) -> list[Readi
         for prefix in PREFIXES
         if stem.startswith(prefix) and (found := NAME.fullmatch(stem, len(prefix)))
     ]
-    # Ids of other data sets may have any length.
+    # In other data sets, ids may have any length.
     return readings if any(each.ytid == stem for each in readings) else [*readings, Reading(stem)]
 
 
 def start_matches(text: str, start_ms: int) -> bool:
-    """Return True if a name's start, in seconds or milliseconds, is the segment's start or missing."""
+    """Return True if the start in a name is missing or equals the segment's start. It may be in seconds or in
+    milliseconds."""
     return not text or round(float(text) * 1000) == start_ms or ("." not in text and int(text) == start_ms)
 
 
 def stem_of(name: str) -> str:
-    """Strip folders and media extensions from a name: `audio/X.mp4.wav` → `X`."""
+    """Remove folders and media extensions from a name. For example, `audio/X.mp4.wav` becomes `X`."""
     stem = PurePosixPath(name).name
     while (suffix := PurePosixPath(stem).suffix[1:].lower()) in EXTENSIONS:
         stem = stem[: -len(suffix) - 1]
@@ -58,7 +60,7 @@ def stem_of(name: str) -> str:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str] | None:
-    """Compile `--id-pattern`, or return None if it is empty. Raises ConfigError without a group named `id`."""
+    """Compile `--id-pattern`, or return None if it is empty. Raises ConfigError if it has no group named `id`."""
     if not pattern:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Read and test the proxies for requests. Each proxy has its own rate limit."""
+"""Read the list of proxies and test them. Each proxy has its own rate limit."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ MAX_NAMED = 5
 
 
 def read_proxies(config: FetchConfig) -> tuple[str, ...]:
-    """Read proxy addresses, such as http://user:secret@host:3128, and test a connection to each proxy.
+    """Read the addresses of proxies, such as http://user:secret@host:3128, and test the connection to each proxy.
 
     Raises ConfigError if the file can't be read, a line is not an address, or a proxy is unreachable.
     """
@@ -42,7 +42,7 @@ def read_proxies(config: FetchConfig) -> tuple[str, ...]:
 
 
 def host_of(proxy: str) -> str:
-    """Return a proxy's host and port for messages, without credentials."""
+    """Return a proxy's host and port without its credentials, for use in messages."""
     parts = _split(proxy)
     return f"{parts.hostname}:{parts.port or DEFAULT_PORTS[parts.scheme]}" if parts else "?"
 
@@ -57,7 +57,7 @@ def _split(proxy: str) -> SplitResult | None:
 
 
 def _connect(proxy: str) -> str | None:
-    """Return the error of a connection attempt, or None if the connection succeeds."""
+    """Try to connect to a proxy. Returns the error, or None if the connection succeeds."""
     host, port = host_of(proxy).rsplit(":", 1)
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()

@@ -1,7 +1,7 @@
-"""Rate limits and circuit breakers per address. One limiter serves all workers of a run.
+"""Rate limits and circuit breakers for each address. All workers of a run share one limiter.
 
-An address cools down if the source throttles it or if clip after clip fails. Afterwards it sends single probes until
-the source answers, which closes the circuit.
+If the source throttles an address, or if one clip after another fails, the address cools down. After the cooldown, it
+sends single probes until the source responds, which closes the circuit.
 """
 
 import logging
@@ -19,56 +19,57 @@ from pipeline.config import RateLimitConfig
 log = logging.getLogger(__name__)
 SECONDS_PER_HOUR = 3600.0
 MIN_COOLDOWN_S = 1.0
-"""Minimum cooldown, even if `Retry-After` requests less."""
+"""Minimum cooldown in seconds, even if `Retry-After` asks for less."""
 PROBE_S = 120.0
-"""Seconds for which a probing address gets no other permit. A probe without a result is then forgotten."""
+"""Seconds between two probes of an address that was throttled. If a probe gives no result within this time, the next
+one is sent."""
 PROBE_POLL_S = 1.0
-"""Interval at which workers poll while a probe runs."""
+"""Seconds between the requests for a permit while a probe is running."""
 MAX_FAILURES_IN_A_ROW = 5
-"""Number of different clips that fail in a row before the source counts as down."""
+"""If this many different clips fail in a row, the source counts as down."""
 LOCAL_ADDRESS = "local"
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Permit for one request from this address."""
+    """Permission to send one request from this address."""
 
     address: str
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """No permit yet; retry after `seconds`."""
+    """No permit is available yet. Ask again after `seconds`."""
 
     seconds: float
     is_cooldown: bool
-    """True if every address cools down, so the wait may be long."""
+    """True if every address is cooling down, so the wait may be long."""
     is_outage: bool = False
-    """True if the source is down. The clips that just failed must then be fetched again."""
+    """True if the source is down. The clips that have just failed must then be fetched again."""
 
 
 @dataclass(frozen=True, slots=True)
 class LimiterStatus:
-    """Status of a run's requests to its source."""
+    """The status of a run's requests to its source."""
 
     idle_s: float
-    """Seconds since the source's last answer or since the start."""
+    """Seconds since the source last responded, or since the start of the run."""
     num_throttled: int
     """Number of throttled requests."""
     outage: str
-    """Last failure before the source counted as down; empty if it is up."""
+    """The failure after which the source counted as down. Empty if the source is up."""
     num_addresses: int = 0
     num_cooling: int = 0
-    """Addresses that cool down."""
+    """Number of addresses that are cooling down."""
 
 
 class RateLimiter(Protocol):
-    """Interface of a rate limiter. Workers acquire a permit before each attempt and report the outcome."""
+    """Interface of a rate limiter. Workers acquire a permit before each attempt and then report the result."""
 
     def acquire(self) -> Permit | Wait: ...
 
     def report_success(self, permit: Permit) -> None:
-        """Report that the source answered, even with "no such clip"."""
+        """Report that the source responded, even if the response was "no such clip"."""
         ...
 
     def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None) -> int:
@@ -76,7 +77,8 @@ class RateLimiter(Protocol):
         ...
 
     def report_outage(self, permit: Permit, key: str, detail: str) -> bool:
-        """Report a failure that may be an outage. Returns True for an outage, which must not count against the clip."""
+        """Report a failure that may be an outage. Returns True if it is an outage and must not count as an attempt at
+        the clip."""
         ...
 
     def status(self) -> LimiterStatus: ...
@@ -89,17 +91,17 @@ class _Address:
     cool_at_s: float = 0.0
     """Time at which the cooldown ends."""
     pauses: Iterator[float] | None = None
-    """Durations of the next cooldowns; None while the circuit is closed."""
+    """Lengths of the next cooldowns. None while the circuit is closed."""
     probe_every_s: float = 0.0
-    """Seconds between probes from the end of a cooldown to the first answer."""
+    """Seconds between two probes. Probes are sent after a cooldown until the source responds."""
     failed_keys: set[str] = field(default_factory=set)
-    """Clips that failed since the last answer or cooldown."""
+    """Clips that have failed since the last response or cooldown."""
     outage: str = ""
     """The failure that opened the circuit."""
 
 
 class LocalRateLimiter:
-    """A rate limiter within one process. Thread-safe."""
+    """A rate limiter for one process. It is thread-safe."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class LocalRateLimiter:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ):
-        """clips_per_hour: limit per address; 0 disables it."""
+        """clips_per_hour: limit for each address. 0 means no limit."""
         self.config = config or RateLimitConfig()
         self.clips_per_hour = clips_per_hour
         self._clock, self._rng = clock, rng or random.Random()
@@ -123,7 +125,7 @@ class LocalRateLimiter:
         return type(self), (self.config, self.clips_per_hour)
 
     def acquire(self, addresses: Sequence[str] = (LOCAL_ADDRESS,)) -> Permit | Wait:
-        """Return a permit for the first free address, or the time to wait until one is free."""
+        """Return a permit for the address that is available first, or the time to wait until it is available."""
         with self._lock:
             now_s = self._clock()
             name = min(addresses, key=lambda name: max(self._addresses[name].next_s, self._addresses[name].cool_at_s))
@@ -132,12 +134,12 @@ class LocalRateLimiter:
             if wait_s > 0:
                 if all(self._addresses[each].cool_at_s > now_s for each in addresses):
                     return Wait(wait_s, is_cooldown=True, is_outage=bool(address.outage))
-                # Poll, because a probe's answer may close the circuit at any moment.
+                # Ask again soon, because the response to a probe may close the circuit at any moment.
                 return Wait(min(wait_s, PROBE_POLL_S) if address.pauses else wait_s, is_cooldown=False)
             if address.pauses:  # the circuit is half-open
                 address.next_s = now_s + address.probe_every_s
             elif self.clips_per_hour:
-                # Add jitter, because sources could recognise evenly spaced requests as automated.
+                # Add jitter, because sources might recognise evenly spaced requests as automated.
                 jitter = self._rng.uniform(1 - JITTER, 1 + JITTER)
                 address.next_s = now_s + SECONDS_PER_HOUR / self.clips_per_hour * jitter
             return Permit(name)
@@ -147,14 +149,14 @@ class LocalRateLimiter:
             now_s = self._last_answer_s = self._clock()
             address = self._addresses[permit.address]
             address.failed_keys.clear()
-            # An answer during a cooldown belongs to an earlier request and doesn't close the circuit.
+            # A response that arrives during a cooldown belongs to an earlier request and does not close the circuit.
             if address.pauses and address.cool_at_s <= now_s:
                 address.pauses, address.next_s, address.outage = None, now_s, ""
 
     def report_throttled(self, permit: Permit, key: str, retry_after_s: float | None = None) -> int:
         with self._lock:
             address = self._addresses[permit.address]
-            # Requests in flight are refused as well, but must not extend the cooldown.
+            # Requests that were already in flight are throttled as well, but must not extend the cooldown.
             if not self._cools_down(address):
                 pause_s = self._cool_down(address, self.config.cooldown_s, PROBE_S, retry_after_s)
                 log.warning("the source throttled an address, which cools down for %.0f s", pause_s)
@@ -166,7 +168,7 @@ class LocalRateLimiter:
             address = self._addresses[permit.address]
             if self._cools_down(address):
                 return True
-            # Count different clips and reset the count after each cooldown, so that a single broken clip never stops
+            # Count different clips, and start again after each cooldown, so that a single broken clip can never stop
             # the run.
             address.failed_keys.add(key)
             if len(address.failed_keys) < MAX_FAILURES_IN_A_ROW:
@@ -194,12 +196,12 @@ class LocalRateLimiter:
     def _cool_down(
         self, address: _Address, first_s: float, probe_every_s: float, retry_after_s: float | None = None
     ) -> float:
-        """Start a cooldown. Cooldowns grow until the source answers. Returns the length in seconds."""
+        """Start a cooldown and return its length in seconds. Cooldowns become longer until the source responds."""
         max_s = self.config.max_cooldown_s
         address.pauses = address.pauses or backoff(first_s, max_s, self._rng)
         pause_s = next(address.pauses)
         if retry_after_s is not None:
-            # `backoff` limits absurd values. Its jitter keeps addresses that were throttled together from returning
+            # `backoff` limits absurd values. Its jitter prevents addresses that were throttled together from returning
             # together.
             pause_s = next(backoff(max(retry_after_s, MIN_COOLDOWN_S), max_s, self._rng))
         address.cool_at_s, address.next_s, address.probe_every_s = self._clock() + pause_s, 0.0, probe_every_s

@@ -1,8 +1,8 @@
-"""Classify HTTP statuses, yt-dlp's exceptions and YouTube's messages as failure reasons.
+"""Classify HTTP statuses, yt-dlp's exceptions and YouTube's messages as reasons for failures.
 
-yt-dlp reports most of YouTube's causes only as text (`playabilityStatus` in its `extractor/youtube/_video.py`). The
-text is therefore matched first, and the chained exceptions second. Unrecognised messages become `unknown` and are
-retried. Their count in the report shows when YouTube changes its messages.
+yt-dlp reports most of YouTube's reasons only as text (`playabilityStatus` in its `extractor/youtube/_video.py`).
+Therefore the text is matched first, and the chained exceptions second. Unknown messages are classified as `unknown` and
+retried. The report counts them, which shows when YouTube changes its messages.
 """
 
 import re
@@ -25,8 +25,9 @@ REASON_OF_STATUS = {
     451: Reason.COUNTRY_BLOCKED,
 }
 
-# YouTube reports missing videos in a page with status 200. Error statuses concern the request. 403 usually means that
-# YouTube refuses the address or client for a while. 404 and 410 mean that a media address has expired.
+# For missing videos, YouTube sends a page with status 200. Error statuses concern the request instead. 403 usually
+# means that YouTube refuses the address or the client for a while. 404 and 410 mean that the address of the media has
+# expired.
 YOUTUBE_REASON_OF_STATUS = REASON_OF_STATUS | {
     400: Reason.EXTRACTION_FAILED,
     403: Reason.BLOCKED,
@@ -35,16 +36,16 @@ YOUTUBE_REASON_OF_STATUS = REASON_OF_STATUS | {
     416: Reason.TRUNCATED,
 }
 
-# The first matching pattern decides, so specific patterns precede general patterns.
+# The first pattern that matches decides, so specific patterns come before general patterns.
 REASON_OF_TEXT = [
-    # Throttling comes first because its messages also mention signing in.
+    # Throttling comes first, because its messages also ask the user to sign in.
     (r"not a bot|captcha|unusual traffic", Reason.BOT_CHECK),
     (r"ip is likely being blocked", Reason.BLOCKED),
     (r"error occurred|something went wrong|unknown error|incomplete data received", Reason.SERVER_ERROR),
     (r"try again later|rate-limited|too many requests", Reason.RATE_LIMITED),
     (r"premieres? (in|will)|will begin|check back later|still being processed|\boffline\b", Reason.NOT_READY),
     # These messages depend on the player client that yt-dlp imitates. They mention owners and blocking, so they must
-    # precede the patterns for copyright and "video unavailable".
+    # come before the patterns for copyright and "video unavailable".
     (r"playback on other websites|display on this website|player configuration error", Reason.CLIENT_REFUSED),
     (r"(un|not )available on this (device|app)|no longer supported in this", Reason.CLIENT_REFUSED),
     (r"latest version of youtube|drm protected", Reason.CLIENT_REFUSED),
@@ -52,7 +53,7 @@ REASON_OF_TEXT = [
     (r"private video|video is private", Reason.PRIVATE),
     (r"account associated with this video has been terminated", Reason.ACCOUNT_TERMINATED),
     (r"account has been (terminated|suspended)|closed their youtube account", Reason.ACCOUNT_TERMINATED),
-    # Claims for a single country must precede worldwide claims.
+    # Claims in a single country must come before worldwide claims.
     (r"in your country|from your location|in your region|country domain", Reason.COUNTRY_BLOCKED),
     (r"uploader has not made this video available", Reason.COUNTRY_BLOCKED),
     (r"copyright|trademark|counterfeit", Reason.COPYRIGHT),
@@ -62,7 +63,7 @@ REASON_OF_TEXT = [
     (r"requires payment|purchase|registered users", Reason.LOGIN_REQUIRED),
     (r"sign in|log ?in (required|details)|login required|caller does not have permission", Reason.LOGIN_REQUIRED),
     (r"network administrator", Reason.FORBIDDEN),
-    # Exclude YouTube's bare "This content isn't available", which it also sends when it throttles.
+    # Exclude the bare message "This content isn't available", because YouTube also sends it when it throttles.
     (r"video (is )?(unavailable|not available)(?!.*this content isn't)", Reason.NOT_FOUND),
     (r"(isn't|is not|no longer) available any ?more|video is no longer available", Reason.NOT_FOUND),
     (r"live event has ended|recording is not available", Reason.NOT_FOUND),
@@ -74,7 +75,7 @@ REASON_OF_TEXT = [
     (r"connection (reset|refused|aborted|broken)|getaddrinfo|remote end closed", Reason.CONNECTION),
     (r"name resolution|name or service not known|failed to resolve|no address associated|nodename nor servname|"
      r"network is unreachable|no route to host", Reason.CONNECTION),
-    # yt-dlp did not understand YouTube's answer. A newer version usually does.
+    # yt-dlp did not understand YouTube's response. A newer version usually does.
     (r"(failed|unable) to (extract|parse)|cannot (identify player|extract)|please report this issue|"
      r"only images are available|\bn challenge|extraction failed|post-?processing|"
      r"no video formats found|requested format is not available|page needs to be reloaded|"
@@ -83,7 +84,7 @@ REASON_OF_TEXT = [
 
 NOT_UNDERSTOOD = (Reason.UNKNOWN, Reason.EXTRACTION_FAILED)
 
-# These errors end the run, because all clips would fail in the same way.
+# These errors end the run, because all other clips would fail in the same way.
 RUN_ERROR_OF_TEXT: list[tuple[str, type[AudioTaggingError], str]] = [
     (
         r"407 proxy auth|HTTP Error 407|invalid password|authentication methods were rejected",
@@ -114,14 +115,14 @@ RUN_ERROR_OF_TEXT: list[tuple[str, type[AudioTaggingError], str]] = [
 
 
 def excerpt(text: object) -> str:
-    """Shorten a foreign message for a clip's detail, and remove terminal colours."""
+    """Shorten an external message for the detail of a clip, and remove terminal colours."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(text)).strip()
     return plain if len(plain) <= MAX_QUOTED_CHARS else plain[: MAX_QUOTED_CHARS - 1] + "…"
 
 
 def reason_of_status(status: int, reasons: dict[int, Reason] = REASON_OF_STATUS) -> Reason:
-    """Classify an unsuccessful HTTP status."""
-    # A 3xx status arrives here only if redirects have no target or form a loop.
+    """Classify the status of an unsuccessful HTTP response."""
+    # A 3xx status only gets here if a redirect has no target or the redirects form a loop.
     is_server_error = status >= 500 or 300 <= status < 400
     return reasons.get(status, Reason.SERVER_ERROR if is_server_error else Reason.UNKNOWN)
 
@@ -136,9 +137,9 @@ def reason_of_text(text: str) -> Reason:
 
 
 def failure_of(error: BaseException, warnings: Sequence[str] = ()) -> Failure:
-    """Classify an exception from yt-dlp, using the warnings that preceded it.
+    """Classify an exception from yt-dlp, using the warnings that came before it.
 
-    Raises ConfigError or StoreError for problems of the whole run.
+    Raises ConfigError or StoreError if the problem affects the whole run.
     """
     chain = list(_causes(error))
     _raise_run_error([*map(str, chain), *warnings])
@@ -149,10 +150,11 @@ def failure_of(error: BaseException, warnings: Sequence[str] = ()) -> Failure:
     reason = by_exception if by_text is Reason.UNKNOWN else by_text
     if reason not in NOT_UNDERSTOOD:
         return Failure(reason, detail)
-    # yt-dlp tries several clients and warns about each failure. Its final error only says that no client is left.
+    # yt-dlp tries several clients and logs a warning for each failure. Its final error only says that no client is
+    # left.
     causes = [(reason_of_text(warning), warning) for warning in warnings]
     causes = [(cause, warning) for cause, warning in causes if cause not in NOT_UNDERSTOOD]
-    # Throttling outranks other causes, because a throttled address must pause.
+    # Throttling takes precedence over other causes, because a throttled address must pause.
     causes.sort(key=lambda pair: pair[0].category is not FailureCategory.THROTTLED)
     return Failure(causes[0][0], f"{detail} ({excerpt(causes[0][1])})") if causes else Failure(reason, detail)
 
@@ -165,7 +167,7 @@ def _raise_run_error(messages: Sequence[str]) -> None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and its causes, which yt-dlp stores in `exc_info` or `cause`."""
+    """Yield the error and its causes. yt-dlp stores causes in `exc_info` or `cause`."""
     seen: set[int] = set()
     while isinstance(error, BaseException) and id(error) not in seen:
         yield error
@@ -188,7 +190,7 @@ def _reason_of_exception(error: BaseException) -> Reason | None:
         case TimeoutError():
             return Reason.TIMED_OUT
         case TransportError():
-            # A timeout may appear only further down the chain.
+            # A timeout may only appear further down the chain of causes.
             timed_out = any(isinstance(cause, TimeoutError) for cause in _causes(error))
             return Reason.TIMED_OUT if timed_out or "timed out" in str(error) else Reason.CONNECTION
     return None

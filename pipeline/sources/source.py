@@ -1,4 +1,4 @@
-"""Protocol of media sources, and the choice of a source by `--media`."""
+"""The protocol of media sources, and the selection of a source by `--media`."""
 
 from typing import Protocol
 
@@ -13,15 +13,15 @@ YOUTUBE = "youtube"
 
 
 def serves_segments(media: str) -> bool:
-    """Return True if a value of `--media` serves single segments and does not name a copy."""
+    """Return True if a value of `--media` names a source that serves single segments, and not a copy."""
     return media == YOUTUBE or media.endswith(".csv") or ("{ytid}" in media and "://" in media)
 
 
 class Source(Protocol):
-    """A place to fetch media from."""
+    """A source from which media can be fetched."""
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
-        """Attempt to fetch a segment's media within the deadline. Must be thread-safe."""
+        """Try to fetch the media of a segment before the deadline. Implementations must be thread-safe."""
         ...
 
 

@@ -11,7 +11,8 @@ HEADER = ["id", "path"]
 
 
 class ListedSource:
-    """A source of media files listed in a table. A segment's times count from the start of its file."""
+    """A source of media files that are listed in a table. The times of a segment are relative to the start of its
+    file."""
 
     def __init__(self, table: str, config: FetchConfig):
         self.table, self.config = table, config
@@ -25,7 +26,7 @@ class ListedSource:
             if not path.is_file():
                 return Failure(Reason.NOT_FOUND, f"no file at {quote(path)}, listed in {self.table}")
             num_bytes = path.stat().st_size
-        except OSError as error:  # for example, the name is too long
+        except OSError as error:  # for example, if the name is too long
             return Failure(Reason.NOT_FOUND, f"{segment.ytid} in {self.table}: {describe(error)}")
         if num_bytes > self.config.max_media_bytes:
             return Failure(Reason.TOO_LARGE, f"{path}: {num_bytes} bytes, the limit is {self.config.max_media_bytes}")
@@ -33,9 +34,9 @@ class ListedSource:
 
 
 def read_media_table(path: str) -> dict[str, Path]:
-    """Read the path of each id's file. Relative paths start at the table's folder.
+    """Read the path of the file for each id. Relative paths are relative to the folder of the table.
 
-    Raises InputError, with the line, for other tables.
+    Raises InputError, which names the line, if the table is invalid.
     """
     path_of: dict[str, Path] = {}
     try:

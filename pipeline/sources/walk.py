@@ -11,11 +11,11 @@ log = logging.getLogger(__name__)
 
 
 def walk_files(folder: str, *, with_hidden: bool = False) -> Iterator[str]:
-    """Yield the paths of all files under a folder, at any depth, in a fixed order.
+    """Yield the paths of all files below a folder, at any depth and in a fixed order.
 
-    Follows links, because users combine folders on several disks that way. Visits each real folder only once, so
-    circular links do no harm. By default, skips hidden names such as the `._` files that macOS writes. Skips pipes,
-    dangling links and unreadable folders with a warning.
+    Links are followed, because users combine folders on several disks in this way. Each real folder is only visited
+    once, so circular links do no harm. By default, hidden names are skipped, such as the `._` files that macOS writes.
+    Pipes, dangling links and unreadable folders are skipped with a warning.
     """
     skipped: list[str] = []
     yield from _walk(folder, set(), skipped, with_hidden)
@@ -30,7 +30,7 @@ def _walk(folder: str, visited: set[tuple[int, int]], skipped: list[str], with_h
             return
         visited.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
-            # Visit real folders first, so that their files keep their own paths.
+            # Visit real folders before links, so that the files in real folders keep their own paths.
             found = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
     except OSError:
         skipped.append(folder)

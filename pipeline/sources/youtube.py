@@ -23,8 +23,8 @@ from pipeline.store.scratch import clear_scratch, make_scratch
 
 WATCH_PAGE = "https://www.youtube.com/watch?v={ytid}"
 IDLE_S = 12.0
-"""Seconds before an idle process ends. This is the interval between requests at a guest session's 300 per hour, so the
-rate limit determines the number of live processes, regardless of threads and Ray workers."""
+"""Seconds after which an idle process ends. A guest session with 300 requests per hour sends one request in this time.
+The number of live processes therefore depends on the rate limit, and not on the number of threads and Ray workers."""
 RUN_ERRORS = {error.__name__: error for error in (ConfigError, StoreError)}
 
 
@@ -62,11 +62,11 @@ class YouTubeSource:
         self._start_pool()
 
     def check(self) -> None:
-        """Check yt-dlp's requirements before the first request. Raises ConfigError with the remedy."""
+        """Check yt-dlp's requirements before the first request. Raises ConfigError, which names the remedy."""
         check_youtube(self.config, self._cookies, self._po_tokens)
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
-        """Fetch a video's audio. Raises ConfigError or StoreError for problems of the whole run."""
+        """Fetch the audio of a video. Raises ConfigError or StoreError if a problem affects the whole run."""
         address = self.address.format(ytid=segment.ytid)
         with self._process() as process:
             answer = process.request(self._request(address, process, proxy), self.fetch_config.deadline_s)
@@ -101,9 +101,9 @@ class YouTubeSource:
 
     @contextmanager
     def _process(self) -> Iterator["YouTubeProcess"]:
-        """Borrow a process. A process ends after `videos_per_process` videos, because yt-dlp leaks memory."""
+        """Borrow a process. It ends after `videos_per_process` videos, because yt-dlp leaks memory."""
         with self._lock:
-            # Reuse the process that was returned last, so that surplus processes stay idle and end.
+            # Reuse the process that was returned last, so that surplus processes remain idle and end.
             process = self._idle.pop() if self._idle else None
         process = process or YouTubeProcess(self._cookies)
         try:
@@ -136,20 +136,20 @@ class YouTubeSource:
 
 
 class YouTubeProcess:
-    """A `youtube_worker` process with its own folder."""
+    """A process that runs `youtube_worker` in a folder of its own."""
 
     def __init__(self, cookies: str):
         try:
             clear_scratch(Path(tempfile.gettempdir()))
             self._home = make_scratch(Path(tempfile.gettempdir()))
             self.cookies = self._home / "cookies.txt"
-            if cookies:  # yt-dlp rewrites the file, so each process needs its own
+            if cookies:  # yt-dlp rewrites the file, so each process needs a copy
                 self.cookies.touch(mode=0o600)
                 self.cookies.write_text(cookies)
             folder = self._home / "media"
             folder.mkdir()
             command = [sys.executable, "-m", "pipeline.sources.youtube_worker", str(folder)]
-            # Start a new process group, so that killing it also kills yt-dlp's child processes.
+            # Start a new process group, so that yt-dlp's child processes can be killed together with it.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0
             )
@@ -164,7 +164,7 @@ class YouTubeProcess:
         return self._process.poll() is None
 
     def request(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any] | None:
-        """Return the answer. After the deadline, kill the process and return None."""
+        """Send a request and return the response. If the deadline passes, kill the process and return None."""
         assert self._process.stdin and self._process.stdout
         self.num_requests += 1
         try:

@@ -1,4 +1,4 @@
-"""Check yt-dlp's requirements for YouTube once, before using any of the few requests per hour."""
+"""Check yt-dlp's requirements for YouTube once, before a run uses any of its few requests per hour."""
 
 import logging
 import re
@@ -26,14 +26,15 @@ CLIENT_SETS = ("default", "all")
 
 
 def check_youtube(config: YouTubeConfig, cookies: str, po_tokens: list[str]) -> None:
-    """Check the JavaScript runtime, the settings and their files, and log the versions. Raises ConfigError.
+    """Check the JavaScript runtime, the settings and the files that they name, and log the versions.
 
-    yt-dlp itself only warns about settings that it can't use, and fetches fewer clips.
+    Raises ConfigError if something is missing or invalid. yt-dlp itself only warns about settings that it can't use,
+    and then fetches fewer clips.
     """
     runtime = check_js_runtime(config.js_runtime)
     check_ejs()
     check_clients(config.clients)
-    with yt_dlp.YoutubeDL({"quiet": True}) as youtube:  # loads the plugins
+    with yt_dlp.YoutubeDL({"quiet": True}) as youtube:  # this loads the plugins
         check_impersonation(config.impersonate, youtube)
     if config.cookies:
         check_cookies(cookies, config.cookies)
@@ -52,7 +53,7 @@ def check_youtube(config: YouTubeConfig, cookies: str, po_tokens: list[str]) -> 
 
 
 def po_token_providers() -> list[str]:
-    """Return the names and versions of the PO-token plugins that yt-dlp found. It includes none itself."""
+    """Return the names and versions of the PO-token plugins that yt-dlp found. yt-dlp itself includes none."""
     return [f"{provider.PROVIDER_NAME} {provider.PROVIDER_VERSION}" for provider in _pot_providers.value.values()]
 
 
@@ -82,7 +83,7 @@ def check_impersonation(setting: str, youtube: Any) -> None:
 
 
 def check_js_runtime(setting: str) -> str:
-    """Start the runtime once and return its name and version. yt-dlp would ignore an unknown or broken runtime."""
+    """Start the runtime once, and return its name and version. yt-dlp would ignore an unknown or broken runtime."""
     name, _, path = (setting or DEFAULT_RUNTIME).partition(":")
     runtimes = supported_js_runtimes.value
     if name not in runtimes:
@@ -123,7 +124,7 @@ def check_clients(clients: tuple[str, ...]) -> None:
 
 
 def check_cookies(text: str, path: str) -> None:
-    """Check for Netscape's cookie format. yt-dlp would skip other lines and continue as a guest."""
+    """Check that the cookies are in Netscape's format. yt-dlp would skip other lines and continue as a guest."""
     lines = text.splitlines()
     cookies = [line for line in lines if line.strip() and (not line.startswith("#") or line.startswith("#HttpOnly_"))]
     bad_rows = [

@@ -1,4 +1,4 @@
-"""Run yt-dlp in a process that answers each JSON line from stdin with a JSON line.
+"""Run yt-dlp in a process that responds to each JSON line on stdin with a JSON line on stdout.
 
 yt-dlp waits for servers, FFmpeg and a JavaScript runtime, sometimes without a time limit. Threads can't be killed, so
 the parent kills this process at the deadline. The process also ends if its parent ends.
@@ -24,12 +24,12 @@ from pipeline.records import Failure, Reason
 from pipeline.sources.reasons import failure_of
 
 # `best` is for videos without an audio-only format. "drc" marks audio with compressed dynamic range. Don't use
-# `download_ranges`, because FFmpeg cuts at key frames, which may be seconds off, and waits without a limit. The decoder
-# cuts instead.
+# `download_ranges`: FFmpeg cuts at key frames, which may be seconds off, and may wait forever. The decoder cuts the
+# audio instead.
 FORMAT = "bestaudio[format_id!*=-drc]/bestaudio/best"
 # The most important field comes first. `lang` is 10 for the original language, 5 for the default, -1 for a dubbed track
-# and -10 for an audio description. By default yt-dlp sorts by it last. `proto` prefers one file over fragments. Small
-# files suffice, because only frequencies below 8 kHz are used.
+# and -10 for an audio description. By default, yt-dlp sorts by `lang` last. `proto` prefers a single file to fragments.
+# Small files are good enough, because only frequencies below 8 kHz are used.
 FORMAT_SORT = ["lang", "proto", "+size", "+br"]
 SOCKET_TIMEOUT_S = 20
 
@@ -39,7 +39,7 @@ class TooLargeError(DownloadCancelled):
 
 
 class WarningRecorder:
-    """A logger that collects yt-dlp's warnings. yt-dlp raises errors as exceptions."""
+    """A logger that collects yt-dlp's warnings. Errors need no logger, because yt-dlp raises them as exceptions."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -54,7 +54,7 @@ class WarningRecorder:
 
 
 def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return options for yt-dlp to download a single audio-only file, without conversion or extra files."""
+    """Return options that make yt-dlp download a single audio-only file, without conversion or extra files."""
     max_bytes = request["max_bytes"]
 
     def check_size(progress: dict[str, Any]) -> None:
@@ -69,10 +69,10 @@ def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         "noplaylist": True,
         "hls_prefer_native": True,
         "fixup": "never",
-        # The parent retries within the rate limit of the address.
+        # The parent process retries within the rate limit of the address.
         "retries": 0,
         "fragment_retries": 1,
-        # A missing fragment would shift all later audio.
+        # If a fragment were missing, all later audio would be shifted.
         "skip_unavailable_fragments": False,
         "socket_timeout": SOCKET_TIMEOUT_S,
         "progress_hooks": [check_size],
@@ -90,15 +90,16 @@ def yt_dlp_options(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 def fetch(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Fetch one video, and try once more after a 403.
 
-    A 403 for media often comes from a single server or an expired media address. Only a second 403 for a fresh media
-    address suggests that YouTube blocks this client.
+    A 403 for media often comes from a single server or an expired address. If a fresh address gives a 403 as well,
+    YouTube probably blocks this client.
     """
     answer = attempt(request, folder)
     return attempt(request, folder) if answer.get("reason") == Reason.BLOCKED else answer
 
 
 def attempt(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return `file` and `source`, or a failure's `reason` and `detail`, or `error` and `detail` to end the run."""
+    """Return `file` and `source`. After a failure, return `reason` and `detail`. To end the run, return `error` and
+    `detail`."""
     for file in folder.iterdir():
         file.unlink()
     address, log = request["address"], WarningRecorder()
@@ -110,7 +111,7 @@ def attempt(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             return as_answer(Failure(Reason.UNKNOWN, f"{address}: yt-dlp left no file and no error"))
     except TooLargeError as error:
         return as_answer(Failure(Reason.TOO_LARGE, f"{address}: {error}"))
-    except Exception as error:  # a bug in yt-dlp must fail only this clip
+    except Exception as error:  # if yt-dlp has a bug, only this clip fails
         try:
             return as_answer(failure_of(error, log.warnings))
         except AudioTaggingError as run_error:
@@ -123,7 +124,7 @@ def as_answer(failure: Failure) -> dict[str, Any]:
 
 
 def read_requests(requests: "queue.Queue[str]", home: Path) -> None:
-    """Queue requests until the parent closes stdin. Then delete the cookies and kill the process group."""
+    """Queue requests until the parent closes stdin, then delete the cookies and kill the process group."""
     for line in sys.stdin:
         requests.put(line)
     shutil.rmtree(home, ignore_errors=True)
@@ -132,7 +133,7 @@ def read_requests(requests: "queue.Queue[str]", home: Path) -> None:
 
 def main(folder: Path) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keep yt-dlp's output out of the answers
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keep yt-dlp's output separate from the responses
     requests: queue.Queue[str] = queue.Queue()
     # Use a thread, because the main thread may be waiting for a server when the parent ends.
     threading.Thread(target=read_requests, args=(requests, folder.parent), daemon=True).start()
