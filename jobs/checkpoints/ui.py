@@ -56,6 +56,8 @@ def _start_server(root: Path, port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{root / MLFLOW_DATABASE}"]
     command += ["--serve-artifacts", "--artifacts-destination", str(root / MLFLOW_ARTIFACTS)]
+    # Otherwise the server prints its own address, which opens a page without trainings.
+    command += ["--uvicorn-opts", "--log-level warning"]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     # Disable MLflow's job execution, which serves language models and doubles the start time. The server finds uvicorn
     # through PATH.

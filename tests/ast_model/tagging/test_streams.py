@@ -1,4 +1,4 @@
-"""Streams of any length become the tags that the whole would."""
+"""Tag streams of any length, and compare with tagging whole recordings."""
 
 import io
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def tagger() -> Tagger:
     return Tagger(AST(SHAPE), ModelMetadata(("Speech", "Dog", "Rain"), -5, 4), "cpu")
 
 
-def test_a_stream_has_the_features_of_the_whole() -> None:
+def test_streamed_features_equal_features_of_the_whole_recording() -> None:
     content = stereo(50)
     blocks = list(stream_file(content))
     assert len(blocks) > 3
@@ -68,7 +68,7 @@ def test_a_stream_has_the_features_of_the_whole() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("timeline", "num_threads"), [(False, 1), (True, 1), (False, 3), (True, 3)])
-def test_recordings_are_tagged_as_alone_whatever_lies_between(tagger: Tagger, timeline: bool, num_threads: int) -> None:
+def test_recordings_get_the_same_tags_alone_and_in_a_batch(tagger: Tagger, timeline: bool, num_threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     contents = [encode_flac(np.random.default_rng(n).normal(0, 0.1, 9_000 * n).astype(np.float32)) for n in range(1, 8)]
@@ -94,7 +94,7 @@ def test_recordings_are_tagged_as_alone_whatever_lies_between(tagger: Tagger, ti
             np.testing.assert_allclose(result.embeddings_WD, tagger.embed([recording.content]), atol=1e-4)
 
 
-def test_a_caller_that_leaves_early_is_not_waited_for(tagger: Tagger) -> None:
+def test_early_exit_of_the_caller_stops_decoding(tagger: Tagger) -> None:
     content = encode_flac(np.zeros(16_000, np.float32))
     results = tag_recordings(tagger.scorer, (Kept("endless", content) for _ in iter(int, 1)), TaggingOptions())
     assert isinstance(next(results), Tagged)

@@ -1,4 +1,4 @@
-"""Review files, read back by crowsetta (a library for annotation formats) and pandas."""
+"""Read files for review back with crowsetta, a library for annotation formats, and with pandas."""
 
 import codecs
 import csv
@@ -62,7 +62,7 @@ def test_audacity_labels_are_read_by_crowsetta(table: pd.DataFrame, tmp_path: Pa
         ("parquet", pd.read_parquet),
     ],
 )
-def test_tables_come_back_as_they_were(format, read, table: pd.DataFrame, tmp_path: Path) -> None:
+def test_tables_survive_a_round_trip(format, read, table: pd.DataFrame, tmp_path: Path) -> None:
     (file,) = write_tags(table.assign(rank=1), format, tmp_path / "new" / f"tags.{format}")
     pd.testing.assert_frame_equal(read(file), table, check_dtype=False)
 
@@ -81,6 +81,6 @@ def test_very_long_names_are_shortened_to_distinct_files(table: pd.DataFrame, tm
     assert len(set(files)) == 2 and all(file.is_file() for file in files)
 
 
-def test_a_table_of_something_else_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_table_without_the_columns_of_tags_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="score"):
         write_tags(table.drop(columns="score"), "csv", tmp_path / "tags.csv")
