@@ -25,7 +25,7 @@ from pipeline.snapshots.snapshot import Snapshot
 from pipeline.store.layout import FOLDS_RECORD, RUNS, RunFiles, name_in
 from pipeline.store.storage import Store
 
-FOLD_SUFFIX = re.compile(r"-fold\w+$")
+FOLD_SUFFIX = re.compile(r"-fold[\w-]+$")
 
 
 class FoldSettings(RayRunSettings, Protocol):

@@ -25,6 +25,7 @@ from jobs.own_sounds.lengths import warn_of_distinct_lengths
 from jobs.own_sounds.near_copies import describe_near_copies, find_near_copies
 from jobs.own_sounds.settings import FinetuneConfig
 from jobs.own_sounds.training_plan import (
+    HEAD_PRESET,
     TARGET_SAMPLES,
     choose_head_only,
     count_training_clips,
@@ -58,6 +59,11 @@ def finetune(config: FinetuneConfig) -> None:
     if not config.data:
         raise ConfigError(
             "--data is not set: name a table with the columns path,labels, or a folder with one folder per class"
+        )
+    if config.resume.startswith(HEAD_PRESET):
+        raise ConfigError(
+            f"--resume {config.resume}: a run that fits only heads has nothing to resume; omit --resume, since finished"
+            " embeddings are stored"
         )
     check_selection(config.selection)
     if config.init:
