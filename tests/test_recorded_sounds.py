@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.recordings.own_sounds import COLUMNS
+from pipeline.recordings.sound_tables import COLUMNS
 from scripts.recorded_sounds import PACKAGES, find_sounds, main
 
 

@@ -33,7 +33,7 @@ def test_each_rank_takes_its_gpu_and_surplus_ranks_are_rejected(
     cuda: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    expected = r"found 1 GPUs and a rank 1, .*--nproc-per-node 1.*--no-use-gpu"
+    expected = r"found 1 GPUs for local rank 1 .*--nproc-per-node 1.*--no-use-gpu"
     with pytest.raises(ConfigError, match=expected), join_world("cuda"):
         pass
     cuda["count"] = 2
