@@ -83,7 +83,7 @@ def d_prime(auc: float | np.ndarray) -> float | np.ndarray:
 
 
 def accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Return the share of clips with the highest score for their only class. Arguments as in `tagging_metrics`."""
+    """Return the share of clips whose only class has the highest score. Arguments as in `tagging_metrics`."""
     return float(np.mean(scores.argmax(axis=1) == _single_labels(scores, targets)))
 
 
