@@ -1,4 +1,4 @@
-"""List the containers (tars, zips and parquet files) of a copy of AudioSet."""
+"""List the containers of a copy of AudioSet. Containers are tars, zips and parquet files."""
 
 import logging
 import stat
@@ -31,47 +31,47 @@ KINDS = {
     ".parquet": "parquet",
 }
 UNFINISHED = (".incomplete", ".part", ".crdownload", ".tmp")
-"""Extensions of interrupted downloads."""
+"""File extensions of unfinished downloads."""
 VERSION_KEYS: Sequence[str] = ("ETag", "etag", "blob_id", "mtime", "LastModified")
 NUM_LISTERS = 16
 MAX_WAITS = 5
-"""Number of throttled attempts after which listing fails."""
+"""Listing fails after this many throttled attempts."""
 LIST_PAUSE_S, MAX_LIST_PAUSE_S = 5.0, 300.0
-"""First and longest pause after a throttled attempt. The hub's limits apply per five minutes."""
+"""First and longest pause in seconds after a throttled attempt. The hub's limits apply per five minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A file that holds many clips."""
+    """A file that contains many clips."""
 
     address: str
     kind: str
     num_bytes: int
     version: str
-    """ETag, blob id or modification time. Another version may hold other clips."""
+    """ETag, blob id or modification time. If the version changes, the container may have other clips."""
     location: str
-    """Address to read from. On the hub, it includes the commit; elsewhere it is `address`."""
+    """Address to read from. For files on the hub, it includes the commit. For all other files, it equals `address`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The containers and loose files of a folder, prefix, repository or list of files."""
+    """The containers and loose files in a folder, a prefix, a repository or a list of files."""
 
     containers: tuple[Container, ...]
     num_loose: int
-    """Number of media files beside the containers."""
+    """Number of media files that are not in a container."""
     unfinished: tuple[str, ...]
-    """Interrupted downloads, which are not read."""
+    """Unfinished downloads, which are not read."""
     commits: tuple[tuple[str, str], ...] = ()
-    """Roots of repositories on the hub, each with the same root at the commit to read."""
+    """Roots of repositories on the hub, each paired with the same root at the commit to read."""
 
     @property
     def digest(self) -> str:
-        """Digest of the containers' versions."""
+        """Digest of the versions of all containers."""
         return digest_of([[each.address, each.num_bytes, each.version] for each in self.containers])
 
     def describe(self) -> str:
-        """Describe the copy in one line: `24 parquet, 2 tar (67.2 GB), 3 loose files`."""
+        """Describe the copy in one line, such as `24 parquet, 2 tar (67.2 GB), 3 loose files`."""
         kinds = Counter(container.kind for container in self.containers)
         total = sum(container.num_bytes for container in self.containers)
         parts = [f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())} ({total / 1e9:.1f} GB)"]
@@ -81,16 +81,16 @@ class Copy:
 
 
 def kind_of(name: str) -> str | None:
-    """Return the kind of a container by its extension, or None for other files."""
+    """Return the kind of a container according to its extension, or None if the file is not a container."""
     lower = PurePosixPath(name).name.lower()
     return next((kind for extension, kind in KINDS.items() if lower.endswith(extension)), None)
 
 
 def list_copy(media: str) -> Copy:
-    """List the containers of a folder, a prefix or repository (`s3://`, `hf://`), a file, or a pattern of files.
+    """List the containers in a folder, a prefix or repository (`s3://`, `hf://`), a file, or a pattern of files.
 
-    `{000..123}` works anywhere, `*` and `**` only where files can be listed. Waits if the source throttles. Raises
-    InputError if listing fails, SourceError if the source refuses access.
+    `{000..123}` works everywhere. `*` and `**` only work where files can be listed. If the source throttles, the
+    listing waits. Raises InputError if the listing fails, and SourceError if the source refuses access.
     """
     pauses = backoff(LIST_PAUSE_S, MAX_LIST_PAUSE_S)
     for num_left in reversed(range(MAX_WAITS)):
@@ -109,7 +109,7 @@ def list_copy(media: str) -> Copy:
 
 def _list_copy(media: str) -> Copy:
     paths = list(braceexpand.braceexpand(media))
-    # One pair per repository, although a pattern may expand to thousands of paths.
+    # One pair per repository is enough, although a pattern may expand to thousands of paths.
     commits = (pin_commit(paths[0]),) if media.startswith(HUB) else ()
     for root, pinned in commits:
         paths = [path.replace(root, pinned, 1) for path in paths]
@@ -142,7 +142,8 @@ def _find_files(path: str) -> dict[str, dict]:
 
 
 def _find_local(fs: LocalFileSystem, path: str) -> dict[str, dict]:
-    """Find local files, also through links, which the hub's cache uses and users use to combine disks."""
+    """Find local files and follow links. The hub's cache consists of links, and users combine several disks with
+    links."""
     if "*" in path:
         found = [str(name) for name in fs.glob(path)]
     else:
@@ -161,8 +162,8 @@ def _container(location: str, info: dict, commits: Sequence[tuple[str, str]]) ->
     kind = kind_of(location)
     assert kind, "the caller passes containers only"
     version = next((str(info[key]) for key in VERSION_KEYS if info.get(key)), "")
-    # The names of listings and shards depend on the address. Without the commit in it, a new commit does not invalidate
-    # the listings and shards of unchanged files.
+    # The names of listings and shards depend on the address. It excludes the commit, so that listings and shards of
+    # unchanged files remain valid after a new commit.
     address = location
     for root, pinned in commits:
         address = address.replace(pinned, root, 1)

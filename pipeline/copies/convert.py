@@ -1,4 +1,4 @@
-"""Convert the due clips of a container to shards."""
+"""Convert the clips in a container that are due to shards."""
 
 import logging
 import time
@@ -28,33 +28,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class CopyConversion:
-    """The objects and settings that convert containers to shards. Tasks share them through Ray's object store."""
+    """The objects and settings that tasks need to convert containers to shards. Tasks share them through Ray's object
+    store."""
 
     conversion: Conversion
     segments: SegmentIndex
     clips_per_shard: int
     limiter: RateLimiter = field(default_factory=LocalRateLimiter)
-    """Rate limiter for the copy's addresses, which cool down when throttled."""
+    """Rate limiter for the addresses that read the copy. They cool down if the copy throttles them."""
 
 
 @dataclass
 class ContainerReport:
-    """Result of one container."""
+    """The result of reading one container."""
 
     container: Container
     shards: list[ShardReport] = field(default_factory=list)
     matches: Matches = field(default_factory=Matches)
     error: str = ""
-    """Reason why the container could not be read to its end; empty otherwise."""
+    """The reason why the container could not be read to its end. Empty if it was read completely."""
 
 
 @dataclass
 class Group:
-    """The clips of one unfinished shard. They belong to one split, in the container's order."""
+    """The clips of one unfinished shard. They all belong to the same split and are in the order of the container."""
 
     journal: Journal
     segments: list[Segment]
-    """All segments so far, whether stored or pending."""
+    """All segments of the shard so far, both stored and pending."""
     pending: list[ClipResult] = field(default_factory=list)
 
     def add(self, result: ClipResult) -> None:
@@ -64,19 +65,19 @@ class Group:
             self.flush()
 
     def flush(self) -> None:
-        """Publish pending clips, so that a kill loses at most one part."""
+        """Publish the pending clips, so that a killed task loses at most one part."""
         if self.pending:
             self.journal.append(len(self.segments) - len(self.pending), self.pending)
             self.pending = []
 
 
 def convert_container(container: Container, work: CopyConversion) -> ContainerReport | Wait:
-    """Read a container once, front to back, and publish its due clips as shards. Each shard has one split.
+    """Read a container once, from front to back, and publish its due clips as shards with one split each.
 
-    A repeated task continues after the clips that the killed task stored. Returns a Wait, with finished clips in
-    journals, if the source throttles. Other reading errors are retried; after the last attempt the clips so far are
-    published, and the report names the error. Raises SourceError if the source refuses access, StoreError if the store
-    refuses.
+    If a task is repeated, it continues after the clips that the killed task has stored. If the source throttles, a Wait
+    is returned, and the finished clips are in journals. Other reading errors are retried. After the last attempt, the
+    clips so far are published, and the report contains the error. Raises SourceError if the source refuses access, and
+    StoreError if the shards can't be stored.
     """
     reader = ContainerReader(container, work)
     pauses = backoff(work.conversion.fetch.backoff_s, MAX_BACKOFF_S)
@@ -92,7 +93,7 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
         try:
             reader.read(turn)
             break
-        except InputError as error:  # another attempt would read the same bytes
+        except InputError as error:  # a retry would read the same bytes
             reader.report.error = str(error)
             break
         except READ_ERRORS as error:
@@ -112,16 +113,17 @@ def convert_container(container: Container, work: CopyConversion) -> ContainerRe
 
 
 def shards_of(container: Container, work: CopyConversion, split: str) -> Iterator[Shard]:
-    """Yield an endless series of shards for a container's clips of one split, independent of scheduling."""
+    """Yield an endless series of shards for a container's clips of one split. It does not depend on how tasks are
+    scheduled."""
     for number in count():
         plan = [container.address, container.version, work.segments.digest, split, number]
         yield Shard(split, digest_of(plan))
 
 
 def count_stored_parts(container: Container, work: CopyConversion) -> int:
-    """Count the stored parts of a container's clips. A published shard counts as full."""
+    """Count the stored parts of a container's clips. A published shard counts as complete."""
     store, num_parts = work.conversion.store, 0
-    with suppress(StoreError):  # the count only shows progress
+    with suppress(StoreError):  # the count is only used to detect progress
         for split in work.segments.segments["split"].unique().to_pylist():
             for shard in shards_of(container, work, split):
                 if not store.exists(shard.sidecar):
@@ -132,7 +134,7 @@ def count_stored_parts(container: Container, work: CopyConversion) -> int:
 
 
 class ContainerReader:
-    """Reads one container and collects its due clips by split."""
+    """Reads one container, and collects the clips that are due by split."""
 
     def __init__(self, container: Container, work: CopyConversion):
         self.container, self.work = container, work
@@ -140,12 +142,13 @@ class ContainerReader:
         self.groups: dict[str, Group] = {}
         self.shards: dict[str, Iterator[Shard]] = {}
         self.keys: list[str] = []
-        """Keys of all segments that the container holds."""
+        """Keys of all segments that the container contains."""
         self.done: set[str] = set()
-        """Keys of clips that this run has already stored."""
+        """Keys of the clips that this run has already stored."""
 
     def read(self, permit: Permit) -> None:
-        """Convert all due members that are not stored yet. Reports to the limiter once the source answers."""
+        """Convert all due members that have not been stored yet. Reports a success to the limiter as soon as the source
+        responds."""
         self.report.error, self.report.matches, self.keys = "", Matches(), []
         fetch = self.work.conversion.fetch
         with self.work.conversion.store.scratch() as scratch:
@@ -175,7 +178,7 @@ class ContainerReader:
             self._publish(segment.split)
 
     def _group(self, split: str) -> Group:
-        """Return the split's unfinished group. Skips groups that a killed task finished."""
+        """Return the unfinished group of a split. Groups that a killed task has finished are skipped."""
         while split not in self.groups:
             if split not in self.shards:
                 self.shards[split] = shards_of(self.container, self.work, split)
@@ -191,12 +194,12 @@ class ContainerReader:
         return self.groups[split]
 
     def store_pending(self) -> None:
-        """Add pending clips to the journals, where a repeated task finds them."""
+        """Add the pending clips to the journals, where a repeated task finds them."""
         for group in self.groups.values():
             group.flush()
 
     def publish_all(self) -> None:
-        """Publish the last shard of each split, which may be small."""
+        """Publish the last shard of each split, which may be smaller than the others."""
         for split in list(self.groups):
             self._publish(split)
 

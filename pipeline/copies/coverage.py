@@ -1,4 +1,4 @@
-"""Estimate which segments a copy contains from its listings and from the heads of a few containers."""
+"""Estimate which segments a copy contains, using its listings and the first members of a few containers."""
 
 import logging
 import re
@@ -24,42 +24,43 @@ from pipeline.store.storage import Store
 log = logging.getLogger(__name__)
 NUM_READERS = 16
 MIN_HEADS, MAX_GROUPS = 2, 16
-"""Number of heads to read per group of similar containers, and maximum number of groups. Beyond it, all containers form
-one group."""
+"""Number of heads to read in each group of similar containers, and maximum number of groups. If there are more groups,
+all containers form a single group."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class DueContainers:
-    """The containers of a copy that may hold due clips."""
+    """The containers of a copy that may contain due clips."""
 
     containers: list[Container]
     unread: list[Container]
-    """Containers without a listing, which were never read to their end and may hold any clip."""
+    """Containers without a listing. They were never read to their end and may contain any clip."""
     listed_rows: np.ndarray
-    """Rows (N,) of the segments in all listings."""
+    """Rows (N,) of the segments that occur in the listings."""
 
 
 @dataclass
 class Coverage:
-    """Estimated segments of a copy. The heads of a few containers stand for all containers without a listing."""
+    """The estimated segments of a copy. The heads of a few containers represent all containers without a listing."""
 
     clips: Counter[str] = field(default_factory=Counter)
-    """Segments by split."""
+    """Number of segments in each split."""
     num_due: int = 0
-    """Due segments among them."""
+    """Number of these segments that are due."""
     matches: Matches = field(default_factory=Matches)
-    """Matches of the members in the heads."""
+    """The matches between segments and the members in the heads."""
     num_members: int = 0
-    """Number of members in containers without a listing."""
+    """Number of members in all containers without a listing."""
 
 
 def find_due_containers(containers: Sequence[Container], segments: SegmentIndex, store: Store) -> DueContainers:
-    """Use the listings to find the containers that may hold due clips."""
+    """Find the containers that may contain due clips, using the listings."""
     with ThreadPoolExecutor(NUM_READERS) as pool:
         listings = list(pool.map(lambda container: read_listing(store, container, segments.search), containers))
     keys = pa.chunked_array([each for each in listings if each is not None], pa.string())
-    # Use one lookup for all listings. Building a table of two million due keys per container would take minutes.
+    # Use a single lookup for all listings. Building a table of two million due keys for each container would take
+    # minutes.
     rows = positions_of(keys, segments.segments["key"])
     is_due = (rows >= 0) & segments.is_due[rows]
     number = np.repeat(np.arange(len(listings)), [0 if each is None else len(each) for each in listings])
@@ -74,9 +75,9 @@ def find_due_containers(containers: Sequence[Container], segments: SegmentIndex,
 
 
 def estimate_coverage(due: DueContainers, segments: SegmentIndex) -> Coverage:
-    """Count the segments in listings, and estimate further segments from the first members of a few containers.
+    """Count the segments in the listings, and estimate the other segments from the first members of a few containers.
 
-    Logs unreadable heads. Raises SourceError if the source refuses access.
+    If a head is unreadable, a message is logged. Raises SourceError if the source refuses access.
     """
     splits = segments.segments["split"].combine_chunks()
     names = splits.dictionary.to_pylist()
@@ -106,7 +107,7 @@ def estimate_coverage(due: DueContainers, segments: SegmentIndex) -> Coverage:
 
 
 def group_alike(containers: Sequence[Container]) -> list[list[Container]]:
-    """Group containers by their addresses without digits, since publishers number the parts of a split."""
+    """Group containers whose addresses only differ in their digits, because publishers number the parts of a split."""
     groups: dict[str, list[Container]] = defaultdict(list)
     for container in containers:
         groups[re.sub(r"\d+", "", container.address)].append(container)
@@ -114,7 +115,7 @@ def group_alike(containers: Sequence[Container]) -> list[list[Container]]:
 
 
 def read_heads(containers: Sequence[Container]) -> list[tuple[Container, Head]]:
-    """Read the heads of containers concurrently. Skips unreadable containers."""
+    """Read the heads of containers concurrently. Unreadable containers are skipped."""
     with ThreadPoolExecutor(NUM_READERS) as pool:
         heads = pool.map(_try_head, containers)
         return [(container, head) for container, head in zip(containers, heads, strict=True) if head]
@@ -130,7 +131,7 @@ def _try_head(container: Container) -> Head | None:
 
 
 def describe_coverage(copy: Copy, due: DueContainers, coverage: Coverage, segments: SegmentIndex) -> list[str]:
-    """Describe the copy, its clips by split, and the bytes to read, as lines of text."""
+    """Describe the copy, its clips per split and the number of bytes to read. Returns lines of text."""
     splits = segments.segments["split"].combine_chunks()
     planned = Counter(splits.cast(pa.string()).to_pylist())
     about = "about " if due.unread else ""
@@ -146,6 +147,6 @@ def describe_coverage(copy: Copy, due: DueContainers, coverage: Coverage, segmen
 
 
 def _spread(items: list[T], num: int) -> list[T]:
-    """Choose at most `num` evenly spaced items."""
+    """Choose at most `num` items that are evenly spaced."""
     places = np.unique(np.linspace(0, len(items) - 1, min(num, len(items))).astype(int))
     return [items[place] for place in places]

@@ -19,7 +19,7 @@ from pipeline.sources.names import stem_of
 
 MAX_MEMBERS = 1000
 MAX_TAR_MEMBERS, MAX_TAR_BYTES = 32, 2**23
-"""Limits on the head of a tar, since its names are spread over the whole file."""
+"""Limits for reading the head of a tar. They are needed because the names in a tar are spread over the whole file."""
 READ_BYTES = 2**18
 
 
@@ -28,15 +28,16 @@ class Head:
     """The first members of a container."""
 
     stems: list[str]
-    """Names without folders and extensions, or ids from a column or from JSON."""
+    """The members' names without folders and extensions, or their ids from a column or from JSON."""
     num_members: int
-    """Number of members in the whole container; an estimate for tars."""
+    """Number of members in the whole container. For tars, this is an estimate."""
 
 
 def read_head(container: Container) -> Head:
-    """Read the names of a container's first members from a tar's first megabytes, a zip's directory or a footer.
+    """Read the names of a container's first members.
 
-    Raises InputError for another format, and `READ_ERRORS`.
+    They come from the first megabytes of a tar, the directory of a zip, or the parquet file's footer and id column.
+    Raises InputError if the format is wrong, or one of `READ_ERRORS`.
     """
     if container.kind.startswith("tar"):
         return _head_of_tar(container)

@@ -1,4 +1,4 @@
-"""Store listings of containers, so that a rerun reads only containers with due clips."""
+"""Store listings of containers, so that the next run only reads containers with due clips."""
 
 import pyarrow as pa
 
@@ -13,18 +13,18 @@ from pipeline.store.tables import parquet_bytes, read_parquet
 def listing_name(container: Container, search: str) -> str:
     """Return the path of a container's listing.
 
-    search: digest of the segments and names that were searched. Other segments need another listing.
+    search: digest of the segments and names that were searched for. If they change, a new listing is needed.
     """
     return listing(digest_of([container.address, container.num_bytes, container.version, search]))
 
 
 def write_listing(store: Store, container: Container, search: str, keys: list[str]) -> None:
-    """Store the keys of the segments that a container holds."""
+    """Store the keys of the segments that a container contains."""
     store.write_bytes(listing_name(container, search), parquet_bytes(pa.table({"key": pa.array(keys, pa.string())})))
 
 
 def read_listing(store: Store, container: Container, search: str) -> pa.Array | None:
-    """Return the keys of the segments in a container, or None if it was never read to its end."""
+    """Return the keys of the segments in a container, or None if the container was never read to its end."""
     name = listing_name(container, search)
     if not store.exists(name):
         return None

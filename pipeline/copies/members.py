@@ -1,6 +1,6 @@
-"""Read the clips of a container once, front to back.
+"""Read the clips of a container once, from front to back.
 
-Nothing is unpacked to a path. Folders in members' names are ignored, and links are not followed.
+Nothing is unpacked to a path. Folders in the names of members are ignored, and links are not followed.
 """
 
 import json
@@ -26,14 +26,14 @@ from pipeline.sources.index import is_media
 from pipeline.sources.names import stem_of
 
 ID_FIELDS = ("video_id", "ytid", "youtube_id", "id")
-"""Names of id columns in parquet files, and of id fields in the JSON beside a tar's members."""
+"""Names of id columns in parquet files, and of id fields in the JSON files next to the media in a tar."""
 AUDIO_COLUMNS = ("audio", "opus", "flac", "mp3", "wav")
 BATCH_ROWS = 8
-"""Rows of a parquet file to hold in memory, since row groups of gigabytes are common."""
+"""Number of rows of a parquet file that are held in memory. Row groups are often gigabytes large."""
 BUFFER_BYTES = 2**20
 COPY_BYTES = 2**22
 MAX_COMPRESSION = 1100
-"""Maximum compression ratio of a tar. gzip reaches about 1,030."""
+"""Maximum compression ratio of a tar. The highest ratio of gzip is about 1,030."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,16 @@ class Member:
 
     name: str
     stem: str
-    """Name without folders and extensions, or the id from a column or from the JSON beside it."""
+    """The name without folders and extensions, or the id from a column or from the JSON file next to the media."""
     content: bytes | Failure
 
 
 def read_members(container: Container, scratch: Path, max_media_bytes: int) -> Iterator[Member]:
     """Yield the clips of a container in their order.
 
-    Remote tars are streamed in one request. Zips and parquet files have their directory at the end, so remote files are
-    first copied to `scratch`, also in one request. A broken member becomes a failure. Raises OSError if the container
-    can't be read, InputError if its content does not match its extension.
+    Remote tars are streamed in a single request. Zips and parquet files have their directory at the end, so remote
+    files are first copied to `scratch`, also in a single request. If a member is broken, it becomes a failure. Raises
+    OSError if the container can't be read, and InputError if its content does not match its extension.
     """
     read = {"tar": _read_tar, "tar.gz": _read_tar, "zip": _read_zip, "parquet": _read_parquet}[container.kind]
     try:
@@ -66,9 +66,9 @@ def read_members(container: Container, scratch: Path, max_media_bytes: int) -> I
 
 
 def _open(container: Container) -> Any:
-    """Open a container for reading from front to back."""
+    """Open a container to read it from front to back."""
     fs, path = fsspec.core.url_to_fs(container.location)
-    # In fsspec, block size 0 means a single request without ranges, for HTTP and the hub. Passing the known size saves
+    # For HTTP and the hub, block size 0 makes fsspec send a single request without ranges. Passing the known size saves
     # another request.
     if container.location.startswith(HUB):
         return fs.open(path, "rb", block_size=0)
@@ -95,17 +95,16 @@ def _local_file(container: Container, scratch: Path) -> Iterator[Path]:
 
 
 def _read_tar(stream: BinaryIO, container: Container, max_media_bytes: int) -> Iterator[Member]:
-    """Yield a tar's media. A JSON file with the same stem, before or after the media, may contain the id."""
+    """Yield the media in a tar. A JSON file with the same stem, before or after the media, may contain the id."""
     stem, media, stated = "", None, ""
     max_bytes = (container.num_bytes or 2**30) * MAX_COMPRESSION
-    # `r|*` detects compression, because some compressed tars are named `.tar`.
+    # `r|*` detects compression, because some compressed tars have the extension `.tar`.
     with tarfile.open(fileobj=stream, mode="r|*") as tar:
         for info in tar:
-            # Forget the headers, which tarfile keeps for lookups by name. For 100,000 clips they would take much
-            # memory.
+            # Drop the headers, which tarfile keeps for lookups by name. For 100,000 clips, they would take much memory.
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
-            # A negative size would lead back to the same header, and a huge size to an endless search for the next
-            # header.
+            # A member with a negative size would lead back to its own header. With a huge size, the search for the next
+            # header would never end.
             if not info.offset < tar.offset <= max_bytes:
                 raise tarfile.ReadError(f"the member {quote(info.name)} has an impossible size")
             path = PurePosixPath(info.name)
@@ -125,7 +124,7 @@ def _read_tar(stream: BinaryIO, container: Container, max_media_bytes: int) -> I
 
 
 def stem_of_sibling(path: PurePosixPath) -> str:
-    """Return the stem that all files of a clip in a WebDataset tar share."""
+    """Return the stem that all files of one clip in a WebDataset tar share."""
     return str(path.with_suffix(""))
 
 
@@ -138,7 +137,7 @@ def _read_member(tar: tarfile.TarFile, info: tarfile.TarInfo, max_media_bytes: i
 
 
 def _stated_id(stream: Any) -> str:
-    """Return the id in a JSON object, or "" without an id."""
+    """Return the id in a JSON object, or "" if the object has no id."""
     try:
         fields = json.loads(stream.read())
     except ValueError:
@@ -153,7 +152,7 @@ def _read_zip(stream: BinaryIO, container: Container, max_media_bytes: int) -> I
             name = PurePosixPath(info.filename).name
             if info.is_dir() or not is_media(name) or name.startswith("."):
                 continue
-            if info.file_size > max_media_bytes:  # size in the directory, which `ZipFile.read` enforces against bombs
+            if info.file_size > max_media_bytes:  # `ZipFile.read` enforces this size, which stops zip bombs
                 detail = f"{quote(info.filename)}: {info.file_size} bytes, the limit is {max_media_bytes}"
                 yield Member(info.filename, stem_of(name), Failure(Reason.TOO_LARGE, detail))
                 continue
@@ -181,9 +180,9 @@ def _read_parquet(stream: BinaryIO, container: Container, max_media_bytes: int) 
 
 
 def find_columns(schema: pa.Schema, address: str) -> tuple[str, str]:
-    """Return the columns of ids and of audio. Raises InputError, with all columns, if either is missing.
+    """Return the columns that contain ids and audio. Raises InputError, which lists all columns, if either is missing.
 
-    Checks types instead of values, because text in an audio column would be a path on another machine.
+    This checks types instead of values, because a text in an audio column would be a path on another machine.
     """
     types = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}
     ids = [name for name in (*ID_FIELDS, "path") if _is_text(types.get(name))]

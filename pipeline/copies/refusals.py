@@ -1,4 +1,4 @@
-"""Recognise refusals of remote storage, which are throttling and access that needs a login."""
+"""Recognise errors in which remote storage throttles requests or requires a login."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ UNAUTHORIZED, FORBIDDEN, TOO_MANY_REQUESTS, UNAVAILABLE = 401, 403, 429, 503
 
 @dataclass(frozen=True, slots=True)
 class Throttling:
-    """An answer that requests a pause."""
+    """A response that asks for a pause."""
 
     retry_after_s: float | None
-    """Seconds to wait; None if the server gives no time."""
+    """Seconds to wait, or None if the server gives no time."""
 
 
 def throttling_of(error: BaseException) -> Throttling | None:
-    """Return the throttling that caused a library's error, or None for other errors.
+    """Return the throttling that caused an error of a library, or None if the error has another cause.
 
-    A 503 counts only with `Retry-After`, as for single clips.
+    A 503 only counts if it has a `Retry-After` header, as for single clips.
     """
     for status, headers in _answers(error):
         wait_s = parse_retry_after(headers.get("Retry-After") or "")
@@ -32,11 +32,11 @@ def throttling_of(error: BaseException) -> Throttling | None:
 
 
 def check_access(address: str, error: BaseException) -> None:
-    """Raise SourceError, with advice, if the error means that the address needs a login or another account."""
+    """Raise SourceError, with advice, if the error means that the address requires a login or another account."""
     for status, headers in _answers(error):
         if status not in (UNAUTHORIZED, FORBIDDEN):
             continue
-        # Quote only this header, which the hub sets. Messages of libraries would reveal signed addresses.
+        # Only quote this header, which the hub sets. The messages of libraries would reveal signed addresses.
         stated = f" ({headers['X-Error-Message'][:200]})" if headers.get("X-Error-Message") else ""
         advice = login_advice(address) if address.startswith(HUB) else "check the credentials of this storage"
         raise SourceError(
@@ -45,7 +45,8 @@ def check_access(address: str, error: BaseException) -> None:
 
 
 def _answers(error: BaseException) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Yield status and headers of HTTP answers that caused an error. fsspec often reports them as missing files."""
+    """Yield the status and headers of the HTTP responses that caused an error. fsspec often reports them as missing
+    files."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -62,5 +63,5 @@ def _answers(error: BaseException) -> Iterator[tuple[int, Mapping[str, str]]]:
 
 
 def _titled(headers: Mapping[str, str]) -> dict[str, str]:
-    """Restore the usual case of names such as `Retry-After`, which botocore converts to lower case."""
+    """Restore the usual capitalisation of headers such as `Retry-After`, which botocore converts to lower case."""
     return {name.title(): value for name, value in headers.items()}

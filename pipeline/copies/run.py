@@ -1,4 +1,4 @@
-"""Convert all containers of a copy to shards in Ray tasks."""
+"""Convert all containers of a copy to shards, in Ray tasks."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -22,10 +22,10 @@ from pipeline.sources.archives import READ_ERRORS
 
 log = logging.getLogger(__name__)
 MIN_SHARE_MATCHED = 0.05
-"""Minimum share of the members, or of the segments if they are fewer, that must match. A lower share means misread
-names."""
+"""Minimum share of the members that must match a segment, or of the segments if there are fewer segments than members.
+A lower share means that the names were misread."""
 MIN_EXPECTED = 20
-"""Minimum number of expected matches for a check of heads."""
+"""The heads are only checked if at least this many matches are expected."""
 
 
 def convert_copy(
@@ -35,11 +35,11 @@ def convert_copy(
     add_report: Callable[[ShardReport], None],
     check_lease: Callable[[], None],
 ) -> None:
-    """Convert the due clips of a copy. Reads each container with due clips once.
+    """Convert the due clips of a copy. Each container with due clips is read once.
 
-    Stops reading once every due segment is stored. Raises InputError if hardly any member matches a segment, or if
-    containers could not be read, SourceError if the source refuses access or throttles for `--rate-limit.max-idle-s`.
-    The clips of all other containers are stored before the error.
+    Reading stops once every due segment has been stored. Raises InputError if hardly any member matches a segment or if
+    containers could not be read, and SourceError if the source refuses access or throttles for
+    `--rate-limit.max-idle-s`. The clips of all other containers are stored before the error is raised.
     """
     due = find_due_containers(copy.containers, work.segments, work.conversion.store)
     coverage = estimate_coverage(due, work.segments)
@@ -52,7 +52,7 @@ def convert_copy(
     def iterate_wanted() -> Iterator[Container]:
         nonlocal num_wanted
         for container in containers:
-            if num_due <= 0:  # every due clip is stored
+            if num_due <= 0:  # all due clips are stored
                 return
             num_wanted += 1
             yield container
@@ -72,7 +72,7 @@ def convert_copy(
         for container, report in tasks:
             check_lease()
             num_read += 1
-            if isinstance(report, LeaseError | SourceError):  # all containers would fail
+            if isinstance(report, LeaseError | SourceError):  # every other container would fail as well
                 raise report
             if isinstance(report, Exception):
                 if not isinstance(report, AudioTaggingError):
@@ -100,9 +100,9 @@ def convert_copy(
 
 
 def warn_if_moved(copy: Copy) -> None:
-    """Warn if a repository on the hub got a new commit during the run."""
+    """Warn if a repository on the hub received a new commit during the run."""
     for root, pinned in copy.commits:
-        with suppress(*READ_ERRORS):  # the clips are stored; the next run lists the repository anyway
+        with suppress(*READ_ERRORS):  # all clips are stored, and the next run lists the repository again
             now = pin_commit(root)[1]
             if now != pinned:
                 log.warning(
@@ -111,7 +111,7 @@ def warn_if_moved(copy: Copy) -> None:
 
 
 def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], errors: list[str]) -> int:
-    """Add a container's shards to the run's report. Returns the number of clips with a result."""
+    """Add the shards of a container to the run's report. Returns the number of clips that have a result."""
     for shard in report.shards:
         add_report(shard)
     if report.error:
@@ -120,17 +120,17 @@ def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], e
 
 
 def check_heads(coverage: Coverage, segments: SegmentIndex) -> None:
-    """Raise InputError before reading containers if hardly any name in their heads matches."""
+    """Raise InputError, before any container is read, if hardly any name in the heads matches a segment."""
     matches = coverage.matches
     num_members = matches.num_matched + matches.num_unmatched
-    # If a run has few segments, a head contains few of them.
+    # If the run has few segments, a head contains only few of them.
     num_expected = num_members * min(1.0, len(segments) / max(coverage.num_members, 1))
     if num_expected >= MIN_EXPECTED:
         check_matches(matches, segments, num_expected)
 
 
 def check_matches(matches: Matches, segments: SegmentIndex, num_expected: float) -> None:
-    """Raise InputError, with the names found and expected, if there are far fewer matches than expected."""
+    """Raise InputError, which quotes found and expected names, if there are far fewer matches than expected."""
     if matches.num_matched >= MIN_SHARE_MATCHED * num_expected:
         return
     num_members = matches.num_matched + matches.num_unmatched

@@ -1,4 +1,4 @@
-"""Find segments by the names of a copy's members."""
+"""Find the segments that the members of a copy contain, by the members' names."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow creates its compute functions at import, so pyright does not see them.
@@ -20,25 +20,27 @@ MAX_EXAMPLES = 10
 
 @dataclass(frozen=True, eq=False)
 class SegmentIndex:
-    """An index of segments by id, made of arrays that tasks share through Ray's object store without copies."""
+    """An index of segments by id. It consists of arrays that tasks share through Ray's object store without copying
+    them."""
 
     segments: pa.Table
-    """Table with the schema `SEGMENT_SCHEMA`."""
+    """The segments, as a table of `SEGMENT_SCHEMA`."""
     is_due: np.ndarray
-    """Mask (N,) of segments that this run needs. Segments that are not due distinguish stored clips from unknown
+    """Mask (N,) of the segments that this run needs. The other segments are indexed to tell stored clips from unknown
     members."""
     attempts: np.ndarray
-    """Number of attempts so far at each segment (N,)."""
+    """Number of attempts at each segment so far (N,)."""
     id_pattern: str = ""
-    """Regular expression from `--id-pattern`, for names that differ from those in published copies."""
+    """Regular expression from `--id-pattern`, for names that follow none of the known naming schemes."""
     ids: np.ndarray = field(init=False)
     """Sorted ids (N,), as bytes."""
     order: np.ndarray = field(init=False)
     """Row of each sorted id (N,)."""
     digest: str = field(init=False)
-    """Digest of the due segments. It is part of shard names, so runs with other due segments use other names."""
+    """Digest of the due segments. It is part of the names of shards, so runs with other due segments write other
+    shards."""
     search: str = field(init=False)
-    """Digest of the segments and names that containers are searched for."""
+    """Digest of the segments and names that are searched for in containers."""
 
     def __post_init__(self) -> None:
         keys = self.segments["key"]
@@ -55,7 +57,7 @@ class SegmentIndex:
         return len(self.segments)
 
     def find(self, stem: str) -> int | None:
-        """Return the row of the segment that matches a member's name, or None."""
+        """Return the row of the segment that a member's name matches, or None."""
         for ytid, start, _ in readings_of(stem, compile_pattern(self.id_pattern)):
             first, end = (
                 np.searchsorted(self.ids, ytid.encode(), "left"),
@@ -72,7 +74,7 @@ class SegmentIndex:
 
 
 def index_due(plan: PreprocessPlan, id_pattern: str = "") -> SegmentIndex:
-    """Index all segments of a plan. The segments of its shards are due."""
+    """Index all segments of a plan. The segments in its shards are due."""
     is_due = np.zeros(len(plan.segments), bool)
     is_due[np.concatenate([*plan.shards, np.zeros(0, np.int64)])] = True
     return SegmentIndex(plan.segments, is_due, plan.attempts, id_pattern)
@@ -80,12 +82,12 @@ def index_due(plan: PreprocessPlan, id_pattern: str = "") -> SegmentIndex:
 
 @dataclass
 class Matches:
-    """Number of members that match a segment, and number of members that match none."""
+    """Numbers of members that match a segment and of members that match none."""
 
     num_matched: int = 0
     num_unmatched: int = 0
     examples: list[str] = field(default_factory=list)
-    """Names of the first unmatched members."""
+    """Names of the first members that match no segment."""
 
     def add(self, name: str, *, is_match: bool) -> None:
         self.num_matched += is_match

@@ -12,9 +12,10 @@ from pipeline.sources.names import compile_pattern
 
 
 def open_sources(config: PreprocessConfig) -> list[Copy | Source]:
-    """Open the sources in `config.media`: any number of copies, then at most one source of single segments.
+    """Open the sources in `config.media`: any number of copies, followed by at most one source of single segments.
 
-    Loose files in a folder form such a source, even beside the containers of a copy. Raises ConfigError or InputError.
+    The loose files in a folder form such a source, even if the folder also contains the containers of a copy. Raises
+    ConfigError or InputError.
     """
     if not config.media:
         raise ConfigError(
@@ -37,19 +38,19 @@ def open_sources(config: PreprocessConfig) -> list[Copy | Source]:
 
 
 def digest_of_sources(media: tuple[str, ...], sources: list[Copy | Source]) -> str:
-    """Digest of the content of copies and folders, and of the names of other sources."""
+    """Return a digest of the content of copies and folders, and of the names of all other sources."""
     contents = [source.digest for source in sources if isinstance(source, Copy | FolderSource)]
     return digest_of([list(media), contents])
 
 
 @dataclass(frozen=True)
 class LastSource:
-    """The last source of a run. It marks clips that no source has."""
+    """The last source of a run. If no source has a clip, it marks the clip as missing."""
 
     source: Source | None
-    """Source of single segments; None if all sources are copies."""
+    """The source of single segments, or None if all sources are copies."""
     digest: str
-    """Result of `digest_of_sources`."""
+    """Digest from `digest_of_sources`."""
 
     def fetch(self, segment: Segment, proxy: str | None = None) -> Media | Failure:
         if self.source is None:
