@@ -57,7 +57,7 @@ class Silence:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         pass
 
-    def log_facts(self, facts: Mapping[str, str]) -> None:
+    def log_late_params(self, facts: Mapping[str, str]) -> None:
         pass
 
     def log_checkpoint(self, name: str, address: str, metrics: Mapping[str, float]) -> None:
