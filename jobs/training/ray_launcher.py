@@ -85,7 +85,8 @@ class RayLauncher(Launcher):
     def report_epoch(self, metrics: Mapping[str, float], checkpoint: str) -> None:
         """Report an epoch to Ray Train with the checkpoint that is already in the store. Uploads nothing."""
         if self.world.is_main:
-            self._show(metrics)
+            # The epoch's number comes last, so that a scrape with this number has the epoch's other metrics.
+            self._show({name: metrics[name] for name in sorted(metrics, key="epoch".__eq__)})
         storage: Any = ray.train.get_context().get_storage()
         # Ray's storage path is the store's folder `runs`, so checkpoint paths are relative to it.
         path = f"{storage.storage_fs_path}/{checkpoint.removeprefix(f'{RUNS}/')}"
