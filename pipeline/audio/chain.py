@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.audio.container import open_file
 
 FIRST_PAGE = re.compile(rb"OggS\0\x02\0{8}.{4}\0{4}", re.DOTALL)
-"""Pattern of a stream's first page, with version, flag, time 0, any serial number and sequence number 0."""
+"""Pattern of the first page of a stream: version and flag, time 0, any serial number, and sequence number 0."""
 HEADER_BYTES = 27
 """Size of a page's header before its table of sizes. The last byte is the table's length."""
 
@@ -34,7 +34,7 @@ def split_chain(content: bytes | Path) -> Iterator[bytes | Path]:
 
 
 def _link_starts(view: bytes | mmap) -> Iterator[int]:
-    """Yield the starts of all links after the first. The first pages of a link's streams follow each other."""
+    """Yield the start of each link except the first. The first pages of a link's streams follow each other."""
     end_of_first_pages = 0
     for found in FIRST_PAGE.finditer(view):
         start = found.start()

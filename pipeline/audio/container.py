@@ -56,9 +56,9 @@ class _Seekable:
 
 @contextmanager
 def open_media(content: bytes | Path, size_factor: float = 1.0) -> Iterator[InputContainer]:
-    """Open bytes or a local file. Raises BrokenMediaError if it is not media, OSError if the file can't be read.
+    """Open bytes or a local file. Raises BrokenMediaError if it is not media, and OSError if it can't be read.
 
-    size_factor: factor by which FFmpeg sees the size of the file enlarged.
+    size_factor: factor by which the size that FFmpeg sees is larger than the real size.
     """
     # Always pass a file object, because FFmpeg would interpret a string as an address of any protocol.
     with open_file(content) as file:
@@ -106,5 +106,5 @@ def open_file(content: bytes | Path) -> BinaryIO:
 
 
 def _reason_of(head: bytes) -> Reason:
-    """Distinguish truncated media, which the next fetch may complete, from files that are not media."""
+    """Distinguish truncated media, which another fetch may complete, from files that are not media."""
     return Reason.TRUNCATED if head.startswith(MAGICS) or head[4:8] == b"ftyp" else Reason.NOT_MEDIA

@@ -41,15 +41,16 @@ MAX_FLOAT_LEVEL = 16.0
 """Maximum level of uncompressed float samples, 24 dB above full scale. Higher levels come from programs that write
 integers as floats without scaling them."""
 END_TOLERANCE_S = 0.5
-"""Files that end less than this long before their stated end count as complete."""
+"""A file counts as complete if it ends less than this many seconds before the end in its header."""
 MAX_FILE_MS = 3_600_000
-"""Maximum length of a file to decode into memory."""
+"""Maximum length, in ms, of a file that is decoded into memory."""
 MAX_STREAM_MS = 48 * 3_600_000
-"""Maximum length of a file to decode as a stream, since a few bytes may claim years of silence."""
+"""Maximum length, in ms, of a file that is decoded as a stream. It is needed because a few bytes may claim years of
+silence."""
 
 
 class DecodeError(InputError):
-    """Raised for a file without usable audio, with the reason."""
+    """Raised if a file has no usable audio. Contains the reason."""
 
     def __init__(self, message: str, reason: Reason):
         super().__init__(message)
@@ -64,7 +65,7 @@ class Clip:
     """The audio of a segment."""
 
     waveform: np.ndarray
-    """Mono waveform (S,) float32 in [-1, 1] at 16 kHz, without its mean and never padded."""
+    """Mono waveform (S,) as float32 in [-1, 1] at 16 kHz. Its mean is removed, and it is never padded."""
     is_short: bool
     """The media ended at least a millisecond before the segment."""
     media: MediaAudio
@@ -90,9 +91,9 @@ def decode_segment(media: Media, start_ms: int, end_ms: int) -> Clip | Failure:
 
 
 def decode_file(content: bytes | Path, max_ms: int = MAX_FILE_MS) -> np.ndarray:
-    """Decode a whole file of at most `max_ms` to (S,) float32, like a clip's waveform.
+    """Decode a whole file of at most `max_ms` to a float32 waveform (S,), processed like the waveform of a clip.
 
-    Raises DecodeError for unreadable, truncated and longer files, and files without audio.
+    Raises DecodeError if the file is unreadable, truncated or longer, or has no audio.
     """
     with _explaining(content):
         clip = _decode(content, 0, max_ms)
@@ -102,10 +103,10 @@ def decode_file(content: bytes | Path, max_ms: int = MAX_FILE_MS) -> np.ndarray:
 
 
 def stream_file(content: bytes | Path) -> Iterator[np.ndarray]:
-    """Decode a file of any length in blocks (S,) float32 in [-1, 1] of about half a minute.
+    """Decode a file of any length in float32 blocks (S,) in [-1, 1] of about half a minute.
 
-    Keeps the mean, which is unknown before the end and does not change the features. Raises DecodeError like
-    `decode_file`; for a truncated file, after its last block.
+    The mean is not removed: it is unknown before the end, and it does not change the features. Raises DecodeError in
+    the same cases as `decode_file`. If the file is truncated, the error is raised after the last block.
     """
     num_samples, tracks = 0, list[Track]()
     with _explaining(content):
@@ -148,7 +149,7 @@ def _name_of(content: bytes | Path) -> str:
 
 
 def encode_flac(waveform: np.ndarray) -> bytes:
-    """Encode (S,) float32 at 16 kHz as 16-bit FLAC. Equal samples give equal bytes."""
+    """Encode a float32 waveform (S,) at 16 kHz as 16-bit FLAC. The same samples always give the same bytes."""
     pcm = np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
     file = BytesIO()
     # Use bit-exact mode. Otherwise FFmpeg writes its version into each file, and shards from two machines differ.
@@ -162,7 +163,8 @@ def encode_flac(waveform: np.ndarray) -> bytes:
 
 
 def decode_flac(content: bytes) -> np.ndarray:
-    """Decode the output of `encode_flac` to (S,) int16. Raises InputError for other or damaged content."""
+    """Decode the output of `encode_flac` to int16 samples (S,). Raises InputError if the content is damaged or of
+    another kind."""
     try:
         with av.open(BytesIO(content), "r", format="flac") as container:
             frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
@@ -211,7 +213,7 @@ def _longest(tracks: Iterable[Track]) -> Track:
 
 
 def _media_length_s(content: bytes | Path, track: Track) -> float | None:
-    """Return the length of a file, or None if its header states none and its end was not read."""
+    """Return the length of a file, or None if its header gives no length and its end was not read."""
     if track.content is not content:  # a link of a chain
         return measure_length_ms(content) / 1000
     return track.end_s if track.stated_end_s is None and track.reached_eof else track.stated_end_s
@@ -237,7 +239,7 @@ def _read_links(content: bytes | Path, start_ms: float, end_ms: int) -> Iterator
 
 
 def _read(content: bytes | Path, start_ms: int, end_ms: int) -> tuple[np.ndarray, Track]:
-    """Decode, resample and cut to a waveform (S,) float32, possibly empty. Also returns the decoded track."""
+    """Decode, resample and cut to a float32 waveform (S,), which may be empty. Also returns the decoded track."""
     window_start_ms = max(start_ms - CUT_MARGIN_MS, 0) // CUT_GRID_MS * CUT_GRID_MS
     window_ms = (window_start_ms, end_ms + CUT_MARGIN_MS)
     # Try again from the file's start, because some files have a wrong index or none.
@@ -271,7 +273,7 @@ def _resample(track: Track, first_ms: int) -> Iterator[np.ndarray]:
 
 
 def _check_whole(content: bytes | Path, track: Track, start_ms: int) -> None:
-    """Raise BrokenMediaError for a truncated file, but not for one that is merely shorter than the segment."""
+    """Raise BrokenMediaError if the file is truncated, but not if it is merely shorter than the segment."""
     stated_s = track.stated_end_s or 0.0
     if start_ms < stated_s * 1000 and track.end_s < stated_s - END_TOLERANCE_S:
         detail = f"the file ends at {track.end_s:.1f} s, its header says {stated_s:.1f} s {track.error}"
@@ -281,7 +283,7 @@ def _check_whole(content: bytes | Path, track: Track, start_ms: int) -> None:
 
 
 def _check_real(num_samples: int, track: Track) -> None:
-    """Raise BrokenMediaError for less than one fbank frame, or if most of the clip replaces broken packets."""
+    """Raise BrokenMediaError if the clip has less than one fbank frame, or if broken packets left half of it silent."""
     is_mostly_broken = track.error != "" and 2 * track.num_decoded <= (track.position or 0)
     if is_mostly_broken or (track.position is None and track.end_s == 0):
         raise BrokenMediaError(Reason.NOT_MEDIA, track.error or "the audio stream is empty")

@@ -15,7 +15,7 @@ from pipeline.audio.chain import split_chain
 from pipeline.audio.container import BrokenMediaError, open_file, open_media, read_packets
 
 TIMESTAMP_FORMATS = ("mpeg", "mpegts")
-"""Formats without a stated length. FFmpeg estimates it from timestamps near the end."""
+"""Formats whose headers give no length. FFmpeg estimates it from timestamps near the end."""
 PLACEHOLDERS = ((0x7F000000, 0x80010000), (0xFFFF0000, 0xFFFFFFFF))
 """Sizes that programs write into a header before they know the real size. They are close to the largest signed or
 unsigned 32-bit number; SoX uses the smallest."""
@@ -41,9 +41,9 @@ def _is_placeholder(num_bytes: float) -> bool:
 
 
 def measure_length_ms(content: bytes | Path) -> int:
-    """Return the length of a file's audio, rounded up; 0 without audio or for other files.
+    """Return the length of a file's audio in ms, rounded up. It is 0 if the file has no audio or is not media.
 
-    Raises OSError if it can't be read.
+    Raises OSError if the file can't be read.
     """
     try:
         length_ms = sum(map(measure_length_s, split_chain(content))) * 1000
@@ -53,7 +53,7 @@ def measure_length_ms(content: bytes | Path) -> int:
 
 
 def measure_length_s(content: bytes | Path) -> float:
-    """Return the length of a file that is not chained, like `measure_length_ms`."""
+    """Return the length of a file in seconds, like `measure_length_ms`. The file must not be chained."""
     try:
         with open_media(content) as container:
             stream = container.streams.best("audio")
@@ -75,7 +75,7 @@ def _measured_length_s(container: InputContainer, stream: AudioStream) -> float:
 
 
 def stated_end_s(content: bytes | Path, container: InputContainer, stream: Stream) -> float | None:
-    """Return the end of a file's audio from its header, if stated."""
+    """Return the end of a file's audio according to its header, or None if the header gives none."""
     end_s = _end_s(container, stream)
     if end_s is None or end_s > MAX_LENGTH_S:
         return None

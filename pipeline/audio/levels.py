@@ -17,21 +17,22 @@ MIN_RUN = 2
 
 @dataclass(frozen=True, slots=True)
 class MediaAudio:
-    """Properties of a segment in the original media."""
+    """Properties of the original media in the interval of a segment."""
 
     peak: float
     """Largest absolute sample over all channels, relative to full scale. Lossy codecs may exceed 1."""
     clipping: float
-    """Share of clipped samples over all channels, by the definition of `Levels`."""
+    """Share of the samples of all channels that are clipped, as defined by `Levels`."""
     dc: float
     """Mean of the samples of all channels."""
     mix_db: float | None
-    """Level of the average of all channels relative to the channels; None for silence and single channels."""
+    """Level of the average of all channels relative to the level of the channels, in dB. None for silence and for mono
+    media."""
     codec: str
     rate_hz: int
     channels: int
     bit_rate: int | None
-    """Bits per second, at most `MAX_BIT_RATE`; None if unknown."""
+    """Bits per second, at most `MAX_BIT_RATE`. None if unknown."""
     media_length_s: float | None
     media_start_s: float
 

@@ -24,11 +24,11 @@ class ChannelMixer:
 
     @property
     def mix_db(self) -> float | None:
-        """Level of the average relative to the channels, over all blocks; None for silence."""
+        """Level of the average relative to the level of the channels, over all blocks, in dB. None for silence."""
         return _relative_db(self._energy, self._mean_energy)
 
     def mix(self, samples_CS: np.ndarray) -> np.ndarray:
-        """Mix samples (C, S) of any type down to (S,) float32 in [-1, 1]."""
+        """Mix samples (C, S) of any type down to float32 samples (S,) in [-1, 1]."""
         # Floats may be NaN or infinite, which `decode` rejects.
         with np.errstate(over="ignore", invalid="ignore"):
             mono = self._mix(samples_CS)

@@ -24,8 +24,8 @@ from pipeline.audio.mono import ChannelMixer
 from pipeline.records import Reason
 
 GAP_S = 0.1
-"""Difference between timestamp and sample count above which there is a gap, which becomes silence. Smaller differences
-are rounding errors of containers with millisecond timestamps or come from Vorbis's varying block sizes."""
+"""If a timestamp is more than this many seconds ahead of the sample count, the gap is filled with silence. Smaller
+differences are rounding errors of containers with millisecond timestamps, or come from Vorbis's varying block sizes."""
 OVERRUN_S = 1.0
 """Seconds to read beyond the end of an incomplete window, because timestamps may be inaccurate."""
 BLOCK_SAMPLES = 1 << 19
@@ -40,9 +40,9 @@ MAX_RUN_UP_S = 3_600
 
 
 class Track:
-    """A container's audio within a time window, mono, at the source's rate.
+    """The audio of a container within a time window, as mono at the source's rate.
 
-    Times are relative to the container's start. The public attributes are valid once `blocks` is exhausted.
+    Times are relative to the start of the container. The public attributes are valid once `blocks` is exhausted.
     """
 
     def __init__(
@@ -141,7 +141,8 @@ class Track:
             yield np.concatenate(pieces, axis=1)
 
     def _measure(self, samples_CS: np.ndarray, position: int) -> None:
-        """Measure the samples that are in the measured interval. position: first sample's position in the window."""
+        """Measure the samples that are in the measured interval. position: position of the first sample in the
+        window."""
         if self._measured_s:
             first, last = (max(round(time_s * self.rate_hz) - position, 0) for time_s in self._measured_s)
             # Floats may be NaN or infinite, which `decode` rejects.

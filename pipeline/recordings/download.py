@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 2**16
 TIMEOUT_S = 30.0
 MAX_FRUITLESS_ATTEMPTS = 5
-"""Number of consecutive attempts without any bytes after which a download fails."""
+"""A download fails after this many attempts in a row without any new bytes."""
 PAUSE_S = 1.0
 RANGE_NOT_SATISFIABLE, PARTIAL_CONTENT, TOO_MANY_REQUESTS = 416, 206, 429
 

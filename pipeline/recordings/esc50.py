@@ -11,7 +11,8 @@ TABLE = "meta/esc50.csv"
 
 
 def read_esc50(folder: Path) -> tuple[list[LabelledClip], list[str]]:
-    """Return the clips and the classes by target. Each fold is a split. Raises InputError for other folders."""
+    """Return the clips, and the classes by target. Each fold is a split. Raises InputError if the folder is not
+    ESC-50's."""
     try:
         with (folder / TABLE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

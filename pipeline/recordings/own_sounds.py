@@ -34,9 +34,9 @@ class CutConfig:
     """Share of files to hold out for evaluation if the table has no splits."""
     seed: int = 0
     group_by: str = ""
-    """Regular expression that finds the group in a file's name."""
+    """Regular expression that finds the name of the group in a file's name."""
     num_folds: int = 0
-    """Number of folds to assign instead of splits; 0 for splits."""
+    """Number of folds to assign instead of splits. With 0, splits are assigned."""
 
 
 def read_sounds(source: Path, config: CutConfig) -> tuple[list[LabelledClip], list[str]]:
@@ -179,7 +179,8 @@ def _check_uses(clips: Sequence[LabelledClip], source: Path) -> None:
 
 
 def _check_folds(clips: Sequence[LabelledClip], source: Path) -> None:
-    """Raise InputError for a single fold or a class in only one fold. Warns about folds with a single clip."""
+    """Raise InputError if there is only one fold or a class is in only one fold. Warns about folds with a single
+    clip."""
     counts = Counter(clip.split for clip in clips)
     if len(counts) < 2:
         raise InputError(f"{source}: expected at least two folds, found only {_name_some(list(counts))}")

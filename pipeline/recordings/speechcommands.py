@@ -11,7 +11,8 @@ NOISE_FOLDER = "_background_noise_"
 
 
 def read_speech_commands(folder: Path) -> tuple[list[LabelledClip], list[str]]:
-    """Return the clips and the words. Files in neither list are for training. Raises InputError for other folders."""
+    """Return the clips and the words. Files in neither list are training files. Raises InputError if the folder is not
+    valid."""
     split_of: dict[str, str] = {}
     for name, split in LISTS.items():
         try:

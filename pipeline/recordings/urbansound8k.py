@@ -1,4 +1,4 @@
-"""Reader of UrbanSound8K's official folder."""
+"""Read UrbanSound8K's official folder."""
 
 import csv
 from collections import defaultdict
