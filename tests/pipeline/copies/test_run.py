@@ -112,5 +112,5 @@ def test_unreadable_container_leaves_its_clips_due(
 
 def test_only_the_last_source_may_serve_single_clips(config: PreprocessConfig, tmp_path: Path) -> None:
     (tmp_path / "abcdefghijk.flac").write_bytes(b"media")
-    with pytest.raises(ConfigError, match="at most one source of single files"):
+    with pytest.raises(ConfigError, match="only one source of single files"):
         preprocess(replace(config, media=("http://127.0.0.1:9/{ytid}", str(tmp_path))), Store(str(tmp_path / "store")))
