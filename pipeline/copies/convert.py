@@ -45,6 +45,8 @@ class ContainerReport:
     container: Container
     shards: list[ShardReport] = field(default_factory=list)
     matches: Matches = field(default_factory=Matches)
+    rows: set[int] = field(default_factory=set)
+    """Rows of the due segments that the container holds."""
     error: str = ""
     """The reason why the container could not be read to its end. Empty if it was read completely."""
 
@@ -167,6 +169,7 @@ class ContainerReader:
         self.keys.append(segment.key)
         if not segments.is_due[row]:
             return
+        self.report.rows.add(row)
         group = self._group(segment.split)
         if segment.key in self.done:
             return

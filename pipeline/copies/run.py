@@ -45,14 +45,14 @@ def convert_copy(
     coverage = estimate_coverage(due, work.segments)
     log.info("copy: %s", "; ".join(describe_coverage(copy, due, coverage, work.segments)))
     check_heads(coverage, work.segments)
-    containers, num_due = due.containers, int(work.segments.is_due.sum())
+    containers, is_left = due.containers, work.segments.is_due.copy()
     matches, errors = Matches(num_matched=len(due.listed_rows)), list[str]()
     num_read = num_wanted = 0
 
     def iterate_wanted() -> Iterator[Container]:
         nonlocal num_wanted
         for container in containers:
-            if num_due <= 0:  # all due clips are stored
+            if not is_left.any():  # every due clip is stored
                 return
             num_wanted += 1
             yield container
@@ -80,7 +80,8 @@ def convert_copy(
                 errors.append(f"{container.address}: {report}")
                 continue
             matches += report.matches
-            num_due -= _count(report, add_report, errors)
+            is_left[list(report.rows)] = False  # not a count, since several containers may hold a clip
+            _count(report, add_report, errors)
             progress.advance(container.num_bytes >> 20, f"{matches.num_matched} clips matched")
     if num_read < num_wanted:
         raise SourceError(
@@ -110,13 +111,12 @@ def warn_if_moved(copy: Copy) -> None:
                 )
 
 
-def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], errors: list[str]) -> int:
-    """Add the shards of a container to the run's report. Returns the number of clips that have a result."""
+def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], errors: list[str]) -> None:
+    """Add a container's shards to the run's report, and its error to `errors`."""
     for shard in report.shards:
         add_report(shard)
     if report.error:
         errors.append(report.error)
-    return sum(shard.num_planned for shard in report.shards)
 
 
 def check_heads(coverage: Coverage, segments: SegmentIndex) -> None:

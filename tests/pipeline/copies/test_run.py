@@ -12,7 +12,7 @@ from pipeline.preprocess import preprocess
 from pipeline.records import Reason
 from pipeline.shards.format import read_sidecar
 from pipeline.store.storage import Store
-from tests.pipeline.copies.layouts import id_in_json, nested_parquet, plain_tar
+from tests.pipeline.copies.layouts import id_in_json, nested_parquet, plain_tar, write_tar
 
 IDS = [f"-{number:02d}_aB-cD_e" for number in range(20)]
 
@@ -108,6 +108,20 @@ def test_unreadable_container_leaves_its_clips_due(
     assert len(sources_of(store)) == 10
     broken.write_bytes(content)
     assert preprocess(config, store)[1].num_written == 10
+
+
+@pytest.mark.ray
+def test_clip_in_two_containers_does_not_end_the_run_early(
+    ray: None, config: PreprocessConfig, clips: dict[str, bytes], tmp_path: Path
+) -> None:
+    twice = {ytid: clips[ytid] for ytid in IDS[:12]}
+    id_in_json(tmp_path / "copy", twice)
+    plain_tar(tmp_path / "copy", twice)
+    write_tar(tmp_path / "copy/last.tar", {f"{ytid}.flac": clips[ytid] for ytid in IDS[12:]})
+    store = Store(str(tmp_path / "store"))
+    snapshot, report = preprocess(replace(config, max_in_flight=1), store)
+    assert len(snapshot.index) == 20 and not report.failures
+    assert report.num_planned == report.num_written == 32
 
 
 def test_only_the_last_source_may_serve_single_clips(config: PreprocessConfig, tmp_path: Path) -> None:
