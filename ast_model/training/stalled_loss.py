@@ -9,8 +9,11 @@ log = logging.getLogger(__name__)
 
 MIN_STEPS = 200
 """Minimum number of steps before a warning."""
-MAX_SHARE = 0.95
-"""Largest loss that counts as learning, as a share of the loss of guessing."""
+MAX_SHARE = 0.98
+"""Largest loss that counts as learning, as a share of the loss of guessing.
+
+Slow starts pass: a training on spoken digits was at 0.94 when the warning was due, and its final accuracy was 0.97.
+"""
 
 
 class StalledLoss:
@@ -30,7 +33,7 @@ class StalledLoss:
         """Add the mean loss of a window of steps. `num_steps_done` counts from the start of the run."""
         if self._is_decided or not num_taken:
             return
-        if num_steps_done > self._last_step // 2:  # the mean over half of the steps, because single windows are noisy
+        if num_steps_done > 3 * self._last_step // 4:  # the mean over several windows, because each is noisy
             self._loss_sum += loss * num_taken
             self._num_steps += num_taken
         if num_steps_done >= self._last_step:

@@ -18,7 +18,7 @@ WARNING = "as for guessing"
     [
         ("ce", 0, math.log(10), MIN_STEPS),
         ("ce", 150, math.log(10), 250),
-        ("ce", 0, 0.9 * math.log(10), None),
+        ("ce", 0, 0.97 * math.log(10), None),
         ("bce", 0, math.log(10), None),
     ],
 )
