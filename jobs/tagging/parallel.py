@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray.exceptions import RayError
 
@@ -43,7 +42,7 @@ from pipeline.shards.format import FAILED, digest_of
 from pipeline.sources.listing import MediaFile
 from pipeline.store.lock import LeaseGuard, hold_lease
 from pipeline.store.storage import Store
-from pipeline.store.tables import parquet_bytes
+from pipeline.store.tables import parquet_bytes, read_parquet
 
 log = logging.getLogger(__name__)
 
@@ -278,8 +277,8 @@ def read_ledger(store: Store) -> pd.DataFrame:
 
     def read(name: str) -> pa.Table:
         try:
-            return pq.read_table(pa.BufferReader(store.read_bytes(name)), schema=FILES_SCHEMA)
-        except (pa.ArrowException, OSError, ValueError) as error:
+            return read_parquet(store.read_bytes(name)).select(FILES_SCHEMA.names).cast(FILES_SCHEMA)
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise CorruptError(f"{store.url(name)} is damaged: {describe(error)}; remove it and run again") from error
 
     with ThreadPoolExecutor(NUM_READERS) as pool:
