@@ -1,7 +1,8 @@
 """The modern presets against AudioMosaic's configs and formulas (commit 67a86a8), written out.
 
 AudioMosaic's own functions `param_groups_lrd`, `adjust_learning_rate_with_params` and `random_masking_2d`, run once on
-its own model, gave the same learning rate and decay for each parameter at each step, and the same numbers of tokens.
+its own model, gave the same learning rate at each step, the same rate and decay for each parameter at every 500th step,
+and the same numbers of tokens.
 """
 
 import dataclasses
