@@ -21,7 +21,7 @@ DEFAULT_FONT = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
 
 
 def fit_text(text: str, max_width: int = MAX_WIDTH) -> str:
-    """Shorten text in the middle, and make it printable for matplotlib without markup for mathematics."""
+    """Shorten text in the middle, and escape it, so that matplotlib prints it as plain text and not as mathematics."""
     text = "".join(character if character.isprintable() else " " for character in text)
     text = "".join(MISSING if _font_with(character) is None else character for character in _shorten(text, max_width))
     return text.replace("$", r"\$")

@@ -115,7 +115,7 @@ def plot_reliability(before_NC: np.ndarray, after_NC: np.ndarray, targets_NC: np
 
 
 def plot_training(series: Mapping[str, Series]) -> Figure:
-    """Plot training curves, named by metric, over steps or, for evaluations, over epochs."""
+    """Plot training curves by metric name: over steps, or over epochs for metrics of evaluations."""
     figure = Figure(figsize=(4 * len(series), 3.2), layout="constrained")
     panels = figure.subplots(1, len(series), squeeze=False)[0]
     for axes, (name, (steps, values)) in zip(panels, series.items(), strict=True):

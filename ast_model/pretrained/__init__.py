@@ -1,4 +1,4 @@
-"""Load published weights and own checkpoints into a model."""
+"""Load published weights, or checkpoints of this project, into a model."""
 
 from ast_model.pretrained.load import load_pretrained
 

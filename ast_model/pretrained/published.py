@@ -68,7 +68,7 @@ PUBLISHED = (AUDIOSET, ESC50, SPEECH_COMMANDS)
 
 
 def find_published(config: ASTConfig, names: Collection[str] = ()) -> PublishedData | None:
-    """Return the data set with a model's number of classes and length, and with the class `names` if given."""
+    """Return the data set whose number of classes and clip length match a model, and its class `names` if given."""
     for data in PUBLISHED:
         fits = (data.num_classes, data.num_frames) == (config.num_classes, config.num_frames)
         if fits and (not names or not data.labels or set(names) == set(data.labels)):

@@ -1,4 +1,4 @@
-"""Adam with layer-wise learning rates, its state by parameter name, and weight averaging."""
+"""Adam with layer-wise learning rates and a state keyed by parameter name, and the averaging of weights."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -29,7 +29,7 @@ class EvaluateConfig:
     classes: tuple[str, ...] = ()
     """Names of classes for the precision-recall plot. Default: the classes with the most clips."""
     bootstrap: int = 200
-    """Number of resamples for the 95 % interval of mAP. An accuracy needs none."""
+    """Number of resamples for the 95 % interval of mAP. Not used for accuracy."""
     batch_size: int = 16
     """Clips per forward pass."""
 

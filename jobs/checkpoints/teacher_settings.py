@@ -19,7 +19,7 @@ class ImportTeacher:
     allow_unnamed_rows: bool = False
     """Accept an index that does not cover all rows, and skip the other rows."""
     labels: Input = ""
-    """class_labels_indices.csv of the columns. Default: the snapshot's classes."""
+    """class_labels_indices.csv with the classes of the columns. Default: the snapshot's classes."""
     stated_map: float | None = None
     """The publisher's mAP. Scores with less than half of this mAP are rejected."""
     root: StoreRoot = "data/audioset"

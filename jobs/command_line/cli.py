@@ -141,7 +141,7 @@ class CommandLine:
 
 
 def _is_complete(arg: str) -> bool:
-    """Return True if an argument is a value or a flag with its value, so that a word may follow."""
+    """Return True unless an argument is a flag whose value is the next argument."""
     return not arg.startswith("--") or "=" in arg
 
 

@@ -1,4 +1,4 @@
-"""Names of the running program, which is the console command `audioset-ast NAME` or a file `jobs/NAME.py`."""
+"""Name the running program as it was started: as `audioset-ast NAME` or as `jobs/NAME.py`."""
 
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""A baseline for own sounds. Decision trees on statistics of the stored fbanks are evaluated on the same split.
+"""A baseline for the user's own sounds: decision trees on statistics of the stored fbanks, scored on the same split.
 
 The baseline is only a yardstick. A model that scores below it has learnt too little.
 """

@@ -1,4 +1,4 @@
-"""Settings for the commands for own sounds, `finetune` and `search`."""
+"""Settings for `finetune` and `search`, the commands that work on the user's own sounds."""
 
 import re
 from dataclasses import dataclass, field
@@ -25,8 +25,8 @@ class FinetuneConfig:
     """Model size. An AST given by --init keeps its own size. Default: nano for random weights, otherwise base. Use eat,
     audiomosaic or audiomae for pre-trained weights of EAT or SSLAM, AudioMosaic or AudioMAE."""
     head_only: Annotated[bool | None, tyro.conf.arg(metavar="| --no-head-only")] = None
-    """Fit only the head on stored embeddings, in seconds instead of hours. Default: only without a GPU or with fewer
-    than 2,000 training clips, and not if epochs, batch size or learning rate are set."""
+    """Fit only the head on stored embeddings, in seconds instead of hours. Default: yes if there is no GPU or there are
+    fewer than 2,000 training clips, unless epochs, batch size or learning rate are set."""
     root: str = "data/own"
     """Parent folder of the stores. Each set of sounds has its own store."""
     clip_s: float = 10.0

@@ -125,7 +125,7 @@ class DuplicatesCommand:
 
 @dataclass(frozen=True)
 class ListSnapshots:
-    """List the snapshots, the latest last, with the runs in the store that use them."""
+    """List the snapshots, with the latest at the end, and the runs in the store that use them."""
 
     root: StoreRoot = "data/audioset"
     """Folder or s3:// address of the store."""

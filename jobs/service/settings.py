@@ -20,19 +20,19 @@ class ServeConfig:
     root: str = "data/demo"
     """Folder or s3:// address of the store with the registry for models:/…"""
     calibrated: bool = False
-    """Return probabilities, and only classes above their thresholds, from the checkpoint's calibration.json."""
+    """Use the checkpoint's calibration.json: return probabilities, and only classes above their thresholds."""
     host: str = "127.0.0.1"
     """Address to listen on. Addresses beyond this machine need --token-file."""
     port: int = 8000
     """Port to listen on."""
     token_file: Input = ""
-    """File with a token in its first line, required in each request as Authorization: Bearer TOKEN."""
+    """File whose first line is a token. Each request must send it as Authorization: Bearer TOKEN."""
     num_replicas: int = 1
     """Number of copies of the model. Each copy is a process with a CPU, or with a GPU if --use-gpu is set."""
     use_gpu: bool = False
     """Give each copy a GPU."""
     batch_size: int = 16
-    """Maximum windows per batch. A batch combines windows of all requests at a copy."""
+    """Maximum windows per batch. A batch combines windows from all requests to a copy."""
     batch_wait_ms: float = 5.0
     """Milliseconds that an incomplete batch waits for more windows."""
     poll_s: float = 60.0

@@ -21,7 +21,7 @@ class PredictConfig(TaggingOptions):
     labels: Input = ""
     """The class_labels_indices.csv for an official .pth, which contains no class names."""
     calibrated: bool = False
-    """Return probabilities, and only classes above their thresholds, from the checkpoint's calibration.json."""
+    """Use the checkpoint's calibration.json: return probabilities, and only classes above their thresholds."""
     format: Literal["text", "csv", "csv-excel", "jsonl", "parquet", "raven", "audacity"] = "text"
     """Output format: text for people, csv, jsonl or parquet for programs, csv-excel for Excel on Windows, or raven or
     audacity, which write one file per recording."""

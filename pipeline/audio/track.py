@@ -52,7 +52,7 @@ class Track:
         window_ms: tuple[int, int],
         measured_ms: tuple[int, int] | None = None,
     ) -> None:
-        """Prepare decoding of a window.
+        """Prepare to decode a window.
 
         container: the opened content.
         window_ms: start and end of the window in the file.

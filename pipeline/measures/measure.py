@@ -38,7 +38,7 @@ MIN_RMS_DB, MIN_LUFS = -120.0, -70.0
 MAX_SILENT_LOG = math.log(100 * LOG_FLOOR)
 """A mel bin counts as silent up to this value. Noise below −90 dBFS, such as 16-bit dither, stays below it."""
 SPECTRUM_DEPTH_DB = 40.0
-"""Mel bins that are up to this far below the loudest bin count towards the bandwidth. Softer content may be an artefact
+"""Mel bins within this range below the loudest bin count towards the bandwidth. Softer content may be an artefact
 of resampling, coding or clipping."""
 
 
@@ -97,7 +97,7 @@ def _decibels(power: float) -> float:
 
 
 def _measure_spectrum(log_TM: Tensor) -> tuple[float, float | None]:
-    """Return the share of silent frames, and the bandwidth of all other frames. It is None if all frames are silent."""
+    """Return the share of silent frames, and the bandwidth of all other frames, or None if there are none."""
     is_silent_T = log_TM.amax(1).numpy() < MAX_SILENT_LOG
     silence = float(is_silent_T.mean())
     if silence == 1:

@@ -29,10 +29,10 @@ RANGE_NOT_SATISFIABLE, PARTIAL_CONTENT, TOO_MANY_REQUESTS = 416, 206, 429
 
 
 def fetch_archive(address: str, file: Path, digest: str = "") -> Path:
-    """Download to `file` unless it exists. Resumes an interrupted download.
+    """Download to `file`, unless it exists already. Resumes an interrupted download.
 
     digest: sha256 (64 digits) or md5 (32 digits). Without it, only the length is checked. Raises InputError if the
-    server refuses the address, StoreError if it sends nothing more, CorruptError for another digest.
+    server refuses the address, StoreError if the server stops sending, CorruptError for another digest.
     """
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,8 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def join_split_zip(last_part: Path) -> Path:
-    """Join a split zip (`NAME.z01`, `NAME.z02`, … and `NAME.zip`) into one file, unless it exists, and return it.
+    """Join a split zip (`NAME.z01`, `NAME.z02`, … and `NAME.zip`) into one file, unless that file exists already.
+    Returns the file.
 
     Python's zipfile can't read split zips. Info-ZIP's `zip` joins them correctly if no member spans more than two
     parts; otherwise unpacking finds wrong CRCs. Raises InputError without `zip`, CorruptError if it fails.

@@ -112,7 +112,7 @@ def _from_row(row: dict[str, Any]) -> ClipResult:
 
 
 def partial_shards(store: Store, fingerprint: str) -> list[Journal]:
-    """List the journals that killed runs with the same fingerprint left behind."""
+    """List the journals left behind by killed runs with this fingerprint."""
     parts = store.list(f"{JOURNALS}/{fingerprint}", ".arrow")
     shards = sorted({Shard(*name.split("/")[2:4]) for name in parts})
     return [Journal(store, fingerprint, shard) for shard in shards]

@@ -131,8 +131,7 @@ def parse_content_length(value: str) -> int:
 
 
 def parse_retry_after(value: str) -> float | None:
-    """Return the seconds that a `Retry-After` header asks to wait. It may be a number or a date; other values give
-    None."""
+    """Return how many seconds a `Retry-After` header says to wait, as a number or a date; None for other values."""
     value = value.strip()
     if value.isascii() and value.isdecimal():
         return min(float(value), MAX_RETRY_AFTER_S)

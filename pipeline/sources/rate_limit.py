@@ -57,7 +57,7 @@ class LimiterStatus:
     num_throttled: int
     """Number of throttled requests."""
     outage: str
-    """The failure after which the source counted as down. Empty if the source is up."""
+    """The failure because of which the source is considered to be down. Empty if it is up."""
     num_addresses: int = 0
     num_cooling: int = 0
     """Number of addresses that are cooling down."""
