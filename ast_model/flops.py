@@ -20,8 +20,8 @@ PEAK_FLOPS = {
 def forward_flops(model: ASTConfig, num_patches: int | None = None) -> int:
     """Count the operations in the matrix products of a forward pass over one sample. A multiply-add counts as two.
 
-    num_patches: patches that remain after patchout; default: all. If the head reads only the extra tokens, the last block
-    computes only these, from all tokens.
+    num_patches: patches that remain after patchout; default: all. If the head reads only the extra tokens, the last
+    block computes only these, from all tokens.
     """
     num_tokens = (model.num_patches if num_patches is None else num_patches) + model.num_extra_tokens
     width = model.width
