@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ast_model.model import AST
 from ast_model.pretrained.hugging_face import describe_config, describe_features, fits_hugging_face
@@ -121,6 +121,7 @@ def _with_one_epsilon(model: AST) -> AST:
     factor = math.sqrt(config.norm_eps / model.config.head_norm_eps)
     changed = AST(config).eval().requires_grad_(False)
     changed.load_state_dict(model.state_dict())
+    assert isinstance(changed.norm, nn.LayerNorm), "Hugging Face's AST has a final norm"
     changed.norm.weight.mul_(factor)
     changed.norm.bias.mul_(factor)
     return changed
