@@ -37,7 +37,7 @@ def compile_on(machine: Path, store: Path) -> list[int]:
     return [int(count) for count in ended.stdout.split()[-2:]]
 
 
-@pytest.mark.process
+@pytest.mark.rehearsal
 def test_second_machine_reuses_the_code_that_the_first_one_compiled(tmp_path: Path) -> None:
     misses, hits = compile_on(tmp_path / "first", tmp_path / "store")
     assert (misses > 0, hits) == (True, 0)
