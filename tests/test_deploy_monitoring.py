@@ -23,7 +23,7 @@ def published() -> set[str]:
     step_metrics = (ROOT / "ast_model" / "training" / "step_metrics.py").read_text(encoding="utf-8")
     trainer = (ROOT / "ast_model" / "training" / "trainer.py").read_text(encoding="utf-8")
     logged = re.findall(r'"((?:train|system)/\w+)"', step_metrics + trainer)
-    return {f"ray_audioset_{name.replace('/', '_')}" for name in {*counters, *gauges, *logged, "eval/mAP"}}
+    return {f"ray_audioset_{name.replace('/', '_').lower()}" for name in {*counters, *gauges, *logged, "eval/mAP"}}
 
 
 def test_board_and_rules_use_documented_metrics_that_exist() -> None:

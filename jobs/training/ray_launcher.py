@@ -77,10 +77,10 @@ class RayLauncher(Launcher):
         self._show(metrics)
 
     def _show(self, metrics: Mapping[str, float]) -> None:
-        """Publish metrics on Ray's Prometheus endpoint. `train/loss` becomes `ray_audioset_train_loss`."""
+        """Publish metrics on Ray's Prometheus endpoint. `eval/mAP` becomes `ray_audioset_eval_map`."""
         run = ray.train.get_context().get_experiment_name()
         for name, value in metrics.items():
-            gauges.set(name.replace("/", "_"), value, run=run)
+            gauges.set(name.replace("/", "_").lower(), value, run=run)
 
     def report_epoch(self, metrics: Mapping[str, float], checkpoint: str) -> None:
         """Report an epoch to Ray Train with the checkpoint that is already in the store. Uploads nothing."""
