@@ -7,6 +7,7 @@ from pipeline.store.storage import Store
 
 COUNT_NEW_THREADS = """
 import sys
+import time
 from pathlib import Path
 
 from pipeline.measures.table import read_measures
@@ -21,6 +22,9 @@ def threads():
 before = threads()
 snapshot = load_snapshot(Store(sys.argv[1]))
 measures = read_measures(snapshot)
+deadline_s = time.monotonic() + 5
+while threads() - before and time.monotonic() < deadline_s:  # joined threads may take a moment to disappear
+    time.sleep(0.01)
 print(len(measures["silence"].drop_null()), len(threads() - before))
 """
 
