@@ -12,7 +12,7 @@ from pipeline.cluster.tasks import run_tasks
 from pipeline.config import PreprocessConfig
 from pipeline.copies.containers import Container, Copy
 from pipeline.copies.convert import ContainerReport, CopyConversion, convert_container, count_stored_parts
-from pipeline.copies.coverage import Coverage, describe_coverage, estimate_coverage, find_due_containers
+from pipeline.copies.coverage import Coverage, DueContainers, describe_coverage, estimate_coverage, find_due_containers
 from pipeline.copies.hub import pin_commit
 from pipeline.copies.segment_index import MAX_EXAMPLES, Matches, SegmentIndex
 from pipeline.errors import AudioTaggingError, InputError, LeaseError, SourceError, quote
@@ -45,59 +45,85 @@ def convert_copy(
     coverage = estimate_coverage(due, work.segments)
     log.info("copy: %s", "; ".join(describe_coverage(copy, due, coverage, work.segments)))
     check_heads(coverage, work.segments)
-    containers, is_left = due.containers, work.segments.is_due.copy()
-    matches, errors = Matches(num_matched=len(due.listed_rows)), list[str]()
-    num_read = num_wanted = 0
-
-    def iterate_wanted() -> Iterator[Container]:
-        nonlocal num_wanted
-        for container in containers:
-            if not is_left.any():  # every due clip is stored
-                return
-            num_wanted += 1
-            yield container
-
-    def should_stop(wait_s: float) -> bool:
-        return work.limiter.status().idle_s + wait_s > config.rate_limit.max_idle_s
-
-    tasks = run_tasks(
-        convert_container,
-        iterate_wanted(),
-        work,
-        max_in_flight=config.max_in_flight,
-        should_stop=should_stop,
-        progress_of=partial(count_stored_parts, work=work),
-    )
-    with show_progress("read containers", sum(each.num_bytes for each in containers) >> 20, "MB") as progress:
-        for container, report in tasks:
+    reading = CopyReading(due, work)
+    with show_progress("read containers", sum(each.num_bytes for each in due.containers) >> 20, "MB") as progress:
+        for container, report in reading.run(config):
             check_lease()
-            num_read += 1
             if isinstance(report, LeaseError | SourceError):  # every other container would fail as well
                 raise report
-            if isinstance(report, Exception):
-                if not isinstance(report, AudioTaggingError):
-                    log.error("%s: %s: %s", container.address, type(report).__name__, report)
-                errors.append(f"{container.address}: {report}")
-                continue
-            matches += report.matches
-            is_left[list(report.rows)] = False  # not a count, since several containers may hold a clip
-            _count(report, add_report, errors)
-            progress.advance(container.num_bytes >> 20, f"{matches.num_matched} clips matched")
-    if num_read < num_wanted:
-        raise SourceError(
-            f"{num_wanted - num_read} containers were not read: the source throttled for"
-            f" {work.limiter.status().idle_s:.0f} s. Finished clips are stored; run the same command again later"
-        )
-    num_members = matches.num_matched + matches.num_unmatched
-    if matches.num_unmatched:
-        log.info("%d members match no segment, such as %s", matches.num_unmatched, quote(matches.examples[0]))
-    check_matches(matches, work.segments, min(num_members, len(work.segments)))
-    if errors:
-        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
-        raise InputError(
-            f"{len(errors)} containers could not be read: {errors[0]}{more}; the same command retries them"
-        )
+            if isinstance(report, ContainerReport):
+                for shard in report.shards:
+                    add_report(shard)
+            reading.add(container, report)
+            progress.advance(container.num_bytes >> 20, f"{reading.matches.num_matched} clips matched")
+    reading.check()
     warn_if_moved(copy)
+
+
+class CopyReading:
+    """Reads the containers of a copy as Ray tasks, and remembers which due clips are left."""
+
+    def __init__(self, due: DueContainers, work: CopyConversion) -> None:
+        self.work, self.containers = work, due.containers
+        self.is_left = work.segments.is_due.copy()
+        self.matches = Matches(num_matched=len(due.listed_rows))
+        self.errors: list[str] = []
+        self.num_wanted = self.num_read = 0
+
+    def run(self, config: PreprocessConfig) -> Iterator[tuple[Container, ContainerReport | Exception]]:
+        """Yield containers with their reports, until every due clip is stored or the source throttles for too long."""
+
+        def should_stop(wait_s: float) -> bool:
+            return self.work.limiter.status().idle_s + wait_s > config.rate_limit.max_idle_s
+
+        yield from run_tasks(
+            convert_container,
+            self._wanted(),
+            self.work,
+            max_in_flight=config.max_in_flight,
+            should_stop=should_stop,
+            progress_of=partial(count_stored_parts, work=self.work),
+        )
+
+    def _wanted(self) -> Iterator[Container]:
+        for container in self.containers:
+            if not self.is_left.any():
+                return
+            self.num_wanted += 1
+            yield container
+
+    def add(self, container: Container, report: ContainerReport | Exception) -> None:
+        """Add the result of a container."""
+        self.num_read += 1
+        if isinstance(report, Exception):
+            if not isinstance(report, AudioTaggingError):
+                log.error("%s: %s: %s", container.address, type(report).__name__, report)
+            self.errors.append(f"{container.address}: {report}")
+            return
+        self.matches += report.matches
+        self.is_left[list(report.rows)] = False  # not a count, since several containers may hold a clip
+        if report.error:
+            self.errors.append(report.error)
+
+    def check(self) -> None:
+        """Raise SourceError if containers were left unread, InputError if names were misread or containers failed."""
+        if self.num_read < self.num_wanted:
+            raise SourceError(
+                f"{self.num_wanted - self.num_read} containers were not read: the source throttled for"
+                f" {self.work.limiter.status().idle_s:.0f} s. Finished clips are stored; run the same command again"
+                " later"
+            )
+        matches, segments = self.matches, self.work.segments
+        num_members = matches.num_matched + matches.num_unmatched
+        if matches.num_unmatched:
+            log.info("%d members match no segment, such as %s", matches.num_unmatched, quote(matches.examples[0]))
+        check_matches(matches, segments, min(num_members, len(segments)))
+        if self.errors:
+            more = f" and {len(self.errors) - 1} more" if len(self.errors) > 1 else ""
+            raise InputError(
+                f"{len(self.errors)} containers could not be read: {self.errors[0]}{more}; the same command retries"
+                " them"
+            )
 
 
 def warn_if_moved(copy: Copy) -> None:
@@ -109,14 +135,6 @@ def warn_if_moved(copy: Copy) -> None:
                 log.warning(
                     "%s has changed during this run, which read %s; the next run reads the changes", root, pinned
                 )
-
-
-def _count(report: ContainerReport, add_report: Callable[[ShardReport], None], errors: list[str]) -> None:
-    """Add a container's shards to the run's report, and its error to `errors`."""
-    for shard in report.shards:
-        add_report(shard)
-    if report.error:
-        errors.append(report.error)
 
 
 def check_heads(coverage: Coverage, segments: SegmentIndex) -> None:
