@@ -24,6 +24,8 @@ from pathlib import Path
 import psutil
 
 HOST = "127.0.0.1"
+NODE = "127.0.0.2"
+"""Loopback address of the Ray node. Ray would replace 127.0.0.1 by the address of a network interface."""
 OBJECT_STORE_BYTES = 200 * 2**20
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -81,7 +83,7 @@ def free_ports(count: int) -> list[int]:
 def ray_head(flags: list[str], env: dict[str, str]) -> Iterator[None]:
     """Run a Ray head; on exit, terminate every process that carries its token."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    command = ["ray", "start", "--head", "--block", f"--node-ip-address={HOST}", f"--dashboard-host={HOST}"]
+    command = ["ray", "start", "--head", "--block", f"--node-ip-address={NODE}", f"--dashboard-host={HOST}"]
     command += [*flags, f"--temp-dir={folder}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
     log = folder / "start.log"
     with log.open("wb") as out:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError, describe
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK = "127."
 ANSWER_TIMEOUT_S = 8.0
 LOCAL_OBJECT_STORE_BYTES = 200 * 2**20
 """Size of a local object store in bytes. It is small because the store only holds plans, paths and reports, and no
@@ -154,8 +154,8 @@ def count_processors(use_gpu: bool) -> int:
 
 def spans_hosts() -> bool:
     """Return True if tasks may run on other hosts, now or after the cluster has grown. This is the case unless all
-    nodes use the loopback address."""
-    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} != {LOOPBACK}
+    nodes use loopback addresses."""
+    return not all(node["NodeManagerAddress"].startswith(LOOPBACK) for node in ray.nodes() if node["Alive"])
 
 
 def has_dashboard() -> bool:
